@@ -1,0 +1,157 @@
+"""Adam for jax: a gradient transformation as optax has them, and the whole step fused, with a derivative."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.autodiff.arguments import refuse, want_floats
+from gradlab.autodiff.arguments_jax import as_arrays
+from gradlab.kernels import adam_pallas as kernels
+from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
+
+
+class GradientTransformation(NamedTuple):
+    """`init(params) -> state` and `update(grads, state, params=None) -> (updates, state)`: optax's protocol."""
+
+    init: Callable[[Any], Any]
+    update: Callable[..., tuple[Any, Any]]
+
+
+class AdamState(NamedTuple):
+    """Steps taken (int32), and the first and second moment, trees like the parameters."""
+
+    count: jax.Array  # type: ignore[assignment]  # optax's name for it hides tuple.count
+    mu: Any
+    nu: Any
+
+
+@jax.custom_vjp
+def _step_rule(p, g, m, v, scalars):
+    """(p', m', v') of one step, in new memory.
+
+    Without p, the update in place of p'.
+    """
+    return tuple(kernels.adam(p, g, m, v, scalars))
+
+
+def _step_fwd(*args):
+    if args[-1].perturbed:
+        raise NotImplementedError("adam_step: no derivative for learning_rate, b1, b2, eps or weight_decay")
+    values = jax.tree.map(lambda t: t.value, args, is_leaf=lambda t: hasattr(t, "perturbed"))
+    return step(*values), values
+
+
+def _step_bwd(kept, cotangents):
+    p, g, m, v, scalars = kept
+    zero = jax.custom_derivatives.SymbolicZero
+    cotangents = [jnp.zeros_like(g) if isinstance(c, zero) else c for c in cotangents]
+    dp, dg, dm, dv = pullback(jnp.zeros_like(g) if p is None else p, g, m, v, *cotangents, scalars)
+    return None if p is None else dp, dg, dm, dv, None
+
+
+_step_rule.defvjp(_step_fwd, _step_bwd, symbolic_zeros=True)
+step = jax.jit(_step_rule)
+
+
+@jax.custom_vjp
+def pullback(p, g, m, v, cp, cm, cv, scalars):
+    """(dp, dg, dm, dv) for the cotangents of p', m', v'."""
+    return tuple(kernels.adam_pullback(p, g, m, v, cp, cm, cv, scalars))
+
+
+def _pullback_fwd(*args):
+    raise NotImplementedError("adam_step: its second derivative is not implemented, wanted order 1")
+
+
+pullback.defvjp(_pullback_fwd, _pullback_fwd)
+
+
+def adam(learning_rate: float | jax.Array | Callable[[jax.Array], jax.Array] = LR, b1: float = BETA1,
+         b2: float = BETA2, eps: float = EPS) -> GradientTransformation:  # fmt: skip
+    """Adam as a gradient transformation; `optax.adam` by hand.
+
+    update = -lr / (1 - b1^s) m' / (sqrt(v' / (1 - b2^s)) + eps) (gradlab/kernels/adam.py has the whole of it).
+
+    Args:
+        learning_rate: a number, an array, or a schedule of the steps taken; a run-time value.
+        b1, b2, eps: as optax takes them.
+
+    Returns:
+        `init` and `update`, which optax.chain, optax.apply_updates and jax.jit take as their own.
+    """
+
+    def update(grads: Any, state: AdamState, params: Any = None) -> tuple[Any, AdamState]:
+        return _over_leaves(None, grads, state, learning_rate, b1, b2, eps, 0.0)
+
+    return GradientTransformation(init, update)
+
+
+def init(params: Any) -> AdamState:
+    """The state before the first step: no steps, moments of zero.
+
+    Raises:
+        TypeError: a parameter that is not an array of the lab's floating dtypes.
+    """
+    for path, p in jax.tree.leaves_with_path(params):
+        want_floats("adam", as_arrays("adam", {f"params{jax.tree_util.keystr(path)}": p}))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return AdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+
+def adam_step(params: Any, grads: Any, state: AdamState, *,
+              learning_rate: float | jax.Array | Callable[[jax.Array], jax.Array] = LR, b1: float = BETA1,
+              b2: float = BETA2, eps: float = EPS, weight_decay: float = 0.0) -> tuple[Any, AdamState]:  # fmt: skip
+    """One whole step: parameters and both moments updated in one pass over each array.
+
+    Args:
+        params, grads: trees of the same structure, shapes and dtypes.
+        state: of `adam().init(params)`, or of the step before. Under a jit that donates params and state, the new
+            ones take their memory.
+        learning_rate, b1, b2, eps: as in `adam`.
+        weight_decay: added to the gradient, times the parameter.
+
+    Returns:
+        The new parameters and state; differentiable once with respect to params, grads and the moments.
+
+    Raises:
+        ValueError: trees or shapes that differ.
+        TypeError: dtypes that differ or are not floating.
+        NotImplementedError: a second derivative, or one with respect to a scalar option.
+    """
+    return _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay)
+
+
+def _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay):
+    structure: Any
+    like, structure = jax.tree.flatten_with_path(grads)
+    trees = {"params": grads if params is None else params, "state.mu": state.mu, "state.nu": state.nu}
+    columns = {"grads": [g for _, g in like]}
+    for name, tree in trees.items():
+        if jax.tree.structure(tree) != structure:
+            refuse("adam_step", f"the tree of {name}", jax.tree.structure(tree), f"{structure} like grads")
+        columns[name] = jax.tree.leaves(tree)
+    for i, (path, g) in enumerate(like):
+        arrays = as_arrays("adam_step", {f"{n}{jax.tree_util.keystr(path)}": c[i] for n, c in columns.items()})
+        want_floats("adam_step", arrays)
+        for name, array in arrays.items():
+            if array.shape != g.shape:
+                refuse("adam_step", f"shape of {name}", list(array.shape), f"{list(g.shape)} like grads")
+    lr = learning_rate(state.count) if callable(learning_rate) else learning_rate
+    count = state.count + 1
+    options = {"lr": lr, "step": count, "beta1": b1, "beta2": b2, "eps": eps, "weight_decay": weight_decay}
+    scalars = {g.dtype: kernels.scalars(**options, dtype=g.dtype) for g in columns["grads"]}
+    ps = columns["params"] if params is not None else [None] * len(like)
+    rows = zip(ps, columns["grads"], columns["state.mu"], columns["state.nu"], strict=True)
+    new = [step(p, g, m, v, scalars[g.dtype]) for p, g, m, v in rows]
+    p, mu, nu = (structure.unflatten([leaf[k] for leaf in new]) for k in range(3))
+    return p, AdamState(count, mu, nu)
+
+
+def by_spec(p: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array, *, lr: float = LR, beta1: float = BETA1,
+            beta2: float = BETA2, step: int = 1, **options: float) -> tuple[jax.Array, ...]:  # fmt: skip
+    """adam_step of one array with the Spec's options."""
+    state = AdamState(jnp.asarray(step - 1, jnp.int32), m, v)
+    p, state = adam_step(p, g, state, learning_rate=lr, b1=beta1, b2=beta2, **options)
+    return p, state.mu, state.nu

@@ -1,0 +1,24 @@
+"""What only torch tensors can be wrong about: their type, their device, their layout."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gradlab.autodiff.arguments import refuse
+
+DEVICES = ("cpu", "cuda")
+
+
+def want_tensors(op: str, tensors: Mapping[str, Any]) -> None:
+    """Refuse what is not a strided tensor, is on a device without kernels, or is not beside the first one."""
+    first = next(iter(tensors))
+    for argument, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            refuse(op, argument, f"a {type(tensor).__name__}", "a torch.Tensor", TypeError)
+        if tensor.layout != torch.strided:
+            refuse(op, f"layout of {argument}", tensor.layout, "torch.strided", TypeError)
+        if tensor.device.type not in DEVICES:
+            refuse(op, f"device of {argument}", tensor.device, " or ".join(DEVICES))
+        if tensor.device != tensors[first].device:
+            refuse(op, f"device of {argument}", tensor.device, f"{tensors[first].device} like {first}")

@@ -1,0 +1,108 @@
+"""linear for jax: a product whose two pullbacks are products again, so that any order of derivative is exact."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
+from gradlab.autodiff.arguments_jax import as_arrays
+from gradlab.autodiff.relu_jax import gated
+from gradlab.kernels import linear_pallas as kernels
+
+# Where the gate of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
+MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
+SWAPPED = {"": "", "y": "y", "a": "b", "b": "a"}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _product_rule(a, b, bias, gate, turned_a, turned_b, place, relu):
+    """y[M N] = a[M K] b[K N] + bias[N], then relu; `place` ("a", "b", "y" or "") is zero where gate <= 0."""
+    return kernels.product(a, b, bias, gate, turned_a, turned_b, place, relu)
+
+
+def _product_fwd(a, b, bias, gate, turned_a, turned_b, place, relu):
+    y = product(a, b, bias, gate, turned_a, turned_b, place, relu)
+    # A fused relu is a gate on y whose sign y itself carries.
+    return y, (a, b, bias, y if relu else gate)
+
+
+def _product_bwd(turned_a, turned_b, place, relu, kept, dy):
+    a, b, bias, gate = kept
+    place = "y" if relu else place
+    in_dgrad, in_wgrad = MOVES[place]
+    # jax has no strides: the gradient of a turned operand is the turned product, its factors swapped.
+    if turned_a:
+        da = product(b, dy, None, gate, turned_b, True, SWAPPED[in_dgrad], False)
+    else:
+        da = product(dy, b, None, gate, False, not turned_b, in_dgrad, False)
+    if turned_b:
+        db = product(dy, a, None, gate, True, turned_a, SWAPPED[in_wgrad], False)
+    else:
+        db = product(a, dy, None, gate, not turned_a, False, in_wgrad, False)
+    dbias = None if bias is None else column_sum(dy, gate if place == "y" else None)
+    return da, db, dbias, None
+
+
+_product_rule.defvjp(_product_fwd, _product_bwd)
+product = jax.jit(_product_rule, static_argnums=(4, 5, 6, 7))
+
+
+@jax.custom_vjp
+def _column_sum_rule(a, gate):
+    """s[N] = sum over M of a[M N], zeros where gate <= 0. Linear in a: its pullback is a gated broadcast."""
+    return kernels.column_sum(a, gate)
+
+
+def _column_sum_fwd(a, gate):
+    # An array without elements remembers the shape for one that nothing else needs.
+    return column_sum(a, gate), (jnp.empty((*a.shape, 0), a.dtype), gate)
+
+
+def _column_sum_bwd(kept, ds):
+    shape, gate = kept
+    rows = jnp.broadcast_to(ds, shape.shape[:2])
+    return rows if gate is None else gated(rows, gate), None
+
+
+_column_sum_rule.defvjp(_column_sum_fwd, _column_sum_bwd)
+column_sum = jax.jit(_column_sum_rule)
+
+
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
+           activation: str | None = None) -> jax.Array:  # fmt: skip
+    """y[... N] = x[... K] kernel[K N] + bias[N], then the activation.
+
+    Args:
+        x: [... K], any leading axes, none or empty ones included.
+        kernel: [K N], as flax and jax keep it.
+        bias: [N].
+        activation: "relu" fuses max(y, 0) into the same kernel, there and back.
+            All of one dtype (float64, float32, float16, bfloat16). Sums are carried in float32 or better, never in
+            TF32.
+
+    Returns:
+        A new array [... N] in the inputs' dtype. Reverse-mode derivatives of every order are exact.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown activation.
+        TypeError: not an array, mixed or integer dtypes.
+    """
+    arrays = as_arrays("linear", {"x": x, "kernel": kernel} | ({} if bias is None else {"bias": bias}))
+    want_floats("linear", arrays)
+    want_choice("linear", "activation", activation, (None, "relu"))
+    x, kernel, b = arrays["x"], arrays["kernel"], arrays.get("bias")
+    if x.ndim == 0:
+        refuse("linear", "x of shape []", "0-dimensional", "[... K]")
+    want_rank("linear", "kernel", kernel, "[K N]", (2,))
+    want_size("linear", "kernel", kernel, 0, "K", x.shape[-1], "like x's last axis")
+    if b is not None:
+        want_rank("linear", "bias", b, "[N]", (1,))
+        want_size("linear", "bias", b, 0, "N", kernel.shape[1], "like kernel's last axis")
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y = product(rows, kernel, b, None, False, False, "", activation == "relu")
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+by_spec = linear

@@ -1,0 +1,113 @@
+"""linear for torch: a product whose two pullbacks are products again, so that any order of derivative is exact."""
+
+import math
+
+import torch
+
+from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
+from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.relu_torch import Gate
+from gradlab.kernels import linear_triton as kernels
+
+# Where the gate of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
+MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
+
+
+class Product(torch.autograd.Function):
+    """y[M N] = a[M K] b[K N] + bias[N], then relu; `place` ("a", "b", "y" or "") is zero where gate <= 0."""
+
+    @staticmethod
+    def forward(a, b, bias, gate, place, relu, transposed):
+        return kernels.product(a, b, bias, gate, place, relu, transposed)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b, _, gate, place, relu, _ = inputs
+        # A fused relu is a gate on y whose sign y itself carries.
+        ctx.save_for_backward(a, b, output if relu else gate)
+        ctx.place = "y" if relu else place
+
+    @staticmethod
+    def backward(ctx, dy):
+        a, b, gate = ctx.saved_tensors
+        in_dgrad, in_wgrad = MOVES[ctx.place]
+        need_a, need_b, need_bias, *_ = ctx.needs_input_grad
+        da = db = dbias = None
+        if need_a:
+            # A gate that stays at its operand is transposed with it.
+            gate_a = gate.t() if ctx.place == "b" else gate
+            da = Product.apply(dy, b.t(), None, gate_a, in_dgrad, False, _by_columns(a))
+        if need_b:
+            gate_b = gate.t() if ctx.place == "a" else gate
+            db = Product.apply(a.t(), dy, None, gate_b, in_wgrad, False, _by_columns(b))
+        if need_bias:
+            dbias = ColumnSum.apply(dy, gate if ctx.place == "y" else None)
+        return da, db, dbias, None, None, None, None
+
+
+class ColumnSum(torch.autograd.Function):
+    """s[N] = sum over M of a[M N], zeros where gate <= 0. Linear in a: its pullback is a gated broadcast."""
+
+    @staticmethod
+    def forward(a, gate):
+        return kernels.column_sum(a, gate)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx, ds):
+        (gate,) = ctx.saved_tensors
+        rows = ds.expand(ctx.shape)
+        return rows if gate is None else Gate.apply(rows, gate), None
+
+
+def _by_columns(t: torch.Tensor) -> bool:
+    """Whether a matrix lies in memory column by column, as a transposed weight does: its gradient is to lie so too."""
+    return t.stride(0) == 1 and t.stride(1) != 1
+
+
+def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *,
+           activation: str | None = None) -> torch.Tensor:  # fmt: skip
+    """y[... N] = input[... K] weight[N K]^T + bias[N], then the activation; as `torch.nn.functional.linear`.
+
+    Args:
+        input: [... K], any leading axes, none or empty ones included; any strides.
+        weight: [N K] or [K] (no axis N in the result), any strides.
+        bias: [N], or a scalar beside a weight [K].
+        activation: "relu" fuses max(y, 0) into the same kernel, there and back.
+            All of one dtype (float64, float32, float16, bfloat16) and on one device, a CPU or CUDA. Sums are carried in
+            float32 or better, never in TF32.
+
+    Returns:
+        A new tensor [... N] in the inputs' dtype. Derivatives of every order are exact.
+
+    Raises:
+        ValueError: shapes that do not fit, another device, an unknown activation.
+        TypeError: not a strided tensor, mixed or integer dtypes.
+    """
+    present = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
+    want_tensors("linear", present)
+    want_floats("linear", present)
+    want_choice("linear", "activation", activation, (None, "relu"))
+    if input.ndim == 0:
+        refuse("linear", "input of shape []", "0-dimensional", "[... K]")
+    want_rank("linear", "weight", weight, "[N K] or [K]", (1, 2))
+    want_size("linear", "weight", weight, -1, "K", input.shape[-1], "like input's last axis")
+    if bias is not None:
+        want_rank("linear", "bias", bias, "[N], an axis for each of weight's but the last", (weight.ndim - 1,))
+        if weight.ndim == 2:
+            want_size("linear", "bias", bias, 0, "N", weight.shape[0], "like weight's first axis")
+    w = (weight if weight.ndim == 2 else weight.unsqueeze(0)).t()
+    b = bias.reshape(1) if bias is not None and bias.ndim == 0 else bias
+    rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+    y = Product.apply(rows, w, b, None, "", activation == "relu", False)
+    return y.reshape(*input.shape[:-1], *weight.shape[:-1])
+
+
+def by_spec(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None, *,
+            activation: str | None = None) -> torch.Tensor:  # fmt: skip
+    """linear with the Spec's w[K N]."""
+    return linear(x, w.t(), b, activation=activation)

@@ -1,0 +1,62 @@
+"""relu for torch: kept is y, whose sign is the gate; the gate is linear and its own pullback."""
+
+import torch
+
+from gradlab.autodiff.arguments import want_floats
+from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.kernels import relu_triton as kernels
+
+
+class Gate(torch.autograd.Function):
+    """y = x where gate > 0, else 0. Linear in x; the gate is a step and has no gradient."""
+
+    @staticmethod
+    def forward(x, gate):
+        return kernels.gate(x, gate)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, dy):
+        (gate,) = ctx.saved_tensors
+        return Gate.apply(dy, gate), None
+
+
+class Relu(torch.autograd.Function):
+    """y = max(x, 0)."""
+
+    @staticmethod
+    def forward(x):
+        return kernels.gate(x, x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (y,) = ctx.saved_tensors
+        return Gate.apply(dy, y)
+
+
+def relu(input: torch.Tensor) -> torch.Tensor:
+    """y[...] = max(input[...], 0), as `torch.nn.functional.relu` out of place.
+
+    Args:
+        input: any shape and strides; float64, float32, float16 or bfloat16, on a CPU or CUDA.
+
+    Returns:
+        A new tensor laid out as the input. The derivative at 0 is 0; derivatives of every order are exact.
+
+    Raises:
+        TypeError: not a strided tensor of one of these dtypes.
+        ValueError: on a device without kernels.
+    """
+    want_tensors("relu", {"input": input})
+    want_floats("relu", {"input": input})
+    return Relu.apply(input)
+
+
+by_spec = relu

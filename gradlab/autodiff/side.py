@@ -1,0 +1,81 @@
+"""A framework seen through a handful of verbs, so that checks, benchmarks and workloads are written once for both."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+
+SIDES = ("torch", "jax")
+
+
+class Side(Protocol):
+    """What the lab asks of a framework."""
+
+    name: str
+
+    def op(self, name: str) -> Callable[..., Any]:
+        """The hand-written op, taking the Spec's arrays in order and its options by name."""
+        ...
+
+    def put(self, array: np.ndarray, dtype: str) -> Any:
+        """A NumPy array on the framework's default device; floats in `dtype`, integers as they are."""
+        ...
+
+    def take(self, value: Any) -> np.ndarray:
+        """Back to NumPy, floats as float64."""
+        ...
+
+    def pullback(self, fn: Callable[..., Any], wrt: Sequence[int]) -> Callable[..., tuple[Any, ...]]:
+        """(arguments, cotangents) -> the vjp of `fn` for the arguments at the places `wrt`; differentiable again."""
+        ...
+
+    def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn` under torch.compile(fullgraph=True) or jax.jit."""
+        ...
+
+    def quick(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn` for many calls on arrays of the same shapes: jax.jit on jax, where tracing anew is what costs."""
+        ...
+
+    def double(self) -> AbstractContextManager[Any]:
+        """A context in which float64 is float64; jax has none otherwise."""
+        ...
+
+    def wait(self, value: Any) -> Any:
+        """Returns `value` once the device has finished it."""
+        ...
+
+    def device(self) -> str:
+        """The kind of the default device: "cpu", "cuda", ..."""
+        ...
+
+    def interpreted(self) -> bool:
+        """Whether hand-written kernels are interpreted on the default device: their time is no kernel's speed."""
+        ...
+
+
+def side(name: str) -> Side:
+    """The side of that name.
+
+    Raises:
+        ValueError: there is no such side.
+        ModuleNotFoundError: its framework is not installed.
+    """
+    if name not in SIDES:
+        raise ValueError(f"unknown side {name!r}; the lab has {', '.join(SIDES)}")
+    if importlib.util.find_spec(name) is None:
+        raise ModuleNotFoundError(f"side {name!r} needs {name}, which is not installed: pip install 'gradlab[{name}]'")
+    return importlib.import_module(f"gradlab.autodiff.side_{name}").SIDE
+
+
+def installed() -> tuple[str, ...]:
+    """The sides whose framework is installed; none is imported."""
+    return tuple(name for name in SIDES if importlib.util.find_spec(name) is not None)
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """One result or several, as several."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)

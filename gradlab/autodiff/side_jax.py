@@ -1,0 +1,63 @@
+"""jax through the lab's verbs."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradlab.autodiff.side import as_tuple
+from gradlab.kernels.launch_pallas import interpreted
+
+
+class JaxSide:
+    """jax, on its default device."""
+
+    name = "jax"
+
+    def op(self, name: str) -> Callable[..., Any]:
+        return importlib.import_module(f"gradlab.autodiff.{name}_jax").by_spec
+
+    def put(self, array: np.ndarray, dtype: str) -> jax.Array:
+        if np.issubdtype(array.dtype, np.floating):
+            return jnp.asarray(array, dtype)
+        return jnp.asarray(array, jnp.int32)
+
+    def take(self, value: jax.Array) -> np.ndarray:
+        return np.asarray(value, np.float64 if jnp.issubdtype(value.dtype, jnp.floating) else None)
+
+    def pullback(self, fn: Callable[..., Any], wrt: Sequence[int]) -> Callable[..., tuple[jax.Array, ...]]:
+        def vjp(args: Sequence[jax.Array], cotangents: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+            def of_wrt(*moving: jax.Array) -> tuple[jax.Array, ...]:
+                full = list(args)
+                for i, value in zip(wrt, moving, strict=True):
+                    full[i] = value
+                return as_tuple(fn(*full))
+
+            return jax.vjp(of_wrt, *(args[i] for i in wrt))[1](tuple(cotangents))
+
+        return vjp
+
+    def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(fn)
+
+    def quick(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(fn)
+
+    def double(self) -> AbstractContextManager[Any]:
+        return jax.enable_x64(True)
+
+    def wait(self, value: Any) -> Any:
+        return jax.block_until_ready(value)
+
+    def device(self) -> str:
+        return {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+
+    def interpreted(self) -> bool:
+        return interpreted(jax.default_backend())
+
+
+SIDE = JaxSide()

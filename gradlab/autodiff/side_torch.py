@@ -1,0 +1,81 @@
+"""torch through the lab's verbs."""
+
+import importlib
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradlab.autodiff.side import as_tuple
+from gradlab.kernels.launch_triton import interpreted
+
+
+class TorchSide:
+    """torch, on CUDA where there is one."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def op(self, name: str) -> Callable[..., Any]:
+        return importlib.import_module(f"gradlab.autodiff.{name}_torch").by_spec
+
+    def put(self, array: np.ndarray, dtype: str) -> torch.Tensor:
+        tensor = torch.from_numpy(np.array(array))
+        return tensor.to(self._device, getattr(torch, dtype) if tensor.is_floating_point() else None)
+
+    def take(self, value: torch.Tensor) -> np.ndarray:
+        value = value.detach().cpu()
+        return (value.double() if value.is_floating_point() else value).numpy()
+
+    def pullback(self, fn: Callable[..., Any], wrt: Sequence[int]) -> Callable[..., tuple[torch.Tensor, ...]]:
+        def vjp(args: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            """Recorded when an argument already requires a gradient, which is how a second derivative asks."""
+            again = torch.is_grad_enabled() and any(t.requires_grad for t in (*args, *cotangents))
+            args = [_leaf(a) if i in wrt and not a.requires_grad else a for i, a in enumerate(args)]
+            with torch.enable_grad():
+                moving = [args[i] for i in wrt]
+                pairs = [(y, c) for y, c in zip(as_tuple(fn(*args)), cotangents, strict=True) if y.requires_grad]
+                if not pairs:
+                    return tuple(torch.zeros_like(t) for t in moving)
+                # An argument that no output depends on has the gradient 0, as it has in jax.
+                outputs, given = zip(*pairs, strict=True)
+                return torch.autograd.grad(outputs, moving, given, create_graph=again, materialize_grads=True)
+
+        return vjp
+
+    def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(fn, fullgraph=True, backend=backend())
+
+    def quick(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return fn
+
+    def double(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def wait(self, value: Any) -> Any:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return value
+
+    def device(self) -> str:
+        return self._device.type
+
+    def interpreted(self) -> bool:
+        return interpreted(self._device)
+
+
+def _leaf(t: torch.Tensor) -> torch.Tensor:
+    return t.detach().requires_grad_()
+
+
+def backend() -> str:
+    """inductor, or aot_eager on a machine without the C++ compiler that inductor needs."""
+    return "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
+
+
+SIDE = TorchSide()

@@ -1,0 +1,94 @@
+"""The command `gradlab`: check, bench, demo. Each command imports what it needs when it runs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import gradlab
+from gradlab.autodiff.side import SIDES, installed
+from gradlab.autodiff.side import side as side_of
+from gradlab.kernels.spec import spec, specs
+
+app = typer.Typer(
+    name="gradlab", help=gradlab.__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+
+Op = Annotated[str | None, typer.Argument(help=f"One of {', '.join(specs())}; all of them when not given.")]
+SideOption = Annotated[
+    list[str] | None, typer.Option("--side", help=f"{' or '.join(SIDES)}; may be given twice. All that are installed.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of every random number.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"gradlab {gradlab.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def check(op: Op = None, side: SideOption = None, order: Annotated[int, typer.Option(min=1, max=2)] = 2,
+          seed: Seed = 0) -> None:  # fmt: skip
+    """Hold ops against NumPy, their gradients against finite differences, and both sides against each other."""
+    from gradlab.autodiff.check import Report
+    from gradlab.autodiff.check import check as run
+
+    console = Console()
+    report = Report()
+    names = [op] if op else list(specs())
+    sides = _sides(side)
+    if op:
+        spec(op)
+    with console.status("starting") as status:
+        for name in names:
+            found = run(name, side=sides, order=order, seed=seed, raises=False, started=status.update)
+            report.findings += found.findings
+    report.print(console)
+    raise typer.Exit(0 if report else 1)
+
+
+@app.command()
+def bench(op: Op = None, side: SideOption = None,
+          dtype: Annotated[str, typer.Option(help="float64, float32, float16 or bfloat16.")] = "float32",
+          json: Annotated[Path | None, typer.Option(help="Write raw samples and the machine to this file.")] = None,
+          budget: Annotated[float, typer.Option(min=0.01, help="Seconds a row.")] = 0.5) -> None:  # fmt: skip
+    """Time hand-written against native, interleaved in one run: eager and compiled, forward and backward."""
+    from gradlab.profiling.bench import run
+
+    raise typer.Exit(run([spec(op).name] if op else None, _sides(side), dtype, json, budget, Console()))
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for the plot and the table.")] = Path("demo"),
+         epochs: Annotated[int | None, typer.Option(min=1)] = None, seed: Seed = 0,
+         side: SideOption = None) -> None:  # fmt: skip
+    """Train one network four times, torch and jax, hand-written and native, and compare the curves."""
+    from gradlab.workloads.demo import run
+
+    raise typer.Exit(run(out, epochs, seed, _sides(side)))
+
+
+def _sides(asked: list[str] | None) -> tuple[str, ...]:
+    """The sides asked for, each looked up so that an unknown or missing one is said at once."""
+    for name in asked or ():
+        side_of(name)
+    chosen = tuple(dict.fromkeys(asked or installed()))
+    if not chosen:
+        raise ModuleNotFoundError(
+            "no side is installed: pip install 'gradlab[torch]', 'gradlab[jax]' or 'gradlab[all]'"
+        )
+    return chosen
+
+
+def main() -> None:
+    """Run the command; an error of the user's is one line on stderr and exit code 2."""
+    try:
+        app()
+    except (ValueError, TypeError, IndexError, ModuleNotFoundError) as error:
+        print(f"gradlab: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,275 @@
+"""The one gate for Triton launches: a tensor on CUDA compiles the kernel, a tensor on a CPU interprets the same source.
+
+Triton decides between its compiler and its interpreter when a kernel is decorated, from an environment variable that
+holds for the whole process. Here the tensor decides, at each launch. A kernel is therefore always decorated as
+compiled; the interpreted twin is made from the same Python function on first use, and Triton's language module is
+switched to its NumPy meaning only while that twin runs (under a lock, and put back afterwards whatever happens).
+"""
+
+import dataclasses
+import functools
+import inspect
+import threading
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.runtime import interpreter
+from triton.runtime.jit import JITFunction
+
+_lock = threading.RLock()
+_switched = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
+
+# Most elements of one tile in the interpreter (Triton refuses larger tensors).
+INTERPRETED_TILE = 2**20
+
+
+def kernel(fn: Callable) -> JITFunction:
+    """Decorate a Triton kernel of this lab: compiled by `launch` on CUDA, interpreted by it on a CPU."""
+    return JITFunction(fn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One launch as a compiler sees it: the kernel, its arguments and its options."""
+
+    jit: JITFunction
+    grid: tuple[int, ...]
+    args: tuple
+    warps: int
+    stages: int
+    constants: dict[str, Any]
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Within it, launches choose compiled sizes and are noted, not run: what machine code is read from, GPU or none."""
+    global _recorded
+    with _lock:
+        _recorded = []
+        try:
+            yield _recorded
+        finally:
+            _recorded = None
+
+
+def interpreted(device: torch.device) -> bool:
+    """Whether kernels on this device run in the interpreter, where programs are dear and elements cheap."""
+    return device.type != "cuda" and _recorded is None
+
+
+def launch(jit: JITFunction, grid: Sequence[int], *args: Any, writes: Sequence[torch.Tensor],
+           warps: int = 4, stages: int = 3, **constants: Any) -> None:  # fmt: skip
+    """Run `jit` over `grid` on the device of the tensors it writes.
+
+    Args:
+        grid: programs along up to three axes; with a zero axis nothing is launched.
+        args: tensors, integers and floats in the kernel's order; a float reaches a compiled kernel as float32
+            unless the kernel annotates it wider.
+        writes: every tensor that the kernel stores to.
+        warps, stages: launch options of the compiled kernel; the interpreter has neither.
+        constants: the kernel's `tl.constexpr` parameters.
+    """
+    if 0 in grid:
+        return
+    if _recorded is not None:
+        _recorded.append(Launch(jit, tuple(grid), args, warps, stages, constants))
+        return
+    device = writes[0].device
+    if interpreted(device):
+        _interpret(jit, tuple(grid), args, writes, constants)
+        return
+    with torch.cuda.device(device):
+        # FP fusion is named because its default changes between Triton releases, and with it the last bit.
+        jit[tuple(grid)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+
+
+def _interpret(jit: JITFunction, grid: tuple[int, ...], args: tuple, writes: Sequence[torch.Tensor],
+               constants: dict[str, Any]) -> None:  # fmt: skip
+    with staged([a for a in args if isinstance(a, torch.Tensor)], writes) as stage:
+        args = tuple(stage(a) if isinstance(a, torch.Tensor) else a for a in args)
+        values = inspect.getcallargs(jit.fn, *args, **constants)
+        values = {k: v if k in constants else interpreter._implicit_cvt(v) for k, v in values.items()}
+        grid = grid + (1,) * (3 - len(grid))
+        fn = _twin(jit)
+        with _lock, _numpy_language(), np.errstate(all="ignore"):
+            interpreter.interpreter_builder.set_grid_dim(*grid)
+            for index in np.ndindex(*grid):
+                interpreter.interpreter_builder.set_grid_idx(*index)
+                fn(**values)
+
+
+@contextmanager
+def staged(tensors: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> Iterator[Callable]:
+    """Hand an interpreted kernel float32 in place of bfloat16, and round to nearest on the way back.
+
+    Triton's interpreter has no bfloat16 arithmetic and truncates when it stores one. Every bfloat16 value is a
+    float32, so a kernel that accumulates in float32 sees the same numbers; the strides, zeros included, stay.
+    """
+    copies = {_place(t): _widen(t) for t in tensors if t.dtype == torch.bfloat16}
+    yield lambda t: copies.get(_place(t), t)
+    for t in writes:
+        if _place(t) in copies:
+            t.copy_(copies[_place(t)])
+
+
+def _place(t: torch.Tensor) -> tuple:
+    return t.data_ptr(), t.dtype, t.shape, t.stride()
+
+
+def _widen(t: torch.Tensor) -> torch.Tensor:
+    """A float32 copy with the same shape and strides, which `Tensor.float` would not keep for an expanded tensor."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+    return t.detach().as_strided((extent,), (1,)).float().as_strided(t.shape, t.stride(), 0)
+
+
+@functools.cache
+def _twin(jit: JITFunction) -> Callable:
+    """The kernel's Python function, rewritten for the interpreter, in a namespace of its own."""
+    names = dict(jit.fn.__globals__)
+    fn = types.FunctionType(jit.fn.__code__, names, jit.fn.__name__, jit.fn.__defaults__, jit.fn.__closure__)
+    called = {k: names[k] for k in fn.__code__.co_names if isinstance(names.get(k), JITFunction)}
+    names.update({k: _twin(v) for k, v in called.items()})
+    return interpreter.FunctionRewriter(fn).rewrite_ast()
+
+
+@contextmanager
+def _numpy_language() -> Iterator[None]:
+    """Give `triton.language` its NumPy meaning, and put back every attribute afterwards."""
+    try:
+        for place, name, _, numpy_member in _meanings():
+            setattr(place, name, numpy_member)
+        yield
+    finally:
+        for place, name, member, _ in _meanings():
+            if member is _absent:
+                delattr(place, name)
+            else:
+                setattr(place, name, member)
+
+
+_absent = object()
+
+
+@functools.cache
+def _meanings() -> list[tuple[Any, str, Any, Any]]:
+    """Every attribute that interpretation replaces: where, name, compiled meaning, NumPy meaning.
+
+    Found once, by letting Triton switch its modules and noting what moved: looking for it costs milliseconds.
+    """
+    before = [(place, dict(vars(place))) for place in _switched]
+    # Triton asks a kernel's globals which modules to switch; a kernel that calls tl.sum needs both.
+    interpreter._patch_lang(types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    # tl.sum, tl.max, ... are kernels themselves: what runs is their Python function.
+    for name, member in list(vars(tl).items()):
+        if isinstance(member, JITFunction):
+            setattr(tl, name, member.fn)
+    # The compiler checks integers for overflow in debug builds only; in the interpreter it doubles the work.
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
+    tl.tensor.__index__ = lambda self: int(self.handle.data.reshape(()))
+    moved = [
+        (place, name, members.get(name, _absent), now)
+        for place, members in before
+        for name, now in vars(place).items()
+        if members.get(name, _absent) is not now
+    ]
+    for place, name, member, _ in moved:
+        delattr(place, name) if member is _absent else setattr(place, name, member)
+    return moved
+
+
+def compile_for(noted: Launch, capability: int) -> Any:
+    """Compile a recorded launch for an NVIDIA architecture (90 for sm_90); needs no GPU.
+
+    Arguments are specialised as a launch would: a size or stride of 1 is a constant, multiples of 16 are promised.
+    """
+    signature, constants, attrs = {}, dict(noted.constants), {}
+    for i, (name, value) in enumerate(zip(noted.jit.arg_names, noted.args, strict=False)):
+        if isinstance(value, torch.Tensor):
+            signature[name] = f"*{_pointee(value.dtype)}"
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif value == 1:
+            constants[name] = 1
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+        aligned = value.data_ptr() if isinstance(value, torch.Tensor) else value
+        if name in signature and not isinstance(value, float) and aligned % 16 == 0:
+            attrs[(i,)] = [["tt.divisibility", 16]]
+    signature |= dict.fromkeys(constants, "constexpr")
+    source = triton.compiler.ASTSource(
+        fn=noted.jit,
+        signature={name: signature[name] for name in noted.jit.arg_names},
+        constexprs={(noted.jit.arg_names.index(name),): value for name, value in constants.items()},
+        attrs=attrs,
+    )
+    options = {"num_warps": noted.warps, "num_stages": noted.stages, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    """The Triton dtype of a tensor's elements as a kernel will see them: interpreted bfloat16 is staged as float32."""
+    return getattr(tl, str(dtype).removeprefix("torch."))
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums of `dtype` are carried in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def on_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A small tensor of host values; on CUDA it travels from pinned memory, so that nothing waits for it."""
+    host = torch.tensor(values, dtype=dtype)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+def block(size: int, most: int, least: int = 16) -> int:
+    """The power of two that covers `size`, held between `least` and `most`."""
+    return max(least, min(most, triton.next_power_of_2(max(size, 1))))
+
+
+def op(name: str, fake: Callable, mutates: Sequence[str] = ()) -> Callable[[Callable], Callable]:
+    """Register a launching function as the custom op `gradlab::name`.
+
+    Crossing the dispatcher costs tens of microseconds a call, so an eager call on plain tensors goes straight to
+    the function; a compiler, a tracing mode or a tensor subclass gets the registered op.
+
+    Args:
+        fake: the same signature on tensors without data: gives the results' shapes, strides and dtypes.
+        mutates: names of the arguments that are written.
+    """
+
+    def register(fn: Callable) -> Callable:
+        registered = torch.library.custom_op(f"gradlab::{name}", fn, mutates_args=mutates)
+        registered.register_fake(fake)
+        overload = getattr(torch.ops.gradlab, name).default
+
+        @functools.wraps(fn)
+        def call(*args: Any) -> Any:
+            if torch.compiler.is_compiling() or not _plain(args):
+                return overload(*args)
+            return fn(*args)
+
+        return call
+
+    return register
+
+
+def _pointee(dtype: torch.dtype) -> str:
+    return str(triton_dtype(dtype)).replace("int", "i") if not dtype.is_floating_point else triton_dtype(dtype).name
+
+
+def _plain(args: tuple) -> bool:
+    return torch._C._len_torch_dispatch_stack() == 0 and all(
+        type(a) in (torch.Tensor, torch.nn.Parameter) for a in args if isinstance(a, torch.Tensor)
+    )

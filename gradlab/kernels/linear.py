@@ -1,0 +1,81 @@
+r"""linear: y = x w + b, then relu if asked.
+
+Shapes: x[M K], w[K N], b[N] -> y[M N]; M is every leading axis of x together.
+
+Forward (2 M K N FLOPs)
+    z[m n] = sum_k x[m k] w[k n] + b[n],    y = z or max(z, 0)
+Pullback of the cotangent dy[M N] (4 M K N FLOPs), with dz = dy, or dy where y > 0 and 0 elsewhere:
+    dgrad  dx[m k] = sum_n dz[m n] w[k n]      the product dz w^T    (2 M K N)
+    wgrad  dw[k n] = sum_m x[m k] dz[m n]      the product x^T dz    (2 M K N)
+    bias   db[n]   = sum_m dz[m n]             the column sum        (M N)
+
+Derivation: dz = dx w + x dw + db is bilinear, so <dy, dx w> = <dy w^T, dx> and <dy, x dw> = <x^T dy, dw>. Both
+pullbacks are the op again with one operand transposed. With relu the op is a product with one place gated by
+y > 0; gating the result turns into gating an operand, and back:
+
+    gated    dgrad gates   wgrad gates
+    y        a (dy)        b (dy)
+    a        y             a
+    b        b             y
+
+so {product gated at none, a, b or y} is closed under differentiation, and derivatives of any order are exact. dz is
+never written to memory: the gate is applied where dy is loaded.
+
+Precision: every dot is accumulated in float32 (float64 for float64), operands in full precision, never TF32.
+Kept for the way back: x, w, and y when relu is fused (its sign is the gate).
+Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2; the bilinear rule is elementary.
+"""
+
+import numpy as np
+
+from gradlab.kernels.spec import Arrays, Case, Spec, normal
+
+
+def reference(x, w, b=None, *, activation=None):
+    """y[M N] in the inputs' dtype."""
+    z = x @ w if b is None else x @ w + b
+    return np.maximum(z, 0) if activation == "relu" else z
+
+
+def flops(sizes, **static):
+    """A multiply and an add for each of the M K N terms; the pullback is two such products and a column sum."""
+    M, K, N = sizes["M"], sizes["K"], sizes["N"]
+    return {"forward": 2 * M * K * N + M * N, "backward": 4 * M * K * N + M * N}
+
+
+def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
+    """Normal inputs; with relu, drawn anew until no pre-activation lies where a difference would straddle the kink."""
+    while True:
+        arrays = normal(rng, case, spec)
+        z = reference(*arrays.values())
+        if case.use != "check" or "activation" not in case.static or np.abs(z).min(initial=1.0) > 0.02:
+            return arrays
+
+
+_RELU = {"activation": "relu"}
+_NO_BIAS = {"has_b": False}
+
+SPEC = Spec(
+    name="linear",
+    formula="y = x w + b, relu",
+    signature="x[M K], w[K N], b[N] -> y[M N]",
+    wrt=("x", "w", "b"),
+    reference=reference,
+    flops=flops,
+    cases=(
+        Case("one", {"M": 1, "K": 1, "N": 1}),
+        Case("odd", {"M": 5, "K": 7, "N": 3}),
+        Case("no bias", {"M": 4, "K": 3, "N": 6}, _NO_BIAS),
+        Case("one past a tile", {"M": 17, "K": 3, "N": 2}),
+        Case("relu", {"M": 4, "K": 5, "N": 3}, _RELU),
+        Case("relu, no bias", {"M": 3, "K": 4, "N": 5}, {**_RELU, **_NO_BIAS}),
+        Case("perceptron", {"M": 128, "K": 64, "N": 128}, _RELU, use="bench"),
+        Case("square", {"M": 512, "K": 512, "N": 512}, use="bench"),
+        Case("transformer", {"M": 8192, "K": 4096, "N": 4096}, use="bench gpu"),
+    ),
+    draw=draw,
+    order=3,
+    length=lambda sizes: max(sizes["M"], sizes["K"], sizes["N"]),
+    kept="x, w; y with relu",
+    source="Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2",
+)

@@ -1,0 +1,168 @@
+"""What an op says about itself, in NumPy alone: the one place that shapes, costs, cases and tolerances come from."""
+
+import functools
+import importlib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+Sizes = Mapping[str, Any]
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+# bits of the significand, hidden one included: unit roundoff is 2^-bits
+_BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a signature: a name, its axes (one capital letter each), and whether it holds integers."""
+
+    name: str
+    axes: tuple[str, ...]
+    integer: bool = False
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """The lengths of its axes; an axis whose derived size is None is absent (a reduced result)."""
+        return tuple(n for a in self.axes if (n := sizes[a]) is not None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of sizes and options of an op.
+
+    `use` is "check" for small awkward float64 cases that are differentiated by differences, "bench" for large ones
+    that are timed.
+    """
+
+    name: str
+    sizes: Mapping[str, int]
+    static: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    use: str = "check"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An op, said once, framework-free.
+
+    Attributes:
+        name: the op's stem: `<name>_triton.py`, `<name>_pallas.py`, `<name>_torch.py`, `<name>_jax.py`.
+        formula: one line of mathematics for tables.
+        signature: `"x[M K], w[K N], b[N] -> y[M N]"`, the only statement of shapes; `t[M]: int` holds integers.
+        wrt: the inputs that have a gradient.
+        reference: the op in NumPy: arrays in the signature's order, options by name; returns one array or a tuple.
+        flops: sizes and options -> {"forward": n, "backward": n}, an add and a multiply counting one each.
+        cases: what is checked and what is timed.
+        draw: generator, case, spec -> inputs; standard normal when not given.
+        length: sizes -> number of terms in the op's longest sum, which scales every tolerance.
+        derive: sizes and options -> further sizes that the signature names.
+        order: how many times the op can be differentiated exactly; 3 stands for any number.
+        kept: the residuals, in words.
+        source: where the mathematics is from.
+    """
+
+    name: str
+    formula: str
+    signature: str
+    wrt: tuple[str, ...]
+    reference: Callable[..., Any]
+    flops: Callable[..., dict[str, int]]
+    cases: tuple[Case, ...]
+    draw: Callable[[np.random.Generator, Case, "Spec"], Arrays] | None = None
+    length: Callable[[Sizes], int] = lambda sizes: 1
+    derive: Callable[..., Mapping[str, Any]] = lambda sizes, **static: {}
+    order: int = 2
+    kept: str = ""
+    source: str = ""
+
+    @functools.cached_property
+    def inputs(self) -> tuple[Array, ...]:
+        return _parse(self.signature.split("->")[0])
+
+    @functools.cached_property
+    def outputs(self) -> tuple[Array, ...]:
+        return _parse(self.signature.split("->")[1])
+
+    def sizes(self, case: Case) -> Sizes:
+        """The case's sizes and those derived from them."""
+        return {**case.sizes, **self.derive(case.sizes, **case.static)}
+
+    def present(self, case: Case) -> tuple[Array, ...]:
+        """The inputs that the case has: an option of an input's name, set to False, leaves it out."""
+        return tuple(a for a in self.inputs if case.static.get(f"has_{a.name}", True))
+
+    def options(self, case: Case) -> dict[str, Any]:
+        """The case's options without those that only say which inputs are there."""
+        return {k: v for k, v in case.static.items() if not k.startswith("has_")}
+
+    def make(self, case: Case, seed: int = 0) -> Arrays:
+        """The case's inputs, float64 and int64, the same for the same seed."""
+        rng = np.random.default_rng([seed, *case.sizes.values()])
+        return (self.draw or normal)(rng, case, self)
+
+    def bytes(self, case: Case, dtype: str) -> dict[str, int]:
+        """Least traffic in bytes: every input read once, every result written once.
+
+        Backward reads the inputs and the cotangents and writes one gradient for each of `wrt`.
+        """
+        sizes = self.sizes(case)
+
+        def total(arrays: tuple[Array, ...]) -> int:
+            return sum(math.prod(a.shape(sizes)) * (8 if a.integer else _BYTES[dtype]) for a in arrays)
+
+        inputs = self.present(case)
+        grads = tuple(a for a in inputs if a.name in self.wrt)
+        return {
+            "forward": total(inputs) + total(self.outputs),
+            "backward": total(inputs) + total(self.outputs) + total(grads),
+        }
+
+    def tolerance(self, case: Case, dtype: str) -> float:
+        """Largest error, relative to the largest value, that rounding explains in `dtype`.
+
+        A sum of L terms carried in unit roundoff u errs by at most L u of the sum of magnitudes (Higham, Accuracy
+        and Stability of Numerical Algorithms, 3.1); 8 covers the few roundings around it, and half precision is
+        carried in float32 and rounded once.
+        """
+        length = 8 + self.length(self.sizes(case))
+        carried = 2.0 ** -max(_BITS[dtype], _BITS["float32"])
+        return length * carried + 2.0 ** -_BITS[dtype]
+
+    def select(self, use: str) -> tuple[Case, ...]:
+        return tuple(c for c in self.cases if c.use == use)
+
+
+def normal(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
+    """Standard normal values for every input that the case has."""
+    return {a.name: rng.standard_normal(a.shape(spec.sizes(case))) for a in spec.present(case)}
+
+
+def specs() -> dict[str, Spec]:
+    """Every op of the lab by name, found by its files: an op is a stem with a `_triton` and a `_pallas` twin."""
+    room = Path(__file__).parent
+    stems = sorted(p.stem.removesuffix("_triton") for p in room.glob("*_triton.py"))
+    return {s: importlib.import_module(f"gradlab.kernels.{s}").SPEC for s in stems if (room / f"{s}.py").exists()}
+
+
+def spec(name: str) -> Spec:
+    """The op of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    known = specs()
+    if name not in known:
+        raise ValueError(f"unknown op {name!r}; the lab has {', '.join(known)}")
+    return known[name]
+
+
+def _parse(side: str) -> tuple[Array, ...]:
+    found = re.findall(r"([\w']+)\[([^\]]*)\](:\s*int)?", side)
+    return tuple(Array(name, tuple(axes.split()), bool(integer)) for name, axes, integer in found)

@@ -1,0 +1,202 @@
+"""The house: who imports whom, twins that line up, links and packaging, what an import brings in."""
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from gradlab.kernels.spec import specs
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "gradlab"
+FILES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = ("kernels", "autodiff", "profiling")
+TORCH = {"torch", "triton"}
+JAX = {"jax", "jaxlib", "optax", "flax"}
+# A room may import from the rooms below it: its own level or lower.
+LEVEL = {"kernels": 0, "autodiff": 1, "": 2, "profiling": 2, "workloads": 3}
+
+
+def imports(path):
+    """Every module that a file imports, lazily or not, with whether the import is at its top."""
+    tree = ast.parse(path.read_text())
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in top
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute, one file has one name"
+            yield node.module, id(node) in top
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", id(node) in top
+
+
+def side_of(path):
+    stem = path.stem
+    if stem.endswith(("_triton", "_torch")) or path == PACKAGE / "torch.py":
+        return "torch"
+    if stem.endswith(("_pallas", "_jax")) or path == PACKAGE / "jax.py":
+        return "jax"
+    return None
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_frameworks_stay_on_their_side(path):
+    forbidden = {"torch": JAX, "jax": TORCH, None: TORCH | JAX}[side_of(path)]
+    found = {name.split(".")[0] for name, _ in imports(path)}
+    assert not found & forbidden, f"{path.name} imports {found & forbidden}"
+    if side_of(path) is None:
+        named = [
+            n for n, top in imports(path) if top and re.search(r"_(torch|jax|triton|pallas)$|^gradlab\.(torch|jax)$", n)
+        ]
+        assert not named, f"{path.name} imports {named} at its top: one framework must do without the other"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_import_downwards(path):
+    room = path.relative_to(PACKAGE).parts[0] if path.parent != PACKAGE else ""
+    for name, _ in imports(path):
+        parts = name.split(".")
+        if parts[0] != "gradlab" or len(parts) < 2 or path.stem in ("cli", "__main__", "__init__"):
+            assert parts[0] not in ROOMS, f"{path.name} imports {name} through the link at the root"
+            continue
+        other = parts[1] if (PACKAGE / parts[1]).is_dir() else ""
+        assert LEVEL[other] <= LEVEL[room], f"{path.name} in {room or 'gradlab'} looks up at {name}"
+
+
+def test_the_rules_see_a_breach(tmp_path):
+    """The control: a file that breaks them is caught by what the tests above call."""
+    breach = tmp_path / "op_triton.py"
+    breach.write_text("def f():\n    import jax.numpy\n")
+    assert side_of(breach) == "torch"
+    assert {n.split(".")[0] for n, _ in imports(breach)} & JAX
+    breach.write_text("from .linear import SPEC\n")
+    with pytest.raises(AssertionError, match="absolute"):
+        list(imports(breach))
+
+
+def loaded(statement):
+    """Modules that a fresh interpreter has after a statement."""
+    code = f"import sys; {statement}; print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(out.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "brings", "spares"),
+    [
+        ("import gradlab", set(), TORCH | JAX),
+        ("import gradlab.cli", set(), TORCH | JAX),
+        ("import gradlab; gradlab.check", set(), TORCH | JAX),
+        ("import gradlab.torch", {"torch", "triton"}, JAX),
+        ("import gradlab.jax", {"jax"}, TORCH),
+    ],
+)
+def test_a_fresh_import_brings_one_framework(statement, brings, spares):
+    if not all(importlib.util.find_spec(name) for name in brings):
+        pytest.skip(f"{brings} not installed")
+    modules = loaded(statement)
+    # The control: the interpreter did load what it was asked for.
+    assert "gradlab" in modules
+    assert brings <= modules
+    assert not modules & spares
+
+
+def functions(path):
+    """Public functions and kernels of a file in order."""
+    body = ast.parse(path.read_text()).body
+    names = [n.name for n in body if isinstance(n, ast.FunctionDef)]
+    return [n for n in names if n.endswith("_kernel") or not n.startswith("_")]
+
+
+@pytest.mark.parametrize("op", specs())
+def test_kernel_twins_line_up(op):
+    triton, pallas = (functions(PACKAGE / "kernels" / f"{op}_{kind}.py") for kind in ("triton", "pallas"))
+    # Torch's in-place op carries its underscore.
+    assert [name.rstrip("_") for name in triton] == pallas
+
+
+def rules(path):
+    """First docstring line of each autograd.Function or custom_vjp rule, in order."""
+    for node in ast.parse(path.read_text()).body:
+        is_rule = (isinstance(node, ast.ClassDef) and any("Function" in ast.unparse(b) for b in node.bases)) or (
+            isinstance(node, ast.FunctionDef) and any("custom_vjp" in ast.unparse(d) for d in node.decorator_list)
+        )
+        if is_rule:
+            yield ast.get_docstring(node).splitlines()[0]
+
+
+@pytest.mark.parametrize("op", specs())
+def test_rule_twins_line_up(op):
+    torch, jax = (list(rules(PACKAGE / "autodiff" / f"{op}_{side}.py")) for side in ("torch", "jax"))
+    assert torch
+    assert torch == jax
+
+
+@pytest.mark.parametrize("op", specs())
+def test_an_op_is_five_files_and_a_line_in_each_facade(op):
+    for name in (f"kernels/{op}.py", f"kernels/{op}_triton.py", f"kernels/{op}_pallas.py",
+                 f"autodiff/{op}_torch.py", f"autodiff/{op}_jax.py"):  # fmt: skip
+        assert (PACKAGE / name).is_file(), name
+    for side in ("torch", "jax"):
+        assert f"gradlab.autodiff.{op}_{side}" in (PACKAGE / f"{side}.py").read_text()
+    page = ROOT / "docs" / f"{op}.md"
+    assert page.is_file(), f"docs/{op}.md: every op has a page"
+
+
+FOREIGN = re.compile(
+    r"torch\.(mm|bmm|matmul|addmm|einsum|softmax|log_softmax|logsumexp|relu)\(|\bF\.\w+\(|nn\.functional"
+    r"|jnp\.(dot|matmul|einsum|tensordot)\(|jax\.nn\.\w+\(|lax\.conv|\s@\s\w"
+)
+
+
+@pytest.mark.parametrize("op", specs())
+def test_layers_are_written_by_hand(op):
+    """No framework's own layer inside ours; `lax.dot_general` stands inside a Pallas kernel alone."""
+    for name in (
+        f"kernels/{op}_triton.py",
+        f"kernels/{op}_pallas.py",
+        f"autodiff/{op}_torch.py",
+        f"autodiff/{op}_jax.py",
+    ):
+        text = re.sub(r'"""[\s\S]*?"""|#.*', "", (PACKAGE / name).read_text())
+        assert not FOREIGN.search(text), f"{name}: {FOREIGN.search(text)}"
+        if "dot_general" in text:
+            assert name.endswith("linear_pallas.py")
+            assert text.count("dot_general") == 1
+
+
+def test_rooms_at_the_root_are_links_and_no_packages():
+    for room in ROOMS:
+        link = ROOT / room
+        if link.exists():
+            assert os.readlink(link) == f"gradlab/{room}"
+        assert not (PACKAGE / room / "__init__.py").exists(), "it would shadow other packages of that name at the root"
+
+
+def test_wheel_holds_what_git_holds(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    listed = subprocess.run(["git", "ls-files", "gradlab"], cwd=ROOT, capture_output=True, text=True, check=True)
+    source = tmp_path / "source"
+    for name in [*listed.stdout.split(), "pyproject.toml", "README.md"]:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    build = "import os, setuptools.build_meta as b; print(b.build_wheel(os.environ['OUT']))"
+    subprocess.run([sys.executable, "-c", build], cwd=source, env={**os.environ, "OUT": str(tmp_path)},
+                   capture_output=True, check=True)  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("gradlab/")}
+    assert held == set(listed.stdout.split())
+
+
+def test_no_file_is_past_reading():
+    long = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 400}
+    assert not long, "a file past 400 lines has a second idea in it"

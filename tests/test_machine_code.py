@@ -1,0 +1,68 @@
+"""Every Triton kernel of the lab compiled for sm_90, as each dtype launches it, on a machine that needs no GPU."""
+
+import importlib
+import re
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from gradlab.kernels import adam_triton, cross_entropy_triton, linear_triton, relu_triton  # noqa: E402
+from gradlab.kernels.launch_triton import compile_for, recording  # noqa: E402
+from gradlab.kernels.spec import specs  # noqa: E402
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def launches(dtype, size=256):
+    """Every kernel once and more, on aligned sizes, as a GPU would get them."""
+    a, b, c = (torch.randn(s).to(dtype) for s in ((size, size), (size, 2 * size), (2 * size,)))
+    t = torch.zeros(size, dtype=torch.long)
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    s, y = torch.zeros(2, size, dtype=acc), torch.zeros(size, dtype=acc)
+    with recording() as noted:
+        linear_triton.product(a, b, c, None, "", True, False)
+        linear_triton.product(b.t(), a, None, b.t(), "a", False, True)
+        linear_triton.product(a, b, None, a, "a", False, False)
+        linear_triton.product(a, b, None, b, "b", False, False)
+        linear_triton.product(a, b, None, b, "y", False, False)
+        linear_triton.column_sum(b, b)
+        relu_triton.gate(a, a)
+        cross_entropy_triton.loss(a, t, -100)
+        cross_entropy_triton.total(y, t, -100, True)
+        cross_entropy_triton.pullback(y, a, s, t, -100)
+        cross_entropy_triton.second(a, y, a, s, t, -100)
+        adam_triton.adam_([a, b], [a, b], [a, b], [a, b], [0.5] * 14)
+        adam_triton.adam_pullback(a, a, a, a, a, a, a, [0.5] * 7)
+    return noted
+
+
+def kernels_of_the_lab():
+    modules = [importlib.import_module(f"gradlab.kernels.{name}_triton") for name in specs()]
+    return {k for m in modules for k, v in vars(m).items() if isinstance(v, JITFunction)}
+
+
+def test_no_kernel_is_left_out():
+    assert {noted.jit.fn.__name__ for noted in launches(torch.float32, 16)} == kernels_of_the_lab()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_compiles_for_sm_90(dtype):
+    for noted in launches(dtype):
+        code = compile_for(noted, 90)
+        name = noted.jit.fn.__name__
+        assert code.asm["cubin"], name
+        # What fits: 227 KiB of shared memory to a block.
+        assert code.metadata.shared <= 227 * 1024, name
+        assert not re.search(r"\b(atom|red)\.", code.asm["ptx"]), f"{name} uses atomics"
+        if name == "_product_kernel":
+            ptx = code.asm["ptx"]
+            assert ("wgmma" in ptx) == (dtype in (torch.float16, torch.bfloat16)), "half precision on tensor cores"
+            assert "tf32" not in ptx
+
+
+def test_odd_sizes_compile_too():
+    for noted in launches(torch.bfloat16, 37):
+        assert compile_for(noted, 90).asm["cubin"]
