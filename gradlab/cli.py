@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 import gradlab
-from gradlab.autodiff.side import SIDES, installed
+from gradlab.autodiff.side import SIDES, installed, known
 from gradlab.autodiff.side import side as side_of
 from gradlab.kernels.spec import spec, specs
 
@@ -70,7 +70,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the plot and the tab
     """Train one network four times, torch and jax, hand-written and native, and compare the curves."""
     from gradlab.workloads.demo import run
 
-    raise typer.Exit(run(out, epochs, seed, _sides(side)))
+    raise typer.Exit(run(out, epochs, seed, [known(name) for name in side or SIDES]))
 
 
 def _sides(asked: list[str] | None) -> tuple[str, ...]:

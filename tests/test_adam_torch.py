@@ -197,6 +197,16 @@ def test_zero_gradient_and_zero_moments(device):
         assert g.isfinite().all()
 
 
+def test_no_gradient_flows_through_a_square_root_at_zero(device):
+    """v = g = 0 with a moving average: the root has no derivative, so v gets beta2 times its own cotangent alone."""
+    p, m = torch.ones(3, dtype=torch.float64, device=device), torch.full((3,), 0.5, dtype=torch.float64, device=device)
+    zero = torch.zeros_like(p)
+    v = zero.clone().requires_grad_()
+    new = lab.adam_step(p, zero, m, v, step=2, eps=1e-3)
+    (dv,) = torch.autograd.grad(new, v, [torch.ones_like(p)] * 3)
+    torch.testing.assert_close(dv, torch.full_like(p, 0.999), rtol=1e-15, atol=0)
+
+
 @pytest.mark.parametrize(
     "options", [{"step": 1, "lr": 1.0, "eps": 1e-3}, {"step": 9, "weight_decay": 0.3, "maximize": True}]
 )

@@ -64,11 +64,21 @@ def side(name: str) -> Side:
         ValueError: there is no such side.
         ModuleNotFoundError: its framework is not installed.
     """
-    if name not in SIDES:
-        raise ValueError(f"unknown side {name!r}; the lab has {', '.join(SIDES)}")
+    known(name)
     if importlib.util.find_spec(name) is None:
         raise ModuleNotFoundError(f"side {name!r} needs {name}, which is not installed: pip install 'gradlab[{name}]'")
     return importlib.import_module(f"gradlab.autodiff.side_{name}").SIDE
+
+
+def known(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: there is no such side.
+    """
+    if name not in SIDES:
+        raise ValueError(f"unknown side {name!r}; the lab has {', '.join(SIDES)}")
+    return name
 
 
 def installed() -> tuple[str, ...]:

@@ -117,12 +117,13 @@ def column_sum(a: jax.Array, gate: jax.Array | None) -> jax.Array:
         return jnp.zeros(N, a.dtype)
 
     def call(platform: str, *operands: jax.Array) -> jax.Array:
+        M = operands[0].shape[0]
         Z = max(1, min(256, M // 512)) if platform == "cuda" else 1
         BM, BN = block(platform, -(-M // Z), 64), block(platform, N, 128, least=128)
         rows = -(-M // (Z * BM)) * BM
         padded = [pad(t, Z * rows, BN) for t in operands]
         spec = pl.BlockSpec((rows, BN), lambda z, j: (z, j))
-        kernel = functools.partial(_column_sum_kernel, M=rows, BM=BM, gated=gate is not None)
+        kernel = functools.partial(_column_sum_kernel, M=rows, BM=BM, gated=len(operands) > 1)
         dtype = accumulator(a.dtype) if Z > 1 else a.dtype
         shape = jax.ShapeDtypeStruct((Z, padded[0].shape[1]), dtype)
         out = pl.BlockSpec((1, BN), lambda z, j: (z, j))

@@ -21,13 +21,21 @@ def describe() -> dict[str, str]:
         "cpu": _cpu(),
         "cores": str(_cores()),
         **_gpu(),
-        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{name: _version(name) for name in (*PACKAGES, "gradlab")},
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(Path(__file__).resolve().parents[2]),
     }
     return {key: value for key, value in found.items() if value}
+
+
+def stamp(machine: dict[str, str]) -> str:
+    """The description in one line, for a figure's foot."""
+    where = ", ".join(machine[key] for key in ("gpu", "cpu", "os") if key in machine)
+    versions = ", ".join(f"{key} {machine[key]}" for key in ("python", *PACKAGES) if key in machine)
+    commit = " ".join(word[:10] for word in machine.get("commit", "").split())
+    return "; ".join(part for part in (where, versions, machine["date"], f"commit {commit}" * bool(commit)) if part)
 
 
 def _cpu() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from gradlab.autodiff.check import check
 from gradlab.autodiff.side import installed
 from gradlab.kernels.spec import Spec, specs
-from gradlab.profiling.machine import describe
+from gradlab.profiling.machine import describe, stamp
 
 START, END = "<!-- ops: written by `make docs` -->", "<!-- /ops -->"
 
@@ -52,8 +52,6 @@ def derivation(op: Spec) -> str:
 def page(op: Spec) -> str:
     """The op's page: derivation, kernels, and what the check prints today on this machine."""
     report = check(op.name, raises=False)
-    machine = describe()
-    stamp = ", ".join(f"{key} {value}" for key, value in machine.items() if value)
     return f"""# {op.name}: `{op.formula}`
 
 `{op.signature}`, on both sides: [Triton](../gradlab/kernels/{op.name}_triton.py) under
@@ -68,7 +66,7 @@ under [`jax.custom_vjp`](../gradlab/autodiff/{op.name}_jax.py).
 
 ## Proof
 
-`gradlab check {op.name}` ({", ".join(installed())}) printed on {stamp}:
+`gradlab check {op.name}` ({", ".join(installed())}) printed on {stamp(describe())}:
 
 ```text
 {_trimmed(str(report))}

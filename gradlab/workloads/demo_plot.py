@@ -1,0 +1,69 @@
+"""The demo's figure: the curves of every run, and below them how far each is from the reference."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from gradlab.workloads.demo_report import MOST_DISTANCE, Run, distance, reference
+
+# Curves that coincide hide each other, so each is thinner than the one before it.
+LOOKS: tuple[dict[str, Any], ...] = (
+    {"color": "#a9cdf0", "linewidth": 8.0, "linestyle": "-"},
+    {"color": "#1f4e8c", "linewidth": 4.2, "linestyle": "-"},
+    {"color": "#ffb000", "linewidth": 2.4, "linestyle": (0, (3, 2))},
+    {"color": "#d4123c", "linewidth": 0.9, "linestyle": "-"},
+)
+# Below it the scale is linear, down to the 0 that equal losses give; neighbours in float32 near 0.03 are 2e-9 apart.
+LINEAR = 1e-9
+
+
+def draw(runs: Sequence[Run], setting: str, stamp: str, path: Path) -> None:
+    """Write the figure as a PNG; `setting` says in one line what was trained, `stamp` where and with what."""
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure.suptitle("One network, trained by hand-written and by native layers", fontsize=15, fontweight="bold")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    against = reference(runs)
+
+    for run, look in zip(runs, LOOKS, strict=False):
+        label = f"{run.name} ({run.kernels})" if run.kernels != "native" else run.name
+        steps = np.arange(1, len(run.losses) + 1)
+        above.plot(steps, run.losses, label=label, solid_capstyle="round", **look)
+        if run is not against:
+            size = 2 + 2 * look["linewidth"] ** 0.5
+            below.plot(steps, distance(run, against), ".", color=look["color"], markersize=size, label=label)
+
+    above.set_title(setting, fontsize=10, color="0.35")
+    above.set_yscale("log")
+    # A loss of 1 stays in sight, so that the shortest run has a labelled tick.
+    above.update_datalim([(1, 1)])
+    above.autoscale_view()
+    above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    above.yaxis.set_major_formatter("{x:g}")
+    above.yaxis.set_minor_formatter(NullFormatter())
+    above.set_ylabel("training loss of each batch")
+    above.legend(frameon=False, handlelength=5, fontsize=11)
+
+    below.set_title(f"distance of each curve from {against.name}", fontsize=11)
+    below.set_yscale("symlog", linthresh=LINEAR, linscale=0.5)
+    seen = np.concatenate([distance(run, against) for run in runs])
+    top = 40 * max(MOST_DISTANCE, seen[np.isfinite(seen)].max(initial=0))
+    below.set_yticks([0, *(10.0**k for k in range(-9, 1 + int(np.log10(top))) if 10.0**k < top)])
+    # Below 0 only so that a point at 0 is whole.
+    below.set_ylim(-0.4 * LINEAR, top)
+    below.set_ylabel("|difference of losses|")
+    below.set_xlabel("step")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    below.axhline(MOST_DISTANCE, color="0.2", linestyle="--", linewidth=1.2)
+    below.annotate(f"limit {MOST_DISTANCE:g}", (1, MOST_DISTANCE), xytext=(0, 4), xycoords=("axes fraction", "data"),
+                   textcoords="offset points", ha="right", fontsize=10)  # fmt: skip
+    if len(runs) > 1:
+        below.legend(frameon=False, ncols=3, loc="upper left", fontsize=10, markerscale=2.5)
+    for axes in (above, below):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(stamp, fontsize=7, color="0.45")
+    figure.savefig(path, dpi=120)
