@@ -172,6 +172,24 @@ def test_one_launch_for_all_parameters_and_groups(device, monkeypatch):
     assert len(launched) == 1
 
 
+def test_many_chunks_whole_and_partial(device, monkeypatch):
+    """Chunks of 16 make the interpreter run what a GPU runs: several programs a tensor, the last one masked."""
+    monkeypatch.setattr(kernels, "block", lambda size, most, least=16: 16)
+    shapes = [(5,), (16,), (37,), (64,), (1,)]
+    ours = [torch.nn.Parameter(torch.randn(s, dtype=torch.float64, device=device)) for s in shapes]
+    theirs = copy.deepcopy(ours)
+    assert_equal_runs((ours, lab.Adam(ours, lr=0.1)), (theirs, torch.optim.Adam(theirs, lr=0.1)))
+
+
+def test_unaligned_addresses(device):
+    """A parameter that starts 8 bytes off a 16-byte boundary, as a slice of a buffer does."""
+    buffer = torch.randn(41, dtype=torch.float32, device=device)
+    ours = [torch.nn.Parameter(buffer[2:])]
+    assert ours[0].data_ptr() % 16
+    theirs = copy.deepcopy(ours)
+    assert_equal_runs((ours, lab.Adam(ours, lr=0.1)), (theirs, torch.optim.Adam(theirs, lr=0.1)))
+
+
 def test_a_step_changes_no_constant(device):
     """What would be compiled anew: the constants and argument types are the same at another step and lr."""
     from gradlab.kernels.launch_triton import recording

@@ -25,10 +25,42 @@ SCALARS = ("beta1", "beta2", "eps", "weight_decay", "step_size", "correction2", 
 
 # fmt: off
 @kernel
+def _step_chunk(
+    p_ptr, g_ptr, m_ptr, v_ptr,
+    e, E,
+    beta1, beta2, eps, weight_decay, step_size, correction2, sign,
+    ACC: tl.constexpr, DTYPE: tl.constexpr, WHOLE: tl.constexpr,
+):
+    """p', m', v' of the elements e below E; WHOLE promises that all are, and nothing is masked."""
+    if WHOLE:
+        p = tl.load(p_ptr + e).to(ACC)
+        g = tl.load(g_ptr + e).to(ACC)
+        m = tl.load(m_ptr + e).to(ACC)
+        v = tl.load(v_ptr + e).to(ACC)
+    else:
+        p = tl.load(p_ptr + e, mask=e < E, other=0.0).to(ACC)
+        g = tl.load(g_ptr + e, mask=e < E, other=0.0).to(ACC)
+        m = tl.load(m_ptr + e, mask=e < E, other=0.0).to(ACC)
+        v = tl.load(v_ptr + e, mask=e < E, other=0.0).to(ACC)
+    h = sign * g + weight_decay * p
+    m = m + (1 - beta1).to(ACC) * (h - m)
+    v = beta2.to(ACC) * v + (1 - beta2).to(ACC) * h * h
+    p = p - step_size * m / (tl.sqrt(v / correction2) + eps)
+    if WHOLE:
+        tl.store(p_ptr + e, p.to(DTYPE))
+        tl.store(m_ptr + e, m.to(DTYPE))
+        tl.store(v_ptr + e, v.to(DTYPE))
+    else:
+        tl.store(p_ptr + e, p.to(DTYPE), mask=e < E)
+        tl.store(m_ptr + e, m.to(DTYPE), mask=e < E)
+        tl.store(v_ptr + e, v.to(DTYPE), mask=e < E)
+
+
+@kernel
 def _adam_kernel(
     table_ptr,
     T,
-    ACC: tl.constexpr, DTYPE: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+    ACC: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):
     """p', m', v' over the tensors of a table; grid (chunks of BE); a program owns one chunk of one tensor.
 
@@ -44,6 +76,12 @@ def _adam_kernel(
     g_ptr = tl.load(row + 1).to(tl.pointer_type(DTYPE))
     m_ptr = tl.load(row + 2).to(tl.pointer_type(DTYPE))
     v_ptr = tl.load(row + 3).to(tl.pointer_type(DTYPE))
+    if ALIGNED:
+        # Addresses out of memory promise nothing by themselves, and every element would be a load of its own.
+        p_ptr = tl.multiple_of(p_ptr, 16)
+        g_ptr = tl.multiple_of(g_ptr, 16)
+        m_ptr = tl.multiple_of(m_ptr, 16)
+        v_ptr = tl.multiple_of(v_ptr, 16)
     E = tl.load(row + 4)
     beta1 = tl.load(row + 5).to(tl.float64, bitcast=True)
     beta2 = tl.load(row + 6).to(tl.float64, bitcast=True)
@@ -53,18 +91,19 @@ def _adam_kernel(
     correction2 = tl.load(row + 10).to(tl.float64, bitcast=True).to(ACC)
     sign = tl.load(row + 11).to(tl.float64, bitcast=True).to(ACC)
 
-    e = (program - tl.load(table_ptr + 12 * T + tensor)) * BE + tl.arange(0, BE)
-    p = tl.load(p_ptr + e, mask=e < E, other=0.0).to(ACC)
-    g = tl.load(g_ptr + e, mask=e < E, other=0.0).to(ACC)
-    m = tl.load(m_ptr + e, mask=e < E, other=0.0).to(ACC)
-    v = tl.load(v_ptr + e, mask=e < E, other=0.0).to(ACC)
-    h = sign * g + weight_decay * p
-    m = m + (1 - beta1).to(ACC) * (h - m)
-    v = beta2.to(ACC) * v + (1 - beta2).to(ACC) * h * h
-    p = p - step_size * m / (tl.sqrt(v / correction2) + eps)
-    tl.store(p_ptr + e, p.to(DTYPE), mask=e < E)
-    tl.store(m_ptr + e, m.to(DTYPE), mask=e < E)
-    tl.store(v_ptr + e, v.to(DTYPE), mask=e < E)
+    start = (program - tl.load(table_ptr + 12 * T + tensor)) * BE
+    e = start + tl.arange(0, BE)
+    # A mask against a number out of memory splits wide loads too, so only a tensor's last chunk has one.
+    if start + BE <= E:
+        _step_chunk(
+            p_ptr, g_ptr, m_ptr, v_ptr, e, E,
+            beta1, beta2, eps, weight_decay, step_size, correction2, sign, ACC, DTYPE, True,
+        )
+    else:
+        _step_chunk(
+            p_ptr, g_ptr, m_ptr, v_ptr, e, E,
+            beta1, beta2, eps, weight_decay, step_size, correction2, sign, ACC, DTYPE, False,
+        )
 
 
 @kernel
@@ -133,7 +172,7 @@ def adam_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], exp_avg
         return
     device, dtype = params[0].device, params[0].dtype
     sizes = [q[0].numel() for q, _ in rows]
-    BE = block(max(sizes), INTERPRETED_TILE, least=1) if interpreted(device) else 4096
+    BE = block(max(sizes), INTERPRETED_TILE, least=1) if interpreted(device) else 2048
     if not interpreted(device):
         _launch_table([(q, s, n) for (q, s), n in zip(rows, sizes, strict=True)], BE, dtype, device)
         return
@@ -153,8 +192,16 @@ def _launch_table(rows: list, BE: int, dtype: torch.dtype, device: torch.device)
     table = on_device(words + firsts, torch.int64, device)
     acc = triton_dtype(accumulator(dtype))
     T = len(rows)
-    BT = block(T, 2**20, least=1)
-    launch(_adam_kernel, [chunks], table, T, ACC=acc, DTYPE=triton_dtype(dtype), BT=BT, BE=BE, writes=[table], warps=8)
+    aligned = all(t.data_ptr() % 16 == 0 for quad, _, _ in rows for t in quad)
+    # fmt: off
+    launch(
+        _adam_kernel, [chunks],
+        table,
+        T,
+        ACC=acc, DTYPE=triton_dtype(dtype), ALIGNED=aligned, BT=block(T, 2**20, least=1), BE=BE,
+        writes=[table], warps=8,
+    )
+    # fmt: on
 
 
 def _adam_pullback_fake(p, g, m, v, cp, cm, cv, scalars):

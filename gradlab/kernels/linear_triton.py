@@ -154,9 +154,8 @@ def _tile(a: torch.Tensor, M: int, K: int, N: int) -> tuple[int, int, int, int, 
     """BM, BK, BN, warps, stages: few programs when interpreted; tensor-core tiles in half precision when compiled."""
     if interpreted(a.device):
         return block(M, 1024), block(K, 1024), block(N, 1024), 4, 1
-    if a.dtype == torch.float64:
+    if a.dtype in (torch.float64, torch.float32):
+        # No tensor cores at full precision: more of K at a time spills registers where an operand is gated.
         return block(M, 64), 16, block(N, 64), 4, 3
-    if a.dtype == torch.float32:
-        return block(M, 64), 32, block(N, 64), 4, 3
     BM, BN = block(M, 128), block(N, 128)
     return BM, block(K, 64), BN, 8 if BM * BN > 64 * 128 else 4, 3
