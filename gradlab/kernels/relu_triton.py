@@ -3,7 +3,7 @@
 import torch
 import triton.language as tl
 
-from gradlab.kernels.launch_triton import block, interpreted, kernel, launch, op
+from gradlab.kernels.launch_triton import INTERPRETED_TILE, block, interpreted, kernel, launch, op
 
 
 # fmt: off
@@ -41,9 +41,9 @@ def gate(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     y = torch.empty_like(gate)
     x2, g2, y2 = (_matrix(t, y.stride()) for t in (x, gate, y))
     M, N = y2.shape
-    most = (1024, 1024) if interpreted(x.device) else (4, 1024)
-    BN = block(N, most[1])
-    BM = block(M, max(most[0], most[0] * most[1] // BN // 2), least=1)
+    whole = interpreted(x.device)
+    BN = block(N, INTERPRETED_TILE if whole else 1024)
+    BM = block(M, (INTERPRETED_TILE if whole else 4096) // BN, least=1)
     # fmt: off
     launch(
         _gate_kernel, [-(-M // BM) * -(-N // BN)],
