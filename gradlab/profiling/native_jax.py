@@ -1,0 +1,73 @@
+"""jax's own functions, and optax's, for each op of the lab; imports no torch."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
+from gradlab.profiling.native import Native
+
+
+def linear(x, w, b=None, *, activation=None):
+    """y[M N] = x[M K] w[K N] + b[N], then relu if asked."""
+    # Without a word a float32 product is TF32 on a GPU; in half precision there is nothing to ask for.
+    precision = jax.lax.Precision.HIGHEST if x.dtype in (jnp.float32, jnp.float64) else None
+    y = jnp.dot(x, w, precision=precision)
+    y = y if b is None else y + b
+    return jax.nn.relu(y) if activation == "relu" else y
+
+
+def relu(x):
+    """y[E] = max(x[E], 0)."""
+    return jax.nn.relu(x)
+
+
+def cross_entropy(x, t, *, ignore_index=-100, reduction="mean"):
+    """The negative log-likelihood of t[M] under softmax(x[M V]); the rows not ignored are optax's user's to pick."""
+    import optax
+
+    valid = t != ignore_index
+    y = optax.softmax_cross_entropy_with_integer_labels(x, jnp.where(valid, t, 0))
+    y = jnp.where(valid, y, 0)
+    if reduction == "none":
+        return y
+    return y.sum() if reduction == "sum" else y.sum() / valid.sum().astype(y.dtype)
+
+
+def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, step=1):
+    """p'[E], m'[E], v'[E]."""
+    import optax
+
+    if weight_decay:
+        g = g + weight_decay * p
+    state = optax.ScaleByAdamState(jnp.asarray(step - 1, jnp.int32), m, v)
+    updates, (state, _) = optax.adam(lr, beta1, beta2, eps).update(g, (state, optax.EmptyState()), p)
+    return optax.apply_updates(p, updates), state.mu, state.nu
+
+
+NATIVE = {
+    "linear": Native("jnp.dot", linear),
+    "relu": Native("jax.nn.relu", relu),
+    "cross_entropy": Native("optax.softmax_cross_entropy_with_integer_labels", cross_entropy),
+    "adam": Native("optax.adam", adam),
+}
+
+
+def precise() -> AbstractContextManager[Any]:
+    """A context in which float32 products are float32 products: any, the natives above say it themselves.
+
+    `jax.default_matmul_precision` would reach into the hand-written kernels too.
+    """
+    return nullcontext()
+
+
+def widen(array: jax.Array) -> jax.Array:
+    """The array in float32 where it is in half precision, else as it is."""
+    return array.astype(jnp.float32) if array.dtype in (jnp.float16, jnp.bfloat16) else array
+
+
+def forget() -> None:
+    """Drop what was compiled and the memory kept for it, so that no case inherits another's."""
+    jax.clear_caches()

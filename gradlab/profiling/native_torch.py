@@ -1,0 +1,81 @@
+"""torch's own functions for each op of the lab; imports no jax."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch.optim.adam import adam as adam_in_place
+
+from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
+from gradlab.profiling.native import Native
+
+
+def linear(x, w, b=None, *, activation=None):
+    """y[M N] = x[M K] w[K N] + b[N], then relu if asked."""
+    y = F.linear(x, w.t(), b)
+    return F.relu(y) if activation == "relu" else y
+
+
+def relu(x):
+    """y[E] = max(x[E], 0)."""
+    return F.relu(x)
+
+
+def cross_entropy(x, t, *, ignore_index=-100, reduction="mean"):
+    """The negative log-likelihood of t[M] under softmax(x[M V])."""
+    return F.cross_entropy(x, t, ignore_index=ignore_index, reduction=reduction)
+
+
+def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, step=1):
+    """p'[E], m'[E], v'[E]: torch's step works in place, so on copies, as the lab's does."""
+    p, m, v = p.clone(), m.clone(), v.clone()
+    # The fused step is torch's fastest; it has no derivative and is not for torch.compile, which fuses the plain one.
+    recorded = any(t.requires_grad for t in (p, g, m, v))
+    fused = not recorded and not torch.compiler.is_compiling()
+    # On the parameters' device, so that the host waits for no copy; the fused step wants float32 always.
+    dtype = torch.float64 if p.dtype == torch.float64 and not fused else torch.float32
+    steps = [torch.full((), step - 1, dtype=dtype, device=p.device)]
+    adam_in_place(
+        [p], [g], [m], [v], [], steps, foreach=False, fused=fused, differentiable=recorded, amsgrad=False,
+        beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps, maximize=False,
+    )  # fmt: skip
+    return p, m, v
+
+
+NATIVE = {
+    "linear": Native("F.linear", linear),
+    "relu": Native("F.relu", relu),
+    "cross_entropy": Native("F.cross_entropy", cross_entropy),
+    "adam": Native("torch.optim.adam.adam", adam),
+}
+
+
+@contextmanager
+def precise() -> Iterator[None]:
+    """A context in which float32 products are float32 products, never TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with warnings.catch_warnings():
+            # inductor's advice to turn on what is turned off here.
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def widen(array: torch.Tensor) -> torch.Tensor:
+    """The array in float32 where it is in half precision, else as it is."""
+    return array.float() if array.dtype in (torch.float16, torch.bfloat16) else array
+
+
+def forget() -> None:
+    """Drop what was compiled and the memory kept for it, so that no case inherits another's.
+
+    A function compiled for a second shape is compiled for all shapes at once, and for the ninth not at all.
+    """
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
