@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradlab.autodiff.side import SIDES
-from gradlab.profiling.bench_file import read_json, write_whole
-from gradlab.profiling.bench_report import markdown
 from gradlab.profiling.gpu_part import OK, SKIPPED, Outcome, execute
 from gradlab.profiling.machine import describe
 
@@ -70,6 +68,9 @@ def main() -> int:
 
 def run(plan: Sequence[Part], folder: Path, machine: dict[str, str], limit: float = LIMIT) -> list[Outcome]:
     """Run the parts one after another and rewrite the page after each."""
+    # Imported late, with what it needs: a bare Python is to hear that there is no CUDA, not that a table is missing.
+    from gradlab.profiling.bench_file import write_whole
+
     end = time.monotonic() + limit
     outcomes: list[Outcome] = []
     for i, part in enumerate(plan):
@@ -112,6 +113,9 @@ def parts(devices: dict[str, str], folder: Path) -> list[Part]:
 
 def page(outcomes: Sequence[Outcome], plan: Sequence[Part], folder: Path, machine: dict[str, str]) -> str:
     """Markdown: the machine, what became of each part, the tables of those that left a file."""
+    from gradlab.profiling.bench_file import read_json
+    from gradlab.profiling.bench_report import markdown
+
     lines = [f"# {machine.get('gpu', 'CUDA')}", "", "Written by `make gpu`, which replaces it.", ""]
     lines += [f"- {key}: {value}" for key, value in machine.items()]
     lines += ["", "| part | became | seconds | last line |", "| --- | --- | ---: | --- |"]
