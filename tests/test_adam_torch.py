@@ -6,10 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.autograd import gradcheck  # noqa: E402
+from torch.autograd import gradcheck
 
-import gradlab.torch as lab  # noqa: E402
-from gradlab.kernels import adam_triton as kernels  # noqa: E402
+import gradlab.torch as lab
+from gradlab.kernels import adam_triton as kernels
 
 OPTIONS = [
     {},

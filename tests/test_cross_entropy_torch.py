@@ -4,13 +4,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.nn.functional as F  # noqa: E402
-from hypothesis import given  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
 
-import gradlab.torch as lab  # noqa: E402
-from gradlab.kernels import cross_entropy_triton as kernels  # noqa: E402
+import gradlab.torch as lab
+from gradlab.kernels import cross_entropy_triton as kernels
 
 REDUCTION = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 IGNORE = pytest.mark.parametrize("ignore", [-100, -1, 2, None])

@@ -4,9 +4,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.nn.functional as F  # noqa: E402
+import torch.nn.functional as F
 
-import gradlab.torch as lab  # noqa: E402
+import gradlab.torch as lab
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 

@@ -6,11 +6,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import triton.language as tl  # noqa: E402
-from triton.runtime.jit import JITFunction  # noqa: E402
+import triton.language as tl
+from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import launch_triton as gate  # noqa: E402
-from gradlab.kernels import linear_triton, relu_triton  # noqa: E402
+from gradlab.kernels import launch_triton as gate
+from gradlab.kernels import linear_triton, relu_triton
 
 
 @gate.kernel

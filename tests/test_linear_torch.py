@@ -4,13 +4,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.nn.functional as F  # noqa: E402
-from hypothesis import given  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
 
-import gradlab.torch as lab  # noqa: E402
-from gradlab.kernels import linear_triton as kernels  # noqa: E402
+import gradlab.torch as lab
+from gradlab.kernels import linear_triton as kernels
 
 EPS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 RELU = pytest.mark.parametrize("activation", [None, "relu"])

@@ -7,11 +7,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from triton.runtime.jit import JITFunction  # noqa: E402
+from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import adam_triton, cross_entropy_triton, linear_triton, relu_triton  # noqa: E402
-from gradlab.kernels.launch_triton import compile_for, recording  # noqa: E402
-from gradlab.kernels.spec import specs  # noqa: E402
+from gradlab.kernels import adam_triton, cross_entropy_triton, linear_triton, relu_triton
+from gradlab.kernels.launch_triton import compile_for, recording
+from gradlab.kernels.spec import specs
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 

@@ -4,11 +4,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.library import opcheck  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
-import gradlab.torch as lab  # noqa: E402
-from gradlab.autodiff.side_torch import backend  # noqa: E402
+import gradlab.torch as lab
+from gradlab.autodiff.side_torch import backend
 
 SCALARS = [0.9, 0.999, 1e-8, 0.0, 0.01, 0.5, 1.0]
 

@@ -4,9 +4,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
+from torch.autograd import gradcheck, gradgradcheck
 
-import gradlab.torch as lab  # noqa: E402
+import gradlab.torch as lab
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

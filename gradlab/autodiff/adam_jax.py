@@ -37,22 +37,27 @@ def _step_rule(p, g, m, v, scalars):
 
 
 def _step_fwd(*args):
-    if args[-1].perturbed:
-        raise NotImplementedError("adam_step: no derivative for learning_rate, b1, b2, eps or weight_decay")
-    values = jax.tree.map(lambda t: t.value, args, is_leaf=lambda t: hasattr(t, "perturbed"))
-    return step(*values), values
+    return step(*args), args
 
 
 def _step_bwd(kept, cotangents):
     p, g, m, v, scalars = kept
-    zero = jax.custom_derivatives.SymbolicZero
-    cotangents = [jnp.zeros_like(g) if isinstance(c, zero) else c for c in cotangents]
     dp, dg, dm, dv = pullback(jnp.zeros_like(g) if p is None else p, g, m, v, *cotangents, scalars)
-    return None if p is None else dp, dg, dm, dv, None
+    # Zeros, not None: they reach `fixed` when a scalar is differentiated, and only then.
+    return None if p is None else dp, dg, dm, dv, jnp.zeros_like(scalars)
 
 
-_step_rule.defvjp(_step_fwd, _step_bwd, symbolic_zeros=True)
+_step_rule.defvjp(_step_fwd, _step_bwd)
 step = jax.jit(_step_rule)
+
+
+def _fixed_bwd(kept, cotangent):
+    raise NotImplementedError("adam_step: no derivative for learning_rate, b1, b2, eps or weight_decay")
+
+
+# The scalars of a step, which have no derivative: refused on the way back, because jax keeps a way there that raised.
+fixed = jax.custom_vjp(lambda scalars: scalars)
+fixed.defvjp(lambda scalars: (scalars, None), _fixed_bwd)
 
 
 @jax.custom_vjp
@@ -141,7 +146,7 @@ def _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay)
     lr = learning_rate(state.count) if callable(learning_rate) else learning_rate
     count = state.count + 1
     options = {"lr": lr, "step": count, "beta1": b1, "beta2": b2, "eps": eps, "weight_decay": weight_decay}
-    scalars = {g.dtype: kernels.scalars(**options, dtype=g.dtype) for g in columns["grads"]}
+    scalars = {g.dtype: fixed(kernels.scalars(**options, dtype=g.dtype)) for g in columns["grads"]}
     ps = columns["params"] if params is not None else [None] * len(like)
     rows = zip(ps, columns["grads"], columns["state.mu"], columns["state.nu"], strict=True)
     new = [step(p, g, m, v, scalars[g.dtype]) for p, g, m, v in rows]

@@ -119,10 +119,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, ignore_index: int = -
     if x.shape[1] == 0:
         refuse("cross_entropy", f"logits of shape {list(x.shape)}", "V = 0", "at least one class")
     _refuse_classes(t, x.shape[1], ignore_index)
+    low, high = -(2**31), 2**31 - 1
+    if t.dtype.itemsize > 4 or t.dtype == jnp.uint32:
+        # A class that int32 cannot hold is out of range: it must not wrap round to one that is in range.
+        t = jnp.clip(t, max(jnp.iinfo(t.dtype).min, low), high)
+    ignore_index = min(max(int(ignore_index), low), high)
     t = t.astype(jnp.int32)
-    y, _ = loss(x, t, int(ignore_index))
+    y, _ = loss(x, t, ignore_index)
     if reduction != "none":
-        y, _ = total(y, t, int(ignore_index), reduction == "mean")
+        y, _ = total(y, t, ignore_index, reduction == "mean")
     return y.astype(x.dtype)
 
 

@@ -1,0 +1,109 @@
+"""Every jax program of the lab lowered for a GPU and a TPU that are not there: its kernels are in it, compiled."""
+
+import re
+
+import pytest
+
+jax = pytest.importorskip("jax")
+
+import jax.numpy as jnp
+
+from gradlab.jax import AdamState, adam, adam_step, cross_entropy, linear, relu
+
+CALLS = {"cpu": None, "cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
+TARGETS = [(p, d) for p in ("cuda", "tpu") for d in ("float32", "bfloat16", "float16")] + [("cuda", "float64")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def arrays(dtype, *shapes):
+    return tuple(jax.ShapeDtypeStruct(s, dtype) for s in shapes)
+
+
+def gradient(fn, wrt):
+    return jax.grad(lambda *args: sum(jnp.sin(y).sum() for y in jax.tree.leaves(fn(*args))), wrt)
+
+
+def linear_relu(x, w, b):
+    return linear(x, w, b, activation="relu")
+
+
+def entropy(x, t):
+    return cross_entropy(x, t, ignore_index=2)
+
+
+def fused(p, g, m, v, lr):
+    return adam_step(p, g, AdamState(jnp.int32(3), m, v), learning_rate=lr)
+
+
+def update(g, m, v, lr):
+    return adam(lr).update(g, AdamState(jnp.int32(3), m, v))
+
+
+# name: the function, what it is differentiated by, how often it can be, its shapes (an int dtype's alone last),
+# and the kernels that must be in the program of each order.
+ODD, TALL, WHOLE = ((5, 7), (7, 3), (3,)), ((1601, 70), (70, 130), (130,)), ((128, 256), (256, 128), (128,))
+PROGRAMS = {
+    "linear": (linear, (0, 1, 2), 2, ODD, ()),
+    "linear without bias": (linear, (0, 1), 2, ODD[:2], ()),
+    "linear, relu": (linear_relu, (0, 1, 2), 2, ODD, ()),
+    "linear, relu, tall": (linear_relu, (0, 1, 2), 2, TALL, ()),
+    "linear, relu, whole tiles": (linear_relu, (0, 1, 2), 2, WHOLE, ()),
+    "relu": (relu, (0,), 2, ((5, 3, 300),), ()),
+    "cross_entropy": (entropy, (0,), 2, ((5, 7),), ((5,),)),
+    "cross_entropy, many classes": (entropy, (0,), 2, ((19, 1030),), ((19,),)),
+    "adam_step": (fused, (0, 1, 2, 3), 1, ((3, 7),) * 4 + ((),), ()),
+    "adam_step, large": (fused, (0, 1, 2, 3), 1, ((33, 129),) * 4 + ((),), ()),
+    "adam": (update, (0, 1, 2), 1, ((3, 7),) * 3 + ((),), ()),
+}
+KERNELS = {
+    "linear": ({"product"}, {"product", "column_sum"}, {"product", "column_sum"}),
+    "linear without bias": ({"product"}, {"product"}, {"product"}),
+    "linear, relu": ({"product"}, {"product", "column_sum"}, {"product", "column_sum", "gate"}),
+    "relu": ({"gate"}, {"gate"}, {"gate"}),
+    "cross_entropy": ({"loss", "total"}, {"loss", "total", "pullback"}, {"loss", "total", "pullback", "second"}),
+    "adam_step": ({"adam"}, {"adam", "adam_pullback"}),
+    "adam": ({"adam"}, {"adam", "adam_pullback"}),
+}
+
+
+def lowered(name, order, platform, dtype):
+    """The program's text for a platform, of the value (0), the gradient (1) or the gradient of the gradient (2)."""
+    fn, wrt, most, floats, ints = PROGRAMS[name]
+    assert order <= most
+    for _ in range(order):
+        fn = gradient(fn, wrt)
+    args = arrays(dtype, *floats) + arrays("int32", *ints)
+    return jax.jit(fn).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+
+
+def kernels(text, call):
+    """The names of the kernels in the program, by custom call."""
+    lines = [line for line in text.splitlines() if f"@{call}" in line]
+    return {name for line in lines for name in re.findall(r"gradlab_(\w+?)_kernel", line)}
+
+
+# Shapes of more than one block once in full and once in half precision; small ones in every dtype.
+LARGE = ("linear, relu, tall", "linear, relu, whole tiles", "cross_entropy, many classes", "adam_step, large")
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "name"),
+    [(*t, name) for t in TARGETS for name in PROGRAMS if name not in LARGE or t[1] in ("float32", "bfloat16")],
+)
+def test_lowers_to_compiled_kernels(platform, dtype, name):
+    stem = name if name in KERNELS else name.rsplit(",", 1)[0]
+    for order in range(PROGRAMS[name][2] + 1):
+        found = kernels(lowered(name, order, platform, dtype), CALLS[platform])
+        assert found == KERNELS[stem][order], f"order {order}"
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_has_no_compiled_kernel_on_a_cpu(name):
+    text = lowered(name, 1, "cpu", "float32")
+    assert "func.func public @main" in text
+    assert not re.search("triton|tpu_custom_call|mosaic", text)
