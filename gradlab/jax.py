@@ -4,6 +4,8 @@ from gradlab.autodiff.adam_jax import AdamState as AdamState
 from gradlab.autodiff.adam_jax import GradientTransformation as GradientTransformation
 from gradlab.autodiff.adam_jax import adam as adam
 from gradlab.autodiff.adam_jax import adam_step as adam_step
+from gradlab.autodiff.adam_jax import adamw as adamw
+from gradlab.autodiff.conv2d_jax import conv2d as conv2d
 from gradlab.autodiff.cross_entropy_jax import cross_entropy as cross_entropy
 from gradlab.autodiff.linear_jax import linear as linear
 from gradlab.autodiff.relu_jax import relu as relu

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.test_util import check_grads
 
-from gradlab.jax import AdamState, adam, adam_step
+from gradlab.jax import AdamState, adam, adam_step, adamw
 from gradlab.kernels import adam_pallas
 
 
@@ -106,6 +106,44 @@ def test_in_a_chain_and_with_weight_decay():
     assert_close(train_fused(*draw(), learning_rate=0.05, weight_decay=0.3), want)
 
 
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.4, "b1": 0.8}])
+def test_adamw_is_that_of_optax(options):
+    want = train(optax.adamw(0.05, **options), *draw())
+    assert_close(train(adamw(0.05, **options), *draw()), want)
+    options = {"weight_decay": 1e-4} | options
+    assert_close(train_fused(*draw(), learning_rate=0.05, decoupled=True, **options), want)
+
+
+def test_derivative_with_decoupled_decay():
+    p, g, state = array()
+
+    def new(p, g, m, v):
+        new, moments = adam_step(
+            p, g, AdamState(jnp.int32(3), m, v), learning_rate=0.2, weight_decay=0.6, decoupled=True
+        )
+        return new, moments.mu, moments.nu
+
+    def updated(p, g, m, v):
+        update, moments = adamw(0.2, weight_decay=0.6).update(g, AdamState(jnp.int32(3), m, v), p)
+        return p + update, moments.mu, moments.nu
+
+    arrays = p, g, state.mu, state.nu
+    check_grads(new, arrays, 1, modes=["rev"])
+    results, pullback = jax.vjp(new, *arrays)
+    others, other_pullback = jax.vjp(updated, *arrays)
+    assert_close(others, results)
+    cotangents = tuple(jnp.cos(k * p) for k in range(3))
+    assert_close(other_pullback(cotangents), pullback(cotangents))
+
+
+def test_adamw_without_parameters_is_refused():
+    _, g, state = array()
+    with pytest.raises(
+        ValueError, match=r"adamw: params is None, wanted the parameters: update\(grads, state, params\)"
+    ):
+        adamw().update(g, state)
+
+
 def test_defaults_in_float32():
     # Ten steps of a dozen roundings each.
     tolerance = 120 * jnp.finfo("float32").eps
@@ -118,10 +156,10 @@ def test_defaults_in_float32():
 def test_the_comparison_sees_a_wrong_kernel(mistake, fresh, monkeypatch):
     real = adam_pallas.adam
 
-    def wrong(p, g, m, v, scalars):
+    def wrong(p, g, m, v, scalars, update):
         if mistake == "nothing":
             return [p, m, v]
-        return real(p, g, m, v, scalars.at[0, 6].multiply(-1))
+        return real(p, g, m, v, scalars.at[0, 6].multiply(-1), update)
 
     monkeypatch.setattr(adam_pallas, "adam", wrong)
     with pytest.raises(AssertionError, match="Not equal"):
@@ -194,7 +232,7 @@ def test_blocks_of(platform, monkeypatch):
     monkeypatch.setattr(adam_pallas, "launch", lambda call, *operands: call(platform, *operands))
     scalars = adam_pallas.scalars(lr=0.1, step=4, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.2, dtype=p.dtype)
     arrays = p, g, state.mu, state.nu
-    assert_close(tuple(jax.jit(lambda *a: adam_pallas.adam(*a))(*arrays, scalars)), want[0])
+    assert_close(tuple(jax.jit(lambda *a: adam_pallas.adam(*a, False))(*arrays, scalars)), want[0])
     cotangents = tuple(jnp.cos(k * p) for k in range(3))
     got = jax.jit(lambda *a: adam_pallas.adam_pullback(*a))(*arrays, *cotangents, scalars)
     assert_close(tuple(got), want[1](cotangents))

@@ -16,6 +16,7 @@ OPTIONS = [
     {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-3},
     {"lr": 0.02, "weight_decay": 0.3},
     {"lr": 0.02, "weight_decay": 0.1, "maximize": True},
+    {"lr": 0.02, "weight_decay": 0.4, "decoupled_weight_decay": True},
 ]
 
 
@@ -89,6 +90,17 @@ def test_a_broken_kernel_fails(device, broken, monkeypatch):
     monkeypatch.setattr(kernels, "adam_", wrong)
     with pytest.raises(AssertionError):
         assert_equal_runs(*pair(device, lr=1e-3), steps=1)
+
+
+def test_adamw_is_torchs(device):
+    ours = parameters(device)
+    theirs = copy.deepcopy(ours)
+    first, second = (ours, lab.AdamW(ours, lr=0.02)), (theirs, torch.optim.AdamW(theirs, lr=0.02))
+    assert_equal_runs(first, second)
+    # An Adam's state does not turn it into one.
+    first[1].load_state_dict(lab.Adam(copy.deepcopy(ours)).state_dict())
+    assert first[1].param_groups[0]["decoupled_weight_decay"]
+    second[1].load_state_dict(first[1].state_dict())
 
 
 def test_state_dict_goes_both_ways(device):
@@ -226,7 +238,12 @@ def test_no_gradient_flows_through_a_square_root_at_zero(device):
 
 
 @pytest.mark.parametrize(
-    "options", [{"step": 1, "lr": 1.0, "eps": 1e-3}, {"step": 9, "weight_decay": 0.3, "maximize": True}]
+    "options",
+    [
+        {"step": 1, "lr": 1.0, "eps": 1e-3},
+        {"step": 9, "weight_decay": 0.3, "maximize": True},
+        {"step": 2, "lr": 0.2, "weight_decay": 0.6, "decoupled": True},
+    ],
 )
 def test_gradcheck_of_the_step(device, options):
     p, g, m = (torch.randn(6, dtype=torch.float64, device=device, requires_grad=True) for _ in range(3))

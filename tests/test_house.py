@@ -168,9 +168,8 @@ def test_layers_are_written_by_hand(op):
     ):
         text = re.sub(r'"""[\s\S]*?"""|#.*', "", (PACKAGE / name).read_text())
         assert not FOREIGN.search(text), f"{name}: {FOREIGN.search(text)}"
-        if "dot_general" in text:
-            assert name.endswith("linear_pallas.py")
-            assert text.count("dot_general") == 1
+        # Pallas' word for a tile's product stands in one place of a kernel file.
+        assert text.count("dot_general") <= name.endswith("_pallas.py")
 
 
 def test_rooms_at_the_root_are_links_and_no_packages():

@@ -9,11 +9,21 @@ torch = pytest.importorskip("torch")
 
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import adam_triton, cross_entropy_triton, linear_triton, relu_triton
+from gradlab.kernels import adam_triton, conv2d_triton, cross_entropy_triton, linear_triton, relu_triton
+from gradlab.kernels.conv2d import Geometry
 from gradlab.kernels.launch_triton import compile_for, recording
 from gradlab.kernels.spec import specs
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def convolutions(dtype, size):
+    """Images and windows of many channels and of one, as torch lays them out and channels last."""
+    for channels in (size // 2, 1):
+        image, window = torch.zeros(4, channels, 8, 8, dtype=dtype), torch.zeros(size // 2, channels, 3, 3, dtype=dtype)
+        yield image, window, False
+        if channels > 1:
+            yield *(t.contiguous(memory_format=torch.channels_last) for t in (image, window)), True
 
 
 def launches(dtype, size=256):
@@ -30,12 +40,19 @@ def launches(dtype, size=256):
         linear_triton.product(a, b, None, b, "y", False, False)
         linear_triton.column_sum(b, b)
         relu_triton.gate(a, a)
+        for image, window, lies in convolutions(dtype, size):
+            geometry = Geometry((2, 2), (1, 1), ((1, 1), (1, 1)), 1, (8, 8), (3, 3)).flat()
+            y = conv2d_triton.forward(image, window, c[: size // 2], None, geometry, True, lies)
+            conv2d_triton.dgrad(y, window, y, geometry, lies)
+            conv2d_triton.wgrad(y, image, y, geometry, lies)
+            conv2d_triton.bias_sum(y, y)
+        y = torch.zeros(size, dtype=acc)
         cross_entropy_triton.loss(a, t, -100)
         cross_entropy_triton.total(y, t, -100, True)
         cross_entropy_triton.pullback(y, a, s, t, -100)
         cross_entropy_triton.second(a, y, a, s, t, -100)
-        adam_triton.adam_([a, b], [a, b], [a, b], [a, b], [0.5] * 14)
-        adam_triton.adam_pullback(a, a, a, a, a, a, a, [0.5] * 7)
+        adam_triton.adam_([a, b], [a, b], [a, b], [a, b], [0.5] * 16)
+        adam_triton.adam_pullback(a, a, a, a, a, a, a, [0.5] * 8)
     return noted
 
 

@@ -9,14 +9,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradlab.torch as lab
 from gradlab.autodiff.side_torch import backend
+from gradlab.kernels.conv2d import Geometry
 
-SCALARS = [0.9, 0.999, 1e-8, 0.0, 0.01, 0.5, 1.0]
+SCALARS = [0.9, 0.999, 1e-8, 0.0, 0.01, 0.5, 1.0, 0.1]
 
 
 def samples(device):
     """Arguments for every op in the `gradlab` namespace."""
     r = lambda *s: torch.randn(*s, dtype=torch.float64, device=device)  # noqa: E731
     x, w, b = r(5, 4), r(3, 4).t(), r(3)
+    image, window = r(2, 4, 6, 5), r(3, 4, 3, 2)
+    geometry = Geometry((2, 2), (1, 1), ((1, 0), (0, 0)), 1, (6, 5), (3, 2)).flat()
     t = torch.tensor([0, 2, -100, 1, 1], device=device)
     logits = r(5, 3)
     s = torch.stack([logits.max(1).values, torch.ones(5, dtype=torch.float64, device=device)])
@@ -24,6 +27,10 @@ def samples(device):
         "product": [(x, w, b, None, "", True, False), (x, w, None, r(5, 3), "y", False, True), (x, w, None, x, "a", False, False)],
         "column_sum": [(x, None), (x, r(5, 4))],
         "gate": [(x, x), (r(()).expand(5, 4), r(4, 5).t())],
+        "conv2d": [(image, window, b, None, geometry, True, False), (image, window, None, r(2, 3, 3, 2), geometry, False, True)],
+        "conv2d_dgrad": [(r(2, 3, 3, 2), window, None, geometry, True), (r(2, 3, 3, 2), window, r(2, 3, 3, 2), geometry, False)],
+        "conv2d_wgrad": [(r(2, 3, 3, 2), image, r(2, 3, 3, 2), geometry, False)],
+        "conv2d_bias_sum": [(r(2, 3, 3, 2), None), (r(()).expand(2, 3, 3, 2), r(2, 3, 3, 2))],
         "cross_entropy_loss": [(logits, t, -100)],
         "cross_entropy_total": [(r(5), t, -100, True), (r(5), t, -100, False)],
         "cross_entropy_pullback": [(r(()).expand(5), logits, s, t, -100)],

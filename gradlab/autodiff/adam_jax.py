@@ -1,5 +1,6 @@
 """Adam for jax: a gradient transformation as optax has them, and the whole step fused, with a derivative."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,28 +28,30 @@ class AdamState(NamedTuple):
     nu: Any
 
 
-@jax.custom_vjp
-def _step_rule(p, g, m, v, scalars):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _step_rule(p, g, m, v, scalars, update):
     """(p', m', v') of one step, in new memory.
 
-    Without p, the update in place of p'.
+    `update`: p' - p in place of p'; p may be None then, where no decay needs it.
     """
-    return tuple(kernels.adam(p, g, m, v, scalars))
+    return tuple(kernels.adam(p, g, m, v, scalars, update))
 
 
-def _step_fwd(*args):
-    return step(*args), args
+def _step_fwd(p, g, m, v, scalars, update):
+    return step(p, g, m, v, scalars, update), (p, g, m, v, scalars)
 
 
-def _step_bwd(kept, cotangents):
+def _step_bwd(update, kept, cotangents):
     p, g, m, v, scalars = kept
     dp, dg, dm, dv = pullback(jnp.zeros_like(g) if p is None else p, g, m, v, *cotangents, scalars)
+    if update:
+        dp = dp - cotangents[0]
     # Zeros, not None: they reach `fixed` when a scalar is differentiated, and only then.
     return None if p is None else dp, dg, dm, dv, jnp.zeros_like(scalars)
 
 
 _step_rule.defvjp(_step_fwd, _step_bwd)
-step = jax.jit(_step_rule)
+step = jax.jit(_step_rule, static_argnums=5)
 
 
 def _fixed_bwd(kept, cotangent):
@@ -88,7 +91,29 @@ def adam(learning_rate: float | jax.Array | Callable[[jax.Array], jax.Array] = L
     """
 
     def update(grads: Any, state: AdamState, params: Any = None) -> tuple[Any, AdamState]:
-        return _over_leaves(None, grads, state, learning_rate, b1, b2, eps, 0.0)
+        return _over_leaves(None, grads, state, learning_rate, b1, b2, eps, 0.0, False, True)
+
+    return GradientTransformation(init, update)
+
+
+def adamw(learning_rate: float | jax.Array | Callable[[jax.Array], jax.Array] = LR, b1: float = BETA1,
+          b2: float = BETA2, eps: float = EPS, weight_decay: float = 1e-4) -> GradientTransformation:  # fmt: skip
+    """Adam with decoupled weight decay as a gradient transformation; `optax.adamw` by hand.
+
+    update = -lr weight_decay p - the step of `adam`.
+
+    Args:
+        learning_rate, b1, b2, eps: as in `adam`.
+        weight_decay: times the learning rate and the parameter, taken off it.
+
+    Returns:
+        `init` and `update`, which needs the parameters: without them it raises a ValueError.
+    """
+
+    def update(grads: Any, state: AdamState, params: Any = None) -> tuple[Any, AdamState]:
+        if params is None:
+            refuse("adamw", "params", "None", "the parameters: update(grads, state, params)")
+        return _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay, True, True)
 
     return GradientTransformation(init, update)
 
@@ -107,7 +132,8 @@ def init(params: Any) -> AdamState:
 
 def adam_step(params: Any, grads: Any, state: AdamState, *,
               learning_rate: float | jax.Array | Callable[[jax.Array], jax.Array] = LR, b1: float = BETA1,
-              b2: float = BETA2, eps: float = EPS, weight_decay: float = 0.0) -> tuple[Any, AdamState]:  # fmt: skip
+              b2: float = BETA2, eps: float = EPS, weight_decay: float = 0.0,
+              decoupled: bool = False) -> tuple[Any, AdamState]:  # fmt: skip
     """One whole step: parameters and both moments updated in one pass over each array.
 
     Args:
@@ -116,6 +142,7 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
             ones take their memory.
         learning_rate, b1, b2, eps: as in `adam`.
         weight_decay: added to the gradient, times the parameter.
+        decoupled: weight decay as in `adamw`.
 
     Returns:
         The new parameters and state; differentiable once with respect to params, grads and the moments.
@@ -125,10 +152,10 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
         TypeError: dtypes that differ or are not floating.
         NotImplementedError: a second derivative, or one with respect to a scalar option.
     """
-    return _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay)
+    return _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay, decoupled, False)
 
 
-def _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay):
+def _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay, decoupled, update):
     structure: Any
     like, structure = jax.tree.flatten_with_path(grads)
     trees = {"params": grads if params is None else params, "state.mu": state.mu, "state.nu": state.nu}
@@ -146,16 +173,17 @@ def _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay)
     lr = learning_rate(state.count) if callable(learning_rate) else learning_rate
     count = state.count + 1
     options = {"lr": lr, "step": count, "beta1": b1, "beta2": b2, "eps": eps, "weight_decay": weight_decay}
+    options["decoupled"] = decoupled
     scalars = {g.dtype: fixed(kernels.scalars(**options, dtype=g.dtype)) for g in columns["grads"]}
     ps = columns["params"] if params is not None else [None] * len(like)
     rows = zip(ps, columns["grads"], columns["state.mu"], columns["state.nu"], strict=True)
-    new = [step(p, g, m, v, scalars[g.dtype]) for p, g, m, v in rows]
+    new = [step(p, g, m, v, scalars[g.dtype], update) for p, g, m, v in rows]
     p, mu, nu = (structure.unflatten([leaf[k] for leaf in new]) for k in range(3))
     return p, AdamState(count, mu, nu)
 
 
 def by_spec(p: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array, *, lr: float = LR, beta1: float = BETA1,
-            beta2: float = BETA2, step: int = 1, **options: float) -> tuple[jax.Array, ...]:  # fmt: skip
+            beta2: float = BETA2, step: int = 1, **options: Any) -> tuple[jax.Array, ...]:  # fmt: skip
     """adam_step of one array with the Spec's options."""
     state = AdamState(jnp.asarray(step - 1, jnp.int32), m, v)
     p, state = adam_step(p, g, state, learning_rate=lr, b1=beta1, b2=beta2, **options)

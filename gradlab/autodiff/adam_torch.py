@@ -12,7 +12,7 @@ from gradlab.kernels import adam_triton as kernels
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
 
 # Options of torch.optim.Adam that this one does not have; a state_dict may bring them, so they are looked at each step.
-REFUSED = ("amsgrad", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay")
+REFUSED = ("amsgrad", "foreach", "capturable", "differentiable", "fused")
 
 
 class Adam(torch.optim.Adam):
@@ -22,9 +22,9 @@ class Adam(torch.optim.Adam):
     p' = p - lr / (1 - beta1^s) m' / (sqrt(v' / (1 - beta2^s)) + eps) (gradlab/kernels/adam.py has the whole of it).
 
     Args:
-        params, lr, betas, eps, weight_decay, maximize: as torch.optim.Adam takes them. lr and the step are run-time
-            values: changing them compiles nothing.
-        amsgrad, foreach, capturable, differentiable, fused, decoupled_weight_decay: refused unless false or None.
+        params, lr, betas, eps, weight_decay, maximize, decoupled_weight_decay: as torch.optim.Adam takes them. lr and
+            the step are run-time values: changing them compiles nothing.
+        amsgrad, foreach, capturable, differentiable, fused: refused unless false or None.
 
     Raises:
         ValueError, TypeError: as torch.optim.Adam raises them, and for an option refused.
@@ -72,7 +72,7 @@ class Adam(torch.optim.Adam):
                 scalars += kernels.scalars(
                     lr=float(group["lr"]), step=float(state["step"]), beta1=float(group["betas"][0]),
                     beta2=float(group["betas"][1]), eps=group["eps"], weight_decay=group["weight_decay"],
-                    maximize=group["maximize"],
+                    maximize=group["maximize"], decoupled=group["decoupled_weight_decay"],
                 )  # fmt: skip
         for quads, scalars in batches.values():
             _step(quads, scalars)
@@ -86,6 +86,26 @@ class Adam(torch.optim.Adam):
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return state
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: p' = p - lr weight_decay p - the step of `Adam`; as `torch.optim.AdamW`.
+
+    Args:
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
+            `Adam`; weight_decay is 0.01 when not given.
+    """
+
+    def __init__(self, params: Any, lr: float | torch.Tensor = LR, betas: tuple[float, float] = (BETA1, BETA2),
+                 eps: float = EPS, weight_decay: float = 1e-2, amsgrad: bool = False,
+                 **options: Any) -> None:  # fmt: skip
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True, **options)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A state_dict of an Adam brings its option along; what this class is stays.
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True
 
 
 def _refuse_options(group: dict[str, Any]) -> None:
@@ -167,6 +187,7 @@ class Pullback(torch.autograd.Function):
 
 def adam_step(param: torch.Tensor, grad: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, *, step: int,
               lr: float = LR, betas: tuple[float, float] = (BETA1, BETA2), eps: float = EPS, weight_decay: float = 0.0,
+              decoupled: bool = False,
               maximize: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """One step of Adam as a function: (p', m', v') of p, g, m, v, each of the same shape; inputs are not changed.
 
@@ -174,6 +195,7 @@ def adam_step(param: torch.Tensor, grad: torch.Tensor, exp_avg: torch.Tensor, ex
         param, grad, exp_avg, exp_avg_sq: any one shape, any strides; one of float64, float32, float16, bfloat16.
         step: the number of this step, counted from 1.
         lr, betas, eps, weight_decay, maximize: as in `Adam`; plain numbers, with no derivative.
+        decoupled: weight decay as in `AdamW`.
 
     Returns:
         The new parameter and moments; differentiable once with respect to all four tensors.
@@ -191,8 +213,9 @@ def adam_step(param: torch.Tensor, grad: torch.Tensor, exp_avg: torch.Tensor, ex
     if step < 1:
         refuse("adam_step", "step", step, "a number from 1")
     scalars = kernels.scalars(
-        lr=lr, step=step, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay, maximize=maximize
-    )
+        lr=lr, step=step, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay,
+        decoupled=decoupled, maximize=maximize,
+    )  # fmt: skip
     return Step.apply(*tensors.values(), scalars)
 
 

@@ -20,7 +20,8 @@ from gradlab.autodiff.side import side as side_of
 from gradlab.kernels.spec import Case, Spec, spec, specs
 
 SENSITIVITY = 1e-7
-DIRECTIONS = 2
+# Random directions an input: for the gradient, and for the second derivative, whose every step is a whole pullback.
+DIRECTIONS, DIRECTIONS_SECOND = 2, 1
 
 
 def check(target: str | Callable[..., Any] | None = None, *args: Any, side: str | Sequence[str] | None = None,
@@ -204,14 +205,14 @@ class _Run:
                     gradients = (self.side.take(g) for g in first(*moved))
                     return np.asarray(sum(np.sum(w * g) for w, g in zip(weights, gradients, strict=True)))
 
-                self._along(check, names[i], whole, i, self.side.take(got), paired)
+                self._along(check, names[i], whole, i, self.side.take(got), paired, DIRECTIONS_SECOND)
 
     def _along(self, check: str, name: str, put: Sequence[Any], i: int, gradient: np.ndarray,
-               paired: Callable[[Sequence[Any]], np.ndarray]) -> None:  # fmt: skip
+               paired: Callable[[Sequence[Any]], np.ndarray], directions: int = DIRECTIONS) -> None:  # fmt: skip
         """Compare <gradient, d> with differences along random directions d of +-1 in argument i."""
         at = self.side.take(put[i])
         got, want, error = [], [], []
-        for _ in range(DIRECTIONS):
+        for _ in range(directions):
             d = self.rng.choice([-1.0, 1.0], at.shape)
 
             def line(t: float, d: np.ndarray = d) -> np.ndarray:

@@ -12,13 +12,13 @@ from gradlab.kernels import launch_pallas
 from gradlab.kernels.launch_pallas import accumulator, interpreted, launch, pad, pallas
 
 # Scalars of one step, in this order, in the accumulator's dtype; all of them may change at every step.
-SCALARS = ("beta1", "1 - beta1", "beta2", "1 - beta2", "eps", "weight_decay", "step_size", "correction2")
+SCALARS = ("beta1", "1 - beta1", "beta2", "1 - beta2", "eps", "weight_decay", "step_size", "correction2", "decay")
 
 
 # fmt: off
-def _adam_kernel(s_ref, *refs, with_p):
-    """p', m', v' of p, g, m, v, or the update p' - p alone; grid (rows/BR); a program owns BR rows of each."""
-    _, rest1, beta2, rest2, eps, weight_decay, step_size, correction2 = (s_ref[0, i] for i in range(8))
+def _adam_kernel(s_ref, *refs, with_p, update):
+    """p', m', v' of p, g, m, v, or the update p' - p in place of p'; grid (rows/BR); a program owns BR rows of each."""
+    _, rest1, beta2, rest2, eps, weight_decay, step_size, correction2, decay = (s_ref[0, i] for i in range(9))
     p_ref: Any = refs[0] if with_p else None
     g_ref, m_ref, v_ref, po_ref, mo_ref, vo_ref = refs[1:] if with_p else refs
     acc = s_ref.dtype
@@ -28,8 +28,11 @@ def _adam_kernel(s_ref, *refs, with_p):
     m = m_ref[...].astype(acc)
     m = m + rest1 * (h - m)
     v = beta2 * v_ref[...].astype(acc) + rest2 * h * h
-    update = -step_size * m / (jnp.sqrt(v / correction2) + eps)
-    po_ref[...] = (p_ref[...].astype(acc) + update if with_p else update).astype(po_ref.dtype)
+    moved = -step_size * m / (jnp.sqrt(v / correction2) + eps)
+    if with_p:
+        p = p_ref[...].astype(acc)
+        moved = moved - decay * p if update else p - decay * p + moved
+    po_ref[...] = moved.astype(po_ref.dtype)
     mo_ref[...] = m.astype(mo_ref.dtype)
     vo_ref[...] = v.astype(vo_ref.dtype)
 
@@ -41,7 +44,7 @@ def _adam_pullback_kernel(
     dp_ref, dg_ref, dm_ref, dv_ref,
 ):
     """dp, dg, dm, dv of the cotangents cp, cm, cv of p', m', v'; grid (rows/BR); a program owns BR rows of each."""
-    beta1, rest1, beta2, rest2, eps, weight_decay, step_size, correction2 = (s_ref[0, i] for i in range(8))
+    beta1, rest1, beta2, rest2, eps, weight_decay, step_size, correction2, decay = (s_ref[0, i] for i in range(9))
     acc = s_ref.dtype
     p, g, m, v = (ref[...].astype(acc) for ref in (p_ref, g_ref, m_ref, v_ref))
     cp, cm, cv = (ref[...].astype(acc) for ref in (cp_ref, cm_ref, cv_ref))
@@ -56,20 +59,21 @@ def _adam_pullback_kernel(
     slope = jnp.where(moving, 0.5 / (jnp.where(moving, root, jnp.ones_like(root)) * correction2), jnp.zeros_like(root))
     dv = cv + step_size * cp * m / (d * d) * slope
     dh = rest1 * dm + 2 * rest2 * h * dv
-    dp_ref[...] = (cp + weight_decay * dh).astype(dp_ref.dtype)
+    dp_ref[...] = (cp - decay * cp + weight_decay * dh).astype(dp_ref.dtype)
     dg_ref[...] = dh.astype(dg_ref.dtype)
     dm_ref[...] = (beta1 * dm).astype(dm_ref.dtype)
     dv_ref[...] = (beta2 * dv).astype(dv_ref.dtype)
 # fmt: on
 
 
-def adam(p: jax.Array | None, g: jax.Array, m: jax.Array, v: jax.Array, scalars: jax.Array) -> list[jax.Array]:
-    """p', m', v' in one pass: 4 E elements read, 3 E written; without p, the update in place of p'.
+def adam(p: jax.Array | None, g: jax.Array, m: jax.Array, v: jax.Array, scalars: jax.Array,
+         update: bool) -> list[jax.Array]:  # fmt: skip
+    """p', m', v' in one pass: 4 E elements read, 3 E written; `update`: p' - p in place of p', p needed for decay only.
 
     Each result is declared as its input's own memory, so that a jit that donates them allocates nothing.
     """
-    aliases = {2: 1, 3: 2} if p is None else {1: 0, 3: 1, 4: 2}
-    kernel = functools.partial(_adam_kernel, with_p=p is not None)
+    aliases = {2: 1, 3: 2} if p is None else {3: 1, 4: 2} | ({} if update else {1: 0})
+    kernel = functools.partial(_adam_kernel, with_p=p is not None, update=update)
     operands = [t for t in (p, g, m, v) if t is not None]
     return _elementwise(kernel, scalars, operands, 3, aliases)
 
@@ -102,8 +106,8 @@ def _elementwise(kernel, scalars: jax.Array, operands: list[jax.Array], results:
     return launch(call, scalars, *operands)
 
 
-def scalars(*, lr, step, beta1, beta2, eps, weight_decay, dtype) -> jax.Array:
-    """SCALARS of one step as [1 8]; lr and step may be traced.
+def scalars(*, lr, step, beta1, beta2, eps, weight_decay, decoupled=False, dtype) -> jax.Array:
+    """SCALARS of one step as [1 9]; lr and step may be traced.
 
     1 - beta^step is written -expm1(step log beta): in float32 the plain difference loses four digits at the first step.
     """
@@ -113,8 +117,9 @@ def scalars(*, lr, step, beta1, beta2, eps, weight_decay, dtype) -> jax.Array:
         return -jnp.expm1(jnp.asarray(step, acc) * jnp.asarray(_log(beta), acc))
 
     return launch_pallas.scalars(
-        beta1, 1 - beta1, beta2, 1 - beta2, eps, weight_decay, lr / correction(beta1), correction(beta2), dtype=acc
-    )
+        beta1, 1 - beta1, beta2, 1 - beta2, eps, 0.0 if decoupled else weight_decay, lr / correction(beta1),
+        correction(beta2), lr * weight_decay if decoupled else 0.0, dtype=acc,
+    )  # fmt: skip
 
 
 def _log(beta):

@@ -20,7 +20,7 @@ from gradlab.kernels.launch_triton import (
 )  # fmt: skip
 
 # Scalars of one tensor's step, in this order: float64 on the host, and all of them may change at every step.
-SCALARS = ("beta1", "beta2", "eps", "weight_decay", "step_size", "correction2", "sign")
+SCALARS = ("beta1", "beta2", "eps", "weight_decay", "step_size", "correction2", "sign", "decay")
 
 
 # fmt: off
@@ -28,7 +28,7 @@ SCALARS = ("beta1", "beta2", "eps", "weight_decay", "step_size", "correction2", 
 def _step_chunk(
     p_ptr, g_ptr, m_ptr, v_ptr,
     e, E,
-    beta1, beta2, eps, weight_decay, step_size, correction2, sign,
+    beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay,
     ACC: tl.constexpr, DTYPE: tl.constexpr, WHOLE: tl.constexpr,
 ):
     """p', m', v' of the elements e below E; WHOLE promises that all are, and nothing is masked."""
@@ -45,7 +45,7 @@ def _step_chunk(
     h = sign * g + weight_decay * p
     m = m + (1 - beta1).to(ACC) * (h - m)
     v = beta2.to(ACC) * v + (1 - beta2).to(ACC) * h * h
-    p = p - step_size * m / (tl.sqrt(v / correction2) + eps)
+    p = p - decay * p - step_size * m / (tl.sqrt(v / correction2) + eps)
     if WHOLE:
         tl.store(p_ptr + e, p.to(DTYPE))
         tl.store(m_ptr + e, m.to(DTYPE))
@@ -64,14 +64,14 @@ def _adam_kernel(
 ):
     """p', m', v' over the tensors of a table; grid (chunks of BE); a program owns one chunk of one tensor.
 
-    A row of the table is 12 words of 64 bits: addresses of p, g, m, v; elements; then SCALARS as float64. Behind the T
+    A row of the table is 13 words of 64 bits: addresses of p, g, m, v; elements; then SCALARS as float64. Behind the T
     rows stand T first chunks, in rising order: the number of them not past the program names its tensor.
     """
     i = tl.arange(0, BT)
-    first = tl.load(table_ptr + 12 * T + i, mask=i < T, other=2**62)
+    first = tl.load(table_ptr + 13 * T + i, mask=i < T, other=2**62)
     program = tl.program_id(0).to(tl.int64)
     tensor = tl.sum((first <= program).to(tl.int64), axis=0) - 1
-    row = table_ptr + 12 * tensor
+    row = table_ptr + 13 * tensor
     p_ptr = tl.load(row).to(tl.pointer_type(DTYPE))
     g_ptr = tl.load(row + 1).to(tl.pointer_type(DTYPE))
     m_ptr = tl.load(row + 2).to(tl.pointer_type(DTYPE))
@@ -90,19 +90,20 @@ def _adam_kernel(
     step_size = tl.load(row + 9).to(tl.float64, bitcast=True).to(ACC)
     correction2 = tl.load(row + 10).to(tl.float64, bitcast=True).to(ACC)
     sign = tl.load(row + 11).to(tl.float64, bitcast=True).to(ACC)
+    decay = tl.load(row + 12).to(tl.float64, bitcast=True).to(ACC)
 
-    start = (program - tl.load(table_ptr + 12 * T + tensor)) * BE
+    start = (program - tl.load(table_ptr + 13 * T + tensor)) * BE
     e = start + tl.arange(0, BE)
     # A mask against a number out of memory splits wide loads too, so only a tensor's last chunk has one.
     if start + BE <= E:
         _step_chunk(
             p_ptr, g_ptr, m_ptr, v_ptr, e, E,
-            beta1, beta2, eps, weight_decay, step_size, correction2, sign, ACC, DTYPE, True,
+            beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay, ACC, DTYPE, True,
         )
     else:
         _step_chunk(
             p_ptr, g_ptr, m_ptr, v_ptr, e, E,
-            beta1, beta2, eps, weight_decay, step_size, correction2, sign, ACC, DTYPE, False,
+            beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay, ACC, DTYPE, False,
         )
 
 
@@ -123,6 +124,7 @@ def _adam_pullback_kernel(
     step_size = tl.load(scalar_ptr + 4).to(ACC)
     correction2 = tl.load(scalar_ptr + 5).to(ACC)
     sign = tl.load(scalar_ptr + 6).to(ACC)
+    decay = tl.load(scalar_ptr + 7).to(ACC)
     rest1 = (1 - beta1).to(ACC)
     rest2 = (1 - beta2).to(ACC)
 
@@ -144,7 +146,7 @@ def _adam_pullback_kernel(
     slope = tl.where(v > 0, 0.5 / (tl.where(v > 0, root, 1.0) * correction2), 0.0)
     dv = cv + step_size * cp * m / (d * d) * slope
     dh = rest1 * dm + 2 * rest2 * h * dv
-    dp = cp + weight_decay * dh
+    dp = cp - decay * cp + weight_decay * dh
     tl.store(dp_ptr + e, dp.to(dp_ptr.dtype.element_ty), mask=e < E)
     tl.store(dg_ptr + e, (sign * dh).to(dg_ptr.dtype.element_ty), mask=e < E)
     tl.store(dm_ptr + e, (beta1.to(ACC) * dm).to(dm_ptr.dtype.element_ty), mask=e < E)
@@ -231,8 +233,9 @@ def adam_pullback(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Te
 
 
 def scalars(*, lr: float, step: float, beta1: float, beta2: float, eps: float, weight_decay: float,
-            maximize: bool = False) -> list[float]:  # fmt: skip
+            decoupled: bool = False, maximize: bool = False) -> list[float]:  # fmt: skip
     """SCALARS of one tensor at one step: the bias corrections are worked out here, in float64."""
     return [
-        beta1, beta2, eps, weight_decay, lr / (1 - beta1**step), 1 - beta2**step, -1.0 if maximize else 1.0,
+        beta1, beta2, eps, 0.0 if decoupled else weight_decay, lr / (1 - beta1**step), 1 - beta2**step,
+        -1.0 if maximize else 1.0, lr * weight_decay if decoupled else 0.0,
     ]  # fmt: skip

@@ -36,18 +36,33 @@ def cross_entropy(x, t, *, ignore_index=-100, reduction="mean"):
     return y.sum() if reduction == "sum" else y.sum() / valid.sum().astype(y.dtype)
 
 
-def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, step=1):
+def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False, step=1):
     """p'[E], m'[E], v'[E]."""
     import optax
 
-    if weight_decay:
+    if weight_decay and not decoupled:
         g = g + weight_decay * p
     state = optax.ScaleByAdamState(jnp.asarray(step - 1, jnp.int32), m, v)
     updates, (state, _) = optax.adam(lr, beta1, beta2, eps).update(g, (state, optax.EmptyState()), p)
-    return optax.apply_updates(p, updates), state.mu, state.nu
+    kept = p - lr * weight_decay * p if decoupled else p
+    return optax.apply_updates(kept, updates), state.mu, state.nu
+
+
+def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activation=None):
+    """y[B F P Q]; XLA takes these layouts as they are."""
+    from gradlab.kernels.conv2d import pads, pair
+
+    around = pads(padding, w.shape[2:], pair(stride), pair(dilation), x.shape[2:])
+    y = jax.lax.conv_general_dilated(
+        x, w, pair(stride), around, rhs_dilation=pair(dilation), feature_group_count=groups,
+        dimension_numbers=("NCHW", "OIHW", "NCHW"), precision=jax.lax.Precision.HIGHEST,
+    )  # fmt: skip
+    y = y if b is None else y + b[:, None, None]
+    return jax.nn.relu(y) if activation == "relu" else y
 
 
 NATIVE = {
+    "conv2d": Native("lax.conv_general_dilated", conv2d),
     "linear": Native("jnp.dot", linear),
     "relu": Native("jax.nn.relu", relu),
     "cross_entropy": Native("optax.softmax_cross_entropy_with_integer_labels", cross_entropy),

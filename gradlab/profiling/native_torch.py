@@ -28,7 +28,7 @@ def cross_entropy(x, t, *, ignore_index=-100, reduction="mean"):
     return F.cross_entropy(x, t, ignore_index=ignore_index, reduction=reduction)
 
 
-def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, step=1):
+def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False, step=1):
     """p'[E], m'[E], v'[E]: torch's step works in place, so on copies, as the lab's does."""
     p, m, v = p.clone(), m.clone(), v.clone()
     # The fused step is torch's fastest; it has no derivative and is not for torch.compile, which fuses the plain one.
@@ -40,11 +40,19 @@ def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0
     adam_in_place(
         [p], [g], [m], [v], [], steps, foreach=False, fused=fused, differentiable=recorded, amsgrad=False,
         beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps, maximize=False,
+        decoupled_weight_decay=decoupled,
     )  # fmt: skip
     return p, m, v
 
 
+def conv2d(x, w, b=None, *, activation=None, **options):
+    """y[B F P Q]."""
+    y = F.conv2d(x, w, b, **options)
+    return F.relu(y) if activation == "relu" else y
+
+
 NATIVE = {
+    "conv2d": Native("F.conv2d", conv2d),
     "linear": Native("F.linear", linear),
     "relu": Native("F.relu", relu),
     "cross_entropy": Native("F.cross_entropy", cross_entropy),
@@ -54,9 +62,10 @@ NATIVE = {
 
 @contextmanager
 def precise() -> Iterator[None]:
-    """A context in which float32 products are float32 products, never TF32."""
-    before = torch.get_float32_matmul_precision()
+    """A context in which float32 products and convolutions are float32 throughout, never TF32."""
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         with warnings.catch_warnings():
             # inductor's advice to turn on what is turned off here.
@@ -64,6 +73,7 @@ def precise() -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def widen(array: torch.Tensor) -> torch.Tensor:

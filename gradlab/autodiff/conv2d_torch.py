@@ -1,0 +1,178 @@
+"""conv2d for torch: forward, dgrad and wgrad, each with the two others for pullbacks, so any derivative is exact."""
+
+import torch
+
+from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
+from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.relu_torch import Gate
+from gradlab.kernels import conv2d_triton as kernels
+from gradlab.kernels.conv2d import Geometry, pads, pair
+
+
+class Forward(torch.autograd.Function):
+    """y[B F P Q] = the correlation of x with w, plus bias, then relu; 0 where gate <= 0."""
+
+    @staticmethod
+    def forward(x, w, bias, gate, geometry, relu):
+        return kernels.forward(x, w, bias, gate, geometry, relu, _channels_last(x) or _channels_last(w))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, w, _, gate, ctx.geometry, relu = inputs
+        # A fused relu is a gate on y whose sign y itself carries.
+        ctx.save_for_backward(x, w, output if relu else gate)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w, gate = ctx.saved_tensors
+        need_x, need_w, need_bias, *_ = ctx.needs_input_grad
+        dx = Dgrad.apply(dy, w, gate, ctx.geometry, _channels_last(x)) if need_x else None
+        dw = Wgrad.apply(dy, x, gate, ctx.geometry, _channels_last(w)) if need_w else None
+        db = BiasSum.apply(dy, gate) if need_bias else None
+        return dx, dw, db, None, None, None
+
+
+class Dgrad(torch.autograd.Function):
+    """dx[B C H W] of the cotangent dy, zeros in place of dy where gate <= 0."""
+
+    @staticmethod
+    def forward(dy, w, gate, geometry, channels_last):
+        return kernels.dgrad(dy, w, gate, geometry, channels_last)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        dy, w, gate, ctx.geometry, _ = inputs
+        ctx.save_for_backward(dy, w, gate)
+
+    @staticmethod
+    def backward(ctx, u):
+        dy, w, gate = ctx.saved_tensors
+        need_dy, need_w, *_ = ctx.needs_input_grad
+        ddy = Forward.apply(u, w, None, gate, ctx.geometry, False) if need_dy else None
+        dw = Wgrad.apply(dy, u, gate, ctx.geometry, _channels_last(w)) if need_w else None
+        return ddy, dw, None, None, None
+
+
+class Wgrad(torch.autograd.Function):
+    """dw[F D R S] of the cotangent dy, zeros in place of dy where gate <= 0."""
+
+    @staticmethod
+    def forward(dy, x, gate, geometry, channels_last):
+        return kernels.wgrad(dy, x, gate, geometry, channels_last)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        dy, x, gate, ctx.geometry, _ = inputs
+        ctx.save_for_backward(dy, x, gate)
+
+    @staticmethod
+    def backward(ctx, v):
+        dy, x, gate = ctx.saved_tensors
+        need_dy, need_x, *_ = ctx.needs_input_grad
+        ddy = Forward.apply(x, v, None, gate, ctx.geometry, False) if need_dy else None
+        dx = Dgrad.apply(dy, v, gate, ctx.geometry, _channels_last(x)) if need_x else None
+        return ddy, dx, None, None, None
+
+
+class BiasSum(torch.autograd.Function):
+    """db[F] = sum over B, P and Q of dy, zeros where gate <= 0. Linear: its pullback is a gated broadcast."""
+
+    @staticmethod
+    def forward(dy, gate):
+        return kernels.bias_sum(dy, gate)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx, db):
+        (gate,) = ctx.saved_tensors
+        spread = db[:, None, None].expand(ctx.shape)
+        return spread if gate is None else Gate.apply(spread, gate), None
+
+
+def _channels_last(t: torch.Tensor) -> bool:
+    """Whether an image lies channels last and not also as torch lays it out by default."""
+    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
+def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
+           stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] | str = 0,
+           dilation: int | tuple[int, int] = 1, groups: int = 1, *,
+           activation: str | None = None) -> torch.Tensor:  # fmt: skip
+    """y[B F P Q] = input[B C H W] correlated with weight[F D R S], plus bias[F]; as `torch.nn.functional.conv2d`.
+
+    Args:
+        input: [B C H W] or, unbatched, [C H W]; B may be 0; any strides.
+        weight: [F D R S] with C = groups D and F a multiple of groups.
+        bias: [F].
+        stride, dilation: a positive number, or one for rows and one for columns.
+        padding: zeros around the image, a number or a pair; "valid" for none; "same" for P = H, with stride 1 alone.
+        groups: how many parts the channels fall into; C of them is depthwise.
+        activation: "relu" fuses max(y, 0) into the same kernel, there and back.
+            All arrays of one dtype (float64, float32, float16, bfloat16) and on one device, a CPU or CUDA. Sums are
+            carried in float32 or better, never in TF32.
+
+    Returns:
+        A new tensor in the inputs' dtype, channels last where input or weight lies so. Derivatives of every order are
+        exact.
+
+    Raises:
+        ValueError: shapes that do not fit, a stride, padding, dilation or groups out of range, another device.
+        TypeError: not a strided tensor, mixed or integer dtypes.
+    """
+    present = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
+    want_tensors("conv2d", present)
+    want_floats("conv2d", present)
+    want_choice("conv2d", "activation", activation, (None, "relu"))
+    want_rank("conv2d", "input", input, "[B C H W] or [C H W]", (3, 4))
+    want_rank("conv2d", "weight", weight, "[F D R S]", (4,))
+    geometry = _geometry(input, weight, stride, padding, dilation, groups)
+    if bias is not None:
+        want_rank("conv2d", "bias", bias, "[F]", (1,))
+        want_size("conv2d", "bias", bias, 0, "F", weight.shape[0], "like weight's first axis")
+    x = input if input.ndim == 4 else input.unsqueeze(0)
+    y = Forward.apply(x, weight, bias, None, geometry.flat(), activation == "relu")
+    return y if input.ndim == 4 else y.squeeze(0)
+
+
+def _geometry(input, weight, stride, padding, dilation, groups) -> Geometry:
+    steps, spread = (_pair(name, value, 1) for name, value in (("stride", stride), ("dilation", dilation)))
+    if isinstance(padding, str):
+        want_choice("conv2d", "padding", padding, ("same", "valid"))
+        if padding == "same" and steps != (1, 1):
+            refuse("conv2d", "stride", steps, "(1, 1) beside padding 'same'")
+    else:
+        padding = _pair("padding", padding, 0)
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        refuse("conv2d", "groups", repr(groups), "a positive int")
+    F, D, *window = weight.shape
+    C, *image = input.shape[-3:]
+    if 0 in (F, D, *window):
+        refuse("conv2d", "weight of shape " + str(list(weight.shape)), "empty", "at least one filter, channel and tap")
+    if F % groups:
+        refuse("conv2d", f"weight of shape {list(weight.shape)}", f"F = {F}", f"a multiple of groups = {groups}")
+    if groups * D != C:
+        refuse("conv2d", f"input of shape {list(input.shape)}", f"C = {C}", f"C = {groups * D}, groups x weight's D")
+    around = pads(padding, window, steps, spread, image)
+    geometry = Geometry(steps, spread, around, groups, (image[0], image[1]), (window[0], window[1]))
+    if min(geometry.result) < 1:
+        padded = [n + sum(p) for n, p in zip(image, around, strict=True)]
+        reach = [d * (k - 1) + 1 for k, d in zip(window, spread, strict=True)]
+        refuse("conv2d", "the padded image", padded, f"at least the window's {reach}")
+    return geometry
+
+
+def _pair(name: str, value, least: int) -> tuple[int, int]:
+    """Rows and columns of an option, each an int from `least`."""
+    values = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(values) == 1:
+        values = (*values, *values)
+    if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
+        refuse("conv2d", name, repr(value), f"an int from {least} or a pair of them")
+    return pair(values)
+
+
+by_spec = conv2d

@@ -1,0 +1,85 @@
+"""The layers as modules: subclasses of torch.nn's with another `forward`, so checkpoints load both ways."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradlab.autodiff.arguments import refuse
+from gradlab.autodiff.conv2d_torch import conv2d
+from gradlab.autodiff.cross_entropy_torch import cross_entropy
+from gradlab.autodiff.linear_torch import linear
+from gradlab.autodiff.relu_torch import relu
+
+
+class Linear(nn.Linear):
+    """y[... N] = x[... K] weight[N K]^T + bias[N]; `torch.nn.Linear` by hand."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class Conv2d(nn.Conv2d):
+    """y[B F P Q] of x[B C H W]; `torch.nn.Conv2d` by hand, its borders filled with zeros alone."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _want(self)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        pair = (self.stride, self.padding, self.dilation)
+        stride, padding, dilation = (p if isinstance(p, str) else (p[0], p[1]) for p in pair)
+        return conv2d(input, self.weight, self.bias, stride, padding, dilation, self.groups)  # type: ignore[arg-type]
+
+
+class ReLU(nn.ReLU):
+    """y = max(x, 0); `torch.nn.ReLU` by hand, out of place alone."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__(inplace)
+        _want(self)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return relu(input)
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """The loss of logits[M V] and classes[M]; `torch.nn.CrossEntropyLoss` by hand, without weight and smoothing."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _want(self)
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(input, target, ignore_index=self.ignore_index, reduction=self.reduction)
+
+
+BY_HAND: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: Linear,
+    nn.Conv2d: Conv2d,
+    nn.ReLU: ReLU,
+    nn.CrossEntropyLoss: CrossEntropyLoss,
+}
+# What a layer may be set to: attribute -> the only value that is done by hand.
+LIMITS: dict[type[nn.Module], dict[str, Any]] = {
+    nn.Conv2d: {"padding_mode": "zeros"},
+    nn.ReLU: {"inplace": False},
+    nn.CrossEntropyLoss: {"weight": None, "label_smoothing": 0.0},
+}
+
+
+def beyond(module: nn.Module) -> tuple[str, Any, Any] | None:
+    """The first setting that is not done by hand: (attribute, its value, what is wanted); None when there is none."""
+    for kind, limits in LIMITS.items():
+        if isinstance(module, kind):
+            for attribute, wanted in limits.items():
+                value = getattr(module, attribute)
+                if isinstance(value, torch.Tensor) or value != wanted:
+                    return attribute, "a tensor" if isinstance(value, torch.Tensor) else repr(value), wanted
+    return None
+
+
+def _want(module: nn.Module) -> None:
+    found = beyond(module)
+    if found:
+        refuse(type(module).__name__, found[0], found[1], repr(found[2]))

@@ -1,0 +1,184 @@
+r"""conv2d: two-dimensional cross-correlation with stride, padding, dilation and groups, plus bias, then relu if asked.
+
+Shapes: x[B C H W], w[F D R S], b[F] -> y[B F P Q], with C = G D input channels, F filters in G groups, an R x S window:
+P = (H + top + bottom - dilation (R - 1) - 1) / stride + 1, Q alike, rounded down. jax keeps x as [B H W C], w as
+[R S D F] and y as [B P Q F]: the same axes in another order.
+
+With i(p, r) = stride p - top + dilation r, j(q, s) alike, x zero outside the image, f in group g = f / (F / G):
+Forward (2 B F P Q D R S FLOPs)         a GEMM of M = B P Q, N = F / G, K = D R S for each group
+    y[b f p q] = b[f] + sum_{d r s} x[b, g D + d, i(p, r), j(q, s)] w[f d r s]
+Pullback of the cotangent dy[B F P Q] (twice that), dz = dy, or dy where y > 0 and 0 elsewhere:
+    dgrad  dx[b c i j] = sum_{f, (p r): i(p, r) = i, (q s): j(q, s) = j} dz[b f p q] w[f, c - g D, r, s]
+    wgrad  dw[f d r s] = sum_{b p q} dz[b f p q] x[b, g D + d, i(p, r), j(q, s)]
+           a GEMM of M = F / G, N = D R S, K = B P Q for each group
+    bias   db[f] = sum_{b p q} dz[b f p q]
+
+dgrad by stride: i + top = stride p + dilation r asks that dilation r = i + top (mod stride), so the rows of one residue
+class of i meet the same taps r0, r0 + step, ... with step = stride / gcd(stride, dilation), and no others. Each class
+is a dense GEMM of M = B H/stride W/stride, N = D, K = F/G times the taps of the class; no zero is multiplied for a
+stride.
+
+Derivation: the three maps are the three readings of one trilinear form T(dy, x, w) = <dy, conv(x, w)>: forward is its
+gradient in dy, dgrad in x, wgrad in w. So the pullbacks of each are the two others: with u the cotangent of dgrad's dx,
+d(dy) = conv(u, w) and dw = wgrad(dy, u); with v that of wgrad's dw, d(dy) = conv(x, v) and dx = dgrad(dy, v). With relu
+the form is T(g dy, x, w) with the gate g = [y > 0] at dy in all three. Closed: derivatives of any order are exact.
+
+Precision: float32 or better in every sum, never TF32. Kept for the way back: x, w, and y when relu is fused.
+Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, arXiv:1603.07285.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gradlab.kernels.spec import Arrays, Case, Spec, normal
+
+
+def pair(value) -> tuple[int, int]:
+    """(rows, columns) of a number or a pair."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def pads(padding, window, stride, dilation, image) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((top, bottom), (left, right)) of a number, a pair, pairs of pairs, "valid", or "same".
+
+    "same" is the P = H / stride, rounded up, of jax; with stride 1 it is also torch's. The odd pixel goes behind.
+    """
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding == "same":
+        found = []
+        for n, k, s, d in zip(image, window, stride, dilation, strict=True):
+            total = max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
+            found.append((total // 2, total - total // 2))
+        return found[0], found[1]
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    rows, columns = padding
+    return pair(rows), pair(columns)
+
+
+def output(n: int, k: int, stride: int, dilation: int, pad: tuple[int, int]) -> int:
+    """P of H: how many windows fit."""
+    return (n + sum(pad) - dilation * (k - 1) - 1) // stride + 1
+
+
+class Geometry(NamedTuple):
+    """Where the windows lie: everything about a convolution but its arrays; hashable, rows before columns."""
+
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    pads: tuple[tuple[int, int], tuple[int, int]]
+    groups: int
+    image: tuple[int, int]
+    window: tuple[int, int]
+
+    @property
+    def result(self) -> tuple[int, int]:
+        """(P, Q)."""
+        rows, columns = zip(self.image, self.window, self.stride, self.dilation, self.pads, strict=True)
+        return output(*rows), output(*columns)
+
+    def flat(self) -> list[int]:
+        """Thirteen integers, as a registered op takes them."""
+        return [*self.stride, *self.dilation, *self.pads[0], *self.pads[1], self.groups, *self.image, *self.window]
+
+    @classmethod
+    def of(cls, flat: Sequence[int]) -> "Geometry":
+        """The inverse of `flat`."""
+        SH, SW, DH, DW, top, bottom, left, right, groups, H, W, R, S = flat
+        return cls((SH, SW), (DH, DW), ((top, bottom), (left, right)), groups, (H, W), (R, S))
+
+
+def reference(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activation=None):
+    """y[B F P Q] in the inputs' dtype: one product a tap and group."""
+    B, _, H, W = x.shape
+    F, D, R, S = w.shape
+    (sh, sw), (dh, dw) = pair(stride), pair(dilation)
+    (top, bottom), (left, right) = pads(padding, (R, S), (sh, sw), (dh, dw), (H, W))
+    P, Q = output(H, R, sh, dh, (top, bottom)), output(W, S, sw, dw, (left, right))
+    wide = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    y = np.zeros((B, F, P, Q), np.result_type(x, w))
+    N = F // groups
+    for g in range(groups):
+        for r in range(R):
+            for s in range(S):
+                rows, columns = (
+                    slice(r * dh, r * dh + sh * (P - 1) + 1, sh),
+                    slice(s * dw, s * dw + sw * (Q - 1) + 1, sw),
+                )
+                seen = wide[:, g * D : (g + 1) * D, rows, columns]
+                y[:, g * N : (g + 1) * N] += np.einsum("bdpq,fd->bfpq", seen, w[g * N : (g + 1) * N, :, r, s])
+    if b is not None:
+        y += b[:, None, None]
+    return np.maximum(y, 0) if activation == "relu" else y
+
+
+def flops(sizes, **static):
+    """A multiply and an add a tap; the pullback is two such sums and the bias."""
+    full = sizes | derive(sizes, **static)
+    results = full["B"] * full["F"] * full["P"] * full["Q"]
+    taps = full["D"] * full["R"] * full["S"]
+    return {"forward": 2 * results * taps + results, "backward": 4 * results * taps + results}
+
+
+def derive(sizes, *, stride=1, padding=0, dilation=1, groups=1, **static):
+    """C, P and Q."""
+    window, steps, spread = (sizes["R"], sizes["S"]), pair(stride), pair(dilation)
+    around = pads(padding, window, steps, spread, (sizes["H"], sizes["W"]))
+    P, Q = (
+        output(n, k, s, d, p)
+        for n, k, s, d, p in zip((sizes["H"], sizes["W"]), window, steps, spread, around, strict=True)
+    )
+    return {"C": groups * sizes["D"], "P": P, "Q": Q}
+
+
+def length(sizes) -> int:
+    """The longest of the three sums."""
+    window = sizes["R"] * sizes["S"]
+    return max(sizes["D"] * window, sizes["F"] * window, sizes["B"] * sizes["P"] * sizes["Q"])
+
+
+def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
+    """Normal inputs; with relu, drawn anew until no pre-activation lies where a difference would straddle the kink."""
+    options = {k: v for k, v in spec.options(case).items() if k != "activation"}
+    while True:
+        arrays = normal(rng, case, spec)
+        if case.use != "check" or "activation" not in case.static:
+            return arrays
+        if np.abs(reference(*arrays.values(), **options)).min(initial=1.0) > 0.02:
+            return arrays
+
+
+def _sizes(B, D, H, W, F, R, S):
+    return {"B": B, "D": D, "H": H, "W": W, "F": F, "R": R, "S": S}
+
+
+SPEC = Spec(
+    name="conv2d",
+    formula="y[b f p q] = b[f] + sum x[b c i j] w[f d r s], relu",
+    signature="x[B C H W], w[F D R S], b[F] -> y[B F P Q]",
+    wrt=("x", "w", "b"),
+    reference=reference,
+    flops=flops,
+    cases=(
+        Case("one", _sizes(1, 1, 1, 1, 1, 1, 1)),
+        Case("plain", _sizes(2, 2, 5, 4, 3, 3, 2)),
+        Case("no bias, padded", _sizes(1, 2, 4, 5, 2, 3, 3), {"padding": 1, "has_b": False}),
+        Case("stride 2", _sizes(1, 2, 7, 6, 2, 3, 3), {"stride": 2, "padding": (1, 0)}),
+        Case("stride 3, dilation 2", _sizes(1, 1, 9, 8, 2, 3, 2), {"stride": (3, 2), "dilation": (2, 3), "padding": 2}),
+        Case("groups", _sizes(1, 2, 4, 4, 4, 2, 2), {"groups": 2, "padding": 1}),
+        Case("depthwise", _sizes(1, 1, 5, 5, 6, 3, 3), {"groups": 3, "padding": "same", "stride": 1, "dilation": 2}),
+        Case("relu", _sizes(1, 2, 3, 4, 2, 2, 2), {"padding": 1, "activation": "relu"}),
+        Case("digits", _sizes(64, 1, 8, 8, 16, 3, 3), {"padding": 1, "activation": "relu"}, use="bench"),
+        Case("lenet", _sizes(32, 6, 14, 14, 16, 5, 5), {}, use="bench"),
+        Case("resnet", _sizes(64, 128, 28, 28, 128, 3, 3), {"padding": 1}, use="bench gpu"),
+    ),
+    draw=draw,
+    length=length,
+    derive=derive,
+    order=3,
+    kept="x, w; y with relu",
+    source="Dumoulin and Visin, arXiv:1603.07285",
+)

@@ -1,0 +1,400 @@
+"""Cross-correlation and its two pullbacks as Pallas kernels: implicit GEMMs over images that lie as rows of a matrix.
+
+x[B H W C] is padded and parted once by its place modulo the stride: x[phase, m, c] with phase = (i mod sh, j mod sw) and
+m = (b, i / sh, j / sw) flattened to M = B H' W' rows. y and dy lie on the same M rows, zeros where p >= P or q >= Q. So
+a tap (r, s) is a phase and a constant shift of rows, and each program reads dense [BM BK] blocks: no im2col, no gather,
+no stride. H' >= P + the farthest tap, W' alike, so that a shift which leaves an image only meets zeros, or rows that
+are cropped: M / (B P Q) - 1 is the price, 7 % for a 3 x 3 window over 28 x 28.
+
+On a TPU a program is handed its BM rows and a halo of the farthest shift; on a GPU it reads where it likes.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from gradlab.kernels.conv2d import Geometry
+from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
+
+
+class Phase(NamedTuple):
+    """The taps that meet one phase: tap and shift of the (i, j)-th are first + i down + j across."""
+
+    number: int
+    counts: tuple[int, int]
+    tap: tuple[int, int, int]
+    shift: tuple[int, int, int]
+
+
+# fmt: off
+def _forward_kernel(*refs, phases, BM, BK, walked, bias, relu, gated):
+    """y[m n] = sum_{t k} x[phase(t), m + shift(t), k] w[t k n] + c[n]; grid (M/BM, G, N/BN); a program owns y[BM BN]."""
+    x_ref, w_ref, *others, y_ref = refs
+    acc = accumulator(y_ref.dtype)
+    start = pl.program_id(0) * BM if walked else 0
+    y = jnp.zeros(y_ref.shape, acc)
+    for phase in phases:
+        def step(tap, shift, k, total, index=phase.number):
+            x, w = x_ref[index, pl.ds(start + shift, BM), k], w_ref[tap, k, :]
+            return total + _dot(x, w, 1, 0)
+        y = _taps(phase, w_ref.shape[1], BK, walked, step, y)
+    if bias:
+        y = y + others[0][...].astype(acc)
+    if relu:
+        y = jnp.where(y <= 0, jnp.zeros_like(y), y)
+    if gated:
+        y = jnp.where(others[-1][...] <= 0, jnp.zeros_like(y), y)
+    y_ref[...] = y.astype(y_ref.dtype)
+
+
+def _dgrad_kernel(*refs, phases, BM, BK, walked, halo, gated):
+    """dx[phase, m, n] = sum_{t in phase, k} dz[m - shift(t), k] w[t n k]; grid (M/BM, G, N/BN); a program owns dx[:, BM, BN]."""
+    dz_ref, w_ref, *others, dx_ref = refs
+    acc = accumulator(dx_ref.dtype)
+    start = (pl.program_id(0) * BM if walked else 0) + halo
+    for phase in phases:
+        def step(tap, shift, k, total):
+            m = pl.ds(start - shift, BM)
+            dz = dz_ref[m, k]
+            if gated:
+                dz = jnp.where(others[0][m, k] <= 0, jnp.zeros_like(dz), dz)
+            return total + _dot(dz, w_ref[tap, :, k], 1, 1)
+        dx = _taps(phase, w_ref.shape[2], BK, walked, step, jnp.zeros(dx_ref.shape[1:], acc))
+        dx_ref[phase.number] = dx.astype(dx_ref.dtype)
+
+
+def _wgrad_kernel(*refs, phases, steps, BM, walked, geometry, width, gated):
+    """dw[z t d n] = sum_m x[phase(t), m + shift(t), d] dz[m n], z-th rows; grid (Z, RS, G, D/BD, N/BN), or RS in one program."""
+    x_ref, dz_ref, *others, dw_ref = refs
+    acc = accumulator(x_ref.dtype)
+    start = pl.program_id(0) * (steps * BM) if walked else 0
+
+    def add(index, shift, i, total):
+        m = pl.ds(i * BM, BM)
+        dz = dz_ref[m, :]
+        if gated:
+            dz = jnp.where(others[0][m, :] <= 0, jnp.zeros_like(dz), dz)
+        return total + _dot(x_ref[index, pl.ds(start + i * BM + shift, BM), :], dz, 0, 0)
+
+    zero = jnp.zeros(dw_ref.shape[-2:], acc)
+    if walked:
+        index, shift = _locate(geometry, width, pl.program_id(1))
+        dw_ref[...] = loop(steps, lambda i, total: add(index, shift, i, total), zero).astype(dw_ref.dtype)
+        return
+    for phase in phases:
+        def keep(tap, shift, k, total, index=phase.number):
+            dw_ref[tap] = add(index, shift, 0, zero).astype(dw_ref.dtype)
+        _taps(phase, 1, 1, False, keep, None)
+
+
+def _bias_sum_kernel(*refs, M, BM, gated):
+    """s[z n] = sum_m a[m n], gated by g > 0, over the z-th M rows; grid (Z, N/BN); a program owns s[z BN]."""
+    a_ref, *others, s_ref = refs
+    acc = accumulator(a_ref.dtype)
+
+    def step(i, total):
+        m = pl.ds(i * BM, BM)
+        a = a_ref[m, :].astype(acc)
+        if gated:
+            a = jnp.where(others[0][m, :] <= 0, jnp.zeros_like(a), a)
+        return total + jnp.sum(a, axis=0, keepdims=True)
+
+    s_ref[...] = loop(M // BM, step, jnp.zeros(s_ref.shape, acc)).astype(s_ref.dtype)
+# fmt: on
+
+
+def _dot(a, b, in_a, in_b):
+    """The sum over axis `in_a` of a and `in_b` of b, never in TF32, carried in float32 or better."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype in (jnp.float32, jnp.float64) else None
+    axes = (((in_a,), (in_b,)), ((), ()))
+    return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=accumulator(a.dtype))
+
+
+def _taps(phase, K, BK, walked, step, total):
+    """Fold step(tap, shift, block of K, total) over the taps of a phase: one loop on a GPU, unrolled elsewhere."""
+    (down, across), blocks = phase.counts, K // BK
+
+    def at(i, j, k, total):
+        tap, shift = (first + i * by_row + j * by_column for first, by_row, by_column in (phase.tap, phase.shift))
+        return step(tap, shift, pl.ds(k * BK, BK), total)
+
+    if walked:
+        div, rem = jax.lax.div, jax.lax.rem
+        A, N = jnp.int32(across), jnp.int32(blocks)
+        walk = lambda n, total: at(div(n, A * N), rem(div(n, N), A), rem(n, N), total)  # noqa: E731
+        return loop(down * across * blocks, walk, total)
+    for i in range(down):
+        for j in range(across):
+            for k in range(blocks):
+                total = at(i, j, k, total)
+    return total
+
+
+def _locate(geometry: Geometry, width: int, tap):
+    """The phase and the shift of a tap whose number is only known when the kernel runs."""
+    S, (sh, sw), (dh, dw) = (
+        jnp.int32(geometry.window[1]),
+        *(map(jnp.int32, t) for t in (geometry.stride, geometry.dilation)),
+    )
+    div, rem = jax.lax.div, jax.lax.rem
+    i, j = div(tap, S) * dh, rem(tap, S) * dw
+    return rem(i, sh) * sw + rem(j, sw), div(i, sh) * jnp.int32(width) + div(j, sw)
+
+
+def _rows(geometry: Geometry) -> tuple[int, int]:
+    """(H', W'): rows and columns of a phase of one image, with room for the farthest tap and for all of the image."""
+    each = zip(
+        geometry.result, geometry.window, geometry.stride, geometry.dilation, geometry.pads, geometry.image, strict=True
+    )
+    H, W = (max(p + (k - 1) * d // s, -(-(around[0] + n) // s)) for p, k, s, d, around, n in each)
+    return H, W
+
+
+def _phases(geometry: Geometry) -> tuple[Phase, ...]:
+    """Every phase of the stride with the taps that meet it, which may be none."""
+    S, width = geometry.window[1], _rows(geometry)[1]
+
+    def axis(k, s, d):
+        """place mod s -> first tap, distance of taps, how many, first shift, distance of shifts."""
+        every = s // math.gcd(s, d)
+        return {r * d % s: (r, every, -(-(k - r) // every), r * d // s, every * d // s) for r in range(min(every, k))}
+
+    down, across = (axis(*each) for each in zip(geometry.window, geometry.stride, geometry.dilation, strict=True))
+    none, found = (0, 0, 0, 0, 0), []
+    for a in range(geometry.stride[0]):
+        for b in range(geometry.stride[1]):
+            r, by_r, R, up, by_up = down.get(a, none)
+            s, by_s, count, left, by_left = across.get(b, none)
+            tap, shift = (r * S + s, by_r * S, by_s), (up * width + left, by_up * width, by_left)
+            found.append(Phase(a * geometry.stride[1] + b, (R, count), tap, shift))
+    return tuple(found)
+
+
+def _halo(geometry: Geometry) -> int:
+    """The farthest shift, a whole number of a TPU's sublanes."""
+    (down, across), width = (
+        ((k - 1) * d // s for k, d, s in zip(geometry.window, geometry.dilation, geometry.stride, strict=True)),
+        _rows(geometry)[1],
+    )
+    far = down * width + across
+    return far + -far % 16
+
+
+def _lay(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """x[B H W C] as its phases: [sh sw, B H' W', C]."""
+    B, H, W, C = x.shape
+    (sh, sw), ((top, _), (left, _)), (down, across) = geometry.stride, geometry.pads, _rows(geometry)
+    x = jnp.pad(x, ((0, 0), (top, down * sh - top - H), (left, across * sw - left - W), (0, 0)))
+    return x.reshape(B, down, sh, across, sw, C).transpose(2, 4, 0, 1, 3, 5).reshape(sh * sw, B * down * across, C)
+
+
+def _gather(rows: jax.Array, B: int, geometry: Geometry) -> jax.Array:
+    """x[B H W C] from its phases: `_lay` undone."""
+    (sh, sw), ((top, _), (left, _)), (down, across), (H, W) = (
+        geometry.stride,
+        geometry.pads,
+        _rows(geometry),
+        geometry.image,
+    )
+    x = rows.reshape(sh, sw, B, down, across, -1).transpose(2, 3, 0, 4, 1, 5).reshape(B, down * sh, across * sw, -1)
+    return x[:, top : top + H, left : left + W]
+
+
+def _spread(dy: jax.Array, geometry: Geometry) -> jax.Array:
+    """dy[B P Q F] on the rows of x: [B H' W', F], zeros where p >= P or q >= Q."""
+    (down, across), (P, Q) = _rows(geometry), geometry.result
+    return jnp.pad(dy, ((0, 0), (0, down - P), (0, across - Q), (0, 0))).reshape(-1, dy.shape[-1])
+
+
+def _split(t: jax.Array, groups: int, wide: int) -> jax.Array:
+    """The last axis, G channels apiece of a group, grown to `wide` a group."""
+    each = t.shape[-1] // groups
+    if each == wide:
+        return t
+    return pad(t.reshape(*t.shape[:-1], groups, each), *t.shape[:-1], 1, wide).reshape(*t.shape[:-1], groups * wide)
+
+
+def _join(t: jax.Array, groups: int, each: int) -> jax.Array:
+    """`_split` undone: the first `each` channels of every group."""
+    wide = t.shape[-1] // groups
+    if each == wide:
+        return t
+    return t.reshape(*t.shape[:-1], groups, wide)[..., :each].reshape(*t.shape[:-1], groups * each)
+
+
+def forward(x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array | None, geometry: Geometry,
+            relu: bool) -> jax.Array:  # fmt: skip
+    """y[B P Q F] of x[B H W C], w[R S D F] and bias[F], then relu; zeros where gate <= 0.
+
+    A GEMM of B P Q x F/G x D R S a group; x and the gate are laid out once, w is read once per BM rows.
+    """
+    B, D, F, G, (P, Q) = x.shape[0], w.shape[2], w.shape[3], geometry.groups, geometry.result
+    if 0 in (B, F):
+        return jnp.zeros((B, P, Q, F), x.dtype)
+    if D == 0:
+        # An empty sum: one zero channel says it.
+        x, w, D = jnp.zeros((*x.shape[:3], G), x.dtype), jnp.zeros((*w.shape[:2], 1, F), w.dtype), 1
+    N, halo, (down, across) = F // G, _halo(geometry), _rows(geometry)
+    others = [None if bias is None else bias.reshape(1, F), None if gate is None else _spread(gate, geometry)]
+
+    def call(platform: str, x: jax.Array, w: jax.Array, *others: jax.Array) -> jax.Array:
+        M, T = x.shape[1:2] + w.shape[:1]
+        BM, BK, BN, warps, stages = _tile(platform, x.dtype, M, D, N)
+        tall, deep, wide = M + -M % BM, D + -D % BK, N + -N % BN
+        operands = [
+            jnp.pad(_split(x, G, deep), ((0, 0), (0, tall + halo - M), (0, 0))),
+            pad(_split(w, G, wide), T, deep, 1),
+            *(pad(_split(t, G, wide), 1 if t.shape[0] == 1 else BM, 1) for t in others),
+        ]
+        columns = wide // BN
+        row = pl.BlockSpec((1, BN), lambda i, g, j: (0, g * columns + j))
+        tile = pl.BlockSpec((BM, BN), lambda i, g, j: (i, g * columns + j))
+        specs = [
+            _seen(platform, x.shape[:1], BM, tall + halo, BM + halo, deep),
+            pl.BlockSpec((T, deep, BN), lambda i, g, j: (0, 0, g * columns + j)),
+            *[row] * (bias is not None), *[tile] * (gate is not None),
+        ]  # fmt: skip
+        kernel = functools.partial(
+            _forward_kernel, phases=_phases(geometry), BM=BM, BK=BK, walked=platform == "cuda",
+            bias=bias is not None, relu=relu, gated=gate is not None,
+        )  # fmt: skip
+        shape = jax.ShapeDtypeStruct((tall, G * wide), x.dtype)
+        grid = (tall // BM, G, columns)
+        return _join(
+            pallas(kernel, platform, grid, specs, tile, shape, warps=warps, stages=stages)(*operands)[:M], G, N
+        )
+
+    y = launch(call, _lay(x, geometry), w.reshape(-1, D, F), *(t for t in others if t is not None))
+    return y.reshape(B, down, across, F)[:, :P, :Q]
+
+
+def dgrad(dy: jax.Array, w: jax.Array, gate: jax.Array | None, geometry: Geometry) -> jax.Array:
+    """dx[B H W C] of dy[B P Q F] and w[R S D F], zeros in place of dy where gate <= 0.
+
+    For each phase a dense GEMM of B H' W' x D x F/G times its taps a group: no zero is multiplied for a stride.
+    """
+    B, D, F, G = dy.shape[0], w.shape[2], w.shape[3], geometry.groups
+    if 0 in (B, D, F):
+        return jnp.zeros((B, *geometry.image, G * D), dy.dtype)
+    halo, phases = _halo(geometry), _phases(geometry)
+
+    def call(platform: str, w: jax.Array, *rows: jax.Array) -> jax.Array:
+        M, T = rows[0].shape[0], w.shape[0]
+        BM, BK, BN, warps, stages = _tile(platform, dy.dtype, M, F // G, D)
+        tall, deep, wide = M + -M % BM, F // G + -(F // G) % BK, D + -D % BN
+        operands = [jnp.pad(_split(t, G, deep), ((halo, tall - M), (0, 0))) for t in rows]
+        operands.insert(1, pad(_split(w, G, deep), T, wide, 1))
+        columns = wide // BN
+        seen = _seen(platform, (), BM, tall + halo, BM + halo, deep)
+        specs = [seen, pl.BlockSpec((T, BN, deep), lambda i, g, j: (0, j, g)), *[seen] * (gate is not None)]
+        out = pl.BlockSpec((len(phases), BM, BN), lambda i, g, j: (0, i, g * columns + j))
+        kernel = functools.partial(
+            _dgrad_kernel, phases=phases, BM=BM, BK=BK, walked=platform == "cuda", halo=halo, gated=gate is not None,
+        )  # fmt: skip
+        shape = jax.ShapeDtypeStruct((len(phases), tall, G * wide), dy.dtype)
+        grid = (tall // BM, G, columns)
+        dx = pallas(kernel, platform, grid, specs, out, shape, warps=warps, stages=stages)(*operands)
+        return _join(dx[:, :M], G, D)
+
+    rows = [_spread(t, geometry) for t in (dy, gate) if t is not None]
+    return _gather(launch(call, w.reshape(-1, D, F), *rows), B, geometry)
+
+
+def wgrad(dy: jax.Array, x: jax.Array, gate: jax.Array | None, geometry: Geometry) -> jax.Array:
+    """dw[R S D F] of dy[B P Q F] and x[B H W C], zeros in place of dy where gate <= 0.
+
+    A GEMM of D x F/G x B P Q a tap and group, its long sum cut in Z parts and added up in a second pass: no atomics.
+    """
+    B, F, G, (R, S) = x.shape[0], dy.shape[3], geometry.groups, geometry.window
+    D, N, T, halo, phases = x.shape[3] // G, F // G, R * S, _halo(geometry), _phases(geometry)
+    if 0 in (B, D, F):
+        return jnp.zeros((R, S, D, F), dy.dtype)
+
+    def call(platform: str, x: jax.Array, *rows: jax.Array) -> jax.Array:
+        M, walked = x.shape[1], platform == "cuda"
+        BD, BM, BN, warps, stages = _tile(platform, dy.dtype, D, M, N)
+        if platform == "tpu":
+            BM = block(platform, M, 1024, least=128)
+        deep, wide, blocks = D + -D % BD, N + -N % BN, -(-M // BM)
+        grid = (T if walked else 1, G, deep // BD, wide // BN)
+        # A GPU is filled with a few hundred programs; elsewhere a program takes one block of rows.
+        steps = max(1, blocks * math.prod(grid) // 512) if walked else 1
+        Z = -(-blocks // steps)
+        tall = Z * steps * BM
+        operands = [
+            jnp.pad(_split(x, G, deep), ((0, 0), (0, tall + halo - M), (0, 0))),
+            *(pad(_split(t, G, wide), tall, 1) for t in rows),
+        ]
+        inner, columns = deep // BD, wide // BN
+        tile = pl.BlockSpec((steps * BM, BN), lambda z, t, g, d, n: (z, g * columns + n))
+        specs = [
+            _seen(platform, x.shape[:1], BM, tall + halo, BM + halo, BD, lambda z, t, g, d, n: (z, g * inner + d)),
+            *[tile] * len(rows),
+        ]
+        out = pl.BlockSpec((None, None if walked else T, BD, BN), lambda z, t, g, d, n: (z, t, d, g * columns + n))
+        kernel = functools.partial(
+            _wgrad_kernel, phases=phases, steps=steps, BM=BM, walked=walked, geometry=geometry,
+            width=_rows(geometry)[1], gated=gate is not None,
+        )  # fmt: skip
+        shape = jax.ShapeDtypeStruct((Z, T, deep, G * wide), dy.dtype if Z == 1 else accumulator(dy.dtype))
+        dw = pallas(kernel, platform, (Z, *grid), specs, out, shape, warps=warps, stages=stages)(*operands)
+        if Z > 1:
+            dw = _sum(platform, dw.reshape(Z, -1)).reshape(dw.shape[1:]).astype(dy.dtype)
+        return _join(dw.reshape(shape.shape[1:])[:, :D], G, N)
+
+    rows = [_spread(t, geometry) for t in (dy, gate) if t is not None]
+    return launch(call, _lay(x, geometry), *rows).reshape(R, S, D, F)
+
+
+def bias_sum(dy: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """db[F] = sum over B, P and Q of dy[B P Q F], zeros where gate <= 0; B P Q F (1 or 2) elements read."""
+    if dy.size == 0:
+        return jnp.zeros(dy.shape[3], dy.dtype)
+    return launch(_sum, *(t.reshape(-1, t.shape[3]) for t in (dy, gate) if t is not None))
+
+
+def _sum(platform: str, *operands: jax.Array) -> jax.Array:
+    """s[N] = sum over M of a[M N], zeros where gate <= 0; a tall matrix in two passes, Z partial rows first."""
+    a = operands[0]
+    M, N = a.shape
+    Z = max(1, min(256, M // 512)) if platform == "cuda" else 1
+    BM, BN = block(platform, -(-M // Z), 64), block(platform, N, 128, least=128)
+    rows = -(-M // (Z * BM)) * BM
+    padded = [pad(t, Z * rows, BN) for t in operands]
+    spec = pl.BlockSpec((rows, BN), lambda z, j: (z, j))
+    kernel = functools.partial(_bias_sum_kernel, M=rows, BM=BM, gated=len(operands) > 1)
+    dtype = accumulator(a.dtype) if Z > 1 else a.dtype
+    shape = jax.ShapeDtypeStruct((Z, padded[0].shape[1]), dtype)
+    out = pl.BlockSpec((1, BN), lambda z, j: (z, j))
+    grid = (Z, padded[0].shape[1] // BN)
+    partial = pallas(kernel, platform, grid, [spec] * len(padded), out, shape)(*padded)[:, :N]
+    return partial[0] if Z == 1 else _sum(platform, partial).astype(a.dtype)
+
+
+def _seen(platform, lead, BM, rows, window, width, place=lambda i, g, j: (i, g)) -> pl.BlockSpec:
+    """What a program sees of an operand that it reads at shifted rows: on a TPU its own and a halo, else every row."""
+    zeros = (0,) * len(lead)
+    if platform == "tpu":
+
+        def own(*at):
+            i, g = place(*at)
+            return (*zeros, i * BM, g * width)
+
+        return pl.BlockSpec(tuple(pl.Element(n) for n in (*lead, window, width)), own)
+    return pl.BlockSpec((*lead, rows, width), lambda *at: (*zeros, 0, place(*at)[1]))
+
+
+def _tile(platform: str, dtype, M: int, K: int, N: int) -> tuple[int, int, int, int, int]:
+    """BM, BK, BN, warps, stages: one block when interpreted; tensor-core tiles in half precision when compiled."""
+    if interpreted(platform):
+        return M, K, N, 4, 1
+    if platform == "tpu":
+        return 128, 128, 128, 4, 1
+    if dtype in (jnp.float32, jnp.float64):
+        return block(platform, M, 64), block(platform, K, 32), block(platform, N, 64), 4, 3
+    BM, BN = block(platform, M, 128), block(platform, N, 128)
+    return BM, block(platform, K, 64), BN, 8 if BM * BN > 64 * 128 else 4, 3
