@@ -16,7 +16,7 @@ SCALARS = [0.9, 0.999, 1e-8, 0.0, 0.01, 0.5, 1.0, 0.1]
 
 def samples(device):
     """Arguments for every op in the `gradlab` namespace."""
-    r = lambda *s: torch.randn(*s, dtype=torch.float64, device=device)  # noqa: E731
+    r = lambda *s: torch.randn(*s, dtype=torch.float64, device=device)
     x, w, b = r(5, 4), r(3, 4).t(), r(3)
     image, window = r(2, 4, 6, 5), r(3, 4, 3, 2)
     geometry = Geometry((2, 2), (1, 1), ((1, 0), (0, 0)), 1, (6, 5), (3, 2)).flat()
@@ -60,7 +60,7 @@ def network(x, t, w1, b1, w2, b2):
 
 
 def inputs(device, rows=6):
-    r = lambda *s: torch.randn(*s, dtype=torch.float64, device=device, requires_grad=True)  # noqa: E731
+    r = lambda *s: torch.randn(*s, dtype=torch.float64, device=device, requires_grad=True)
     return (r(rows, 5), torch.arange(rows, device=device) % 3, r(4, 5), r(4), r(3, 4), r(3))
 
 
