@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 
 from gradlab.kernels.conv2d import Geometry
 from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
+from gradlab.kernels.linear_pallas import column_sum
 
 
 class Phase(NamedTuple):
@@ -89,21 +90,6 @@ def _wgrad_kernel(*refs, phases, steps, BM, walked, geometry, width, gated):
         def keep(tap, shift, k, total, index=phase.number):
             dw_ref[tap] = add(index, shift, 0, zero).astype(dw_ref.dtype)
         _taps(phase, 1, 1, False, keep, None)
-
-
-def _bias_sum_kernel(*refs, M, BM, gated):
-    """s[z n] = sum_m a[m n], gated by g > 0, over the z-th M rows; grid (Z, N/BN); a program owns s[z BN]."""
-    a_ref, *others, s_ref = refs
-    acc = accumulator(a_ref.dtype)
-
-    def step(i, total):
-        m = pl.ds(i * BM, BM)
-        a = a_ref[m, :].astype(acc)
-        if gated:
-            a = jnp.where(others[0][m, :] <= 0, jnp.zeros_like(a), a)
-        return total + jnp.sum(a, axis=0, keepdims=True)
-
-    s_ref[...] = loop(M // BM, step, jnp.zeros(s_ref.shape, acc)).astype(s_ref.dtype)
 # fmt: on
 
 
@@ -343,7 +329,7 @@ def wgrad(dy: jax.Array, x: jax.Array, gate: jax.Array | None, geometry: Geometr
         shape = jax.ShapeDtypeStruct((Z, T, deep, G * wide), dy.dtype if Z == 1 else accumulator(dy.dtype))
         dw = pallas(kernel, platform, (Z, *grid), specs, out, shape, warps=warps, stages=stages)(*operands)
         if Z > 1:
-            dw = _sum(platform, dw.reshape(Z, -1)).reshape(dw.shape[1:]).astype(dy.dtype)
+            dw = column_sum(dw.reshape(Z, -1), None).reshape(dw.shape[1:]).astype(dy.dtype)
         return _join(dw.reshape(shape.shape[1:])[:, :D], G, N)
 
     rows = [_spread(t, geometry) for t in (dy, gate) if t is not None]
@@ -351,28 +337,9 @@ def wgrad(dy: jax.Array, x: jax.Array, gate: jax.Array | None, geometry: Geometr
 
 
 def bias_sum(dy: jax.Array, gate: jax.Array | None) -> jax.Array:
-    """db[F] = sum over B, P and Q of dy[B P Q F], zeros where gate <= 0; B P Q F (1 or 2) elements read."""
-    if dy.size == 0:
-        return jnp.zeros(dy.shape[3], dy.dtype)
-    return launch(_sum, *(t.reshape(-1, t.shape[3]) for t in (dy, gate) if t is not None))
-
-
-def _sum(platform: str, *operands: jax.Array) -> jax.Array:
-    """s[N] = sum over M of a[M N], zeros where gate <= 0; a tall matrix in two passes, Z partial rows first."""
-    a = operands[0]
-    M, N = a.shape
-    Z = max(1, min(256, M // 512)) if platform == "cuda" else 1
-    BM, BN = block(platform, -(-M // Z), 64), block(platform, N, 128, least=128)
-    rows = -(-M // (Z * BM)) * BM
-    padded = [pad(t, Z * rows, BN) for t in operands]
-    spec = pl.BlockSpec((rows, BN), lambda z, j: (z, j))
-    kernel = functools.partial(_bias_sum_kernel, M=rows, BM=BM, gated=len(operands) > 1)
-    dtype = accumulator(a.dtype) if Z > 1 else a.dtype
-    shape = jax.ShapeDtypeStruct((Z, padded[0].shape[1]), dtype)
-    out = pl.BlockSpec((1, BN), lambda z, j: (z, j))
-    grid = (Z, padded[0].shape[1] // BN)
-    partial = pallas(kernel, platform, grid, [spec] * len(padded), out, shape)(*padded)[:, :N]
-    return partial[0] if Z == 1 else _sum(platform, partial).astype(a.dtype)
+    """db[F] = sum over B, P and Q of dy[B P Q F], zeros where gate <= 0; F comes last, so it is linear's column sum."""
+    F = dy.shape[3]
+    return column_sum(dy.reshape(-1, F), None if gate is None else gate.reshape(-1, F))
 
 
 def _seen(platform, lead, BM, rows, window, width, place=lambda i, g, j: (i, g)) -> pl.BlockSpec:
