@@ -4,6 +4,7 @@ import torch
 
 from gradlab.autodiff.arguments import want_floats
 from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.mapped_torch import in_front
 from gradlab.kernels import relu_triton as kernels
 
 
@@ -23,6 +24,10 @@ class Gate(torch.autograd.Function):
         (gate,) = ctx.saved_tensors
         return Gate.apply(dy, gate), None
 
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return Gate.apply(*in_front(info.batch_size, in_dims, args)), 0
+
 
 class Relu(torch.autograd.Function):
     """y = max(x, 0)."""
@@ -39,6 +44,10 @@ class Relu(torch.autograd.Function):
     def backward(ctx, dy):
         (y,) = ctx.saved_tensors
         return Gate.apply(dy, y)
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return Relu.apply(x), in_dims[0]
 
 
 def relu(input: torch.Tensor) -> torch.Tensor:

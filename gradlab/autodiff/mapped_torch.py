@@ -1,0 +1,17 @@
+"""A mapped axis (`torch.func.vmap`) on its way into an axis a kernel has: moved to the front, never looped over."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def in_front(batch_size: int, in_dims: Sequence[int | None], args: Sequence[Any]) -> list[Any]:
+    """The arguments with the mapped axis of every tensor in front; one without is repeated there, by stride 0."""
+    return [_front(batch_size, axis, value) for axis, value in zip(in_dims, args, strict=True)]
+
+
+def _front(batch_size: int, axis: int | None, value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.expand(batch_size, *value.shape) if axis is None else value.movedim(axis, 0)
