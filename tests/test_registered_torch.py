@@ -24,15 +24,15 @@ def samples(device):
     logits = r(5, 3)
     s = torch.stack([logits.max(1).values, torch.ones(5, dtype=torch.float64, device=device)])
     return {
-        "product": [(x, w, b, None, "", True, False), (x, w, None, r(5, 3), "y", False, True), (x, w, None, x, "a", False, False)],
-        "column_sum": [(x, None), (x, r(5, 4))],
+        "product": [(x, w, b, None, "", True, False), (x, w, None, r(5, 3), "y", False, True), (x, w, None, x, "a", False, False), (r(2, 5, 4), w.expand(2, 4, 3), r(2, 3), None, "", True, True)],
+        "column_sum": [(x, None), (x, r(5, 4)), (r(2, 5, 4), None)],
         "gate": [(x, x), (r(()).expand(5, 4), r(4, 5).t())],
         "conv2d": [(image, window, b, None, geometry, True, False), (image, window, None, r(2, 3, 3, 2), geometry, False, True)],
         "conv2d_dgrad": [(r(2, 3, 3, 2), window, None, geometry, True), (r(2, 3, 3, 2), window, r(2, 3, 3, 2), geometry, False)],
         "conv2d_wgrad": [(r(2, 3, 3, 2), image, r(2, 3, 3, 2), geometry, False)],
         "conv2d_bias_sum": [(r(2, 3, 3, 2), None), (r(()).expand(2, 3, 3, 2), r(2, 3, 3, 2))],
         "cross_entropy_loss": [(logits, t, -100)],
-        "cross_entropy_total": [(r(5), t, -100, True), (r(5), t, -100, False)],
+        "cross_entropy_total": [(r(5), t, -100, True), (r(5), t, -100, False), (r(2, 5), t.expand(2, 5), -100, True)],
         "cross_entropy_pullback": [(r(()).expand(5), logits, s, t, -100)],
         "cross_entropy_second": [(r(5, 3), r(5), logits, s, t, -100)],
         "adam_": [([r(3), r(2, 2)], [r(3), r(2, 2)], [r(3), r(2, 2)], [r(3).abs(), r(2, 2).abs()], SCALARS * 2)],

@@ -4,6 +4,8 @@ import torch
 
 from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.conv2d_mapped_torch import as_images, from_images, inside, more_groups, outside
+from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.relu_torch import Gate
 from gradlab.kernels import conv2d_triton as kernels
 from gradlab.kernels.conv2d import Geometry, pads, pair
@@ -31,6 +33,21 @@ class Forward(torch.autograd.Function):
         db = BiasSum.apply(dy, gate) if need_bias else None
         return dx, dw, db, None, None, None
 
+    @staticmethod
+    def vmap(info, in_dims, x, w, bias, gate, geometry, relu):
+        Z, one_x, one_w = info.batch_size, in_dims[0] is None, in_dims[1:3] == (None, None)
+        if one_w:
+            x, gate = as_images(*in_front(Z, (in_dims[0], in_dims[3]), (x, gate)))
+            return from_images(Forward.apply(x, w, bias, gate, geometry, relu), Z), 0
+        groups = Geometry.of(geometry).groups if one_x else 1
+        w, bias, gate = in_front(Z, in_dims[1:4], (w, bias, gate))
+        if not one_x:
+            x, geometry = inside(x.movedim(in_dims[0], 0), 1, 1), more_groups(geometry, Z)
+        y = Forward.apply(
+            x, inside(w, 0, groups), inside(bias, 0, groups), inside(gate, 1, groups), geometry, relu
+        )  # fmt: skip
+        return outside(y, Z, 1, groups), 0
+
 
 class Dgrad(torch.autograd.Function):
     """dx[B C H W] of the cotangent dy, zeros in place of dy where gate <= 0."""
@@ -51,6 +68,17 @@ class Dgrad(torch.autograd.Function):
         ddy = Forward.apply(u, w, None, gate, ctx.geometry, False) if need_dy else None
         dw = Wgrad.apply(dy, u, gate, ctx.geometry, _channels_last(w)) if need_w else None
         return ddy, dw, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, dy, w, gate, geometry, channels_last):
+        Z, one_w = info.batch_size, in_dims[1] is None
+        dy, gate = in_front(Z, (in_dims[0], in_dims[2]), (dy, gate))
+        if one_w:
+            dy, gate = as_images(dy, gate)
+            return from_images(Dgrad.apply(dy, w, gate, geometry, channels_last), Z), 0
+        w, geometry = inside(w.movedim(in_dims[1], 0), 0, 1), more_groups(geometry, Z)
+        dx = Dgrad.apply(inside(dy, 1, 1), w, inside(gate, 1, 1), geometry, channels_last)
+        return outside(dx, Z, 1, 1), 0
 
 
 class Wgrad(torch.autograd.Function):
@@ -73,6 +101,16 @@ class Wgrad(torch.autograd.Function):
         dx = Dgrad.apply(dy, v, gate, ctx.geometry, _channels_last(x)) if need_x else None
         return ddy, dx, None, None, None
 
+    @staticmethod
+    def vmap(info, in_dims, dy, x, gate, geometry, channels_last):
+        Z, one_x = info.batch_size, in_dims[1] is None
+        groups = Geometry.of(geometry).groups if one_x else 1
+        dy, gate = in_front(Z, (in_dims[0], in_dims[2]), (dy, gate))
+        if not one_x:
+            x, geometry = inside(x.movedim(in_dims[1], 0), 1, 1), more_groups(geometry, Z)
+        dw = Wgrad.apply(inside(dy, 1, groups), x, inside(gate, 1, groups), geometry, channels_last)
+        return outside(dw, Z, 0, groups), 0
+
 
 class BiasSum(torch.autograd.Function):
     """db[F] = sum over B, P and Q of dy, zeros where gate <= 0. Linear: its pullback is a gated broadcast."""
@@ -91,6 +129,11 @@ class BiasSum(torch.autograd.Function):
         (gate,) = ctx.saved_tensors
         spread = db[:, None, None].expand(ctx.shape)
         return spread if gate is None else Gate.apply(spread, gate), None
+
+    @staticmethod
+    def vmap(info, in_dims, dy, gate):
+        dy, gate = in_front(info.batch_size, in_dims, (dy, gate))
+        return outside(BiasSum.apply(inside(dy, 1, 1), inside(gate, 1, 1)), info.batch_size, 0, 1), 0
 
 
 def _channels_last(t: torch.Tensor) -> bool:

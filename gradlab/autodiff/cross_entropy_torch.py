@@ -4,6 +4,7 @@ import torch
 
 from gradlab.autodiff.arguments import dtype_name, refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.mapped_torch import in_front, merged
 from gradlab.kernels import cross_entropy_triton as kernels
 
 
@@ -24,6 +25,12 @@ class Loss(torch.autograd.Function):
     def backward(ctx, dy, _):
         return Pullback.apply(dy, *ctx.saved_tensors, ctx.ignore_index), None, None
 
+    @staticmethod
+    def vmap(info, in_dims, x, t, ignore_index):
+        x, t = in_front(info.batch_size, in_dims[:2], (x, t))
+        y, s = Loss.apply(x.flatten(0, 1), t.flatten(), ignore_index)
+        return (y.reshape(t.shape), s.reshape(2, *t.shape)), (0, 1)
+
 
 class Pullback(torch.autograd.Function):
     """dx[m v] = dy[m] (softmax(x)[m v] - onehot(t)[m v])."""
@@ -42,6 +49,12 @@ class Pullback(torch.autograd.Function):
         ddy, dx = Second.apply(u, *ctx.saved_tensors, ctx.ignore_index)
         return ddy, dx, None, None, None
 
+    @staticmethod
+    def vmap(info, in_dims, dy, x, s, t, ignore_index):
+        dy, x, s, t = in_front(info.batch_size, in_dims[:4], (dy, x, s, t))
+        dx = Pullback.apply(dy.flatten(), x.flatten(0, 1), _rows(s), t.flatten(), ignore_index)
+        return dx.reshape(x.shape), 0
+
 
 class Second(torch.autograd.Function):
     """The pullback of the pullback: the row's dot product for dy, the Hessian-vector product for x."""
@@ -59,9 +72,24 @@ class Second(torch.autograd.Function):
     def backward(ctx, *cotangents):
         raise NotImplementedError("cross_entropy: its third derivative is not implemented, wanted order 1 or 2")
 
+    @staticmethod
+    def vmap(info, in_dims, u, dy, x, s, t, ignore_index):
+        u, dy, x, s, t = in_front(info.batch_size, in_dims[:5], (u, dy, x, s, t))
+        flat = u.flatten(0, 1), dy.flatten(), x.flatten(0, 1), _rows(s), t.flatten()
+        ddy, dx = Second.apply(*flat, ignore_index)
+        return (ddy.reshape(dy.shape), dx.reshape(x.shape)), (0, 0)
+
+
+def _rows(s: torch.Tensor) -> torch.Tensor:
+    """[2 Z*M] of the statistics [Z 2 M]."""
+    return s.movedim(0, 1).flatten(1)
+
 
 class Total(torch.autograd.Function):
-    """The sum of y[M], or its mean over the n rows that are not ignored, and n. Linear: its pullback is a broadcast."""
+    """The sum of y[M], or its mean over the n rows that are not ignored, and n. Linear: its pullback is a broadcast.
+
+    Both may have one more axis Z in front, which is what a mapped axis becomes.
+    """
 
     @staticmethod
     def forward(y, t, ignore_index, mean):
@@ -70,13 +98,20 @@ class Total(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         y, _, _, ctx.mean = inputs
-        ctx.rows = y.shape[0]
+        ctx.shape = y.shape
         ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx, dr):
         (r,) = ctx.saved_tensors
-        return ((dr[0] / r.detach()[1]) if ctx.mean else dr[0]).expand(ctx.rows), None, None, None
+        dy = dr[..., :1] / r.detach()[..., 1:] if ctx.mean else dr[..., :1]
+        return dy.expand(ctx.shape), None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, y, t, ignore_index, mean):
+        y, t = in_front(info.batch_size, in_dims[:2], (y, t))
+        r = Total.apply(merged(y, 1), merged(t, 1), ignore_index, mean)
+        return r.reshape(*y.shape[:-1], 2), 0
 
 
 def cross_entropy(input: torch.Tensor, target: torch.Tensor, *, ignore_index: int = -100,

@@ -6,6 +6,7 @@ import torch
 
 from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.mapped_torch import in_front, merged
 from gradlab.autodiff.relu_torch import Gate
 from gradlab.kernels import linear_triton as kernels
 
@@ -14,7 +15,10 @@ MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
 
 
 class Product(torch.autograd.Function):
-    """y[M N] = a[M K] b[K N] + bias[N], then relu; `place` ("a", "b", "y" or "") is zero where gate <= 0."""
+    """y[M N] = a[M K] b[K N] + bias[N], then relu; `place` ("a", "b", "y" or "") is zero where gate <= 0.
+
+    All of them may have one more axis Z in front, which is what a mapped axis becomes.
+    """
 
     @staticmethod
     def forward(a, b, bias, gate, place, relu, transposed):
@@ -35,14 +39,26 @@ class Product(torch.autograd.Function):
         da = db = dbias = None
         if need_a:
             # A gate that stays at its operand is transposed with it.
-            gate_a = gate.t() if ctx.place == "b" else gate
-            da = Product.apply(dy, b.t(), None, gate_a, in_dgrad, False, _by_columns(a))
+            gate_a = gate.mT if ctx.place == "b" else gate
+            da = Product.apply(dy, b.mT, None, gate_a, in_dgrad, False, _by_columns(a))
         if need_b:
-            gate_b = gate.t() if ctx.place == "a" else gate
-            db = Product.apply(a.t(), dy, None, gate_b, in_wgrad, False, _by_columns(b))
+            gate_b = gate.mT if ctx.place == "a" else gate
+            db = Product.apply(a.mT, dy, None, gate_b, in_wgrad, False, _by_columns(b))
         if need_bias:
             dbias = ColumnSum.apply(dy, gate if ctx.place == "y" else None)
         return da, db, dbias, None, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, a, b, bias, gate, place, relu, transposed):
+        if in_dims[1:3] == (None, None) and b.ndim == 2 and place != "b":
+            # One b for all: their rows are the rows of one product.
+            a, gate = in_front(info.batch_size, (in_dims[0], in_dims[3]), (a, gate))
+            y = Product.apply(merged(a, 1), b, bias, merged(gate, 1), place, relu, False)
+            return y.reshape(*a.shape[:-1], b.shape[-1]), 0
+        args = in_front(info.batch_size, in_dims, (a, b, bias, gate, place, relu, transposed))
+        folded = [merged(t, axes) for t, axes in zip(args[:4], (2, 2, 1, 2), strict=True)]
+        y = Product.apply(*folded, place, relu, transposed)
+        return y.reshape(*args[0].shape[:-1], args[1].shape[-1]), 0
 
 
 class ColumnSum(torch.autograd.Function):
@@ -60,13 +76,19 @@ class ColumnSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, ds):
         (gate,) = ctx.saved_tensors
-        rows = ds.expand(ctx.shape)
+        rows = ds.unsqueeze(-2).expand(ctx.shape)
         return rows if gate is None else Gate.apply(rows, gate), None
+
+    @staticmethod
+    def vmap(info, in_dims, a, gate):
+        a, gate = in_front(info.batch_size, in_dims, (a, gate))
+        s = ColumnSum.apply(merged(a, 2), merged(gate, 2))
+        return s.reshape(*a.shape[:-2], a.shape[-1]), 0
 
 
 def _by_columns(t: torch.Tensor) -> bool:
     """Whether a matrix lies in memory column by column, as a transposed weight does: its gradient is to lie so too."""
-    return t.stride(0) == 1 and t.stride(1) != 1
+    return t.stride(-2) == 1 and t.stride(-1) != 1
 
 
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *,

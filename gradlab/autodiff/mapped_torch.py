@@ -1,5 +1,6 @@
 """A mapped axis (`torch.func.vmap`) on its way into an axis a kernel has: moved to the front, never looped over."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,11 @@ import torch
 def in_front(batch_size: int, in_dims: Sequence[int | None], args: Sequence[Any]) -> list[Any]:
     """The arguments with the mapped axis of every tensor in front; one without is repeated there, by stride 0."""
     return [_front(batch_size, axis, value) for axis, value in zip(in_dims, args, strict=True)]
+
+
+def merged(t: torch.Tensor | None, axes: int) -> torch.Tensor | None:
+    """The tensor with the axes in front of its last `axes` as one."""
+    return None if t is None else t.reshape(math.prod(t.shape[:-axes]), *t.shape[-axes:])
 
 
 def _front(batch_size: int, axis: int | None, value: Any) -> Any:

@@ -1,5 +1,7 @@
 """Cross-entropy of rows of logits, there, back and back again, as Triton kernels."""
 
+import math
+
 import torch
 import triton.language as tl
 
@@ -44,13 +46,16 @@ def _loss_kernel(
 
 @kernel
 def _total_kernel(
-    y_ptr, y_m,
-    t_ptr, t_m,
+    y_ptr, y_z, y_m,
+    t_ptr, t_z, t_m,
     r_ptr,
     M, IGNORE,
     ACC: tl.constexpr, MEAN: tl.constexpr, BM: tl.constexpr,
 ):
-    """r = (sum_m y[m], or the mean over rows not ignored; number of those rows); grid (1); one program owns both."""
+    """r[z] = (sum_m y[z m], or the mean over rows not ignored; number of those rows); grid (Z); a program owns r[z]."""
+    z = tl.program_id(0).to(tl.int64)
+    y_ptr += z * y_z
+    t_ptr += z * t_z
     total = tl.zeros((BM,), dtype=ACC)
     count = tl.zeros((BM,), dtype=tl.int64)
     for m0 in range(0, M, BM):
@@ -62,15 +67,15 @@ def _total_kernel(
     n = tl.sum(count, axis=0).to(ACC)
     if MEAN:
         y = y / n
-    tl.store(r_ptr, y)
-    tl.store(r_ptr + 1, n)
+    tl.store(r_ptr + 2 * z, y)
+    tl.store(r_ptr + 2 * z + 1, n)
 
 
 @kernel
 def _pullback_kernel(
     c_ptr, c_m,
     x_ptr, x_m, x_v,
-    s_ptr, s_k,
+    s_ptr, s_k, s_m,
     t_ptr, t_m,
     d_ptr, d_m, d_v,
     M, V, IGNORE,
@@ -83,8 +88,8 @@ def _pullback_kernel(
     inside = (m < M)[:, None] & (v < V)[None, :]
     c = tl.load(c_ptr + m * c_m, mask=m < M, other=0.0).to(ACC)
     t = tl.load(t_ptr + m * t_m, mask=m < M, other=IGNORE)
-    top = tl.load(s_ptr + m, mask=m < M, other=0.0)
-    log_sum = tl.load(s_ptr + s_k + m, mask=m < M, other=0.0)
+    top = tl.load(s_ptr + m * s_m, mask=m < M, other=0.0)
+    log_sum = tl.load(s_ptr + s_k + m * s_m, mask=m < M, other=0.0)
     x = tl.load(x_ptr + m[:, None] * x_m + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
     p = tl.exp((x - top[:, None]) - log_sum[:, None])
     d = c[:, None] * (p - tl.where(v[None, :] == t[:, None], 1.0, 0.0))
@@ -99,7 +104,7 @@ def _second_kernel(
     u_ptr, u_m, u_v,
     c_ptr, c_m,
     x_ptr, x_m, x_v,
-    s_ptr, s_k,
+    s_ptr, s_k, s_m,
     t_ptr, t_m,
     e_ptr,
     d_ptr, d_m, d_v,
@@ -110,8 +115,8 @@ def _second_kernel(
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     c = tl.load(c_ptr + m * c_m, mask=m < M, other=0.0).to(ACC)
     t = tl.load(t_ptr + m * t_m, mask=m < M, other=IGNORE)
-    top = tl.load(s_ptr + m, mask=m < M, other=0.0)
-    log_sum = tl.load(s_ptr + s_k + m, mask=m < M, other=0.0)
+    top = tl.load(s_ptr + m * s_m, mask=m < M, other=0.0)
+    log_sum = tl.load(s_ptr + s_k + m * s_m, mask=m < M, other=0.0)
     valid = (m < M) & (t != IGNORE)
     known = (t >= 0) & (t < V)
     mean_u = tl.zeros((BM,), dtype=ACC)
@@ -176,19 +181,22 @@ def loss(x: torch.Tensor, t: torch.Tensor, ignore_index: int) -> tuple[torch.Ten
 
 
 def _total_fake(y, t, ignore_index, mean):
-    return y.new_empty(2)
+    return y.new_empty((*y.shape[:-1], 2))
 
 
 @op("cross_entropy_total", fake=_total_fake)
 def total(y: torch.Tensor, t: torch.Tensor, ignore_index: int, mean: bool) -> torch.Tensor:
-    """(sum or mean of y[M] over rows not ignored, their number n), in y's dtype; 0 / 0 is NaN."""
-    r = y.new_empty(2)
-    (M,) = y.shape
+    """(sum or mean of y[M] over rows not ignored, their number n), in y's dtype; 0 / 0 is NaN.
+
+    y and t may have one more axis Z in front: a pair for each of its places.
+    """
+    r = _total_fake(y, t, ignore_index, mean)
+    *Z, M = y.shape
     # fmt: off
     launch(
-        _total_kernel, [1],
-        y, *y.stride(),
-        t, *t.stride(),
+        _total_kernel, [math.prod(Z)],
+        y, *(0, *y.stride())[-2:],
+        t, *(0, *t.stride())[-2:],
         r,
         M, ignore_index,
         ACC=triton_dtype(y.dtype), MEAN=mean, BM=block(M, 2**20 if interpreted(y.device) else 4096), writes=[r],
@@ -212,7 +220,7 @@ def pullback(c: torch.Tensor, x: torch.Tensor, s: torch.Tensor, t: torch.Tensor,
         _pullback_kernel, [-(-M // BM) * -(-V // BV)],
         c, *c.stride(),
         x, *x.stride(),
-        s, s.stride(0),
+        s, *s.stride(),
         t, *t.stride(),
         d, *d.stride(),
         M, V, ignore_index,
@@ -242,7 +250,7 @@ def second(u: torch.Tensor, c: torch.Tensor, x: torch.Tensor, s: torch.Tensor, t
         u, *u.stride(),
         c, *c.stride(),
         x, *x.stride(),
-        s, s.stride(0),
+        s, *s.stride(),
         t, *t.stride(),
         e,
         d, *d.stride(),

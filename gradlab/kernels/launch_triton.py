@@ -88,6 +88,8 @@ def launch(jit: JITFunction, grid: Sequence[int], *args: Any, writes: Sequence[t
     if interpreted(device):
         _interpret(jit, tuple(grid), args, writes, constants)
         return
+    if max(grid[1:], default=1) > 65535:
+        raise ValueError(f"{jit.fn.__name__}: grid is {tuple(grid)}, wanted at most 65535 programs past the first axis")
     with torch.cuda.device(device):
         # FP fusion is named because its default changes between Triton releases, and with it the last bit.
         jit[tuple(grid)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
