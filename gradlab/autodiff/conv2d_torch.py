@@ -4,6 +4,7 @@ import torch
 
 from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.autocast_torch import lowered
 from gradlab.autodiff.conv2d_mapped_torch import as_images, from_images, inside, more_groups, outside
 from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.relu_torch import Gate
@@ -156,7 +157,7 @@ def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         groups: how many parts the channels fall into; C of them is depthwise.
         activation: "relu" fuses max(y, 0) into the same kernel, there and back.
             All arrays of one dtype (float64, float32, float16, bfloat16) and on one device, a CPU or CUDA. Sums are
-            carried in float32 or better, never in TF32.
+            carried in float32 or better, never in TF32. Under `torch.autocast` they are cast to its dtype first.
 
     Returns:
         A new tensor in the inputs' dtype, channels last where input or weight lies so. Derivatives of every order are
@@ -166,6 +167,7 @@ def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         ValueError: shapes that do not fit, a stride, padding, dilation or groups out of range, another device.
         TypeError: not a strided tensor, mixed or integer dtypes.
     """
+    input, weight, bias = lowered(input, weight, bias)
     present = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
     want_tensors("conv2d", present)
     want_floats("conv2d", present)

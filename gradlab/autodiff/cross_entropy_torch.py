@@ -4,6 +4,7 @@ import torch
 
 from gradlab.autodiff.arguments import dtype_name, refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.autocast_torch import raised
 from gradlab.autodiff.mapped_torch import in_front, merged
 from gradlab.kernels import cross_entropy_triton as kernels
 
@@ -120,6 +121,7 @@ def cross_entropy(input: torch.Tensor, target: torch.Tensor, *, ignore_index: in
 
     Args:
         input: logits [M V], V >= 1, M may be 0; any strides; float64, float32, float16, bfloat16, on a CPU or CUDA.
+            Under `torch.autocast` it is cast to float32 first.
         target: classes [M] in [0, V), int64 or int32, on the same device.
         ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V).
         reduction: "mean" over the rows not ignored (NaN when there are none), "sum", or "none" for one loss a row.
@@ -135,6 +137,7 @@ def cross_entropy(input: torch.Tensor, target: torch.Tensor, *, ignore_index: in
             gradient are NaN there.
         NotImplementedError: a third derivative.
     """
+    (input,) = raised(input)
     want_tensors("cross_entropy", {"input": input, "target": target})
     want_floats("cross_entropy", {"input": input})
     if target.dtype not in (torch.int64, torch.int32):

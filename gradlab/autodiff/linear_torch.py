@@ -6,6 +6,7 @@ import torch
 
 from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.autocast_torch import lowered
 from gradlab.autodiff.mapped_torch import in_front, merged
 from gradlab.autodiff.relu_torch import Gate
 from gradlab.kernels import linear_triton as kernels
@@ -101,7 +102,7 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         bias: [N], or a scalar beside a weight [K].
         activation: "relu" fuses max(y, 0) into the same kernel, there and back.
             All of one dtype (float64, float32, float16, bfloat16) and on one device, a CPU or CUDA. Sums are carried in
-            float32 or better, never in TF32.
+            float32 or better, never in TF32. Under `torch.autocast` they are cast to its dtype first.
 
     Returns:
         A new tensor [... N] in the inputs' dtype. Derivatives of every order are exact.
@@ -110,6 +111,7 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         ValueError: shapes that do not fit, another device, an unknown activation.
         TypeError: not a strided tensor, mixed or integer dtypes.
     """
+    input, weight, bias = lowered(input, weight, bias)
     present = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
     want_tensors("linear", present)
     want_floats("linear", present)
