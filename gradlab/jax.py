@@ -8,4 +8,5 @@ from gradlab.autodiff.adam_jax import adamw as adamw
 from gradlab.autodiff.conv2d_jax import conv2d as conv2d
 from gradlab.autodiff.cross_entropy_jax import cross_entropy as cross_entropy
 from gradlab.autodiff.linear_jax import linear as linear
+from gradlab.autodiff.max_pool2d_jax import max_pool2d as max_pool2d
 from gradlab.autodiff.relu_jax import relu as relu

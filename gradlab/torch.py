@@ -8,8 +8,10 @@ from gradlab.autodiff.convert_torch import Conversion as Conversion
 from gradlab.autodiff.convert_torch import convert as convert
 from gradlab.autodiff.cross_entropy_torch import cross_entropy as cross_entropy
 from gradlab.autodiff.linear_torch import linear as linear
+from gradlab.autodiff.max_pool2d_torch import max_pool2d as max_pool2d
 from gradlab.autodiff.modules_torch import Conv2d as Conv2d
 from gradlab.autodiff.modules_torch import CrossEntropyLoss as CrossEntropyLoss
 from gradlab.autodiff.modules_torch import Linear as Linear
+from gradlab.autodiff.modules_torch import MaxPool2d as MaxPool2d
 from gradlab.autodiff.modules_torch import ReLU as ReLU
 from gradlab.autodiff.relu_torch import relu as relu

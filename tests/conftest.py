@@ -1,6 +1,7 @@
 """What every test shares: deterministic examples, and the device that torch's tests run on."""
 
 import importlib.util
+import sys
 
 import pytest
 from hypothesis import settings
@@ -22,3 +23,32 @@ def _seeded():
         import torch
 
         torch.manual_seed(0)
+
+
+@pytest.fixture
+def blocks_of(monkeypatch):
+    """A function of (platform, modules of kernels): from then on they interpret that platform's blocks.
+
+    It gives the list of grids, which every launch adds to.
+    """
+
+    def use(platform, *modules):
+        import jax
+        from jax.experimental import pallas as pl
+
+        grids, real = [], pl.pallas_call
+
+        def interpreted(*args, **options):
+            grids.append(options["grid"])
+            return real(*args, **{**options, "interpret": True, "compiler_params": None})
+
+        monkeypatch.setattr(pl, "pallas_call", interpreted)
+        # A program compiled before has the CPU's blocks, and one compiled now is nobody else's.
+        jax.clear_caches()
+        for module in modules:
+            monkeypatch.setattr(module, "launch", lambda call, *operands: call(platform, *operands))
+        return grids
+
+    yield use
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()

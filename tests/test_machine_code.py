@@ -9,10 +9,18 @@ torch = pytest.importorskip("torch")
 
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import adam_triton, conv2d_triton, cross_entropy_triton, linear_triton, relu_triton
-from gradlab.kernels.conv2d import Geometry
+from gradlab.kernels import (
+    adam_triton,
+    conv2d_triton,
+    cross_entropy_triton,
+    elementwise_triton,
+    linear_triton,
+    max_pool2d_triton,
+    relu_triton,
+)
 from gradlab.kernels.launch_triton import compile_for, recording
 from gradlab.kernels.spec import specs
+from gradlab.kernels.window import Geometry
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -40,12 +48,16 @@ def launches(dtype, size=256):
         linear_triton.product(a, b, None, b, "y", False, False)
         linear_triton.column_sum(b, b)
         relu_triton.gate(a, a)
+        elementwise_triton.times(a, a)
         for image, window, lies in convolutions(dtype, size):
             geometry = Geometry((2, 2), (1, 1), ((1, 1), (1, 1)), 1, (8, 8), (3, 3)).flat()
             y = conv2d_triton.forward(image, window, c[: size // 2], None, geometry, True, lies)
             conv2d_triton.dgrad(y, window, y, geometry, lies)
             conv2d_triton.wgrad(y, image, y, geometry, lies)
             conv2d_triton.bias_sum(y, y)
+            windows = Geometry((2, 2), (1, 1), ((0, 0), (0, 0)), 1, (8, 8), (2, 2)).flat()
+            small, taps = max_pool2d_triton.forward(image, windows, lies)
+            max_pool2d_triton.gather(max_pool2d_triton.scatter(small, taps, windows, lies), taps, windows, lies)
         y = torch.zeros(size, dtype=acc)
         cross_entropy_triton.loss(a, t, -100)
         cross_entropy_triton.total(y, t, -100, True)
@@ -58,6 +70,7 @@ def launches(dtype, size=256):
 
 def kernels_of_the_lab():
     modules = [importlib.import_module(f"gradlab.kernels.{name}_triton") for name in specs()]
+    modules.append(elementwise_triton)
     return {k for m in modules for k, v in vars(m).items() if isinstance(v, JITFunction) and k.endswith("_kernel")}
 
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradlab.torch as lab
 from gradlab.autodiff.side_torch import backend
-from gradlab.kernels.conv2d import Geometry
+from gradlab.kernels.window import Geometry
 
 SCALARS = [0.9, 0.999, 1e-8, 0.0, 0.01, 0.5, 1.0, 0.1]
 
@@ -20,6 +20,8 @@ def samples(device):
     x, w, b = r(5, 4), r(3, 4).t(), r(3)
     image, window = r(2, 4, 6, 5), r(3, 4, 3, 2)
     geometry = Geometry((2, 2), (1, 1), ((1, 0), (0, 0)), 1, (6, 5), (3, 2)).flat()
+    pooled = Geometry((2, 2), (1, 1), ((1, 0), (1, 1)), 1, (6, 5), (3, 3)).flat()
+    taps = torch.randint(0, 4, (2, 4, 3, 3), dtype=torch.int32, device=device)
     t = torch.tensor([0, 2, -100, 1, 1], device=device)
     logits = r(5, 3)
     s = torch.stack([logits.max(1).values, torch.ones(5, dtype=torch.float64, device=device)])
@@ -31,6 +33,10 @@ def samples(device):
         "conv2d_dgrad": [(r(2, 3, 3, 2), window, None, geometry, True), (r(2, 3, 3, 2), window, r(2, 3, 3, 2), geometry, False)],
         "conv2d_wgrad": [(r(2, 3, 3, 2), image, r(2, 3, 3, 2), geometry, False)],
         "conv2d_bias_sum": [(r(2, 3, 3, 2), None), (r(()).expand(2, 3, 3, 2), r(2, 3, 3, 2))],
+        "max_pool2d": [(image, pooled, False), (image.contiguous(memory_format=torch.channels_last), pooled, True)],
+        "max_pool2d_scatter": [(r(()).expand(2, 4, 3, 3), taps, pooled, False), (r(2, 4, 3, 3), taps, pooled, True)],
+        "max_pool2d_gather": [(image, taps, pooled, False)],
+        "times": [(x, r(4, 5).t()), (r(()).expand(5, 4), x)],
         "cross_entropy_loss": [(logits, t, -100)],
         "cross_entropy_total": [(r(5), t, -100, True), (r(5), t, -100, False), (r(2, 5), t.expand(2, 5), -100, True)],
         "cross_entropy_pullback": [(r(()).expand(5), logits, s, t, -100)],

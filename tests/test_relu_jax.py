@@ -8,11 +8,10 @@ import pytest
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jax.test_util import check_grads
 
 from gradlab.jax import relu
-from gradlab.kernels import relu_pallas
+from gradlab.kernels import elementwise_pallas, relu_pallas
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,16 +61,9 @@ def test_kink_infinities_and_nan():
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_blocks_of(platform, monkeypatch):
-    grids, real = [], pl.pallas_call
-
-    def interpreted(*args, **options):
-        grids.append(options["grid"])
-        return real(*args, **{**options, "interpret": True, "compiler_params": None})
-
-    monkeypatch.setattr(pl, "pallas_call", interpreted)
-    monkeypatch.setattr(relu_pallas, "launch", lambda call, *operands: call(platform, *operands))
-    x, g = draw((3, 7, 300))
+def test_blocks_of(platform, blocks_of):
+    grids = blocks_of(platform, elementwise_pallas)
+    x, g = draw((3, 70, 300))
     got = jax.jit(lambda x, g: relu_pallas.gate(x, g))(x, g)
     assert math.prod(grids[0]) > 1
     assert_same(got, jnp.where(g > 0, x, 0))

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.relu_jax import gated
+from gradlab.autodiff.window_jax import borders, steps, whole
 from gradlab.kernels import conv2d_pallas as kernels
-from gradlab.kernels.conv2d import Geometry, pads, pair
+from gradlab.kernels.window import Geometry
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -129,7 +130,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
     R, S, D, F = kernel.shape
     if 0 in (R, S):
         refuse("conv2d", f"kernel of shape {list(kernel.shape)}", f"a window of {R} x {S}", "at least 1 x 1")
-    if not _whole(groups):
+    if not whole(groups):
         refuse("conv2d", "groups", repr(groups), "a whole number", TypeError)
     if groups < 1:
         refuse("conv2d", "groups", groups, "at least 1")
@@ -140,15 +141,15 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
         want_rank("conv2d", "bias", b, "[F]", (1,))
         want_size("conv2d", "bias", b, 0, "F", F, "like kernel's last axis")
     image = (x.shape[-3], x.shape[-2])
-    steps, spread = _steps("strides", strides), _steps("dilation", dilation)
-    around = _around(padding, (R, S), steps, spread, image)
+    step, spread = steps("conv2d", "strides", strides), steps("conv2d", "dilation", dilation)
+    around = borders("conv2d", padding, (R, S), step, spread, image)
     for axis, n, k, d, pad in zip(("rows", "columns"), image, (R, S), spread, around, strict=True):
         if d * (k - 1) + 1 > n + sum(pad):
             reach = f"{d * (k - 1) + 1} {axis} wide with dilation {d}"
             wanted = f"at most the {n + sum(pad)} of the padded image"
             refuse("conv2d", f"kernel of shape {list(kernel.shape)}", reach, wanted)
     images = x if x.ndim == 4 else x[None]
-    geometry = Geometry(steps, spread, around, int(groups), image, (R, S))
+    geometry = Geometry(step, spread, around, int(groups), image, (R, S))
     y = forward(images, kernel, b, None, geometry, activation == "relu")
     return y if x.ndim == 4 else y[0]
 
@@ -161,41 +162,3 @@ def by_spec(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activati
         dilation=dilation, groups=groups, activation=activation,
     )  # fmt: skip
     return y.transpose(0, 3, 1, 2)
-
-
-def _whole(value: Any) -> bool:
-    """Whether a setting is a whole number: Python's or NumPy's, no boolean."""
-    return hasattr(value, "__index__") and not isinstance(value, (bool, jax.Array))
-
-
-def _pair_of(argument: str, value: Any, wanted: str) -> tuple[int, int]:
-    """(rows, columns) of a number or a pair of them."""
-    both = (value, value) if _whole(value) else tuple(value) if isinstance(value, (tuple, list)) else ()
-    if len(both) != 2:
-        refuse("conv2d", argument, repr(value), wanted)
-    if not all(map(_whole, both)):
-        refuse("conv2d", argument, repr(value), wanted, TypeError)
-    return pair(tuple(map(int, both)))
-
-
-def _steps(argument: str, value: Any) -> tuple[int, int]:
-    """Strides or dilation as (rows, columns), at least 1 each."""
-    found = _pair_of(argument, value, "a whole number or a pair of them")
-    if min(found) < 1:
-        refuse("conv2d", argument, repr(value), "at least 1")
-    return found
-
-
-def _around(padding: Any, window, steps, spread, image) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((top, bottom), (left, right)), none negative."""
-    if isinstance(padding, str):
-        want_choice("conv2d", "padding", padding, ("SAME", "VALID"))
-        return pads(padding.lower(), window, steps, spread, image)
-    wanted = "'SAME', 'VALID', a whole number, a pair of them or a pair of pairs"
-    sides = (padding, padding) if _whole(padding) else padding
-    if not isinstance(sides, (tuple, list)) or len(sides) != 2:
-        refuse("conv2d", "padding", repr(padding), wanted)
-    rows, columns = (_pair_of("padding", side, wanted) for side in sides)
-    if min(rows + columns) < 0:
-        refuse("conv2d", "padding", repr(padding), "at least 0")
-    return rows, columns

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gradlab.kernels.conv2d import Geometry
+from gradlab.kernels.window import Geometry
 
 
 def as_images(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:

@@ -8,8 +8,10 @@ from gradlab.autodiff.autocast_torch import lowered
 from gradlab.autodiff.conv2d_mapped_torch import as_images, from_images, inside, more_groups, outside
 from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.relu_torch import Gate
+from gradlab.autodiff.window_torch import pair_of
 from gradlab.kernels import conv2d_triton as kernels
-from gradlab.kernels.conv2d import Geometry, pads, pair
+from gradlab.kernels.images_triton import lies_channels_last
+from gradlab.kernels.window import Geometry, pads
 
 
 class Forward(torch.autograd.Function):
@@ -17,7 +19,7 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(x, w, bias, gate, geometry, relu):
-        return kernels.forward(x, w, bias, gate, geometry, relu, _channels_last(x) or _channels_last(w))
+        return kernels.forward(x, w, bias, gate, geometry, relu, lies_channels_last(x) or lies_channels_last(w))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -29,8 +31,8 @@ class Forward(torch.autograd.Function):
     def backward(ctx, dy):
         x, w, gate = ctx.saved_tensors
         need_x, need_w, need_bias, *_ = ctx.needs_input_grad
-        dx = Dgrad.apply(dy, w, gate, ctx.geometry, _channels_last(x)) if need_x else None
-        dw = Wgrad.apply(dy, x, gate, ctx.geometry, _channels_last(w)) if need_w else None
+        dx = Dgrad.apply(dy, w, gate, ctx.geometry, lies_channels_last(x)) if need_x else None
+        dw = Wgrad.apply(dy, x, gate, ctx.geometry, lies_channels_last(w)) if need_w else None
         db = BiasSum.apply(dy, gate) if need_bias else None
         return dx, dw, db, None, None, None
 
@@ -67,7 +69,7 @@ class Dgrad(torch.autograd.Function):
         dy, w, gate = ctx.saved_tensors
         need_dy, need_w, *_ = ctx.needs_input_grad
         ddy = Forward.apply(u, w, None, gate, ctx.geometry, False) if need_dy else None
-        dw = Wgrad.apply(dy, u, gate, ctx.geometry, _channels_last(w)) if need_w else None
+        dw = Wgrad.apply(dy, u, gate, ctx.geometry, lies_channels_last(w)) if need_w else None
         return ddy, dw, None, None, None
 
     @staticmethod
@@ -99,7 +101,7 @@ class Wgrad(torch.autograd.Function):
         dy, x, gate = ctx.saved_tensors
         need_dy, need_x, *_ = ctx.needs_input_grad
         ddy = Forward.apply(x, v, None, gate, ctx.geometry, False) if need_dy else None
-        dx = Dgrad.apply(dy, v, gate, ctx.geometry, _channels_last(x)) if need_x else None
+        dx = Dgrad.apply(dy, v, gate, ctx.geometry, lies_channels_last(x)) if need_x else None
         return ddy, dx, None, None, None
 
     @staticmethod
@@ -135,11 +137,6 @@ class BiasSum(torch.autograd.Function):
     def vmap(info, in_dims, dy, gate):
         dy, gate = in_front(info.batch_size, in_dims, (dy, gate))
         return outside(BiasSum.apply(inside(dy, 1, 1), inside(gate, 1, 1)), info.batch_size, 0, 1), 0
-
-
-def _channels_last(t: torch.Tensor) -> bool:
-    """Whether an image lies channels last and not also as torch lays it out by default."""
-    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
 
 def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
@@ -184,13 +181,13 @@ def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 
 
 def _geometry(input, weight, stride, padding, dilation, groups) -> Geometry:
-    steps, spread = (_pair(name, value, 1) for name, value in (("stride", stride), ("dilation", dilation)))
+    steps, spread = (pair_of("conv2d", name, value, 1) for name, value in (("stride", stride), ("dilation", dilation)))
     if isinstance(padding, str):
         want_choice("conv2d", "padding", padding, ("same", "valid"))
         if padding == "same" and steps != (1, 1):
             refuse("conv2d", "stride", steps, "(1, 1) beside padding 'same'")
     else:
-        padding = _pair("padding", padding, 0)
+        padding = pair_of("conv2d", "padding", padding, 0)
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
         refuse("conv2d", "groups", repr(groups), "a positive int")
     F, D, *window = weight.shape
@@ -208,16 +205,6 @@ def _geometry(input, weight, stride, padding, dilation, groups) -> Geometry:
         reach = [d * (k - 1) + 1 for k, d in zip(window, spread, strict=True)]
         refuse("conv2d", "the padded image", padded, f"at least the window's {reach}")
     return geometry
-
-
-def _pair(name: str, value, least: int) -> tuple[int, int]:
-    """Rows and columns of an option, each an int from `least`."""
-    values = value if isinstance(value, (tuple, list)) else (value, value)
-    if len(values) == 1:
-        values = (*values, *values)
-    if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
-        refuse("conv2d", name, repr(value), f"an int from {least} or a pair of them")
-    return pair(values)
 
 
 by_spec = conv2d

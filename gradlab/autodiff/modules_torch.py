@@ -9,6 +9,7 @@ from gradlab.autodiff.arguments import refuse
 from gradlab.autodiff.conv2d_torch import conv2d
 from gradlab.autodiff.cross_entropy_torch import cross_entropy
 from gradlab.autodiff.linear_torch import linear
+from gradlab.autodiff.max_pool2d_torch import max_pool2d
 from gradlab.autodiff.relu_torch import relu
 
 
@@ -43,6 +44,15 @@ class ReLU(nn.ReLU):
         return relu(input)
 
 
+class MaxPool2d(nn.MaxPool2d):
+    """y[B C P Q] of x[B C H W]; `torch.nn.MaxPool2d` by hand."""
+
+    def forward(self, input: torch.Tensor) -> Any:
+        return max_pool2d(
+            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
+        )  # type: ignore[arg-type]  # torch says int alone
+
+
 class CrossEntropyLoss(nn.CrossEntropyLoss):
     """The loss of logits[M V] and classes[M]; `torch.nn.CrossEntropyLoss` by hand, without weight and smoothing."""
 
@@ -57,6 +67,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 BY_HAND: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: Linear,
     nn.Conv2d: Conv2d,
+    nn.MaxPool2d: MaxPool2d,
     nn.ReLU: ReLU,
     nn.CrossEntropyLoss: CrossEntropyLoss,
 }

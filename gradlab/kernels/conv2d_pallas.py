@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from gradlab.kernels.conv2d import Geometry
 from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
 from gradlab.kernels.linear_pallas import column_sum
+from gradlab.kernels.window import Geometry
 
 
 class Phase(NamedTuple):

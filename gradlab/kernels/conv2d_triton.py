@@ -7,9 +7,10 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from gradlab.kernels.conv2d import Geometry
+from gradlab.kernels.images_triton import empty
 from gradlab.kernels.launch_triton import accumulator, block, interpreted, kernel, launch, op, triton_dtype
 from gradlab.kernels.linear_triton import column_sum
+from gradlab.kernels.window import Geometry
 
 
 # fmt: off
@@ -237,7 +238,7 @@ def _bias_sum_kernel(
 
 
 def _forward_fake(x, w, bias, gate, geometry, relu, channels_last):
-    return _empty(x, (x.shape[0], w.shape[0], *Geometry.of(geometry).result), channels_last)
+    return empty(x, (x.shape[0], w.shape[0], *Geometry.of(geometry).result), channels_last)
 
 
 @op("conv2d", fake=_forward_fake)
@@ -270,7 +271,7 @@ def forward(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, gate: t
 
 def _dgrad_fake(dy, w, gate, geometry, channels_last):
     geo = Geometry.of(geometry)
-    return _empty(dy, (dy.shape[0], w.shape[1] * geo.groups, *geo.image), channels_last)
+    return empty(dy, (dy.shape[0], w.shape[1] * geo.groups, *geo.image), channels_last)
 
 
 @op("conv2d_dgrad", fake=_dgrad_fake)
@@ -303,7 +304,7 @@ def dgrad(dy: torch.Tensor, w: torch.Tensor, gate: torch.Tensor | None, geometry
 
 def _wgrad_fake(dy, x, gate, geometry, channels_last):
     geo = Geometry.of(geometry)
-    return _empty(dy, (dy.shape[1], x.shape[1] // geo.groups, *geo.window), channels_last)
+    return empty(dy, (dy.shape[1], x.shape[1] // geo.groups, *geo.window), channels_last)
 
 
 @op("conv2d_wgrad", fake=_wgrad_fake)
@@ -381,11 +382,6 @@ def _index(*tensors: torch.Tensor | None) -> tl.dtype:
 def _packed(a: torch.Tensor, channels: int) -> bool:
     """Whether taps and channels share an axis: for few channels, and interpreted, where each step of a loop is dear."""
     return interpreted(a.device) or channels < 16
-
-
-def _empty(like: torch.Tensor, shape: tuple[int, ...], channels_last: bool) -> torch.Tensor:
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=order)
 
 
 def _tile(a: torch.Tensor, M: int, K: int, N: int) -> tuple[int, int, int, int, int]:

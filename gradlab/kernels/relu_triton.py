@@ -3,7 +3,8 @@
 import torch
 import triton.language as tl
 
-from gradlab.kernels.launch_triton import INTERPRETED_TILE, block, interpreted, kernel, launch, op
+from gradlab.kernels.elementwise_triton import elementwise
+from gradlab.kernels.launch_triton import kernel, op
 
 
 # fmt: off
@@ -39,28 +40,5 @@ def gate(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     E elements: 2 E read (E when both are one tensor in cache), E written.
     """
     y = torch.empty_like(gate)
-    x2, g2, y2 = (_matrix(t, y.stride()) for t in (x, gate, y))
-    M, N = y2.shape
-    whole = interpreted(x.device)
-    BN = block(N, INTERPRETED_TILE if whole else 1024)
-    BM = block(M, (INTERPRETED_TILE if whole else 4096) // BN, least=1)
-    # fmt: off
-    launch(
-        _gate_kernel, [-(-M // BM) * -(-N // BN)],
-        x2, *x2.stride(),
-        g2, *g2.stride(),
-        y2, *y2.stride(),
-        M, N,
-        BM=BM, BN=BN, writes=[y2],
-    )
-    # fmt: on
+    elementwise(_gate_kernel, [x, gate, y], writes=[y])
     return y
-
-
-def _matrix(t: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-    """The tensor as rows and columns, axes in falling order of `stride`: a view of whatever has these strides."""
-    if t.ndim < 2:
-        return t.reshape(1, -1)
-    order = sorted(range(t.ndim), key=lambda axis: -stride[axis])
-    t = t.permute(order)
-    return t.reshape(t[..., 0].numel(), t.shape[-1])

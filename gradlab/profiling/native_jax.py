@@ -50,7 +50,7 @@ def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0
 
 def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activation=None):
     """y[B F P Q]; XLA takes these layouts as they are."""
-    from gradlab.kernels.conv2d import pads, pair
+    from gradlab.kernels.window import pads, pair
 
     around = pads(padding, w.shape[2:], pair(stride), pair(dilation), x.shape[2:])
     y = jax.lax.conv_general_dilated(
@@ -61,9 +61,20 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activatio
     return jax.nn.relu(y) if activation == "relu" else y
 
 
+def max_pool2d(x, *, kernel_size, **options):
+    """y[B C P Q]."""
+    from gradlab.kernels.max_pool2d import geometry
+
+    geo = geometry(x.shape[2:], kernel_size, **options)
+    around = ((0, 0), (0, 0), *((before, max(after, 0)) for before, after in geo.pads))
+    window, steps, spread = ((1, 1, *pair) for pair in (geo.window, geo.stride, geo.dilation))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, steps, around, window_dilation=spread)
+
+
 NATIVE = {
     "conv2d": Native("lax.conv_general_dilated", conv2d),
     "linear": Native("jnp.dot", linear),
+    "max_pool2d": Native("lax.reduce_window", max_pool2d),
     "relu": Native("jax.nn.relu", relu),
     "cross_entropy": Native("optax.softmax_cross_entropy_with_integer_labels", cross_entropy),
     "adam": Native("optax.adam", adam),

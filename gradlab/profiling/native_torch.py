@@ -51,9 +51,15 @@ def conv2d(x, w, b=None, *, activation=None, **options):
     return F.relu(y) if activation == "relu" else y
 
 
+def max_pool2d(x, *, kernel_size, **options):
+    """y[B C P Q]."""
+    return F.max_pool2d(x, kernel_size, **options)
+
+
 NATIVE = {
     "conv2d": Native("F.conv2d", conv2d),
     "linear": Native("F.linear", linear),
+    "max_pool2d": Native("F.max_pool2d", max_pool2d),
     "relu": Native("F.relu", relu),
     "cross_entropy": Native("F.cross_entropy", cross_entropy),
     "adam": Native("torch.optim.adam.adam", adam),

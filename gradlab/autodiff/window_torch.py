@@ -1,0 +1,14 @@
+"""What a window's settings may be on torch: numbers and pairs."""
+
+from gradlab.autodiff.arguments import refuse
+from gradlab.kernels.window import pair
+
+
+def pair_of(op: str, name: str, value, least: int) -> tuple[int, int]:
+    """Rows and columns of an option, each an int from `least`."""
+    values = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(values) == 1:
+        values = (*values, *values)
+    if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
+        refuse(op, name, repr(value), f"an int from {least} or a pair of them")
+    return pair(values)

@@ -1,0 +1,190 @@
+"""max_pool2d on torch: the product of its options against torch's own, layouts, ties and NaN, derivatives, bad input."""
+
+import itertools
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, jacrev, vmap
+
+import gradlab.torch as lab
+from gradlab.kernels import max_pool2d_triton as kernels
+
+
+def drawn(*shape, device="cpu", dtype=torch.float64):
+    """Values all different, so that a tap that is off by one shows."""
+    size = torch.Size(shape).numel()
+    return (torch.randperm(size).double().sub(size / 2) / 8).reshape(shape).to(device, dtype).requires_grad_()
+
+
+def assert_same(x, *args, **options):
+    """The same bits, there, back and for the indices: nothing is rounded where windows do not overlap."""
+    got, want = (pool(x, *args, return_indices=True, **options) for pool in (lab.max_pool2d, F.max_pool2d))
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    assert got[0].stride() == want[0].stride()
+    dy = torch.randn(got[0].shape, dtype=torch.float64, device=x.device).to(x.dtype)
+    cotangents = [dy, dy[:1].expand_as(dy), dy.transpose(-1, -2).contiguous().transpose(-1, -2), torch.ones((), dtype=x.dtype, device=x.device).expand_as(dy)]
+    for cotangent in cotangents:
+        one, other = (torch.autograd.grad(y[0], x, cotangent, retain_graph=True)[0] for y in (got, want))
+        # A pixel's sum has at most as many terms as a window has taps; the order differs.
+        torch.testing.assert_close(one, other, rtol=0, atol=32 * torch.finfo(x.dtype).eps * float(other.abs().max()) if other.numel() else 0)
+
+
+OPTIONS = [
+    (k, s, p, d, c)
+    for k, s, p, d, c in itertools.product([1, 2, (3, 2)], [None, 1, (2, 3)], [0, 1], [1, 2], [False, True])
+    if p <= (min(k) if isinstance(k, tuple) else k) // 2
+]
+
+
+@pytest.mark.parametrize(("k", "s", "p", "d", "c"), OPTIONS)
+def test_every_option_is_torchs(device, k, s, p, d, c):
+    assert_same(drawn(2, 3, 7, 6, device=device), k, s, p, d, c)
+
+
+@given(st.data())
+def test_any_shape_and_window(data):
+    window = data.draw(st.tuples(*[st.integers(1, 4)] * 2))
+    dilation = data.draw(st.tuples(*[st.integers(1, 3)] * 2))
+    padding = tuple(data.draw(st.integers(0, k // 2)) for k in window)
+    image = tuple(data.draw(st.integers(d * (k - 1) + 1, d * (k - 1) + 7)) for k, d in zip(window, dilation, strict=True))
+    stride = data.draw(st.tuples(*[st.integers(1, 4)] * 2))
+    shape = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)), *image)
+    assert_same(drawn(*shape), window, stride, padding, dilation, data.draw(st.booleans()))
+
+
+@pytest.mark.parametrize("layout", ["channels last", "transposed", "sliced", "expanded", "unbatched", "no images", "one channel"])
+def test_layouts(device, layout):
+    x = drawn(2, 3, 8, 6, device=device).detach()
+    x = {
+        "channels last": lambda: x.contiguous(memory_format=torch.channels_last),
+        "transposed": lambda: x.transpose(2, 3),
+        "sliced": lambda: x[:, ::2, 1:7, ::2],
+        "expanded": lambda: x[:1].expand(2, 3, 8, 6),
+        "unbatched": lambda: x[0],
+        "no images": lambda: x[:0],
+        "one channel": lambda: x[:, :1],
+    }[layout]().requires_grad_()
+    assert_same(x, 2)
+    assert_same(x, 3, 2, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_exact_and_sums_are_carried_wider(device, dtype):
+    assert_same(drawn(2, 3, 8, 6, device=device, dtype=dtype), 2)
+    x = drawn(1, 1, 9, 9, device=device, dtype=dtype)
+    y = lab.max_pool2d(x, 3, 1)
+    dy = torch.randn_like(y)
+    truth = x.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(F.max_pool2d(truth, 3, 1), truth, dy.double())
+    (got,) = torch.autograd.grad(y, x, dy)
+    # Summed in float32 and rounded once.
+    assert torch.equal(got, want.to(dtype)) or (got - want).abs().max() <= torch.finfo(dtype).eps / 2 * want.abs().max()
+
+
+def test_ties_nan_and_infinities_are_torchs(device):
+    nan, inf = float("nan"), float("inf")
+    rows = [[1, 1, 1, 1], [1, 1, nan, 0], [-inf, -inf, inf, nan], [-inf, -inf, nan, nan], [0.0, -0.0, -inf, 1], [-0.0, 0.0, 1, -inf]]
+    x = torch.tensor(rows, dtype=torch.float64, device=device)[None, None].requires_grad_()
+    for args in ((2,), (2, 1), (3, 1, 1)):
+        got, want = (pool(x, *args, return_indices=True) for pool in (lab.max_pool2d, F.max_pool2d))
+        assert torch.equal(got[0].isnan(), want[0].isnan())
+        assert torch.equal(got[0].nan_to_num(), want[0].nan_to_num())
+        assert torch.equal(got[1], want[1])
+        one, other = (torch.autograd.grad(y[0], x, torch.ones_like(y[0]))[0] for y in (got, want))
+        assert torch.equal(one, other)
+
+
+def test_a_window_without_a_pixel_has_no_maximum_and_no_gradient(device):
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float64, device=device, requires_grad=True)
+    y = lab.max_pool2d(x, 2, padding=1, dilation=3)
+    assert y.tolist() == [[[[-float("inf")]]]]
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [[[[0, 0], [0, 0]]]]
+
+
+def test_small_tiles(device, monkeypatch):
+    """Many programs, each with some of the elements."""
+    monkeypatch.setattr(kernels, "block", lambda size, most, least=16: 32)
+    assert_same(drawn(2, 3, 8, 6, device=device), 3, 2, 1)
+    x = drawn(2, 3, 8, 6, device=device).detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert_same(x, 2)
+
+
+def test_gradcheck_and_gradgradcheck(device):
+    x = drawn(1, 2, 5, 4, device=device)
+    for args in ((2,), (3, 1, 1), (2, 2, 1, 2)):
+        assert gradcheck(lambda x, args=args: lab.max_pool2d(x, *args), (x,), eps=1e-3)
+        assert gradgradcheck(lambda x, args=args: lab.max_pool2d(x, *args) ** 2, (x,), eps=1e-3)
+
+
+def test_second_order_under_a_plain_sum(device):
+    x = drawn(1, 1, 4, 4, device=device)
+    found = []
+    for pool in (lab.max_pool2d, F.max_pool2d):
+        (dx,) = torch.autograd.grad((pool(x, 2, 1) ** 3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(dx.sum(), x)[0])
+    torch.testing.assert_close(*found)
+
+
+def test_transforms(device):
+    x = drawn(3, 2, 2, 4, 4, device=device).detach()
+    for dims in range(3):
+        pair = (vmap(lambda x, f=f: f(x, 2, 1), in_dims=dims)(x) for f in (lab.max_pool2d, F.max_pool2d))
+        torch.testing.assert_close(*pair)
+    scalars = [lambda x, f=f: (f(x, 2, 1) ** 2).sum() for f in (lab.max_pool2d, F.max_pool2d)]
+    for x in (x[0, :, 0], x[0, 0]):
+        torch.testing.assert_close(*(vmap(grad(f))(x[:, None]) for f in scalars))
+        torch.testing.assert_close(*(jacrev(jacrev(f))(x) for f in scalars))
+        torch.testing.assert_close(*(vmap(vmap(f, in_dims=2), in_dims=2)(x[None, None, ..., None, None].expand(1, 1, *x.shape, 2, 2).reshape(-1, 4, 2, 2) if x.ndim == 2 else x[..., None, None].expand(*x.shape, 2, 2)) for f in scalars))
+
+
+@pytest.mark.parametrize("name", ["aot_eager", "inductor"])
+def test_one_graph(device, name):
+    from gradlab.autodiff.side_torch import backend
+
+    torch.compiler.reset()
+    x = drawn(2, 2, 6, 6, device=device)
+    compiled = torch.compile(lambda x: lab.max_pool2d(x, 2) ** 2, fullgraph=True, backend=name if backend() == "inductor" else "aot_eager")
+    assert torch.equal(compiled(x), lab.max_pool2d(x, 2) ** 2)
+    one, other = (torch.autograd.grad(f(x).sum(), x)[0] for f in (compiled, lambda x: F.max_pool2d(x, 2) ** 2))
+    torch.testing.assert_close(one, other)
+
+
+def test_module_and_convert(device):
+    x = drawn(2, 3, 8, 6, device=device)
+    for args, options in (((2,), {}), ((3, 2), {"padding": 1, "return_indices": True}), ((2,), {"ceil_mode": True, "dilation": 2})):
+        native = torch.nn.MaxPool2d(*args, **options)
+        want = native(x)
+        for module in (lab.MaxPool2d(*args, **options), lab.convert(torch.nn.MaxPool2d(*args, **options)).model):
+            assert type(module) is lab.MaxPool2d
+            got = module(x)
+            assert all(map(torch.equal, got, want)) if options.get("return_indices") else torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: lab.max_pool2d(x, 0), "kernel_size is 0, wanted an int from 1 or a pair of them"),
+        (lambda x: lab.max_pool2d(x, (2, 2, 2)), r"kernel_size is \(2, 2, 2\), wanted an int from 1"),
+        (lambda x: lab.max_pool2d(x, 2.0), "kernel_size is 2.0, wanted an int from 1"),
+        (lambda x: lab.max_pool2d(x, 2, 0), "stride is 0, wanted an int from 1"),
+        (lambda x: lab.max_pool2d(x, 2, padding=-1), "padding is -1, wanted an int from 0"),
+        (lambda x: lab.max_pool2d(x, 2, padding=2), r"padding is 2, wanted at most half of kernel_size \(2, 2\)"),
+        (lambda x: lab.max_pool2d(x, 2, dilation=0), "dilation is 0, wanted an int from 1"),
+        (lambda x: lab.max_pool2d(x, 9), r"the padded image is \[4, 4\], wanted at least the window's \[9, 9\]"),
+        (lambda x: lab.max_pool2d(x[0, 0], 2), r"input of shape \[4, 4\] is 2-dimensional, wanted \[B C H W\] or \[C H W\]"),
+        (lambda x: lab.max_pool2d(x[:, :0], 2), r"input of shape \[1, 0, 4, 4\] is empty, wanted at least one"),
+        (lambda x: lab.max_pool2d(x.long(), 2), "dtype of input is int64, wanted one of"),
+        (lambda x: lab.max_pool2d(x.tolist(), 2), "input is a list, wanted a torch.Tensor"),
+    ],
+)
+def test_bad_input_is_one_line(call, message):
+    with pytest.raises((ValueError, TypeError), match=f"^max_pool2d: {message}"):
+        call(torch.randn(1, 1, 4, 4))
