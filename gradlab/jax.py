@@ -5,8 +5,14 @@ from gradlab.autodiff.adam_jax import GradientTransformation as GradientTransfor
 from gradlab.autodiff.adam_jax import adam as adam
 from gradlab.autodiff.adam_jax import adam_step as adam_step
 from gradlab.autodiff.adam_jax import adamw as adamw
+from gradlab.autodiff.binary_cross_entropy_with_logits_jax import (
+    binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
+)
 from gradlab.autodiff.conv2d_jax import conv2d as conv2d
 from gradlab.autodiff.cross_entropy_jax import cross_entropy as cross_entropy
 from gradlab.autodiff.linear_jax import linear as linear
 from gradlab.autodiff.max_pool2d_jax import max_pool2d as max_pool2d
+from gradlab.autodiff.mse_loss_jax import mse_loss as mse_loss
 from gradlab.autodiff.relu_jax import relu as relu
+from gradlab.autodiff.sigmoid_jax import sigmoid as sigmoid
+from gradlab.autodiff.tanh_jax import tanh as tanh

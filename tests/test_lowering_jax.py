@@ -8,7 +8,19 @@ jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp
 
-from gradlab.jax import AdamState, adam, adam_step, cross_entropy, linear, relu
+from gradlab.jax import (
+    AdamState,
+    adam,
+    adam_step,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    linear,
+    max_pool2d,
+    mse_loss,
+    relu,
+    sigmoid,
+    tanh,
+)
 
 CALLS = {"cpu": None, "cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
 TARGETS = [(p, d) for p in ("cuda", "tpu") for d in ("float32", "bfloat16", "float16")] + [("cuda", "float64")]
@@ -44,6 +56,14 @@ def update(g, m, v, lr):
     return adam(lr).update(g, AdamState(jnp.int32(3), m, v))
 
 
+def pool(x):
+    return max_pool2d(x, 3, strides=2, padding=1)
+
+
+def weighed(x, t, w):
+    return binary_cross_entropy_with_logits(x, t, weight=w, pos_weight=w)
+
+
 # name: the function, what it is differentiated by, how often it can be, its shapes (an int dtype's alone last),
 # and the kernels that must be in the program of each order.
 ODD, TALL, WHOLE = ((5, 7), (7, 3), (3,)), ((1601, 70), (70, 130), (130,)), ((128, 256), (256, 128), (128,))
@@ -54,6 +74,13 @@ PROGRAMS = {
     "linear, relu, tall": (linear_relu, (0, 1, 2), 2, TALL, ()),
     "linear, relu, whole tiles": (linear_relu, (0, 1, 2), 2, WHOLE, ()),
     "relu": (relu, (0,), 2, ((5, 3, 300),), ()),
+    "max_pool2d": (pool, (0,), 2, ((2, 9, 7, 3),), ()),
+    "sigmoid": (sigmoid, (0,), 2, ((5, 3, 300),), ()),
+    "tanh": (tanh, (0,), 2, ((5, 3, 300),), ()),
+    "mse_loss": (mse_loss, (0, 1), 2, ((5, 7), (5, 7)), ()),
+    "mse_loss, stretches": (mse_loss, (0, 1), 2, ((70, 1024), (70, 1024)), ()),
+    "binary_cross_entropy_with_logits": (binary_cross_entropy_with_logits, (0, 1), 2, ((5, 7), (5, 7)), ()),
+    "binary_cross_entropy_with_logits, weighed": (weighed, (0, 1), 2, ((5, 7), (5, 7), (7,)), ()),
     "cross_entropy": (entropy, (0,), 2, ((5, 7),), ((5,),)),
     "cross_entropy, many classes": (entropy, (0,), 2, ((19, 1030),), ((19,),)),
     "adam_step": (fused, (0, 1, 2, 3), 1, ((3, 7),) * 4 + ((),), ()),
@@ -65,6 +92,15 @@ KERNELS = {
     "linear without bias": ({"product"}, {"product"}, {"product"}),
     "linear, relu": ({"product"}, {"product", "column_sum"}, {"product", "column_sum", "gate"}),
     "relu": ({"gate"}, {"gate"}, {"gate"}),
+    "max_pool2d": ({"max"}, {"max", "scatter"}, {"max", "scatter", "gather"}),
+    "sigmoid": ({"sigmoid"}, {"sigmoid", "slope"}, {"sigmoid", "slope", "times"}),
+    "tanh": ({"tanh"}, {"tanh", "slope"}, {"tanh", "slope", "times"}),
+    "mse_loss": ({"squares", "column_sum"}, *[{"squares", "column_sum", "differences"}] * 2),
+    "binary_cross_entropy_with_logits": (
+        {"losses", "column_sum"},
+        {"losses", "column_sum", "derivative"},
+        {"losses", "column_sum", "derivative", "times"},
+    ),
     "cross_entropy": ({"loss", "total"}, {"loss", "total", "pullback"}, {"loss", "total", "pullback", "second"}),
     "adam_step": ({"adam"}, {"adam", "adam_pullback"}),
     "adam": ({"adam"}, {"adam", "adam_pullback"}),
@@ -88,7 +124,13 @@ def kernels(text, call):
 
 
 # Shapes of more than one block once in full and once in half precision; small ones in every dtype.
-LARGE = ("linear, relu, tall", "linear, relu, whole tiles", "cross_entropy, many classes", "adam_step, large")
+LARGE = (
+    "linear, relu, tall",
+    "linear, relu, whole tiles",
+    "cross_entropy, many classes",
+    "adam_step, large",
+    "mse_loss, stretches",
+)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,12 @@ from gradlab.kernels import (
     elementwise_triton,
     linear_triton,
     max_pool2d_triton,
+    mse_loss_triton,
     relu_triton,
+    sigmoid_triton,
+    tanh_triton,
 )
+from gradlab.kernels import binary_cross_entropy_with_logits_triton as bce_triton
 from gradlab.kernels.launch_triton import compile_for, recording
 from gradlab.kernels.spec import specs
 from gradlab.kernels.window import Geometry
@@ -49,6 +53,13 @@ def launches(dtype, size=256):
         linear_triton.column_sum(b, b)
         relu_triton.gate(a, a)
         elementwise_triton.times(a, a)
+        mse_loss_triton.squares(a, a, 0, a.numel())
+        mse_loss_triton.differences(a, None, a, a, 2, a.numel())
+        bce_triton.losses(a, a, None, None, 0, a.numel())
+        bce_triton.derivative(a, a, a, None, None, 1, 0, a.numel())
+        bce_triton.derivative(a, a, a, a, a, 2, 0, a.numel())
+        sigmoid_triton.slope(a, sigmoid_triton.sigmoid(a), 0)
+        tanh_triton.slope(a, tanh_triton.tanh(a), 1)
         for image, window, lies in convolutions(dtype, size):
             geometry = Geometry((2, 2), (1, 1), ((1, 1), (1, 1)), 1, (8, 8), (3, 3)).flat()
             y = conv2d_triton.forward(image, window, c[: size // 2], None, geometry, True, lies)

@@ -33,7 +33,11 @@ def native(x, window, *, strides=None, padding="VALID", dilation=1):
     pair = lambda v: (v, v) if isinstance(v, int) else tuple(v)
     window, strides, spread = pair(window), pair(window if strides is None else strides), pair(dilation)
     reach = tuple(d * (k - 1) + 1 for k, d in zip(window, spread, strict=True))
-    around = jax.lax.padtype_to_pads(x.shape[-3:-1], reach, strides, padding) if isinstance(padding, str) else [pair(p) for p in pair(padding)]
+    around = (
+        jax.lax.padtype_to_pads(x.shape[-3:-1], reach, strides, padding)
+        if isinstance(padding, str)
+        else [pair(p) for p in pair(padding)]
+    )
     lead = [(0, 0)] * (x.ndim - 3)
     wide = jnp.pad(x, (*lead, *around, (0, 0)), constant_values=-jnp.inf)
     P, Q = ((n - k) // s + 1 for n, k, s in zip(wide.shape[-3:-1], reach, strides, strict=True))
@@ -89,7 +93,9 @@ def test_blocks_of(platform, blocks_of):
 def test_precisions(dtype):
     assert_same(drawn(1, 6, 6, 2, dtype=dtype), 2)
     x = drawn(1, 9, 9, 1, dtype=dtype)
-    (_, dx, _), (_, truth, _) = (there_and_back(f, a, 3, strides=1) for f, a in ((max_pool2d, x), (native, x.astype("float64"))))
+    (_, dx, _), (_, truth, _) = (
+        there_and_back(f, a, 3, strides=1) for f, a in ((max_pool2d, x), (native, x.astype("float64")))
+    )
     assert dx.dtype == dtype
     assert abs(dx.astype("float64") - truth).max() <= jnp.finfo(dtype).eps * abs(truth).max()
 
@@ -104,7 +110,7 @@ def test_shapes():
 def test_ties_nan_and_infinities():
     nan, inf = jnp.nan, jnp.inf
     x = jnp.asarray([[1, 1, 1, nan], [1, 1, 0, 0], [-inf, -inf, inf, 5], [-inf, -inf, 5, 5]], "float64")[..., None]
-    y, dx, dx2 = there_and_back(max_pool2d, x, 2)
+    y, _, dx2 = there_and_back(max_pool2d, x, 2)
     np.testing.assert_array_equal(y[..., 0], [[1, nan], [-inf, inf]])
     # The first of equal maxima takes all.
     np.testing.assert_array_equal(dx2[..., 0], [[1.5, 0, 0, 1.5], [0, 0, 0, 0], [1.5, 0, 1.5, 0], [0, 0, 0, 0]])
@@ -122,13 +128,18 @@ def test_derivatives_of_second_order():
 def test_transformations():
     x = drawn(3, 2, 4, 4, 2)
     for axis in range(3):
-        got, want = (jax.jit(jax.vmap(lambda x, f=f: f(x, 2, strides=1), in_axes=axis, out_axes=1))(x) for f in (max_pool2d, native))
+        got, want = (
+            jax.jit(jax.vmap(lambda x, f=f: f(x, 2, strides=1), in_axes=axis, out_axes=1))(x)
+            for f in (max_pool2d, native)
+        )
         np.testing.assert_array_equal(got, want)
     losses = [lambda x, f=f: (f(x, 2, strides=1) ** 2).sum() for f in (max_pool2d, native)]
     small = drawn(3, 3, 3, 1)
     np.testing.assert_allclose(*(jax.jit(jax.vmap(jax.grad(f)))(small) for f in losses))
     np.testing.assert_allclose(*(jax.jit(jax.jacrev(jax.jacrev(f)))(small[0]) for f in losses))
-    np.testing.assert_array_equal(*(jax.jit(jax.jacrev(lambda x, f=f: f(x, 2)))(small[0]) for f in (max_pool2d, native)))
+    np.testing.assert_array_equal(
+        *(jax.jit(jax.jacrev(lambda x, f=f: f(x, 2)))(small[0]) for f in (max_pool2d, native))
+    )
 
 
 @pytest.mark.parametrize(

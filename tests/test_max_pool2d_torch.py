@@ -30,11 +30,18 @@ def assert_same(x, *args, **options):
         assert torch.equal(one, other)
     assert got[0].stride() == want[0].stride()
     dy = torch.randn(got[0].shape, dtype=torch.float64, device=x.device).to(x.dtype)
-    cotangents = [dy, dy[:1].expand_as(dy), dy.transpose(-1, -2).contiguous().transpose(-1, -2), torch.ones((), dtype=x.dtype, device=x.device).expand_as(dy)]
+    cotangents = [
+        dy,
+        dy[:1].expand_as(dy),
+        dy.transpose(-1, -2).contiguous().transpose(-1, -2),
+        torch.ones((), dtype=x.dtype, device=x.device).expand_as(dy),
+    ]
     for cotangent in cotangents:
         one, other = (torch.autograd.grad(y[0], x, cotangent, retain_graph=True)[0] for y in (got, want))
         # A pixel's sum has at most as many terms as a window has taps; the order differs.
-        torch.testing.assert_close(one, other, rtol=0, atol=32 * torch.finfo(x.dtype).eps * float(other.abs().max()) if other.numel() else 0)
+        torch.testing.assert_close(
+            one, other, rtol=0, atol=32 * torch.finfo(x.dtype).eps * float(other.abs().max()) if other.numel() else 0
+        )
 
 
 OPTIONS = [
@@ -54,13 +61,17 @@ def test_any_shape_and_window(data):
     window = data.draw(st.tuples(*[st.integers(1, 4)] * 2))
     dilation = data.draw(st.tuples(*[st.integers(1, 3)] * 2))
     padding = tuple(data.draw(st.integers(0, k // 2)) for k in window)
-    image = tuple(data.draw(st.integers(d * (k - 1) + 1, d * (k - 1) + 7)) for k, d in zip(window, dilation, strict=True))
+    image = tuple(
+        data.draw(st.integers(d * (k - 1) + 1, d * (k - 1) + 7)) for k, d in zip(window, dilation, strict=True)
+    )
     stride = data.draw(st.tuples(*[st.integers(1, 4)] * 2))
     shape = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)), *image)
     assert_same(drawn(*shape), window, stride, padding, dilation, data.draw(st.booleans()))
 
 
-@pytest.mark.parametrize("layout", ["channels last", "transposed", "sliced", "expanded", "unbatched", "no images", "one channel"])
+@pytest.mark.parametrize(
+    "layout", ["channels last", "transposed", "sliced", "expanded", "unbatched", "no images", "one channel"]
+)
 def test_layouts(device, layout):
     x = drawn(2, 3, 8, 6, device=device).detach()
     x = {
@@ -91,7 +102,14 @@ def test_half_precision_is_exact_and_sums_are_carried_wider(device, dtype):
 
 def test_ties_nan_and_infinities_are_torchs(device):
     nan, inf = float("nan"), float("inf")
-    rows = [[1, 1, 1, 1], [1, 1, nan, 0], [-inf, -inf, inf, nan], [-inf, -inf, nan, nan], [0.0, -0.0, -inf, 1], [-0.0, 0.0, 1, -inf]]
+    rows = [
+        [1, 1, 1, 1],
+        [1, 1, nan, 0],
+        [-inf, -inf, inf, nan],
+        [-inf, -inf, nan, nan],
+        [0.0, -0.0, -inf, 1],
+        [-0.0, 0.0, 1, -inf],
+    ]
     x = torch.tensor(rows, dtype=torch.float64, device=device)[None, None].requires_grad_()
     for args in ((2,), (2, 1), (3, 1, 1)):
         got, want = (pool(x, *args, return_indices=True) for pool in (lab.max_pool2d, F.max_pool2d))
@@ -139,10 +157,10 @@ def test_transforms(device):
         pair = (vmap(lambda x, f=f: f(x, 2, 1), in_dims=dims)(x) for f in (lab.max_pool2d, F.max_pool2d))
         torch.testing.assert_close(*pair)
     scalars = [lambda x, f=f: (f(x, 2, 1) ** 2).sum() for f in (lab.max_pool2d, F.max_pool2d)]
-    for x in (x[0, :, 0], x[0, 0]):
-        torch.testing.assert_close(*(vmap(grad(f))(x[:, None]) for f in scalars))
-        torch.testing.assert_close(*(jacrev(jacrev(f))(x) for f in scalars))
-        torch.testing.assert_close(*(vmap(vmap(f, in_dims=2), in_dims=2)(x[None, None, ..., None, None].expand(1, 1, *x.shape, 2, 2).reshape(-1, 4, 2, 2) if x.ndim == 2 else x[..., None, None].expand(*x.shape, 2, 2)) for f in scalars))
+    for few in (x[0, :, 0], x[0, 0]):
+        torch.testing.assert_close(*(vmap(grad(f))(few[:, None]) for f in scalars))
+        torch.testing.assert_close(*(jacrev(jacrev(f))(few) for f in scalars))
+    torch.testing.assert_close(*(vmap(vmap(f, in_dims=2), in_dims=1)(x) for f in scalars))
 
 
 @pytest.mark.parametrize("name", ["aot_eager", "inductor"])
@@ -151,7 +169,9 @@ def test_one_graph(device, name):
 
     torch.compiler.reset()
     x = drawn(2, 2, 6, 6, device=device)
-    compiled = torch.compile(lambda x: lab.max_pool2d(x, 2) ** 2, fullgraph=True, backend=name if backend() == "inductor" else "aot_eager")
+    compiled = torch.compile(
+        lambda x: lab.max_pool2d(x, 2) ** 2, fullgraph=True, backend=name if backend() == "inductor" else "aot_eager"
+    )
     assert torch.equal(compiled(x), lab.max_pool2d(x, 2) ** 2)
     one, other = (torch.autograd.grad(f(x).sum(), x)[0] for f in (compiled, lambda x: F.max_pool2d(x, 2) ** 2))
     torch.testing.assert_close(one, other)
@@ -159,7 +179,11 @@ def test_one_graph(device, name):
 
 def test_module_and_convert(device):
     x = drawn(2, 3, 8, 6, device=device)
-    for args, options in (((2,), {}), ((3, 2), {"padding": 1, "return_indices": True}), ((2,), {"ceil_mode": True, "dilation": 2})):
+    for args, options in (
+        ((2,), {}),
+        ((3, 2), {"padding": 1, "return_indices": True}),
+        ((2,), {"ceil_mode": True, "dilation": 2}),
+    ):
         native = torch.nn.MaxPool2d(*args, **options)
         want = native(x)
         for module in (lab.MaxPool2d(*args, **options), lab.convert(torch.nn.MaxPool2d(*args, **options)).model):
@@ -179,7 +203,10 @@ def test_module_and_convert(device):
         (lambda x: lab.max_pool2d(x, 2, padding=2), r"padding is 2, wanted at most half of kernel_size \(2, 2\)"),
         (lambda x: lab.max_pool2d(x, 2, dilation=0), "dilation is 0, wanted an int from 1"),
         (lambda x: lab.max_pool2d(x, 9), r"the padded image is \[4, 4\], wanted at least the window's \[9, 9\]"),
-        (lambda x: lab.max_pool2d(x[0, 0], 2), r"input of shape \[4, 4\] is 2-dimensional, wanted \[B C H W\] or \[C H W\]"),
+        (
+            lambda x: lab.max_pool2d(x[0, 0], 2),
+            r"input of shape \[4, 4\] is 2-dimensional, wanted \[B C H W\] or \[C H W\]",
+        ),
         (lambda x: lab.max_pool2d(x[:, :0], 2), r"input of shape \[1, 0, 4, 4\] is empty, wanted at least one"),
         (lambda x: lab.max_pool2d(x.long(), 2), "dtype of input is int64, wanted one of"),
         (lambda x: lab.max_pool2d(x.tolist(), 2), "input is a list, wanted a torch.Tensor"),

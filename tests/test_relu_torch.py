@@ -10,7 +10,7 @@ import gradlab.torch as lab
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(), (1,), (37,), (5, 7), (2, 3, 4, 5), (0, 3)])
+@pytest.mark.parametrize("shape", [(), (1,), (37,), (5, 7), (2, 3, 4, 5), (0, 3), (3, 0)])
 def test_values_and_gradient_are_exact(device, dtype, shape):
     x = torch.randn(shape, device=device).to(dtype).requires_grad_()
     y, wanted = lab.relu(x), torch.relu(x)

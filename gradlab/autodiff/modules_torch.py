@@ -6,11 +6,15 @@ import torch
 from torch import nn
 
 from gradlab.autodiff.arguments import refuse
+from gradlab.autodiff.binary_cross_entropy_with_logits_torch import binary_cross_entropy_with_logits
 from gradlab.autodiff.conv2d_torch import conv2d
 from gradlab.autodiff.cross_entropy_torch import cross_entropy
 from gradlab.autodiff.linear_torch import linear
 from gradlab.autodiff.max_pool2d_torch import max_pool2d
+from gradlab.autodiff.mse_loss_torch import mse_loss
 from gradlab.autodiff.relu_torch import relu
+from gradlab.autodiff.sigmoid_torch import sigmoid
+from gradlab.autodiff.tanh_torch import tanh
 
 
 class Linear(nn.Linear):
@@ -50,7 +54,21 @@ class MaxPool2d(nn.MaxPool2d):
     def forward(self, input: torch.Tensor) -> Any:
         return max_pool2d(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
-        )  # type: ignore[arg-type]  # torch says int alone
+        )
+
+
+class Sigmoid(nn.Sigmoid):
+    """y = 1 / (1 + exp(-x)); `torch.nn.Sigmoid` by hand."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return sigmoid(input)
+
+
+class Tanh(nn.Tanh):
+    """y = tanh x; `torch.nn.Tanh` by hand."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return tanh(input)
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -64,12 +82,32 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         return cross_entropy(input, target, ignore_index=self.ignore_index, reduction=self.reduction)
 
 
+class MSELoss(nn.MSELoss):
+    """The mean of squared differences; `torch.nn.MSELoss` by hand, for arrays of one shape."""
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return mse_loss(input, target, reduction=self.reduction)
+
+
+class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
+    """The loss of logits and probabilities of yes; `torch.nn.BCEWithLogitsLoss` by hand."""
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return binary_cross_entropy_with_logits(
+            input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight
+        )  # fmt: skip
+
+
 BY_HAND: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: Linear,
     nn.Conv2d: Conv2d,
     nn.MaxPool2d: MaxPool2d,
     nn.ReLU: ReLU,
+    nn.Sigmoid: Sigmoid,
+    nn.Tanh: Tanh,
     nn.CrossEntropyLoss: CrossEntropyLoss,
+    nn.MSELoss: MSELoss,
+    nn.BCEWithLogitsLoss: BCEWithLogitsLoss,
 }
 # What a layer may be set to: attribute -> the only value that is done by hand.
 LIMITS: dict[type[nn.Module], dict[str, Any]] = {

@@ -1,5 +1,6 @@
 """How every elementwise Triton kernel is launched: over rows and columns of its result, whatever the strides."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,4 +73,4 @@ def matrix(t: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
         return t.reshape(1, -1)
     order = sorted(range(t.ndim), key=lambda axis: -stride[axis])
     t = t.permute(order)
-    return t.reshape(t[..., 0].numel(), t.shape[-1])
+    return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])

@@ -168,4 +168,3 @@ def _launch(jit, geometry: Sequence[int], last: bool, image: torch.Tensor, tenso
         **constants, BE=BE, writes=writes,
     )
     # fmt: on
-

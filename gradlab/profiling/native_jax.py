@@ -71,11 +71,47 @@ def max_pool2d(x, *, kernel_size, **options):
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, steps, around, window_dilation=spread)
 
 
+def sigmoid(x):
+    """y[E] = 1 / (1 + exp(-x[E]))."""
+    return jax.nn.sigmoid(x)
+
+
+def tanh(x):
+    """y[E] = tanh(x[E])."""
+    return jnp.tanh(x)
+
+
+def mse_loss(x, t, *, reduction="mean"):
+    """The mean of (x[E] - t[E])^2."""
+    import optax
+
+    return _reduced(optax.squared_error(x, t), reduction)
+
+
+def binary_cross_entropy_with_logits(x, t, w=None, p=None, *, reduction="mean"):
+    """The negative log-likelihood of t[E] under sigmoid(x[E]); optax has no weight for the yes."""
+    import optax
+
+    if p is None:
+        y = optax.sigmoid_binary_cross_entropy(x, t)
+    else:
+        y = -p * t * jax.nn.log_sigmoid(x) - (1 - t) * jax.nn.log_sigmoid(-x)
+    return _reduced(y if w is None else w * y, reduction)
+
+
+def _reduced(y, reduction):
+    return {"none": lambda y: y, "sum": jnp.sum, "mean": jnp.mean}[reduction](y)
+
+
 NATIVE = {
     "conv2d": Native("lax.conv_general_dilated", conv2d),
     "linear": Native("jnp.dot", linear),
     "max_pool2d": Native("lax.reduce_window", max_pool2d),
     "relu": Native("jax.nn.relu", relu),
+    "mse_loss": Native("optax.squared_error", mse_loss),
+    "binary_cross_entropy_with_logits": Native("optax.sigmoid_binary_cross_entropy", binary_cross_entropy_with_logits),
+    "sigmoid": Native("jax.nn.sigmoid", sigmoid),
+    "tanh": Native("jnp.tanh", tanh),
     "cross_entropy": Native("optax.softmax_cross_entropy_with_integer_labels", cross_entropy),
     "adam": Native("optax.adam", adam),
 }

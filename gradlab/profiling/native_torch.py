@@ -56,11 +56,35 @@ def max_pool2d(x, *, kernel_size, **options):
     return F.max_pool2d(x, kernel_size, **options)
 
 
+def sigmoid(x):
+    """y[E] = 1 / (1 + exp(-x[E]))."""
+    return torch.sigmoid(x)
+
+
+def tanh(x):
+    """y[E] = tanh(x[E])."""
+    return torch.tanh(x)
+
+
+def mse_loss(x, t, *, reduction="mean"):
+    """The mean of (x[E] - t[E])^2."""
+    return F.mse_loss(x, t, reduction=reduction)
+
+
+def binary_cross_entropy_with_logits(x, t, w=None, p=None, *, reduction="mean"):
+    """The negative log-likelihood of t[E] under sigmoid(x[E])."""
+    return F.binary_cross_entropy_with_logits(x, t, w, reduction=reduction, pos_weight=p)
+
+
 NATIVE = {
     "conv2d": Native("F.conv2d", conv2d),
     "linear": Native("F.linear", linear),
     "max_pool2d": Native("F.max_pool2d", max_pool2d),
     "relu": Native("F.relu", relu),
+    "mse_loss": Native("F.mse_loss", mse_loss),
+    "binary_cross_entropy_with_logits": Native("F.binary_cross_entropy_with_logits", binary_cross_entropy_with_logits),
+    "sigmoid": Native("torch.sigmoid", sigmoid),
+    "tanh": Native("torch.tanh", tanh),
     "cross_entropy": Native("F.cross_entropy", cross_entropy),
     "adam": Native("torch.optim.adam.adam", adam),
 }

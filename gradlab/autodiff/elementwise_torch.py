@@ -1,0 +1,28 @@
+"""The product one by one, which higher derivatives of elementwise ops are made of, for torch."""
+
+import torch
+
+from gradlab.autodiff.mapped_torch import in_front
+from gradlab.kernels import elementwise_triton as kernels
+
+
+class Times(torch.autograd.Function):
+    """y = a b. Its pullbacks are products again."""
+
+    @staticmethod
+    def forward(a, b):
+        return kernels.times(a, b)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, u):
+        a, b = ctx.saved_tensors
+        need_a, need_b = ctx.needs_input_grad
+        return Times.apply(u, b) if need_a else None, Times.apply(u, a) if need_b else None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return Times.apply(*in_front(info.batch_size, in_dims, args)), 0

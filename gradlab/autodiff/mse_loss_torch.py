@@ -1,0 +1,97 @@
+"""mse_loss for torch: kept are x and t; a product of differences is its own pullback, with a zero for one operand."""
+
+import torch
+
+from gradlab.autodiff.arguments import refuse, want_floats
+from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.autocast_torch import raised
+from gradlab.autodiff.losses import divisor
+from gradlab.autodiff.mapped_torch import in_front
+from gradlab.kernels import mse_loss_triton as kernels
+
+
+class Squares(torch.autograd.Function):
+    """y = the sum of (x - t)^2, over den.
+
+    Summed are all but the first `keep` axes, which mapped axes become.
+    """
+
+    @staticmethod
+    def forward(x, t, keep, den):
+        return kernels.squares(x, t, keep, den)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, t, ctx.keep, ctx.den = inputs
+        ctx.save_for_backward(x, t)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, t = ctx.saved_tensors
+        need_x, need_t, *_ = ctx.needs_input_grad
+        spread = dy.reshape(dy.shape + (1,) * (x.ndim - dy.ndim)).expand(x.shape)
+        dx = Differences.apply(spread, None, x, t, 2, ctx.den) if need_x else None
+        dt = Differences.apply(spread, None, x, t, -2, ctx.den) if need_t else None
+        return dx, dt, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, x, t, keep, den):
+        x, t = in_front(info.batch_size, in_dims[:2], (x, t))
+        return Squares.apply(x, t, keep + 1, den), 0
+
+
+class Differences(torch.autograd.Function):
+    """y = num / den (a - b) (x - t), zeros for b or t that is None. Bilinear: its pullbacks are of its kind."""
+
+    @staticmethod
+    def forward(a, b, x, t, num, den):
+        return kernels.differences(a, b, x, t, num, den)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.num, ctx.den = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, u):
+        a, b, x, t = ctx.saved_tensors
+        num, den, (need_a, need_b, need_x, need_t, *_) = ctx.num, ctx.den, ctx.needs_input_grad
+        da = Differences.apply(u, None, x, t, num, den) if need_a else None
+        db = Differences.apply(u, None, x, t, -num, den) if need_b else None
+        dx = Differences.apply(u, None, a, b, num, den) if need_x else None
+        dt = Differences.apply(u, None, a, b, -num, den) if need_t else None
+        return da, db, dx, dt, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return Differences.apply(*in_front(info.batch_size, in_dims, args)), 0
+
+
+def mse_loss(input: torch.Tensor, target: torch.Tensor, *, reduction: str = "mean") -> torch.Tensor:
+    """The mean of (input[...] - target[...])^2; as `torch.nn.functional.mse_loss`.
+
+    Args:
+        input, target: any one shape, any strides; both of float64, float32, float16 or bfloat16, on a CPU or CUDA.
+            Under `torch.autocast` they are cast to float32 first.
+        reduction: "mean" (NaN when empty), "sum", or "none" for one loss an element.
+
+    Returns:
+        A scalar, or a new tensor of the inputs' shape, in their dtype. Derivatives of every order, for both inputs,
+        are exact.
+
+    Raises:
+        ValueError: shapes that differ (torch broadcasts them, with a warning), an unknown reduction, another device.
+        TypeError: not strided tensors of one such dtype.
+    """
+    input, target = raised(input, target)
+    want_tensors("mse_loss", {"input": input, "target": target})
+    want_floats("mse_loss", {"input": input, "target": target})
+    if input.shape != target.shape:
+        refuse("mse_loss", "shape of target", list(target.shape), f"{list(input.shape)} like input")
+    den = divisor("mse_loss", reduction, input.numel())
+    if reduction == "none":
+        return Differences.apply(input, target, input, target, 1, 1)
+    return Squares.apply(input, target, 0, den)
+
+
+by_spec = mse_loss

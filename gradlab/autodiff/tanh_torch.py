@@ -1,0 +1,76 @@
+"""tanh for torch: kept is y, and every derivative of it is a polynomial of y."""
+
+import torch
+
+from gradlab.autodiff.arguments import want_floats
+from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.elementwise_torch import Times
+from gradlab.autodiff.mapped_torch import in_front
+from gradlab.kernels import tanh_triton as kernels
+
+
+class Tanh(torch.autograd.Function):
+    """y = tanh(x)."""
+
+    @staticmethod
+    def forward(x):
+        return kernels.tanh(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (y,) = ctx.saved_tensors
+        return Slope.apply(dy, y, 0)
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return Tanh.apply(x), in_dims[0]
+
+
+class Slope(torch.autograd.Function):
+    """d = a s_k(y). Linear in a; in y its slope is s_(k+1), and s_3 is 0."""
+
+    @staticmethod
+    def forward(a, y, k):
+        return kernels.slope(a, y, k)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, y, ctx.k = inputs
+        ctx.save_for_backward(a, y)
+
+    @staticmethod
+    def backward(ctx, u):
+        a, y = ctx.saved_tensors
+        need_a, need_y, _ = ctx.needs_input_grad
+        da = Slope.apply(u, y, ctx.k) if need_a else None
+        dy = Slope.apply(Times.apply(u, a), y, ctx.k + 1) if need_y and ctx.k < 2 else None
+        return da, dy, None
+
+    @staticmethod
+    def vmap(info, in_dims, a, y, k):
+        return Slope.apply(*in_front(info.batch_size, in_dims, (a, y, k))), 0
+
+
+def tanh(input: torch.Tensor) -> torch.Tensor:
+    """y[...] = tanh(input); as `torch.tanh`.
+
+    Args:
+        input: any shape and strides; float64, float32, float16 or bfloat16, on a CPU or CUDA.
+
+    Returns:
+        A new tensor laid out as the input. Derivatives of every order are exact.
+
+    Raises:
+        TypeError: not a strided tensor of one of these dtypes.
+        ValueError: on a device without kernels.
+    """
+    want_tensors("tanh", {"input": input})
+    want_floats("tanh", {"input": input})
+    return Tanh.apply(input)
+
+
+by_spec = tanh

@@ -1,0 +1,84 @@
+"""The sum of squared differences, and the product of differences that is its pullback, as Triton kernels."""
+
+import torch
+import triton.language as tl
+
+from gradlab.kernels import reduce_triton
+from gradlab.kernels.elementwise_triton import elementwise
+from gradlab.kernels.launch_triton import accumulator, kernel, op, triton_dtype
+
+
+# fmt: off
+@kernel
+def _squares_kernel(
+    x_ptr, x_z, x_e,
+    t_ptr, t_z, t_e,
+    s_ptr,
+    E, STRETCH, I, DEN,
+    ACC: tl.constexpr, BE: tl.constexpr,
+):
+    """s[z i] = sum_e (x[z e] - t[z e])^2 / DEN over the i-th STRETCH of e; grid (Z * I); a program owns s[z i]."""
+    z = (tl.program_id(0) // I).to(tl.int64)
+    start = (tl.program_id(0) % I).to(tl.int64) * STRETCH
+    total = tl.zeros((BE,), dtype=ACC)
+    for e0 in range(0, STRETCH, BE):
+        step = e0 + tl.arange(0, BE)
+        e = start + step
+        inside = (step < STRETCH) & (e < E)
+        x = tl.load(x_ptr + z * x_z + e * x_e, mask=inside, other=0.0).to(ACC)
+        t = tl.load(t_ptr + z * t_z + e * t_e, mask=inside, other=0.0).to(ACC)
+        total += (x - t) * (x - t)
+    tl.store(s_ptr + tl.program_id(0), tl.sum(total, axis=0) / DEN)
+
+
+@kernel
+def _differences_kernel(
+    a_ptr, a_m, a_n,
+    b_ptr, b_m, b_n,
+    x_ptr, x_m, x_n,
+    t_ptr, t_m, t_n,
+    y_ptr, y_m, y_n,
+    DEN, M, N,
+    NUM: tl.constexpr, HAS_B: tl.constexpr, HAS_T: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):
+    """y[m n] = NUM / DEN (a[m n] - b[m n]) (x[m n] - t[m n]); grid (M/BM * N/BN); a program owns y[BM BN]."""
+    tiles_n = tl.cdiv(N, BN)
+    m = (tl.program_id(0) // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
+    n = (tl.program_id(0) % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    a = tl.load(a_ptr + m[:, None] * a_m + n[None, :] * a_n, mask=inside, other=0.0).to(ACC)
+    x = tl.load(x_ptr + m[:, None] * x_m + n[None, :] * x_n, mask=inside, other=0.0).to(ACC)
+    if HAS_B:
+        a -= tl.load(b_ptr + m[:, None] * b_m + n[None, :] * b_n, mask=inside, other=0.0).to(ACC)
+    if HAS_T:
+        x -= tl.load(t_ptr + m[:, None] * t_m + n[None, :] * t_n, mask=inside, other=0.0).to(ACC)
+    y = a * x * NUM / DEN
+    tl.store(y_ptr + m[:, None] * y_m + n[None, :] * y_n, y.to(y_ptr.dtype.element_ty), mask=inside)
+# fmt: on
+
+
+def _squares_fake(x, t, keep, den):
+    return x.new_empty(x.shape[:keep])
+
+
+@op("squares", fake=_squares_fake)
+def squares(x: torch.Tensor, t: torch.Tensor, keep: int, den: int) -> torch.Tensor:
+    """y = the sum of (x - t)^2 over all but the first `keep` axes, over `den`. 2 E read."""
+    return reduce_triton.rows(_squares_kernel, [x, t], keep, den)
+
+
+def _differences_fake(a, b, x, t, num, den):
+    return torch.empty_like(x)
+
+
+@op("differences", fake=_differences_fake)
+def differences(a: torch.Tensor, b: torch.Tensor | None, x: torch.Tensor, t: torch.Tensor | None,
+                num: int, den: int) -> torch.Tensor:  # fmt: skip
+    """y = num / den (a - b) (x - t), one by one, zeros for b or t that is None; laid out as x. Up to 4 E read."""
+    y = torch.empty_like(x)
+    tensors = [a, a if b is None else b, x, x if t is None else t, y]
+    flags = {"HAS_B": b is not None, "HAS_T": t is not None}
+    elementwise(
+        _differences_kernel, tensors, den, writes=[y], NUM=num, **flags, ACC=triton_dtype(accumulator(x.dtype))
+    )  # fmt: skip
+    return y

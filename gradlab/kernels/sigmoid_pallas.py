@@ -1,0 +1,37 @@
+"""sigmoid and the slopes that its pullbacks of every order need, as Pallas kernels."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.kernels.elementwise_pallas import elementwise
+from gradlab.kernels.launch_pallas import accumulator
+
+
+# fmt: off
+def _sigmoid_kernel(x_ref, y_ref):
+    """y[m n] = sigmoid(x[m n]); grid (M/BM, 1); a program owns y[BM N]."""
+    x = x_ref[...].astype(accumulator(x_ref.dtype))
+    z = jnp.exp(-jnp.abs(x))
+    y = jnp.where(x >= 0, jnp.ones_like(z), z) / (1 + z)
+    y_ref[...] = y.astype(y_ref.dtype)
+
+
+def _slope_kernel(a_ref, y_ref, d_ref, *, k):
+    """d[m n] = a[m n] s_k(y[m n]); grid (M/BM, 1); a program owns d[BM N]."""
+    acc = accumulator(y_ref.dtype)
+    a, y = a_ref[...].astype(acc), y_ref[...].astype(acc)
+    s = (y * (1 - y), 1 - 2 * y, y * 0 - 2)[k]
+    d_ref[...] = (a * s).astype(d_ref.dtype)
+# fmt: on
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """y = sigmoid(x), same shape. E read, E written."""
+    return elementwise(_sigmoid_kernel, [x.dtype], x)[0]
+
+
+def slope(a: jax.Array, y: jax.Array, k: int) -> jax.Array:
+    """d = a s_k(y): s_0 = y (1 - y), s_1 = 1 - 2 y, s_2 = -2; same shape. 2 E read, E written."""
+    return elementwise(functools.partial(_slope_kernel, k=k), [y.dtype], a, y)[0]

@@ -1,0 +1,44 @@
+"""tanh and the slopes that its pullbacks of every order need, as Pallas kernels."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.kernels.elementwise_pallas import elementwise
+from gradlab.kernels.launch_pallas import accumulator
+
+
+# fmt: off
+def _tanh_kernel(x_ref, y_ref):
+    """y[m n] = tanh(x[m n]); grid (M/BM, 1); a program owns y[BM N]."""
+    x = x_ref[...].astype(accumulator(x_ref.dtype))
+    z = jnp.exp(-2 * jnp.abs(x))
+    far = jnp.where(x >= 0, jnp.ones_like(x), -jnp.ones_like(x)) * ((1 - z) / (1 + z))
+    # Cody and Waite: minimax over |x| < ln(3) / 2, where 1 - z would cancel.
+    g = jnp.where(jnp.abs(x) < 0.625, x * x, jnp.zeros_like(x))
+    p = (-0.96437492777225469787e0 * g - 0.99225929672236083313e2) * g - 0.16134119023996228053e4
+    q = ((g + 0.11274474380534949335e3) * g + 0.22337720718962312926e4) * g + 0.48402357071988688686e4
+    y = jnp.where(jnp.abs(x) < 0.625, x + x * (g * p / q), far)
+    # -0 stays -0.
+    y = jnp.where(x == 0, x, y)
+    y_ref[...] = y.astype(y_ref.dtype)
+
+
+def _slope_kernel(a_ref, y_ref, d_ref, *, k):
+    """d[m n] = a[m n] s_k(y[m n]); grid (M/BM, 1); a program owns d[BM N]."""
+    acc = accumulator(y_ref.dtype)
+    a, y = a_ref[...].astype(acc), y_ref[...].astype(acc)
+    s = ((1 - y) * (1 + y), -2 * y, y * 0 - 2)[k]
+    d_ref[...] = (a * s).astype(d_ref.dtype)
+# fmt: on
+
+
+def tanh(x: jax.Array) -> jax.Array:
+    """y = tanh(x), same shape. E read, E written."""
+    return elementwise(_tanh_kernel, [x.dtype], x)[0]
+
+
+def slope(a: jax.Array, y: jax.Array, k: int) -> jax.Array:
+    """d = a s_k(y): s_0 = 1 - y^2, s_1 = -2 y, s_2 = -2; same shape. 2 E read, E written."""
+    return elementwise(functools.partial(_slope_kernel, k=k), [y.dtype], a, y)[0]
