@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from gradlab.kernels.images_triton import empty
+from gradlab.kernels.images_triton import empty, index_dtype
 from gradlab.kernels.launch_triton import accumulator, block, interpreted, kernel, launch, op, triton_dtype
 from gradlab.kernels.linear_triton import column_sum
 from gradlab.kernels.window import Geometry
@@ -358,7 +358,7 @@ def bias_sum(dy: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
         *((dy, 0, 0, 0, 0) if gate is None else (gate, *gate.stride())),
         part, *part.stride(),
         M, F, P, Q, -(-M // Z),
-        ACC=triton_dtype(accumulator(dy.dtype)), INDEX=_index(dy, gate), GATED=gate is not None,
+        ACC=triton_dtype(accumulator(dy.dtype)), INDEX=index_dtype(dy, gate), GATED=gate is not None,
         BM=BM, BN=BN, writes=[part],
     )
     return part[0] if Z == 1 else column_sum(part, None).to(dy.dtype)
@@ -369,14 +369,8 @@ def _constants(geo: Geometry, *tensors: torch.Tensor | None) -> dict[str, Any]:
     (R, S), (SH, SW), (DH, DW) = geo.window, geo.stride, geo.dilation
     return {
         "R": R, "S": S, "SH": SH, "SW": SW, "DH": DH, "DW": DW, "TOP": geo.pads[0][0], "LEFT": geo.pads[1][0],
-        "INDEX": _index(*tensors),
+        "INDEX": index_dtype(*tensors),
     }  # fmt: skip
-
-
-def _index(*tensors: torch.Tensor | None) -> tl.dtype:
-    """The dtype of offsets: 64 bits when one, or a tile past the end, may reach 2^31; it costs registers and time."""
-    reach = (sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in tensors if t is not None)
-    return tl.int64 if max(reach) >= 2**30 else tl.int32
 
 
 def _packed(a: torch.Tensor, channels: int) -> bool:
@@ -387,8 +381,10 @@ def _packed(a: torch.Tensor, channels: int) -> bool:
 def _tile(a: torch.Tensor, M: int, K: int, N: int) -> tuple[int, int, int, int, int]:
     """BM, BK, BN, warps, stages: few programs when interpreted; tensor-core tiles in half precision when compiled."""
     if interpreted(a.device):
-        BK, BN = block(K, 256), block(N, 256)
-        return block(M, 2**20 // max(BK, BN)), BK, BN, 4, 1
+        # The longest of M and K gets what one tile can hold.
+        short, BN = block(min(M, K), 256), block(N, 256)
+        long = block(max(M, K), 2**20 // max(short, BN))
+        return (long, short, BN, 4, 1) if M >= K else (short, long, BN, 4, 1)
     if a.dtype in (torch.float64, torch.float32):
         return block(M, 64), 16, block(N, 64), 4, 3
     # Where channels are not neighbours in memory every element is a load of its own, with an address in registers.

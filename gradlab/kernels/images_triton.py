@@ -1,6 +1,7 @@
-"""How images lie in memory: as torch lays them out by default, or channels last."""
+"""How images lie in memory: as torch lays them out by default or channels last, and how far their offsets reach."""
 
 import torch
+import triton.language as tl
 
 
 def empty(like: torch.Tensor, shape: tuple[int, ...], channels_last: bool) -> torch.Tensor:
@@ -12,3 +13,9 @@ def empty(like: torch.Tensor, shape: tuple[int, ...], channels_last: bool) -> to
 def lies_channels_last(t: torch.Tensor) -> bool:
     """Whether an image lies channels last and not also as torch lays it out by default."""
     return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
+def index_dtype(*tensors: torch.Tensor | None) -> tl.dtype:
+    """The dtype of offsets: 64 bits when one, or a tile past the end, may reach 2^31; it costs registers and time."""
+    reach = (sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in tensors if t is not None)
+    return tl.int64 if max(reach) >= 2**30 else tl.int32

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from gradlab.kernels.images_triton import empty
+from gradlab.kernels.images_triton import empty, index_dtype
 from gradlab.kernels.launch_triton import (
     INTERPRETED_TILE,
     accumulator,
@@ -44,10 +44,10 @@ def _max_kernel(
     k_ptr, k_b, k_c, k_p, k_q,
     E, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    TOP: tl.constexpr, LEFT: tl.constexpr, LAST: tl.constexpr, BE: tl.constexpr,
+    TOP: tl.constexpr, LEFT: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr, BE: tl.constexpr,
 ):
     """y[b c p q] = max_rs x[b c i j], k its first tap; grid (E/BE), E = B C P Q; a program owns BE results."""
-    e = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)
+    e = tl.program_id(0).to(INDEX) * BE + tl.arange(0, BE)
     b, c, p, q = _place(e, C, P, Q, LAST)
     best = tl.full((BE,), float("-inf"), x_ptr.dtype.element_ty)
     found = tl.full((BE,), -1, tl.int32)
@@ -71,10 +71,11 @@ def _scatter_kernel(
     x_ptr, x_b, x_c, x_h, x_w,
     E, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    TOP: tl.constexpr, LEFT: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr, BE: tl.constexpr,
+    TOP: tl.constexpr, LEFT: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr,
+    ACC: tl.constexpr, BE: tl.constexpr,
 ):
     """x[b c i j] = sum of u[b c p q] where k names (i, j); grid (E/BE), E = B C H W; a program owns BE pixels."""
-    e = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)
+    e = tl.program_id(0).to(INDEX) * BE + tl.arange(0, BE)
     b, c, i, j = _place(e, C, H, W, LAST)
     total = tl.zeros((BE,), dtype=ACC)
     for tap in range(R * S):
@@ -97,10 +98,10 @@ def _gather_kernel(
     y_ptr, y_b, y_c, y_p, y_q,
     E, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    TOP: tl.constexpr, LEFT: tl.constexpr, LAST: tl.constexpr, BE: tl.constexpr,
+    TOP: tl.constexpr, LEFT: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr, BE: tl.constexpr,
 ):
     """y[b c p q] = u[b c i j] at the tap k; grid (E/BE), E = B C P Q; a program owns BE results."""
-    e = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)
+    e = tl.program_id(0).to(INDEX) * BE + tl.arange(0, BE)
     b, c, p, q = _place(e, C, P, Q, LAST)
     k = tl.load(k_ptr + b * k_b + c * k_c + p * k_p + q * k_q, mask=e < E, other=-1)
     i = p * SH - TOP + k // S * DH
@@ -165,6 +166,6 @@ def _launch(jit, geometry: Sequence[int], last: bool, image: torch.Tensor, tenso
         *(part for t in tensors for part in (t, *t.stride())),
         E, image.shape[1], *geo.image, P, Q,
         R=R, S=S, SH=SH, SW=SW, DH=DH, DW=DW, TOP=geo.pads[0][0], LEFT=geo.pads[1][0], LAST=last,
-        **constants, BE=BE, writes=writes,
+        INDEX=index_dtype(*tensors), **constants, BE=BE, writes=writes,
     )
     # fmt: on
