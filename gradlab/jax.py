@@ -1,11 +1,14 @@
 """The jax side: every layer as a Pallas kernel under a `jax.custom_vjp`; imports no torch."""
 
 from gradlab.autodiff.adam_jax import AdamState as AdamState
-from gradlab.autodiff.adam_jax import GradientTransformation as GradientTransformation
 from gradlab.autodiff.adam_jax import adam as adam
 from gradlab.autodiff.adam_jax import adam_step as adam_step
 from gradlab.autodiff.adam_jax import adamw as adamw
 from gradlab.autodiff.conv2d_jax import conv2d as conv2d
 from gradlab.autodiff.cross_entropy_jax import cross_entropy as cross_entropy
 from gradlab.autodiff.linear_jax import linear as linear
+from gradlab.autodiff.optimizer_jax import GradientTransformation as GradientTransformation
 from gradlab.autodiff.relu_jax import relu as relu
+from gradlab.autodiff.sgd_jax import SGDState as SGDState
+from gradlab.autodiff.sgd_jax import sgd as sgd
+from gradlab.autodiff.sgd_jax import sgd_step as sgd_step

@@ -13,3 +13,5 @@ from gradlab.autodiff.modules_torch import CrossEntropyLoss as CrossEntropyLoss
 from gradlab.autodiff.modules_torch import Linear as Linear
 from gradlab.autodiff.modules_torch import ReLU as ReLU
 from gradlab.autodiff.relu_torch import relu as relu
+from gradlab.autodiff.sgd_torch import SGD as SGD
+from gradlab.autodiff.sgd_torch import sgd_step as sgd_step

@@ -8,7 +8,7 @@ jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp
 
-from gradlab.jax import AdamState, adam, adam_step, cross_entropy, linear, relu
+from gradlab.jax import AdamState, SGDState, adam, adam_step, cross_entropy, linear, relu, sgd, sgd_step
 
 CALLS = {"cpu": None, "cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
 TARGETS = [(p, d) for p in ("cuda", "tpu") for d in ("float32", "bfloat16", "float16")] + [("cuda", "float64")]
@@ -40,6 +40,18 @@ def fused(p, g, m, v, lr):
     return adam_step(p, g, AdamState(jnp.int32(3), m, v), learning_rate=lr)
 
 
+def descent(p, g, b, lr):
+    return sgd_step(p, g, SGDState(jnp.int32(3), b), learning_rate=lr, momentum=0.9, weight_decay=0.1)
+
+
+def plain_descent(p, g, lr):
+    return sgd_step(p, g, SGDState(jnp.int32(3), None), learning_rate=lr)[0]
+
+
+def descent_update(g, b, lr):
+    return sgd(lr, 0.9, nesterov=True).update(g, SGDState(jnp.int32(3), b))
+
+
 def update(g, m, v, lr):
     return adam(lr).update(g, AdamState(jnp.int32(3), m, v))
 
@@ -59,6 +71,10 @@ PROGRAMS = {
     "adam_step": (fused, (0, 1, 2, 3), 1, ((3, 7),) * 4 + ((),), ()),
     "adam_step, large": (fused, (0, 1, 2, 3), 1, ((33, 129),) * 4 + ((),), ()),
     "adam": (update, (0, 1, 2), 1, ((3, 7),) * 3 + ((),), ()),
+    "sgd_step": (descent, (0, 1, 2), 2, ((3, 7),) * 3 + ((),), ()),
+    "sgd_step, without momentum": (plain_descent, (0, 1), 2, ((3, 7),) * 2 + ((),), ()),
+    "sgd_step, large": (descent, (0, 1, 2), 2, ((33, 129),) * 3 + ((),), ()),
+    "sgd": (descent_update, (0, 1), 2, ((3, 7),) * 2 + ((),), ()),
 }
 KERNELS = {
     "linear": ({"product"}, {"product", "column_sum"}, {"product", "column_sum"}),
@@ -68,6 +84,8 @@ KERNELS = {
     "cross_entropy": ({"loss", "total"}, {"loss", "total", "pullback"}, {"loss", "total", "pullback", "second"}),
     "adam_step": ({"adam"}, {"adam", "adam_pullback"}),
     "adam": ({"adam"}, {"adam", "adam_pullback"}),
+    "sgd_step": ({"sgd"}, {"sgd", "sgd_pullback"}, {"sgd", "sgd_pullback"}),
+    "sgd": ({"sgd"}, {"sgd", "sgd_pullback"}, {"sgd", "sgd_pullback"}),
 }
 
 
@@ -88,7 +106,13 @@ def kernels(text, call):
 
 
 # Shapes of more than one block once in full and once in half precision; small ones in every dtype.
-LARGE = ("linear, relu, tall", "linear, relu, whole tiles", "cross_entropy, many classes", "adam_step, large")
+LARGE = (
+    "linear, relu, tall",
+    "linear, relu, whole tiles",
+    "cross_entropy, many classes",
+    "adam_step, large",
+    "sgd_step, large",
+)
 
 
 @pytest.mark.parametrize(
