@@ -1,7 +1,6 @@
 """The jax side: every layer as a Pallas kernel under a `jax.custom_vjp`; imports no torch."""
 
 from gradlab.autodiff.adam_jax import AdamState as AdamState
-from gradlab.autodiff.adam_jax import GradientTransformation as GradientTransformation
 from gradlab.autodiff.adam_jax import adam as adam
 from gradlab.autodiff.adam_jax import adam_step as adam_step
 from gradlab.autodiff.adam_jax import adamw as adamw
@@ -13,6 +12,10 @@ from gradlab.autodiff.cross_entropy_jax import cross_entropy as cross_entropy
 from gradlab.autodiff.linear_jax import linear as linear
 from gradlab.autodiff.max_pool2d_jax import max_pool2d as max_pool2d
 from gradlab.autodiff.mse_loss_jax import mse_loss as mse_loss
+from gradlab.autodiff.optimizer_jax import GradientTransformation as GradientTransformation
 from gradlab.autodiff.relu_jax import relu as relu
+from gradlab.autodiff.sgd_jax import SGDState as SGDState
+from gradlab.autodiff.sgd_jax import sgd as sgd
+from gradlab.autodiff.sgd_jax import sgd_step as sgd_step
 from gradlab.autodiff.sigmoid_jax import sigmoid as sigmoid
 from gradlab.autodiff.tanh_jax import tanh as tanh

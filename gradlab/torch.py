@@ -23,5 +23,7 @@ from gradlab.autodiff.modules_torch import Sigmoid as Sigmoid
 from gradlab.autodiff.modules_torch import Tanh as Tanh
 from gradlab.autodiff.mse_loss_torch import mse_loss as mse_loss
 from gradlab.autodiff.relu_torch import relu as relu
+from gradlab.autodiff.sgd_torch import SGD as SGD
+from gradlab.autodiff.sgd_torch import sgd_step as sgd_step
 from gradlab.autodiff.sigmoid_torch import sigmoid as sigmoid
 from gradlab.autodiff.tanh_torch import tanh as tanh

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.test_util import check_grads
 
 from gradlab.jax import AdamState, adam, adam_step, adamw
-from gradlab.kernels import adam_pallas
+from gradlab.kernels import adam_pallas, step_pallas
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -229,7 +229,7 @@ def test_blocks_of(platform, monkeypatch):
     p, g, state = array(shape=(3, 1400))
     want = jax.vjp(by_optax_arrays, p, g, state.mu, state.nu)
     monkeypatch.setattr(pl, "pallas_call", interpreted)
-    monkeypatch.setattr(adam_pallas, "launch", lambda call, *operands: call(platform, *operands))
+    monkeypatch.setattr(step_pallas, "launch", lambda call, *operands: call(platform, *operands))
     scalars = adam_pallas.scalars(lr=0.1, step=4, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.2, dtype=p.dtype)
     arrays = p, g, state.mu, state.nu
     assert_close(tuple(jax.jit(lambda *a: adam_pallas.adam(*a, False))(*arrays, scalars)), want[0])

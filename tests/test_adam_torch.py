@@ -10,6 +10,7 @@ from torch.autograd import gradcheck
 
 import gradlab.torch as lab
 from gradlab.kernels import adam_triton as kernels
+from gradlab.kernels import many_triton
 
 OPTIONS = [
     {},
@@ -153,6 +154,29 @@ def test_scheduler_closure_and_hooks(device):
     assert ours[1].step(lambda: torch.tensor(3.0)) == 3.0
 
 
+def scaled(ours, theirs, device):
+    """Steps through a GradScaler whose second gradient is infinite: it must be left out, the scale with it halved."""
+    scalers = [torch.amp.GradScaler(device.type, init_scale=8.0) for _ in range(2)]
+    for step in range(4):
+        for (ps, optimizer), scaler in zip((ours, theirs), scalers, strict=True):
+            torch.manual_seed(step)
+            before = [p.detach().clone() for p in ps]
+            optimizer.zero_grad()
+            scaler.scale(sum((p * torch.randn_like(p)).sum() for p in ps)).backward()
+            if step == 1:
+                ps[0].grad[0, 0] = torch.inf
+            scaler.step(optimizer)
+            scaler.update()
+            assert all(torch.equal(p, q) for p, q in zip(ps, before, strict=True)) == (step == 1)
+    assert scalers[0].get_scale() == scalers[1].get_scale() == 4.0
+    for p, q in zip(ours[0], theirs[0], strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+
+
+def test_a_grad_scaler_leaves_out_what_overflowed(device):
+    scaled(*pair(device, torch.float32, lr=0.1), device)
+
+
 def test_layouts_of_parameters_and_gradients(device):
     """Transposed, channels_last and sliced parameters; a gradient laid out otherwise, and an expanded one."""
     base = torch.randn(4, 6, dtype=torch.float64, device=device)
@@ -174,8 +198,8 @@ def test_layouts_of_parameters_and_gradients(device):
 
 def test_one_launch_for_all_parameters_and_groups(device, monkeypatch):
     launched = []
-    launch = kernels.launch
-    monkeypatch.setattr(kernels, "launch", lambda *a, **k: (launched.append(a[0]), launch(*a, **k)))
+    launch = many_triton.launch
+    monkeypatch.setattr(many_triton, "launch", lambda *a, **k: (launched.append(a[0]), launch(*a, **k)))
     ps = parameters(device)
     optimizer = lab.Adam([{"params": ps[:2]}, {"params": ps[2:], "lr": 0.5}])
     for p in ps:
@@ -186,7 +210,7 @@ def test_one_launch_for_all_parameters_and_groups(device, monkeypatch):
 
 def test_many_chunks_whole_and_partial(device, monkeypatch):
     """Chunks of 16 make the interpreter run what a GPU runs: several programs a tensor, the last one masked."""
-    monkeypatch.setattr(kernels, "block", lambda size, most, least=16: 16)
+    monkeypatch.setattr(many_triton, "block", lambda size, most, least=16: 16)
     shapes = [(5,), (16,), (37,), (64,), (1,)]
     ours = [torch.nn.Parameter(torch.randn(s, dtype=torch.float64, device=device)) for s in shapes]
     theirs = copy.deepcopy(ours)
@@ -273,6 +297,40 @@ def test_second_derivative_is_refused_not_lost(device):
         d.sum().backward()
 
 
+MAPPED = [(0, 0, 0, 0), (1, None, 0, None), (None, 0, None, -1)]
+
+
+@pytest.mark.parametrize("in_dims", MAPPED)
+def test_mapped_steps_and_their_gradients(device, in_dims):
+    """vmap of the step and of its gradient are the loop over both; nested too."""
+    tensors = [torch.rand(3, 3, dtype=torch.float64, device=device) + 0.1 for _ in range(4)]
+
+    def step(*a):
+        return lab.adam_step(*a, step=2, lr=0.3, weight_decay=0.2)
+
+    def gradients(*a):
+        return torch.func.grad(lambda *a: sum(t.sin().sum() for t in step(*a)), (0, 1, 2, 3))(*a)
+
+    given = [t[0] if d is None else t for t, d in zip(tensors, in_dims, strict=True)]
+    for fn in (step, gradients):
+        rows = [[t if d is None else t.select(d, i) for t, d in zip(given, in_dims, strict=True)] for i in range(3)]
+        want = [torch.stack(column) for column in zip(*(fn(*row) for row in rows), strict=True)]
+        torch.testing.assert_close(torch.func.vmap(fn, in_dims)(*given), tuple(want), rtol=1e-14, atol=0)
+        nested = torch.func.vmap(torch.func.vmap(fn))
+        torch.testing.assert_close(nested(*tensors), fn(*tensors), rtol=1e-14, atol=0)
+
+
+def test_jacobian_of_the_step(device):
+    tensors = [torch.rand(4, dtype=torch.float64, device=device) + 0.1 for _ in range(4)]
+
+    def step(*a):
+        return lab.adam_step(*a, step=2, lr=0.3)
+
+    found = torch.func.jacrev(step, (0, 1, 2, 3))(*tensors)
+    for row, want in zip(found, torch.autograd.functional.jacobian(step, tuple(tensors)), strict=True):
+        torch.testing.assert_close(row, want, rtol=1e-14, atol=0)
+
+
 def parameter_with(grad):
     p = torch.nn.Parameter(torch.zeros(3))
     p.grad = grad
@@ -298,6 +356,21 @@ def test_bad_input_is_one_line(call, error, message):
     with pytest.raises(error, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_a_state_that_does_not_fit_is_refused():
+    """The kernel goes by addresses: a shorter or narrower moment would be read past its end."""
+    p = parameter_with(torch.ones(3))
+    optimizer = lab.Adam([p])
+    optimizer.step()
+    for moment, error, message in (
+        (torch.zeros(2), ValueError, r"Adam: shape of exp_avg is \[2\], wanted \[3\] like its parameter"),
+        (torch.zeros(3).half(), TypeError, "Adam: dtype of exp_avg is float16, wanted float32 like its parameter"),
+    ):
+        optimizer.state[p]["exp_avg"] = moment
+        with pytest.raises(error, match=message):
+            optimizer.step()
+        assert optimizer.state[p]["step"] == 1
 
 
 def test_an_error_leaves_no_half_made_step():

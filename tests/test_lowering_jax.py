@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from gradlab.jax import (
     AdamState,
+    SGDState,
     adam,
     adam_step,
     binary_cross_entropy_with_logits,
@@ -18,6 +19,8 @@ from gradlab.jax import (
     max_pool2d,
     mse_loss,
     relu,
+    sgd,
+    sgd_step,
     sigmoid,
     tanh,
 )
@@ -50,6 +53,18 @@ def entropy(x, t):
 
 def fused(p, g, m, v, lr):
     return adam_step(p, g, AdamState(jnp.int32(3), m, v), learning_rate=lr)
+
+
+def descent(p, g, b, lr):
+    return sgd_step(p, g, SGDState(jnp.int32(3), b), learning_rate=lr, momentum=0.9, weight_decay=0.1)
+
+
+def plain_descent(p, g, lr):
+    return sgd_step(p, g, SGDState(jnp.int32(3), None), learning_rate=lr)[0]
+
+
+def descent_update(g, b, lr):
+    return sgd(lr, 0.9, nesterov=True).update(g, SGDState(jnp.int32(3), b))
 
 
 def update(g, m, v, lr):
@@ -86,6 +101,10 @@ PROGRAMS = {
     "adam_step": (fused, (0, 1, 2, 3), 1, ((3, 7),) * 4 + ((),), ()),
     "adam_step, large": (fused, (0, 1, 2, 3), 1, ((33, 129),) * 4 + ((),), ()),
     "adam": (update, (0, 1, 2), 1, ((3, 7),) * 3 + ((),), ()),
+    "sgd_step": (descent, (0, 1, 2), 2, ((3, 7),) * 3 + ((),), ()),
+    "sgd_step, without momentum": (plain_descent, (0, 1), 2, ((3, 7),) * 2 + ((),), ()),
+    "sgd_step, large": (descent, (0, 1, 2), 2, ((33, 129),) * 3 + ((),), ()),
+    "sgd": (descent_update, (0, 1), 2, ((3, 7),) * 2 + ((),), ()),
 }
 KERNELS = {
     "linear": ({"product"}, {"product", "column_sum"}, {"product", "column_sum"}),
@@ -104,6 +123,8 @@ KERNELS = {
     "cross_entropy": ({"loss", "total"}, {"loss", "total", "pullback"}, {"loss", "total", "pullback", "second"}),
     "adam_step": ({"adam"}, {"adam", "adam_pullback"}),
     "adam": ({"adam"}, {"adam", "adam_pullback"}),
+    "sgd_step": ({"sgd"}, {"sgd", "sgd_pullback"}, {"sgd", "sgd_pullback"}),
+    "sgd": ({"sgd"}, {"sgd", "sgd_pullback"}, {"sgd", "sgd_pullback"}),
 }
 
 
@@ -130,6 +151,7 @@ LARGE = (
     "cross_entropy, many classes",
     "adam_step, large",
     "mse_loss, stretches",
+    "sgd_step, large",
 )
 
 

@@ -18,6 +18,7 @@ from gradlab.kernels import (
     max_pool2d_triton,
     mse_loss_triton,
     relu_triton,
+    sgd_triton,
     sigmoid_triton,
     tanh_triton,
 )
@@ -76,6 +77,9 @@ def launches(dtype, size=256):
         cross_entropy_triton.second(a, y, a, s, t, -100)
         adam_triton.adam_([a, b], [a, b], [a, b], [a, b], [0.5] * 16)
         adam_triton.adam_pullback(a, a, a, a, a, a, a, [0.5] * 8)
+        sgd_triton.sgd_([a, b], [a, b], [a, b], [0.5] * 14)
+        sgd_triton.sgd_pullback(a, a, [0.5] * 7)
+        sgd_triton.sgd_pullback(a, None, [0.5] * 7)
     return noted
 
 
@@ -98,7 +102,7 @@ def test_compiles_for_sm_90(dtype):
         # What fits: 227 KiB of shared memory to a block.
         assert code.metadata.shared <= 227 * 1024, name
         assert not re.search(r"\b(atom|red)\.", code.asm["ptx"]), f"{name} uses atomics"
-        if name == "_adam_kernel":
+        if name in ("_adam_kernel", "_sgd_kernel"):
             assert re.search(r"ld\.global\S*\.v[24]\.", code.asm["ptx"]), "the whole chunk is loaded 128 bits at a time"
         if name == "_product_kernel":
             ptx = code.asm["ptx"]

@@ -50,6 +50,8 @@ def samples(device):
         "cross_entropy_pullback": [(r(()).expand(5), logits, s, t, -100)],
         "cross_entropy_second": [(r(5, 3), r(5), logits, s, t, -100)],
         "adam_": [([r(3), r(2, 2)], [r(3), r(2, 2)], [r(3), r(2, 2)], [r(3).abs(), r(2, 2).abs()], SCALARS * 2)],
+        "sgd_": [([r(3), r(2, 2)], [r(3), r(2, 2)], [r(3), r(0)], [0.1, 1.0, 0.2, 0.9, 0.5, 1.0, 0.9, 0.1, -1.0, 0.0, 0.0, 0.0, 1.0, 0.0])],
+        "sgd_pullback": [(r(3), r(()).expand(3), [0.1, 1.0, 0.2, 0.9, 0.5, 1.0, 0.9]), (r(3), None, [0.1, -1.0, 0.2, 0.0, 0.0, 1.0, 0.0])],
         "adam_pullback": [(*(r(3) for _ in range(3)), r(3).abs(), *(r(3) for _ in range(3)), SCALARS)],
     }  # fmt: skip
 
@@ -88,6 +90,26 @@ def test_compile_fullgraph_equals_eager(device, name):
     got, want = compiled(*args), network(*args)
     assert torch.equal(got, want)
     for one, other in zip(torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", sorted({"aot_eager", backend()}))
+def test_compile_sgd_step(device, name):
+    torch.compiler.reset()
+    p, g, b = (torch.rand(6, dtype=torch.float64, device=device, requires_grad=True) for _ in range(3))
+
+    def fn(p, g, b):
+        p, first = lab.sgd_step(p, g, momentum=0.9, lr=0.1)
+        p, b = lab.sgd_step(p, first, b, momentum=0.9, nesterov=True, lr=0.1)
+        return lab.sgd_step(p, g, lr=0.1, weight_decay=0.1, maximize=True)[0], b
+
+    compiled = torch.compile(fn, fullgraph=True, backend=name)
+    dy = [torch.rand_like(p) for _ in range(2)]
+    for one, other in zip(
+        torch.autograd.grad(compiled(p, g, b), (p, g, b), dy),
+        torch.autograd.grad(fn(p, g, b), (p, g, b), dy),
+        strict=True,
+    ):
         assert torch.equal(one, other)
 
 

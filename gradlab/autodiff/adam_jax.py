@@ -1,23 +1,16 @@
 """Adam for jax: a gradient transformation as optax has them, and the whole step fused, with a derivative."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff.arguments import refuse, want_floats
-from gradlab.autodiff.arguments_jax import as_arrays
+from gradlab.autodiff import optimizer_jax as optimizer
+from gradlab.autodiff.arguments import refuse
+from gradlab.autodiff.optimizer_jax import GradientTransformation, Rate
 from gradlab.kernels import adam_pallas as kernels
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
-
-
-class GradientTransformation(NamedTuple):
-    """`init(params) -> state` and `update(grads, state, params=None) -> (updates, state)`: optax's protocol."""
-
-    init: Callable[[Any], Any]
-    update: Callable[..., tuple[Any, Any]]
 
 
 class AdamState(NamedTuple):
@@ -54,13 +47,7 @@ _step_rule.defvjp(_step_fwd, _step_bwd)
 step = jax.jit(_step_rule, static_argnums=5)
 
 
-def _fixed_bwd(kept, cotangent):
-    raise NotImplementedError("adam_step: no derivative for learning_rate, b1, b2, eps or weight_decay")
-
-
-# The scalars of a step, which have no derivative: refused on the way back, because jax keeps a way there that raised.
-fixed = jax.custom_vjp(lambda scalars: scalars)
-fixed.defvjp(lambda scalars: (scalars, None), _fixed_bwd)
+fixed = optimizer.fixed("adam_step: no derivative for learning_rate, b1, b2, eps or weight_decay")
 
 
 @jax.custom_vjp
@@ -76,7 +63,7 @@ def _pullback_fwd(*args):
 pullback.defvjp(_pullback_fwd, _pullback_fwd)
 
 
-def adam(learning_rate: float | jax.Array | Callable[[jax.Array], jax.Array] = LR, b1: float = BETA1,
+def adam(learning_rate: Rate = LR, b1: float = BETA1,
          b2: float = BETA2, eps: float = EPS) -> GradientTransformation:  # fmt: skip
     """Adam as a gradient transformation; `optax.adam` by hand.
 
@@ -96,7 +83,7 @@ def adam(learning_rate: float | jax.Array | Callable[[jax.Array], jax.Array] = L
     return GradientTransformation(init, update)
 
 
-def adamw(learning_rate: float | jax.Array | Callable[[jax.Array], jax.Array] = LR, b1: float = BETA1,
+def adamw(learning_rate: Rate = LR, b1: float = BETA1,
           b2: float = BETA2, eps: float = EPS, weight_decay: float = 1e-4) -> GradientTransformation:  # fmt: skip
     """Adam with decoupled weight decay as a gradient transformation; `optax.adamw` by hand.
 
@@ -124,14 +111,11 @@ def init(params: Any) -> AdamState:
     Raises:
         TypeError: a parameter that is not an array of the lab's floating dtypes.
     """
-    for path, p in jax.tree.leaves_with_path(params):
-        want_floats("adam", as_arrays("adam", {f"params{jax.tree_util.keystr(path)}": p}))
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    return AdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+    return AdamState(jnp.zeros((), jnp.int32), *(optimizer.zeros("adam", params) for _ in range(2)))
 
 
 def adam_step(params: Any, grads: Any, state: AdamState, *,
-              learning_rate: float | jax.Array | Callable[[jax.Array], jax.Array] = LR, b1: float = BETA1,
+              learning_rate: Rate = LR, b1: float = BETA1,
               b2: float = BETA2, eps: float = EPS, weight_decay: float = 0.0,
               decoupled: bool = False) -> tuple[Any, AdamState]:  # fmt: skip
     """One whole step: parameters and both moments updated in one pass over each array.
@@ -156,28 +140,13 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
 
 
 def _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay, decoupled, update):
-    structure: Any
-    like, structure = jax.tree.flatten_with_path(grads)
     trees = {"params": grads if params is None else params, "state.mu": state.mu, "state.nu": state.nu}
-    columns = {"grads": [g for _, g in like]}
-    for name, tree in trees.items():
-        if jax.tree.structure(tree) != structure:
-            refuse("adam_step", f"the tree of {name}", jax.tree.structure(tree), f"{structure} like grads")
-        columns[name] = jax.tree.leaves(tree)
-    for i, (path, g) in enumerate(like):
-        arrays = as_arrays("adam_step", {f"{n}{jax.tree_util.keystr(path)}": c[i] for n, c in columns.items()})
-        want_floats("adam_step", arrays)
-        for name, array in arrays.items():
-            if array.shape != g.shape:
-                refuse("adam_step", f"shape of {name}", list(array.shape), f"{list(g.shape)} like grads")
-    lr = learning_rate(state.count) if callable(learning_rate) else learning_rate
-    count = state.count + 1
+    structure, rows = optimizer.columns("adam_step", grads, trees)
+    lr, count = optimizer.rate(learning_rate, state.count), state.count + 1
     options = {"lr": lr, "step": count, "beta1": b1, "beta2": b2, "eps": eps, "weight_decay": weight_decay}
     options["decoupled"] = decoupled
-    scalars = {g.dtype: fixed(kernels.scalars(**options, dtype=g.dtype)) for g in columns["grads"]}
-    ps = columns["params"] if params is not None else [None] * len(like)
-    rows = zip(ps, columns["grads"], columns["state.mu"], columns["state.nu"], strict=True)
-    new = [step(p, g, m, v, scalars[g.dtype], update) for p, g, m, v in rows]
+    scalars = {g.dtype: fixed(kernels.scalars(**options, dtype=g.dtype)) for g, *_ in rows}
+    new = [step(None if params is None else p, g, m, v, scalars[g.dtype], update) for g, p, m, v in rows]
     p, mu, nu = (structure.unflatten([leaf[k] for leaf in new]) for k in range(3))
     return p, AdamState(count, mu, nu)
 

@@ -1,21 +1,19 @@
 """Adam for torch: an optimizer that steps all parameters in one launch, and its step as a differentiable function."""
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from gradlab.autodiff.arguments import FLOATS, dtype_name, refuse, want_floats
-from gradlab.autodiff.arguments_torch import DEVICES, want_tensors
+from gradlab.autodiff.arguments import refuse, want_floats
+from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.mapped_torch import in_front
+from gradlab.autodiff.optimizer_torch import OneLaunch
 from gradlab.kernels import adam_triton as kernels
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
 
-# Options of torch.optim.Adam that this one does not have; a state_dict may bring them, so they are looked at each step.
-REFUSED = ("amsgrad", "foreach", "capturable", "differentiable", "fused")
 
-
-class Adam(torch.optim.Adam):
+class Adam(OneLaunch, torch.optim.Adam):
     """Adam, all parameters of one dtype and device in one launch; `torch.optim.Adam` in every other respect.
 
     Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts load both ways.
@@ -30,6 +28,8 @@ class Adam(torch.optim.Adam):
         ValueError, TypeError: as torch.optim.Adam raises them, and for an option refused.
     """
 
+    _refused = ("amsgrad", "foreach", "capturable", "differentiable", "fused")
+
     def __init__(self, params: Any, lr: float | torch.Tensor = LR, betas: tuple[float, float] = (BETA1, BETA2),
                  eps: float = EPS, weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None,
                  maximize: bool = False, capturable: bool = False, differentiable: bool = False,
@@ -39,53 +39,27 @@ class Adam(torch.optim.Adam):
             maximize=maximize, capturable=capturable, differentiable=differentiable, fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
         )  # fmt: skip
-        for group in self.param_groups:
-            _refuse_options(group)
+        self._refuse_options()
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; returns what the closure returns.
-
-        Raises:
-            TypeError: a parameter or gradient that is sparse, complex or of another dtype than the lab's.
-            ValueError: a parameter on a device without kernels, an option refused.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        # Everything is looked at before anything is written: an error leaves no half-made step behind.
-        for group in self.param_groups:
-            _refuse_options(group)
-            for p in group["params"]:
-                if p.grad is not None:
-                    _refuse_tensors(p)
-        batches: dict[tuple, tuple[list, list]] = defaultdict(lambda: ([], []))
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self._state_of(p)
-                state["step"] += 1
-                quads, scalars = batches[p.device, p.dtype]
-                quads.append((p, p.grad, state["exp_avg"], state["exp_avg_sq"]))
-                scalars += kernels.scalars(
-                    lr=float(group["lr"]), step=float(state["step"]), beta1=float(group["betas"][0]),
-                    beta2=float(group["betas"][1]), eps=group["eps"], weight_decay=group["weight_decay"],
-                    maximize=group["maximize"], decoupled=group["decoupled_weight_decay"],
-                )  # fmt: skip
-        for quads, scalars in batches.values():
-            _step(quads, scalars)
-        return loss
-
-    def _state_of(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _row(self, group: dict[str, Any], p: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], list[float]]:
+        """(p, g, m, v), and the scalars of the step that begins here."""
+        assert p.grad is not None
         state = self.state[p]
         if not state:
             # On the host, as torch keeps it: reading it must not wait for the device.
             state["step"] = torch.tensor(0.0, dtype=torch.float64 if p.dtype == torch.float64 else torch.float32)
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        return state
+        state["step"] += 1
+        scalars = kernels.scalars(
+            lr=float(group["lr"]), step=float(state["step"]), beta1=float(group["betas"][0]),
+            beta2=float(group["betas"][1]), eps=group["eps"], weight_decay=group["weight_decay"],
+            maximize=group["maximize"], decoupled=group["decoupled_weight_decay"],
+        )  # fmt: skip
+        return (p, p.grad, state["exp_avg"], state["exp_avg_sq"]), scalars
+
+    def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float]) -> None:
+        kernels.adam_(*columns, scalars)
 
 
 class AdamW(Adam):
@@ -108,48 +82,6 @@ class AdamW(Adam):
             group["decoupled_weight_decay"] = True
 
 
-def _refuse_options(group: dict[str, Any]) -> None:
-    for option in REFUSED:
-        if group.get(option):
-            refuse("Adam", option, repr(group[option]), "False or None")
-
-
-def _refuse_tensors(p: torch.Tensor) -> None:
-    assert p.grad is not None
-    for what, t in (("a parameter", p), ("a gradient", p.grad)):
-        if t.layout != torch.strided:
-            refuse("Adam", f"layout of {what}", t.layout, "torch.strided", TypeError)
-        if dtype_name(t) not in FLOATS:
-            refuse("Adam", f"dtype of {what}", dtype_name(t), f"one of {', '.join(FLOATS)}", TypeError)
-        if t.device.type not in DEVICES:
-            refuse("Adam", f"device of {what}", t.device, " or ".join(DEVICES))
-
-
-def _step(quads: list[tuple[torch.Tensor, ...]], scalars: list[float]) -> None:
-    """Launch over tensors that lie alike in memory; one that does not takes part as a copy and is written back."""
-    alike = [tuple(_lie_like(_dense(q[0]), t) for t in q) for q in quads]
-    kernels.adam_(*(list(column) for column in zip(*alike, strict=True)), scalars)
-    for given, used in zip(quads, alike, strict=True):
-        for i in (0, 2, 3):
-            if used[i] is not given[i]:
-                given[i].copy_(used[i])
-
-
-def _dense(t: torch.Tensor) -> torch.Tensor:
-    """The tensor itself when its elements fill their memory without gaps or overlaps, else a contiguous copy."""
-    expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n != 1):
-        if stride != expected:
-            return t.contiguous()
-        expected *= size
-    return t
-
-
-def _lie_like(model: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    strides = zip(t.stride(), model.stride(), t.shape, strict=True)
-    return t if all(a == b or n == 1 for a, b, n in strides) else torch.empty_like(model).copy_(t)
-
-
 class Step(torch.autograd.Function):
     """(p', m', v') of one step, in new memory."""
 
@@ -168,6 +100,10 @@ class Step(torch.autograd.Function):
     def backward(ctx, cp, cm, cv):
         return *Pullback.apply(*ctx.saved_tensors, cp, cm, cv, ctx.scalars), None
 
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return Step.apply(*in_front(info.batch_size, in_dims, args)), (0, 0, 0)
+
 
 class Pullback(torch.autograd.Function):
     """(dp, dg, dm, dv) for the cotangents of p', m', v'."""
@@ -183,6 +119,10 @@ class Pullback(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *cotangents):
         raise NotImplementedError("adam_step: its second derivative is not implemented, wanted order 1")
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return Pullback.apply(*in_front(info.batch_size, in_dims, args)), (0, 0, 0, 0)
 
 
 def adam_step(param: torch.Tensor, grad: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, *, step: int,

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import pallas as pl
 
 from gradlab.kernels import launch_pallas
-from gradlab.kernels.launch_pallas import accumulator, interpreted, launch, pad, pallas
+from gradlab.kernels.launch_pallas import accumulator
+from gradlab.kernels.step_pallas import step
 
 # Scalars of one step, in this order, in the accumulator's dtype; all of them may change at every step.
 SCALARS = ("beta1", "1 - beta1", "beta2", "1 - beta2", "eps", "weight_decay", "step_size", "correction2", "decay")
@@ -75,35 +75,13 @@ def adam(p: jax.Array | None, g: jax.Array, m: jax.Array, v: jax.Array, scalars:
     aliases = {2: 1, 3: 2} if p is None else {3: 1, 4: 2} | ({} if update else {1: 0})
     kernel = functools.partial(_adam_kernel, with_p=p is not None, update=update)
     operands = [t for t in (p, g, m, v) if t is not None]
-    return _elementwise(kernel, scalars, operands, 3, aliases)
+    return step(kernel, scalars, operands, 3, aliases)
 
 
 def adam_pullback(p: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array,
                   cp: jax.Array, cm: jax.Array, cv: jax.Array, scalars: jax.Array) -> list[jax.Array]:  # fmt: skip
     """dp, dg, dm, dv of one step of one array, for the cotangents of p', m', v'; 7 E elements read, 4 E written."""
-    return _elementwise(_adam_pullback_kernel, scalars, [p, g, m, v, cp, cm, cv], 4, {})
-
-
-def _elementwise(kernel, scalars: jax.Array, operands: list[jax.Array], results: int,
-                 aliases: dict[int, int]) -> list[jax.Array]:  # fmt: skip
-    like = operands[0]
-    if like.size == 0:
-        return [like] * results
-
-    def call(platform: str, scalars: jax.Array, *operands: jax.Array) -> list[jax.Array]:
-        columns = like.size if interpreted(platform) else 128
-        BR = 1 if interpreted(platform) else 32
-        flat = [pad(t.reshape(-1), BR * columns).reshape(-1, columns) for t in operands]
-        tile = pl.BlockSpec((BR, columns), lambda i: (i, 0))
-        specs = [pl.BlockSpec(scalars.shape, lambda i: (0, 0))] + [tile] * len(flat)
-        shape = jax.ShapeDtypeStruct(flat[0].shape, like.dtype)
-        outs = pallas(
-            kernel, platform, [flat[0].shape[0] // BR], specs, [tile] * results, [shape] * results,
-            input_output_aliases=aliases,
-        )(scalars, *flat)  # fmt: skip
-        return [t.reshape(-1)[: like.size].reshape(like.shape) for t in outs]
-
-    return launch(call, scalars, *operands)
+    return step(_adam_pullback_kernel, scalars, [p, g, m, v, cp, cm, cv], 4, {})
 
 
 def scalars(*, lr, step, beta1, beta2, eps, weight_decay, decoupled=False, dtype) -> jax.Array:

@@ -1,6 +1,5 @@
 """One step of Adam over any number of tensors in one launch, and its pullback, as Triton kernels."""
 
-import struct
 from collections.abc import Sequence
 
 import torch
@@ -15,9 +14,9 @@ from gradlab.kernels.launch_triton import (
     launch,
     on_device,
     op,
-    staged,
     triton_dtype,
 )  # fmt: skip
+from gradlab.kernels.many_triton import address, keep, launch_many, scalar, some, start_of, tensor_of
 
 # Scalars of one tensor's step, in this order: float64 on the host, and all of them may change at every step.
 SCALARS = ("beta1", "beta2", "eps", "weight_decay", "step_size", "correction2", "sign", "decay")
@@ -29,31 +28,20 @@ def _step_chunk(
     p_ptr, g_ptr, m_ptr, v_ptr,
     e, E,
     beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay,
-    ACC: tl.constexpr, DTYPE: tl.constexpr, WHOLE: tl.constexpr,
+    ACC: tl.constexpr, WHOLE: tl.constexpr,
 ):
     """p', m', v' of the elements e below E; WHOLE promises that all are, and nothing is masked."""
-    if WHOLE:
-        p = tl.load(p_ptr + e).to(ACC)
-        g = tl.load(g_ptr + e).to(ACC)
-        m = tl.load(m_ptr + e).to(ACC)
-        v = tl.load(v_ptr + e).to(ACC)
-    else:
-        p = tl.load(p_ptr + e, mask=e < E, other=0.0).to(ACC)
-        g = tl.load(g_ptr + e, mask=e < E, other=0.0).to(ACC)
-        m = tl.load(m_ptr + e, mask=e < E, other=0.0).to(ACC)
-        v = tl.load(v_ptr + e, mask=e < E, other=0.0).to(ACC)
+    p = some(p_ptr, e, E, ACC, WHOLE)
+    g = some(g_ptr, e, E, ACC, WHOLE)
+    m = some(m_ptr, e, E, ACC, WHOLE)
+    v = some(v_ptr, e, E, ACC, WHOLE)
     h = sign * g + weight_decay * p
     m = m + (1 - beta1).to(ACC) * (h - m)
     v = beta2.to(ACC) * v + (1 - beta2).to(ACC) * h * h
     p = p - decay * p - step_size * m / (tl.sqrt(v / correction2) + eps)
-    if WHOLE:
-        tl.store(p_ptr + e, p.to(DTYPE))
-        tl.store(m_ptr + e, m.to(DTYPE))
-        tl.store(v_ptr + e, v.to(DTYPE))
-    else:
-        tl.store(p_ptr + e, p.to(DTYPE), mask=e < E)
-        tl.store(m_ptr + e, m.to(DTYPE), mask=e < E)
-        tl.store(v_ptr + e, v.to(DTYPE), mask=e < E)
+    keep(p_ptr, e, E, p, WHOLE)
+    keep(m_ptr, e, E, m, WHOLE)
+    keep(v_ptr, e, E, v, WHOLE)
 
 
 @kernel
@@ -64,46 +52,36 @@ def _adam_kernel(
 ):
     """p', m', v' over the tensors of a table; grid (chunks of BE); a program owns one chunk of one tensor.
 
-    A row of the table is 13 words of 64 bits: addresses of p, g, m, v; elements; then SCALARS as float64. Behind the T
-    rows stand T first chunks, in rising order: the number of them not past the program names its tensor.
+    A row of the table is 13 words: addresses of p, g, m, v; elements; then SCALARS.
     """
-    i = tl.arange(0, BT)
-    first = tl.load(table_ptr + 13 * T + i, mask=i < T, other=2**62)
-    program = tl.program_id(0).to(tl.int64)
-    tensor = tl.sum((first <= program).to(tl.int64), axis=0) - 1
+    tensor = tensor_of(table_ptr, T, 13, BT)
     row = table_ptr + 13 * tensor
-    p_ptr = tl.load(row).to(tl.pointer_type(DTYPE))
-    g_ptr = tl.load(row + 1).to(tl.pointer_type(DTYPE))
-    m_ptr = tl.load(row + 2).to(tl.pointer_type(DTYPE))
-    v_ptr = tl.load(row + 3).to(tl.pointer_type(DTYPE))
-    if ALIGNED:
-        # Addresses out of memory promise nothing by themselves, and every element would be a load of its own.
-        p_ptr = tl.multiple_of(p_ptr, 16)
-        g_ptr = tl.multiple_of(g_ptr, 16)
-        m_ptr = tl.multiple_of(m_ptr, 16)
-        v_ptr = tl.multiple_of(v_ptr, 16)
+    p_ptr = address(row, DTYPE, ALIGNED)
+    g_ptr = address(row + 1, DTYPE, ALIGNED)
+    m_ptr = address(row + 2, DTYPE, ALIGNED)
+    v_ptr = address(row + 3, DTYPE, ALIGNED)
     E = tl.load(row + 4)
-    beta1 = tl.load(row + 5).to(tl.float64, bitcast=True)
-    beta2 = tl.load(row + 6).to(tl.float64, bitcast=True)
-    eps = tl.load(row + 7).to(tl.float64, bitcast=True).to(ACC)
-    weight_decay = tl.load(row + 8).to(tl.float64, bitcast=True).to(ACC)
-    step_size = tl.load(row + 9).to(tl.float64, bitcast=True).to(ACC)
-    correction2 = tl.load(row + 10).to(tl.float64, bitcast=True).to(ACC)
-    sign = tl.load(row + 11).to(tl.float64, bitcast=True).to(ACC)
-    decay = tl.load(row + 12).to(tl.float64, bitcast=True).to(ACC)
+    beta1 = scalar(row + 5)
+    beta2 = scalar(row + 6)
+    eps = scalar(row + 7).to(ACC)
+    weight_decay = scalar(row + 8).to(ACC)
+    step_size = scalar(row + 9).to(ACC)
+    correction2 = scalar(row + 10).to(ACC)
+    sign = scalar(row + 11).to(ACC)
+    decay = scalar(row + 12).to(ACC)
 
-    start = (program - tl.load(table_ptr + 13 * T + tensor)) * BE
+    start = start_of(table_ptr, T, tensor, 13, BE)
     e = start + tl.arange(0, BE)
     # A mask against a number out of memory splits wide loads too, so only a tensor's last chunk has one.
     if start + BE <= E:
         _step_chunk(
             p_ptr, g_ptr, m_ptr, v_ptr, e, E,
-            beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay, ACC, DTYPE, True,
+            beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay, ACC, True,
         )
     else:
         _step_chunk(
             p_ptr, g_ptr, m_ptr, v_ptr, e, E,
-            beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay, ACC, DTYPE, False,
+            beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay, ACC, False,
         )
 
 
@@ -168,42 +146,7 @@ def adam_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], exp_avg
             have the same elements at the same places in memory, without gaps.
         scalars: SCALARS of each tensor, one after another; float64 values that travel with the addresses.
     """
-    quads = list(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True))
-    rows = [(q, scalars[len(SCALARS) * i : len(SCALARS) * (i + 1)]) for i, q in enumerate(quads) if q[0].numel()]
-    if not rows:
-        return
-    device, dtype = params[0].device, params[0].dtype
-    sizes = [q[0].numel() for q, _ in rows]
-    BE = block(max(sizes), INTERPRETED_TILE, least=1) if interpreted(device) else 2048
-    if not interpreted(device):
-        _launch_table([(q, s, n) for (q, s), n in zip(rows, sizes, strict=True)], BE, dtype, device)
-        return
-    flat = [t for q, _ in rows for t in q]
-    with staged(flat, [t for q, _ in rows for t in (q[0], q[2], q[3])]) as stage:
-        seen = [([stage(t) for t in q], s, n) for (q, s), n in zip(rows, sizes, strict=True)]
-        _launch_table(seen, BE, seen[0][0][0].dtype, device)
-
-
-def _launch_table(rows: list, BE: int, dtype: torch.dtype, device: torch.device) -> None:
-    words, firsts, chunks = [], [], 0
-    for quad, values, size in rows:
-        words += [t.data_ptr() for t in quad] + [size]
-        words += struct.unpack(f"{len(SCALARS)}q", struct.pack(f"{len(SCALARS)}d", *values))
-        firsts.append(chunks)
-        chunks += -(-size // BE)
-    table = on_device(words + firsts, torch.int64, device)
-    acc = triton_dtype(accumulator(dtype))
-    T = len(rows)
-    aligned = all(t.data_ptr() % 16 == 0 for quad, _, _ in rows for t in quad)
-    # fmt: off
-    launch(
-        _adam_kernel, [chunks],
-        table,
-        T,
-        ACC=acc, DTYPE=triton_dtype(dtype), ALIGNED=aligned, BT=block(T, 2**20, least=1), BE=BE,
-        writes=[table], warps=8,
-    )
-    # fmt: on
+    launch_many(_adam_kernel, (params, grads, exp_avgs, exp_avg_sqs), (0, 2, 3), scalars)
 
 
 def _adam_pullback_fake(p, g, m, v, cp, cm, cv, scalars):

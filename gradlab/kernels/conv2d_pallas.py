@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
+from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, one_piece, pad, pallas
 from gradlab.kernels.linear_pallas import column_sum
 from gradlab.kernels.window import Geometry
 
@@ -212,6 +212,7 @@ def _join(t: jax.Array, groups: int, each: int) -> jax.Array:
     return t.reshape(*t.shape[:-1], groups, wide)[..., :each].reshape(*t.shape[:-1], groups * each)
 
 
+@one_piece
 def forward(x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array | None, geometry: Geometry,
             relu: bool) -> jax.Array:  # fmt: skip
     """y[B P Q F] of x[B H W C], w[R S D F] and bias[F], then relu; zeros where gate <= 0.
@@ -258,6 +259,7 @@ def forward(x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array 
     return y.reshape(B, down, across, F)[:, :P, :Q]
 
 
+@one_piece
 def dgrad(dy: jax.Array, w: jax.Array, gate: jax.Array | None, geometry: Geometry) -> jax.Array:
     """dx[B H W C] of dy[B P Q F] and w[R S D F], zeros in place of dy where gate <= 0.
 
@@ -290,6 +292,7 @@ def dgrad(dy: jax.Array, w: jax.Array, gate: jax.Array | None, geometry: Geometr
     return _gather(launch(call, w.reshape(-1, D, F), *rows), B, geometry)
 
 
+@one_piece
 def wgrad(dy: jax.Array, x: jax.Array, gate: jax.Array | None, geometry: Geometry) -> jax.Array:
     """dw[R S D F] of dy[B P Q F] and x[B H W C], zeros in place of dy where gate <= 0.
 

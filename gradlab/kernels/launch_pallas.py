@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -30,7 +31,41 @@ def launch(call: Callable[..., Any], *operands: jax.Array) -> Any:
     and a program can be lowered for a machine that is not there.
     """
     branches = {name: functools.partial(call, name) for name in PLATFORMS}
-    return jax.lax.platform_dependent(*operands, **branches)
+    return one_piece(functools.partial(jax.lax.platform_dependent, **branches))(*operands)
+
+
+def one_piece(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` of arrays and settings, which jax sees as one operation; mapped, as the mapped `fn`.
+
+    A custom_vjp's function must have no operation without operands, as the number of the platform is, or a constant:
+    where a loop is differentiated twice, jax 0.10 works them out ahead, puts them before the arguments, and counts the
+    arguments that the rule keeps without them. A residual is another one then.
+    """
+
+    @functools.wraps(fn)
+    def call(*args: Any) -> Any:
+        tree: Any
+        leaves, tree = jax.tree.flatten(args)
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+
+        def of_arrays(*arrays: jax.Array) -> Any:
+            return fn(*tree.unflatten([dict(zip(places, arrays, strict=True)).get(i, x) for i, x in enumerate(leaves)]))
+
+        return _one_piece(of_arrays, *(leaves[i] for i in places))
+
+    return call
+
+
+def _one_piece(fn: Callable[..., Any], *arrays: jax.Array) -> Any:
+    piece = jax.custom_batching.custom_vmap(fn)
+
+    @piece.def_vmap
+    def mapped(size: int, is_mapped: Sequence[bool], *arrays: jax.Array) -> tuple[Any, Any]:
+        axes = tuple(0 if there else None for there in is_mapped)
+        results = _one_piece(jax.vmap(fn, axes, axis_size=size), *arrays)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return piece(*arrays)
 
 
 def pallas(kernel: Callable[..., None], platform: str, grid: Sequence[int], in_specs: Sequence[pl.BlockSpec],

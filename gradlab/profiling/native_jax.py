@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
+from gradlab.kernels.sgd import LR as SGD_LR
 from gradlab.profiling.native import Native
 
 
@@ -46,6 +47,22 @@ def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0
     updates, (state, _) = optax.adam(lr, beta1, beta2, eps).update(g, (state, optax.EmptyState()), p)
     kept = p - lr * weight_decay * p if decoupled else p
     return optax.apply_updates(kept, updates), state.mu, state.nu
+
+
+def sgd(p, g, b, *, lr=SGD_LR, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,
+        first=False):  # fmt: skip
+    """p'[E], b'[E]; optax has the first step, weight decay and the sign outside of its sgd, and no dampening."""
+    import optax
+
+    g = (-g if maximize else g) + weight_decay * p
+    if not momentum:
+        return p - lr * g, b
+    if not first and dampening:
+        b = momentum * b + (1 - dampening) * g
+        return p - lr * (g + momentum * b if nesterov else b), b
+    transform = optax.sgd(lr, momentum, nesterov)
+    updates, (state, _) = transform.update(g, (optax.TraceState(0 * b if first else b), optax.EmptyState()), p)
+    return optax.apply_updates(p, updates), state.trace
 
 
 def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activation=None):
@@ -114,6 +131,7 @@ NATIVE = {
     "tanh": Native("jnp.tanh", tanh),
     "cross_entropy": Native("optax.softmax_cross_entropy_with_integer_labels", cross_entropy),
     "adam": Native("optax.adam", adam),
+    "sgd": Native("optax.sgd", sgd),
 }
 
 

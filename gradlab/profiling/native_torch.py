@@ -7,8 +7,10 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch.optim.adam import adam as adam_in_place
+from torch.optim.sgd import sgd as sgd_in_place
 
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
+from gradlab.kernels.sgd import LR as SGD_LR
 from gradlab.profiling.native import Native
 
 
@@ -43,6 +45,20 @@ def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0
         decoupled_weight_decay=decoupled,
     )  # fmt: skip
     return p, m, v
+
+
+def sgd(p, g, b, *, lr=SGD_LR, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,
+        first=False):  # fmt: skip
+    """p'[E], b'[E]: torch's step works in place, so on copies, as the lab's does."""
+    p, b = p.clone(), b.clone()
+    buffers: list[torch.Tensor | None] = [None if first else b]
+    # As for Adam: the fused step is torch's fastest, and has no derivative.
+    fused = not any(t.requires_grad for t in (p, g, b)) and not torch.compiler.is_compiling()
+    sgd_in_place(
+        [p], [g], buffers, foreach=False, fused=fused, lr=lr, momentum=momentum, dampening=dampening,
+        weight_decay=weight_decay, nesterov=nesterov, maximize=maximize,
+    )  # fmt: skip
+    return p, b if not momentum or buffers[0] is None else buffers[0]
 
 
 def conv2d(x, w, b=None, *, activation=None, **options):
@@ -87,6 +103,7 @@ NATIVE = {
     "tanh": Native("torch.tanh", tanh),
     "cross_entropy": Native("F.cross_entropy", cross_entropy),
     "adam": Native("torch.optim.adam.adam", adam),
+    "sgd": Native("torch.optim.sgd.sgd", sgd),
 }
 
 

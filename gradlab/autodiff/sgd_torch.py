@@ -1,0 +1,165 @@
+"""SGD for torch: an optimizer that steps all parameters in one launch, and its step as a differentiable function."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gradlab.autodiff.arguments import refuse, want_floats
+from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.mapped_torch import in_front
+from gradlab.autodiff.optimizer_torch import OneLaunch
+from gradlab.kernels import sgd_triton as kernels
+from gradlab.kernels.sgd import LR
+
+
+class SGD(OneLaunch, torch.optim.SGD):
+    """SGD, all parameters of one dtype and device in one launch; `torch.optim.SGD` in every other respect.
+
+    Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts load both ways. p' = p - lr b' with
+    b' = momentum b + (1 - dampening) (g + weight_decay p) (gradlab/kernels/sgd.py has the whole of it).
+
+    Args:
+        params, lr, momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD takes them, run-time
+            values: changing them compiles nothing. Without momentum no buffer is kept.
+        foreach, differentiable, fused: refused unless false or None.
+
+    Raises:
+        ValueError, TypeError: as torch.optim.SGD raises them, and for an option refused.
+    """
+
+    _refused = ("foreach", "differentiable", "fused")
+
+    def __init__(self, params: Any, lr: float | torch.Tensor = LR, momentum: float = 0, dampening: float = 0,
+                 weight_decay: float | torch.Tensor = 0, nesterov: bool = False, *, maximize: bool = False,
+                 foreach: bool | None = None, differentiable: bool = False,
+                 fused: bool | None = None) -> None:  # fmt: skip
+        super().__init__(
+            params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
+            maximize=maximize, foreach=foreach, differentiable=differentiable, fused=fused,
+        )  # fmt: skip
+        self._refuse_options()
+
+    def _row(self, group: dict[str, Any], p: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], list[float]]:
+        """(p, g, b), and the scalars of the step that begins here; no b without momentum."""
+        assert p.grad is not None
+        momentum, first = float(group["momentum"]), False
+        buffer = None
+        if momentum:
+            state = self.state[p]
+            buffer = state.get("momentum_buffer")
+            first = buffer is None
+            if buffer is None:
+                buffer = state["momentum_buffer"] = torch.empty_like(p, memory_format=torch.preserve_format)
+        scalars = kernels.scalars(
+            lr=float(group["lr"]), momentum=momentum, dampening=float(group["dampening"]), first=first,
+            weight_decay=float(group["weight_decay"]), nesterov=group["nesterov"], maximize=group["maximize"],
+        )  # fmt: skip
+        return (p, p.grad, p.new_empty(0) if buffer is None else buffer), scalars
+
+    def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float]) -> None:
+        kernels.sgd_(*columns, scalars)
+
+
+class Step(torch.autograd.Function):
+    """(p', b') of one step, in new memory.
+
+    Without momentum there is no b'; b is None then, and at the first step.
+    """
+
+    @staticmethod
+    def forward(p, g, b, scalars):
+        p = p.clone(memory_format=torch.contiguous_format)
+        buffered = scalars[-1] != 0
+        if b is not None:
+            b = b.clone(memory_format=torch.contiguous_format)
+        else:
+            b = torch.empty_like(p) if buffered else p.new_empty(0)
+        kernels.sgd_([p], [g.contiguous()], [b], scalars)
+        return (p, b) if buffered else (p,)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *_, b, ctx.scalars = inputs
+        ctx.has_b = b is not None
+
+    @staticmethod
+    def backward(ctx, cp, cb=None):
+        dp, dg, *db = Pullback.apply(cp, cb, ctx.scalars)
+        return dp, dg, db[0] if ctx.has_b else None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        results = Step.apply(*in_front(info.batch_size, in_dims, args))
+        return results, (0,) * len(results)
+
+
+class Pullback(torch.autograd.Function):
+    """(dp, dg, db) for the cotangents of p', b'. Its own pullback is the step.
+
+    Without momentum there is neither b' nor db.
+    """
+
+    @staticmethod
+    def forward(cp, cb, scalars):
+        return tuple(kernels.sgd_pullback(cp, cb, scalars))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *_, ctx.scalars = inputs
+
+    @staticmethod
+    def backward(ctx, up, ug, ub=None):
+        cp, *cb = Step.apply(up, ug, ub, ctx.scalars)
+        return cp, *(cb or [None]), None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        results = Pullback.apply(*in_front(info.batch_size, in_dims, args))
+        return results, (0,) * len(results)
+
+
+def sgd_step(param: torch.Tensor, grad: torch.Tensor, momentum_buffer: torch.Tensor | None = None, *,
+             lr: float = LR, momentum: float = 0.0, dampening: float = 0.0, weight_decay: float = 0.0,
+             nesterov: bool = False,
+             maximize: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """One step of SGD as a function: (p', b') of p, g, b, each of the same shape; inputs are not changed.
+
+    Args:
+        param, grad: any one shape, any strides; one of float64, float32, float16, bfloat16.
+        momentum_buffer: b, of the same shape; None at the first step, whose b' is its gradient g + weight_decay p.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as in `SGD`; plain numbers, with no derivative.
+
+    Returns:
+        The new parameter and buffer; without momentum the buffer as it came. Derivatives of every order with respect
+        to the tensors are exact.
+
+    Raises:
+        ValueError: shapes that differ, another device, nesterov without momentum or with dampening.
+        TypeError: not strided tensors of one such dtype.
+    """
+    tensors = {"param": param, "grad": grad}
+    if momentum_buffer is not None:
+        tensors["momentum_buffer"] = momentum_buffer
+    want_tensors("sgd_step", tensors)
+    want_floats("sgd_step", tensors)
+    for argument, tensor in tensors.items():
+        if tensor.shape != param.shape:
+            refuse("sgd_step", f"shape of {argument}", list(tensor.shape), f"{list(param.shape)} like param")
+    if nesterov and (not momentum or dampening):
+        came = f"True with momentum {momentum} and dampening {dampening}"
+        refuse("sgd_step", "nesterov", came, "a momentum and zero dampening with it")
+    scalars = kernels.scalars(
+        lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
+        maximize=maximize, first=momentum_buffer is None,
+    )  # fmt: skip
+    if not momentum:
+        return Step.apply(param, grad, None, scalars)[0], momentum_buffer
+    return Step.apply(param, grad, momentum_buffer, scalars)
+
+
+def by_spec(p: torch.Tensor, g: torch.Tensor, b: torch.Tensor, *, first: bool = False,
+            **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """sgd_step with the Spec's options."""
+    p, new = sgd_step(p, g, None if first else b, **options)
+    return p, b if new is None else new

@@ -1,0 +1,97 @@
+"""One step of stochastic gradient descent in one pass over an array, and its pullback, as Pallas kernels."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.kernels import launch_pallas
+from gradlab.kernels.launch_pallas import accumulator
+from gradlab.kernels.step_pallas import step
+
+# Scalars of one step, in this order, in the accumulator's dtype; all of them may change at every step. The last four
+# are r, q, n, t of gradlab/kernels/sgd.py: r = 0 where the buffer counts for nothing, t = 0 where there is none.
+SCALARS = ("lr", "sign", "weight_decay", "of_b", "of_h", "plain", "through")
+
+
+def _times(factor, x):
+    """factor x, and 0 where the factor is, whatever x."""
+    return jnp.where(factor == 0, jnp.zeros_like(x), factor * x)
+
+
+# fmt: off
+def _sgd_kernel(s_ref, *refs, with_p, with_b):
+    """p', b' of p, g, b, or without p the update p' - p in place of p'; grid (rows/BR); a program owns BR rows of each."""
+    lr, sign, weight_decay, of_b, of_h, plain, through = (s_ref[0, i] for i in range(7))
+    left = list(refs)
+    p_ref: Any = left.pop(0) if with_p else None
+    g_ref: Any = left.pop(0)
+    b_ref: Any = left.pop(0) if with_b else None
+    acc = s_ref.dtype
+    h = sign * g_ref[...].astype(acc)
+    if with_p:
+        p = p_ref[...].astype(acc)
+        h = h + _times(weight_decay, p)
+    d = h
+    if with_b:
+        b = _times(of_b, b_ref[...].astype(acc)) + of_h * h
+        left[1][...] = b.astype(left[1].dtype)
+        d = _times(plain, h) + through * b
+    moved = p - lr * d if with_p else -lr * d
+    left[0][...] = moved.astype(left[0].dtype)
+
+
+def _sgd_pullback_kernel(s_ref, *refs, with_p, with_b):
+    """dp, dg, db of the cotangents cp, cb of p', b'; grid (rows/BR); a program owns BR rows of each."""
+    lr, sign, weight_decay, of_b, of_h, plain, through = (s_ref[0, i] for i in range(7))
+    left = list(refs)
+    cp_ref: Any = left.pop(0)
+    cb_ref: Any = left.pop(0) if with_b else None
+    acc = s_ref.dtype
+    cp = cp_ref[...].astype(acc)
+    u = -lr * cp
+    dh = _times(plain, u)
+    if with_b:
+        db = cb_ref[...].astype(acc) + through * u
+        dh = dh + of_h * db
+        left[-1][...] = _times(of_b, db).astype(left[-1].dtype)
+    if with_p:
+        dp_ref = left.pop(0)
+        dp_ref[...] = (cp + _times(weight_decay, dh)).astype(dp_ref.dtype)
+    left[0][...] = (sign * dh).astype(left[0].dtype)
+# fmt: on
+
+
+def sgd(p: jax.Array | None, g: jax.Array, b: jax.Array | None, scalars: jax.Array) -> list[jax.Array]:
+    """p' and, where there is a buffer, b' in one pass: 3 E elements read, 2 E written; without p: p' - p in its place.
+
+    Each result is declared as its input's own memory, so that a jit that donates them allocates nothing.
+    """
+    operands = {name: t for name, t in (("p", p), ("g", g), ("b", b)) if t is not None}
+    places = {name: i for i, name in enumerate(operands, start=1)}
+    aliases = {places[name]: k for k, name in enumerate(("p", "b")) if name in places}
+    kernel = functools.partial(_sgd_kernel, with_p=p is not None, with_b=b is not None)
+    return step(kernel, scalars, list(operands.values()), 1 if b is None else 2, aliases)
+
+
+def sgd_pullback(cp: jax.Array, cb: jax.Array | None, scalars: jax.Array, with_p: bool) -> list[jax.Array]:
+    """dp, dg and, where there is a buffer, db of one array's step, for the cotangents of p' and b'; dp only `with_p`.
+
+    2 E elements read, 3 E written.
+    """
+    kernel = functools.partial(_sgd_pullback_kernel, with_p=with_p, with_b=cb is not None)
+    operands = [cp] if cb is None else [cp, cb]
+    return step(kernel, scalars, operands, with_p + len(operands), {})
+
+
+def scalars(*, lr, momentum=None, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False, first=False,
+            dtype) -> jax.Array:  # fmt: skip
+    """SCALARS of one step as [1 7]; the numbers and `first` may be traced. No buffer where momentum is None."""
+    if momentum is None:
+        buffered: tuple = (0.0, 0.0, 1.0, 0.0)
+    else:
+        of_b, of_h = jnp.where(first, 0.0, momentum), jnp.where(first, 1.0, 1 - dampening)
+        buffered = (of_b, of_h, 1.0 if nesterov else 0.0, momentum if nesterov else 1.0)
+    sign = -1.0 if maximize else 1.0
+    return launch_pallas.scalars(lr, sign, weight_decay, *buffered, dtype=accumulator(dtype))

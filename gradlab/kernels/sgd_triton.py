@@ -1,0 +1,169 @@
+"""One step of stochastic gradient descent over any number of tensors in one launch, and its pullback, in Triton."""
+
+from collections.abc import Sequence
+
+import torch
+import triton.language as tl
+
+from gradlab.kernels.launch_triton import (
+    INTERPRETED_TILE,
+    accumulator,
+    block,
+    interpreted,
+    kernel,
+    launch,
+    on_device,
+    op,
+    triton_dtype,
+)  # fmt: skip
+from gradlab.kernels.many_triton import address, keep, launch_many, scalar, some, start_of, tensor_of
+
+# Scalars of one tensor's step, in this order: float64 on the host, and all of them may change at every step. The last
+# four are r, q, n, t of gradlab/kernels/sgd.py: r = 0 where the buffer is not read, t = 0 where there is none.
+SCALARS = ("lr", "sign", "weight_decay", "of_b", "of_h", "plain", "through")
+
+
+# fmt: off
+@kernel
+def _times(factor, x):
+    """factor x, and 0 where the factor is, whatever x."""
+    return tl.where(factor == 0, 0.0, factor * x)
+
+
+@kernel
+def _step_chunk(
+    p_ptr, g_ptr, b_ptr,
+    e, E,
+    lr, sign, weight_decay, of_b, of_h, plain, through,
+    ACC: tl.constexpr, WHOLE: tl.constexpr,
+):
+    """p', b' of the elements e below E; WHOLE promises that all are, and nothing is masked."""
+    p = some(p_ptr, e, E, ACC, WHOLE)
+    h = sign * some(g_ptr, e, E, ACC, WHOLE) + _times(weight_decay, p)
+    d = h
+    if through != 0:
+        b = of_h * h
+        if of_b != 0:
+            b = of_b * some(b_ptr, e, E, ACC, WHOLE) + b
+        keep(b_ptr, e, E, b, WHOLE)
+        d = _times(plain, h) + through * b
+    keep(p_ptr, e, E, p - lr * d, WHOLE)
+
+
+@kernel
+def _sgd_kernel(
+    table_ptr,
+    T,
+    ACC: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+):
+    """p', b' over the tensors of a table; grid (chunks of BE); a program owns one chunk of one tensor.
+
+    A row of the table is 11 words: addresses of p, g, b; elements; then SCALARS.
+    """
+    tensor = tensor_of(table_ptr, T, 11, BT)
+    row = table_ptr + 11 * tensor
+    p_ptr = address(row, DTYPE, ALIGNED)
+    g_ptr = address(row + 1, DTYPE, ALIGNED)
+    b_ptr = address(row + 2, DTYPE, ALIGNED)
+    E = tl.load(row + 3)
+    lr = scalar(row + 4).to(ACC)
+    sign = scalar(row + 5).to(ACC)
+    weight_decay = scalar(row + 6).to(ACC)
+    of_b = scalar(row + 7).to(ACC)
+    of_h = scalar(row + 8).to(ACC)
+    plain = scalar(row + 9).to(ACC)
+    through = scalar(row + 10).to(ACC)
+
+    start = start_of(table_ptr, T, tensor, 11, BE)
+    e = start + tl.arange(0, BE)
+    # A mask against a number out of memory splits wide loads too, so only a tensor's last chunk has one.
+    if start + BE <= E:
+        _step_chunk(p_ptr, g_ptr, b_ptr, e, E, lr, sign, weight_decay, of_b, of_h, plain, through, ACC, True)
+    else:
+        _step_chunk(p_ptr, g_ptr, b_ptr, e, E, lr, sign, weight_decay, of_b, of_h, plain, through, ACC, False)
+
+
+@kernel
+def _sgd_pullback_kernel(
+    scalar_ptr,
+    cp_ptr, cp_e, cb_ptr, cb_e,
+    dp_ptr, dg_ptr, db_ptr,
+    E,
+    ACC: tl.constexpr, BUFFERED: tl.constexpr, BE: tl.constexpr,
+):
+    """dp, dg, db of the cotangents cp, cb of p', b'; grid (E/BE); a program owns BE elements of each."""
+    lr = tl.load(scalar_ptr).to(ACC)
+    sign = tl.load(scalar_ptr + 1).to(ACC)
+    weight_decay = tl.load(scalar_ptr + 2).to(ACC)
+    of_b = tl.load(scalar_ptr + 3).to(ACC)
+    of_h = tl.load(scalar_ptr + 4).to(ACC)
+    plain = tl.load(scalar_ptr + 5).to(ACC)
+    through = tl.load(scalar_ptr + 6).to(ACC)
+
+    e = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)
+    cp = tl.load(cp_ptr + e * cp_e, mask=e < E, other=0.0).to(ACC)
+    u = -lr * cp
+    dh = _times(plain, u)
+    if BUFFERED:
+        db = tl.load(cb_ptr + e * cb_e, mask=e < E, other=0.0).to(ACC) + through * u
+        dh = dh + of_h * db
+        tl.store(db_ptr + e, _times(of_b, db).to(db_ptr.dtype.element_ty), mask=e < E)
+    dp = cp + _times(weight_decay, dh)
+    tl.store(dp_ptr + e, dp.to(dp_ptr.dtype.element_ty), mask=e < E)
+    tl.store(dg_ptr + e, (sign * dh).to(dg_ptr.dtype.element_ty), mask=e < E)
+# fmt: on
+
+
+def _sgd_fake(params, grads, buffers, scalars):
+    return None
+
+
+@op("sgd_", fake=_sgd_fake, mutates=("params", "buffers"))
+def sgd_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], buffers: Sequence[torch.Tensor],
+         scalars: Sequence[float]) -> None:  # fmt: skip
+    """Step every parameter in place, all in one launch: 3 E elements read, 2 E written; without momentum 2 E and E.
+
+    Args:
+        params, grads, buffers: T tensors each, of one dtype and on one device; the three of one index have the same
+            elements at the same places in memory, without gaps. A buffer whose scalars have t = 0 has no elements; one
+            whose scalars have r = 0 is written and not read.
+        scalars: SCALARS of each tensor, one after another; float64 values that travel with the addresses.
+    """
+    launch_many(_sgd_kernel, (params, grads, buffers), (0, 2), scalars)
+
+
+def _sgd_pullback_fake(cp, cb, scalars):
+    count = 2 if cb is None else 3
+    return [torch.empty_like(cp, memory_format=torch.contiguous_format) for _ in range(count)]
+
+
+@op("sgd_pullback", fake=_sgd_pullback_fake)
+def sgd_pullback(cp: torch.Tensor, cb: torch.Tensor | None, scalars: Sequence[float]) -> list[torch.Tensor]:
+    """dp, dg and, where there is a buffer, db of one tensor's step, for the cotangents of p' and b', any strides.
+
+    2 E elements read, 3 E written; without momentum E and 2 E.
+    """
+    grads = _sgd_pullback_fake(cp, cb, scalars)
+    E, device = cp.numel(), cp.device
+    BE = block(E, INTERPRETED_TILE if interpreted(device) else 1024)
+    # fmt: off
+    launch(
+        _sgd_pullback_kernel, [-(-E // BE)],
+        on_device(scalars, torch.float64, device),
+        *(part for c in (cp, cp if cb is None else cb) for part in (c.reshape(-1), c.reshape(-1).stride(0))),
+        grads[0], grads[1], grads[-1],
+        E,
+        ACC=triton_dtype(accumulator(cp.dtype)), BUFFERED=cb is not None, BE=BE, writes=grads,
+    )
+    # fmt: on
+    return grads
+
+
+def scalars(*, lr: float, momentum: float = 0.0, dampening: float = 0.0, weight_decay: float = 0.0,
+            nesterov: bool = False, maximize: bool = False, first: bool = False) -> list[float]:  # fmt: skip
+    """SCALARS of one tensor at one step."""
+    step = [lr, -1.0 if maximize else 1.0, weight_decay]
+    if not momentum:
+        return [*step, 0.0, 0.0, 1.0, 0.0]
+    of_b, of_h = (0.0, 1.0) if first else (momentum, 1 - dampening)
+    return [*step, of_b, of_h, 1.0 if nesterov else 0.0, momentum if nesterov else 1.0]
