@@ -1,4 +1,4 @@
-"""The command `gradlab`: check, bench, demo. Each command imports what it needs when it runs."""
+"""The command `gradlab`: what is said on the command line. Each command imports what it needs when it runs."""
 
 import sys
 from pathlib import Path
@@ -68,9 +68,43 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the plot and the tab
          epochs: Annotated[int | None, typer.Option(min=1)] = None, seed: Seed = 0,
          side: SideOption = None) -> None:  # fmt: skip
     """Train one network four times, torch and jax, hand-written and native, and compare the curves."""
-    from gradlab.workloads.demo import run
+    train("digits-cnn", side=side, compare=True, out=out, epochs=epochs, seed=seed)
 
-    raise typer.Exit(run(out, epochs, seed, [known(name) for name in side or SIDES]))
+
+@app.command()
+def train(name: Annotated[str | None, typer.Argument(help="A workload; a table of them when not given.")] = None,
+          side: SideOption = None,
+          layers: Annotated[str | None, typer.Option(help="hand or native; hand when not given.")] = None,
+          compare: Annotated[bool, typer.Option("--compare", help="All sides and layers, side by side.")] = False,
+          out: Annotated[Path | None, typer.Option(help="Folder of --compare; else the workload's name.")] = None,
+          data: Annotated[Path | None, typer.Option(help="Data file or folder, where a workload needs one.")] = None,
+          epochs: Annotated[int | None, typer.Option(min=1)] = None,
+          batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+          lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+          optimizer: Annotated[str | None, typer.Option(help="adam, or sgd with momentum 0.9.")] = None,
+          precision: Annotated[str | None, typer.Option(help="float32, bf16 or fp16; weights stay float32.")] = None,
+          seed: Annotated[int | None, typer.Option(min=0, help="Of weights, data and batches.")] = None,
+          save: Annotated[Path | None, typer.Option(help="Keep weights, optimizer and curve in this file.")] = None,
+          load: Annotated[Path | None, typer.Option(help="Start from the weights in this file of either side.")] = None,
+          resume: Annotated[Path | None, typer.Option(help="Go on with the run in this file.")] = None,
+          ) -> None:  # fmt: skip
+    """Train a workload on one side, by hand or native; or with --compare on all, and compare the curves."""
+    from gradlab.workloads import command
+
+    asked = command.Asked(
+        name, tuple(known(s) for s in side or ()), layers, data, epochs, batch_size, lr, optimizer, precision, seed
+    )
+    raise typer.Exit(command.train(asked, compare, out, save, load, resume))
+
+
+@app.command()
+def convert_weights(source: Annotated[Path, typer.Argument(help="A safetensors file of torch's or jax's names.")],
+                    target: Annotated[Path, typer.Argument(help="The file to write, of the other side.")],
+                    ) -> None:  # fmt: skip
+    """Turn weights between torch (.weight, out by in) and jax (.kernel, in by out): names and axes, no values."""
+    from gradlab.workloads import command
+
+    raise typer.Exit(command.convert_weights(source, target))
 
 
 def _sides(asked: list[str] | None) -> tuple[str, ...]:

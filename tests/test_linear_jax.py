@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.test_util import check_grads
 
 from gradlab.jax import linear
-from gradlab.kernels import linear_pallas, relu_pallas
+from gradlab.kernels import elementwise_pallas, linear_pallas
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -133,7 +133,7 @@ def in_blocks_of(platform, monkeypatch):
         return real(*args, **{**options, "interpret": True, "compiler_params": None})
 
     monkeypatch.setattr(pl, "pallas_call", interpreted)
-    for module in (linear_pallas, relu_pallas):
+    for module in (linear_pallas, elementwise_pallas):
         monkeypatch.setattr(module, "launch", lambda call, *operands: call(platform, *operands))
     return grids
 

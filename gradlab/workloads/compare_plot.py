@@ -1,14 +1,16 @@
-"""The demo's figure: the curves of every run, and below them how far each is from the reference."""
+"""The comparison's figure: the curves of every run, and below them how far each is from the reference."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from gradlab.workloads.demo_report import MOST_DISTANCE, Run, distance, reference
+from gradlab.workloads.compare_report import distance, limit, reference
+from gradlab.workloads.training import Plan, Run
 
 # Curves that coincide hide each other, so each is thinner than the one before it.
 LOOKS: tuple[dict[str, Any], ...] = (
@@ -21,7 +23,7 @@ LOOKS: tuple[dict[str, Any], ...] = (
 LINEAR = 1e-9
 
 
-def draw(runs: Sequence[Run], setting: str, stamp: str, path: Path) -> None:
+def draw(runs: Sequence[Run], plan: Plan, setting: str, stamp: str, path: Path) -> None:
     """Write the figure as a PNG; `setting` says in one line what was trained, `stamp` where and with what."""
     figure = Figure(figsize=(9, 8), layout="constrained")
     figure.suptitle("One network, trained by hand-written and by native layers", fontsize=15, fontweight="bold")
@@ -36,7 +38,7 @@ def draw(runs: Sequence[Run], setting: str, stamp: str, path: Path) -> None:
             size = 2 + 2 * look["linewidth"] ** 0.5
             below.plot(steps, distance(run, against), ".", color=look["color"], markersize=size, label=label)
 
-    above.set_title(setting, fontsize=10, color="0.35")
+    above.set_title("\n".join(wrap(setting, 110)), fontsize=10, color="0.35")
     above.set_yscale("log")
     # A loss of 1 stays in sight, so that the shortest run has a labelled tick.
     above.update_datalim([(1, 1)])
@@ -50,16 +52,19 @@ def draw(runs: Sequence[Run], setting: str, stamp: str, path: Path) -> None:
     below.set_title(f"distance of each curve from {against.name}", fontsize=11)
     below.set_yscale("symlog", linthresh=LINEAR, linscale=0.5)
     seen = np.concatenate([distance(run, against) for run in runs])
-    top = 40 * max(MOST_DISTANCE, seen[np.isfinite(seen)].max(initial=0))
+    most = limit(plan)
+    top = 40 * max(most if np.isfinite(most) else 0.0, 1e-6, seen[np.isfinite(seen)].max(initial=0))
     below.set_yticks([0, *(10.0**k for k in range(-9, 1 + int(np.log10(top))) if 10.0**k < top)])
     # Below 0 only so that a point at 0 is whole.
     below.set_ylim(-0.4 * LINEAR, top)
     below.set_ylabel("|difference of losses|")
     below.set_xlabel("step")
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
-    below.axhline(MOST_DISTANCE, color="0.2", linestyle="--", linewidth=1.2)
-    below.annotate(f"limit {MOST_DISTANCE:g}", (1, MOST_DISTANCE), xytext=(0, 4), xycoords=("axes fraction", "data"),
-                   textcoords="offset points", ha="right", fontsize=10)  # fmt: skip
+    if np.isfinite(most):
+        near = min(plan.workload.near, len(against.losses))
+        below.plot([1, near], [most, most], color="0.2", linestyle="--", linewidth=1.2)
+        below.annotate(f"limit {most:g} for {near} steps", (near, most), xytext=(4, -3), textcoords="offset points",
+                       fontsize=10)  # fmt: skip
     if len(runs) > 1:
         below.legend(frameon=False, ncols=3, loc="upper left", fontsize=10, markerscale=2.5)
     for axes in (above, below):

@@ -1,0 +1,109 @@
+"""Weights and runs on disk: safetensors files, whole or not there at all.
+
+A run's file holds the weights by their side's names, the optimizer's state as `optimizer.*`, the scale of the loss as
+`scaler.*` and the curve so far as `losses`; its metadata says how to go on. Any file of weights can be read too.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradlab.workloads import layouts
+from gradlab.workloads.layouts import Arrays
+from gradlab.workloads.network import Network, Weights
+from gradlab.workloads.whole import whole
+
+_KEY = "gradlab"
+_STATE = ("optimizer.", "scaler.")
+
+
+class CheckpointError(ValueError):
+    """A file of weights that is missing, broken or holds something else: one line."""
+
+
+def save(path: Path, arrays: Arrays, run: dict[str, Any] | None = None) -> None:
+    """Write arrays, and what a run says about itself, to `path`: the old file or the new one, never a half.
+
+    Raises:
+        OSError: it cannot be written; an older file is as it was.
+    """
+    from safetensors.numpy import save as pack
+
+    metadata = None if run is None else {_KEY: json.dumps(run)}
+    content = pack({name: a.copy(order="C") for name, a in arrays.items()}, metadata)
+
+    def put(half: Path) -> None:
+        with half.open("wb") as file:
+            file.write(content)
+            file.flush()
+            # On the disk before it takes the name: a machine that stops leaves no empty file there.
+            os.fsync(file.fileno())
+
+    whole(path, put)
+
+
+def read(path: Path) -> tuple[Arrays, dict[str, Any] | None]:
+    """The arrays of a file, and what the run that wrote it said; None where none did.
+
+    Raises:
+        CheckpointError: no such file, or not one of safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}, wanted a safetensors file"
+        )
+    try:
+        with safe_open(path, "numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            said = (file.metadata() or {}).get(_KEY)
+            return arrays, None if said is None else json.loads(said)
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {error}, wanted a safetensors file") from None
+
+
+def weights_of(arrays: Arrays) -> Arrays:
+    """The weights among a file's arrays."""
+    return {name: a for name, a in arrays.items() if not name.startswith(_STATE) and name != "losses"}
+
+
+def weights_for(network: Network, path: Path) -> Weights:
+    """The network's weights in torch's layout, from a file of either side.
+
+    Raises:
+        CheckpointError: no such file, or weights of another network.
+    """
+    found = weights_of(read(path)[0])
+    try:
+        weights = layouts.to_torch(found) if layouts.side_of(found) == "jax" else found
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    wanted = network.parameters()
+    if set(weights) != set(wanted):
+        raise CheckpointError(f"{path}: holds {', '.join(sorted(weights))}, wanted {', '.join(sorted(wanted))}")
+    for name, shape in wanted.items():
+        if weights[name].shape != shape:
+            raise CheckpointError(f"{path}: {name} is {list(weights[name].shape)}, wanted {list(shape)}")
+        if weights[name].dtype.kind != "f":
+            raise CheckpointError(f"{path}: {name} is {weights[name].dtype}, wanted a floating dtype")
+    return {name: weights[name].astype(np.float32) for name in wanted}
+
+
+def convert(source: Path, target: Path) -> str:
+    """Turn a file of weights of one side into one of the other; the side it now is of.
+
+    Raises:
+        CheckpointError: no such file, or no weights of one side.
+        OSError: the target cannot be written.
+    """
+    arrays = weights_of(read(source)[0])
+    try:
+        side = layouts.side_of(arrays)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+    save(target, layouts.to_jax(arrays) if side == "torch" else layouts.to_torch(arrays))
+    return "jax" if side == "torch" else "torch"

@@ -1,0 +1,144 @@
+"""What `gradlab train` and `gradlab convert-weights` make of their words: plans, and one-line refusals."""
+
+from pathlib import Path
+from typing import Any, NamedTuple, cast, get_args
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gradlab.autodiff.side import SIDES, installed
+from gradlab.workloads import checkpoint
+from gradlab.workloads.catalogue import WORKLOADS, workload
+from gradlab.workloads.compare import DONE, UNUSABLE, compare, not_installed, say
+from gradlab.workloads.train import resumed
+from gradlab.workloads.train import train as train_one
+from gradlab.workloads.training import NEEDS, Plan, missing
+from gradlab.workloads.workload import LAYERS, PRECISIONS, Layers, Optimizer
+
+
+class Asked(NamedTuple):
+    """The words of the command line; None for what was not said."""
+
+    name: str | None = None
+    sides: tuple[str, ...] = ()
+    layers: str | None = None
+    data: Path | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    optimizer: str | None = None
+    precision: str | None = None
+    seed: int | None = None
+
+
+def train(asked: Asked, both: bool = False, out: Path | None = None, save: Path | None = None,
+          load: Path | None = None, resume: Path | None = None) -> int:  # fmt: skip
+    """Train as asked: an exit code.
+
+    Raises:
+        ValueError: words that are unknown or do not go together, data or a file that cannot be read.
+    """
+    _choice("layers", asked.layers, LAYERS)
+    _choice("precision", asked.precision, PRECISIONS)
+    _choice("optimizer", asked.optimizer, get_args(Optimizer.__annotations__["kind"]))
+    if asked.lr is not None and not asked.lr > 0:
+        raise ValueError(f"train: lr is {asked.lr:g}, wanted a positive number")
+    if asked.seed is not None and not asked.seed < 2**32:
+        raise ValueError(f"train: seed is {asked.seed}, wanted 0 to 2^32 - 1")
+    if both:
+        clash = {"--layers": asked.layers, "--save": save, "--load": load, "--resume": resume}
+        for word, value in clash.items():
+            if value is not None:
+                raise ValueError(
+                    f"train: {word} is {value}, wanted none beside --compare, which runs all from one start"
+                )
+        if asked.name is None:
+            raise ValueError(f"train: the workload is missing, wanted one of {', '.join(WORKLOADS)}")
+        plan = _plan(asked, "torch")
+        return compare(plan, Path(plan.name) if out is None else out, asked.sides or SIDES)
+    if out is not None:
+        raise ValueError(f"train: --out is {out}, wanted none without --compare; --save takes a file")
+    if resume is not None:
+        if load is not None:
+            raise ValueError(f"train: --load is {load}, wanted none beside --resume")
+        said = asked._asdict() | {"side": _one(asked.sides), "path": asked.data}
+        del said["sides"], said["data"], said["lr"], said["optimizer"]
+        plan, state = resumed(resume, said)
+        if asked.lr is not None or asked.optimizer is not None:
+            _same(resume, plan, _optimizer(asked, plan.optimizer))
+        return _needs(plan.side) or train_one(plan, save or resume, state=state)
+    if asked.name is None:
+        _list()
+        return DONE
+    side = _one(asked.sides) or next(iter(installed()), "torch")
+    return _needs(side) or train_one(_plan(asked, side), save, load)
+
+
+def convert_weights(source: Path, target: Path) -> int:
+    """Write `source`, of one side, as `target`, of the other: an exit code.
+
+    Raises:
+        ValueError: no such file, or no weights of one side.
+    """
+    try:
+        side = checkpoint.convert(source, target)
+    except OSError as error:
+        say(Console(stderr=True), f"cannot write {target}: {error.strerror or error}")
+        return UNUSABLE
+    say(Console(), f"{target} holds the weights of {source} as {side} has them")
+    return DONE
+
+
+def _plan(asked: Asked, side: str) -> Plan:
+    chosen = workload(str(asked.name))
+    return Plan(
+        chosen.name, side, cast(Layers, asked.layers or "hand"), asked.precision or "float32",
+        _optimizer(asked, chosen.optimizer), asked.batch or chosen.batch, asked.epochs or chosen.epochs,
+        asked.seed or 0, asked.data,
+    )  # fmt: skip
+
+
+def _optimizer(asked: Asked, usual: Optimizer) -> Optimizer:
+    if asked.optimizer is not None and asked.optimizer != usual.kind:
+        usual = Optimizer("adam", 1e-3) if asked.optimizer == "adam" else Optimizer("sgd", 0.05, 0.9)
+    return usual if asked.lr is None else usual._replace(lr=asked.lr)
+
+
+def _choice(word: str, came: str | None, choices: tuple[str, ...]) -> None:
+    if came is not None and came not in choices:
+        raise ValueError(f"train: {word} is {came!r}, wanted one of {', '.join(choices)}")
+
+
+def _one(sides: tuple[str, ...]) -> str | None:
+    if len(sides) > 1:
+        raise ValueError(f"train: --side is {' and '.join(sides)}, wanted one; --compare takes both")
+    return sides[0] if sides else None
+
+
+def _same(path: Path, plan: Plan, optimizer: Optimizer) -> None:
+    if optimizer != plan.optimizer:
+        raise checkpoint.CheckpointError(f"{path}: its optimizer is {plan.optimizer}, wanted {optimizer}")
+
+
+def _needs(side: str) -> int:
+    gone = missing(NEEDS[side])
+    if gone:
+        say(Console(stderr=True), f"{not_installed(gone)} 'gradlab[{side}]'")
+    return UNUSABLE if gone else DONE
+
+
+def _list() -> None:
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("workload", "network", "loss", "optimizer", "--data"):
+        table.add_column(column)
+    for one in WORKLOADS.values():
+        words: tuple[Any, ...] = (
+            one.name,
+            one.network,
+            one.loss,
+            one.optimizer,
+            one.file.partition(" with ")[0] or "not needed",
+        )
+        table.add_row(*map(str, words))
+    Console().print(table)

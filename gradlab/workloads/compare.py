@@ -1,0 +1,130 @@
+"""One network trained four times, torch and jax, hand-written and native, from the same start: do the curves agree?"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gradlab.profiling.machine import describe, stamp
+from gradlab.workloads import compare_report as report
+from gradlab.workloads.apart import run_apart
+from gradlab.workloads.training import NEEDS, Plan, Run, missing
+from gradlab.workloads.whole import claim, whole
+from gradlab.workloads.workload import LAYERS, steps
+
+DONE, BROKEN, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+
+
+def compare(plan: Plan, out: Path, sides: Sequence[str]) -> int:
+    """Train `plan` on each of `sides` with each kind of layers; print the table, write it, a figure and the numbers.
+
+    Args:
+        plan: what is trained; its own side and layers do not matter.
+        out: a folder for loss.png, table.md and results.json, made when it is not there.
+        sides: of "torch" and "jax"; one whose framework is not installed is left out.
+
+    Returns:
+        An exit code: 0; 1 when a run failed or broke a promise; 2 when nothing could be trained or written; 130 after
+        Ctrl-C. Runs that had finished are written whatever stopped the others.
+
+    Raises:
+        ValueError: data that cannot be read, a batch that is too large.
+    """
+    console, errors = Console(), Console(stderr=True)
+    present = []
+    for name in dict.fromkeys(sides):
+        if gone := missing(NEEDS[name]):
+            say(errors, f"the {name} side is left out: {not_installed(gone)} 'gradlab[{name}]'")
+        else:
+            present.append(name)
+    if not present:
+        say(errors, "nothing to train with: pip install 'gradlab[all]'")
+        return UNUSABLE
+    if gone := missing({"sklearn": "scikit-learn", "matplotlib": "matplotlib"}):
+        say(errors, f"{not_installed(gone)} 'gradlab[demo]'")
+        return UNUSABLE
+    data = plan.workload.load(plan.seed, plan.path)
+    total, setting = steps(data, plan.batch, plan.epochs), plan.setting(data.source)
+    try:
+        claim(out)
+    except OSError as error:
+        say(errors, f"cannot write to {out}: {error.strerror or error}")
+        return UNUSABLE
+
+    plans = [replace(plan, side=name, layers=layers) for name in present for layers in LAYERS]
+    finished: list[Run] = []
+    stopped = ""
+    with progress(errors) as bars:
+        tasks = [bars.add_task(f"{p.side} {p.layers}", start=False, loss="", total=total) for p in plans]
+        try:
+            for task, one in zip(tasks, plans, strict=True):
+                bars.start_task(task)
+
+                def told(loss: float, task: TaskID = task) -> None:
+                    bars.update(task, advance=1, loss=f"loss {loss:.4f}")
+
+                finished.append(run_apart(one, told))
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        except RuntimeError as error:
+            stopped = str(error)
+    if stopped:
+        say(errors, f"{stopped}: {len(finished)} of {len(plans)} runs had finished")
+    if finished:
+        _show(console, finished, plan)
+        try:
+            _write(out, finished, plan, setting, complete=not stopped)
+        except OSError as error:
+            say(errors, f"cannot write to {out}: {error.strerror or error}")
+            return UNUSABLE
+        say(console, f"written to {out}: loss.png, table.md, results.json")
+    if stopped:
+        return INTERRUPTED if stopped == "interrupted" else BROKEN
+    broken = report.violations(finished, plan)
+    for line in broken:
+        say(errors, line)
+    return BROKEN if broken else DONE
+
+
+def not_installed(names: Sequence[str]) -> str:
+    """... is not installed: pip install"""
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not installed: pip install"
+
+
+def progress(console: Console) -> Progress:
+    """A bar a run: steps, the last loss, the time left."""
+    return Progress(
+        TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]:<11}"),
+        TimeRemainingColumn(compact=True), TextColumn("left"), console=console,
+    )  # fmt: skip
+
+
+def say(console: Console, line: str) -> None:
+    """A line as it is: no wrapping, no colours, and a path's brackets are no markup."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _write(out: Path, runs: Sequence[Run], plan: Plan, setting: str, complete: bool) -> None:
+    from gradlab.workloads import compare_plot
+
+    machine = describe()
+    table = report.markdown(runs, plan, setting, machine)
+    numbers = report.results(runs, plan, setting, machine, complete)
+    whole(out / "loss.png", lambda path: compare_plot.draw(runs, plan, setting, stamp(machine), path))
+    whole(out / "table.md", lambda path: path.write_text(table, encoding="utf-8"))
+    whole(out / "results.json", lambda path: path.write_text(numbers, encoding="utf-8"))
+
+
+def _show(console: Console, runs: Sequence[Run], plan: Plan) -> None:
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for i, column in enumerate(report.COLUMNS):
+        table.add_column(column, justify="left" if i < 3 else "right", no_wrap=True)
+    for row in report.rows(runs, plan.workload):
+        table.add_row(*row)
+    console.print(table)
+    for note in report.notes(runs, plan):
+        say(console, note)

@@ -1,0 +1,81 @@
+"""A network's layers in jax, by gradlab or by jax, lax and optax themselves; images lie channels last."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradlab import jax as hand
+from gradlab.workloads.network import Activation, Conv, Flatten, Network, Pool
+from gradlab.workloads.workload import Layers, Optimizer
+
+Params = dict[str, dict[str, jax.Array]]
+
+
+def outputs(layers: Layers, network: Network, params: Params, x: jax.Array) -> jax.Array:
+    """What the network answers to x[M ...]."""
+    for name, layer, *_ in network.placed():
+        if isinstance(layer, Flatten):
+            # Channels first, as torch flattens: the weights behind it are torch's, transposed.
+            x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+        elif isinstance(layer, Pool):
+            window = (layer.window, layer.window)
+            if layers == "hand":
+                x = hand.max_pool2d(x, window)
+            else:
+                steps = (1, *window, 1)
+                x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, steps, steps, "VALID")
+        else:
+            kernel, bias = params[name]["kernel"], params[name]["bias"]
+            fused: dict[str, Any] = {}
+            if layers == "hand" and layer.activation == "relu":
+                fused = {"activation": "relu"}
+            if isinstance(layer, Conv):
+                x = _conv(layers, x, kernel, bias, layer.padding, fused)
+            elif layers == "hand":
+                x = hand.linear(x, kernel, bias, **fused)
+            else:
+                x = jnp.dot(x, kernel, precision=_precision(x)) + bias
+            x = x if fused else activate(layers, layer.activation, x)
+    return x
+
+
+def _conv(layers, x, kernel, bias, padding, fused):
+    if layers == "hand":
+        return hand.conv2d(x, kernel, bias, padding=padding, **fused)
+    around = [(padding, padding)] * 2
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), around, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=_precision(x)
+    )  # fmt: skip
+    return y + bias
+
+
+def _precision(x):
+    # Without a word a float32 product is TF32 on a GPU; in half precision there is nothing to ask for.
+    return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
+def activate(layers: Layers, activation: Activation, x: jax.Array) -> jax.Array:
+    """The activation, or x itself where there is none."""
+    lab: Any = hand if layers == "hand" else jax.nn
+    return x if activation is None else getattr(lab, activation)(x)
+
+
+def loss(layers: Layers, name: str, y: jax.Array, t: jax.Array) -> jax.Array:
+    """The mean loss of outputs y and targets t."""
+    if layers == "hand":
+        return getattr(hand, name)(y, t)
+    if name == "cross_entropy":
+        return optax.softmax_cross_entropy_with_integer_labels(y, t).mean()
+    if name == "mse_loss":
+        return optax.squared_error(y, t).mean()
+    return optax.sigmoid_binary_cross_entropy(y, t).mean()
+
+
+def optimizer(layers: Layers, asked: Optimizer) -> Any:
+    """The optimizer as a gradient transformation."""
+    lab: Any = hand if layers == "hand" else optax
+    if asked.kind == "adam":
+        return lab.adam(asked.lr)
+    return lab.sgd(asked.lr, momentum=asked.momentum or None)

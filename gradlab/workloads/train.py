@@ -1,0 +1,137 @@
+"""`gradlab train`: one run on one side, saved and resumed, stopped without loss."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gradlab.workloads import checkpoint
+from gradlab.workloads.compare import DONE, INTERRUPTED, UNUSABLE, progress, say
+from gradlab.workloads.training import Plan, Training
+from gradlab.workloads.whole import claim
+from gradlab.workloads.workload import shown
+
+# What a resumed run may be asked for anew: more epochs, and where its data lies now.
+FREE = ("epochs", "path")
+
+
+def train(plan: Plan, save: Path | None = None, load: Path | None = None, state: dict[str, Any] | None = None) -> int:
+    """Train `plan` and print what came of it.
+
+    Args:
+        plan: the run.
+        save: a file for weights, optimizer and curve, written after each epoch, at the end and after Ctrl-C.
+        load: a file of either side whose weights the run starts from.
+        state: what `resumed` read, to go on from.
+
+    Returns:
+        An exit code: 0; 2 when the file could not be written; 130 after Ctrl-C.
+
+    Raises:
+        ValueError: data or a file that cannot be read.
+    """
+    console, errors = Console(), Console(stderr=True)
+    if save is not None:
+        try:
+            claim(save.parent)
+        except OSError as error:
+            say(errors, f"cannot write {save}: {error.strerror or error}")
+            return UNUSABLE
+    weights = None if load is None else checkpoint.weights_for(plan.workload.network, load)
+    data = plan.workload.load(plan.seed, plan.path)
+    training = Training(plan, data, weights)
+    if state is not None:
+        training.restore(state)
+    say(console, plan.setting(data.source))
+    done, start, full = len(training.losses), time.perf_counter(), ""
+    with progress(errors) as bars, training.quiet(), _between_steps() as stop:
+        task = bars.add_task(f"{plan.side} {plan.layers}", loss="", total=training.total, completed=done)
+        for loss in training.steps():
+            bars.update(task, advance=1, loss=f"loss {loss:.4f}")
+            if save is not None and training.epoch_ends():
+                full = _saved(training, save)
+            if stop:
+                break
+    if stop and len(training.losses) < training.total:
+        failed = _saved(training, save) if save is not None else ""
+        kept = f"saved to {save}: --resume {save} goes on" if save else "nothing was saved: --save names a file"
+        say(errors, f"interrupted after {len(training.losses)} of {training.total} steps; {failed or kept}")
+        return INTERRUPTED
+    seconds = time.perf_counter() - start
+    with training.quiet():
+        tested = shown(plan.workload, training.test())
+    peak = training.peak()
+    words = [f"final loss {training.losses[-1]:.6f}", f"{tested} on the test data"]
+    words += [f"{len(training.losses) - done} steps in {seconds:.1f} s"]
+    words += [f"peak memory {peak / 2**20:.0f} MiB"] if peak else []
+    say(console, ", ".join(words))
+    if save is not None:
+        full = full or _saved(training, save)
+        say(errors if full else console, full or f"saved to {save}")
+    return UNUSABLE if full else DONE
+
+
+def resumed(path: Path, asked: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    """The plan and the state of a run that `train` saved.
+
+    Args:
+        path: its file.
+        asked: what the command line says besides, by the plan's names; None where it says nothing.
+
+    Raises:
+        CheckpointError: no such file, no run in it, or another run than the one asked for.
+    """
+    arrays, said = checkpoint.read(path)
+    if said is None:
+        raise checkpoint.CheckpointError(f"{path}: holds weights alone, wanted what --save wrote; --load takes weights")
+    try:
+        plan = Plan.of(said)
+    except (TypeError, KeyError) as error:
+        raise checkpoint.CheckpointError(
+            f"{path}: its run cannot be read ({error}), wanted what --save wrote"
+        ) from None
+    for name, value in asked.items():
+        held = getattr(plan, name)
+        if value is not None and name not in FREE and value != held:
+            raise checkpoint.CheckpointError(f"{path}: its {name} is {held}, wanted {value}; leave it out to go on")
+    plan = replace(plan, **{name: asked[name] for name in FREE if asked.get(name) is not None})
+    if "losses" not in arrays:
+        raise checkpoint.CheckpointError(f"{path}: holds no curve, wanted what --save wrote")
+    return plan, arrays
+
+
+@contextmanager
+def _between_steps() -> Iterator[list[int]]:
+    """Ctrl-C waits for the end of the step, so that no weight is ahead of another; a second one does not wait.
+
+    Gives a list that is empty until then.
+    """
+    stop: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def asked(number: int, frame: object) -> None:
+        stop.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, asked)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _saved(training: Training, path: Path) -> str:
+    """Save the run; why it could not be saved, in one line, or nothing."""
+    try:
+        checkpoint.save(path, training.state(), training.plan.said())
+    except OSError as error:
+        return f"cannot write {path}: {error.strerror or error}"
+    return ""

@@ -1,0 +1,104 @@
+"""A network trained in jax, one step at a time; imports no torch."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradlab.autodiff.side_jax import SIDE
+from gradlab.workloads.layers_jax import loss, optimizer, outputs
+from gradlab.workloads.layouts import Arrays, flat, nested, to_jax, to_torch
+from gradlab.workloads.network import Weights
+from gradlab.workloads.workload import Layers, Optimizer, Workload
+
+_DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16}
+# The loss' scale in fp16, as torch.amp.GradScaler moves it: halved at an overflow, doubled after so many good steps.
+_SCALE, _GOOD_STEPS = 65536.0, 2000
+
+
+class Trainer:
+    """Weights, optimizer and, in fp16, the scale of the loss; weights are float32 whatever the precision."""
+
+    def __init__(self, workload: Workload, layers: Layers, asked: Optimizer, precision: str, weights: Weights) -> None:
+        self._workload, self._layers, self._dtype = workload, layers, _DTYPES.get(precision, jnp.float32)
+        params = nested({name: SIDE.put(w, "float32") for name, w in to_jax(weights).items()})
+        self._optimizer = optimizer(layers, asked)
+        self._state: dict[str, Any] = {"params": params, "optimizer": self._optimizer.init(params)}
+        if precision == "fp16":
+            self._state["scaler"] = {"scale": jnp.float32(_SCALE), "good": jnp.int32(0)}
+        self._step, self._outputs = jax.jit(self._next), jax.jit(self._answer)
+
+    def step(self, x: np.ndarray, t: np.ndarray) -> float:
+        """One step on the batch x, t: the mean loss before it."""
+        self._state, value = self._step(self._state, _put(x), SIDE.put(t, "float32"))
+        return float(value)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """What the network answers to x."""
+        return SIDE.take(self._outputs(self._state["params"], _put(x)))
+
+    def weights(self) -> Weights:
+        """The weights in torch's layout."""
+        return to_torch({name: np.array(w) for name, w in flat(self._state["params"]).items()})
+
+    def state(self) -> Arrays:
+        """All that the next step depends on, by name, in this side's layout."""
+        found = {name: np.array(w) for name, w in flat(self._state["params"]).items()}
+        return found | {name: np.array(value) for name, value in self._rest()}
+
+    def restore(self, state: Arrays) -> None:
+        """Go on from what `state` gave."""
+        params = nested({name: jnp.asarray(state[name]) for name in flat(self._state["params"])})
+        rest = {key: self._state[key] for key in self._state if key != "params"}
+        leaves = [jnp.asarray(state[name], old.dtype) for name, old in self._rest()]
+        self._state = {"params": params, **jax.tree.unflatten(jax.tree.structure(rest), leaves)}
+
+    def peak(self) -> int:
+        """Most bytes of device memory at any time; 0 on a CPU, where nobody counts them."""
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Nothing: XLA uses the threads that it can fill."""
+        return nullcontext()
+
+    def _rest(self):
+        rest = {key: self._state[key] for key in self._state if key != "params"}
+        for path, leaf in jax.tree.leaves_with_path(rest):
+            yield ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path), leaf
+
+    def _answer(self, params, x):
+        low = jax.tree.map(lambda p: p.astype(self._dtype), params)
+        return outputs(self._layers, self._workload.network, low, x.astype(self._dtype)).astype(jnp.float32)
+
+    def _next(self, state, x, t):
+        scaler = state.get("scaler")
+        scale = 1.0 if scaler is None else scaler["scale"]
+
+        def scaled(params):
+            value = loss(self._layers, self._workload.loss, self._answer(params, x), t)
+            return scale * value, value
+
+        (_, value), grads = jax.value_and_grad(scaled, has_aux=True)(state["params"])
+        grads = jax.tree.map(lambda g: g / scale, grads) if scaler is not None else grads
+        updates, held = self._optimizer.update(grads, state["optimizer"], state["params"])
+        new = {"params": optax.apply_updates(state["params"], updates), "optimizer": held}
+        if scaler is None:
+            return new, value
+        finite = jnp.all(jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]))
+        old = {key: state[key] for key in new}
+        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        good = jnp.where(finite, scaler["good"] + 1, 0)
+        grown = jnp.where(good == _GOOD_STEPS, 2 * scale, scale)
+        new["scaler"] = {
+            "scale": jnp.where(finite, grown, scale / 2),
+            "good": jnp.where(good == _GOOD_STEPS, 0, good),
+        }
+        return new, value
+
+
+def _put(x: np.ndarray) -> jax.Array:
+    """Inputs on the device; images from [M C H W] to [M H W C]."""
+    return SIDE.put(np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == 4 else x, "float32")

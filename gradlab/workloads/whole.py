@@ -1,0 +1,30 @@
+"""Files that are whole or not there."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def claim(folder: Path) -> None:
+    """Make the folder and try it with a file.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def whole(path: Path, save: Callable[[Path], object]) -> None:
+    """`save` a file beside `path`, then move it there: a reader sees the old file or the new one, never a half."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        # mkstemp makes files that only their owner may read.
+        os.chmod(name, 0o644)
+        save(Path(name))
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
