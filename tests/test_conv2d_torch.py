@@ -134,7 +134,7 @@ def test_any_strides(device, layout):
 def test_several_programs_and_split_sums(device, dtype, groups, D, index, monkeypatch):
     """Small tiles and the compiled choices make the interpreter run what a GPU runs: few channels share an axis with
     the taps, many are walked tap by tap; offsets have 32 or 64 bits."""
-    monkeypatch.setattr(kernels, "index_dtype", lambda *tensors: index)
+    monkeypatch.setattr(kernels, "index", lambda *tensors: index)
     monkeypatch.setattr(kernels, "_tile", lambda a, M, K, N: (16, 16, 16, 4, 1))
     monkeypatch.setattr(kernels, "interpreted", lambda device: False)
     x, w, b = drawn(device, B=2, D=D, H=9, W=7, filters=34, R=3, S=3, groups=groups, dtype=dtype)

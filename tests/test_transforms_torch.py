@@ -31,6 +31,8 @@ OPS = {
     "conv2d": (lambda x, w, b: lab.conv2d(x, w, b, **GRID), lambda x, w, b: F.conv2d(x, w, b, **GRID), [(2, 2, 5, 4), (3, 2, 3, 2), (3,)], None),
     "conv2d, groups, relu": (lambda x, w, b: lab.conv2d(x, w, b, groups=2, activation="relu", **GRID), lambda x, w, b: F.relu(F.conv2d(x, w, b, groups=2, **GRID)), [(1, 4, 4, 3), (4, 2, 2, 2), (4,)], None),
     "conv2d of an image": (lambda x, w: lab.conv2d(x, w), lambda x, w: F.conv2d(x, w), [(1, 4, 3), (2, 1, 2, 2)], None),
+    "max_pool2d": (lambda x: lab.max_pool2d(x, (3, 2), 2, 1), lambda x: F.max_pool2d(x, (3, 2), 2, 1), [(2, 2, 5, 4)], None),
+    "max_pool2d of an image, overlapping": (lambda x: lab.max_pool2d(x, 2, 1), lambda x: F.max_pool2d(x, 2, 1), [(2, 4, 3)], None),
     "cross_entropy": (*entropy("mean"), [(4, 5)], [0, 2, -100, 4]),
     "cross_entropy of a row": (*entropy("mean"), [(1, 3)], [1]),
     "cross_entropy, sum": (*entropy("sum"), [(4, 5)], [0, 2, 1, 4]),

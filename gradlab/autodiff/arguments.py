@@ -48,3 +48,9 @@ def want_choice(op: str, argument: str, came: Any, choices: Collection[Any]) -> 
     """Refuse a value that is not among `choices`."""
     if came not in choices:
         refuse(op, argument, repr(came), f"one of {', '.join(map(repr, choices))}")
+
+
+def want_bool(op: str, argument: str, came: Any) -> None:
+    """Refuse what is not True or False: a number that happens to be true is a slip in the order of arguments."""
+    if not isinstance(came, bool):
+        refuse(op, argument, repr(came), "True or False", TypeError)

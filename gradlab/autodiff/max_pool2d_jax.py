@@ -71,7 +71,7 @@ gather = jax.jit(_gather_rule, static_argnums=(2,))
 
 def max_pool2d(x: jax.Array, window: int | Sequence[int], *, strides: int | Sequence[int] | None = None,
                padding: str | int | Sequence = "VALID", dilation: int | Sequence[int] = 1) -> jax.Array:  # fmt: skip
-    """y[B P Q C] = the maximum of each window of x[B H W C]; as `flax.linen.max_pool`.
+    """y[B P Q C] = the maximum of each window of x[B H W C]; Flax's max_pool, with torch's default for the strides.
 
     Args:
         x: [B H W C], or one image [H W C]; any B, 0 included; float64, float32, float16 or bfloat16.

@@ -2,12 +2,12 @@
 
 import torch
 
-from gradlab.autodiff.arguments import refuse, want_floats, want_rank
+from gradlab.autodiff.arguments import refuse, want_bool, want_floats, want_rank
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.window_torch import pair_of
 from gradlab.kernels import max_pool2d_triton as kernels
-from gradlab.kernels.images_triton import lies_channels_last
+from gradlab.kernels.images_triton import suggests_channels_last
 from gradlab.kernels.max_pool2d import geometry as geometry_of
 from gradlab.kernels.window import Geometry
 
@@ -16,25 +16,27 @@ class Forward(torch.autograd.Function):
     """y[B C P Q] = the maximum of each window of x, and the tap k that it was."""
 
     @staticmethod
-    def forward(x, geometry):
-        return kernels.forward(x, geometry, lies_channels_last(x))
+    def forward(x, geometry, channels_last):
+        return kernels.forward(x, geometry, channels_last)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, ctx.geometry = inputs
-        ctx.channels_last = lies_channels_last(x)
+        _, ctx.geometry, ctx.channels_last = inputs
         ctx.mark_non_differentiable(output[1])
+        # Else the way back would be handed zeros for the taps, as many as there are results.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1])
 
     @staticmethod
     def backward(ctx, dy, _):
         (k,) = ctx.saved_tensors
-        return Scatter.apply(dy, k, ctx.geometry, ctx.channels_last), None
+        return None if dy is None else Scatter.apply(dy, k, ctx.geometry, ctx.channels_last), None, None
 
     @staticmethod
-    def vmap(info, in_dims, x, geometry):
-        y, k = Forward.apply(x.movedim(in_dims[0], 0).flatten(0, 1), geometry)
-        return (y.unflatten(0, (info.batch_size, -1)), k.unflatten(0, (info.batch_size, -1))), (0, 0)
+    def vmap(info, in_dims, x, geometry, channels_last):
+        x = x.movedim(in_dims[0], 0)
+        y, k = Forward.apply(x.flatten(0, 1), geometry, channels_last)
+        return (y.unflatten(0, x.shape[:2]), k.unflatten(0, x.shape[:2])), (0, 0)
 
 
 class Scatter(torch.autograd.Function):
@@ -56,8 +58,8 @@ class Scatter(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, u, k, geometry, channels_last):
-        u, k = (t.flatten(0, 1) for t in in_front(info.batch_size, in_dims[:2], (u, k)))
-        return Scatter.apply(u, k, geometry, channels_last).unflatten(0, (info.batch_size, -1)), 0
+        u, k = in_front(info.batch_size, in_dims[:2], (u, k))
+        return Scatter.apply(u.flatten(0, 1), k.flatten(0, 1), geometry, channels_last).unflatten(0, u.shape[:2]), 0
 
 
 class Gather(torch.autograd.Function):
@@ -79,8 +81,8 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, u, k, geometry, channels_last):
-        u, k = (t.flatten(0, 1) for t in in_front(info.batch_size, in_dims[:2], (u, k)))
-        return Gather.apply(u, k, geometry, channels_last).unflatten(0, (info.batch_size, -1)), 0
+        u, k = in_front(info.batch_size, in_dims[:2], (u, k))
+        return Gather.apply(u.flatten(0, 1), k.flatten(0, 1), geometry, channels_last).unflatten(0, u.shape[:2]), 0
 
 
 def max_pool2d(input: torch.Tensor, kernel_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None,
@@ -95,25 +97,26 @@ def max_pool2d(input: torch.Tensor, kernel_size: int | tuple[int, int], stride: 
         stride: pixels from window to window; the window's own size when not given.
         padding: border that no maximum is taken from, at most half the window.
         dilation: pixels from tap to tap.
-        ceil_mode: keep the windows that start inside and reach over the lower border.
+        ceil_mode: keep the windows that start inside, or in the border before, and reach over the border behind.
         return_indices: give i * W + j of each maximum too, int64.
 
     Returns:
-        A new tensor, channels last where the input lies so. Of equal maxima the first has the gradient, a NaN is over
+        A new tensor, channels last where torch's own is. Of equal maxima the first has the gradient, a NaN is over
         every number. Derivatives of every order are exact.
 
     Raises:
         ValueError: a shape, window, stride, padding or dilation out of range, another device.
-        TypeError: not a strided tensor of one of these dtypes.
+        TypeError: not a strided tensor of one of these dtypes, a ceil_mode that is no boolean.
     """
     want_tensors("max_pool2d", {"input": input})
     want_floats("max_pool2d", {"input": input})
     want_rank("max_pool2d", "input", input, "[B C H W] or [C H W]", (3, 4))
+    want_bool("max_pool2d", "ceil_mode", ceil_mode)
     if 0 in input.shape[-3:]:
         refuse("max_pool2d", f"input of shape {list(input.shape)}", "empty", "at least one channel and pixel")
     window = pair_of("max_pool2d", "kernel_size", kernel_size, 1)
     # torch takes an empty sequence for the window's own size too.
-    given = window if stride is None or stride == () or stride == [] else stride
+    given = window if stride is None or (isinstance(stride, (tuple, list)) and not stride) else stride
     step = pair_of("max_pool2d", "stride", given, 1)
     spread, edge = pair_of("max_pool2d", "dilation", dilation, 1), pair_of("max_pool2d", "padding", padding, 0)
     if any(p > k // 2 for p, k in zip(edge, window, strict=True)):
@@ -124,17 +127,21 @@ def max_pool2d(input: torch.Tensor, kernel_size: int | tuple[int, int], stride: 
         reach = [d * (k - 1) + 1 for k, d in zip(window, spread, strict=True)]
         refuse("max_pool2d", "the padded image", padded, f"at least the window's {reach}")
     x = input if input.ndim == 4 else input.unsqueeze(0)
-    y, k = Forward.apply(x, geometry.flat())
+    y, k = Forward.apply(x, geometry.flat(), suggests_channels_last(input))
     y, k = (t if input.ndim == 4 else t.squeeze(0) for t in (y, k))
     return (y, _indices(k, geometry)) if return_indices else y
 
 
 def _indices(k: torch.Tensor, geo: Geometry) -> torch.Tensor:
-    """i * W + j of the taps k[... P Q]."""
+    """i * W + j of the taps k[... P Q]; where a window holds no pixel, that of its first tap past the near border."""
     (P, Q), (top, _), (left, _) = geo.result, *geo.pads
-    p, q = torch.arange(P, device=k.device)[:, None], torch.arange(Q, device=k.device)
-    i = p * geo.stride[0] - top + k // geo.window[1] * geo.dilation[0]
-    j = q * geo.stride[1] - left + k % geo.window[1] * geo.dilation[1]
+    p = torch.arange(P, device=k.device)[:, None] * geo.stride[0] - top
+    q = torch.arange(Q, device=k.device) * geo.stride[1] - left
+    # A byte holds a tap, not a place.
+    k = k.long()
+    r, s = k // geo.window[1], k % geo.window[1]
+    i = torch.where(k < 0, torch.where(p < 0, p % geo.dilation[0], p), p + r * geo.dilation[0])
+    j = torch.where(k < 0, torch.where(q < 0, q % geo.dilation[1], q), q + s * geo.dilation[1])
     return i * geo.image[1] + j
 
 

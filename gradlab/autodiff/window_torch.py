@@ -1,5 +1,7 @@
 """What a window's settings may be on torch: numbers and pairs."""
 
+import numpy as np
+
 from gradlab.autodiff.arguments import refuse
 from gradlab.kernels.window import pair
 
@@ -9,6 +11,7 @@ def pair_of(op: str, name: str, value, least: int) -> tuple[int, int]:
     values = value if isinstance(value, (tuple, list)) else (value, value)
     if len(values) == 1:
         values = (*values, *values)
-    if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
+    whole = [isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values]
+    if len(values) != 2 or not all(whole) or min(values) < least:
         refuse(op, name, repr(value), f"an int from {least} or a pair of them")
     return pair(values)

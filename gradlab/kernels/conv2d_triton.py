@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from gradlab.kernels.images_triton import empty, index_dtype
+from gradlab.kernels.images_triton import empty, index
 from gradlab.kernels.launch_triton import accumulator, block, interpreted, kernel, launch, op, triton_dtype
 from gradlab.kernels.linear_triton import column_sum
 from gradlab.kernels.window import Geometry
@@ -358,7 +358,7 @@ def bias_sum(dy: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
         *((dy, 0, 0, 0, 0) if gate is None else (gate, *gate.stride())),
         part, *part.stride(),
         M, F, P, Q, -(-M // Z),
-        ACC=triton_dtype(accumulator(dy.dtype)), INDEX=index_dtype(dy, gate), GATED=gate is not None,
+        ACC=triton_dtype(accumulator(dy.dtype)), INDEX=index(dy, gate), GATED=gate is not None,
         BM=BM, BN=BN, writes=[part],
     )
     return part[0] if Z == 1 else column_sum(part, None).to(dy.dtype)
@@ -369,7 +369,7 @@ def _constants(geo: Geometry, *tensors: torch.Tensor | None) -> dict[str, Any]:
     (R, S), (SH, SW), (DH, DW) = geo.window, geo.stride, geo.dilation
     return {
         "R": R, "S": S, "SH": SH, "SW": SW, "DH": DH, "DW": DW, "TOP": geo.pads[0][0], "LEFT": geo.pads[1][0],
-        "INDEX": index_dtype(*tensors),
+        "INDEX": index(*tensors),
     }  # fmt: skip
 
 
