@@ -41,8 +41,8 @@ def test_readme_has_snippets():
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda s: s.split("\n")[1])
 def test_snippet_runs(snippet, capsys):
-    for framework in ("torch", "jax"):
-        if f"import {framework}" in snippet:
+    for framework in ("torch", "jax", "flax"):
+        if f"import {framework}" in snippet or f"from {framework}" in snippet:
             pytest.importorskip(framework)
     names: dict = {}
     exec(snippet, names)
