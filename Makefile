@@ -12,8 +12,8 @@ help:  ## these lines
 demo: $(READY)  ## train one network four times, torch and jax, hand-written and native: demo/
 	$(PY) -m gradlab demo
 
-test: $(READY)  ## the whole suite
-	$(PY) -m pytest
+test: $(READY)  ## the whole suite, on up to four cores
+	$(PY) -m pytest -n auto --maxprocesses 4
 
 lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check .
