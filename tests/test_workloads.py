@@ -67,15 +67,15 @@ def test_the_catalogue_is_whole():
 def test_batches():
     data = generated.preferences()
     given = list(batches(data, 96, 2, seed=5))
-    assert len(given) == steps(data, 96, 2) == 2 * (4096 // 96)
+    assert len(given) == steps(data, 96, 2) == 2 * (16384 // 96)
     seen = np.concatenate([x for x, _ in given[: len(given) // 2]])
-    assert len(np.unique(seen, axis=0)) == 4096 // 96 * 96
-    assert (given[0][0] != given[42][0]).any()
+    assert len(np.unique(seen, axis=0)) == 16384 // 96 * 96
+    assert (given[0][0] != given[16384 // 96][0]).any()
     again = batches(data, 96, 2, seed=5, done=50)
     assert all((a == b).all() for (a, _), (b, _) in zip(given[50:], again, strict=True))
     assert (next(batches(data, 96, 1, seed=6))[0] != given[0][0]).any()
-    with pytest.raises(ValueError, match="train: batch-size is 5000, wanted at most the 4096 training rows"):
-        steps(data, 5000, 1)
+    with pytest.raises(ValueError, match="train: batch-size is 20000, wanted at most the 16384 training rows"):
+        steps(data, 20000, 1)
 
 
 def test_scores():

@@ -23,17 +23,17 @@ def sigmoid_teacher(seed: int = 0, path: Path | None = None) -> Data:
 
 
 def preferences(seed: int = 0, path: Path | None = None) -> Data:
-    """4096 pairs of a user's and an item's 32 traits, and whether the user likes the item: their match, with noise.
+    """16384 pairs of a user's and an item's 32 traits, and whether the user likes the item: their match, with noise.
 
     The answer is a product of traits under a drawn matrix, which no linear model sees; one in twenty is turned round.
     """
     rng = np.random.default_rng([seed, 3])
-    user, item = rng.standard_normal((2, 5120, 32))
+    user, item = rng.standard_normal((2, 20480, 32))
     # The traits that matter lie in few directions, as tastes do.
     taste = rng.standard_normal((32, 2)) / np.sqrt(32)
     liked = ((user @ taste) * (item @ taste)).sum(1) > 0
-    liked ^= rng.random(5120) < 0.05
-    return _split(np.hstack([user, item]), liked[:, None], 4096, "4096 generated likes")
+    liked ^= rng.random(20480) < 0.05
+    return _split(np.hstack([user, item]), liked[:, None], 16384, "16384 generated likes")
 
 
 def topics(seed: int = 0, path: Path | None = None) -> Data:
