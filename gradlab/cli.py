@@ -73,7 +73,8 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the plot and the tab
 
 @app.command()
 def train(name: Annotated[str | None, typer.Argument(help="A workload; a table of them when not given.")] = None,
-          side: SideOption = None,
+          side: Annotated[list[str] | None, typer.Option(
+              help="torch or jax: the first that is installed, or with --compare both.")] = None,
           layers: Annotated[str | None, typer.Option(help="hand or native; hand when not given.")] = None,
           compare: Annotated[bool, typer.Option("--compare", help="All sides and layers, side by side.")] = False,
           out: Annotated[Path | None, typer.Option(help="Folder of --compare; else the workload's name.")] = None,
