@@ -398,6 +398,20 @@ def test_weights_of_another_network(tmp_path):
         go(Asked(), resume=path)
 
 
+@pytest.mark.parametrize(("hidden", "pip"), [("sklearn", "scikit-learn"), ("safetensors", "safetensors")])
+def test_a_missing_tool_is_one_line(tmp_path, capsys, monkeypatch, hidden, pip):
+    pytest.importorskip("torch")
+    for module in [m for m in sys.modules if m.partition(".")[0] == hidden]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, hidden, None)
+    path = tmp_path / "w.safetensors"
+    path.write_text("")
+    asked = Asked("digits-mlp", ("torch",), "native")
+    for options in [{"load": path}, {"save": path}] if hidden == "safetensors" else [{}]:
+        assert go(asked, **options) == 2
+        assert capsys.readouterr() == ("", f"{pip} is not installed: pip install 'gradlab[demo]'\n")
+
+
 def test_an_unwritable_place_is_said_before_training(tmp_path, capsys, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(training.Training, "steps", lambda self: pytest.fail("it trained"))

@@ -32,6 +32,10 @@ class Asked(NamedTuple):
     seed: int | None = None
 
 
+# What the data and the files of a run need, besides its side: module -> the name that pip knows.
+TOOLS = {"sklearn": "scikit-learn", "safetensors": "safetensors", "matplotlib": "matplotlib"}
+
+
 def train(asked: Asked, both: bool = False, out: Path | None = None, save: Path | None = None,
           load: Path | None = None, resume: Path | None = None) -> int:  # fmt: skip
     """Train as asked: an exit code.
@@ -39,6 +43,14 @@ def train(asked: Asked, both: bool = False, out: Path | None = None, save: Path 
     Raises:
         ValueError: words that are unknown or do not go together, data or a file that cannot be read.
     """
+    try:
+        return _train(asked, both, out, save, load, resume)
+    except ModuleNotFoundError as error:
+        return _not_there(error)
+
+
+def _train(asked: Asked, both: bool, out: Path | None, save: Path | None, load: Path | None,
+           resume: Path | None) -> int:  # fmt: skip
     _choice("layers", asked.layers, LAYERS)
     _choice("precision", asked.precision, PRECISIONS)
     _choice("optimizer", asked.optimizer, get_args(Optimizer.__annotations__["kind"]))
@@ -83,6 +95,8 @@ def convert_weights(source: Path, target: Path) -> int:
     """
     try:
         side = checkpoint.convert(source, target)
+    except ModuleNotFoundError as error:
+        return _not_there(error)
     except OSError as error:
         say(Console(stderr=True), f"cannot write {target}: {error.strerror or error}")
         return UNUSABLE
@@ -126,6 +140,15 @@ def _needs(side: str) -> int:
     if gone:
         say(Console(stderr=True), f"{not_installed(gone)} 'gradlab[{side}]'")
     return UNUSABLE if gone else DONE
+
+
+def _not_there(error: ModuleNotFoundError) -> int:
+    """One line for a tool that is not installed; anything else that is missing is a mistake of ours."""
+    name = (error.name or "").partition(".")[0]
+    if name not in TOOLS:
+        raise error
+    say(Console(stderr=True), f"{not_installed([TOOLS[name]])} 'gradlab[demo]'")
+    return UNUSABLE
 
 
 def _list() -> None:

@@ -1,5 +1,6 @@
 """`gradlab train`: one run on one side, saved and resumed, stopped without loss."""
 
+import importlib
 import signal
 import threading
 import time
@@ -38,6 +39,8 @@ def train(plan: Plan, save: Path | None = None, load: Path | None = None, state:
     """
     console, errors = Console(), Console(stderr=True)
     if save is not None:
+        # What saving needs is missed now, not when there is something to lose.
+        importlib.import_module("safetensors")
         try:
             claim(save.parent)
         except OSError as error:
