@@ -1,6 +1,6 @@
 """Errors for people: one line that names the op, the argument, what came and what was wanted. Framework-free."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -31,6 +31,13 @@ def want_size(op: str, argument: str, array: Any, axis: int, letter: str, size: 
             f"{letter} = {array.shape[axis]}",
             f"{letter} = {size} {because}",
         )
+
+
+def want_broadcast(op: str, argument: str, array: Any, shape: Sequence[int], like: str) -> None:
+    """Refuse an array that does not broadcast to `shape`, which is that of the argument `like`."""
+    trailing = zip(reversed(array.shape), reversed(shape), strict=False)
+    if array.ndim > len(shape) or any(a not in (1, b) for a, b in trailing):
+        refuse(op, f"shape of {argument}", list(array.shape), f"one that broadcasts to {list(shape)} of {like}")
 
 
 def want_floats(op: str, arrays: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff.arguments import refuse, want_floats
+from gradlab.autodiff.arguments import refuse, want_broadcast, want_floats
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.elementwise_jax import times
 from gradlab.autodiff.losses import divisor
@@ -91,9 +91,7 @@ def binary_cross_entropy_with_logits(logits: jax.Array, labels: jax.Array, *, we
     for name in ("weight", "pos_weight"):
         value = arrays.get(name)
         if value is not None:
-            trailing = zip(reversed(value.shape), reversed(x.shape), strict=False)
-            if value.ndim > x.ndim or any(a not in (1, b) for a, b in trailing):
-                refuse(_OP, f"shape of {name}", list(value.shape), f"one that broadcasts to {list(x.shape)} of logits")
+            want_broadcast(_OP, name, value, x.shape, "logits")
             # Said to be constants, so that nobody waits for a gradient that is not there.
             value = jnp.broadcast_to(jax.lax.stop_gradient(value), x.shape)
         weights.append(value)

@@ -2,12 +2,12 @@
 
 import torch
 
-from gradlab.autodiff.arguments import refuse, want_floats
+from gradlab.autodiff.arguments import refuse, want_broadcast, want_floats
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.autocast_torch import raised
 from gradlab.autodiff.elementwise_torch import Times
 from gradlab.autodiff.losses import divisor
-from gradlab.autodiff.mapped_torch import in_front
+from gradlab.autodiff.mapped_torch import in_front, spread
 from gradlab.kernels import binary_cross_entropy_with_logits_triton as kernels
 
 _OP = "binary_cross_entropy_with_logits"
@@ -32,9 +32,9 @@ class Losses(torch.autograd.Function):
     def backward(ctx, dy):
         x, t, w, p = ctx.saved_tensors
         need_x, need_t, *_ = ctx.needs_input_grad
-        spread = dy.reshape(dy.shape + (1,) * (x.ndim - dy.ndim)).expand(x.shape)
-        dx = Derivative.apply(spread, x, t, w, p, 1, 0, ctx.den) if need_x else None
-        dt = Derivative.apply(spread, x, t, w, p, 0, 1, ctx.den) if need_t else None
+        c = spread(dy, x.shape)
+        dx = Derivative.apply(c, x, t, w, p, 1, 0, ctx.den) if need_x else None
+        dt = Derivative.apply(c, x, t, w, p, 0, 1, ctx.den) if need_t else None
         return dx, dt, None, None, None, None
 
     @staticmethod
@@ -104,9 +104,7 @@ def binary_cross_entropy_with_logits(input: torch.Tensor, target: torch.Tensor, 
     for name, value in weights.items():
         if value.requires_grad:
             refuse(_OP, name, "a tensor that requires a gradient", "one without: weights have no derivative here")
-        trailing = zip(reversed(value.shape), reversed(input.shape), strict=False)
-        if value.ndim > input.ndim or any(a not in (1, b) for a, b in trailing):
-            refuse(_OP, f"shape of {name}", list(value.shape), f"one that broadcasts to {list(input.shape)} of input")
+        want_broadcast(_OP, name, value, input.shape, "input")
     w, p = (None if v is None else v.expand(input.shape) for v in (weight, pos_weight))
     den = divisor(_OP, reduction, input.numel())
     if reduction == "none":

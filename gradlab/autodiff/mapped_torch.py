@@ -17,6 +17,11 @@ def merged(t: torch.Tensor | None, axes: int) -> torch.Tensor | None:
     return None if t is None else t.reshape(math.prod(t.shape[:-axes]), *t.shape[-axes:])
 
 
+def spread(dy: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The pullback of a sum over all but the first axes: dy repeated over the others, by stride 0."""
+    return dy.reshape(dy.shape + (1,) * (len(shape) - dy.ndim)).expand(shape)
+
+
 def _front(batch_size: int, axis: int | None, value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value

@@ -6,7 +6,7 @@ from gradlab.autodiff.arguments import refuse, want_floats
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.autocast_torch import raised
 from gradlab.autodiff.losses import divisor
-from gradlab.autodiff.mapped_torch import in_front
+from gradlab.autodiff.mapped_torch import in_front, spread
 from gradlab.kernels import mse_loss_triton as kernels
 
 
@@ -29,9 +29,9 @@ class Squares(torch.autograd.Function):
     def backward(ctx, dy):
         x, t = ctx.saved_tensors
         need_x, need_t, *_ = ctx.needs_input_grad
-        spread = dy.reshape(dy.shape + (1,) * (x.ndim - dy.ndim)).expand(x.shape)
-        dx = Differences.apply(spread, None, x, t, 2, ctx.den) if need_x else None
-        dt = Differences.apply(spread, None, x, t, -2, ctx.den) if need_t else None
+        c = spread(dy, x.shape)
+        dx = Differences.apply(c, None, x, t, 2, ctx.den) if need_x else None
+        dt = Differences.apply(c, None, x, t, -2, ctx.den) if need_t else None
         return dx, dt, None, None
 
     @staticmethod

@@ -49,12 +49,9 @@ def total(term: Callable[..., jax.Array], name: str, *arrays: jax.Array) -> jax.
         block = pl.BlockSpec((stretch, N), lambda i: (i, 0))
         out = pl.BlockSpec((rows, N), lambda i: (i, 0))
         shape = jax.ShapeDtypeStruct((parts * rows, N), acc)
-        return pallas(kernel, platform, (parts,), [block] * len(flat), out, shape)(*flat)
+        return _fold(pallas(kernel, platform, (parts,), [block] * len(flat), out, shape)(*flat))
 
-    def summed(platform: str, *operands: jax.Array) -> jax.Array:
-        return _fold(call(platform, *operands))
-
-    return launch(summed, *arrays)
+    return launch(call, *arrays)
 
 
 def _fold(partial: jax.Array) -> jax.Array:
