@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradlab.autodiff.check import check as check
-    from gradlab.autodiff.check_report import GradientError as GradientError
+    from gradlab.autodiff.checker.report import GradientError as GradientError
 
 __all__ = ["GradientError", "check"]
 
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return check
     if name == "GradientError":
-        from gradlab.autodiff.check_report import GradientError
+        from gradlab.autodiff.checker.report import GradientError
 
         return GradientError
     raise AttributeError(f"module 'gradlab' has no attribute {name!r}")

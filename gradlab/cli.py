@@ -32,24 +32,29 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
-def check(op: Op = None, side: SideOption = None, order: Annotated[int, typer.Option(min=1, max=2)] = 2,
-          seed: Seed = 0) -> None:  # fmt: skip
-    """Hold ops against NumPy, their gradients against finite differences, and both sides against each other."""
-    from gradlab.autodiff.check import Report
-    from gradlab.autodiff.check import check as run
+def check(target: Annotated[str | None, typer.Argument(
+              help=f"One of {', '.join(specs())}, or FILE.py::function; all ops when not given.")] = None,
+          side: SideOption = None, order: Annotated[int, typer.Option(min=1, max=2)] = 2, seed: Seed = 0,
+          shapes: Annotated[str | None, typer.Option(
+              help='Arguments of FILE.py::function: "x[3 4], w[4 5], t[3]: int<5".')] = None,
+          dtype: Annotated[list[str] | None, typer.Option(
+              help="float32, float16 or bfloat16, judged against float64; may be given more than once.")] = None,
+          part: Annotated[list[str] | None, typer.Option(
+              help="derivative, facts, contract, second, precision, edges or reference; all when not given.")] = None,
+          compile: Annotated[bool, typer.Option("--compile", help="Hold torch.compile against eager too.")] = False,
+          budget: Annotated[float | None, typer.Option(min=0.01, help="Seconds, in all.")] = None,
+          json: Annotated[Path | None, typer.Option(help="Write every finding to this file.")] = None,
+          plot: Annotated[Path | None, typer.Option(help="Draw error against step, and the map of errors.")] = None,
+          mutants: Annotated[bool, typer.Option(
+              "--mutants", help="Score the check itself on wrong backwards, in a checkout: tests/mutants.")] = False,
+          ) -> None:  # fmt: skip
+    """Hold gradients against finite differences, and functions to what their framework asks of them."""
+    from gradlab.autodiff.checker import command
 
-    console = Console()
-    report = Report()
-    names = [op] if op else list(specs())
-    sides = _sides(side)
-    if op:
-        spec(op)
-    with console.status("starting") as status:
-        for name in names:
-            found = run(name, side=sides, order=order, seed=seed, raises=False, started=status.update)
-            report.findings += found.findings
-    report.print(console)
-    raise typer.Exit(0 if report else 1)
+    asked = command.Asked(
+        target, side or [], order, seed, shapes, dtype, part, compile, budget, json, plot
+    )  # fmt: skip
+    raise typer.Exit(command.score(asked, Console()) if mutants else command.check(asked, Console()))
 
 
 @app.command()

@@ -1,154 +1,363 @@
-"""The checker: right functions pass, planted faults are named with their element, and kinks are not passed off as ok."""
+"""The check: right functions pass, planted faults are named, and what cannot be told is not passed off as ok."""
+
+import json
 
 import numpy as np
 import pytest
 
 import gradlab
-from gradlab.autodiff import check_differences as differences
-from gradlab.autodiff.check import check
+from gradlab.autodiff.checker import differences
 from gradlab.autodiff.side import installed
 from gradlab.kernels.spec import specs
 
 torch = pytest.importorskip("torch")
 
 
+def normal(*shape, seed=5):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Product(torch.autograd.Function):
+    """y = x w + b, its pullback changed by `fault`."""
+
+    fault = staticmethod(lambda dx, dw, db: (dx, dw, db))
+
+    @staticmethod
+    def forward(ctx, x, w, b):
+        ctx.save_for_backward(x, w)
+        return x @ w + b
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        return Product.fault(dy @ w.T, x.T @ dy, dy.sum(0))
+
+
+def product(x, w, b):
+    return Product.apply(x, w, b)
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    def use(fault):
+        monkeypatch.setattr(Product, "fault", staticmethod(fault))
+
+    return use
+
+
 @pytest.mark.parametrize("op", specs())
 def test_every_op_on_every_side(op):
-    report = check(op)
-    assert report
+    report = gradlab.check(op)
     sides = {f.side for f in report.findings}
     assert set(installed()) <= sides
     if len(installed()) == 2:
         assert "torch and jax" in sides
+    checks = {f.check for f in report.findings}
+    assert checks >= {"value ~ NumPy", "grad ~ FD of NumPy", "grad ~ FD of itself", "linear in dy", "edge inputs"}
+    assert checks >= {"same bits again", "memory unchanged", "bfloat16 gradient", "vmap"}
 
 
-class Square(torch.autograd.Function):
-    """y = x^2 with a fault planted by name."""
-
-    fault = ""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x * (1.001 if Square.fault == "forward" else 1)
-
-    @staticmethod
-    def backward(ctx, dy):
-        (x,) = ctx.saved_tensors
-        if Square.fault == "lost":
-            x = x.detach()
-        dx = 2 * x * dy
-        if Square.fault == "sign":
-            dx = -dx
-        if Square.fault == "scale":
-            dx = dx * 1.0005
-        if Square.fault == "zero":
-            dx = dx * 0
-        if Square.fault == "element":
-            dx = dx.clone()
-            dx[1, 2] += 0.5
-        return dx
+def test_a_right_function_passes_every_part():
+    report = gradlab.check(
+        product, normal(8, 5), normal(5, 7), normal(7), reference=lambda x, w, b: x.numpy() @ w.numpy() + b.numpy()
+    )
+    assert {f.check for f in report.findings} == {
+        "grad ~ FD of itself", "linear in dy", "same bits again", "dy's layout", "one graph twice", "memory unchanged",
+        "vmap of the backward", "forward", "inputs' layout", "requires_grad", "written, and only inside",
+        "empty inputs", "2nd ~ FD of grad", "2nd ~ FD of grad, dy too", "edge inputs", "value ~ reference",
+        "grad ~ FD of reference",
+    }  # fmt: skip
+    assert {f.input for f in report.findings if f.check == "grad ~ FD of itself"} == {"x", "w", "b"}
+    assert set(report.seconds) == {"facts", "derivative", "contract", "second", "precision", "edges", "reference"}
 
 
-def square(x):
-    return Square.apply(x)
+def element(dw):
+    dw = dw.clone()
+    dw[-3, 2] *= 1.01
+    return dw, ((dw.shape[0] - 3, dw.shape[0] - 2), (2, 3)), 1, "a constant factor of 1.01, a single element"
 
 
-def run(fault, **options):
-    x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    Square.fault = fault
-    try:
-        return check(square, x, reference=lambda x: x * x, raises=False, **options)
-    finally:
-        Square.fault = ""
+def last_row(dw):
+    dw = dw.clone()
+    dw[-1] = 0
+    return dw, ((dw.shape[0] - 1, dw.shape[0]), (0, dw.shape[1])), dw.shape[1], "missing: the gradient is 0 there"
 
 
-def test_right_function_passes():
-    report = run("")
-    assert report
-    assert {f.check for f in report.findings} >= {
-        "value ~ NumPy",
-        "grad ~ FD of NumPy",
-        "grad ~ FD of itself",
-        "2nd ~ FD of grad",
-    }
+def tile(dw):
+    dw = dw.clone()
+    dw[32:64, 16:32] *= 2
+    return dw, ((32, 64), (16, 32)), 512, "a constant factor of 2, one tile of 32 x 16"
+
+
+def sign(dw):
+    return -dw, ((0, dw.shape[0]), (0, dw.shape[1])), dw.numel(), "the sign is flipped"
+
+
+def zero(dw):
+    return 0 * dw, ((0, dw.shape[0]), (0, dw.shape[1])), dw.numel(), "missing: the gradient is 0 there"
+
+
+def scale(dw):
+    return 1.0005 * dw, ((0, dw.shape[0]), (0, dw.shape[1])), dw.numel(), "a constant factor of 1.0005"
+
+
+def tail(dw):
+    dw = dw.clone()
+    dw[:, -5:] = 0
+    return (
+        dw,
+        ((0, dw.shape[0]), (dw.shape[1] - 5, dw.shape[1])),
+        5 * dw.shape[0],
+        "the tail only: the last 5 of axis 1",
+    )
+
+
+def transposed(dw):
+    # The diagonal of a transposed matrix is right.
+    return dw.T, ((0, dw.shape[0]), (0, dw.shape[1])), dw.numel() - len(dw), "transposed"
+
+
+def rolled(dw):
+    return dw.roll(1, 0), ((0, dw.shape[0]), (0, dw.shape[1])), dw.numel(), "shifted by 1 along axis 0"
+
+
+FAULTS = (element, last_row, tile, sign, zero, scale, tail, transposed, rolled)
 
 
 @pytest.mark.parametrize(
-    ("fault", "where"),
-    [
-        ("forward", "value ~ NumPy"), ("sign", "grad ~ FD of itself"), ("scale", "grad ~ FD of itself"),
-        ("zero", "grad ~ FD of NumPy"), ("element", "grad ~ FD of NumPy"), ("lost", "2nd ~ FD of grad"),
-    ],
-)  # fmt: skip
-def test_planted_fault_is_found(fault, where):
-    report = run(fault)
-    assert not report
-    assert where in {f.check for f in report.wrong()}
-    assert all(f.verdict == "wrong" for f in report.wrong())
+    ("fault", "size"),
+    [(f, n) for f in FAULTS for n in (64, 256)] + [(f, 512) for f in (element, tile, last_row)],
+    ids=lambda v: v if isinstance(v, int) else v.__name__,
+)
+def test_a_planted_fault_is_boxed_exactly(planted, fault, size):
+    planted(lambda dx, dw, db: (dx, fault(dw)[0], db))
+    args = normal(8, size), normal(size, size), normal(size)
+    report = gradlab.check(product, *args, parts=("derivative",), raises=False, tiles={"w": (32, 16)})
+    (found,) = report.wrong()
+    assert (found.check, found.input, found.verdict) == ("grad ~ FD of itself", "w", "wrong")
+    _, box, count, pattern = fault(torch.ones(size, size, dtype=torch.float64))
+    assert found.numbers["count"] == count
+    assert tuple((found.numbers[f"box_{k}_a"], found.numbers[f"box_{k}_b"]) for k in range(2)) == box
+    assert pattern in found.said
+    if fault is tile:
+        assert f"all in program {size // 16 + 1}, tile (1, 1) of {size // 32} x {size // 16}" in found.said
 
 
-def test_the_element_and_its_numbers_are_named():
-    (found,) = [f for f in run("element", order=1).wrong() if f.check == "grad ~ FD of NumPy"]
-    assert found.where == (1, 2)
-    assert found.got - found.wanted == pytest.approx(0.5, abs=1e-6)
-    assert "argument 0[1, 2] is" in found.message
-    assert "\n" not in found.message
+def test_equal_and_opposite_errors_are_seen(planted):
+    """Along half of all even directions they cancel."""
+
+    def fault(dx, dw, db):
+        db = db.clone()
+        db[1] += 1e-3
+        db[4] -= 1e-3
+        return dx, dw, db
+
+    planted(fault)
+    for seed in range(12):
+        report = gradlab.check(
+            product, normal(8, 5), normal(5, 7), normal(7), parts=("derivative",), raises=False, seed=seed
+        )
+        assert [f.input for f in report.wrong()] == ["b"]
+        assert report.wrong()[0].where == (1,)
 
 
-def test_raises_with_the_first_finding():
-    Square.fault = "sign"
-    try:
-        with pytest.raises(gradlab.GradientError, match="square on torch, case 'given'"):
-            gradlab.check(square, torch.ones(2, 2, dtype=torch.float64))
-    finally:
-        Square.fault = ""
+def test_the_message_is_one_paragraph_and_raised(planted):
+    planted(lambda dx, dw, db: (-dx, dw, db))
+    with pytest.raises(gradlab.GradientError, match="product on torch, case 'given', grad ~ FD of itself: x") as caught:
+        gradlab.check(product, normal(8, 5), normal(5, 7), normal(7))
+    assert "\n" not in str(caught.value)
+    assert not caught.value.report
 
 
-def test_a_kink_is_inconclusive_not_ok():
-    report = check(torch.relu, torch.tensor([0.0, 1.0], dtype=torch.float64), raises=False)
-    assert not report
+def test_leaked_into_masked_rows(planted):
+    """A gradient where there should be none."""
+    mask = torch.ones(8, 1, dtype=torch.float64)
+    mask[5:7] = 0
+
+    class Masked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * mask
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy
+
+    report = gradlab.check(lambda x: Masked.apply(x), normal(8, 4), parts=("derivative",), raises=False)
+    (found,) = report.wrong()
+    assert "leaked: it should be 0 there" in found.said
+    assert "8 of 32 elements are wrong, in [5:7, 0:4]" in found.said
+
+
+def test_a_kink_is_inconclusive_and_the_rest_is_judged():
+    x = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)
+    report = gradlab.check(torch.relu, x, raises=False)
     assert {f.verdict for f in report.wrong()} == {"inconclusive"}
+    assert "1 of 3 results have a kink there" in report.wrong()[0].message
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.relu()
+
+        @staticmethod
+        def backward(ctx, dy):
+            (x,) = ctx.saved_tensors
+            return 1.01 * dy * (x > 0)
+
+    report = gradlab.check(lambda x: Wrong.apply(x), x, raises=False, parts=("derivative",))
+    assert report.wrong()[0].verdict == "wrong"
 
 
-def test_integer_arguments_are_constants_and_tuples_are_fine():
-    def fn(x, i):
-        return x[i].sin(), x.sum()
-
-    assert check(fn, torch.randn(4, dtype=torch.float64), torch.tensor([2, 0]))
+def test_many_kinks_near_by_do_not_disturb():
+    """A relu network whose elements cross zero within any ordinary step."""
+    assert gradlab.check(lambda x, w: torch.relu(x @ w).sum(), normal(64, 64), normal(64, 64), order=1)
 
 
-def test_jax_function():
-    jax = pytest.importorskip("jax")
-    with jax.enable_x64(True):
-        x = jax.numpy.linspace(0.1, 1, 5)
+def test_a_feature_narrower_than_the_first_steps():
+    """x / (|x| + 1e-8) at 0 has the slope 1e8, which only tiny steps see."""
 
-    @jax.custom_vjp
-    def cube(x):
-        return x**3
+    class Narrow(torch.autograd.Function):
+        wrong = False
 
-    cube.defvjp(lambda x: (cube(x), x), lambda x, dy: (3 * x**2 * dy,))
-    assert check(cube, x, reference=lambda x: x**3)
-    cube.defvjp(lambda x: (cube(x), x), lambda x, dy: (3 * x * dy,))
-    report = check(cube, x, raises=False)
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x / (x.abs() + 1e-8)
+
+        @staticmethod
+        def backward(ctx, dy):
+            (x,) = ctx.saved_tensors
+            return dy * (0.0 if Narrow.wrong else 1e-8) / (x.abs() + 1e-8) ** 2
+
+    x = torch.zeros(3, dtype=torch.float64)
+    # Its curvature jumps at 0, so the differences are of a percent: right is not called wrong, and 0 is.
+    assert "wrong" not in {f.verdict for f in gradlab.check(Narrow.apply, x, order=1, raises=False).findings}
+    Narrow.wrong = True
+    report = gradlab.check(lambda x: Narrow.apply(x), x, order=1, raises=False, parts=("derivative",))
+    assert report.wrong()
+
+
+def test_noise_is_inconclusive():
+    """Worked out in float32: no difference is sure to 1e-7, and none is called wrong."""
+    report = gradlab.check(lambda x: (x.float().sin() * 3).double(), normal(6), raises=False)
+    assert {f.verdict for f in report.wrong()} == {"inconclusive"}
+    assert "no surer than" in report.wrong()[0].message
+
+
+def test_integer_arguments_none_and_trees():
+    def fn(params, i, nothing):
+        assert nothing is None
+        return {"y": params["w"][i].sin(), "n": i + 1}, params["b"][0].sum()
+
+    report = gradlab.check(fn, {"w": normal(4), "b": [normal(2)]}, torch.tensor([2, 0]), None)
+    inputs = {f.input for f in report.findings if f.check == "grad ~ FD of itself"}
+    assert inputs == {"params['w']", "params['b'][0]"}
+
+
+def test_cases_are_a_product():
+    def power(x, n=2, negative=False):
+        return (-1 if negative else 1) * x**n
+
+    report = gradlab.check(power, normal(3), cases={"n": [2, 3], "negative": [False, True]})
+    given = {f.case for f in report.findings if f.check == "grad ~ FD of itself"}
+    assert given == {f"n={n}, negative={b}" for n in (2, 3) for b in (False, True)}
+
+
+def test_reference_finds_a_wrong_forward():
+    """Forward and backward agree, both are wrong; the reference is NumPy, torch or a tuple of either."""
+    for reference in (lambda x: np.square(x.numpy()), lambda x: x * x, lambda x: (x * x,)):
+        report = gradlab.check(lambda x: 1.001 * x * x, normal(3, 4), reference=reference, raises=False)
+        assert {f.check for f in report.wrong()} == {"value ~ reference", "grad ~ FD of reference"}
+        assert gradlab.check(lambda x: x * x, normal(3, 4), reference=reference)
+
+
+def test_report_prints_as_json_and_as_a_table(planted):
+    planted(lambda dx, dw, db: (dx, dw * torch.nan, db))
+    report = gradlab.check(product, normal(8, 5), normal(5, 7), normal(7), raises=False)
+    assert "product, torch" in str(report)
+    assert "wrong" in str(report)
+    assert max(len(line) for line in str(report).splitlines() if "grad ~" in line and "on torch" not in line) <= 120
+    read = json.loads(report.to_json())
+    assert not read["ok"]
+    (found,) = [f for f in read["findings"] if f["verdict"] == "wrong"]
+    assert found["input"] == "w"
+    assert "35 of 35 elements are not finite" in found["message"]
+
+
+def test_plot_draws_both_pictures(planted, tmp_path):
+    pytest.importorskip("matplotlib")
+    planted(lambda dx, dw, db: (dx, element(dw)[0], db))
+    report = gradlab.check(
+        product, normal(8, 40), normal(40, 24), normal(24), raises=False, parts=("derivative",), tiles={"w": (16, 16)}
+    )
+    for name in ("a.png", "a.svg"):
+        assert report.plot(tmp_path / name).stat().st_size > 10_000
+    assert not list(tmp_path.glob("*.part*"))
+    text = (tmp_path / "a.svg").read_text()
+    assert "tiles of 16 x 16" in text or "<path" in text
+    with pytest.raises(ValueError, match=r"plot: a.txt ends in .txt, wanted .png, .svg, .pdf"):
+        report.plot(tmp_path / "a.txt")
+
+
+def test_random_and_stateful_functions_are_said():
+    report = gradlab.check(lambda x: x * torch.rand(()), normal(3), raises=False)
     assert not report
-    assert "grad ~ FD of itself" in {f.check for f in report.wrong()}
+    assert "the function is random or keeps state" in report.wrong()[0].message
+    assert "it changes torch's generator" in str(report)
+    calls = []
+
+    def counted(x):
+        calls.append(1)
+        return x * x
+
+    report = gradlab.check(counted, normal(3))
+    assert "counted has a side effect: it changes calls, which it closes over" in str(report)
 
 
-def test_report_prints_as_a_table():
-    text = str(run("element"))
-    assert "grad ~ FD of NumPy" in text
-    assert "wrong" in text
-    assert "square on torch" in text
+def test_a_budget_says_what_was_left_out():
+    seen = []
+    report = gradlab.check(
+        product, normal(8, 5), normal(5, 7), normal(7), raises=False, budget=0.03,
+        started=lambda what, spent: seen.append((what, spent)),
+    )  # fmt: skip
+    assert seen
+    assert "facts" in seen[0][0]
+    assert all(0 <= spent < 1 for _, spent in seen)
+    if not report:
+        (found,) = report.wrong()
+        assert (found.check, found.verdict) == ("budget", "inconclusive")
+        assert "0.03 s are spent; not looked at:" in found.message
+
+
+def slow(x):
+    import time
+
+    time.sleep(0.02)
+    return x * x
 
 
 BAD = {
-    "float32": (lambda: check(torch.sin, torch.ones(2)), ValueError, "arguments are of torch.float32, wanted at least one of float64"),
-    "numpy": (lambda: check(np.sin, np.ones(2)), TypeError, "arguments are of numpy, wanted torch tensors or jax arrays"),
-    "nothing": (lambda: check(torch.sin), TypeError, "arguments are of nothing"),
-    "op": (lambda: check("conv9d"), ValueError, "unknown op 'conv9d'"),
-    "side": (lambda: check("relu", side="numpy"), ValueError, "unknown side 'numpy'; the lab has torch, jax"),
-    "order": (lambda: check("relu", order=3), ValueError, "check: order is 3, wanted 1 or 2"),
+    "no array": (lambda: gradlab.check(torch.sin, normal(2), "x"), TypeError, "argument 1 of sin is of type str, wanted a torch tensor"),
+    "numpy": (lambda: gradlab.check(np.sin, np.ones(2)), TypeError, "arguments of sin are of numpy, wanted torch tensors or jax arrays"),
+    "nothing": (lambda: gradlab.check(torch.sin), TypeError, "arguments of sin are of nothing"),
+    "integers": (lambda: gradlab.check(torch.sin, torch.arange(3)), ValueError, "arguments of sin are of int64, wanted at least one of float64"),
+    "complex": (lambda: gradlab.check(torch.sin, normal(2), torch.ones(2, dtype=torch.complex128)), ValueError, "argument 1 of sin is of complex128"),
+    "nan": (lambda: gradlab.check(product, normal(2, 3), normal(3, 3).log(), normal(3)), ValueError, r"check: w of product holds nan at \[\d, \d\], wanted finite"),
+    "no float": (lambda: gradlab.check(lambda x: x > 0, normal(2)), ValueError, "returns bool, wanted at least one float array"),
+    "nothing out": (lambda: gradlab.check(lambda x: None, normal(2)), ValueError, "returns nothing, wanted at least one float array"),
+    "raises": (lambda: gradlab.check(lambda x: x @ x, normal(2, 3)), ValueError, "raises RuntimeError: mat1 and mat2 shapes"),
+    "op": (lambda: gradlab.check("conv9d"), ValueError, "unknown op 'conv9d'"),
+    "target": (lambda: gradlab.check(3), TypeError, "target is a int, wanted a function or an op's name"),
+    "side": (lambda: gradlab.check("relu", side="numpy"), ValueError, "unknown side 'numpy'; the lab has torch, jax"),
+    "order": (lambda: gradlab.check("relu", order=3), ValueError, "check: order is 3, wanted 1 or 2"),
+    "part": (lambda: gradlab.check("relu", parts=("all",)), ValueError, "parts hold 'all', wanted some of derivative, facts"),
+    "dtype": (lambda: gradlab.check("relu", dtypes=("int8",)), ValueError, "dtypes hold 'int8', wanted some of float32"),
+    "budget": (lambda: gradlab.check(slow, normal(2), budget=0.1), ValueError, r"a call of slow takes 0.0\d+ s, budget is 0.1 s, wanted at least"),
+    "negative budget": (lambda: gradlab.check(slow, normal(2), budget=-1), ValueError, "budget is -1, wanted seconds above 0"),
+    "cases": (lambda: gradlab.check(slow, normal(2), cases={"n": []}), ValueError, "cases are empty"),
+    "reference": (lambda: gradlab.check(torch.sin, normal(2), reference=lambda x: (x, x)), ValueError, "reference returns 2 results, sin returns 1"),
 }  # fmt: skip
 
 
@@ -159,12 +368,21 @@ def test_bad_input_is_one_line(call, error, message):
     assert "\n" not in str(caught.value)
 
 
+def test_mixed_frameworks_are_refused():
+    jax = pytest.importorskip("jax")
+    with pytest.raises(TypeError, match="arguments of add are of torch and jax, wanted arrays of one framework"):
+        gradlab.check(torch.add, normal(2), jax.numpy.ones(2))
+
+
 def test_differences_bound_their_own_error():
     x = np.linspace(-2, 2, 9)
     for f, derivative in ((np.sin, np.cos), (np.exp, np.exp), (lambda x: x**5, lambda x: 5 * x**4)):
-        value, error = differences.along(lambda t, f=f: f(x + t))
-        assert (np.abs(value - derivative(x)) <= error).all()
-        assert error.max() < 1e-9 * np.abs(derivative(x)).max()
-    for near in (0.0, 1e-3, 1e-6):
-        _, error = differences.along(lambda t, near=near: np.abs(np.array([near]) + t))
-        assert error[0] > 1e-2, "a kink within the step is not to look settled"
+        slope = differences.along(lambda t, f=f: f(x + t), f(x))
+        assert (np.abs(slope.value - derivative(x)) <= slope.error).all()
+        assert slope.error.max() < 1e-8 * np.abs(derivative(x)).max()
+    for near in (1e-3, 1e-6):
+        slope = differences.along(lambda t, near=near: np.abs(np.array([near]) + t), np.array([near]))
+        assert slope.error[0] < 1e-3, "smaller steps stay on one side of a kink near by"
+        assert abs(slope.value[0] - 1) <= slope.error[0]
+    slope = differences.along(lambda t: np.abs(np.array([t])), np.array([0.0]))
+    assert slope.error[0] == np.inf, "a kink is not to look settled"

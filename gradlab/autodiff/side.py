@@ -20,12 +20,24 @@ class Side(Protocol):
         """The hand-written op, taking the Spec's arrays in order and its options by name."""
         ...
 
-    def put(self, array: np.ndarray, dtype: str) -> Any:
-        """A NumPy array on the framework's default device; floats in `dtype`, integers as they are."""
+    def put(self, array: np.ndarray, dtype: str, like: Any = None) -> Any:
+        """A NumPy array on the default device or that of `like`; floats in `dtype`, integers as they or `like` are."""
         ...
 
     def take(self, value: Any) -> np.ndarray:
         """Back to NumPy, floats as float64."""
+        ...
+
+    def is_array(self, value: Any) -> bool:
+        """Whether the value is an array of this framework."""
+        ...
+
+    def dtype(self, array: Any) -> str:
+        """The name of an array's dtype: "float32", "int64", ...; "" for what is no array."""
+        ...
+
+    def flatten(self, tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any], list[tuple[str, str]]]:
+        """Leaves of nested containers, what puts them back, and each leaf's path: its first key and the rest."""
         ...
 
     def pullback(self, fn: Callable[..., Any], wrt: Sequence[int]) -> Callable[..., tuple[Any, ...]]:

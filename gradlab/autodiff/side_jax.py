@@ -21,13 +21,24 @@ class JaxSide:
     def op(self, name: str) -> Callable[..., Any]:
         return importlib.import_module(f"gradlab.autodiff.{name}_jax").by_spec
 
-    def put(self, array: np.ndarray, dtype: str) -> jax.Array:
+    def put(self, array: np.ndarray, dtype: str, like: jax.Array | None = None) -> jax.Array:
         if np.issubdtype(array.dtype, np.floating):
             return jnp.asarray(array, dtype)
-        return jnp.asarray(array, jnp.int32)
+        return jnp.asarray(array, jnp.int32 if like is None else like.dtype)
 
     def take(self, value: jax.Array) -> np.ndarray:
         return np.asarray(value, np.float64 if jnp.issubdtype(value.dtype, jnp.floating) else None)
+
+    def is_array(self, value: Any) -> bool:
+        return isinstance(value, jax.Array)
+
+    def dtype(self, array: Any) -> str:
+        return str(array.dtype) if isinstance(array, jax.Array) else ""
+
+    def flatten(self, tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any], list[tuple[str, str]]]:
+        pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
+        paths = [(str(getattr(p[0], "idx", "")), jax.tree_util.keystr(p[1:])) if p else ("", "") for p, _ in pairs]
+        return [leaf for _, leaf in pairs], lambda leaves: jax.tree_util.tree_unflatten(structure, leaves), paths
 
     def pullback(self, fn: Callable[..., Any], wrt: Sequence[int]) -> Callable[..., tuple[jax.Array, ...]]:
         def vjp(args: Sequence[jax.Array], cotangents: Sequence[jax.Array]) -> tuple[jax.Array, ...]:

@@ -1,6 +1,7 @@
 """torch through the lab's verbs."""
 
 import importlib
+import itertools
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from gradlab.autodiff.side import as_tuple
 from gradlab.kernels.launch_triton import interpreted
@@ -24,13 +26,34 @@ class TorchSide:
     def op(self, name: str) -> Callable[..., Any]:
         return importlib.import_module(f"gradlab.autodiff.{name}_torch").by_spec
 
-    def put(self, array: np.ndarray, dtype: str) -> torch.Tensor:
+    def put(self, array: np.ndarray, dtype: str, like: torch.Tensor | None = None) -> torch.Tensor:
         tensor = torch.from_numpy(np.array(array))
-        return tensor.to(self._device, getattr(torch, dtype) if tensor.is_floating_point() else None)
+        device = self._device if like is None else like.device
+        if tensor.is_floating_point():
+            return tensor.to(device, getattr(torch, dtype))
+        return tensor.to(device, None if like is None else like.dtype)
 
     def take(self, value: torch.Tensor) -> np.ndarray:
         value = value.detach().cpu()
         return (value.double() if value.is_floating_point() else value).numpy()
+
+    def is_array(self, value: Any) -> bool:
+        return isinstance(value, torch.Tensor)
+
+    def dtype(self, array: Any) -> str:
+        return str(array.dtype).removeprefix("torch.") if isinstance(array, torch.Tensor) else ""
+
+    def flatten(self, tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any], list[tuple[str, str]]]:
+        pairs, structure = pytree.tree_flatten_with_path(tree)
+        # None is an absent array, as it is in jax, and no leaf.
+        held = [leaf is not None for _, leaf in pairs]
+        paths = [(str(getattr(p[0], "idx", "")), pytree.keystr(p[1:])) if p else ("", "") for p, _ in pairs]
+
+        def rebuild(leaves: Sequence[Any]) -> Any:
+            rest = iter(leaves)
+            return pytree.tree_unflatten([next(rest) if there else None for there in held], structure)
+
+        return [leaf for _, leaf in pairs if leaf is not None], rebuild, list(itertools.compress(paths, held))
 
     def pullback(self, fn: Callable[..., Any], wrt: Sequence[int]) -> Callable[..., tuple[torch.Tensor, ...]]:
         def vjp(args: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

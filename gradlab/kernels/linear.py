@@ -75,6 +75,7 @@ SPEC = Spec(
     ),
     draw=draw,
     order=3,
+    tiles={"x": (64, 64), "w": (64, 64), "b": (64,)},
     length=lambda sizes: max(sizes["M"], sizes["K"], sizes["N"]),
     kept="x, w; y with relu",
     source="Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2",

@@ -56,5 +56,6 @@ SPEC = Spec(
     draw=draw,
     order=3,
     kept="y",
+    kept_slope=1.0,
     source="Griewank and Walther, Evaluating Derivatives, 2nd ed., table 2.3",
 )

@@ -64,7 +64,9 @@ class Spec:
         length: sizes -> number of terms in the op's longest sum, which scales every tolerance.
         derive: sizes and options -> further sizes that the signature names.
         order: how many times the op can be differentiated exactly; 3 stands for any number.
+        tiles: by input, the part of its gradient that one program of the compiled float64 kernels owns.
         kept: the residuals, in words.
+        kept_slope: the most that dx changes, for each unit of dy, with a kept result that lies rounded in its dtype.
         source: where the mathematics is from.
     """
 
@@ -79,7 +81,9 @@ class Spec:
     length: Callable[[Sizes], int] = lambda sizes: 1
     derive: Callable[..., Mapping[str, Any]] = lambda sizes, **static: {}
     order: int = 2
+    tiles: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: _EMPTY)
     kept: str = ""
+    kept_slope: float = 0.0
     source: str = ""
 
     @functools.cached_property

@@ -56,5 +56,6 @@ SPEC = Spec(
     draw=draw,
     order=3,
     kept="y",
+    kept_slope=2.0,
     source="Cody and Waite, Software Manual for the Elementary Functions, 1980, chapter 13",
 )

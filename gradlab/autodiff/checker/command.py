@@ -1,0 +1,98 @@
+"""`gradlab check`: what the command does with what was said on it."""
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gradlab.autodiff.check import check as run
+from gradlab.autodiff.checker.report import Report
+from gradlab.autodiff.checker.target import load
+from gradlab.autodiff.side import installed
+from gradlab.autodiff.side import side as side_of
+from gradlab.kernels.spec import spec, specs
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line, as it came."""
+
+    target: str | None
+    sides: Sequence[str]
+    order: int
+    seed: int
+    shapes: str | None
+    dtypes: Sequence[str] | None
+    parts: Sequence[str] | None
+    compiled: bool
+    budget: float | None
+    json: Path | None
+    plot: Path | None
+
+
+def check(asked: Asked, console: Console) -> int:
+    """Check ops or somebody's function and print the report; 0 when all is well, 1 when not."""
+    for path in (asked.json, asked.plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"check: {path.parent} is no folder to write {path.name} into")
+    for name in asked.sides:
+        side_of(name)
+    options: dict[str, Any] = {
+        "order": asked.order, "seed": asked.seed, "dtypes": asked.dtypes, "parts": asked.parts,
+        "compiled": asked.compiled, "raises": False,
+    }  # fmt: skip
+    report = Report()
+    try:
+        if asked.target is not None and asked.target not in specs() and ("::" in asked.target or ".py" in asked.target):
+            found = load(asked.target, asked.shapes, asked.sides[0] if asked.sides else None, asked.seed)
+            fn, args, given = found.fn, found.args, {"reference": found.reference, "cases": found.cases}
+            report = run(fn, *args, budget=asked.budget, **given, **options)
+        else:
+            _ops(asked, console, options, report)
+    finally:
+        if report.findings:
+            report.print(console)
+            _write(asked, report, console)
+    return 0 if report else 1
+
+
+def _ops(asked: Asked, console: Console, options: dict[str, Any], report: Report) -> None:
+    """One op or all; what was found before Ctrl-C is printed."""
+    sides = tuple(dict.fromkeys(asked.sides or installed()))
+    if not sides:
+        raise ModuleNotFoundError(
+            "no side is installed: pip install 'gradlab[torch]', 'gradlab[jax]' or 'gradlab[all]'"
+        )
+    names = [spec(asked.target).name] if asked.target else list(specs())
+    begun = time.perf_counter()
+    with console.status("starting") as status:
+        for name in names:
+            left = None if asked.budget is None else max(asked.budget - (time.perf_counter() - begun), 1e-3)
+            report.add(run(name, side=sides, budget=left, started=lambda what, spent: status.update(what), **options))
+
+
+def _write(asked: Asked, report: Report, console: Console) -> None:
+    """The files that were asked for, whole or not at all."""
+    if asked.json is not None:
+        fresh = asked.json.with_name(asked.json.name + ".part")
+        fresh.write_text(report.to_json())
+        os.replace(fresh, asked.json)
+    if asked.plot is not None and report.views:
+        console.print(f"plot: {report.plot(asked.plot)}", highlight=False)
+
+
+def score(asked: Asked, console: Console) -> int:
+    """Score the check on the wrong backwards of a checkout's tests/mutants; 0 when every goal is met."""
+    root = Path.cwd()
+    if not (root / "tests" / "mutants" / "score.py").is_file():
+        raise ValueError(
+            "check: --mutants needs a checkout of gradlab as the working folder: tests/mutants is not here"
+        )
+    sys.path.insert(0, str(root))
+    return importlib.import_module("tests.mutants.score").main(asked.sides or installed(), asked.seed, console)

@@ -1,0 +1,185 @@
+"""Inputs drawn on purpose: extremes, zeros, ties, ignored rows, nothing normalised, axes of one and one more."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from gradlab.autodiff.checker.subject import Subject
+
+# Inputs are cut to at most this many along every axis: an edge needs no size.
+MOST = 8
+IGNORED = -100
+
+
+# Every axis made that long.
+_LENGTHS: dict[str, Callable[[int], int]] = {
+    "axes of one": lambda n: 1,
+    "axes of 3 and less": lambda n: min(n, 3),
+    "axes one longer": lambda n: n + 1 if n < 64 else n,
+}
+# Every float input multiplied.
+_FACTORS = {"scaled by 1.37, nothing normalised": 1.37, "1000 times larger": 1e3, "1000 times smaller": 1e-3}
+
+
+def edges(subject: Subject, rng: np.random.Generator) -> Iterator[tuple[str, Subject, bool]]:
+    """The subject at other inputs: name of the edge, the subject there, and whether elements must move alike.
+
+    Only inputs that the function takes without an error come out; what it makes of them is for the caller to judge.
+    """
+    small = _resized(subject, lambda n: min(n, MOST)) or (subject.arrays if _size(subject) <= 4096 else None)
+    if small is not None:
+        for name, arrays, alike in _drawn(subject, small, rng):
+            yield from _taken(subject, name, arrays, alike)
+    for name, length in _LENGTHS.items():
+        resized = _resized(subject, length)
+        if resized is not None:
+            yield from _taken(subject, name, resized, False)
+    yield from _one_length(subject)
+
+
+def _drawn(subject: Subject, small: list[np.ndarray],
+           rng: np.random.Generator) -> Iterator[tuple[str, list[np.ndarray], bool]]:  # fmt: skip
+    def each(change: Callable[[np.ndarray], np.ndarray], only: int | None = None) -> list[np.ndarray]:
+        return [change(a) if i in subject.wrt and only in (None, i) else a for i, a in enumerate(small)]
+
+    for name, factor in _FACTORS.items():
+        yield name, each(functools.partial(np.multiply, factor)), False
+    # exp overflows float64 past 709: the largest element goes there, and in turn the smallest.
+    for sign in (1, -1):
+        yield f"up to {sign * 800}", each(functools.partial(_stretched, sign)), False
+    for i in subject.wrt:
+        name = subject.names[i]
+        yield f"{name} scaled by 1.37", each(lambda a: a * 1.37, i), False
+        yield f"{name} scaled by 30", each(lambda a: a * 30, i), False
+        yield f"{name} = 0", each(np.zeros_like, i), False
+        yield f"{name} with some zeros", each(lambda a: np.where(rng.random(a.shape) < 0.3, 0.0, a), i), False
+        yield f"{name} negated", each(np.negative, i), False
+        yield f"{name} with ties", each(_tied, i), True
+    yield "all inputs 0", each(np.zeros_like), False
+    if len(subject.wrt) > 1:
+        yield "one row of zeros in all", each(_row_of_zeros), False
+    yield "shifted by 10", each(lambda a: a + 10.0), False
+    if _names_ignored(subject) or _labels(subject, small):
+        yield from _ignoring(subject, small)
+
+
+def _stretched(sign: int, a: np.ndarray) -> np.ndarray:
+    """Multiplied so that the largest element, or the smallest, is 800 from 0."""
+    return a * (800 / max(float(np.max(sign * a, initial=0.0)), 1e-3))
+
+
+def _tied(a: np.ndarray) -> np.ndarray:
+    """All elements of the last axes one number, another for each leading index."""
+    if a.ndim == 0:
+        return a
+    if a.ndim == 1:
+        return np.full_like(a, a[0] if a.size else 0.0)
+    flat = a.reshape(len(a), -1).copy()
+    flat[:] = flat[:, :1]
+    return flat.reshape(a.shape)
+
+
+def _row_of_zeros(a: np.ndarray) -> np.ndarray:
+    a = a.copy()
+    if a.ndim:
+        a[:1] = 0.0
+    return a
+
+
+def _labels(subject: Subject, small: list[np.ndarray]) -> list[int]:
+    """Integer arrays that may be class indices: as many dimensions as rows have, none negative."""
+    return [
+        i for i, a in enumerate(small)
+        if i not in subject.wrt and isinstance(a, np.ndarray) and a.dtype.kind == "i"
+        and a.ndim and a.size > 1 and a.min() >= 0
+    ]  # fmt: skip
+
+
+def _names_ignored(subject: Subject) -> bool:
+    try:
+        return "ignore_index" in inspect.signature(subject.fn).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _ignoring(subject: Subject, small: list[np.ndarray]) -> Iterator[tuple[str, list[np.ndarray], bool]]:
+    """The first label ignored, if the function ignores: the first row of no float input may then matter to it."""
+    value = IGNORED
+    if _names_ignored(subject):
+        default = inspect.signature(subject.fn).parameters["ignore_index"].default
+        value = subject.options.get("ignore_index", default if isinstance(default, int) else IGNORED)
+    for i in _labels(subject, small):
+        labels = small[i].copy()
+        labels[0] = value
+        arrays = [labels if k == i else a for k, a in enumerate(small)]
+        moved = list(arrays)
+        for k in subject.wrt:
+            if small[k].ndim and len(small[k]) == len(labels):
+                moved[k] = small[k].copy()
+                moved[k][0] += 1.0
+        try:
+            before, after = subject.differently(arrays, "").both(moved)
+        except Exception:
+            continue
+        # Only a whole loss says whether it ignores the row; per-row results say so by a 0 in their place.
+        if all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
+            yield f"{subject.names[i]} with an ignored row", arrays, False
+
+
+def _taken(subject: Subject, name: str, arrays: list[np.ndarray], alike: bool) -> Iterator[tuple[str, Subject, bool]]:
+    """The subject there, if forward takes it and most of what it gives is finite."""
+    other = subject.differently(arrays, name)
+    try:
+        values = other.values(other.arrays)
+    except Exception:
+        return
+    if values and all(np.isfinite(y).all() for y in values):
+        yield name, other, alike
+
+
+def _size(subject: Subject) -> int:
+    return max(np.size(a) for a in subject.arrays)
+
+
+def _resized(subject: Subject, length: Callable[[int], int]) -> list[np.ndarray] | None:
+    """Every axis made `length` of its length, elements repeated where it grows; None when nothing changes."""
+    arrays = []
+    for a in subject.arrays:
+        if not isinstance(a, np.ndarray):
+            return None
+        for axis, n in enumerate(a.shape):
+            a = np.take(a, np.arange(length(n)) % max(n, 1), axis) if n else a
+        arrays.append(a)
+    # Class indices stay below every length that they may index: jax has no error for one that does not.
+    least = min((n for i in subject.wrt for n in arrays[i].shape if n), default=1)
+    for i, a in enumerate(arrays):
+        if i not in subject.wrt and a.dtype.kind in "iu":
+            arrays[i] = np.where(a >= least, a % least, a)
+    changed = any(a.shape != b.shape for a, b in zip(arrays, subject.arrays, strict=True))
+    return arrays if changed and _takes(subject, arrays) else None
+
+
+def _takes(subject: Subject, arrays: list[np.ndarray]) -> bool:
+    try:
+        subject.differently(arrays, "").values(arrays)
+    except Exception:
+        return False
+    return True
+
+
+def _one_length(subject: Subject) -> Iterator[tuple[str, Subject, bool]]:
+    """Every length that occurs cut to 1 or grown by 1, one at a time: the axes that share it go together."""
+    lengths = sorted({n for a in subject.arrays for n in np.shape(a) if n > 1})
+    for n in lengths[:4] if len(lengths) > 1 else []:
+        for name, to in (("cut to 1", 1), ("grown by 1", n + 1)):
+            if to > MOST + 1:
+                continue
+            arrays = _resized(subject, functools.partial(_instead, n, to))
+            if arrays is not None:
+                yield from _taken(subject, f"axes of {n} {name}", arrays, False)
+
+
+def _instead(n: int, to: int, length: int) -> int:
+    return to if length == n else min(length, MOST)

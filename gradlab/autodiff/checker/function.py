@@ -1,0 +1,250 @@
+"""Any function of torch tensors or jax arrays, through every part of the check."""
+
+import importlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gradlab.autodiff.checker.agreement import agreement
+from gradlab.autodiff.checker.derivative import Probe, gradients, joined
+from gradlab.autodiff.checker.edges import edges
+from gradlab.autodiff.checker.facts import finite, linear, replays
+from gradlab.autodiff.checker.judge import CHECK as DERIVATIVE
+from gradlab.autodiff.checker.judge import judge
+from gradlab.autodiff.checker.precision import lower, precision
+from gradlab.autodiff.checker.promise import Promises, first_line
+from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, WRONG, Finding, Report
+from gradlab.autodiff.checker.second import second
+from gradlab.autodiff.checker.state import changed, state
+from gradlab.autodiff.checker.subject import Subject, subject
+
+PARTS = ("derivative", "facts", "contract", "second", "precision", "edges", "reference")
+
+
+@dataclass
+class Plan:
+    """What is asked of a check.
+
+    Attributes:
+        order: 1, or 2 for the second derivative too.
+        seed: of cotangents, directions and edge inputs.
+        dtypes: low precisions to judge; those of the arguments when None.
+        parts: of PARTS, those that run.
+        tiles: by input, the tile of its gradient that one program owns.
+        replays: of the same call; as many as fit into a moment when None.
+        compiled: hold torch.compile against eager too, which takes seconds.
+        budget: seconds; parts that find it spent do not run, and that is said.
+        kept_slope: what `precision` allows for results that are kept in a low dtype.
+        started: called with what runs next and the part of the budget that is spent.
+    """
+
+    order: int = 2
+    seed: int = 0
+    dtypes: Sequence[str] | None = None
+    parts: Sequence[str] = PARTS
+    tiles: Mapping[str, Sequence[int]] | None = None
+    replays: int | None = None
+    compiled: bool = False
+    budget: float | None = None
+    kept_slope: float = 0.0
+    started: Callable[[str, float], None] = lambda what, spent: None
+    begun: float = field(default_factory=time.perf_counter)
+
+    def spent(self) -> float:
+        """Seconds since the plan was made, as a part of the budget; 0 without one."""
+        return (time.perf_counter() - self.begun) / self.budget if self.budget else 0.0
+
+
+def check_function(fn: Callable[..., Any], args: Sequence[Any], reference: Callable[..., Any] | None,
+                   cases: Any, plan: Plan, report: Report) -> None:  # fmt: skip
+    """Check a function at its arguments, once for each case of its options."""
+    for name, options in _cases(cases):
+        made = subject(fn, args, options, name)
+        with made.side.double():
+            _check(made, reference, plan, report)
+
+
+def _cases(cases: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Options by name: the product of a mapping's lists, or a sequence of mappings."""
+    if cases is None:
+        yield "given", {}
+        return
+    if isinstance(cases, Mapping):
+        each = [dict(zip(cases, values, strict=True)) for values in itertools.product(*cases.values())]
+    else:
+        each = [dict(case) for case in cases]
+    if not each:
+        raise ValueError("check: cases are empty, wanted option names with lists of values, or a list of mappings")
+    for options in each:
+        yield ", ".join(f"{k}={v}" for k, v in options.items()) or "given", options
+
+
+def _check(s: Subject, reference: Callable[..., Any] | None, plan: Plan, report: Report) -> None:
+    run = Run(s, plan, report)
+    if not run.begin():
+        return
+    run.parts(reference)
+
+
+class Run:
+    """One subject's way through the parts."""
+
+    def __init__(self, s: Subject, plan: Plan, report: Report) -> None:
+        self.s, self.plan, self.report = s, plan, report
+        self.rng = np.random.default_rng([plan.seed, len(s.leaves)])
+        self.skipped: list[str] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[bool]:
+        """Times a part; false when it is not to run."""
+        if name not in self.plan.parts and name in PARTS:
+            yield False
+            return
+        if self.plan.spent() >= 1:
+            self.skipped.append(name)
+            yield False
+            return
+        self.plan.started(f"{self.s.op} on {self.s.side.name}, {self.s.case}: {name}", self.plan.spent())
+        start = time.perf_counter()
+        try:
+            yield True
+        finally:
+            self.report.seconds[name] = self.report.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def begin(self) -> bool:
+        """First calls: what comes out, whether always the same, what one costs; false when it cannot go on."""
+        s, plan = self.s, self.plan
+        before = state(s.fn)
+        start = time.perf_counter()
+        values = self._first_values()
+        if not values:
+            raise ValueError(f"check: {s.op} returns {self._returned()}, wanted at least one float array")
+        values = s.values(s.arrays) if s.side.name == "jax" else values
+        effects = changed(before, state(s.fn))
+        each = time.perf_counter() - start
+        if plan.budget is not None and 20 * each > plan.budget:
+            raise ValueError(
+                f"check: a call of {s.op} takes {each:.2g} s, budget is {plan.budget:.2g} s, "
+                f"wanted at least {20 * each:.2g} s"
+            )
+        cotangents = [s.side.take(c) for c in s.put_like_results([self.rng.standard_normal(y.shape) for y in values])]
+        self.probe = Probe(s, list(s.arrays), cotangents, {}, joined(values))
+        self.p = Promises(self.probe, self.report.findings, self._note, self.rng, values)
+        if effects:
+            self._note(f"{s.op} has a side effect: it changes {', '.join(effects)}")
+        if not finite(self.p, s.results):
+            return False
+        try:
+            self.probe.gradients = gradients(s, self.probe.arrays, cotangents)
+        except Exception as error:
+            self.p.say("gradient", WRONG, f"raises {first_line(error)}")
+            return False
+        with self.part("facts") as runs:
+            return not runs or replays(self.p, plan.replays)
+
+    def parts(self, reference: Callable[..., Any] | None) -> None:
+        s, plan, p = self.s, self.plan, self.p
+        with self.part("derivative") as runs:
+            if runs:
+                self.report.views += judge(self.probe, self.rng, self.report.findings.append, tiles=plan.tiles)
+        sound = all(np.isfinite(g).all() for g in self.probe.gradients.values())
+        if sound:
+            with self.part("facts") as runs:
+                if runs:
+                    linear(p)
+            with self.part("contract") as runs:
+                if runs:
+                    rules = importlib.import_module(f"gradlab.autodiff.checker.contract_{s.side.name}")
+                    rules.contract(p)
+                    if plan.compiled:
+                        rules.compiled(p)
+            told = [f for f in p.said(DERIVATIVE) if f.verdict == INCONCLUSIVE]
+            if plan.order == 2 and told:
+                self._note(f"{s.op}: second derivative not looked at, differences do not settle for the first")
+            elif plan.order == 2:
+                with self.part("second") as runs:
+                    if runs:
+                        second(p, self.rng)
+            with self.part("precision") as runs:
+                for dtype in lower(s.dtypes if plan.dtypes is None else plan.dtypes) if runs else ():
+                    precision(p, dtype, plan.kept_slope)
+            with self.part("edges") as runs:
+                if runs:
+                    self._edges(reference)
+        if reference is not None:
+            with self.part("reference") as runs:
+                if runs:
+                    agreement(p, reference, self.rng)
+        if self.skipped:
+            p.say("budget", INCONCLUSIVE, f"{plan.budget:g} s are spent; not looked at: {', '.join(self.skipped)}")
+
+    def _edges(self, reference: Callable[..., Any] | None) -> None:
+        """Every edge input; one finding an input when all is well, each fault one of its own."""
+        loose: list[str] = []
+        seen: dict[str, float] = {}
+        count = 0
+        # What is wrong at the given inputs is not said again at others.
+        faults = {f.input for f in self.p.said(DERIVATIVE) if f.verdict == WRONG}
+        for name, other, alike in edges(self.s, self.rng):
+            if self.plan.spent() >= 1:
+                self.skipped.append("some edges")
+                break
+            found: list[Finding] = []
+            values = other.values(other.arrays)
+            cotangents = [self.rng.standard_normal(y.shape) for y in values]
+            try:
+                grads = gradients(other, other.arrays, cotangents)
+            except Exception as error:
+                self._note(f"{self.s.op}: with {name} forward runs, backward raises {first_line(error)}")
+                continue
+            probe = Probe(other, list(other.arrays), cotangents, grads, joined(values))
+            judge(probe, self.rng, found.append, "edge inputs", uniform=alike)
+            count += 1
+            if probe.skipped:
+                # Where some results do not settle the others are no firm ground, at inputs that nobody gave.
+                loose.append(name)
+                continue
+            for f in found:
+                # One and the same fault at every edge is said once.
+                if f.verdict == WRONG and f.input not in faults:
+                    faults.add(f.input)
+                    self.report.findings.append(f)
+                elif f.verdict == OK:
+                    seen[f.input] = max(seen.get(f.input, 0.0), f.error)
+            if any(f.verdict == INCONCLUSIVE for f in found):
+                loose.append(name)
+        for name, worst in seen.items():
+            if name not in faults:
+                self.p.say("edge inputs", OK, f"{count} edges", name, (), {"error": worst})
+        if loose:
+            self._note(f"{self.s.op}: not smooth at, so not judged there: {'; '.join(loose)}")
+
+    def _first_values(self) -> list[np.ndarray]:
+        """In float64, or in the arguments' own dtype where the function takes no other."""
+        s = self.s
+        try:
+            return s.values(s.arrays)
+        except Exception as error:
+            if s.dtype == "float64":
+                raise ValueError(f"check: {s.op} raises {first_line(error)}") from error
+            s.working = s.dtype
+            try:
+                values = s.values(s.arrays)
+            except Exception:
+                raise ValueError(f"check: {s.op} raises {first_line(error)}") from error
+        self._note(f"{s.op} takes no float64: differences are of {s.dtype}, and no surer than that")
+        return values
+
+    def _note(self, text: str) -> None:
+        if text not in self.report.notes:
+            self.report.notes.append(text)
+
+    def _returned(self) -> str:
+        s = self.s
+        found, _, _ = s.side.flatten(s.fn(*s.args, **s.options))
+        return ", ".join(s.side.dtype(y) or type(y).__name__ for y in found) or "nothing"

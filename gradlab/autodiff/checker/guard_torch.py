@@ -1,0 +1,77 @@
+"""Memory that shows what a kernel does to it, and the custom ops that a call goes through."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_NEW = {torch.empty, torch.empty_like, torch.Tensor.new_empty, torch.empty_strided, torch.Tensor.new_empty_strided}
+# Elements of guard on either side: at least a few, and a part of the tensor, which a wrong stride jumps over.
+_GUARD = 64
+# What integers start as, where there is no NaN; a guard of it is compared bit for bit.
+_ODD = 0x5A
+
+
+class Guarded(TorchFunctionMode):
+    """While it is on, memory from torch.empty and its kin holds NaN and lies between guards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffers: list[tuple[torch.Tensor, int, int, tuple[int, ...]]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func not in _NEW or not isinstance(made, torch.Tensor) or made.layout != torch.strided:
+            return made
+        extent = 1 + sum((n - 1) * s for n, s in zip(made.shape, made.stride(), strict=True)) if made.numel() else 0
+        guard = _GUARD + extent // 8
+        buffer = _odd(torch.empty(extent + 2 * guard, dtype=made.dtype, device=made.device))
+        self._buffers.append((buffer, guard, guard + extent, tuple(made.shape)))
+        fresh = buffer.as_strided(made.shape, made.stride(), guard)
+        return fresh.requires_grad_() if made.requires_grad else fresh
+
+    def overrun(self) -> str:
+        """Which guards were written over, in words; empty when none was."""
+        said = []
+        for buffer, start, stop, shape in self._buffers:
+            fresh = _odd(torch.empty_like(buffer))
+            changed = buffer.view(torch.uint8) != fresh.view(torch.uint8)
+            width = buffer.element_size()
+            before, after = changed[: start * width].any(), changed[stop * width :].any()
+            ends = [word for word, hit in (("before its start", before), ("past its end", after)) if hit]
+            if ends:
+                said.append(f"a tensor of shape {list(shape)} {' and '.join(ends)}")
+        return ", ".join(said)
+
+
+def _odd(buffer: torch.Tensor) -> torch.Tensor:
+    """Filled with NaN, or with a strange integer."""
+    if buffer.is_floating_point() or buffer.is_complex():
+        return buffer.fill_(math.nan)
+    return buffer.fill_(True if buffer.dtype == torch.bool else _ODD)
+
+
+class _Watch(TorchDispatchMode):
+    """Notes the first call of every op that torch does not bring itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[Any, tuple[Any, Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = func.namespace in ("aten", "prim", "prims", "profiler", "inductor", "quantized", "_c10d_functional")
+        if not own and func not in self.seen:
+            copied = [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args]
+            self.seen[func] = (tuple(copied), dict(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def used_ops(call: Callable[[], Any]) -> list[tuple[Any, tuple, dict]]:
+    """Every custom op that a call goes through, each with the arguments of its first time."""
+    watch = _Watch()
+    with watch:
+        call()
+    return [(op, args, kwargs) for op, (args, kwargs) in watch.seen.items()]

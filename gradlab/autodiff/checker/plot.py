@@ -1,0 +1,106 @@
+"""Two pictures of the worst gradient: error against step, and a map of relative errors with the kernel's tiles."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradlab.autodiff.checker.derivative import Probe, uneven
+from gradlab.autodiff.checker.judge import View
+from gradlab.autodiff.checker.report import OK, WRONG, Report
+
+ENDINGS = (".png", ".svg", ".pdf")
+# The map has at most this many cells along an axis, each one random direction within its block.
+CELLS = 16
+STEPS = np.logspace(-1, -10, 19)
+
+
+def draw(report: Report, path: Path) -> Path:
+    """Draw the worst gradient of a report; the file is whole or not there."""
+    if path.suffix.lower() not in ENDINGS:
+        raise ValueError(f"plot: {path.name} ends in {path.suffix or 'nothing'}, wanted {', '.join(ENDINGS)}")
+    views = [v for v in report.views if v.probe.arrays[v.input].size]
+    if not views:
+        raise ValueError("plot: the report holds no gradient that was held against differences")
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "plot needs matplotlib, which is not installed: pip install 'gradlab[demo]'"
+        ) from error
+    worst = max(views, key=lambda v: (v.finding.verdict == WRONG, v.finding.verdict != OK, v.finding.error))
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    s = worst.probe.subject
+    same = [v for v in views if v.probe.subject is s]
+    with s.side.double():
+        _curves(left, same)
+        _map(right, worst)
+    figure.suptitle(f"{s.op} on {s.side.name}, case {s.case!r}: {worst.finding.verdict}", fontsize=12)
+    fresh = path.with_name(f"{path.stem}.part{path.suffix}")
+    figure.savefig(fresh, dpi=130)
+    os.replace(fresh, path)
+    return path
+
+
+def _curves(axes: Any, views: list[View]) -> None:
+    """The V: the error of a central difference falls with h^2 and rises again with rounding; a fault is a floor."""
+    for view in views:
+        probe, i = view.probe, view.input
+        c = np.concatenate([part.reshape(-1) for part in probe.cotangents])
+        got = float(np.vdot(probe.gradients[i], view.direction))
+        scale = float(np.linalg.norm(probe.gradients[i] * view.direction)) or 1.0
+        errors = []
+        for step in STEPS:
+            h = step * probe.units(i)
+            up, down = (_at(probe, i, t * view.direction) for t in (h, -h))
+            errors.append(max(abs(float(np.dot(c, (up - down) / (2 * h))) - got) / scale, 1e-18))
+        name = probe.subject.names[i]
+        (line,) = axes.loglog(STEPS, errors, marker=".", markersize=5, label=name)
+        chosen = view.slope.step / 2
+        at = int(np.argmin(np.abs(np.log(STEPS) - math.log(chosen))))
+        axes.plot(STEPS[at], errors[at], marker="o", markersize=9, fillstyle="none", color=line.get_color())
+    axes.axhline(1e-7, color="0.6", linewidth=0.8, linestyle="--")
+    axes.text(
+        0.99, 1.2e-7, "sensitivity 1e-7", transform=axes.get_yaxis_transform(), ha="right", color="0.4", fontsize=8
+    )
+    axes.set(xlabel="step, in units of the input's scale", ylabel="|gradient - central difference|, relative",
+             title="error against step; the ring is near the step chosen")  # fmt: skip
+    axes.invert_xaxis()
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+
+
+def _at(probe: Probe, i: int, by: np.ndarray) -> np.ndarray:
+    moved = [a + by if k == i else a for k, a in enumerate(probe.arrays)]
+    return np.concatenate([y.reshape(-1) for y in probe.subject.values(moved)])
+
+
+def _map(axes: Any, view: View) -> None:
+    """Relative error over the gradient, seen as a matrix: one cell an element or, of a larger one, a block."""
+    probe, i = view.probe, view.input
+    g = probe.gradients[i]
+    shape = (math.prod(g.shape[:-1]), g.shape[-1]) if g.ndim > 1 else (1, g.size)
+    edges = [np.unique(np.linspace(0, n, min(n, CELLS) + 1).astype(int)) for n in shape]
+    rng = np.random.default_rng(0)
+    size = float(np.sqrt(np.mean(g**2))) or 1.0
+    cells = np.zeros((len(edges[0]) - 1, len(edges[1]) - 1))
+    step = probe.steps.get(i, 4e-3)
+    for r, k in np.ndindex(cells.shape):
+        d = np.zeros(shape)
+        block = (slice(edges[0][r], edges[0][r + 1]), slice(edges[1][k], edges[1][k + 1]))
+        d[block] = uneven(rng, d[block].shape) * probe.units(i)
+        pair = probe.pair({i: d.reshape(g.shape)}, probe.slope({i: d.reshape(g.shape)}, step, narrow=False))
+        cells[r, k] = pair.off / (size * float(np.linalg.norm(d)))
+    image = axes.pcolormesh(edges[1], edges[0], np.log10(np.maximum(cells, 1e-16)), vmin=-16, vmax=0, cmap="magma")
+    axes.figure.colorbar(image, ax=axes, label="log10 of the relative error")
+    axes.invert_yaxis()
+    for axis, tile, n in zip((axes.axhline, axes.axvline), view.tile[-2:], shape, strict=False):
+        for at in range(tile, n, tile):
+            axis(at, color="tab:cyan", linewidth=0.7)
+    blocks = "element by element" if cells.size == g.size else f"in {cells.shape[0]} x {cells.shape[1]} blocks"
+    tiles = f", tiles of {' x '.join(map(str, view.tile))}" if view.tile else ""
+    name = probe.subject.names[i]
+    axes.set(title=f"gradient of {name} {list(g.shape)}, {blocks}{tiles}", xlabel="last axis", ylabel="axes before it")

@@ -1,0 +1,101 @@
+"""Promises that need no differences: a gradient worked out another way must be the same gradient."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gradlab.autodiff.checker.derivative import Probe
+from gradlab.autodiff.checker.differences import EPS
+from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, WRONG, Finding
+
+
+@dataclass
+class Promises:
+    """What is compared with one probe's gradients and values, and the findings that come of it."""
+
+    probe: Probe
+    findings: list[Finding]
+    note: Callable[[str], None]
+    rng: np.random.Generator
+    values: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, finding: Finding) -> None:
+        """Keep a finding."""
+        self.findings.append(finding)
+
+    def say(self, check: str, verdict: str, said: str, name: str = "", where: tuple[int, ...] = (),
+            numbers: Mapping[str, float] | None = None) -> None:  # fmt: skip
+        """One finding."""
+        s = self.probe.subject
+        self.add(Finding(check, verdict, name, where, said, numbers or {}, s.op, s.side.name, s.case))
+
+    def said(self, check: str) -> list[Finding]:
+        """What was found of a check so far, on this case."""
+        return [f for f in self.findings if f.check == check and f.case == self.probe.subject.case]
+
+    def slack(self, i: int) -> float:
+        """How far two ways to one gradient may be apart, relative to its largest element.
+
+        Rounding in a sum over all results, or what differences found the function's own noise to be.
+        """
+        errors = [p.error / p.scale for p in self.probe.pairs.get(i, []) if p.scale]
+        return max((8 + self.probe.middle.size) * EPS, min(1e-3, 10 * max(errors, default=0.0)))
+
+    def same_gradients(self, check: str, got: Sequence[np.ndarray | None], wrt: Sequence[int],
+                       how: str, wanted: Sequence[np.ndarray] | None = None) -> bool:  # fmt: skip
+        """Whether these are the probe's gradients, or `wanted`; says so for each of the inputs `wrt`."""
+        sound = True
+        for k, (i, g) in enumerate(zip(wrt, got, strict=True)):
+            want = self.probe.gradients[i] if wanted is None else wanted[k]
+            sound &= self.same(check, self.probe.subject.names[i], g, want, self.slack(i), how)
+        return sound
+
+    def same_values(self, check: str, got: Sequence[np.ndarray], how: str,
+                    wanted: Sequence[np.ndarray] | None = None) -> bool:  # fmt: skip
+        """Whether these are the function's values, or `wanted`; one finding, of the first result that is not."""
+        slack = max((self.slack(i) for i in self.probe.subject.wrt), default=1e-12)
+        sound = True
+        for k, (y, want) in enumerate(zip(got, self.values if wanted is None else wanted, strict=True)):
+            sound &= self.same(check, self.result(k), y, want, slack, how)
+        return sound
+
+    def result(self, k: int) -> str:
+        """What a result is called."""
+        names = self.probe.subject.results
+        return names[k] if k < len(names) else "result" if len(self.values) == 1 else f"result {k}"
+
+    def same(self, check: str, name: str, got: np.ndarray | None, want: np.ndarray, slack: float, how: str) -> bool:
+        """One array against another; a finding that names the first element that differs."""
+        if got is None:
+            got = np.zeros_like(want)
+            how += " (no gradient came: None)"
+        if got.shape != want.shape:
+            self.say(check, WRONG, f"has the shape {list(got.shape)}, wanted {list(want.shape)}, {how}", name)
+            return False
+        with np.errstate(invalid="ignore", over="ignore"):
+            off = np.where((got == want) | (np.isnan(got) & np.isnan(want)), 0.0, np.abs(got - want))
+        scale = float(np.max(np.abs(want[np.isfinite(want)]), initial=0.0)) or 1.0
+        bad = ~(off <= slack * scale)
+        error = float(np.max(off, initial=0.0)) / scale
+        if not bad.any():
+            self.say(check, OK, how, name, (), {"error": error})
+            return True
+        at = tuple(int(k) for k in np.argwhere(bad)[0])
+        said = f"is {got[at]:.10g}, wanted {want[at]:.10g}, {how}; {int(bad.sum())} of {got.size} elements differ"
+        numbers = {"got": float(got[at]), "wanted": float(want[at]), "count": float(bad.sum())}
+        self.say(check, WRONG, said, name, at, {"error": error, **numbers})
+        return False
+
+    def unjudged(self, check: str, why: str) -> None:
+        """A promise that could not be looked at counts as inconclusive."""
+        self.say(check, INCONCLUSIVE, why)
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an exception says, in one line of at most so many letters."""
+    text = " ".join(str(error).split())
+    return (
+        f"{type(error).__name__}: {textwrap.shorten(text, most, placeholder=' ...')}" if text else type(error).__name__
+    )

@@ -1,0 +1,104 @@
+"""The second derivative against differences of the first, with a constant dy and with one that moves too."""
+
+from typing import Any
+
+import numpy as np
+
+from gradlab.autodiff.checker.derivative import Probe, joined, uneven
+from gradlab.autodiff.checker.judge import judge
+from gradlab.autodiff.checker.promise import Promises, first_line
+from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, Finding
+from gradlab.autodiff.checker.subject import Subject
+
+CHECK = "2nd ~ FD of grad"
+
+
+class Pulled(Subject):
+    """The pullback of a subject as a function of its own: leaves and cotangents in, gradients out."""
+
+    def __init__(self, first: Probe, moving: bool) -> None:
+        s = first.subject
+        count = len(s.leaves)
+        leaves = [*s.put(first.arrays), *s.put_like_results(first.cotangents)]
+
+        def gradients(*flat: Any) -> tuple[Any, ...]:
+            return s.pulled(flat[:count], flat[count:])
+
+        results = s.results or [f" {k}" * (len(first.cotangents) > 1) for k in range(len(first.cotangents))]
+        names = [*s.names, *(f"d{name}" if name.strip() else f"dy{name}" for name in results)]
+        super().__init__(s.side, gradients, leaves, {}, s.op, s.case, names, [f"d{s.names[i]}" for i in s.wrt])
+        self.names = names
+        # dy is a number of its own only when it is asked to be: a loss hands over one that needs no gradient.
+        self.wrt = [*s.wrt, *range(count, len(leaves))] if moving else list(s.wrt)
+        self.pulled = self.side.pullback(self.flat, self.wrt)
+
+
+def second(p: Promises, rng: np.random.Generator) -> None:
+    """Pull random cotangents back through the pullback; one finding an input and kind of dy.
+
+    The pullback is linear in dy, so its slope along a direction of dy is itself at that direction: only the inputs are
+    moved by steps. With a constant dy the same numbers must come out for the inputs.
+    """
+    weights = [rng.standard_normal(p.probe.gradients[i].shape) for i in p.probe.subject.wrt]
+    try:
+        moving = _probe(p, weights, True)
+        if not _all_right(p, moving, rng):
+            _judge(p, moving, rng, CHECK + ", dy too")
+        constant = _probe(p, weights, False)
+        same = all(
+            np.allclose(g, moving.gradients[i], rtol=0, atol=p.slack(i) * float(np.max(np.abs(g), initial=0.0)))
+            for i, g in constant.gradients.items()
+        )
+        right = [f for f in p.said(CHECK + ", dy too") if f.input in p.probe.subject.names]
+        if same and all(f.verdict == OK for f in right):
+            for f in right:
+                p.say(CHECK, OK, f.said, f.input, (), {"error": f.error})
+        else:
+            _judge(p, constant, rng, CHECK)
+    except Exception as error:
+        why = f"has no second derivative: {first_line(error)}; order=1 checks the first alone"
+        p.say(CHECK, INCONCLUSIVE, why)
+
+
+def _probe(p: Promises, weights: list[np.ndarray], moving: bool) -> Probe:
+    """The pullback at the probe's point, with `weights` as its cotangents, and its own pullback."""
+    first = p.probe
+    subject = Pulled(first, moving)
+    arrays = [*first.arrays, *first.cotangents]
+    found = dict(zip(subject.wrt, subject.gradients(arrays, weights), strict=True))
+    return Probe(subject, arrays, weights, found, joined([first.gradients[i] for i in first.subject.wrt]))
+
+
+def _all_right(p: Promises, probe: Probe, rng: np.random.Generator) -> bool:
+    """One uneven direction through everything: when it is right so is each input, and that is said."""
+    inputs = [i for i in probe.subject.wrt if probe.arrays[i].size]
+    if not all(np.isfinite(probe.gradients[i]).all() for i in inputs):
+        return False
+    count = len(p.probe.subject.leaves)
+    whole = {i: uneven(rng, probe.arrays[i].shape) * probe.units(i) for i in inputs}
+    slope = probe.slope({i: d for i, d in whole.items() if i < count}, narrow=False)
+    along_dy = [whole[i] if i in whole else probe.arrays[i] for i in range(count, len(probe.arrays))]
+    slope.value = slope.value + joined(probe.subject.values([*probe.arrays[:count], *along_dy]))
+    pair = probe.pair(whole, slope)
+    if pair.verdict != OK:
+        return False
+    error = pair.off / pair.scale if pair.scale else pair.off
+    for i in inputs:
+        p.say(CHECK + ", dy too", OK, "", probe.subject.names[i], (), {"error": error})
+    return True
+
+
+def _judge(p: Promises, probe: Probe, rng: np.random.Generator, check: str) -> None:
+    said: list[Finding] = []
+    judge(probe, rng, said.append, check)
+    for finding in said:
+        p.add(_explained(finding))
+
+
+def _explained(finding: Finding) -> Finding:
+    """Say what a zero second derivative usually is."""
+    lost = finding.numbers.get("got") == 0.0 and finding.verdict == "wrong"
+    if not lost:
+        return finding
+    why = "; the gradient does not depend on it for the framework: second-order terms are lost silently"
+    return Finding(**{**finding.__dict__, "said": finding.said + why})

@@ -1,0 +1,164 @@
+"""One function at one point, seen through NumPy: what goes in, what comes out, what its gradients are."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradlab.autodiff.side import SIDES, Side
+from gradlab.autodiff.side import side as side_of
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+class Subject:
+    """A function on one side, flattened: a list of arrays in, a tuple of float arrays out.
+
+    Attributes:
+        op, case: what the report calls it.
+        leaves: the arrays that came, as they came; arrays: the same as NumPy, floats in float64.
+        names: of the leaves; results: of the float results.
+        wrt: places of the float leaves among all leaves.
+        flat: leaves -> float results, on the side's own arrays.
+        dtype: the lowest float dtype among the leaves.
+        working: the dtype that everything is worked out in: float64, or the leaves' own where it is not taken.
+    """
+
+    def __init__(self, side: Side, fn: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any],
+                 op: str = "", case: str = "given", names: Sequence[str] = (),
+                 results: Sequence[str] = ()) -> None:  # fmt: skip
+        self.side, self.fn, self.args, self.options, self.case = side, fn, tuple(args), dict(options), case
+        self.op = op or getattr(fn, "__name__", type(fn).__name__)
+        self.leaves, self._rebuild, paths = side.flatten(self.args)
+        self.called = list(names) or _parameters(fn, len(self.args))
+        self.names = [self.called[int(path[0])] + path[1] for path in paths]
+        self.dtypes = [side.dtype(leaf) for leaf in self.leaves]
+        self.wrt = [i for i, dtype in enumerate(self.dtypes) if dtype in FLOATS]
+        lowest = [d for d in reversed(FLOATS) if d in self.dtypes]
+        self.dtype = lowest[0] if lowest else "float64"
+        self.working = "float64"
+        self.arrays = [side.take(leaf) if side.is_array(leaf) else leaf for leaf in self.leaves]
+        self.results = list(results)
+        self.shapes: list[tuple[int, ...]] = []
+        self._quick = side.quick(self.flat)
+        self.pulled = side.pullback(self.flat, self.wrt)
+        self._vjp = side.quick(lambda leaves, cotangents: self.pulled(leaves, cotangents))
+
+    @property
+    def eps(self) -> float:
+        """The spacing of numbers around 1 that everything is worked out in."""
+        return 2.0 ** -{"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[self.working]
+
+    def flat(self, *leaves: Any) -> tuple[Any, ...]:
+        """The function's float results for the side's own arrays."""
+        results, _, _ = self.side.flatten(self.fn(*self._rebuild(leaves), **self.options))
+        return tuple(y for y in results if self.side.is_array(y) and self.side.dtype(y) in FLOATS)
+
+    def put(self, arrays: Sequence[np.ndarray], dtype: str = "") -> tuple[Any, ...]:
+        """The side's arrays from NumPy's, where the leaves are."""
+        return tuple(
+            leaf if a is own and i not in self.wrt else self.side.put(a, dtype or self.working, leaf)
+            for i, (a, own, leaf) in enumerate(zip(arrays, self.arrays, self.leaves, strict=True))
+        )
+
+    def put_like_results(self, cotangents: Sequence[np.ndarray], dtype: str = "") -> tuple[Any, ...]:
+        """Cotangents as the side's arrays."""
+        return tuple(self.side.put(c, dtype or self.working, self.leaves[self.wrt[0]]) for c in cotangents)
+
+    def values(self, arrays: Sequence[np.ndarray], dtype: str = "") -> list[np.ndarray]:
+        """The float results, as float64, worked out in `dtype`; float64 unless it takes none."""
+        return [self.side.take(y) for y in self._quick(*self.put(arrays, dtype))]
+
+    def gradients(self, arrays: Sequence[np.ndarray], cotangents: Sequence[np.ndarray],
+                  dtype: str = "") -> list[np.ndarray]:  # fmt: skip
+        """The vjp of the function for its float leaves, as float64, worked out in `dtype`."""
+        found = self._vjp(self.put(arrays, dtype), self.put_like_results(cotangents, dtype))
+        return [self.side.take(g) for g in found]
+
+    def both(self, moved: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Values at the subject's own inputs and at others."""
+        return self.values(self.arrays), self.values(moved)
+
+    def rebuilt(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
+        """The arguments with other leaves in them."""
+        return self._rebuild(leaves)
+
+    def differently(self, arrays: Sequence[np.ndarray], case: str) -> "Subject":
+        """The same function on other inputs of the same dtypes."""
+        other = copy.copy(self)
+        other.case = case
+        other.leaves = [self.side.put(a, d, leaf) for a, d, leaf in zip(arrays, self.dtypes, self.leaves, strict=True)]
+        other.args = self._rebuild(other.leaves)
+        other.arrays = [self.side.take(leaf) for leaf in other.leaves]
+        return other
+
+
+def subject(fn: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any], case: str = "given") -> Subject:
+    """The function at these arguments, on the side that they belong to.
+
+    Raises:
+        TypeError: an argument is no array, or they are of two frameworks.
+        ValueError: none is of a float dtype, or one holds NaN or infinity.
+    """
+    name = getattr(fn, "__name__", type(fn).__name__)
+    side = _side(name, fn, args)
+    made = Subject(side, fn, args, options, case=case)
+    for label, leaf in zip(made.names, made.leaves, strict=True):
+        if not side.is_array(leaf):
+            raise TypeError(
+                f"check: {label} of {name} is of type {type(leaf).__name__}, wanted a {_KIND[side.name]}; "
+                "bind constants with functools.partial"
+            )
+    if not made.wrt:
+        dtypes = ", ".join(made.dtypes) or "no dtype at all"
+        raise ValueError(f"check: arguments of {name} are of {dtypes}, wanted at least one of {', '.join(FLOATS)}")
+    for label, dtype in zip(made.names, made.dtypes, strict=True):
+        if dtype.startswith("complex"):
+            raise ValueError(f"check: {label} of {name} is of {dtype}, wanted one of {', '.join(FLOATS)} or integers")
+    for i in made.wrt:
+        bad = ~np.isfinite(made.arrays[i])
+        if bad.any():
+            at = [int(k) for k in np.argwhere(bad)[0]]
+            held = made.arrays[i][tuple(at)]
+            raise ValueError(f"check: {made.names[i]} of {name} holds {held} at {at}, wanted finite numbers")
+    return made
+
+
+_KIND = {"torch": "torch tensor", "jax": "jax array"}
+
+
+def _side(name: str, fn: Callable[..., Any], args: Sequence[Any]) -> Side:
+    found: dict[str, None] = {}
+    for leaf in _walk(args):
+        found[type(leaf).__module__.split(".")[0].replace("jaxlib", "jax")] = None
+    known = [s for s in SIDES if s in found]
+    if len(known) > 1:
+        raise TypeError(f"check: arguments of {name} are of {' and '.join(known)}, wanted arrays of one framework")
+    if not known:
+        came = ", ".join(sorted(found)) or "nothing"
+        raise TypeError(f"check: arguments of {name} are of {came}, wanted torch tensors or jax arrays")
+    return side_of(known[0])
+
+
+def _walk(tree: Any) -> list[Any]:
+    """Leaves of the plain containers, enough to tell whose arrays these are."""
+    if isinstance(tree, Mapping):
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        return [leaf for part in tree for leaf in _walk(part)]
+    return [] if tree is None else [tree]
+
+
+def _parameters(fn: Callable[..., Any], count: int) -> list[str]:
+    """What the function calls its positional arguments."""
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    names: list[str] = []
+    for p in parameters:
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
+            names.append(p.name)
+    return [names[i] if i < len(names) else f"argument {i}" for i in range(count)]
