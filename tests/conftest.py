@@ -1,10 +1,15 @@
 """What every test shares: deterministic examples, and the device that torch's tests run on."""
 
 import importlib.util
+import os
 import sys
 
 import pytest
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many processes as cores already: threads of one would only wait for those of another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("lab", deadline=None, derandomize=True, max_examples=15, database=None)
 settings.load_profile("lab")

@@ -97,7 +97,9 @@ def _short(n: float) -> str:
 
 
 def _trimmed(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+    """Without the seconds, which are the machine's and not the op's."""
+    lines = (line.rstrip() for line in text.splitlines() if not line.startswith("seconds:"))
+    return "\n".join(lines).strip("\n")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import numpy as np
 from gradlab.autodiff.checker import differences
 from gradlab.autodiff.checker.derivative import DEVIATIONS, SENSITIVITY, Probe, joined, signs, uneven
 from gradlab.autodiff.checker.differences import EPS
+from gradlab.autodiff.checker.finding import OK, WRONG
 from gradlab.autodiff.checker.promise import Promises
-from gradlab.autodiff.checker.report import OK, WRONG
 from gradlab.autodiff.side import as_tuple
 
 VALUE, GRADIENT = "value ~ reference", "grad ~ FD of reference"

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradlab.autodiff.checker.finding import OK, WRONG
 from gradlab.autodiff.checker.promise import Promises, first_line
-from gradlab.autodiff.checker.report import OK, WRONG
 
 
 def contract(p: Promises) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from gradlab.autodiff.checker.finding import OK, WRONG
 from gradlab.autodiff.checker.guard_torch import Guarded, used_ops
 from gradlab.autodiff.checker.promise import Promises, first_line
-from gradlab.autodiff.checker.report import OK, WRONG
 
 # Subsets of requires_grad: all of them for as many inputs, else each alone and all but each.
 ALL_SUBSETS = 3

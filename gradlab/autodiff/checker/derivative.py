@@ -7,7 +7,7 @@ import numpy as np
 
 from gradlab.autodiff.checker import differences
 from gradlab.autodiff.checker.differences import Slope
-from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, WRONG
+from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG
 from gradlab.autodiff.checker.subject import Subject
 
 # A gradient is wrong when it is further from the differences than their own error and this part of its norm.

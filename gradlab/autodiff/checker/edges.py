@@ -172,7 +172,7 @@ def _takes(subject: Subject, arrays: list[np.ndarray]) -> bool:
 def _one_length(subject: Subject) -> Iterator[tuple[str, Subject, bool]]:
     """Every length that occurs cut to 1 or grown by 1, one at a time: the axes that share it go together."""
     lengths = sorted({n for a in subject.arrays for n in np.shape(a) if n > 1})
-    for n in lengths[:4] if len(lengths) > 1 else []:
+    for n in lengths[:3] if len(lengths) > 1 else []:
         for name, to in (("cut to 1", 1), ("grown by 1", n + 1)):
             if to > MOST + 1:
                 continue

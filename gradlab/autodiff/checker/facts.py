@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradlab.autodiff.checker.derivative import split
+from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG
 from gradlab.autodiff.checker.promise import Promises
-from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, WRONG
 
 # At least and at most this many replays, and the seconds they may take between the two.
 REPLAYS = (2, 20)

@@ -14,11 +14,12 @@ from gradlab.autodiff.checker.agreement import agreement
 from gradlab.autodiff.checker.derivative import Probe, gradients, joined
 from gradlab.autodiff.checker.edges import edges
 from gradlab.autodiff.checker.facts import finite, linear, replays
+from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
 from gradlab.autodiff.checker.judge import CHECK as DERIVATIVE
 from gradlab.autodiff.checker.judge import judge
 from gradlab.autodiff.checker.precision import lower, precision
 from gradlab.autodiff.checker.promise import Promises, first_line
-from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, WRONG, Finding, Report
+from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.second import second
 from gradlab.autodiff.checker.state import changed, state
 from gradlab.autodiff.checker.subject import Subject, subject

@@ -7,8 +7,8 @@ import numpy as np
 
 from gradlab.autodiff.checker.derivative import Pair, Probe, signs, uneven
 from gradlab.autodiff.checker.differences import Slope
+from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
 from gradlab.autodiff.checker.locate import locate
-from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, WRONG, Finding
 
 CHECK = "grad ~ FD of itself"
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from gradlab.autodiff.checker import differences
 from gradlab.autodiff.checker.derivative import SENSITIVITY
+from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
 from gradlab.autodiff.checker.function import Plan, Run
-from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, WRONG, Finding, Report
+from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.subject import Subject
 from gradlab.autodiff.side import Side, as_tuple
 from gradlab.kernels.spec import Arrays, Case, Spec

@@ -2,14 +2,15 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gradlab.autodiff.checker.derivative import Probe, uneven
+from gradlab.autodiff.checker.finding import OK, WRONG
 from gradlab.autodiff.checker.judge import View
-from gradlab.autodiff.checker.report import OK, WRONG, Report
 
 ENDINGS = (".png", ".svg", ".pdf")
 # The map has at most this many cells along an axis, each one random direction within its block.
@@ -17,11 +18,11 @@ CELLS = 16
 STEPS = np.logspace(-1, -10, 19)
 
 
-def draw(report: Report, path: Path) -> Path:
-    """Draw the worst gradient of a report; the file is whole or not there."""
+def draw(held: Sequence[View], path: Path) -> Path:
+    """Draw the worst of these gradients; the file is whole or not there."""
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"plot: {path.name} ends in {path.suffix or 'nothing'}, wanted {', '.join(ENDINGS)}")
-    views = [v for v in report.views if v.probe.arrays[v.input].size]
+    views = [v for v in held if v.probe.arrays[v.input].size]
     if not views:
         raise ValueError("plot: the report holds no gradient that was held against differences")
     try:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradlab.autodiff.checker.derivative import gradients
+from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG
 from gradlab.autodiff.checker.promise import Promises, first_line
-from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, WRONG
 
 # Bits of the significand and least normal exponent.
 _BITS = {"float32": 24, "float16": 11, "bfloat16": 8}

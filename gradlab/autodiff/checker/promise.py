@@ -8,7 +8,7 @@ import numpy as np
 
 from gradlab.autodiff.checker.derivative import Probe
 from gradlab.autodiff.checker.differences import EPS
-from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, WRONG, Finding
+from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
 
 
 @dataclass

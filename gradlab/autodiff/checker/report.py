@@ -1,9 +1,9 @@
-"""What a check found: one finding an input and comparison, and the report that prints them."""
+"""The report of a check: all findings, as a table, as JSON and as a plot."""
 
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,47 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-OK, WRONG, INCONCLUSIVE = "ok", "wrong", "inconclusive"
+from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
+
 _COLOURS = {OK: "green", WRONG: "bold red", INCONCLUSIVE: "yellow"}
 _RANK = (OK, INCONCLUSIVE, WRONG)
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One comparison of one array, or one promise that was kept or broken.
-
-    Attributes:
-        check: what was compared with what.
-        verdict: "ok", "wrong", or "inconclusive" when nothing here can tell.
-        input: the array compared: an input's name for a gradient, an output's for a value; "" for the whole function.
-        where: index of the first wrong element, where it is known.
-        said: the finding in words, after the name of what was checked.
-        numbers: error and allowed (relative to the largest value), got and wanted where one element is meant, ...
-        op, side, case: what was run, on which side, on which inputs.
-    """
-
-    check: str
-    verdict: str
-    input: str = ""
-    where: tuple[int, ...] = ()
-    said: str = ""
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    op: str = ""
-    side: str = ""
-    case: str = ""
-
-    @property
-    def error(self) -> float:
-        """Largest error, relative; 0 where there is none to speak of."""
-        return self.numbers.get("error", 0.0 if self.verdict == OK else math.nan)
-
-    @property
-    def message(self) -> str:
-        """The finding in one paragraph."""
-        place = f"[{', '.join(map(str, self.where))}]" if self.where else ""
-        what = f"{self.input}{place} " if self.input else ""
-        return f"{self.op} on {self.side}, case {self.case!r}, {self.check}: {what}{self.said}: {self.verdict}"
 
 
 @dataclass
@@ -147,7 +111,7 @@ class Report:
         """
         from gradlab.autodiff.checker.plot import draw
 
-        return draw(self, Path(path))
+        return draw(self.views, Path(path))
 
 
 class GradientError(AssertionError):
@@ -160,9 +124,6 @@ class GradientError(AssertionError):
     def __init__(self, report: Report) -> None:
         super().__init__(report.wrong()[0].message)
         self.report = report
-
-
-Judge = Callable[..., None]
 
 
 def _badness(f: Finding) -> tuple[int, float]:

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from gradlab.autodiff.checker.derivative import Probe, joined, uneven
+from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, Finding
 from gradlab.autodiff.checker.judge import judge
 from gradlab.autodiff.checker.promise import Promises, first_line
-from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, Finding
 from gradlab.autodiff.checker.subject import Subject
 
 CHECK = "2nd ~ FD of grad"
