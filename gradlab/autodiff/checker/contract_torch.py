@@ -41,20 +41,28 @@ class _Run:
         return list(torch.autograd.grad(ys, moving, given, retain_graph=keep, allow_unused=True, **options))
 
 
-def contract(p: Promises) -> None:
-    """Hold the function to all of it; a call that raises is a finding of its own."""
+def contract(p: Promises, at_size: bool = False) -> None:
+    """Hold the function to all of it; a call that raises is a finding of its own.
+
+    Args:
+        at_size: only what depends on the size: memory, and a dy that lies in a larger buffer.
+    """
     saved = _Saved()
     with saved:
         run = _Run(p)
     shared: dict[str, Callable[[Promises, _Run], None]] = {
-        "dy's layout": _layouts, "one graph twice": _twice, "each result alone": _alone,
-        "vmap of the backward": _batched, "forward": _forward,
-        "memory unchanged": functools.partial(_unchanged, saved=saved),
+        "forward": _forward, "dy's layout": _strided, "memory unchanged": functools.partial(_unchanged, saved=saved),
     }  # fmt: skip
-    own: dict[str, Callable[[Promises], None]] = {
-        "inputs' layout": _inputs, "requires_grad": _subsets, "written, and only inside": _poisoned, "vmap": _mapped,
-        "custom ops": _opcheck, "empty inputs": _empty,
-    }  # fmt: skip
+    own: dict[str, Callable[[Promises], None]] = {"written, and only inside": _poisoned}
+    if not at_size:
+        shared |= {
+            "one graph twice": _twice, "dy expanded": _expanded, "each result alone": _alone,
+            "vmap of the backward": _batched,
+        }  # fmt: skip
+        own |= {
+            "inputs' layout": _inputs, "requires_grad": _subsets, "vmap": _mapped, "custom ops": _opcheck,
+            "empty inputs": _empty,
+        }  # fmt: skip
     for check, promise in shared.items():
         _guarded(p, check, promise, p, run)
     for check, alone in own.items():
@@ -72,10 +80,14 @@ def _take(p: Promises, grads: Sequence[torch.Tensor | None]) -> list[np.ndarray 
     return [None if g is None else p.probe.subject.side.take(g) for g in grads]
 
 
-def _layouts(p: Promises, run: _Run) -> None:
-    """Cotangents that lie differently in memory: every second element of a larger buffer, NaN between; stride 0."""
+def _strided(p: Promises, run: _Run) -> None:
+    """Cotangents that lie differently in memory: every second element of a larger buffer, NaN between."""
     strange = [_strange(c) for c in run.c]
     p.same_gradients("dy's layout", _take(p, run.grads(strange)), run.wrt, "with dy strided, in a buffer of NaN")
+
+
+def _expanded(p: Promises, run: _Run) -> None:
+    """Cotangents of stride 0, along all axes or the first."""
     if all(c.ndim == 0 for c in run.c):
         return
     for how, repeat in (

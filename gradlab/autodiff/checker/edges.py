@@ -11,6 +11,8 @@ from gradlab.autodiff.checker.subject import Subject
 # Inputs are cut to at most this many along every axis: an edge needs no size.
 MOST = 8
 IGNORED = -100
+# Inputs of more elements than this are large; what does not depend on the size is held at a cut to this many an axis.
+LARGE, HELD = 2**16, 64
 
 
 # Every axis made that long.
@@ -37,6 +39,17 @@ def edges(subject: Subject, rng: np.random.Generator) -> Iterator[tuple[str, Sub
         if resized is not None:
             yield from _taken(subject, name, resized, False)
     yield from _one_length(subject)
+
+
+def cut(subject: Subject) -> Subject | None:
+    """A large subject at a cut of its inputs, where promises that do not depend on the size are held; else None."""
+    if _size(subject) <= LARGE:
+        return None
+    arrays = _resized(subject, lambda n: min(n, HELD))
+    if arrays is None:
+        return None
+    other = subject.differently(arrays, f"{subject.case}, cut to {HELD}")
+    return other if all(np.isfinite(y).all() for y in other.values(other.arrays)) else None
 
 
 def _drawn(subject: Subject, small: list[np.ndarray],

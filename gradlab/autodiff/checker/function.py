@@ -12,7 +12,7 @@ import numpy as np
 
 from gradlab.autodiff.checker.agreement import agreement
 from gradlab.autodiff.checker.derivative import Probe, gradients, joined
-from gradlab.autodiff.checker.edges import edges
+from gradlab.autodiff.checker.edges import cut, edges
 from gradlab.autodiff.checker.facts import finite, linear, replays
 from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
 from gradlab.autodiff.checker.judge import CHECK as DERIVATIVE
@@ -158,19 +158,24 @@ class Run:
             with self.part("facts") as runs:
                 if runs:
                     linear(p)
+            light: Promises | None = None
             with self.part("contract") as runs:
                 if runs:
                     rules = importlib.import_module(f"gradlab.autodiff.checker.contract_{s.side.name}")
-                    rules.contract(p)
+                    small = cut(s)
+                    rules.contract(p, at_size=small is not None)
+                    light = None if small is None else self._light(small)
+                    if light is not None:
+                        rules.contract(light)
                     if plan.compiled:
-                        rules.compiled(p)
+                        rules.compiled(light or p)
             told = [f for f in p.said(DERIVATIVE) if f.verdict == INCONCLUSIVE]
             if plan.order == 2 and told:
                 self._note(f"{s.op}: second derivative not looked at, differences do not settle for the first")
             elif plan.order == 2:
                 with self.part("second") as runs:
                     if runs:
-                        second(p, self.rng)
+                        second(p, self.rng, light)
             with self.part("precision") as runs:
                 for dtype in lower(s.dtypes if plan.dtypes is None else plan.dtypes) if runs else ():
                     precision(p, dtype, plan.kept_slope)
@@ -183,6 +188,14 @@ class Run:
                     agreement(p, reference, self.rng)
         if self.skipped:
             p.say("budget", INCONCLUSIVE, f"{plan.budget:g} s are spent; not looked at: {', '.join(self.skipped)}")
+
+    def _light(self, small: Subject) -> Promises:
+        """The promises of a cut of the inputs."""
+        values = small.values(small.arrays)
+        cotangents = [self.rng.standard_normal(y.shape) for y in values]
+        grads = gradients(small, small.arrays, cotangents)
+        probe = Probe(small, list(small.arrays), cotangents, grads, joined(values), pairs=self.probe.pairs)
+        return Promises(probe, self.report.findings, self._note, self.rng, values)
 
     def _edges(self, reference: Callable[..., Any] | None) -> None:
         """Every edge input; one finding an input when all is well, each fault one of its own."""

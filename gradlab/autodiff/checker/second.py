@@ -33,20 +33,24 @@ class Pulled(Subject):
         self.pulled = self.side.pullback(self.flat, self.wrt)
 
 
-def second(p: Promises, rng: np.random.Generator) -> None:
+def second(p: Promises, rng: np.random.Generator, light: Promises | None = None) -> None:
     """Pull random cotangents back through the pullback; one finding an input and kind of dy.
 
     The pullback is linear in dy, so its slope along a direction of dy is itself at that direction: only the inputs are
     moved by steps. With a constant dy the same numbers must come out for the inputs.
+
+    Args:
+        light: the same function at a cut of large inputs, where a constant dy is looked at.
     """
-    weights = [rng.standard_normal(p.probe.gradients[i].shape) for i in p.probe.subject.wrt]
     try:
-        moving = _probe(p, weights, True)
+        moving = _probe(p, rng, True)
         if not _all_right(p, moving, rng):
             _judge(p, moving, rng, CHECK + ", dy too")
-        constant = _probe(p, weights, False)
+        q = p if light is None else light
+        moving = moving if light is None else _probe(light, rng, True)
+        constant = _probe(q, rng, False, moving.cotangents)
         same = all(
-            np.allclose(g, moving.gradients[i], rtol=0, atol=p.slack(i) * float(np.max(np.abs(g), initial=0.0)))
+            np.allclose(g, moving.gradients[i], rtol=0, atol=q.slack(i) * float(np.max(np.abs(g), initial=0.0)))
             for i, g in constant.gradients.items()
         )
         right = [f for f in p.said(CHECK + ", dy too") if f.input in p.probe.subject.names]
@@ -54,17 +58,18 @@ def second(p: Promises, rng: np.random.Generator) -> None:
             for f in right:
                 p.say(CHECK, OK, f.said, f.input, (), {"error": f.error})
         else:
-            _judge(p, constant, rng, CHECK)
+            _judge(q, constant, rng, CHECK)
     except Exception as error:
         why = f"has no second derivative: {first_line(error)}; order=1 checks the first alone"
         p.say(CHECK, INCONCLUSIVE, why)
 
 
-def _probe(p: Promises, weights: list[np.ndarray], moving: bool) -> Probe:
-    """The pullback at the probe's point, with `weights` as its cotangents, and its own pullback."""
+def _probe(p: Promises, rng: np.random.Generator, moving: bool, weights: list[np.ndarray] | None = None) -> Probe:
+    """The pullback at the probe's point, with random cotangents or these, and its own pullback."""
     first = p.probe
     subject = Pulled(first, moving)
     arrays = [*first.arrays, *first.cotangents]
+    weights = [rng.standard_normal(first.gradients[i].shape) for i in first.subject.wrt] if weights is None else weights
     found = dict(zip(subject.wrt, subject.gradients(arrays, weights), strict=True))
     return Probe(subject, arrays, weights, found, joined([first.gradients[i] for i in first.subject.wrt]))
 
