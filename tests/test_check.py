@@ -316,6 +316,37 @@ def test_random_and_stateful_functions_are_said():
     assert "counted has a side effect: it changes calls, which it closes over" in str(report)
 
 
+def test_empty_inputs_and_numbers():
+    assert gradlab.check(torch.sin, normal(0, 3))
+    assert gradlab.check(torch.sin, torch.tensor(0.3, dtype=torch.float64))
+
+
+def test_a_module_and_its_buffers():
+    """Batch normalisation keeps a running mean: said, and no fault."""
+    report = gradlab.check(torch.nn.BatchNorm1d(3).double(), normal(4, 3))
+    assert "BatchNorm1d has a side effect: it changes" in str(report)
+
+
+def test_a_lost_second_order_is_not_passed_off():
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, dy):
+            return 3 * ctx.saved_tensors[0] ** 2 * dy
+
+    def once(x):
+        return Once.apply(x)
+
+    assert gradlab.check(once, normal(3), order=1)
+    report = gradlab.check(once, normal(3), raises=False)
+    assert "second-order terms are lost silently" in str(report)
+
+
 def test_a_budget_says_what_was_left_out():
     seen = []
     report = gradlab.check(
@@ -357,6 +388,9 @@ BAD = {
     "budget": (lambda: gradlab.check(slow, normal(2), budget=0.1), ValueError, r"a call of slow takes 0.0\d+ s, budget is 0.1 s, wanted at least"),
     "negative budget": (lambda: gradlab.check(slow, normal(2), budget=-1), ValueError, "budget is -1, wanted seconds above 0"),
     "cases": (lambda: gradlab.check(slow, normal(2), cases={"n": []}), ValueError, "cases are empty"),
+    "tiles": (lambda: gradlab.check(slow, normal(2), tiles={"x": (2, 2)}), ValueError, r"tile of x is \[2, 2\], wanted 1 lengths"),
+    "tile of nobody": (lambda: gradlab.check(slow, normal(2), tiles={"w": (2,)}), ValueError, "tiles name 'w', slow has x"),
+    "raising reference": (lambda: gradlab.check(torch.sin, normal(2), reference=lambda x: 1 / 0), ValueError, "reference of sin raises ZeroDivisionError"),
     "reference": (lambda: gradlab.check(torch.sin, normal(2), reference=lambda x: (x, x)), ValueError, "reference returns 2 results, sin returns 1"),
 }  # fmt: skip
 

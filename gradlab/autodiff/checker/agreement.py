@@ -9,7 +9,7 @@ from gradlab.autodiff.checker import differences
 from gradlab.autodiff.checker.derivative import DEVIATIONS, SENSITIVITY, Probe, joined, signs, uneven
 from gradlab.autodiff.checker.differences import EPS
 from gradlab.autodiff.checker.finding import OK, WRONG
-from gradlab.autodiff.checker.promise import Promises
+from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.side import as_tuple
 
 VALUE, GRADIENT = "value ~ reference", "grad ~ FD of reference"
@@ -21,12 +21,17 @@ def agreement(p: Promises, reference: Callable[..., Any], rng: np.random.Generat
     It is called with the arguments as they came and may return arrays of any kind, one or several.
     """
     s = p.probe.subject
-    wanted = _values(p.probe, reference, s.arrays, as_they_came=True)
+    try:
+        wanted = _values(p.probe, reference, s.arrays, as_they_came=True)
+    except Exception as raised:
+        raise ValueError(f"check: reference of {s.op} raises {first_line(raised)}") from raised
     if len(wanted) != len(p.values):
         raise ValueError(f"check: reference returns {len(wanted)} results, {s.op} returns {len(p.values)}")
     low = max((float(_UNIT.get(d, EPS)) for d in s.dtypes), default=EPS)
     slack = (8 + max(a.size for a in p.probe.arrays)) * (low if low > EPS else EPS)
     p.same_values(VALUE, p.values, "as the reference gives it", wanted) if low == EPS else _close(p, wanted, slack)
+    if any(y.shape != want.shape for y, want in zip(p.values, wanted, strict=True)):
+        return
     middle = joined(wanted)
     for i in s.wrt:
         if not p.probe.arrays[i].size:

@@ -30,6 +30,8 @@ def edges(subject: Subject, rng: np.random.Generator) -> Iterator[tuple[str, Sub
 
     Only inputs that the function takes without an error come out; what it makes of them is for the caller to judge.
     """
+    if not all(np.size(a) for a in subject.arrays):
+        return
     small = _resized(subject, lambda n: min(n, MOST)) or (subject.arrays if _size(subject) <= 4096 else None)
     if small is not None:
         for name, arrays, alike in _drawn(subject, small, rng):

@@ -66,8 +66,18 @@ def check_function(fn: Callable[..., Any], args: Sequence[Any], reference: Calla
     """Check a function at its arguments, once for each case of its options."""
     for name, options in _cases(cases):
         made = subject(fn, args, options, name)
+        _want_tiles(made, plan.tiles or {})
         with made.side.double():
             _check(made, reference, plan, report)
+
+
+def _want_tiles(s: Subject, tiles: Mapping[str, Sequence[int]]) -> None:
+    for name, tile in tiles.items():
+        if name not in s.names:
+            raise ValueError(f"check: tiles name {name!r}, {s.op} has {', '.join(s.names)}")
+        shape = s.arrays[s.names.index(name)].shape
+        if len(tile) != len(shape) or min(tile, default=1) < 1:
+            raise ValueError(f"check: tile of {name} is {list(tile)}, wanted {len(shape)} lengths of at least 1")
 
 
 def _cases(cases: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -172,7 +182,7 @@ class Run:
             told = [f for f in p.said(DERIVATIVE) if f.verdict == INCONCLUSIVE]
             if plan.order == 2 and told:
                 self._note(f"{s.op}: second derivative not looked at, differences do not settle for the first")
-            elif plan.order == 2:
+            elif plan.order == 2 and any(s.arrays[i].size for i in s.wrt):
                 with self.part("second") as runs:
                     if runs:
                         second(p, self.rng, light)
