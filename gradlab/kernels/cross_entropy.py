@@ -77,6 +77,7 @@ SPEC = Spec(
         Case("one class", {"M": 2, "V": 1}),
         Case("ignored rows", {"M": 6, "V": 4}, {"ignore_index": -1}),
         Case("ignored class", {"M": 6, "V": 4}, {"ignore_index": 2, "reduction": "none"}),
+        Case("ignored, the default", {"M": 5, "V": 4}, {"ignore_index": -100}),
         Case("one past a tile", {"M": 2, "V": 17}, {"reduction": "sum"}),
         Case("digits", {"M": 128, "V": 10}, use="bench"),
         Case("vocabulary", {"M": 256, "V": 4096}, use="bench"),

@@ -66,6 +66,13 @@ def _forward(p: Promises) -> None:
     p.same_values("forward", [s.side.take(y) for y in results], "when a gradient is recorded")
 
 
+def recorded(p: Promises) -> None:
+    """The gradient that is differentiated again is the gradient: a forward rule of its own gives it."""
+    s = p.probe.subject
+    again = jax.jit(lambda ls, cs: _vjp(p, lambda *a: s.pulled(a, cs), s.wrt, ls)[0])(_leaves(p), _cotangents(p))
+    p.same_gradients("forward", [s.side.take(g) for g in again], s.wrt, "when it is differentiated again")
+
+
 def _eager(p: Promises) -> None:
     """Without jit the same, also at a second point: nothing of a first call or trace is kept."""
     s = p.probe.subject

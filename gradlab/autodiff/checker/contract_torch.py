@@ -207,6 +207,12 @@ def _forward(p: Promises, run: _Run) -> None:
     p.same_values("forward", [p.probe.subject.side.take(y) for y in run.results], "when a gradient is recorded")
 
 
+def recorded(p: Promises) -> None:
+    """The gradient that is differentiated again is the gradient."""
+    run = _Run(p)
+    p.same_gradients("forward", _take(p, run.grads(create_graph=True)), run.wrt, "when it is differentiated again")
+
+
 def _inputs(p: Promises) -> None:
     """Inputs that lie differently in memory give the same values and gradients."""
     subject = p.probe.subject

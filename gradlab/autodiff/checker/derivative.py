@@ -27,6 +27,7 @@ class Pair:
         got, wanted: <gradient, direction> and <cotangent, slope>.
         error: what `wanted` may be off by.
         scale: the norm that errors are relative to.
+        natural: the size of the results it moves, for each unit of the input.
     """
 
     direction: Mapping[int, np.ndarray]
@@ -35,6 +36,7 @@ class Pair:
     error: float
     scale: float
     sure: bool = True
+    natural: float = 0.0
 
     @property
     def off(self) -> float:
@@ -112,7 +114,7 @@ class Probe:
         scale = max(norm, abs(wanted)) if np.isfinite(wanted) else norm
         unit = min(self.units(i) for i in direction)
         natural = float(np.linalg.norm(c[held] * slope.largest[held])) / unit
-        return Pair(direction, got, wanted, error, scale, error <= SURE * max(scale, natural))
+        return Pair(direction, got, wanted, error, scale, error <= SURE * max(scale, natural), natural)
 
     def settle(self, slope: Slope) -> bool:
         """Take results that do not settle out of the cotangent, when most are left; true if any were."""

@@ -239,7 +239,7 @@ class Run:
                     faults.add(f.input)
                     self.report.findings.append(f)
                 elif f.verdict == OK:
-                    seen[f.input] = max(seen.get(f.input, 0.0), f.error)
+                    seen[f.input] = max(seen.get(f.input, 0.0), f.numbers["part"])
             if any(f.verdict == INCONCLUSIVE for f in found):
                 loose.append(name)
         for name, worst in seen.items():

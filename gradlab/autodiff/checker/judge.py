@@ -101,6 +101,8 @@ def _finding(probe: Probe, i: int, check: str, pairs: list[Pair], rng: np.random
         "error": pair.off / pair.scale if pair.scale else pair.off,
         "allowed": pair.allowed / pair.scale if pair.scale else pair.allowed,
         "got": pair.got, "wanted": pair.wanted,
+        # Where a function is flat its gradient is rounding: beside what it moves it is nothing.
+        "part": pair.off / (max(pair.scale, pair.natural) or 1.0),
     }  # fmt: skip
     subject = probe.subject
     common = {"op": subject.op, "side": subject.side.name, "case": subject.case}

@@ -1,5 +1,6 @@
 """The second derivative against differences of the first, with a constant dy and with one that moves too."""
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,9 @@ def second(p: Promises, rng: np.random.Generator, light: Promises | None = None)
     Args:
         light: the same function at a cut of large inputs, where a constant dy is looked at.
     """
+    rules = importlib.import_module(f"gradlab.autodiff.checker.contract_{p.probe.subject.side.name}")
     try:
+        rules.recorded(light or p)
         moving = _probe(p, rng, True)
         if not _all_right(p, moving, rng):
             _judge(p, moving, rng, CHECK + ", dy too")
