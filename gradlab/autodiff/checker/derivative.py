@@ -133,15 +133,6 @@ class Probe:
         return True
 
 
-def probe(subject: Subject, rng: np.random.Generator, arrays: Sequence[np.ndarray] | None = None,
-          values: Sequence[np.ndarray] | None = None) -> Probe:  # fmt: skip
-    """A subject with random normal cotangents and their pullback."""
-    at = list(subject.arrays if arrays is None else arrays)
-    values = subject.values(at) if values is None else values
-    cotangents = [rng.standard_normal(y.shape) for y in values]
-    return Probe(subject, at, cotangents, gradients(subject, at, cotangents), joined(values))
-
-
 def gradients(
     subject: Subject, arrays: Sequence[np.ndarray], cotangents: Sequence[np.ndarray]
 ) -> dict[int, np.ndarray]:

@@ -191,7 +191,7 @@ class Run:
                     precision(p, dtype, plan.kept_slope)
             with self.part("edges") as runs:
                 if runs:
-                    self._edges(reference)
+                    self._edges()
         if reference is not None:
             with self.part("reference") as runs:
                 if runs:
@@ -207,7 +207,7 @@ class Run:
         probe = Probe(small, list(small.arrays), cotangents, grads, joined(values), pairs=self.probe.pairs)
         return Promises(probe, self.report.findings, self._note, self.rng, values)
 
-    def _edges(self, reference: Callable[..., Any] | None) -> None:
+    def _edges(self) -> None:
         """Every edge input; one finding an input when all is well, each fault one of its own."""
         loose: list[str] = []
         seen: dict[str, float] = {}

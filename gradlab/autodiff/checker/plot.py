@@ -63,15 +63,25 @@ def _curves(axes: Any, views: list[View]) -> None:
         chosen = view.slope.step / 2
         at = int(np.argmin(np.abs(np.log(STEPS) - math.log(chosen))))
         axes.plot(STEPS[at], errors[at], marker="o", markersize=9, fillstyle="none", color=line.get_color())
+        axes.plot(STEPS[at], max(view.finding.error, 1e-18), marker="*", markersize=10, color=line.get_color())
     axes.axhline(1e-7, color="0.6", linewidth=0.8, linestyle="--")
     axes.text(
         0.99, 1.2e-7, "sensitivity 1e-7", transform=axes.get_yaxis_transform(), ha="right", color="0.4", fontsize=8
     )
     axes.set(xlabel="step, in units of the input's scale", ylabel="|gradient - central difference|, relative",
-             title="error against step; the ring is near the step chosen")  # fmt: skip
+             title="error against step; ring: step chosen, star: extrapolated")  # fmt: skip
     axes.invert_xaxis()
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
+
+
+def _edges(n: int, tile: int) -> np.ndarray:
+    """Where the map's blocks begin and end: within tiles where these are few, else evenly."""
+    tiles = -(-n // tile)
+    if tiles > CELLS or tile >= n:
+        return np.unique(np.linspace(0, n, min(n, CELLS) + 1).astype(int))
+    within = np.unique(np.linspace(0, tile, min(tile, CELLS // tiles) + 1).astype(int))[:-1]
+    return np.unique([*(min(k * tile + w, n) for k in range(tiles) for w in within), n])
 
 
 def _at(probe: Probe, i: int, by: np.ndarray) -> np.ndarray:
@@ -84,7 +94,8 @@ def _map(axes: Any, view: View) -> None:
     probe, i = view.probe, view.input
     g = probe.gradients[i]
     shape = (math.prod(g.shape[:-1]), g.shape[-1]) if g.ndim > 1 else (1, g.size)
-    edges = [np.unique(np.linspace(0, n, min(n, CELLS) + 1).astype(int)) for n in shape]
+    tile = view.tile[-2:] if len(view.tile) > 1 else (shape[0], *view.tile)[:2] if view.tile else shape
+    edges = [_edges(n, t) for n, t in zip(shape, tile, strict=True)]
     rng = np.random.default_rng(0)
     size = float(np.sqrt(np.mean(g**2))) or 1.0
     cells = np.zeros((len(edges[0]) - 1, len(edges[1]) - 1))
@@ -98,8 +109,10 @@ def _map(axes: Any, view: View) -> None:
     image = axes.pcolormesh(edges[1], edges[0], np.log10(np.maximum(cells, 1e-16)), vmin=-16, vmax=0, cmap="magma")
     axes.figure.colorbar(image, ax=axes, label="log10 of the relative error")
     axes.invert_yaxis()
-    for axis, tile, n in zip((axes.axhline, axes.axvline), view.tile[-2:], shape, strict=False):
-        for at in range(tile, n, tile):
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    for axis, t, n in zip((axes.axhline, axes.axvline), tile, shape, strict=True):
+        for at in range(t, n, t):
             axis(at, color="tab:cyan", linewidth=0.7)
     blocks = "element by element" if cells.size == g.size else f"in {cells.shape[0]} x {cells.shape[1]} blocks"
     tiles = f", tiles of {' x '.join(map(str, view.tile))}" if view.tile else ""

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradlab.autodiff.checker.derivative import Probe
 from gradlab.autodiff.checker.differences import EPS
-from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
+from gradlab.autodiff.checker.finding import OK, WRONG, Finding
 
 
 @dataclass
@@ -94,10 +94,6 @@ class Promises:
         numbers = {"got": float(got[at]), "wanted": float(want[at]), "count": float(bad.sum())}
         self.say(check, WRONG, said, name, at, {"error": error, **numbers})
         return False
-
-    def unjudged(self, check: str, why: str) -> None:
-        """A promise that could not be looked at counts as inconclusive."""
-        self.say(check, INCONCLUSIVE, why)
 
 
 def first_line(error: BaseException, most: int = 200) -> str:
