@@ -1,9 +1,11 @@
 """`gradlab check`: ops, FILE.py::function, files it writes, and what it says of bad input."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -132,3 +134,15 @@ def test_a_file_finds_its_neighbours(tmp_path):
     found = load(f"{tmp_path / 'own.py'}::f", None, None, 0)
     assert found.fn(2) == 6
     assert len(found.args) == 1
+
+
+def test_the_example_shows_what_it_says():
+    """Right ones ok, wrong ones wrong, on every side that is installed."""
+    example = Path(__file__).parents[1] / "examples" / "check_your_own.py"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, env=env, check=True)
+    for side, name in (("torch", "layer_norm"), ("jax", "swish")):
+        if importlib.util.find_spec(side):
+            assert f"{name}, {side} (1 case)" in result.stdout
+            assert f"{name}_wrong on {side}, case 'given', grad ~ FD of itself: x[0, 0] is" in result.stdout
+            assert f"\n{name} on {side}" not in result.stdout
