@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import settings
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many processes as cores already: threads of one would only wait for those of another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A suite that a script starts in the background is born deaf to Ctrl-C, and so would be what its tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("lab", deadline=None, derandomize=True, max_examples=15, database=None)
 settings.load_profile("lab")
