@@ -1,6 +1,6 @@
 """pytest-benchmark's door to the lab's cases: `pytest benchmarks`. `gradlab bench` is the sharper clock: interleaved.
 
-The ops, cases, inputs and natives are those of `gradlab bench`; a group is one case on one side in one direction.
+The ops, cases and natives are those of `gradlab bench`; a group is one case on one side in one direction.
 """
 
 import pytest
@@ -8,15 +8,18 @@ import pytest
 from gradlab.autodiff.side import installed
 from gradlab.autodiff.side import side as side_of
 from gradlab.kernels.spec import specs
-from gradlab.profiling.bench import cases
-from gradlab.profiling.bench_row import PASSES
-from gradlab.profiling.bench_subject import Subject
+from gradlab.profiling.bench.row import EAGER, HAND, NATIVE, PASSES
+from gradlab.profiling.bench.subject import Subject
+from gradlab.profiling.bench.worker import cases
 from gradlab.profiling.native import natives
 
 pytest.importorskip("pytest_benchmark")
 
 SUBJECTS = [
-    (op, case, side) for op in specs().values() for side in map(side_of, installed()) for case in cases(op, side)
+    (op, case, side)
+    for op in specs().values()
+    for side in map(side_of, installed())
+    for case in cases(op, side.device())
 ]
 
 
@@ -24,22 +27,27 @@ SUBJECTS = [
 def subject(request):
     op, case, side = request.param
     natives(side.name).forget()
-    return Subject(op, case, side, "float32")
+    return Subject(op, case, side, "float32", seed=0)
 
 
 @pytest.mark.parametrize("direction", PASSES)
-@pytest.mark.parametrize("implementation", ["hand", "native"])
+@pytest.mark.parametrize("implementation", [HAND, NATIVE])
 def test_op(benchmark, subject, direction, implementation):
     """Eager; a few rounds each, so that interpreted kernels do not take the day."""
-    row = subject.blank("eager", direction)(verdict="")
-    benchmark.group = f"{row.op}, {row.case}, {row.side}, {direction}"
-    benchmark.extra_info.update(
-        op=row.op, case=row.case, sizes=row.sizes, side=row.side, direction=direction, dtype=row.dtype,
-        implementation=implementation, native=row.native, flops=row.flops, bytes=row.bytes,
-        interpreted=row.interpreted and implementation == "hand",
-    )  # fmt: skip
+    op, case, side = subject.op, subject.case, subject.side
+    flops, moved = subject.work(direction)
+    benchmark.group = f"{op.name}, {case.name}, {side.name}, {direction}"
     with subject.precise():
-        call = subject.call(implementation, "eager", direction)
-        if implementation == "hand":
-            assert not subject.difference(call(), direction)
-        benchmark.pedantic(lambda: subject.side.wait(call()), rounds=5, iterations=1, warmup_rounds=1)
+        call = subject.call(implementation, EAGER, direction)
+        assert not subject.difference(call(), direction)
+        benchmark.pedantic(lambda: side.wait(call()), rounds=5, iterations=1, warmup_rounds=1)
+    interpreted = side.interpreted() and implementation == HAND
+    benchmark.extra_info.update(
+        op=op.name, case=case.name, sizes=dict(case.sizes), side=side.name, direction=direction, dtype=subject.dtype,
+        implementation=implementation, function=subject.implementations[implementation].label, flops=flops, bytes=moved,
+        interpreted=interpreted,
+    )  # fmt: skip
+    # Interpreted, a rate would be nobody's; with --benchmark-disable there is no time.
+    if benchmark.stats and not interpreted:
+        seconds = benchmark.stats.stats.median
+        benchmark.extra_info.update(gbytes_per_second=moved / seconds / 1e9, gflops_per_second=flops / seconds / 1e9)

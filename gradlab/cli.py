@@ -60,12 +60,26 @@ def check(target: Annotated[str | None, typer.Argument(
 @app.command()
 def bench(op: Op = None, side: SideOption = None,
           dtype: Annotated[str, typer.Option(help="float64, float32, float16 or bfloat16.")] = "float32",
+          case: Annotated[str | None, typer.Option(help="One case of the op; all when not given.")] = None,
+          mode: Annotated[list[str] | None, typer.Option(help="eager or compiled; both when not given.")] = None,
+          way: Annotated[list[str] | None, typer.Option(
+              "--pass", help="forward, backward or forward+backward; all when not given.")] = None,
+          sweep: Annotated[bool, typer.Option("--sweep", help="Time against size: the largest case and down.")] = False,
+          budget: Annotated[float, typer.Option(min=0.01, help="Seconds of timing a group.")] = 1.0,
+          seed: Annotated[int | None, typer.Option(min=0, help="Of the inputs; else fresh for each group.")] = None,
           json: Annotated[Path | None, typer.Option(help="Write raw samples and the machine to this file.")] = None,
-          budget: Annotated[float, typer.Option(min=0.01, help="Seconds a row.")] = 0.5) -> None:  # fmt: skip
-    """Time hand-written against native, interleaved in one run: eager and compiled, forward and backward."""
-    from gradlab.profiling.bench import run
+          csv: Annotated[Path | None, typer.Option(help="Write a line a member to this file.")] = None,
+          compare: Annotated[Path | None, typer.Option(
+              help="An earlier --json: exit code 1 when slower than there beyond the noise.")] = None,
+          ) -> None:  # fmt: skip
+    """Time hand-written against native and peers, in turns: eager and compiled, there and back, beside the ceilings."""
+    from gradlab.profiling.bench.command import Command, run
 
-    raise typer.Exit(run([spec(op).name] if op else None, _sides(side), dtype, json, budget, Console()))
+    asked = Command(
+        (spec(op).name,) if op else (), _sides(side), dtype, tuple(mode or ()), tuple(way or ()), case, budget, seed,
+        sweep, json, csv, compare,
+    )  # fmt: skip
+    raise typer.Exit(run(asked, Console()))
 
 
 @app.command()

@@ -1,10 +1,11 @@
-"""The benchmark: rows that are proven before they are timed, what is shown of them, what is written."""
+"""The benchmark: members that are proven before they are timed, what is written, what an error becomes."""
 
 import dataclasses
 import io
 import json
 import math
-from types import SimpleNamespace
+import multiprocessing
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,10 +14,19 @@ from rich.console import Console
 from gradlab.autodiff.side import SIDES, as_tuple
 from gradlab.autodiff.side import side as side_of
 from gradlab.kernels.spec import Case, spec, specs
-from gradlab.profiling import bench, bench_report
-from gradlab.profiling.bench_file import SCHEMA, read_json, write_whole
-from gradlab.profiling.bench_row import BOTH, FORWARD, Row
-from gradlab.profiling.bench_subject import Subject
+from gradlab.profiling.apart import apart
+from gradlab.profiling.bench import command as bench
+from gradlab.profiling.bench import peers, worker
+from gradlab.profiling.bench.ceilings import Ceilings
+from gradlab.profiling.bench.command import Command
+from gradlab.profiling.bench.file import COLUMNS, SCHEMA, read_json
+from gradlab.profiling.bench.measure import measure
+from gradlab.profiling.bench.peak import peak_bytes
+from gradlab.profiling.bench.row import BACKWARD, BOTH, COMPILED, EAGER, FORWARD, HAND, NATIVE, PASSES
+from gradlab.profiling.bench.subject import Subject
+from gradlab.profiling.bench.sweep import scaled
+from gradlab.profiling.bench.timers import timers
+from gradlab.profiling.bench.watch import Watch
 from gradlab.profiling.native import Native, native, natives
 
 TINY = {
@@ -29,12 +39,26 @@ TINY = {
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Every op with one tiny case, eager only."""
+    """Every op with one tiny case; ceilings that cost nothing."""
     first = {name: dataclasses.replace(op.cases[0], use="bench") for name, op in specs().items()}
     small = {name: dataclasses.replace(op, cases=((first | TINY)[name],)) for name, op in specs().items()}
-    monkeypatch.setattr(bench, "spec", lambda name: small[spec(name).name])
+    for module in (bench, worker):
+        monkeypatch.setattr(module, "spec", lambda name: small[spec(name).name])
     monkeypatch.setattr(bench, "specs", lambda: small)
-    monkeypatch.setattr(bench, "MODES", ("eager",))
+    monkeypatch.setattr(worker, "Ceilings", Flat)
+
+
+class Flat:
+    """Ceilings that nothing reaches."""
+
+    def __init__(self, *args):
+        pass
+
+    def bandwidth(self, size):
+        return 1e15
+
+    def rate(self):
+        return 1e15
 
 
 @pytest.fixture
@@ -43,11 +67,25 @@ def console():
 
 
 def printed(console):
-    return console.file.getvalue()
+    return " ".join(console.file.getvalue().split())
+
+
+def here(name, work, *args, heard, env):
+    """`apart` in this process."""
+    return work(heard, *args)
+
+
+def run(console, **asked):
+    asked = {"ops": (), "sides": SIDES, "modes": (EAGER,), "passes": (FORWARD, BOTH), "budget": 0.02} | asked
+    return bench.run(Command(**asked), console, here)
 
 
 def plant(monkeypatch, side, op, fn):
     monkeypatch.setitem(natives(side).NATIVE, op, Native("planted", fn))
+
+
+def subject_of(op, side, dtype="float32", seed=3):
+    return Subject(dataclasses.replace(spec(op), cases=(TINY[op],)), TINY[op], side_of(side), dtype, seed)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -59,215 +97,303 @@ def test_every_op_has_a_native_on_both_sides(side):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("op", specs())
-def test_natives_compute_the_op(op, side):
-    natively, s = native(side, op).fn, side_of(side)
+def test_natives_and_peers_compute_the_op(op, side):
+    s, others = side_of(side), peers.peers(side, op, "cpu")
+    assert list(others) == (["optax"] if (op, side) in OPTAX else [])
     for case in spec(op).select("check"):
         arrays, options = spec(op).make(case), spec(op).options(case)
-        with s.double(), np.errstate(invalid="ignore"):
-            got = as_tuple(natively(*(s.put(a, "float64") for a in arrays.values()), **options))
-            for value, wanted in zip(got, as_tuple(spec(op).reference(*arrays.values(), **options)), strict=True):
-                # optax takes the powers of its rates in float32.
-                np.testing.assert_allclose(s.take(value), wanted, rtol=1e-4 if op == "adam" else 1e-10, atol=1e-10)
+        for name, fn in (("native", native(side, op).fn), *((n, p.fn) for n, p in others.items())):
+            if name == "optax" and "p" in arrays:
+                with pytest.raises(TypeError, match="no pos_weight"):
+                    fn(*(s.put(a, "float32") for a in arrays.values()), **options)
+                continue
+            with s.double(), np.errstate(invalid="ignore"):
+                got = as_tuple(fn(*(s.put(a, "float64") for a in arrays.values()), **options))
+                for value, wanted in zip(got, as_tuple(spec(op).reference(*arrays.values(), **options)), strict=True):
+                    # optax takes the powers of its rates in float32.
+                    rtol = 1e-4 if op == "adam" else 1e-10
+                    np.testing.assert_allclose(s.take(value), wanted, rtol=rtol, atol=1e-10)
+
+
+OPTAX = {("mse_loss", "jax"), ("binary_cross_entropy_with_logits", "jax"), ("cross_entropy", "jax")}
+
+
+def test_a_peer_is_there_where_it_is_installed_and_has_a_device(monkeypatch):
+    assert peers.peers("torch", "cross_entropy", "cuda") == {}
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: name)
+    assert list(peers.peers("torch", "cross_entropy", "cuda")) == ["FlagGems", "Liger-Kernel"]
+    assert peers.peers("torch", "cross_entropy", "cpu") == {}
+    assert peers.peers("torch", "nothing", "cuda") == {}
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("direction", [FORWARD, BOTH])
+@pytest.mark.parametrize("direction", PASSES)
 def test_half_precision_is_proven_against_float32(side, direction):
-    subject = Subject(spec("linear"), TINY["linear"], side_of(side), "bfloat16")
-    value = subject.call("hand", "eager", direction)()
+    subject = subject_of("linear", side, "bfloat16")
+    value = subject.call(HAND, EAGER, direction)()
     assert subject.difference(value, direction) == ""
-    assert {str(a.dtype).removeprefix("torch.") for a in subject._wanted[direction]} == {"float32"}
-
-
-def test_rows_of_both_sides(tiny, console, tmp_path):
-    path = tmp_path / "rows.json"
-    ops = ["linear", "cross_entropy"]
-    assert bench.run(ops, SIDES, "float32", path, 0.02, console) == 0
-    rows, document = read_json(path)
-    assert document["schema"] == SCHEMA
-    assert document["complete"] is True
-    assert document["dtype"] == "float32"
-    assert document["machine"]["python"]
-    asked = {(op, side, direction) for op in ops for side in SIDES for direction in (FORWARD, BOTH)}
-    assert {(r.op, r.side, r.direction) for r in rows} == asked
-    for row in rows:
-        assert row.verdict == "ok"
-        assert row.native == native(row.side, row.op).label
-        assert row.interpreted == side_of(row.side).interpreted()
-        assert len(row.hand_seconds) == len(row.native_seconds) >= 4
-        assert min(*row.hand_seconds, *row.native_seconds) > 0
-        assert row.ratio.low <= row.ratio.median <= row.ratio.high
-    linear = next(r for r in rows if r.op == "linear" and r.direction == BOTH)
-    assert linear.flops == (2 * 5 * 7 * 3 + 5 * 3) + (4 * 5 * 7 * 3 + 5 * 3)
-    assert linear.bytes == 4 * (2 * (35 + 21 + 3 + 15) + 35 + 21 + 3)
-    assert linear.sizes == "M 5, K 7, N 3"
-
-
-def test_json_is_plain(tiny, console, tmp_path):
-    path = tmp_path / "rows.json"
-    bench.run(["relu"], ["torch"], "float64", path, 0.02, console)
-    document = json.loads(path.read_text())
-    assert set(document) == {"schema", "machine", "dtype", "precision", "complete", "rows"}
-    assert set(document["rows"][0]) == {f.name for f in dataclasses.fields(Row)}
-    assert all(isinstance(s, float) for s in document["rows"][0]["hand_seconds"])
-    path.write_text('{"schema": 0}')
-    with pytest.raises(ValueError, match="not a benchmark of schema"):
-        read_json(path)
+    (wanted,) = subject._wanted.values()
+    assert {str(a.dtype).removeprefix("torch.") for a in wanted} == {"float32"}
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_compiled_rows(side):
-    op = dataclasses.replace(spec("relu"), cases=(TINY["relu"],))
-    row = Subject(op, TINY["relu"], side_of(side), "float32").row("compiled", BOTH, 0.02)
-    assert (row.verdict, row.note, row.mode) == ("ok", "", "compiled")
+@pytest.mark.parametrize("mode", [EAGER, COMPILED])
+def test_the_way_back_alone_is_called_again_and_again(side, mode):
+    subject = subject_of("linear", side)
+    for implementation in (HAND, NATIVE):
+        call = subject.call(implementation, mode, BACKWARD)
+        first, second = (tuple(map(side_of(side).take, call())) for _ in range(2))
+        assert subject.difference(call(), BACKWARD) == ""
+        assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_group_holds_both_modes_a_twin_and_what_they_cost(side, tmp_path):
+    with Watch("cpu") as watch, natives(side).fresh(str(tmp_path)):
+        group = measure(subject_of("relu", side), BOTH, (EAGER, COMPILED), 0.02, Flat(), watch)
+    assert [m.name for m in group.members] == ["hand eager", "native eager", "hand compiled", "native compiled"]
+    assert all(m.problem == "" for m in group.members), group.members
+    for member in group.members:
+        assert len(member.warm) == len(group.twin) >= 6
+        assert min(member.warm) > 0
+        assert member.first_call > 0
+        assert member.cached_call > 0
+        assert member.interpreted == (side_of(side).interpreted() and member.implementation == HAND)
+    # The result and the gradient, 37 floats each, at least; jax tells of programs only.
+    peaks = {m.name: m.peak_bytes for m in group.members}
+    assert peaks["native compiled"] >= 148
+    assert (peaks["native eager"] is None) == (side == "jax")
+    ratio = group.ratio(group.members[0])
+    assert ratio.low <= ratio.median <= ratio.high
+    assert group.ratio(group.members[1]) is None
+
+
+def test_torchs_peak_counts_what_is_there_at_once():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("CUDA's allocator rounds up")
+    x, side = torch.zeros(1000), side_of("torch")
+    assert peak_bytes(side, lambda: -x) == 4000
+    assert peak_bytes(side, lambda: (-x).neg()) == 8000
+    assert peak_bytes(side, lambda: [(-x).sum() for _ in range(5)]) in range(4004, 4100)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_ceilings_are_measured(side, monkeypatch):
+    from gradlab.profiling.bench import ceilings
+
+    monkeypatch.setattr(ceilings, "LARGEST", {"cpu": 2**20, "cuda": 2**20})
+    monkeypatch.setattr(ceilings, "PRODUCTS", {"cpu": (64, 128), "cuda": (64, 128)})
+    found = Ceilings(side_of(side), "float32", timers(side_of(side))["warm"])
+    # Beyond a megabyte a second, below what any machine has.
+    assert 1e6 < found.bandwidth(2**18) < 1e14
+    assert found.bandwidth(2**30) == found.bandwidth(2**20)
+    assert 1e6 < found.rate() < 1e16
+
+
+def test_groups_of_both_sides(tiny, console, tmp_path):
+    path, table = tmp_path / "groups.json", tmp_path / "groups.csv"
+    assert bench.run(Command(("linear",), SIDES, modes=(EAGER,), budget=0.02, json=path, csv=table), console, here) == 0
+    groups, head = read_json(path)
+    assert head["schema"] == SCHEMA
+    assert head["complete"] is True
+    assert head["dtype"] == "float32"
+    assert head["machine"]["python"]
+    assert [(g.side, g.direction) for g in groups] == [(side, way) for side in SIDES for way in PASSES]
+    for group in groups:
+        assert all(m.problem == "" for m in group.members)
+        assert {m.label for m in group.members} == {f"gradlab.{group.side}", native(group.side, "linear").label}
+        assert group.words == "M 5, K 7, N 3"
+    work = {g.direction: (g.flops, g.bytes) for g in groups}
+    assert work[FORWARD] == (2 * 5 * 7 * 3 + 5 * 3, 4 * (35 + 21 + 3 + 15))
+    assert work[BACKWARD] == (4 * 5 * 7 * 3 + 5 * 3, 4 * (35 + 21 + 3 + 15 + 35 + 21 + 3))
+    assert work[BOTH] == tuple(a + b for a, b in zip(work[FORWARD], work[BACKWARD], strict=True))
+    lines = table.read_text().splitlines()
+    assert lines[0] == ",".join(COLUMNS)
+    assert len(lines) == 1 + 6 * 2
+    assert len({g.seed for g in groups}) == 6
+
+
+def test_json_is_plain_and_another_file_is_said(tiny, console, tmp_path):
+    path = tmp_path / "groups.json"
+    run(console, ops=("relu",), sides=("torch",), dtype="float64", json=path)
+    document = json.loads(path.read_text())
+    assert set(document) == {"kind", "schema", "machine", "dtype", "precision", "complete", "groups"}
+    assert all(isinstance(s, float) for s in document["groups"][0]["members"][0]["warm"])
+    for text, said in (
+        ("[]", "is not a benchmark of gradlab"),
+        ("{", "it is no JSON"),
+        ('{"kind": "gradlab benchmark", "schema": 1}', "is a benchmark of schema 1"),
+        ('{"kind": "gradlab benchmark", "schema": 2, "groups": [{"op": 1}]}', "groups cannot be read"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read_json(path)
+    with pytest.raises(ValueError, match="cannot read"):
+        read_json(tmp_path / "missing.json")
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("factor", [1 + 1e-3, float("nan")])
 def test_wrong_results_are_caught(tiny, console, tmp_path, monkeypatch, side, factor):
+    # What is wrong is found whichever of the two it is: here the native.
     right = native(side, "relu").fn
     plant(monkeypatch, side, "relu", lambda x: right(x) * factor)
-    path = tmp_path / "rows.json"
-    assert bench.run(["relu", "linear"], [side], "float32", path, 0.02, console) == 1
-    rows, _ = read_json(path)
-    assert [r.verdict for r in rows] == ["wrong", "wrong", "ok", "ok"]
-    assert rows[0].note.startswith("y is off by")
-    assert rows[1].note.startswith("dx is off by")
-    assert not rows[0].hand_seconds
-    assert f"wrong: relu on {side}, tiny, float32, eager, forward: y is off by" in " ".join(printed(console).split())
+    path = tmp_path / "groups.json"
+    assert run(console, ops=("relu",), sides=(side,), json=path) == 1
+    forward, both = read_json(path)[0]
+    # The native is what the others are held against; one that is not even itself is wrong too.
+    assert forward.members[0].problem == both.members[0].problem == "WRONG"
+    assert forward.members[0].note.startswith("y is off by")
+    assert both.members[0].note.startswith("dx is off by")
+    assert not forward.members[0].warm
+    assert f"WRONG: relu on {side}, tiny, float32, forward, hand eager: y is off by" in printed(console)
 
 
-def test_wrong_shape_dtype_and_zeros_are_caught(monkeypatch):
+def test_wrong_shape_dtype_and_zeros_are_caught():
     import torch
 
-    subject = Subject(spec("relu"), TINY["relu"], side_of("torch"), "float32")
-    right = subject.call("hand", "eager", FORWARD)()
+    subject = subject_of("relu", "torch")
+    right = subject.call(HAND, EAGER, FORWARD)()
     assert subject.difference(right, FORWARD) == ""
     assert subject.difference(right[1:], FORWARD) == "y is float32 [36], wanted float32 [37]"
     assert subject.difference(right.double(), FORWARD) == "y is float64 [37], wanted float32 [37]"
     assert "off by" in subject.difference(torch.zeros_like(right), FORWARD)
 
 
-def test_an_error_is_a_row_and_the_rest_goes_on(tiny, console, monkeypatch):
+def test_an_error_is_a_member_and_the_rest_goes_on(tiny, console, monkeypatch, tmp_path):
+    path = tmp_path / "groups.json"
+
     def fails(x):
         raise RuntimeError("out of\nluck")
 
-    plant(monkeypatch, "torch", "relu", fails)
-    assert bench.run(["relu", "cross_entropy"], ["torch"], "float32", None, 0.02, console) == 1
-    assert "RuntimeError: out of luck" in printed(console)
-    assert "cross_entropy on torch, tiny: M 4, V 7" in printed(console)
+    monkeypatch.setattr(peers, "peers", lambda *a: {})
+    from gradlab.profiling.bench import subject
+
+    monkeypatch.setattr(subject, "peers", lambda *a: {"broken": Native("broken.fn", fails, nullcontext)})
+    assert run(console, ops=("relu",), sides=("torch",), passes=(FORWARD,), json=path) == 1
+    assert "FAILED: relu on torch, tiny, float32, forward, broken eager: RuntimeError: out of luck" in printed(console)
+    (group,) = read_json(path)[0]
+    assert [m.problem for m in group.members] == ["", "", "FAILED"]
+    assert group.members[0].warm
 
 
-def test_interrupt_keeps_the_finished_rows(tiny, console, tmp_path, monkeypatch):
-    def interrupted(*args):
-        raise KeyboardInterrupt
+def test_interrupt_keeps_the_finished_groups(tiny, console, tmp_path):
+    path = tmp_path / "groups.json"
 
-    plant(monkeypatch, "torch", "relu", interrupted)
-    path = tmp_path / "rows.json"
-    assert bench.run(["linear", "relu"], ["torch"], "float32", path, 0.02, console) == 130
-    rows, document = read_json(path)
-    assert [r.op for r in rows] == ["linear", "linear"]
-    assert document["complete"] is False
+    def stops(name, work, *args, heard, env):
+        def hears(message):
+            heard(message)
+            if message[0] == "group":
+                raise KeyboardInterrupt
+
+        return work(hears, *args)
+
+    asked = Command(("linear", "relu"), ("torch",), modes=(EAGER,), passes=(FORWARD,), budget=0.02, json=path)
+    assert bench.run(asked, console, stops) == 130
+    groups, head = read_json(path)
+    assert [g.op for g in groups] == ["linear"]
+    assert head["complete"] is False
     assert "linear on torch" in printed(console)
-    assert "interrupted: 2 of 4 rows" in printed(console)
+    assert "interrupted: the 1 groups above are finished" in printed(console)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"dtype": "float8"}, "unknown dtype 'float8'; the lab has float64, float32, float16, bfloat16"),
-        ({"ops": ["relo"]}, "unknown op 'relo'; the lab has adam"),
-        ({"sides": ["numpy"]}, "unknown side 'numpy'"),
+        ({"ops": ("relo",)}, "unknown op 'relo'; the lab has adam"),
+        ({"sides": ("numpy",)}, "unknown side 'numpy'"),
         ({"budget": 0.0}, "budget is 0.0, wanted"),
         ({"budget": math.nan}, "budget is nan, wanted"),
+        ({"modes": ("fast",)}, "unknown mode 'fast'; wanted one of eager, compiled"),
+        ({"passes": ("there",)}, "unknown pass 'there'; wanted one of forward, backward"),
+        ({"case": "circle"}, "unknown case 'circle'; wanted one of perceptron"),
     ],
 )
 def test_errors_of_the_user(console, change, message):
-    asked = {"ops": None, "sides": SIDES, "dtype": "float32", "json": None, "budget": 0.1} | change
     with pytest.raises(ValueError, match=message):
-        bench.run(**asked, console=console)
+        run(console, **change)
+    assert printed(console) == ""
 
 
-def test_a_file_that_cannot_be_written_is_said_before_the_work(console, tmp_path):
-    for path in (tmp_path, tmp_path / "missing" / "rows.json"):
-        with pytest.raises(ValueError, match="cannot write"):
-            bench.run(None, SIDES, "float32", path, 0.1, console)
+def test_files_that_cannot_be_written_or_read_are_said_before_the_work(console, tmp_path):
+    for path in (tmp_path, tmp_path / "missing" / "groups.json"):
+        for kind in ("json", "csv"):
+            with pytest.raises(ValueError, match="cannot write"):
+                run(console, **{kind: path})
+    with pytest.raises(ValueError, match="cannot read"):
+        run(console, base=tmp_path / "missing.json")
+    assert printed(console) == ""
 
 
-def row(**changes):
-    values = {
-        "op": "linear", "case": "square", "sizes": "M 512", "side": "jax", "mode": "eager", "direction": FORWARD,
-        "dtype": "float32", "device": "cuda", "native": "jnp.dot", "verdict": "ok", "interpreted": False,
-        "flops": 4_000_000_000, "bytes": 2_000_000_000, "repeat": 1, "hand_seconds": (0.9e-3, 1e-3, 1.1e-3),
-        "native_seconds": (0.45e-3, 0.5e-3, 0.55e-3),
-    }  # fmt: skip
-    return Row(**(values | changes))
-
-
-def test_compiled_kernels_have_rates_and_interpreted_ones_a_label(console):
-    bench_report.show([row(), row(side="torch", interpreted=True)], console)
-    lines = printed(console).splitlines()
-    by_jax = lines[lines.index("linear on jax, square: M 512") + 1].split()
-    assert by_jax[2:] == ["1.00", "±", "0.05", "ms", "500", "±", "25", "µs", "2.00", "(2.00–2.00)", "2000", "4000"]
-    by_torch = lines[lines.index("linear on torch, square: M 512") + 1].split()
-    assert by_torch[-1] == "interpreted"
-    assert not {"2000", "4000"} & set(by_torch)
-    assert "never a kernel's speed" in " ".join(printed(console).split())
-    assert max(map(len, lines[: lines.index("native on jax: jnp.dot")])) <= 80
-
-
-def test_no_word_of_interpreters_where_nothing_was_interpreted(console):
-    bench_report.show([row()], console)
-    assert "interpreted" not in printed(console)
-    bench_report.show([], console)
-
-
-def test_markdown():
-    wrong = row(op="relu", verdict="wrong", note="y is off", hand_seconds=(), native_seconds=())
-    text = bench_report.markdown([row(), row(interpreted=True), wrong], {"gpu": "Some GPU"})
-    assert "- gpu: Some GPU\n- precision: float32: full precision in every product, no TF32\n" in text
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {14}
-    assert "| 1.00 ± 0.05 ms | 500 ± 25 µs | 2.00 (2.00–2.00) | 2000 | 4000 | `jnp.dot` |" in lines[2]
-    assert "| interpreted |  | `jnp.dot` |" in lines[3]
-    assert "- wrong: relu on jax, square, float32, eager, forward: `y is off`" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (1.5, "1.50 ± 0.00 s"),
-        (0.01234, "12.3 ± 0.0 ms"),
-        (9.996e-4, "1000 ± 0 µs"),
-        (3e-8, "30.0 ± 0.0 ns"),
-        (0.0, "0.00 ± 0.00 ns"),
-    ],
-)
-def test_duration(seconds, words):
-    assert bench_report.duration(bench_report.Spread(seconds, seconds, seconds)) == words
+def test_a_case_of_cuda_alone_is_said(console):
+    with pytest.raises(ValueError, match=r"no case 'transformer' is timed on this device: it is for CUDA"):
+        run(console, ops=("relu",), sides=(), case="transformer")
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_data_is_random_and_the_same_each_time(side):
-    first, second = (Subject(spec("linear"), TINY["linear"], side_of(side), "float32") for _ in range(2))
-    for a, b in zip(first._arrays, second._arrays, strict=True):
-        for x, y in zip(map(side_of(side).take, a), map(side_of(side).take, b), strict=True):
+def test_data_follows_from_the_seed(side):
+    first, same, other = (subject_of("linear", side, seed=seed) for seed in (3, 3, 4))
+    for a, b, c in zip(first.arrays, same.arrays, other.arrays, strict=True):
+        for x, y, z in zip(*(map(side_of(side).take, arrays) for arrays in (a, b, c)), strict=True):
             assert np.array_equal(x, y)
+            assert not np.array_equal(x, z)
             assert np.all(x != 0)
 
 
 def test_large_cases_are_for_cuda_alone():
     for device, largest in (("cpu", "bench"), ("cuda", "bench gpu")):
-        side = SimpleNamespace(device=lambda device=device: device)
-        assert bench.cases(spec("linear"), side)[-1].use == largest
+        assert worker.cases(spec("linear"), device)[-1].use == largest
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "page"
-    path.write_text("old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "\ud800")
-    assert path.read_text() == "old"
-    write_whole(path, "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["page"]
-    assert path.read_text() == "new"
+@pytest.mark.parametrize("op", specs())
+def test_a_sweep_grows_to_the_largest_case(op):
+    case = spec(op).select("bench")[-1]
+    points = list(scaled(spec(op), case))
+    assert points[-1] == (case, 1.0)
+    assert len(points) >= 4
+    work = [spec(op).bytes(c, "float32")["forward"] for c, _ in points]
+    assert work == sorted(set(work))
+    # Every size is one that the op can draw.
+    assert spec(op).make(points[0][0])
+
+
+def test_a_sweep_is_measured(tiny, console, tmp_path):
+    path = tmp_path / "groups.json"
+    assert run(console, ops=("relu",), sides=("torch",), passes=(FORWARD,), sweep=True, json=path) == 0
+    groups, _ = read_json(path)
+    assert [g.sizes["E"] for g in groups] == [2, 4, 9, 18, 37]
+    assert [g.swept for g in groups] == [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1]
+
+
+def _tells(tell, n):
+    import os
+
+    for i in range(n):
+        tell(i)
+    return os.environ["SAID"], multiprocessing.current_process().name
+
+
+def _fails(tell):
+    tell("on the way")
+    raise RuntimeError("no\nluck")
+
+
+def _dies(tell):
+    import os
+
+    os._exit(3)
+
+
+def test_work_apart_is_heard_and_its_errors_are_one_line():
+    heard = []
+    said, name = apart("work", _tells, 3, heard=heard.append, env={"SAID": "yes"})
+    assert (heard, said) == ([0, 1, 2], "yes")
+    assert name != multiprocessing.current_process().name
+    with pytest.raises(RuntimeError, match=r"^work: RuntimeError: no$"):
+        apart("work", _fails, heard=heard.append)
+    assert heard[-1] == "on the way"
+    with pytest.raises(RuntimeError, match=r"^work: ended with exit code 3$"):
+        apart("work", _dies, heard=heard.append)

@@ -13,7 +13,8 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from gradlab.autodiff.side import side
-from gradlab.workloads import apart, command, compare, training, whole
+from gradlab.profiling import files
+from gradlab.workloads import apart, command, compare, training
 from gradlab.workloads import compare_report as report
 from gradlab.workloads.command import Asked
 from gradlab.workloads.training import Plan, Run
@@ -221,17 +222,17 @@ def test_unwritable_folder(tmp_path, capsys, no_training):
 
 def test_a_file_is_whole_or_not_there(tmp_path):
     path = tmp_path / "table.md"
-    whole.whole(path, lambda p: p.write_text("old"))
+    files.whole(path, lambda p: p.write_text("old"))
 
     def fail(half):
         half.write_text("half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        whole.whole(path, fail)
+        files.whole(path, fail)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["table.md"]
-    whole.whole(path, lambda p: p.write_text("new"))
+    files.whole(path, lambda p: p.write_text("new"))
     assert path.read_text() == "new"
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from gradlab.profiling import gpu
-from gradlab.profiling.bench_file import write_json
-from gradlab.profiling.bench_row import Row
+from gradlab.profiling.bench.file import write
+from gradlab.profiling.bench.row import Group, Member
 from gradlab.profiling.gpu import Part
 from gradlab.profiling.gpu_part import execute
 
 MACHINE = {"gpu": "NVIDIA H200", "driver": "580.1", "date": "2026-01-02 03:04 UTC", "commit": "abc"}
 HERE = Path(__file__).parent
-ROW = Row(
-    op="relu", case="large", sizes="E 4", side="torch", mode="eager", direction="forward", dtype="float32",
-    device="cuda", native="F.relu", verdict="ok", interpreted=False, flops=4, bytes=32, repeat=1,
-    hand_seconds=(1e-6, 1e-6), native_seconds=(1e-6, 2e-6),
+GROUP = Group(
+    op="relu", case="large", sizes={"E": 4}, side="torch", direction="forward", dtype="float32", device="cuda", seed=0,
+    flops=4, bytes=32, bandwidth=4e12, rate=5e13, twin=(1e-6, 2e-6),
+    members=(Member("hand", "gradlab.torch", "eager", warm=(1e-6, 1e-6)), Member("native", "F.relu", "eager", warm=(1e-6, 2e-6))),
 )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_devices_are_asked_in_a_process_of_their_own(monkeypatch):
 
 def test_one_part_fails_one_is_late_and_the_rest_goes_on(tmp_path, capfd):
     file = tmp_path / "torch-float32.json"
-    write_json(file, [ROW], "float32", MACHINE, complete=True)
+    write([GROUP], {"machine": MACHINE, "complete": True}, file, None)
     text = file.read_text()
     (tmp_path / "stale.json").write_text(text)
     save = f"import pathlib; pathlib.Path({str(file)!r}).write_text({text!r}); print('saved')"
@@ -62,7 +62,7 @@ def test_one_part_fails_one_is_late_and_the_rest_goes_on(tmp_path, capfd):
     assert "| other | skipped | 0 | no CUDA device for jax, which sees cpu |" in page
     assert "## suite: failed\n\n```\n1 failed\n```" in page
     assert "## sleeps: timed out\n\n```\nawake\n" in page
-    assert page.count("| relu | large | E 4 |") == 1
+    assert page.count("| relu | large | E 4 |") == 2
     assert not (tmp_path / "stale.json").exists()
     assert "awake" in capfd.readouterr().out
 

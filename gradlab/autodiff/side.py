@@ -44,6 +44,11 @@ class Side(Protocol):
         """(arguments, cotangents) -> the vjp of `fn` for the arguments at the places `wrt`; differentiable again."""
         ...
 
+    def way_back(self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[Any], cotangents: Sequence[Any],
+                 compiled: bool) -> Callable[[], tuple[Any, ...]]:  # fmt: skip
+        """The way back alone: `fn` is run here, once; each call gives the vjp anew, compiled where that is asked."""
+        ...
+
     def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """`fn` under torch.compile(fullgraph=True) or jax.jit."""
         ...

@@ -1,5 +1,6 @@
 """jax through the lab's verbs."""
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -51,6 +52,19 @@ class JaxSide:
             return jax.vjp(of_wrt, *(args[i] for i in wrt))[1](tuple(cotangents))
 
         return vjp
+
+    def way_back(self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[jax.Array],
+                 cotangents: Sequence[jax.Array], compiled: bool) -> Callable[[], tuple[jax.Array, ...]]:  # fmt: skip
+        def of_wrt(*moving: jax.Array) -> tuple[jax.Array, ...]:
+            full = list(args)
+            for i, value in zip(wrt, moving, strict=True):
+                full[i] = value
+            return as_tuple(fn(*full))
+
+        pull = jax.vjp(jax.jit(of_wrt) if compiled else of_wrt, *(args[i] for i in wrt))[1]
+        # The pullback is a pytree of its residuals: they are arguments of the program, no constants in it.
+        called = jax.jit(lambda pull, given: pull(given)) if compiled else lambda pull, given: pull(given)
+        return functools.partial(called, pull, tuple(cotangents))
 
     def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(fn)

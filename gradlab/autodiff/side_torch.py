@@ -1,5 +1,6 @@
 """torch through the lab's verbs."""
 
+import functools
 import importlib
 import itertools
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._functorch import config as functorch_config
 from torch.utils import _pytree as pytree
 
 from gradlab.autodiff.side import as_tuple
@@ -70,6 +72,21 @@ class TorchSide:
                 return torch.autograd.grad(outputs, moving, given, create_graph=again, materialize_grads=True)
 
         return vjp
+
+    def way_back(self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[torch.Tensor],
+                 cotangents: Sequence[torch.Tensor],
+                 compiled: bool) -> Callable[[], tuple[torch.Tensor, ...]]:  # fmt: skip
+        args = [_leaf(a) if i in wrt else a for i, a in enumerate(args)]
+        # What is kept is kept for the next call too: a compiled backward would write into it otherwise.
+        with torch.enable_grad(), functorch_config.patch(donated_buffer=False):
+            results = as_tuple((self.compiled(fn) if compiled else fn)(*args))
+            pairs = [(y, c) for y, c in zip(results, cotangents, strict=True) if y.requires_grad]
+            outputs, given = zip(*pairs, strict=True)
+            moving = [args[i] for i in wrt]
+            again = functools.partial(torch.autograd.grad, outputs, moving, given, retain_graph=True)
+            # The first call compiles the way back, and has to know that too.
+            again(materialize_grads=True)
+        return functools.partial(again, materialize_grads=True)
 
     def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(fn, fullgraph=True, backend=backend())

@@ -121,6 +121,7 @@ SPEC = Spec(
     length=length,
     derive=derive,
     order=3,
+    grows=("B", "D", "F"),
     kept="x, w; y with relu",
     source="Dumoulin and Visin, arXiv:1603.07285",
 )

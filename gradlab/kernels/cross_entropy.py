@@ -84,6 +84,7 @@ SPEC = Spec(
         Case("language model", {"M": 8192, "V": 50257}, use="bench gpu"),
     ),
     draw=draw,
+    grows=("M", "V"),
     length=lambda sizes: max(sizes["V"], sizes["M"]),
     derive=derive,
     kept="x, t, two numbers a row",

@@ -28,11 +28,14 @@ _switched = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descripto
 
 # Most elements of one tile in the interpreter (Triton refuses larger tensors).
 INTERPRETED_TILE = 2**20
+# Every kernel that was decorated so far.
+KERNELS: list[JITFunction] = []
 
 
 def kernel(fn: Callable) -> JITFunction:
     """Decorate a Triton kernel of this lab: compiled by `launch` on CUDA, interpreted by it on a CPU."""
-    return JITFunction(fn)
+    KERNELS.append(JITFunction(fn))
+    return KERNELS[-1]
 
 
 @dataclasses.dataclass(frozen=True)

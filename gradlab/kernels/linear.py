@@ -75,6 +75,7 @@ SPEC = Spec(
     ),
     draw=draw,
     order=3,
+    grows=("M", "K", "N"),
     tiles={"x": (64, 64), "w": (64, 64), "b": (64,)},
     length=lambda sizes: max(sizes["M"], sizes["K"], sizes["N"]),
     kept="x, w; y with relu",

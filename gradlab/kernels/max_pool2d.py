@@ -107,6 +107,7 @@ SPEC = Spec(
     ),
     draw=draw,
     order=3,
+    grows=("B", "C"),
     length=lambda sizes: sizes["R"] * sizes["S"],
     derive=derive,
     kept="the tap of each maximum",

@@ -64,6 +64,7 @@ class Spec:
         length: sizes -> number of terms in the op's longest sum, which scales every tolerance.
         derive: sizes and options -> further sizes that the signature names.
         order: how many times the op can be differentiated exactly; 3 stands for any number.
+        grows: the axes along which a case is scaled to see time against size.
         tiles: by input, the part of its gradient that one program of the compiled float64 kernels owns.
         kept: the residuals, in words.
         kept_slope: the most that dx changes, for each unit of dy, with a kept result that lies rounded in its dtype.
@@ -81,6 +82,7 @@ class Spec:
     length: Callable[[Sizes], int] = lambda sizes: 1
     derive: Callable[..., Mapping[str, Any]] = lambda sizes, **static: {}
     order: int = 2
+    grows: tuple[str, ...] = ("E",)
     tiles: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: _EMPTY)
     kept: str = ""
     kept_slope: float = 0.0

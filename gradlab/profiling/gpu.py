@@ -69,7 +69,7 @@ def main() -> int:
 def run(plan: Sequence[Part], folder: Path, machine: dict[str, str], limit: float = LIMIT) -> list[Outcome]:
     """Run the parts one after another and rewrite the page after each."""
     # Imported late, with what it needs: a bare Python is to hear that there is no CUDA, not that a table is missing.
-    from gradlab.profiling.bench_file import write_whole
+    from gradlab.profiling.files import write_whole
 
     end = time.monotonic() + limit
     outcomes: list[Outcome] = []
@@ -102,7 +102,7 @@ def parts(devices: dict[str, str], folder: Path) -> list[Part]:
             name = f"{side}-{dtype}.json"
             command = (
                 sys.executable, "-m", "gradlab", "bench", "--side", side, "--dtype", dtype,
-                "--json", str(folder / name), "--budget", BUDGET,
+                "--json", str(folder / name), "--budget", BUDGET, "--pass", "forward", "--pass", "forward+backward",
             )  # fmt: skip
             missing = "" if devices[side] == "cuda" else f"no CUDA device for {side}, which sees {devices[side]}"
             # torch compiles by a C++ or Triton compiler, a second or more a row; jax in tenths.
@@ -113,8 +113,8 @@ def parts(devices: dict[str, str], folder: Path) -> list[Part]:
 
 def page(outcomes: Sequence[Outcome], plan: Sequence[Part], folder: Path, machine: dict[str, str]) -> str:
     """Markdown: the machine, what became of each part, the tables of those that left a file."""
-    from gradlab.profiling.bench_file import read_json
-    from gradlab.profiling.bench_report import markdown
+    from gradlab.profiling.bench.file import read_json
+    from gradlab.profiling.bench.table import markdown
 
     lines = [f"# {machine.get('gpu', 'CUDA')}", "", "Written by `make gpu`, which replaces it.", ""]
     lines += [f"- {key}: {value}" for key, value in machine.items()]

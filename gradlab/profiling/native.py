@@ -2,15 +2,20 @@
 
 import importlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 
 class Native(NamedTuple):
-    """A framework's own function for an op, and the name that its documentation knows it by."""
+    """A framework's own function for an op, and the name that its documentation knows it by.
+
+    Attributes:
+        around: what has to be entered for it to run, outside of what is timed.
+    """
 
     label: str
     fn: Callable[..., Any]
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class Natives(Protocol):
@@ -24,6 +29,10 @@ class Natives(Protocol):
 
     def widen(self, array: Any) -> Any:
         """The array in float32 where it is in half precision, else as it is."""
+        ...
+
+    def fresh(self, folder: str) -> AbstractContextManager[Any]:
+        """Within it compilers find nothing, neither in memory nor on disk, and keep what they make in `folder`."""
         ...
 
     def forget(self) -> None:

@@ -1,10 +1,12 @@
-"""jax's own functions, and optax's, for each op of the lab; imports no torch."""
+"""jax's own functions for each op of the lab, and optax's where jax has none; imports no torch."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
 from gradlab.kernels.sgd import LR as SGD_LR
@@ -26,15 +28,11 @@ def relu(x):
 
 
 def cross_entropy(x, t, *, ignore_index=-100, reduction="mean"):
-    """The negative log-likelihood of t[M] under softmax(x[M V]); the rows not ignored are optax's user's to pick."""
-    import optax
-
+    """The negative log-likelihood of t[M] under softmax(x[M V]), of jax's own log_softmax."""
     valid = t != ignore_index
-    y = optax.softmax_cross_entropy_with_integer_labels(x, jnp.where(valid, t, 0))
-    y = jnp.where(valid, y, 0)
-    if reduction == "none":
-        return y
-    return y.sum() if reduction == "sum" else y.sum() / valid.sum().astype(y.dtype)
+    picked = jnp.take_along_axis(jax.nn.log_softmax(x), jnp.where(valid, t, 0)[:, None], 1)[:, 0]
+    y = jnp.where(valid, -picked, 0)
+    return y.sum() / valid.sum().astype(y.dtype) if reduction == "mean" else _reduced(y, reduction)
 
 
 def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False, step=1):
@@ -100,19 +98,12 @@ def tanh(x):
 
 def mse_loss(x, t, *, reduction="mean"):
     """The mean of (x[E] - t[E])^2."""
-    import optax
-
-    return _reduced(optax.squared_error(x, t), reduction)
+    return _reduced(jnp.square(x - t), reduction)
 
 
 def binary_cross_entropy_with_logits(x, t, w=None, p=None, *, reduction="mean"):
-    """The negative log-likelihood of t[E] under sigmoid(x[E]); optax has no weight for the yes."""
-    import optax
-
-    if p is None:
-        y = optax.sigmoid_binary_cross_entropy(x, t)
-    else:
-        y = -p * t * jax.nn.log_sigmoid(x) - (1 - t) * jax.nn.log_sigmoid(-x)
+    """The negative log-likelihood of t[E] under sigmoid(x[E])."""
+    y = -(t if p is None else p * t) * jax.nn.log_sigmoid(x) - (1 - t) * jax.nn.log_sigmoid(-x)
     return _reduced(y if w is None else w * y, reduction)
 
 
@@ -125,11 +116,11 @@ NATIVE = {
     "linear": Native("jnp.dot", linear),
     "max_pool2d": Native("lax.reduce_window", max_pool2d),
     "relu": Native("jax.nn.relu", relu),
-    "mse_loss": Native("optax.squared_error", mse_loss),
-    "binary_cross_entropy_with_logits": Native("optax.sigmoid_binary_cross_entropy", binary_cross_entropy_with_logits),
+    "mse_loss": Native("jnp.square", mse_loss),
+    "binary_cross_entropy_with_logits": Native("jax.nn.log_sigmoid", binary_cross_entropy_with_logits),
     "sigmoid": Native("jax.nn.sigmoid", sigmoid),
     "tanh": Native("jnp.tanh", tanh),
-    "cross_entropy": Native("optax.softmax_cross_entropy_with_integer_labels", cross_entropy),
+    "cross_entropy": Native("jax.nn.log_softmax", cross_entropy),
     "adam": Native("optax.adam", adam),
     "sgd": Native("optax.sgd", sgd),
 }
@@ -146,6 +137,29 @@ def precise() -> AbstractContextManager[Any]:
 def widen(array: jax.Array) -> jax.Array:
     """The array in float32 where it is in half precision, else as it is."""
     return array.astype(jnp.float32) if array.dtype in (jnp.float16, jnp.bfloat16) else array
+
+
+@contextmanager
+def fresh(folder: str) -> Iterator[None]:
+    """Within it compilers find nothing, neither in memory nor on disk, and keep what they make in `folder`."""
+    settings = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    _set(settings)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    forget()
 
 
 def forget() -> None:

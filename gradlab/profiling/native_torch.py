@@ -1,15 +1,18 @@
 """torch's own functions for each op of the lab; imports no jax."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from torch._inductor.utils import clear_caches
 from torch.optim.adam import adam as adam_in_place
 from torch.optim.sgd import sgd as sgd_in_place
 
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
+from gradlab.kernels.launch_triton import KERNELS
 from gradlab.kernels.sgd import LR as SGD_LR
 from gradlab.profiling.native import Native
 
@@ -126,6 +129,28 @@ def precise() -> Iterator[None]:
 def widen(array: torch.Tensor) -> torch.Tensor:
     """The array in float32 where it is in half precision, else as it is."""
     return array.float() if array.dtype in (torch.float16, torch.bfloat16) else array
+
+
+@contextmanager
+def fresh(folder: str) -> Iterator[None]:
+    """Within it compilers find nothing, neither in memory nor on disk, and keep what they make in `folder`."""
+    places = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
+    before = {name: os.environ.get(name) for name in places}
+    _clear()
+    os.environ.update(places)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        _clear()
+
+
+def _clear() -> None:
+    clear_caches()
+    for kernel in KERNELS:
+        kernel.device_caches.clear()
+    forget()
 
 
 def forget() -> None:

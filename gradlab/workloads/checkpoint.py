@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.profiling.files import whole
 from gradlab.workloads import layouts
 from gradlab.workloads.layouts import Arrays
 from gradlab.workloads.network import Network, Weights
-from gradlab.workloads.whole import whole
 
 _KEY = "gradlab"
 _STATE = ("optimizer.", "scaler.")

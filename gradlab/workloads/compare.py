@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gradlab.profiling.files import claim, whole
 from gradlab.profiling.machine import describe, stamp
 from gradlab.workloads import compare_report as report
 from gradlab.workloads.apart import run_apart
 from gradlab.workloads.training import NEEDS, Plan, Run, missing
-from gradlab.workloads.whole import claim, whole
 from gradlab.workloads.workload import LAYERS, steps
 
 DONE, BROKEN, UNUSABLE, INTERRUPTED = 0, 1, 2, 130

@@ -12,10 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
+from gradlab.profiling.files import claim
 from gradlab.workloads import checkpoint
 from gradlab.workloads.compare import DONE, INTERRUPTED, UNUSABLE, progress, say
 from gradlab.workloads.training import Plan, Training
-from gradlab.workloads.whole import claim
 from gradlab.workloads.workload import shown
 
 # What a resumed run may be asked for anew: more epochs, and where its data lies now.

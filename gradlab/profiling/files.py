@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and places tried before the work is done that is to be kept there."""
 
 import os
 import tempfile
@@ -17,6 +17,16 @@ def claim(folder: Path) -> None:
         pass
 
 
+def writable(command: str, path: Path | None) -> None:
+    """Say that a file cannot be written before the work that it is for.
+
+    Raises:
+        ValueError: it is a folder, or its folder does not exist.
+    """
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise ValueError(f"{command}: cannot write {path}: it is a folder, or its folder does not exist")
+
+
 def whole(path: Path, save: Callable[[Path], object]) -> None:
     """`save` a file beside `path`, then move it there: a reader sees the old file or the new one, never a half."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -28,3 +38,8 @@ def whole(path: Path, save: Callable[[Path], object]) -> None:
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A text file, whole or not there."""
+    whole(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -1,0 +1,180 @@
+"""`gradlab bench`: every op beside what its framework offers, each side in a process of its own."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from gradlab.autodiff.arguments import FLOATS
+from gradlab.autodiff.side import known
+from gradlab.kernels.spec import Spec, spec, specs
+from gradlab.profiling.apart import apart
+from gradlab.profiling.bench import compare
+from gradlab.profiling.bench.file import write
+from gradlab.profiling.bench.row import MODES, PASSES, Group
+from gradlab.profiling.bench.table import policy, show, show_changes
+from gradlab.profiling.bench.worker import ENVIRONMENT, Asked, work
+from gradlab.profiling.files import writable
+from gradlab.profiling.machine import describe
+
+
+@dataclass(frozen=True)
+class Command:
+    """What was said on the command line.
+
+    Attributes:
+        ops: names; none for every op.
+        sides: "torch", "jax" or both.
+        dtype: float64, float32, float16 or bfloat16.
+        modes, passes: of MODES and PASSES; none for all.
+        case: one case's name.
+        budget: seconds of timing a group, beside compilation and proof.
+        seed: of all inputs; None draws one for each group.
+        sweep: time against size.
+        json, csv: files to write; the first holds raw samples and the machine.
+        base: an earlier run's JSON to compare with.
+    """
+
+    ops: tuple[str, ...]
+    sides: tuple[str, ...]
+    dtype: str = "float32"
+    modes: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()
+    case: str | None = None
+    budget: float = 1.0
+    seed: int | None = None
+    sweep: bool = False
+    json: Path | None = None
+    csv: Path | None = None
+    base: Path | None = None
+
+    def asked(self) -> tuple[Asked, ...]:
+        """What each side's process is to do.
+
+        Raises:
+            ValueError: an unknown op, side, dtype, mode, pass or case, a budget that is not positive.
+        """
+        if self.dtype not in FLOATS:
+            raise ValueError(f"bench: unknown dtype {self.dtype!r}; the lab has {', '.join(FLOATS)}")
+        if not self.budget > 0:
+            raise ValueError(f"bench: budget is {self.budget}, wanted a number of seconds above 0")
+        chosen = [spec(name) for name in self.ops] or list(specs().values())
+        _among("mode", self.modes, MODES)
+        _among("pass", self.passes, PASSES)
+        if self.case is not None:
+            _among("case", (self.case,), tuple(dict.fromkeys(c.name for op in chosen for c in _timed(op))))
+            chosen = [op for op in chosen if self.case in {c.name for c in _timed(op)}]
+        return tuple(
+            Asked(
+                tuple(op.name for op in chosen), known(side), self.dtype, self.modes or MODES, self.passes or PASSES,
+                self.budget, self.case, self.seed, self.sweep,
+            )
+            for side in self.sides
+        )  # fmt: skip
+
+
+def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -> int:
+    """Measure, print, and write what was measured after each group.
+
+    Returns:
+        0; 1 when a member is wrong or failed, or slower than in the baseline beyond the noise; 130 when interrupted,
+        the finished groups printed and written.
+
+    Raises:
+        ValueError: bad input, before anything is measured.
+    """
+    plan = command.asked()
+    for path in (command.json, command.csv):
+        writable("bench", path)
+    machine = describe()
+    before = None if command.base is None else compare.baseline(command.base, machine)
+    head = {"machine": machine, "dtype": command.dtype, "precision": policy(command.dtype)}
+    groups: list[Group] = []
+
+    def keep(complete: bool) -> None:
+        write(groups, head | {"complete": complete}, command.json, command.csv)
+
+    console.print(f"{machine.get('gpu') or machine['cpu']}; {', '.join(command.sides)}; {policy(command.dtype)}",
+                  highlight=False, soft_wrap=True)  # fmt: skip
+    if busy := _busy():
+        console.print(busy, style="yellow")
+    interrupted = False
+    try:
+        measured(plan, groups, console, lambda: keep(False), apart)
+        keep(True)
+    except KeyboardInterrupt:
+        interrupted = True
+    show(groups, console)
+    if interrupted:
+        console.print(f"interrupted: the {len(groups)} groups above are finished", style="bold red")
+        return 130
+    if not groups:
+        raise ValueError(f"bench: no case {command.case!r} is timed on this device: it is for CUDA")
+    bad = any(member.problem for group in groups for member in group.members)
+    if before is not None and command.base is not None:
+        found = compare.changes(groups, before)
+        show_changes(found, console)
+        console.print(compare.summary(found, command.base), highlight=False, soft_wrap=True)
+        bad = bad or compare.slower(found)
+    return 1 if bad else 0
+
+
+def measured(plan: tuple[Asked, ...], groups: list[Group], console: Console, keep: Callable[[], object],
+             apart: Callable[..., Any] = apart) -> None:  # fmt: skip
+    """Run each side's process; its groups are appended as they come, and `keep` is called after each."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as progress:  # fmt: skip
+        for asked in plan:
+            with tempfile.TemporaryDirectory(prefix="gradlab-bench-", ignore_cleanup_errors=True) as folder:
+                heard = Heard(progress, progress.add_task(f"{asked.side} starts", total=None), groups, keep)
+                apart(f"bench, {asked.side}", work, asked, folder, heard=heard, env=ENVIRONMENT)
+            progress.remove_task(heard.task)
+
+
+@dataclass
+class Heard:
+    """What a measuring process tells, shown and kept."""
+
+    progress: Progress
+    task: TaskID
+    groups: list[Group]
+    keep: Callable[[], object]
+    done: int = 0
+
+    def __call__(self, message: tuple[Any, ...]) -> None:
+        match message:
+            case ("groups", total):
+                self.progress.update(self.task, total=total)
+            case ("at", words, share):
+                self.progress.update(self.task, description=words[:50], completed=self.done + share)
+            case ("group", group):
+                self.done += 1
+                self.groups.append(group)
+                self.progress.update(self.task, completed=self.done)
+                self.keep()
+
+
+def _timed(op: Spec) -> tuple[Any, ...]:
+    return op.select("bench") + op.select("bench gpu")
+
+
+def _among(what: str, given: tuple[str, ...], there: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in there:
+            raise ValueError(f"bench: unknown {what} {name!r}; wanted one of {', '.join(there)}")
+
+
+def _busy() -> str:
+    """A warning where other work runs on the machine: then short calls wait for a core, and the spread shows it."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = os.cpu_count() or 1
+    return (
+        f"load average {load:.1f} on {cores} cores: other work runs here, times will spread" if load > cores / 2 else ""
+    )

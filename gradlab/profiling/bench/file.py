@@ -1,0 +1,80 @@
+"""Benchmark files: one JSON document a run, raw samples in it, written whole or not at all; and the same as CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradlab.profiling.bench.row import Group
+from gradlab.profiling.files import write_whole
+
+# Raised when a key changes its meaning or goes; a new key is no reason.
+SCHEMA = 2
+
+
+def document(groups: Sequence[Group], head: Mapping[str, Any]) -> str:
+    """The run so far as text; a group a line: a file that people compare is not to have a line for each sample."""
+    start = json.dumps({"kind": "gradlab benchmark", "schema": SCHEMA, **head}, indent=1)[:-2]
+    lines = ",\n".join(f"  {json.dumps(group.as_json())}" for group in groups)
+    return f'{start},\n "groups": [\n{lines}\n ]\n}}\n'
+
+
+def read_json(path: Path) -> tuple[list[Group], dict[str, Any]]:
+    """The groups of a file, and what else it says.
+
+    Raises:
+        ValueError: it cannot be read, or is not a benchmark of this schema.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"{path} is not a benchmark of gradlab: it is no JSON") from None
+    if not isinstance(found, dict) or found.get("kind") != "gradlab benchmark":
+        raise ValueError(f"{path} is not a benchmark of gradlab")
+    if found.get("schema") != SCHEMA:
+        raise ValueError(f"{path} is a benchmark of schema {found.get('schema')}, this gradlab reads {SCHEMA}")
+    try:
+        return [Group.from_json(values) for values in found.pop("groups")], found
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is a benchmark of gradlab that was changed: its groups cannot be read") from None
+
+
+COLUMNS = (
+    "op", "case", "sizes", "side", "pass", "dtype", "device", "implementation", "function", "mode", "interpreted",
+    "warm_s", "warm_low_s", "warm_high_s", "ratio", "ratio_low", "ratio_high", "noise", "verdict", "cold_s", "host_s",
+    "first_call_s", "cached_call_s", "peak_bytes", "bytes", "flops", "floor_s", "share_of_floor", "rounds", "note",
+)  # fmt: skip
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """A line a member; times in seconds, medians with their 95 % intervals."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for group in groups:
+        for member in group.members:
+            time = member.time if member.warm else None
+            ratio = group.ratio(member)
+            medians = [sorted(kind)[len(kind) // 2] if kind else "" for kind in (member.cold, member.host)]
+            table.writerow([
+                group.op, group.case, group.words, group.side, group.direction, group.dtype, group.device,
+                member.implementation, member.label, member.mode, member.interpreted,
+                *((time.median, time.low, time.high) if time else ("",) * 3),
+                *((ratio.median, ratio.low, ratio.high) if ratio else ("",) * 3),
+                group.noise, group.verdict(member), *medians,
+                member.first_call, member.cached_call, member.peak_bytes, group.bytes, group.flops, group.floor,
+                group.share(member), len(member.warm), member.note,
+            ])  # fmt: skip
+    return text.getvalue()
+
+
+def write(groups: Sequence[Group], head: Mapping[str, Any], json: Path | None, csv: Path | None) -> None:
+    """Both files, each in one step; None leaves one out."""
+    if json is not None:
+        write_whole(json, document(groups, head))
+    if csv is not None:
+        write_whole(csv, as_csv(groups))

@@ -1,0 +1,137 @@
+"""One group of the benchmark: build its members, prove each against the native, time them in turns."""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gradlab.profiling.bench.ceilings import Ceilings
+from gradlab.profiling.bench.clock import Call, in_turns
+from gradlab.profiling.bench.peak import peak_bytes
+from gradlab.profiling.bench.row import FAILED, HAND, NATIVE, THROTTLED, WRONG, Group, Member
+from gradlab.profiling.bench.subject import Subject
+from gradlab.profiling.bench.timers import timers
+from gradlab.profiling.bench.watch import Watch
+from gradlab.profiling.native import natives
+
+
+@dataclass
+class Built:
+    """A member and the call that it is."""
+
+    member: Member
+    call: Call = field(default=lambda: None)
+
+    @property
+    def sound(self) -> bool:
+        return not self.member.problem
+
+
+def measure(subject: Subject, direction: str, modes: Sequence[str], budget: float, ceilings: Ceilings, watch: Watch,
+            swept: float | None = None,
+            told: Callable[[str, float], object] = lambda stage, share: None) -> Group:  # fmt: skip
+    """Build, prove and time every implementation of a subject in every mode, in one group.
+
+    Args:
+        budget: seconds of timing, beside compilation and proof.
+        ceilings, watch: of the subject's device.
+        swept: the size relative to the case of the Spec that was scaled.
+        told: hears what is done, and the share of the timing that is over.
+    """
+    flops, moved = subject.work(direction)
+    blank = Group(
+        subject.op.name, subject.case.name, dict(subject.case.sizes), subject.side.name, direction, subject.dtype,
+        subject.side.device(), subject.seed, flops, moved, ceilings.bandwidth(moved), ceilings.rate(), swept=swept,
+    )  # fmt: skip
+    with subject.precise():
+        built = _build(subject, direction, modes, told)
+        return _time(subject, blank, built, budget, watch, functools.partial(told, "timing"))
+
+
+def _build(subject: Subject, direction: str, modes: Sequence[str], told: Callable[[str, float], object]) -> list[Built]:
+    """Every member called twice: with empty caches, and once more with what the first call left on disk."""
+    built = []
+    for mode in modes:
+        for name, implementation in subject.implementations.items():
+            interpreted = name == HAND and subject.side.interpreted()
+            built.append(Built(Member(name, implementation.label, mode, interpreted=interpreted)))
+    for attempt in ("first_call", "cached_call"):
+        natives(subject.side.name).forget()
+        for one in built:
+            told(f"{one.member.name}: {attempt.replace('_', ' ')}", 0.0)
+            if one.sound:
+                _call(subject, direction, one, attempt)
+    return built
+
+
+def _call(subject: Subject, direction: str, one: Built, attempt: str) -> None:
+    """The call, made and timed, and its result held against the native's; what goes wrong is the member's problem."""
+    member = one.member
+    try:
+        with subject.implementations[member.implementation].around():
+            # Inputs are there before the clock starts.
+            _ = subject.arrays
+            start = time.perf_counter()
+            one.call = subject.call(member.implementation, member.mode, direction)
+            value = subject.side.wait(one.call())
+            seconds = time.perf_counter() - start
+        wrong = subject.difference(value, direction)
+        changes: dict[str, Any] = {"problem": WRONG, "note": wrong} if wrong else {attempt: seconds}
+    except Exception as error:
+        note = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        changes = {"problem": FAILED, "note": note}
+    one.member = replace(member, **changes)
+
+
+def _time(subject: Subject, blank: Group, built: Sequence[Built], budget: float, watch: Watch,
+          told: Callable[[float], object]) -> Group:  # fmt: skip
+    """The group with its members' samples; those with a problem come without."""
+    sound = [one for one in built if one.sound]
+    if not sound:
+        return replace(blank, members=tuple(one.member for one in built))
+    calls, around = (
+        [one.call for one in sound],
+        [subject.implementations[one.member.implementation].around for one in sound],
+    )
+    base = next((one for one in sound if one.member.implementation == NATIVE), None)
+    if base is not None:
+        # The twin is the same function on the same arrays as a call of its own, at the other end of the round.
+        calls.append(subject.call(NATIVE, base.member.mode, blank.direction))
+        around.append(subject.implementations[NATIVE].around)
+    wanted = [(i, j) for i, one in enumerate(sound) if (j := _base(sound, one)) is not None]
+    if base is not None:
+        subject.side.wait(calls[-1]())
+        wanted.append((sound.index(base), len(sound)))
+    clocks = timers(subject.side)
+    start = time.perf_counter()
+    rounds = in_turns(
+        calls, clocks, subject.side.wait, budget, pairs=wanted, around=around, spoilt=watch.slowed, told=told
+    )
+    replayed = getattr(clocks["warm"], "replayed", lambda call: False)
+    members = []
+    for one in built:
+        if one.sound and rounds.kept:
+            i = sound.index(one)
+            with subject.implementations[one.member.implementation].around():
+                peak = peak_bytes(subject.side, one.call)
+            members.append(replace(
+                one.member, repeat=rounds.repeats[i], warm=rounds.samples(i), cold=rounds.samples(i, "cold"),
+                host=rounds.samples(i, "host"), replayed=replayed(one.call), peak_bytes=peak,
+            ))  # fmt: skip
+        elif one.sound:
+            note = f"the GPU was slowed down in all of {rounds.dropped} rounds"
+            members.append(replace(one.member, problem=THROTTLED, note=note))
+        else:
+            members.append(one.member)
+    twin = rounds.samples(len(sound)) if base is not None else ()
+    seen = watch.summary(start, time.perf_counter())
+    return replace(blank, members=tuple(members), twin=twin, dropped=rounds.dropped, clocks=seen)
+
+
+def _base(sound: Sequence[Built], one: Built) -> int | None:
+    """The place of the native in the same mode, where it is another."""
+    for i, other in enumerate(sound):
+        if other.member.implementation == NATIVE and other.member.mode == one.member.mode:
+            return None if other is one else i
+    return None

@@ -1,0 +1,34 @@
+"""Peers on torch: Liger-Kernel and FlagGems, Triton kernels both. An entry in PEERS is all that a new one takes."""
+
+from gradlab.profiling import native_torch
+from gradlab.profiling.bench.peers import Peer
+
+
+def liger_cross_entropy(x, t, *, ignore_index=-100, reduction="mean"):
+    """The negative log-likelihood of t[M] under softmax(x[M V]); Liger writes the gradient over the logits."""
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    # On a copy: a second call is to see the same logits. The copy is part of what its user pays for keeping them.
+    return liger_cross_entropy(x.clone(), t, ignore_index=ignore_index, reduction=reduction)
+
+
+def gems():
+    """Within it torch's own functions run FlagGems' kernels."""
+    import flag_gems
+
+    return flag_gems.use_gems()
+
+
+# What FlagGems has kernels for, forward and backward; it takes them under torch's own names.
+GEMS = ("conv2d", "cross_entropy", "linear", "max_pool2d", "mse_loss", "relu", "sigmoid", "tanh")
+
+PEERS = {
+    name: [
+        Peer("FlagGems", "flag_gems", f"flag_gems: {native_torch.NATIVE[name].label}", native_torch.NATIVE[name].fn,
+             ("cuda",), gems)
+    ]
+    for name in GEMS
+}  # fmt: skip
+PEERS["cross_entropy"].append(
+    Peer("Liger-Kernel", "liger_kernel", "liger_cross_entropy", liger_cross_entropy, ("cuda",))
+)

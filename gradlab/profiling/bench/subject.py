@@ -1,0 +1,104 @@
+"""A case of an op on one side with fresh random inputs: its implementations as calls, and proof that each is right."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from gradlab.autodiff.arguments import dtype_name
+from gradlab.autodiff.side import Side, as_tuple
+from gradlab.kernels.spec import Case, Spec
+from gradlab.profiling.bench.peers import peers
+from gradlab.profiling.bench.row import BACKWARD, BOTH, COMPILED, FORWARD, HAND, NATIVE
+from gradlab.profiling.native import Native, native, natives
+
+
+class Subject:
+    """A case of an op on one side in one dtype; the numbers of its inputs follow from `seed`, on both sides alike."""
+
+    def __init__(self, op: Spec, case: Case, side: Side, dtype: str, seed: int) -> None:
+        self.op, self.case, self.side, self.dtype, self.seed = op, case, side, dtype, seed
+        hand = Native(f"gradlab.{side.name}", side.op(op.name))
+        self.implementations: dict[str, Native] = {
+            HAND: hand,
+            NATIVE: native(side.name, op.name),
+            **peers(side.name, op.name, side.device()),
+        }
+        self._wanted: dict[str, tuple[Any, ...]] = {}
+
+    @property
+    def wrt(self) -> list[int]:
+        """The places of the inputs that have a gradient."""
+        return [i for i, a in enumerate(self.op.present(self.case)) if a.name in self.op.wrt]
+
+    def work(self, direction: str) -> tuple[int, int]:
+        """Least FLOPs and bytes of a direction."""
+        ways = {FORWARD: ("forward",), BACKWARD: ("backward",), BOTH: ("forward", "backward")}[direction]
+        flops = self.op.flops(self.op.sizes(self.case), **self.op.options(self.case))
+        moved = self.op.bytes(self.case, self.dtype)
+        return sum(flops[way] for way in ways), sum(moved[way] for way in ways)
+
+    def function(self, implementation: str) -> Callable[..., Any]:
+        """An implementation as a function of the inputs alone."""
+        return functools.partial(self.implementations[implementation].fn, **self.op.options(self.case))
+
+    def call(self, implementation: str, mode: str, direction: str, wide: bool = False) -> Callable[[], Any]:
+        """An implementation on this subject's arrays: its result forward, its gradients in the other directions."""
+        fn = self.function(implementation)
+        inputs, cotangents = self._wide if wide else self.arrays
+        compiled = self.side.compiled if mode == COMPILED else lambda f: f
+        if direction == FORWARD:
+            return functools.partial(compiled(fn), *inputs)
+        if direction == BACKWARD:
+            return self.side.way_back(fn, self.wrt, inputs, cotangents, mode == COMPILED)
+        # torch compiles a function together with its backward; to jax the pullback is a function like any other.
+        if self.side.name == "torch":
+            pulled = self.side.pullback(compiled(fn), self.wrt)
+        else:
+            pulled = compiled(self.side.pullback(fn, self.wrt))
+        return functools.partial(pulled, inputs, cotangents)
+
+    @functools.cached_property
+    def arrays(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Inputs and cotangents, never zeros: a GPU is faster on those than on numbers."""
+        sizes, rng = self.op.sizes(self.case), np.random.default_rng([self.seed, 1])
+        cotangents = (np.asarray(rng.standard_normal(a.shape(sizes))) for a in self.op.outputs)
+        return self._put(self.op.make(self.case, self.seed).values()), self._put(cotangents)
+
+    @property
+    def _wide(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        inputs, cotangents = self.arrays
+        widen = natives(self.side.name).widen
+        return tuple(map(widen, inputs)), tuple(map(widen, cotangents))
+
+    def _put(self, arrays: Iterable[np.ndarray]) -> tuple[Any, ...]:
+        return tuple(self.side.put(a, self.dtype) for a in arrays)
+
+    @contextmanager
+    def precise(self) -> Iterator[None]:
+        """Products in full precision, float64 where it is asked for."""
+        with natives(self.side.name).precise(), self.side.double() if self.dtype == "float64" else nullcontext():
+            yield
+
+    def difference(self, value: Any, direction: str) -> str:
+        """What is wrong with a result beside the native's, in a line; nothing when all is well.
+
+        The native runs in float32 where the dtype is half: it rounds at every step, and would be what fails here.
+        """
+        kind = FORWARD if direction == FORWARD else BACKWARD
+        if kind not in self._wanted:
+            self._wanted[kind] = as_tuple(self.call(NATIVE, "eager", FORWARD if kind == FORWARD else BOTH, wide=True)())
+        gradients = [f"d{a.name}" for a in self.op.present(self.case) if a.name in self.op.wrt]
+        names = [a.name for a in self.op.outputs] if kind == FORWARD else gradients
+        # Each of the two may be off by the tolerance.
+        allowed = 2 * self.op.tolerance(self.case, self.dtype)
+        for name, a, b in zip(names, as_tuple(value), self._wanted[kind], strict=True):
+            if tuple(a.shape) != tuple(b.shape) or dtype_name(a) != self.dtype:
+                return f"{name} is {dtype_name(a)} {list(a.shape)}, wanted {self.dtype} {list(b.shape)}"
+            # On the device: an array of gigabytes does not travel for this.
+            error, scale = float(abs(a - b).max()), float(abs(b).max())
+            if not error <= allowed * scale:
+                return f"{name} is off by {error:.1e} where the largest is {scale:.1e}, allowed {allowed * scale:.1e}"
+        return ""

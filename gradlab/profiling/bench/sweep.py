@@ -1,0 +1,19 @@
+"""Sizes for a curve of time against size: an op's largest case, scaled down along the axes its Spec names."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from gradlab.kernels.spec import Case, Spec
+
+# How much smaller along each axis: five points, so that a curve has a bend to show.
+FACTORS = (16, 8, 4, 2, 1)
+
+
+def scaled(op: Spec, case: Case) -> Iterator[tuple[Case, float]]:
+    """The case at each size, smallest first, with what is left of each growing axis; equal sizes once."""
+    seen = set()
+    for factor in FACTORS:
+        sizes = {axis: max(1, n // factor) if axis in op.grows else n for axis, n in case.sizes.items()}
+        if tuple(sizes.values()) not in seen:
+            seen.add(tuple(sizes.values()))
+            yield replace(case, name=f"{case.name}/{factor}" if factor > 1 else case.name, sizes=sizes), 1 / factor

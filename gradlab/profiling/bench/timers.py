@@ -1,0 +1,36 @@
+"""Which times are taken of a member on which device: warm on a CPU; warm, cold and the host's own on CUDA."""
+
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gradlab.autodiff.side import Side
+from gradlab.profiling.bench.clock import Call, Host, Timer
+
+
+@dataclass(frozen=True)
+class Issue:
+    """Seconds until calls return, the device not waited for: what the framework itself costs."""
+
+    wait: Callable[[Any], Any]
+    clock: Callable[[], float] = time.perf_counter
+
+    def __call__(self, call: Call, repeat: int) -> float:
+        start = self.clock()
+        for _ in range(repeat):
+            value = call()
+        seconds = self.clock() - start
+        self.wait(value)
+        return seconds
+
+
+def timers(side: Side) -> Mapping[str, Timer]:
+    """By kind of time, what takes it on the side's default device."""
+    if side.device() != "cuda":
+        return {"warm": Host(side.wait)}
+    on_cuda: Callable[[Side], Mapping[str, Timer]] = importlib.import_module(
+        f"gradlab.profiling.bench.timers_{side.name}"
+    ).timers
+    return {**on_cuda(side), "host": Issue(side.wait)}

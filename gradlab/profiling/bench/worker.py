@@ -1,0 +1,100 @@
+"""The benchmark's part in one side's process: subjects one after another, told group by group."""
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradlab.autodiff.side import Side
+from gradlab.autodiff.side import side as side_of
+from gradlab.kernels.spec import Case, Spec, spec
+from gradlab.profiling.bench.ceilings import Ceilings
+from gradlab.profiling.bench.measure import measure
+from gradlab.profiling.bench.row import COMPILED
+from gradlab.profiling.bench.subject import Subject
+from gradlab.profiling.bench.sweep import scaled
+from gradlab.profiling.bench.timers import timers
+from gradlab.profiling.bench.watch import Watch
+from gradlab.profiling.native import natives
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one process measures.
+
+    Attributes:
+        ops: names, in order.
+        case: one case's name, or None for all that are timed on the side's device.
+        budget: seconds of timing a group.
+        seed: of all inputs; None draws one anew for every group.
+        sweep: scale each op's largest case instead of taking its cases as they are.
+    """
+
+    ops: tuple[str, ...]
+    side: str
+    dtype: str
+    modes: tuple[str, ...]
+    passes: tuple[str, ...]
+    budget: float
+    case: str | None = None
+    seed: int | None = None
+    sweep: bool = False
+
+
+# Variables of a measuring process, set before a framework is imported.
+ENVIRONMENT = {
+    # Memory is left to other processes.
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    # torch's profiler, which counts memory, says hello on stderr.
+    "KINETO_LOG_LEVEL": "5",
+    # Ranges cost time.
+    "GRADLAB_NVTX": "0",
+}
+
+
+def work(tell: Callable[[Any], object], asked: Asked, folder: str) -> None:
+    """Measure all that is asked for; tells ("groups", how many), ("at", words, share of the group), ("group", Group).
+
+    Args:
+        folder: where compilers keep what they make, a folder of its own for each group: a first call finds nothing.
+    """
+    side = side_of(asked.side)
+    plan = [(subject, way) for subject in subjects(asked, side) for way in asked.passes]
+    tell(("groups", len(plan)))
+    compilers = natives(side.name)
+    if COMPILED in asked.modes:
+        # The first of all looks for the machine's instructions and the C++ compiler: no member's first call.
+        tell(("at", f"{side.name}: compiler starts", 0.0))
+        with compilers.fresh(f"{folder}/start"):
+            side.wait(side.compiled(lambda x: x + x)(side.put(np.ones(8), asked.dtype)))
+    ceilings = Ceilings(side, asked.dtype, timers(side)["warm"])
+    with Watch(side.device()) as watch:
+        for i, ((op, case, share), way) in enumerate(plan):
+            what = f"{op.name} on {side.name}, {case.name}, {way}"
+
+            def told(stage: str, share: float, what: str = what) -> None:
+                tell(("at", f"{what}: {stage}", share))
+
+            told("inputs and ceilings", 0.0)
+            seed = secrets.randbits(32) if asked.seed is None else asked.seed
+            with compilers.fresh(f"{folder}/{i}"):
+                subject = Subject(op, case, side, asked.dtype, seed)
+                group = measure(subject, way, asked.modes, asked.budget, ceilings, watch, swept=share, told=told)
+            tell(("group", group))
+
+
+def subjects(asked: Asked, side: Side) -> Iterator[tuple[Spec, Case, float | None]]:
+    """Each op's cases, or the sizes that its largest one is scaled to."""
+    for op in map(spec, asked.ops):
+        timed = cases(op, side.device())
+        if asked.sweep:
+            yield from ((op, case, share) for case, share in scaled(op, timed[-1]))
+        else:
+            yield from ((op, case, None) for case in timed if asked.case in (None, case.name))
+
+
+def cases(op: Spec, device: str) -> tuple[Case, ...]:
+    """What is timed on a device: on CUDA also the cases that are too large for anything else."""
+    return op.select("bench") + (op.select("bench gpu") if device == "cuda" else ())
