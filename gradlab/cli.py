@@ -83,6 +83,27 @@ def bench(op: Op = None, side: SideOption = None,
 
 
 @app.command()
+def inspect(op: Op = None, side: SideOption = None,
+            arch: Annotated[list[str] | None, typer.Option(
+                help="sm_80, sm_86, sm_89, sm_90, sm_100, gfx942, with commas between; sm_90 when not given.")] = None,
+            dtype: Annotated[list[str] | None, typer.Option(
+                help="float64, float32, float16, bfloat16, with commas between; bfloat16 when not given.")] = None,
+            case: Annotated[str | None, typer.Option(help="A case of the op; its largest when not given.")] = None,
+            gpu: Annotated[str | None, typer.Option(help="Whose waves and floor: A100, H100, H200, B200, ...")] = None,
+            lines: Annotated[bool, typer.Option("--lines", help="Each line's instructions beside it.")] = False,
+            json: Annotated[Path | None, typer.Option(help="Write every number to this file.")] = None,
+            check: Annotated[bool, typer.Option(
+                "--check", help="Hold every kernel to its Spec's promises: on sm_80 and sm_90, in float32 and "
+                "bfloat16, or as asked.")] = False,
+            ) -> None:  # fmt: skip
+    """Compile the kernels and read their machine code: registers, spills, occupancy, instructions. Needs no GPU."""
+    from gradlab.profiling.machine_code import command
+
+    asked = command.Asked(op, side or [], arch, dtype, case, gpu, lines, json, check)
+    raise typer.Exit(command.inspect(asked, Console()))
+
+
+@app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder for the plot and the table.")] = Path("demo"),
          epochs: Annotated[int | None, typer.Option(min=1)] = None, seed: Seed = 0,
          side: SideOption = None) -> None:  # fmt: skip

@@ -1,115 +1,184 @@
-"""Every Triton kernel of the lab compiled for sm_90, as each dtype launches it, on a machine that needs no GPU."""
+"""Every kernel of the lab compiled and held to its Spec's promises, on a machine that needs no GPU; and spoilt ones."""
 
 import importlib
 import re
 
 import pytest
 
+pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import (
-    adam_triton,
-    conv2d_triton,
-    cross_entropy_triton,
-    elementwise_triton,
-    linear_triton,
-    max_pool2d_triton,
-    mse_loss_triton,
-    relu_triton,
-    sgd_triton,
-    sigmoid_triton,
-    tanh_triton,
-)
-from gradlab.kernels import binary_cross_entropy_with_logits_triton as bce_triton
-from gradlab.kernels.launch_triton import compile_for, recording
-from gradlab.kernels.spec import specs
-from gradlab.kernels.window import Geometry
-
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+from gradlab.autodiff.side import installed
+from gradlab.kernels import elementwise_triton, linear_triton
+from gradlab.kernels.spec import spec, specs
+from gradlab.profiling.machine_code import compile_triton
+from gradlab.profiling.machine_code.inspection import Wanted, choose, find, inspect, read, targets
+from gradlab.profiling.machine_code.promises import hold, subjects
+from gradlab.profiling.machine_code.tools import say
 
 
-def convolutions(dtype, size):
-    """Images and windows of many channels and of one, as torch lays them out and channels last."""
-    for channels in (size // 2, 1):
-        image, window = torch.zeros(4, channels, 8, 8, dtype=dtype), torch.zeros(size // 2, channels, 3, 3, dtype=dtype)
-        yield image, window, False
-        if channels > 1:
-            yield *(t.contiguous(memory_format=torch.channels_last) for t in (image, window)), True
+def verdicts(op, sides, dtype):
+    """The op's promises on sm_90 in one dtype, held against what is compiled now."""
+    wanted = Wanted(subjects([spec(op)], sides, [dtype]), targets(["sm_90"], None))
+    return hold([spec(op)], sides, list(read(wanted)))
 
 
-def launches(dtype, size=256):
-    """Every kernel once and more, on aligned sizes, as a GPU would get them."""
-    a, b, c = (torch.randn(s).to(dtype) for s in ((size, size), (size, 2 * size), (2 * size,)))
-    t = torch.zeros(size, dtype=torch.long)
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
-    s, y = torch.zeros(2, size, dtype=acc), torch.zeros(size, dtype=acc)
-    with recording() as noted:
-        linear_triton.product(a, b, c, None, "", True, False)
-        linear_triton.product(b.t(), a, None, b.t(), "a", False, True)
-        linear_triton.product(a, b, None, a, "a", False, False)
-        linear_triton.product(a, b, None, b, "b", False, False)
-        linear_triton.product(a, b, None, b, "y", False, False)
-        linear_triton.column_sum(b, b)
-        relu_triton.gate(a, a)
-        elementwise_triton.times(a, a)
-        mse_loss_triton.squares(a, a, 0, a.numel())
-        mse_loss_triton.differences(a, None, a, a, 2, a.numel())
-        bce_triton.losses(a, a, None, None, 0, a.numel())
-        bce_triton.derivative(a, a, a, None, None, 1, 0, a.numel())
-        bce_triton.derivative(a, a, a, a, a, 2, 0, a.numel())
-        sigmoid_triton.slope(a, sigmoid_triton.sigmoid(a), 0)
-        tanh_triton.slope(a, tanh_triton.tanh(a), 1)
-        for image, window, lies in convolutions(dtype, size):
-            geometry = Geometry((2, 2), (1, 1), ((1, 1), (1, 1)), 1, (8, 8), (3, 3)).flat()
-            y = conv2d_triton.forward(image, window, c[: size // 2], None, geometry, True, lies)
-            conv2d_triton.dgrad(y, window, y, geometry, lies)
-            conv2d_triton.wgrad(y, image, y, geometry, lies)
-            conv2d_triton.bias_sum(y, y)
-            windows = Geometry((2, 2), (1, 1), ((0, 0), (0, 0)), 1, (8, 8), (2, 2)).flat()
-            small, taps = max_pool2d_triton.forward(image, windows, lies)
-            max_pool2d_triton.gather(max_pool2d_triton.scatter(small, taps, windows, lies), taps, windows, lies)
-        y = torch.zeros(size, dtype=acc)
-        cross_entropy_triton.loss(a, t, -100)
-        cross_entropy_triton.total(y, t, -100, True)
-        cross_entropy_triton.pullback(y, a, s, t, -100)
-        cross_entropy_triton.second(a, y, a, s, t, -100)
-        adam_triton.adam_([a, b], [a, b], [a, b], [a, b], [0.5] * 16)
-        adam_triton.adam_pullback(a, a, a, a, a, a, a, [0.5] * 8)
-        sgd_triton.sgd_([a, b], [a, b], [a, b], [0.5] * 14)
-        sgd_triton.sgd_pullback(a, a, [0.5] * 7)
-        sgd_triton.sgd_pullback(a, None, [0.5] * 7)
-    return noted
+def broken(op, side, dtype="bfloat16"):
+    return [words for verdict in verdicts(op, [side], dtype) for words in verdict.broken]
 
 
-def kernels_of_the_lab():
-    modules = [importlib.import_module(f"gradlab.kernels.{name}_triton") for name in specs()]
-    modules.append(elementwise_triton)
-    return {k for m in modules for k, v in vars(m).items() if isinstance(v, JITFunction) and k.endswith("_kernel")}
+# sm_80 and the other dtypes: `gradlab inspect --check`.
+@pytest.mark.parametrize(("op", "dtype"), [*((op, "bfloat16") for op in specs()), ("linear", "float32")])
+def test_promises_are_kept(op, dtype):
+    found = verdicts(op, installed(), dtype)
+    assert {v.side for v in found} == set(installed())
+    assert all(v.held for v in found)
+    assert [words for v in found for words in v.broken] == []
+    assert {"atomics", "blocks", "spill_bytes"} <= {v.promise.fact for v in found}
 
 
 def test_no_kernel_is_left_out():
-    assert {noted.jit.fn.__name__ for noted in launches(torch.float32, 16)} == kernels_of_the_lab()
+    modules = [importlib.import_module(f"gradlab.kernels.{name}_triton") for name in specs()]
+    there = {k for m in [*modules, elementwise_triton] for k, v in vars(m).items() if isinstance(v, JITFunction)}
+    found = {f.kernel for s in choose(list(specs().values()), ["torch"], ["float32"], None) for f in find(s)}
+    assert found == {k.strip("_").removesuffix("_kernel") for k in there if k.endswith("_kernel")}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_compiles_for_sm_90(dtype):
-    for noted in launches(dtype):
-        code = compile_for(noted, 90)
-        name = noted.jit.fn.__name__
-        assert code.asm["cubin"], name
-        # What fits: 227 KiB of shared memory to a block.
-        assert code.metadata.shared <= 227 * 1024, name
-        assert not re.search(r"\b(atom|red)\.", code.asm["ptx"]), f"{name} uses atomics"
-        if name in ("_adam_kernel", "_sgd_kernel"):
-            assert re.search(r"ld\.global\S*\.v[24]\.", code.asm["ptx"]), "the whole chunk is loaded 128 bits at a time"
-        if name == "_product_kernel":
-            ptx = code.asm["ptx"]
-            assert ("wgmma" in ptx) == (dtype in (torch.float16, torch.bfloat16)), "half precision on tensor cores"
-            assert "tf32" not in ptx
+@pytest.mark.parametrize(
+    ("op", "dtype", "case"),
+    [("linear", "float64", "relu"), ("linear", "float16", "odd"), ("cross_entropy", "float64", "ignored class"),
+     ("conv2d", "float16", "groups"), ("max_pool2d", "float64", "dilated"), ("adam", "float64", "odd")],
+)  # fmt: skip
+def test_small_and_odd_sizes_compile_in_every_dtype(op, dtype, case):
+    codes = inspect([op], sides=["torch"], dtypes=[dtype], case=case, lines=False)
+    assert [code.error for code in codes if code.error] == []
+    assert all(code.counts.instructions > 16 and code.registers > 7 for code in codes)
 
 
-def test_odd_sizes_compile_too():
-    for noted in launches(torch.bfloat16, 37):
-        assert compile_for(noted, 90).asm["cubin"]
+def test_a_tile_that_is_too_large_is_caught(monkeypatch):
+    assert broken("linear", "torch") == []
+    monkeypatch.setattr(linear_triton, "_tile", lambda a, M, K, N: (256, 64, 256, 4, 2))
+    words = broken("linear", "torch")
+    assert any(re.fullmatch(r"product, bfloat16, sm_90: spill_bytes is \d{3,}", w) for w in words), words
+
+
+def test_one_element_a_thread_is_caught(monkeypatch):
+    monkeypatch.setattr(elementwise_triton, "block", lambda size, most, least=16: 128 if most > 1 else 1)
+    words = broken("relu", "torch")
+    assert words == ["gate, bfloat16, sm_90: wide_share is 0"], words
+
+
+def test_a_product_without_tensor_cores_is_caught(monkeypatch):
+    # A sum in place of a dot: right, and slow.
+    import triton.language as tl
+
+    from gradlab.kernels.launch_triton import kernel
+
+    @kernel
+    def _product_kernel(a_ptr, b_ptr, y_ptr, BM: tl.constexpr):
+        i = tl.arange(0, BM)
+        a = tl.load(a_ptr + i[:, None] * BM + i[None, :])
+        b = tl.load(b_ptr + i[:, None] * BM + i[None, :])
+        y = tl.sum(a[:, :, None].to(tl.float32) * b[None, :, :].to(tl.float32), axis=1)
+        tl.store(y_ptr + i[:, None] * BM + i[None, :], y.to(y_ptr.dtype.element_ty))
+
+    real = linear_triton.launch
+
+    def slow(jit, grid, a, *args, writes, **constants):
+        if jit is linear_triton._product_kernel:
+            return real(_product_kernel, [1], a, args[3], writes[0], BM=16, writes=writes)
+        return real(jit, grid, a, *args, writes=writes, **constants)
+
+    monkeypatch.setattr(linear_triton, "launch", slow)
+    words = broken("linear", "torch")
+    assert "product, bfloat16, sm_90: tensor is 0" in words
+
+
+def test_a_renamed_kernel_breaks_what_is_promised_of_it(monkeypatch):
+    monkeypatch.setattr(elementwise_triton._times_kernel.fn, "__name__", "_multiply_kernel")
+    assert broken("tanh", "torch") == ["no kernel 'times'; there are tanh, slope, multiply"]
+
+
+def test_a_pallas_tile_that_is_too_large_is_caught(monkeypatch):
+    jax = pytest.importorskip("jax")
+    from gradlab.kernels import step_pallas
+
+    # A program traced before has the right blocks, and one traced now is nobody else's.
+    jax.clear_caches()
+    real = step_pallas.pallas
+    monkeypatch.setattr(step_pallas, "pallas", lambda *args, **options: real(*args, **{**options, "warps": 1}))
+    words = broken("adam", "jax")
+    jax.clear_caches()
+    assert any(w.startswith("adam_pullback, bfloat16, sm_90: spill_bytes is ") for w in words), words
+
+
+def test_spills_are_what_ptxas_says(monkeypatch):
+    monkeypatch.setattr(linear_triton, "_tile", lambda a, M, K, N: (256, 64, 256, 4, 2))
+    (subject,) = choose([spec("linear")], ["torch"], ["bfloat16"], None)
+    (target,) = targets(["sm_90"], None)
+    found = find(subject)[0]
+    ptx = compile_triton.compiled(found, target).assembly
+    code = next(read(Wanted((subject,), (target,))))
+    machine = re.search(r"\.target\s+(\w+)", ptx).group(1)
+    command = [f"--gpu-name={machine}", "-v", "-lineinfo"]
+    # ptxas says it on standard error, which a tool's answer leaves out.
+    import subprocess
+
+    from gradlab.profiling.machine_code.tools import tool
+
+    done = subprocess.run(
+        [tool("ptxas"), *command, "-o", "/dev/null", "/dev/stdin"],
+        input=ptx,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    stores, loads = map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr).groups())
+    assert stores > 100
+    assert code.counts.spill_bytes == stores + loads
+    registers = re.search(r"Used (\d+) registers", done.stderr)
+    assert code.registers == int(registers.group(1))
+    assert isinstance(
+        say("cuobjdump", "-res-usage", data=compile_triton.compiled(found, target).code, suffix=".cubin"), str
+    )
+
+
+@pytest.fixture(scope="module")
+def lined():
+    """relu and Adam, whose kernel is inlined from another file, with and without lines; on every side."""
+    return [inspect(["relu", "adam"], lines=lines) for lines in (True, False)]
+
+
+def test_every_instruction_is_on_a_line_of_its_kernel(lined):
+    for code in lined[0]:
+        assert sum(code.lines.values()) == code.counts.instructions, (code.side, code.name)
+        assert code.file == f"gradlab/kernels/{code.op}_{'triton' if code.side == 'torch' else 'pallas'}.py"
+        assert min(code.lines) >= code.line or code.kernel == "adam"
+    gate = next(code for code in lined[0] if code.kernel == "gate")
+    text = open(gate.file).read().splitlines()
+    wide = [n for n in gate.lines if "tl.load" in text[n - 1] or "tl.store" in text[n - 1]]
+    assert len(wide) == 3
+
+
+def test_looking_at_lines_changes_no_count(lined):
+    for with_lines, without in zip(*lined, strict=True):
+        a, b = with_lines.as_json(), without.as_json()
+        assert a.pop("lines")
+        assert b.pop("lines") == {}
+        assert a == b
+
+
+def test_both_vendors_and_the_newest_architecture():
+    codes = inspect(["linear"], sides=["torch"], archs=["sm_100", "gfx942"], case="square")
+    assert {c.arch for c in codes} == {"sm_100", "gfx942"}
+    for code in codes:
+        assert not code.error
+        assert code.counts.spills == 0
+        assert bool(code.counts.tensor) == (code.kernel == "product"), code
+        assert code.counts.loads >= code.counts.wide_loads
+        assert sum(code.lines.values()) == code.counts.instructions
+        assert (code.occupancy is None) == (code.arch == "gfx942")
+        assert code.gpu == {"sm_100": "B200", "gfx942": "MI300X"}[code.arch]
+        assert 0 < code.floor < 1e-4 if code.direction != "second" else code.floor is None

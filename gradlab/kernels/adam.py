@@ -25,6 +25,7 @@ Hutter, Decoupled Weight Decay Regularization, ICLR 2019, algorithm 2.
 
 import numpy as np
 
+from gradlab.kernels.promise import ALWAYS, Promise, spills
 from gradlab.kernels.spec import Case, Spec
 
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
@@ -73,5 +74,14 @@ SPEC = Spec(
     draw=draw,
     order=1,
     kept="p, g, m, v",
+    promises=(
+        *ALWAYS,
+        *spills(float64=32),
+        # The last chunk is masked and loaded one by one, and so are the scalars.
+        Promise("wide_loads", least=4, kernels=("adam",)),
+        Promise("wide_stores", least=3, kernels=("adam",)),
+        Promise("wide_loads", least=7, kernels=("adam_pullback",)),
+        Promise("wide_stores", least=4, kernels=("adam_pullback",)),
+    ),
     source="Kingma and Ba, ICLR 2015",
 )

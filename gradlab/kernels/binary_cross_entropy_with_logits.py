@@ -21,6 +21,7 @@ Source: Good, Rational Decisions, Journal of the Royal Statistical Society B 14,
 
 import numpy as np
 
+from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, streams
 from gradlab.kernels.spec import Arrays, Case, Spec
 
 
@@ -74,5 +75,14 @@ SPEC = Spec(
     length=lambda sizes: sizes["E"],
     derive=derive,
     kept="x, t, w, p",
+    promises=(
+        *ALWAYS,
+        NO_SPILLS,
+        streams("losses", share=0.8),
+        streams("derivative", "times", sides=("jax",)),
+        # A mean's cotangent comes expanded on torch: its one element is loaded over and over.
+        Promise("wide_loads", least=1, kernels=("derivative", "times")),
+        Promise("wide_stores", least=1, kernels=("derivative", "times")),
+    ),
     source="Good, Rational Decisions, 1952",
 )

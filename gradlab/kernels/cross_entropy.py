@@ -27,6 +27,7 @@ Source: Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv
 
 import numpy as np
 
+from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise
 from gradlab.kernels.spec import Arrays, Case, Spec
 
 IGNORE = -100
@@ -88,5 +89,12 @@ SPEC = Spec(
     length=lambda sizes: max(sizes["V"], sizes["M"]),
     derive=derive,
     kept="x, t, two numbers a row",
+    promises=(
+        *ALWAYS,
+        NO_SPILLS,
+        # Rows of an odd number of logits are not aligned, so these speak of 4096 classes; jax pads either way.
+        Promise("wide_loads", least=4, kernels=("loss", "pullback", "second"), case="vocabulary"),
+        Promise("wide_stores", least=4, kernels=("pullback", "second"), case="vocabulary"),
+    ),
     source="Milakov and Gimelshein, arXiv:1805.02867",
 )

@@ -188,7 +188,9 @@ def second(u: jax.Array, c: jax.Array, x: jax.Array, s: tuple[jax.Array, jax.Arr
         kernel = functools.partial(_second_kernel, V=V, BV=BV, ignore=ignore_index)
         shapes = [jax.ShapeDtypeStruct(c.shape, c.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype)]
         specs = [rows, row, rows, row, row, row]
-        e, d = pallas(kernel, platform, [c.shape[0] // BM], specs, [row, rows], shapes)(u, c, x, top, log_sum, t)
+        e, d = pallas(kernel, platform, [c.shape[0] // BM], specs, [row, rows], shapes, warps=8)(
+            u, c, x, top, log_sum, t
+        )
         return e[:M, 0], d[:M, :V]
 
     return launch(call, u, c, x, *s, t)

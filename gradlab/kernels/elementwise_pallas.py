@@ -36,12 +36,13 @@ def elementwise(kernel: Callable[..., None], dtypes: Sequence[Any], *arrays: jax
     def call(platform: str, *operands: jax.Array) -> list[jax.Array]:
         N = E if interpreted(platform) else COLUMNS
         M = -(-E // N)
-        BM = block(platform, M, 8, least=8)
+        # 16 elements a thread on a GPU: at 64 a kernel of many operands spills registers.
+        BM = 4 if platform == "cuda" else block(platform, M, 8, least=8)
         flat = [pad(pad(t.reshape(E), N).reshape(M, N), BM, N) for t in operands]
         spec = pl.BlockSpec((BM, N), lambda i, j: (i, j))
         shapes = [jax.ShapeDtypeStruct(flat[0].shape, dtype) for dtype in dtypes]
         grid = (flat[0].shape[0] // BM, 1)
-        found = pallas(kernel, platform, grid, [spec] * len(flat), [spec] * len(shapes), shapes)(*flat)
+        found = pallas(kernel, platform, grid, [spec] * len(flat), [spec] * len(shapes), shapes, warps=8)(*flat)
         return [y.reshape(-1)[:E].reshape(shape) for y in found]
 
     return launch(call, *arrays)

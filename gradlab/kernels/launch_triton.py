@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from triton.backends.compiler import GPUTarget
 from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
@@ -193,35 +192,6 @@ def _meanings() -> list[tuple[Any, str, Any, Any]]:
     return moved
 
 
-def compile_for(noted: Launch, capability: int) -> Any:
-    """Compile a recorded launch for an NVIDIA architecture (90 for sm_90); needs no GPU.
-
-    Arguments are specialised as a launch would: a size or stride of 1 is a constant, multiples of 16 are promised.
-    """
-    signature, constants, attrs = {}, dict(noted.constants), {}
-    for i, (name, value) in enumerate(zip(noted.jit.arg_names, noted.args, strict=False)):
-        if isinstance(value, torch.Tensor):
-            signature[name] = f"*{_pointee(value.dtype)}"
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif value == 1:
-            constants[name] = 1
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        aligned = value.data_ptr() if isinstance(value, torch.Tensor) else value
-        if name in signature and not isinstance(value, float) and aligned % 16 == 0:
-            attrs[(i,)] = [["tt.divisibility", 16]]
-    signature |= dict.fromkeys(constants, "constexpr")
-    source = triton.compiler.ASTSource(
-        fn=noted.jit,
-        signature={name: signature[name] for name in noted.jit.arg_names},
-        constexprs={(noted.jit.arg_names.index(name),): value for name, value in constants.items()},
-        attrs=attrs,
-    )
-    options = {"num_warps": noted.warps, "num_stages": noted.stages, "enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-
-
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
     """The Triton dtype of a tensor's elements as a kernel will see them: interpreted bfloat16 is staged as float32."""
     return getattr(tl, str(dtype).removeprefix("torch."))
@@ -268,10 +238,6 @@ def op(name: str, fake: Callable, mutates: Sequence[str] = ()) -> Callable[[Call
         return call
 
     return register
-
-
-def _pointee(dtype: torch.dtype) -> str:
-    return str(triton_dtype(dtype)).replace("int", "i") if not dtype.is_floating_point else triton_dtype(dtype).name
 
 
 def _plain(args: tuple) -> bool:

@@ -26,6 +26,7 @@ Source: Krizhevsky, Sutskever and Hinton, ImageNet classification with deep conv
 
 import numpy as np
 
+from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, streams
 from gradlab.kernels.spec import Arrays, Case, Spec
 from gradlab.kernels.window import Geometry, output, pair
 
@@ -111,5 +112,12 @@ SPEC = Spec(
     length=lambda sizes: sizes["R"] * sizes["S"],
     derive=derive,
     kept="the tap of each maximum",
+    promises=(
+        *ALWAYS,
+        NO_SPILLS,
+        streams("max", "scatter", "gather", sides=("jax",)),
+        # Windows of stride 2 read every other pixel of a row; what they write is dense.
+        Promise("wide_stores", least=1, kernels=("max", "scatter", "gather"), sides=("torch",)),
+    ),
     source="Krizhevsky, Sutskever and Hinton, NIPS 2012",
 )

@@ -17,6 +17,7 @@ Precision: float32 or better in every sum; the result is rounded once. Kept for 
 Source: Gauss, Theoria motus corporum coelestium, 1809; the bilinear rule is elementary.
 """
 
+from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, streams
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -58,5 +59,14 @@ SPEC = Spec(
     derive=derive,
     order=3,
     kept="x, t",
+    promises=(
+        *ALWAYS,
+        NO_SPILLS,
+        streams("squares", share=0.8),
+        streams("differences", sides=("jax",)),
+        # A mean's cotangent comes expanded on torch: its one element is loaded over and over.
+        Promise("wide_loads", least=1, kernels=("differences",)),
+        Promise("wide_stores", least=1, kernels=("differences",)),
+    ),
     source="Gauss, Theoria motus, 1809",
 )

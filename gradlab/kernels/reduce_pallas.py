@@ -12,7 +12,7 @@ from gradlab.kernels.elementwise_pallas import COLUMNS
 from gradlab.kernels.launch_pallas import accumulator, interpreted, launch, loop, pad, pallas
 from gradlab.kernels.linear_pallas import column_sum
 
-# Rows that one program sums, eight at a time.
+# Rows that one program sums, four or eight at a time.
 STRETCH = 64
 
 
@@ -27,12 +27,15 @@ def total(term: Callable[..., jax.Array], name: str, *arrays: jax.Array) -> jax.
 
     def call(platform: str, *operands: jax.Array) -> jax.Array:
         rows, N, stretch = (1, E, 1) if interpreted(platform) else (8, COLUMNS, STRETCH)
+        if platform == "cuda":
+            # 16 elements a thread: at 32 of float64 a term with several logarithms spills registers.
+            rows = 4
         flat = [pad(pad(t.reshape(E), N).reshape(-1, N), stretch, N) for t in operands]
         parts = flat[0].shape[0] // stretch
         full, rest = divmod(E, N)
 
         def kernel(*refs: Any) -> None:
-            """s[i r n] = sum of term over the i-th stretch of rows, r = row mod 8; grid (I,); a program owns s[i]."""
+            """s[i r n] = sum of term over the i-th stretch of rows, r = row mod the rows of a step; grid (I,); a program owns s[i]."""
             *ins, s_ref = refs
             first = pl.program_id(0) * stretch
 
@@ -49,7 +52,7 @@ def total(term: Callable[..., jax.Array], name: str, *arrays: jax.Array) -> jax.
         block = pl.BlockSpec((stretch, N), lambda i: (i, 0))
         out = pl.BlockSpec((rows, N), lambda i: (i, 0))
         shape = jax.ShapeDtypeStruct((parts * rows, N), acc)
-        return _fold(pallas(kernel, platform, (parts,), [block] * len(flat), out, shape)(*flat))
+        return _fold(pallas(kernel, platform, (parts,), [block] * len(flat), out, shape, warps=8)(*flat))
 
     return launch(call, *arrays)
 

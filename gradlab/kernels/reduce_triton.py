@@ -36,7 +36,7 @@ def rows(jit: JITFunction, tensors: Sequence[torch.Tensor | None], keep: int, de
         *(part for t, v in zip(tensors, views, strict=True) for part in ((v, 0, 0) if t is None else (v, *v.stride()))),
         partial,
         E, stretch, parts, den,
-        ACC=triton_dtype(acc), BE=block(stretch, INTERPRETED_TILE if whole else 4096), **constants, writes=[partial],
+        ACC=triton_dtype(acc), BE=block(stretch, INTERPRETED_TILE if whole else 2048), **constants, writes=[partial],
     )
     # fmt: on
     total = partial[:, 0] if parts == 1 else column_sum(partial.unsqueeze(-1), None)[:, 0]

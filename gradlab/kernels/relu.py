@@ -17,6 +17,7 @@ Source: Nair and Hinton, Rectified Linear Units Improve Restricted Boltzmann Mac
 
 import numpy as np
 
+from gradlab.kernels.promise import ALWAYS, HALF, NO_SPILLS, Promise, streams
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -53,5 +54,6 @@ SPEC = Spec(
     draw=draw,
     order=3,
     kept="y",
+    promises=(*ALWAYS, NO_SPILLS, streams("gate"), Promise("occupancy", least=0.75, dtypes=(*HALF, "float32"))),
     source="Nair and Hinton, ICML 2010",
 )

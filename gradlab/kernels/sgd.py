@@ -23,6 +23,7 @@ Source: Sutskever, Martens, Dahl and Hinton, On the importance of initialization
 2013, section 2, with PyTorch's b (theirs divided by -lr).
 """
 
+from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise
 from gradlab.kernels.spec import Case, Spec
 
 LR = 1e-3
@@ -65,5 +66,14 @@ SPEC = Spec(
     ),
     order=3,
     kept="nothing",
+    promises=(
+        *ALWAYS,
+        NO_SPILLS,
+        # The last chunk is masked and loaded one by one, and so are the scalars.
+        Promise("wide_loads", least=3, kernels=("sgd",)),
+        Promise("wide_stores", least=2, kernels=("sgd",)),
+        Promise("wide_loads", least=2, kernels=("sgd_pullback",)),
+        Promise("wide_stores", least=3, kernels=("sgd_pullback",)),
+    ),
     source="Sutskever et al., ICML 2013",
 )

@@ -20,6 +20,7 @@ Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., table 2.3.
 
 import numpy as np
 
+from gradlab.kernels.promise import ALWAYS, HALF, NO_SPILLS, Promise, streams
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -57,5 +58,11 @@ SPEC = Spec(
     order=3,
     kept="y",
     kept_slope=1.0,
+    promises=(
+        *ALWAYS,
+        NO_SPILLS,
+        streams("sigmoid", "slope", "times"),
+        Promise("occupancy", least=0.75, dtypes=(*HALF, "float32")),
+    ),
     source="Griewank and Walther, Evaluating Derivatives, 2nd ed., table 2.3",
 )

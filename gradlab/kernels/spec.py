@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise
+
 Arrays = dict[str, np.ndarray]
 Sizes = Mapping[str, Any]
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -67,6 +69,7 @@ class Spec:
         grows: the axes along which a case is scaled to see time against size.
         tiles: by input, the part of its gradient that one program of the compiled float64 kernels owns.
         kept: the residuals, in words.
+        promises: what the compiled kernels keep: `gradlab inspect --check`.
         kept_slope: the most that dx changes, for each unit of dy, with a kept result that lies rounded in its dtype.
         source: where the mathematics is from.
     """
@@ -86,6 +89,7 @@ class Spec:
     tiles: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: _EMPTY)
     kept: str = ""
     kept_slope: float = 0.0
+    promises: tuple[Promise, ...] = (*ALWAYS, NO_SPILLS)
     source: str = ""
 
     @functools.cached_property

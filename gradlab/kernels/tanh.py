@@ -21,6 +21,7 @@ Source: Cody and Waite, Software Manual for the Elementary Functions, 1980, chap
 
 import numpy as np
 
+from gradlab.kernels.promise import ALWAYS, HALF, NO_SPILLS, Promise, streams
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -57,5 +58,11 @@ SPEC = Spec(
     order=3,
     kept="y",
     kept_slope=2.0,
+    promises=(
+        *ALWAYS,
+        NO_SPILLS,
+        streams("tanh", "slope", "times"),
+        Promise("occupancy", least=0.75, dtypes=(*HALF, "float32")),
+    ),
     source="Cody and Waite, Software Manual for the Elementary Functions, 1980, chapter 13",
 )

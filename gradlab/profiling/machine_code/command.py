@@ -1,0 +1,120 @@
+"""`gradlab inspect`: what the command does with what was said on it."""
+
+import json as to_json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from gradlab.autodiff.side import installed
+from gradlab.kernels.spec import spec, specs
+from gradlab.profiling.files import write_whole
+from gradlab.profiling.machine import describe
+from gradlab.profiling.machine_code.code import Code
+from gradlab.profiling.machine_code.gpus import gpu
+from gradlab.profiling.machine_code.inspection import Wanted, choose, read, targets
+from gradlab.profiling.machine_code.promises import Verdict, hold, subjects
+from gradlab.profiling.machine_code.report import show, show_verdicts
+
+# Raised when a key changes its meaning or goes; a new key is no reason.
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line, as it came; architectures and dtypes may hold several, with commas between."""
+
+    op: str | None
+    sides: Sequence[str]
+    archs: Sequence[str] | None
+    dtypes: Sequence[str] | None
+    case: str | None
+    gpu: str | None
+    lines: bool
+    json: Path | None
+    check: bool
+
+
+def inspect(asked: Asked, console: Console) -> int:
+    """Compile, read, print; with `check` hold the Specs' promises.
+
+    Returns:
+        0; 1 when a kernel does not compile or a promise is broken; 130 when interrupted, the finished rows printed
+        and written.
+
+    Raises:
+        ValueError: an unknown op, side, architecture, dtype, case or GPU; a file that cannot be written.
+        ModuleNotFoundError: a side, Triton or one of its tools is not installed.
+    """
+    ops = [spec(asked.op)] if asked.op is not None else list(specs().values())
+    sides = split(asked.sides)
+    if asked.json is not None and (asked.json.is_dir() or not asked.json.absolute().parent.is_dir()):
+        raise ValueError(f"inspect: cannot write {asked.json}: it is a folder, or its folder does not exist")
+    if asked.check and (asked.case or asked.gpu or asked.lines):
+        raise ValueError("inspect: --check takes no --case, --gpu or --lines: the promises name their cases")
+    if asked.check:
+        dtypes = split(asked.dtypes) or ["float32", "bfloat16"]
+        wanted = Wanted(subjects(ops, sides or None, dtypes), targets(split(asked.archs) or ["sm_80", "sm_90"], None))
+    else:
+        chosen = choose(ops, sides or None, split(asked.dtypes) or ["bfloat16"], asked.case)
+        wanted = Wanted(chosen, targets(_archs(asked), asked.gpu), asked.gpu, None, asked.lines)
+    codes: list[Code] = []
+    complete = False
+    try:
+        for code in _watched(wanted, console, codes):
+            codes.append(code)
+        complete = True
+    except KeyboardInterrupt:
+        pass
+    if not asked.check:
+        show(codes, console, asked.lines)
+    verdicts = hold(ops, sides or installed(), codes) if asked.check and complete else []
+    if asked.check and complete:
+        show_verdicts(verdicts, console)
+    if asked.json is not None:
+        write_json(asked.json, codes, verdicts, complete)
+    if not complete:
+        console.print(f"interrupted: {len(codes)} kernels read", style="bold red", highlight=False)
+        return 130
+    if not codes:
+        raise ValueError("inspect: nothing to compile: jax's kernels are lowered for CUDA, wanted an sm_ architecture")
+    return 1 if any(v.broken for v in verdicts) or any(c.error for c in codes) else 0
+
+
+def write_json(path: Path, codes: Sequence[Code], verdicts: Sequence[Verdict], complete: bool) -> None:
+    """The kernels read so far, a row a line; `complete` says whether all that were asked for are in it."""
+    head = {"schema": SCHEMA, "machine": describe(), "complete": complete}
+    rows = ",\n".join(f"  {to_json.dumps(code.as_json())}" for code in codes)
+    held = ",\n".join(f"  {to_json.dumps(_plain(verdict))}" for verdict in verdicts)
+    text = to_json.dumps(head, indent=1)[:-2]
+    write_whole(path, f'{text},\n "kernels": [\n{rows}\n ],\n "promises": [\n{held}\n ]\n}}\n')
+
+
+def split(words: Sequence[str] | None) -> list[str]:
+    """`["sm_80,sm_90", "sm_100"]` as three."""
+    return [part.strip() for word in words or () for part in word.split(",") if part.strip()]
+
+
+def _archs(asked: Asked) -> list[str]:
+    return split(asked.archs) or [gpu(asked.gpu).arch if asked.gpu else "sm_90"]
+
+
+def _watched(wanted: Wanted, console: Console, sofar: Sequence[Code]) -> Iterator[Code]:
+    """The kernels as they come, with what is being done on the terminal while it lasts."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("compiling")
+        for code in read(wanted):
+            words = f"{len(sofar) + 1} kernels; {code.op} on {code.side}, {code.name}, {code.dtype}, {code.arch}"
+            progress.update(task, description=words)
+            yield code
+
+
+def _plain(verdict: Verdict) -> dict:
+    return {
+        "op": verdict.op, "side": verdict.side, "promise": str(verdict.promise), "fact": verdict.promise.fact,
+        "kernels": list(verdict.promise.kernels), "held": verdict.held, "extreme": verdict.extreme,
+        "broken": list(verdict.broken),
+    }  # fmt: skip

@@ -1,0 +1,65 @@
+"""A launch as it was found, before it is compiled; and the passes of an op in which launches are looked for."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradlab.autodiff.side import Side, as_tuple
+from gradlab.kernels.spec import Case, Spec
+
+PASSES = ("forward", "backward", "second")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A kernel as an op launches it.
+
+    Attributes:
+        kernel: its name, without what marks it as a kernel.
+        variant: counted from 1 among the op's kernels of that name: other options, strides or tiles.
+        direction: the first pass in which it runs: forward, backward, or second (the backward of the backward).
+        grid: programs of its largest launch.
+        warps, stages: what it is launched with.
+        source: what the compiler takes: Triton's ASTSource, or Triton IR as text.
+        file, line: where the kernel stands in the lab; "" and 0 when not known.
+    """
+
+    kernel: str
+    variant: int
+    direction: str
+    grid: tuple[int, ...]
+    warps: int
+    stages: int
+    source: Any
+    file: str
+    line: int
+
+
+def passes(op: Spec, case: Case, side: Side, fn: Callable[..., Any]) -> list[tuple[str, Callable[..., Any]]]:
+    """The op's passes by name, functions of (inputs, cotangents, cotangents of the gradients), all of them sequences.
+
+    The backward of an op of order 1 has no backward.
+    """
+    wrt = [i for i, a in enumerate(op.present(case)) if a.name in op.wrt]
+    pull = side.pullback(fn, wrt)
+    count = len(op.present(case))
+
+    def again(*arrays: Any) -> tuple[Any, ...]:
+        return pull(arrays[:count], arrays[count:])
+
+    def second(inputs: Sequence[Any], cotangents: Sequence[Any], seconds: Sequence[Any]) -> tuple[Any, ...]:
+        both = (*inputs, *cotangents)
+        return side.pullback(again, [*wrt, *range(count, len(both))])(both, seconds)
+
+    named: list[tuple[str, Callable[..., Any]]] = [
+        ("forward", lambda inputs, cotangents, seconds: as_tuple(fn(*inputs))),
+        ("backward", lambda inputs, cotangents, seconds: pull(inputs, cotangents)),
+        ("second", second),
+    ]
+    return named if op.order > 1 else named[:2]
+
+
+def largest(grids: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The grid of most programs."""
+    return max(grids, key=math.prod)

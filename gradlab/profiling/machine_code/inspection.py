@@ -1,0 +1,204 @@
+"""Kernels of ops compiled and read, on both sides, for architectures that need not be there."""
+
+import importlib
+import importlib.util
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradlab
+from gradlab.autodiff.arguments import FLOATS
+from gradlab.autodiff.side import installed
+from gradlab.autodiff.side import side as side_of
+from gradlab.kernels.spec import Case, Spec, spec, specs
+from gradlab.profiling.machine_code import amdgcn, sass
+from gradlab.profiling.machine_code.code import Code
+from gradlab.profiling.machine_code.found import Found
+from gradlab.profiling.machine_code.gpus import Ceilings, floor, gpu, gpu_for
+from gradlab.profiling.machine_code.targets import Target, occupancy, target
+from gradlab.profiling.machine_code.tools import tool
+
+ROOT = Path(gradlab.__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A case of an op on one side in one dtype: what launches are looked for in."""
+
+    op: Spec
+    case: Case
+    side: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be compiled and how it is read.
+
+    Attributes:
+        subjects: what launches are looked for in.
+        targets: the architectures.
+        gpu: whose waves and floor are worked out, where it is of the architecture; else the architecture's usual one.
+        ceilings: by architecture, measured ones in place of a datasheet's.
+        lines: whether instructions are counted by source line, which assembles inlined kernels once more.
+    """
+
+    subjects: tuple[Subject, ...]
+    targets: tuple[Target, ...]
+    gpu: str | None = None
+    ceilings: Mapping[str, Ceilings] | None = None
+    lines: bool = False
+
+
+def inspect(ops: Sequence[str] | None = None, *, sides: Sequence[str] | None = None, archs: Sequence[str] = ("sm_90",),
+            dtypes: Sequence[str] = ("bfloat16",), case: str | None = None, gpu: str | None = None,
+            ceilings: Mapping[str, Ceilings] | None = None, lines: bool = True) -> list[Code]:  # fmt: skip
+    """Every kernel of the ops, compiled and read; no GPU is needed.
+
+    Args:
+        ops: names, or None for every op.
+        sides: "torch", "jax" or both; None for all that are installed. jax is left out on AMD's architectures.
+        archs: sm_80, sm_86, sm_89, sm_90, sm_100, gfx942.
+        dtypes: float64, float32, float16, bfloat16.
+        case: a case of the ops by name; None for the largest of each.
+        gpu: whose waves and floor are worked out; None for a usual one of each architecture.
+        ceilings: by architecture, measured ones in place of a datasheet's.
+        lines: count instructions by source line too.
+
+    Raises:
+        ValueError: an unknown op, side, architecture, dtype, case or GPU.
+        ModuleNotFoundError: a side, Triton or one of its tools is not installed.
+    """
+    subjects = choose([spec(name) for name in ops] if ops is not None else list(specs().values()), sides, dtypes, case)
+    return list(read(Wanted(subjects, targets(archs, gpu), gpu, ceilings, lines)))
+
+
+def choose(ops: Sequence[Spec], sides: Sequence[str] | None, dtypes: Sequence[str],
+           case: str | None) -> tuple[Subject, ...]:  # fmt: skip
+    """What to look into, each word of it looked up."""
+    for name in dtypes:
+        if name not in FLOATS:
+            raise ValueError(f"inspect: unknown dtype {name!r}; the lab has {', '.join(FLOATS)}")
+    for name in sides or ():
+        side_of(name)
+    named = tuple(dict.fromkeys(sides or installed()))
+    if not named:
+        raise ModuleNotFoundError(
+            "no side is installed: pip install 'gradlab[torch]', 'gradlab[jax]' or 'gradlab[all]'"
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise ModuleNotFoundError("inspect needs triton, which compiles the kernels of both sides: pip install triton")
+    return tuple(
+        Subject(op, case_of(op, case), side, dtype)
+        for op in ops
+        if case is None or len(ops) == 1 or any(c.name == case for c in op.cases)
+        for side in named
+        for dtype in dict.fromkeys(dtypes)
+    ) or _no_case(case)
+
+
+def case_of(op: Spec, name: str | None) -> Case:
+    """The op's case of that name; without one the last, its largest.
+
+    Raises:
+        ValueError: it has none of that name.
+    """
+    found = next((c for c in op.cases if c.name == name), None) if name is not None else op.cases[-1]
+    if found is None:
+        raise ValueError(f"inspect: {op.name} has no case {name!r}; it has {', '.join(c.name for c in op.cases)}")
+    return found
+
+
+def targets(archs: Sequence[str], named: str | None) -> tuple[Target, ...]:
+    """The architectures by name, and a GPU among them."""
+    found = tuple(target(name) for name in dict.fromkeys(archs))
+    if named is not None and gpu(named).arch not in archs:
+        raise ValueError(f"inspect: {gpu(named).name} is {gpu(named).arch}, wanted a GPU of {', '.join(archs)}")
+    for name in ("ptxas", "cuobjdump", "nvdisasm") if any(t.backend == "cuda" for t in found) else ():
+        tool(name)
+    return found
+
+
+def read(wanted: Wanted) -> Iterator[Code]:
+    """Compile and read, in the order of subjects, kernels and architectures; a kernel that fails says so and no more.
+
+    Launches are found on this thread, compiled and taken apart on as many others as there are cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(cores)
+    try:
+        ahead: list[Future[Code]] = []
+        for subject in wanted.subjects:
+            # Pallas is lowered for CUDA: it has no kernels for the others.
+            where = [t for t in wanted.targets if subject.side == "torch" or t.backend == "cuda"]
+            found = find(subject) if where else []
+            begun = [pool.submit(_read, wanted, subject, f, t) for t in where for f in found]
+            for done in ahead:
+                yield done.result()
+            ahead = begun
+        for done in ahead:
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def find(subject: Subject) -> list[Found]:
+    """The kernels that it launches."""
+    module = importlib.import_module(f"gradlab.profiling.machine_code.launches_{subject.side}")
+    return module.find(subject.op, subject.case, subject.dtype)
+
+
+def _read(wanted: Wanted, subject: Subject, found: Found, where: Target) -> Code:
+    file = str(Path(found.file).resolve().relative_to(ROOT)) if Path(found.file).is_relative_to(ROOT) else found.file
+    blank: dict[str, Any] = {
+        "op": subject.op.name, "case": subject.case.name, "side": subject.side, "dtype": subject.dtype,
+        "arch": where.name, "kernel": found.kernel, "variant": found.variant, "direction": found.direction,
+        "grid": found.grid, "file": file, "line": found.line,
+    }  # fmt: skip
+    try:
+        return Code(**blank, **_machine(wanted, found, where), **_least(wanted, subject, found.direction, where))
+    except Exception as error:
+        return Code(**blank, error=" ".join(f"{type(error).__name__}: {error}".split())[:300])
+
+
+def _machine(wanted: Wanted, found: Found, where: Target) -> dict[str, Any]:
+    """What the machine code says, and how it fills a multiprocessor."""
+    compiler = importlib.import_module("gradlab.profiling.machine_code.compile_triton")
+    made = compiler.compiled(found, where)
+    file = found.file if wanted.lines else ""
+    if where.backend == "cuda":
+        registers, stack, static = sass.resources(made.code, where)
+        relined = sass.relined(made.assembly, file) if file else made.assembly
+        again = relined != made.assembly
+        counts = sass.read(sass.assembled(relined, where) if again else made.code, file)
+    else:
+        registers, stack, static = amdgcn.resources(made.assembly)
+        counts = amdgcn.count(made.assembly, file)
+    full = occupancy(where, registers, made.threads, made.shared + static)
+    machine = gpu_for(where, wanted.gpu)
+    return {
+        "threads": made.threads, "registers": registers, "stack": stack, "shared_static": static,
+        "shared_dynamic": made.shared, "counts": counts, "gpu": machine.name,
+        "blocks": full.blocks if full else None, "occupancy": full.share if full else None,
+        "limiter": full.limiter if full else "",
+        "waves": math.prod(found.grid) / (machine.multiprocessors * full.blocks) if full and full.blocks else None,
+    }  # fmt: skip
+
+
+def _least(wanted: Wanted, subject: Subject, direction: str, where: Target) -> dict[str, Any]:
+    """The floor of the pass, for a pass whose work the Spec states."""
+    op, case = subject.op, subject.case
+    flops = op.flops(op.sizes(case), **op.options(case))
+    if direction not in flops:
+        return {}
+    ceilings = (wanted.ceilings or {}).get(where.name) or gpu_for(where, wanted.gpu).ceilings
+    least = floor(flops[direction], op.bytes(case, subject.dtype)[direction], subject.dtype, ceilings)
+    return {"floor": least.seconds, "ceiling": least.ceiling}
+
+
+def _no_case(name: str | None) -> tuple[Subject, ...]:
+    raise ValueError(f"inspect: no op has a case {name!r}")

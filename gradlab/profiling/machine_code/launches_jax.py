@@ -1,0 +1,111 @@
+"""The Pallas kernels that an op launches on jax, found in the program that it is lowered to for CUDA, as Triton IR."""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import jax
+from jax._src import source_info_util
+from jax._src.lib import triton as jaxlib_triton
+from jax._src.lib.mlir import ir
+
+from gradlab.autodiff.side_jax import SIDE
+from gradlab.kernels import launch_pallas
+from gradlab.kernels.spec import Array, Case, Spec
+from gradlab.profiling.machine_code.found import Found, largest, passes
+from gradlab.profiling.machine_code.places import placed
+
+CALL = "__gpu$xla.gpu.triton"
+_lock = threading.RLock()
+# Name of a kernel -> its file and first line: of all that were traced, since a program may be traced once only.
+_places: dict[str, tuple[str, int]] = {}
+
+
+def find(op: Spec, case: Case, dtype: str) -> list[Found]:
+    """Every kernel of the op's forward, backward and second backward, each once.
+
+    Raises:
+        RuntimeError: this jax puts no Triton IR into the program.
+    """
+    sizes = op.sizes(case)
+    fn = functools.partial(SIDE.op(op.name), **op.options(case))
+
+    def shape(a: Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(a.shape(sizes), "int32" if a.integer else dtype)
+
+    inputs = [shape(a) for a in op.present(case)]
+    cotangents = [shape(a) for a in op.outputs]
+    seconds = [t for a, t in zip(op.present(case), inputs, strict=True) if a.name in op.wrt]
+    noted: dict[Any, tuple[str, list[tuple[int, ...]]]] = {}
+    with SIDE.double() if dtype == "float64" else nullcontext(), _located():
+        for direction, run in passes(op, case, SIDE, fn):
+            program = jax.jit(run).trace(inputs, cotangents, seconds).lower(lowering_platforms=("cuda",))
+            for name, text, warps, stages, grid in _calls(program.compiler_ir("stablehlo").operation):
+                noted.setdefault((name, text, warps, stages), (direction, []))[1].append(grid)
+    if not noted:
+        raise RuntimeError(f"jax {jax.__version__} lowers {op.name} without Triton IR ({CALL})")
+    found: list[Found] = []
+    for (name, text, warps, stages), (direction, grids) in noted.items():
+        short = name.removeprefix("gradlab_").removesuffix("_kernel")
+        variant = 1 + sum(other.kernel == short for other in found)
+        file, line = _places.get(name, ("", 0))
+        found.append(
+            Found(short, variant, direction, largest(grids), warps, stages, placed(text, file, line), file, line)
+        )
+    return found
+
+
+def _calls(operation: Any) -> Iterator[tuple[str, str, int, int, tuple[int, ...]]]:
+    """Name, Triton IR, warps, stages and grid of every Triton kernel in the program."""
+    for region in operation.regions:
+        for block in region:
+            for inner in block:
+                yield from _calls(inner.operation)
+    if (
+        operation.name != "stablehlo.custom_call"
+        or ir.StringAttr(operation.attributes["call_target_name"]).value != CALL
+    ):
+        return
+    config = operation.attributes["mhlo.backend_config"]
+    with ir.Context() as context:
+        jaxlib_triton.dialect.register_dialect(context)
+        module = ir.Module.parse(ir.StringAttr(config["ir"]).value_bytes)
+        text = str(module.operation.get_asm(enable_debug_info=True))
+    warps, stages, *grid = (
+        ir.IntegerAttr(config[key]).value for key in ("num_warps", "num_stages", "grid_x", "grid_y", "grid_z")
+    )
+    yield ir.StringAttr(config["name"]).value, text, warps, stages, tuple(grid)
+
+
+@contextmanager
+def _located() -> Iterator[None]:
+    """Within it kernels are traced with the lines they stand on.
+
+    Under a custom_vjp jax says of every operation the line where the rule was called; it is asked to forget that for
+    as long as the kernel's own function runs.
+    """
+    with _lock:
+        pallas, real = launch_pallas.pl, launch_pallas.pl.pallas_call
+
+        def pallas_call(kernel: Callable[..., None], **options: Any) -> Any:
+            fn = getattr(kernel, "func", kernel)
+            _places[options["name"]] = (fn.__code__.co_filename, fn.__code__.co_firstlineno)
+
+            @functools.wraps(fn)
+            def located(*refs: Any) -> None:
+                state = source_info_util._source_info_context
+                outside, state.context = state.context, source_info_util.new_source_info()
+                try:
+                    kernel(*refs)
+                finally:
+                    state.context = outside
+
+            return real(located, **options)
+
+        pallas.pallas_call = pallas_call
+        try:
+            yield
+        finally:
+            pallas.pallas_call = real

@@ -1,0 +1,141 @@
+"""What was read, as tables for a terminal of 80 columns."""
+
+import itertools
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gradlab.kernels.promise import HALF, Promise
+from gradlab.kernels.spec import spec
+from gradlab.profiling.machine_code.code import Code
+from gradlab.profiling.machine_code.promises import Verdict
+from gradlab.profiling.machine_code.source_view import source
+
+# Eleven columns and the spaces between them: 79 characters.
+WIDTHS = {
+    "kernel": 14, "pass": 8, "regs": 4, "spill": 6, "shared": 6, "occ": 4, "by": 6, "MMA": 4, "128-bit": 7,
+    "instr": 5, "waves": 5,
+}  # fmt: skip
+NOTES = (
+    "regs: of a thread; spill: bytes moved; shared: of a block; occ, by: warps resident, of the most, and what "
+    "allows no more; MMA: tensor-core instructions; 128-bit: global loads and stores that wide, of all; instr: as "
+    "they stand in the code; waves: programs over what the GPU holds at once"
+)
+INDICATIVE = "jax: indicative, XLA compiles the same Triton IR with another revision of Triton"
+_SHORT = {"registers": "regs", "shared memory": "shared"}
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+
+def show(codes: Sequence[Code], console: Console, lines: bool = False) -> None:
+    """A table for each op, side, dtype and architecture, then what the columns mean; with `lines` the sources too."""
+    groups = itertools.groupby(codes, lambda c: (c.op, c.case, c.side, c.dtype, c.arch))
+    for (op, case, side, dtype, arch), group in groups:
+        rows = list(group)
+        sizes = ", ".join(f"{axis} {n}" for axis, n in next(c for c in spec(op).cases if c.name == case).sizes.items())
+        console.print(Text.assemble((f"{op} on {side}, {dtype}, {arch}", "bold"), f"; {case}: {sizes}"))
+        console.print(_table(rows))
+        for direction, floor, ceiling in dict.fromkeys((c.direction, c.floor, c.ceiling) for c in rows if c.floor):
+            gpu = next(c.gpu for c in rows if c.gpu)
+            console.print(Text(f"{direction}: at least {duration(floor)} on {gpu} ({ceiling})", "dim"))
+        console.print()
+        for code in rows if lines else ():
+            _show_source(code, console)
+    if codes:
+        console.print(Text(NOTES, "dim"))
+    if any(code.indicative for code in codes):
+        console.print(Text(INDICATIVE, "dim"))
+    for code in codes:
+        if code.error:
+            where = f"{code.op} on {code.side}, {code.name}, {code.dtype}, {code.arch}"
+            console.print(Text(f"not compiled: {where}: {code.error}", "bold red"), soft_wrap=True)
+
+
+def show_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
+    """For each op and side a row a promise, then who breaks one."""
+    for (op, side), group in itertools.groupby(verdicts, lambda v: (v.op, v.side)):
+        console.print(Text(f"{op} on {side}", "bold"))
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
+        table.add_column(width=25, no_wrap=True)
+        table.add_column(width=33, no_wrap=True, overflow="ellipsis")
+        table.add_column(width=11, justify="right")
+        table.add_column(width=6)
+        for v in group:
+            worst = "" if v.extreme is None else f"{v.held}: {v.extreme:.3g}"
+            stand = Text("broken", "bold red") if v.broken else Text("kept", "green")
+            table.add_row(f"  {v.promise}", _of(v.promise), worst, stand)
+        console.print(table)
+    if verdicts:
+        console.print(Text("beside each promise: kernels held to it, and the number nearest to its bound", "dim"))
+    broken = [(v, words) for v in verdicts for words in v.broken]
+    for verdict, words in broken:
+        console.print(
+            Text(f"broken: {verdict.op} on {verdict.side}: {verdict.promise}: {words}", "bold red"), soft_wrap=True
+        )
+    kept = sum(not v.broken for v in verdicts)
+    held = sum(v.held for v in verdicts)
+    console.print(f"{kept} of {len(verdicts)} promises kept, {held} times a kernel held to one", highlight=False)
+
+
+def _of(promise: Promise) -> str:
+    """Which kernels a promise speaks of."""
+    words = [*promise.kernels] or ["all"]
+    words += ["half"] if promise.dtypes == HALF else promise.dtypes
+    words += [f"case {promise.case}"] if promise.case else []
+    return ", ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """`278 µs`: three digits in the unit that suits."""
+    scale, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
+    return f"{seconds / scale:.3g} {unit}"
+
+
+def _table(codes: Sequence[Code]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, width in WIDTHS.items():
+        left = name in ("kernel", "pass", "by")
+        table.add_column(
+            name,
+            width=width,
+            no_wrap=True,
+            overflow="ellipsis" if left else "fold",
+            justify="left" if left else "right",
+        )
+    for code in codes:
+        table.add_row(*_cells(code))
+    return table
+
+
+def _cells(code: Code) -> tuple[str | Text, ...]:
+    if code.error:
+        return code.name, code.direction, Text("!", "bold red")
+    n = code.counts
+    spill = Text(_bytes(n.spill_bytes), "bold red") if n.spill_bytes else "-"
+    wide, accesses = n.wide_loads + n.wide_stores, n.loads + n.stores
+    return (
+        code.name, code.direction, str(code.registers), spill, _bytes(code.shared_static + code.shared_dynamic),
+        "-" if code.occupancy is None else f"{code.occupancy:.0%}", _SHORT.get(code.limiter, code.limiter or "-"),
+        str(n.tensor or "-"), f"{wide}/{accesses}", str(n.instructions),
+        "-" if code.waves is None else f"{code.waves:.3g}",
+    )  # fmt: skip
+
+
+def _show_source(code: Code, console: Console) -> None:
+    counted = sum(code.lines.values())
+    console.print(Text(f"{code.name} ({code.direction}), {code.file}: {counted} of {code.counts.instructions}", "bold"))
+    most = max(code.lines.values(), default=0)
+    for function in source(code):
+        for line in function:
+            style = "bold" if line.count and line.count >= most / 4 else "" if line.count else "dim"
+            row = Text(f"{line.count or '':>6} {line.number:>4}  {line.text}", style)
+            row.truncate(console.width, overflow="ellipsis")
+            console.print(row)
+        console.print()
+
+
+def _bytes(n: int) -> str:
+    if n == 0:
+        return "-"
+    return f"{n} B" if n < 1024 else f"{n / 1024:.3g} K"

@@ -1,0 +1,113 @@
+"""NVIDIA's machine code read: instructions by kind and by source line, registers, stack, shared memory."""
+
+import re
+from collections import Counter
+
+from gradlab.profiling.machine_code.counts import Counts
+from gradlab.profiling.machine_code.targets import RESERVED, Target
+from gradlab.profiling.machine_code.tools import has, say
+
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)")
+_PLACE = re.compile(r'//## File "(.*?)", line (\d+)')
+_KINDS = {
+    "tensor": re.compile(r"(H|HG|D|I|IG|Q|QG|O|B|UTC[A-Z]*)MMA\b"),
+    "loads": re.compile(r"(LD|LDG|LDGSTS|UTMALDG|UBLKCP|UBLKPF)\b"),
+    "stores": re.compile(r"(ST|STG|UTMASTG|UBLKRED)\b"),
+    "copies": re.compile(r"(LDGSTS|UTMALDG|UBLKCP)\b"),
+    "waits": re.compile(r"DEPBAR\b|WARPGROUP\.DEPBAR\b|SYNCS\.PHASECHK\b|LDTM_WAIT\b"),
+    "barriers": re.compile(r"(BAR|UCGABAR_ARV|UCGABAR_WAIT)\b"),
+    "atomics": re.compile(r"(ATOM|ATOMG|RED|REDG)\b"),
+    "spills": re.compile(r"(LDL|STL)\b"),
+}
+# Bits that one access moves for each thread: 32 unless it says otherwise; a bulk copy moves a block of memory.
+_WIDTH = re.compile(r"\.(?:U|S)?(8|16|64|128|256)\b")
+_BULK = re.compile(r"(UTMA|UBLK)")
+
+
+def read(cubin: bytes, file: str = "") -> Counts:
+    """Count a kernel's instructions; by source line where the name of its file is given."""
+    text = say("nvdisasm", "-c", "-ndf", *(["-g"] if file else []), data=cubin, suffix=".cubin")
+    return count(str(text), file)
+
+
+def count(text: str, file: str = "") -> Counts:
+    """The same of what nvdisasm printed."""
+    kinds: Counter[str] = Counter()
+    lines: Counter[int] = Counter()
+    here, line = "", 0
+    for row in text.splitlines():
+        place = _PLACE.search(row)
+        if place:
+            here, line = place.group(1), int(place.group(2))
+            continue
+        found = _INSTRUCTION.match(row)
+        # What fills the last cache line is no part of the kernel.
+        if not found or found.group(1) == "NOP":
+            continue
+        name = found.group(1)
+        kinds["instructions"] += 1
+        if file and _same(here, file):
+            lines[line] += 1
+        bits = _bits(name)
+        for kind, pattern in _KINDS.items():
+            if not pattern.match(name):
+                continue
+            kinds[kind] += 1
+            if kind in ("loads", "stores") and bits >= 128:
+                kinds[f"wide_{kind}"] += 1
+            if kind == "spills":
+                kinds["spill_bytes"] += bits // 8
+    return Counts(**kinds, lines=dict(sorted(lines.items())))
+
+
+def resources(cubin: bytes, where: Target) -> tuple[int, int, int]:
+    """Registers of a thread, bytes of its stack, bytes of static shared memory of a block."""
+    text = str(say("cuobjdump", "-res-usage", data=cubin, suffix=".cubin"))
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
+    if found is None:
+        raise RuntimeError("cuobjdump: no line of resources")
+    registers, stack, shared = map(int, found.groups())
+    # From sm_90 on the number holds what CUDA reserves; before, it is added where the kernel is loaded.
+    return registers, stack, shared - RESERVED if where.number >= 90 and shared >= RESERVED else shared  # type: ignore[operator]
+
+
+def relined(ptx: str, file: str) -> str:
+    """The PTX with each instruction on the line of `file` that it was inlined to.
+
+    SASS names only the innermost line, which of a `tl.sum` lies in Triton; the comments of the PTX name the callers.
+    """
+    numbers = {path: number for number, path in re.findall(r'\.file\s+(\d+)\s+"(.*?)"', ptx)}
+    number = next((n for path, n in numbers.items() if _same(path, file)), None)
+    if number is None:
+        return ptx
+
+    def moved(found: re.Match[str]) -> str:
+        for name, line, column in re.findall(r"([^\s:\[\]]+):(\d+):(\d+)", found.group("frames")):
+            if _same(name, file):
+                return f"\t.loc\t{number} {line} {column}\n"
+        return found.group(0)
+
+    return re.sub(r"^\t\.loc\t[^\n]*?//(?P<frames>[^\n]*)\n", moved, ptx, flags=re.M)
+
+
+def assembled(ptx: str, where: Target) -> bytes:
+    """The PTX assembled as Triton does it."""
+    named = re.search(r"\.target\s+(\w+)", ptx)
+    # Triton carries a newer ptxas for Blackwell; where it has none the common one knows the architecture.
+    program = "ptxas-blackwell" if where.name == "sm_100" and has("ptxas-blackwell") else "ptxas"
+    words = ("-lineinfo", f"--gpu-name={named.group(1) if named else where.name}")
+    made = say(program, *words, data=ptx.encode(), suffix=".ptx", out="kernel.cubin")
+    assert isinstance(made, bytes)
+    return made
+
+
+def _bits(name: str) -> int:
+    if _BULK.match(name):
+        return 1024
+    found = _WIDTH.findall(name)
+    return max(map(int, found)) if found else 32
+
+
+def _same(path: str, file: str) -> bool:
+    """Whether two paths end in one name: what Triton kept in its cache may stem from another checkout."""
+    return bool(file) and path.rsplit("/", 1)[-1] == file.rsplit("/", 1)[-1]

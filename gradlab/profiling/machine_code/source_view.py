@@ -1,0 +1,45 @@
+"""A kernel's source with the instructions that each line became beside it."""
+
+import ast
+from dataclasses import dataclass
+
+from gradlab.profiling.machine_code.code import Code
+from gradlab.profiling.machine_code.inspection import ROOT
+
+
+@dataclass(frozen=True)
+class SourceLine:
+    """A line of a kernel's file, without the indentation that all of its function has."""
+
+    number: int
+    text: str
+    count: int
+
+
+def source(code: Code) -> list[list[SourceLine]]:
+    """The functions of the kernel's file that became instructions, line by line; nothing where no line is known.
+
+    What a line calls is counted on that line, unless it stands in the same file.
+    """
+    path = ROOT / code.file
+    if not code.lines or not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    rows = text.splitlines()
+    found: list[list[SourceLine]] = []
+    for first, last in _functions(text):
+        if any(first <= number <= last for number in code.lines):
+            indent = min(len(row) - len(row.lstrip()) for row in rows[first - 1 : last] if row.strip())
+            found.append(
+                [SourceLine(n, rows[n - 1][indent:], code.lines.get(n, 0)) for n in range(first, last + 1)]
+            )  # fmt: skip
+    return found
+
+
+def _functions(text: str) -> list[tuple[int, int]]:
+    """First and last line of every function at the top of a file, decorators among them."""
+    return [
+        (min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.end_lineno or node.lineno)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef)
+    ]

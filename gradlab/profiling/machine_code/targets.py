@@ -1,0 +1,94 @@
+"""The architectures that kernels are compiled for, and how many of a kernel's programs one multiprocessor holds."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """An architecture; sizes are those of one multiprocessor, shared memory in bytes.
+
+    Source of the limits: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+
+    Attributes:
+        name: as on the command line.
+        backend: "cuda" or "hip", Triton's word for it.
+        number: what Triton calls the architecture within its backend.
+        lanes: threads of a warp (a wavefront).
+        warps, blocks, shared: the most that are resident at once; 0 where occupancy is not worked out.
+        most: shared memory that one block can have.
+    """
+
+    name: str
+    backend: str
+    number: int | str
+    lanes: int
+    warps: int = 0
+    blocks: int = 0
+    shared: int = 0
+    most: int = 0
+
+
+_KIB = 1024
+TARGETS = {
+    t.name: t
+    for t in (
+        Target("sm_80", "cuda", 80, 32, 64, 32, 164 * _KIB, 163 * _KIB),
+        Target("sm_86", "cuda", 86, 32, 48, 16, 100 * _KIB, 99 * _KIB),
+        Target("sm_89", "cuda", 89, 32, 48, 24, 100 * _KIB, 99 * _KIB),
+        Target("sm_90", "cuda", 90, 32, 64, 32, 228 * _KIB, 227 * _KIB),
+        Target("sm_100", "cuda", 100, 32, 64, 32, 228 * _KIB, 227 * _KIB),
+        Target("gfx942", "hip", "gfx942", 64, most=64 * _KIB),
+    )
+}
+
+# What CUDA keeps of every block's shared memory for itself.
+RESERVED = 1024
+# A multiprocessor has four parts of 16384 registers, each with a quarter of its warps.
+_PARTS, _REGISTERS = 4, 16384
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How full a multiprocessor gets: blocks at once, the share of its warps they make up, and what allows no more."""
+
+    blocks: int
+    share: float
+    limiter: str
+
+
+def target(name: str) -> Target:
+    """The architecture of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in TARGETS:
+        raise ValueError(f"inspect: unknown architecture {name!r}; the lab has {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def occupancy(where: Target, registers: int, threads: int, shared: int) -> Occupancy | None:
+    """What the resources of a kernel leave room for; None where the lab has no rule for the architecture.
+
+    Args:
+        registers: of one thread.
+        threads: of one block.
+        shared: bytes of one block, static and dynamic, without what CUDA reserves.
+    """
+    if not where.warps:
+        return None
+    warps = -(-threads // where.lanes)
+    # Registers go to whole warps in units of 256, shared memory to blocks in units of 128 bytes.
+    resident = _REGISTERS // _up(max(registers, 1) * where.lanes, 256) * _PARTS
+    room = {
+        "warps": where.warps // warps,
+        "blocks": where.blocks,
+        "registers": resident // warps,
+        "shared memory": where.shared // _up(shared + RESERVED, 128) if shared <= where.most else 0,
+    }
+    limiter = min(room, key=lambda name: room[name])
+    return Occupancy(room[limiter], room[limiter] * warps / where.warps, limiter)
+
+
+def _up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
