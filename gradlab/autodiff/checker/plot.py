@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,24 +46,38 @@ def draw(held: Sequence[View], path: Path) -> Path:
     return path
 
 
+class Curve(NamedTuple):
+    """Error against step, both relative: of central differences at STEPS, and what extrapolation made of the chosen."""
+
+    name: str
+    errors: list[float]
+    chosen: int
+    extrapolated: float
+
+
+def curve(view: View) -> Curve:
+    """The curve of one gradient along the direction that judged it; call it within the side's `double`."""
+    probe, i = view.probe, view.input
+    c = np.concatenate([part.reshape(-1) for part in probe.cotangents])
+    got = float(np.vdot(probe.gradients[i], view.direction))
+    scale = float(np.linalg.norm(probe.gradients[i] * view.direction)) or 1.0
+    errors = []
+    for step in STEPS:
+        h = step * probe.units(i)
+        up, down = (_at(probe, i, t * view.direction) for t in (h, -h))
+        errors.append(max(abs(float(np.dot(c, (up - down) / (2 * h))) - got) / scale, 1e-18))
+    at = int(np.argmin(np.abs(np.log(STEPS) - math.log(view.slope.step / 2))))
+    return Curve(probe.subject.names[i], errors, at, max(view.finding.error, 1e-18))
+
+
 def _curves(axes: Any, views: list[View]) -> None:
     """The V: the error of a central difference falls with h^2 and rises again with rounding; a fault is a floor."""
     for view in views:
-        probe, i = view.probe, view.input
-        c = np.concatenate([part.reshape(-1) for part in probe.cotangents])
-        got = float(np.vdot(probe.gradients[i], view.direction))
-        scale = float(np.linalg.norm(probe.gradients[i] * view.direction)) or 1.0
-        errors = []
-        for step in STEPS:
-            h = step * probe.units(i)
-            up, down = (_at(probe, i, t * view.direction) for t in (h, -h))
-            errors.append(max(abs(float(np.dot(c, (up - down) / (2 * h))) - got) / scale, 1e-18))
-        name = probe.subject.names[i]
-        (line,) = axes.loglog(STEPS, errors, marker=".", markersize=5, label=name)
-        chosen = view.slope.step / 2
-        at = int(np.argmin(np.abs(np.log(STEPS) - math.log(chosen))))
-        axes.plot(STEPS[at], errors[at], marker="o", markersize=9, fillstyle="none", color=line.get_color())
-        axes.plot(STEPS[at], max(view.finding.error, 1e-18), marker="*", markersize=10, color=line.get_color())
+        drawn = curve(view)
+        (line,) = axes.loglog(STEPS, drawn.errors, marker=".", markersize=5, label=drawn.name)
+        at, colour = drawn.chosen, line.get_color()
+        axes.plot(STEPS[at], drawn.errors[at], marker="o", markersize=9, fillstyle="none", color=colour)
+        axes.plot(STEPS[at], drawn.extrapolated, marker="*", markersize=10, color=colour)
     axes.axhline(1e-7, color="0.6", linewidth=0.8, linestyle="--")
     axes.text(
         0.99, 1.2e-7, "sensitivity 1e-7", transform=axes.get_yaxis_transform(), ha="right", color="0.4", fontsize=8

@@ -72,7 +72,7 @@ class Command:
         return tuple(
             Asked(
                 tuple(op.name for op in chosen), known(side), self.dtype, self.modes or MODES, self.passes or PASSES,
-                self.budget, self.case, self.seed, self.sweep,
+                self.budget, self.case, self.seed, (self.passes or PASSES) if self.sweep else (),
             )
             for side in self.sides
         )  # fmt: skip

@@ -29,7 +29,8 @@ class Asked:
         case: one case's name, or None for all that are timed on the side's device.
         budget: seconds of timing a group.
         seed: of all inputs; None draws one anew for every group.
-        sweep: scale each op's largest case instead of taking its cases as they are.
+        swept: passes that are timed along each op's largest case scaled down, instead of its cases as they are; the
+            other passes are timed at that case alone.
     """
 
     ops: tuple[str, ...]
@@ -40,7 +41,7 @@ class Asked:
     budget: float
     case: str | None = None
     seed: int | None = None
-    sweep: bool = False
+    swept: tuple[str, ...] = ()
 
 
 # Variables of a measuring process, set before a framework is imported.
@@ -61,7 +62,12 @@ def work(tell: Callable[[Any], object], asked: Asked, folder: str) -> None:
         folder: where compilers keep what they make, a folder of its own for each group: a first call finds nothing.
     """
     side = side_of(asked.side)
-    plan = [(subject, way) for subject in subjects(asked, side) for way in asked.passes]
+    plan = [
+        (subject, way)
+        for subject in subjects(asked, side)
+        for way in asked.passes
+        if not asked.swept or way in asked.swept or subject[2] == 1
+    ]
     tell(("groups", len(plan)))
     compilers = natives(side.name)
     if COMPILED in asked.modes:
@@ -89,7 +95,7 @@ def subjects(asked: Asked, side: Side) -> Iterator[tuple[Spec, Case, float | Non
     """Each op's cases, or the sizes that its largest one is scaled to."""
     for op in map(spec, asked.ops):
         timed = cases(op, side.device())
-        if asked.sweep:
+        if asked.swept:
             yield from ((op, case, share) for case, share in scaled(op, timed[-1]))
         else:
             yield from ((op, case, None) for case in timed if asked.case in (None, case.name))

@@ -1,6 +1,7 @@
 """A launch as it was found, before it is compiled; and the passes of an op in which launches are looked for."""
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from gradlab.autodiff.side import Side, as_tuple
 from gradlab.kernels.spec import Case, Spec
 
 PASSES = ("forward", "backward", "second")
+# Held by the thread that parses Python: its 3.11 counts the depth of all threads' trees together, and fails on them.
+PARSING = threading.RLock()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from triton.compiler import ASTSource
 from gradlab.autodiff.side_torch import SIDE
 from gradlab.kernels.launch_triton import Launch, recording, triton_dtype
 from gradlab.kernels.spec import Array, Case, Spec
-from gradlab.profiling.machine_code.found import Found, largest, passes
+from gradlab.profiling.machine_code.found import PARSING, Found, largest, passes
 
 
 def find(op: Spec, case: Case, dtype: str) -> list[Found]:
@@ -68,12 +68,24 @@ def source(noted: Launch) -> ASTSource:
         if name in signature and not isinstance(value, float) and aligned % 16 == 0:
             attrs[(i,)] = [["tt.divisibility", 16]]
     signature |= dict.fromkeys(constants, "constexpr")
-    return ASTSource(
+    return Source(
         fn=noted.jit,
         signature={name: signature[name] for name in noted.jit.arg_names},
         constexprs={(noted.jit.arg_names.index(name),): value for name, value in constants.items()},
         attrs=attrs,
     )
+
+
+class Source(ASTSource):
+    """A kernel's source that only one thread at a time reads: Python 3.11 counts all threads' parsing as one."""
+
+    def hash(self) -> str:
+        with PARSING:
+            return super().hash()
+
+    def make_ir(self, *args: Any, **options: Any) -> Any:
+        with PARSING:
+            return super().make_ir(*args, **options)
 
 
 class _NoCopies(TorchDispatchMode):

@@ -4,6 +4,7 @@ import ast
 from dataclasses import dataclass
 
 from gradlab.profiling.machine_code.code import Code
+from gradlab.profiling.machine_code.found import PARSING
 from gradlab.profiling.machine_code.inspection import ROOT
 
 
@@ -36,10 +37,15 @@ def source(code: Code) -> list[list[SourceLine]]:
     return found
 
 
+def _parsed(text: str) -> ast.Module:
+    with PARSING:
+        return ast.parse(text)
+
+
 def _functions(text: str) -> list[tuple[int, int]]:
     """First and last line of every function at the top of a file, decorators among them."""
     return [
         (min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.end_lineno or node.lineno)
-        for node in ast.parse(text).body
+        for node in _parsed(text).body
         if isinstance(node, ast.FunctionDef)
     ]
