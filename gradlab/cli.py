@@ -104,6 +104,19 @@ def inspect(op: Op = None, side: SideOption = None,
 
 
 @app.command()
+def report(op: Op = None, side: SideOption = None,
+           quick: Annotated[bool, typer.Option("--quick", help="A part of everything: under three minutes.")] = False,
+           train: Annotated[bool, typer.Option("--train", help="The demo's training too.")] = False,
+           out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("report")) -> None:  # fmt: skip
+    """Check, inspect and time every op, and write one page to look at: report/report.html."""
+    from gradlab.profiling.report.command import Asked, run
+    from gradlab.workloads.demonstration import trained
+
+    asked = Asked((spec(op).name,) if op else (), _sides(side), quick, out, trained if train else None)
+    raise typer.Exit(run(asked, Console()))
+
+
+@app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder for the plot and the table.")] = Path("demo"),
          epochs: Annotated[int | None, typer.Option(min=1)] = None, seed: Seed = 0,
          side: SideOption = None) -> None:  # fmt: skip

@@ -1,48 +1,92 @@
-"""Work in a process of its own: one framework there, its memory counted alone, its threads nobody else's."""
+"""Work in processes of its own: one framework there, its memory counted alone, its threads nobody else's."""
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, cast
 
 Tell = Callable[[Any], object]
 
 
-def apart(name: str, work: Callable[..., Any], *args: Any, heard: Tell, env: Mapping[str, str] | None = None) -> Any:
-    """`work(tell, *args)` elsewhere; `heard` gets whatever it tells, as it is told.
+@dataclass(frozen=True)
+class Job:
+    """`work(tell, *args)` of a process.
 
-    Args:
+    Attributes:
         name: what the work is, for its error.
         work: a function of a module, whose name it is found by; `args`, what it tells and returns are pickled.
+        heard: gets whatever the work tells, as it is told.
         env: variables that the process has beside those of this one, set before any framework is imported.
+    """
+
+    name: str
+    work: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    heard: Tell = lambda value: None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def apart(name: str, work: Callable[..., Any], *args: Any, heard: Tell, env: Mapping[str, str] | None = None) -> Any:
+    """What one job returns.
 
     Raises:
         RuntimeError: the work failed; its last line.
     """
+    (outcome,) = together([Job(name, work, args, heard, env or {})])
+    if isinstance(outcome, RuntimeError):
+        raise outcome
+    return outcome
+
+
+def together(jobs: Sequence[Job], ended: Callable[[Job, Any], object] = lambda job, outcome: None) -> list[Any]:
+    """Run jobs side by side; what each returns, or the RuntimeError that ended it. None is left when this returns.
+
+    Args:
+        ended: hears a job and its outcome as soon as it is there.
+    """
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(there, dict(env or {}), work, args), daemon=True)
-    process.start()
-    # The child's copy is the only one that writes: its end is the end of the pipe.
-    there.close()
+    outcomes: dict[int, Any] = {}
+    running: dict[Connection, tuple[int, Any]] = {}
     try:
-        while True:
-            kind, value = here.recv()
-            if kind == "told":
-                heard(value)
-            elif kind == "done":
-                return value
-            else:
-                raise RuntimeError(f"{name}: {value}")
+        for i, job in enumerate(jobs):
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(target=_child, args=(there, dict(job.env), job.work, job.args), daemon=True)
+            process.start()
+            # The child's copy is the only one that writes: its end is the end of the pipe.
+            there.close()
+            running[here] = i, process
+        while running:
+            for here in cast(list[Connection], wait(list(running))):
+                i, process = running[here]
+                kind, value = _received(here, process)
+                if kind == "told":
+                    jobs[i].heard(value)
+                else:
+                    outcomes[i] = value if kind == "done" else RuntimeError(f"{jobs[i].name}: {value}")
+                    _end(here, process)
+                    del running[here]
+                    ended(jobs[i], outcomes[i])
+    finally:
+        for here, (_, process) in running.items():
+            _end(here, process)
+    return [outcomes[i] for i in range(len(jobs))]
+
+
+def _received(here: Connection, process: Any) -> tuple[str, Any]:
+    try:
+        return here.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"{name}: ended with exit code {process.exitcode}") from None
-    finally:
-        process.terminate()
-        process.join()
-        here.close()
+        return "failed", f"ended with exit code {process.exitcode}"
+
+
+def _end(here: Connection, process: Any) -> None:
+    process.terminate()
+    process.join()
+    here.close()
 
 
 def _child(pipe: Connection, env: Mapping[str, str], work: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -83,7 +83,7 @@ def show_changes(found: Sequence[Change], console: Console) -> None:
     for change in found:
         group = change.group
         what = f"{group.op} on {group.side}, {group.case}"
-        quotient = _ratio(change.quotient)
+        quotient = ratio_in_words(change.quotient)
         table.add_row(what, _short(group), change.member, quotient, _styled(change.verdict))
     console.print(table)
 
@@ -140,7 +140,7 @@ def _times(group: Group, member: Member) -> tuple[str | Text, ...]:
         return "", "", verdict, ""
     share = group.share(member)
     return (
-        duration(member.time), _ratio(ratio) if ratio else "1", verdict,
+        duration(member.time), ratio_in_words(ratio) if ratio else "1", verdict,
         "–" if share is None else f"{share:.0%}",
     )  # fmt: skip
 
@@ -187,7 +187,8 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def _ratio(found: Interval) -> str:
+def ratio_in_words(found: Interval) -> str:
+    """`2.00 (1.95–2.07)`: median and interval."""
     return f"{three(found.median)} ({three(found.low)}–{three(found.high)})"
 
 

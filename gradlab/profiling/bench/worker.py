@@ -49,7 +49,7 @@ ENVIRONMENT = {
     # Memory is left to other processes.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     # torch's profiler, which counts memory, says hello on stderr.
-    "KINETO_LOG_LEVEL": "5",
+    "KINETO_LOG_LEVEL": "99",
     # Ranges cost time.
     "GRADLAB_NVTX": "0",
 }

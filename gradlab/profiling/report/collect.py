@@ -1,0 +1,90 @@
+"""The report's stages, side by side where no clock runs, and their data, kept as it comes."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradlab.profiling.apart import Job, together
+from gradlab.profiling.bench.worker import ENVIRONMENT
+from gradlab.profiling.bench.worker import work as benchmark
+from gradlab.profiling.report.stages import Scope, checks, inspections, timings
+
+KIND, SCHEMA = "gradlab report", 1
+# What is said of a stage: it has all its data, an error ended it, it was not finished.
+DONE, FAILED, STOPPED = "done", "failed", "not finished"
+
+
+@dataclass
+class Data:
+    """All that the page shows, plain: what `results.json` holds.
+
+    Attributes:
+        stages: by name, what became of it, its seconds and its error.
+        checks: an entry an op: findings, notes, curves.
+        groups: the benchmark's groups.
+        kernels, promises: of the machine code.
+        training: the name of the workload, its table's columns, rows and notes, and its figure's file.
+    """
+
+    machine: dict[str, str]
+    scope: dict[str, Any]
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    kernels: list[dict[str, Any]] = field(default_factory=list)
+    promises: list[dict[str, Any]] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": KIND, "schema": SCHEMA, **vars(self)}
+
+    def hear(self, message: tuple[Any, ...]) -> None:
+        """Keep what a stage tells."""
+        match message:
+            case ("check", found):
+                self.checks.append(found)
+            case ("kernel", found):
+                self.kernels.append(found)
+            case ("promises", found):
+                self.promises += found
+            case ("group", group):
+                self.groups.append(group.as_json())
+
+
+Together = Callable[[Sequence[Job], Callable[[Job, Any], object]], object]
+
+
+def collect(data: Data, scope: Scope, folder: str, said: Callable[[str, str], object],
+            together: Together = together) -> None:  # fmt: skip
+    """Check and inspect beside each other, then time each side alone: nothing else may run while a clock does.
+
+    A stage that fails leaves its error and stops no other; what an interrupted one had told is in `data`.
+
+    Args:
+        folder: for the compilers' caches.
+        said: hears a stage's name and what it is at.
+    """
+
+    def job(name: str, work: Callable[..., None], *args: Any, env: dict[str, str] | None = None) -> Job:
+        data.stages[name] = {"became": STOPPED, "seconds": 0.0}
+
+        def heard(message: tuple[Any, ...]) -> None:
+            data.hear(message)
+            if message[0] == "at":
+                said(name, message[1])
+
+        return Job(name, work, args, heard, env or {})
+
+    def ended(job: Job, outcome: Any) -> None:
+        failed = isinstance(outcome, RuntimeError)
+        data.stages[job.name] = {"became": FAILED if failed else DONE, "seconds": time.perf_counter() - begun}
+        if failed:
+            data.stages[job.name]["error"] = str(outcome)
+        said(job.name, data.stages[job.name]["became"])
+
+    first = [job("check", checks, scope), job("inspect", inspections, scope)]
+    alone = [job(f"bench {a.side}", benchmark, a, f"{folder}/{a.side}", env=ENVIRONMENT) for a in timings(scope)]
+    for jobs in (first, *([one] for one in alone)):
+        begun = time.perf_counter()
+        together(jobs, ended)

@@ -1,0 +1,109 @@
+"""The report's parts, each a piece of work in a process of its own that tells plain data as it finds it."""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gradlab.autodiff.check import check
+from gradlab.autodiff.checker.judge import View
+from gradlab.autodiff.checker.plot import STEPS, curve
+from gradlab.autodiff.checker.report import Report
+from gradlab.kernels.spec import spec
+from gradlab.profiling.bench.row import BACKWARD, COMPILED, EAGER, FORWARD, MODES, PASSES
+from gradlab.profiling.bench.worker import Asked
+from gradlab.profiling.machine_code import promises
+from gradlab.profiling.machine_code.code import Code
+from gradlab.profiling.machine_code.inspection import Wanted, choose, read, targets
+from gradlab.profiling.machine_code.source_view import source
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a report is made of.
+
+    Attributes:
+        quick: a part of everything: derivatives of the first order, one mode a side, one architecture.
+    """
+
+    ops: tuple[str, ...]
+    sides: tuple[str, ...]
+    quick: bool
+
+    @property
+    def archs(self) -> tuple[str, ...]:
+        return ("sm_90",) if self.quick else ("sm_80", "sm_90", "sm_100", "gfx942")
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return ("bfloat16",) if self.quick else ("bfloat16", "float32")
+
+
+Tell = Callable[[tuple[str, Any]], object]
+
+
+def checks(tell: Tell, scope: Scope) -> None:
+    """Every op's check, with the curves of error against step; tells ("at", words) and ("check", data) an op."""
+    for name in scope.ops:
+        started = functools.partial(_started, tell)
+        options: dict[str, Any] = {"parts": ("derivative",), "order": 1} if scope.quick else {}
+        report = check(name, side=scope.sides, raises=False, started=started, **options)
+        tell(("check", {"op": name, **json.loads(report.to_json()), "curves": _curves(report)}))
+
+
+def _started(tell: Tell, what: str, spent: float) -> None:
+    tell(("at", what))
+
+
+def _curves(report: Report) -> list[dict[str, Any]]:
+    """Of the case with the worst gradient on each side, every input's curve."""
+    found = []
+    for side in dict.fromkeys(view.probe.subject.side.name for view in report.views):
+        views = [v for v in report.views if v.probe.subject.side.name == side and v.probe.arrays[v.input].size]
+        worst: View | None = max(views, key=lambda v: v.finding.error, default=None)
+        if worst is not None:
+            subject = worst.probe.subject
+            with subject.side.double():
+                lines = [curve(v)._asdict() for v in views if v.probe.subject is subject]
+            found.append({"side": side, "case": subject.case, "steps": [float(s) for s in STEPS], "lines": lines})
+    return found
+
+
+def timings(scope: Scope) -> tuple[Asked, ...]:
+    """What each side's benchmark process is to measure."""
+    if not scope.quick:
+        return tuple(
+            Asked(scope.ops, side, "float32", MODES, PASSES, budget=0.5, swept=(FORWARD,)) for side in scope.sides
+        )
+    # The mode that people use a side in.
+    modes = {"torch": (EAGER,), "jax": (COMPILED,)}
+    return tuple(
+        Asked(scope.ops, side, "float32", modes[side], (FORWARD, BACKWARD), budget=0.08, swept=(FORWARD,))
+        for side in scope.sides
+    )
+
+
+def inspections(tell: Tell, scope: Scope) -> None:
+    """Every kernel's machine code and promises; tells ("at", words), ("kernel", data) each, ("promises", data)."""
+    ops = [spec(name) for name in scope.ops]
+    asked = choose(ops, scope.sides, scope.dtypes, None)
+    # Promises about other cases than the largest are left to `gradlab inspect --check` where it has to be quick.
+    held = () if scope.quick else promises.subjects(ops, scope.sides, scope.dtypes)
+    more = tuple(s for s in held if s not in asked)
+    codes = []
+    for code in read(Wanted(asked + more, targets(scope.archs, None), lines=True)):
+        tell(("at", f"{code.op} on {code.side}, {code.name}, {code.dtype}, {code.arch}"))
+        codes.append(code)
+        tell(("kernel", code.as_json() | {"source": _source(code)}))
+    verdicts = promises.hold(ops, scope.sides, codes)
+    tell(("promises", [
+        {"op": v.op, "side": v.side, "promise": str(v.promise), "held": v.held, "broken": list(v.broken)}
+        for v in verdicts
+    ]))  # fmt: skip
+
+
+def _source(code: Code) -> list[list[dict[str, Any]]]:
+    """The kernel's functions line by line with instruction counts, for the architecture that is shown with them."""
+    shown = code.arch == "sm_90" and code.dtype == "bfloat16" and code.direction == FORWARD and code.variant == 1
+    return [[asdict(line) for line in function] for function in source(code)] if shown else []
