@@ -30,7 +30,7 @@ gpu:  ## with CUDA: suite and benchmarks with compiled kernels: results/<gpu>/; 
 	@PYTHONPATH=. $(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m gradlab.profiling.gpu
 
 clean:  ## remove the environment and what was made
-	rm -rf .venv build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv build dist demo report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else "gradlab needs Python 3.11 or 3.12, this is %d.%d: make PYTHON=python3.11" % v)'

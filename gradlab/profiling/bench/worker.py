@@ -14,7 +14,7 @@ from gradlab.profiling.bench.ceilings import Ceilings
 from gradlab.profiling.bench.measure import measure
 from gradlab.profiling.bench.row import COMPILED
 from gradlab.profiling.bench.subject import Subject
-from gradlab.profiling.bench.sweep import scaled
+from gradlab.profiling.bench.sweep import FACTORS, scaled
 from gradlab.profiling.bench.timers import timers
 from gradlab.profiling.bench.watch import Watch
 from gradlab.profiling.native import natives
@@ -31,6 +31,7 @@ class Asked:
         seed: of all inputs; None draws one anew for every group.
         swept: passes that are timed along each op's largest case scaled down, instead of its cases as they are; the
             other passes are timed at that case alone.
+        factors: how much smaller than that case along each axis, the smallest size first.
     """
 
     ops: tuple[str, ...]
@@ -42,6 +43,7 @@ class Asked:
     case: str | None = None
     seed: int | None = None
     swept: tuple[str, ...] = ()
+    factors: tuple[int, ...] = FACTORS
 
 
 # Variables of a measuring process, set before a framework is imported.
@@ -96,7 +98,7 @@ def subjects(asked: Asked, side: Side) -> Iterator[tuple[Spec, Case, float | Non
     for op in map(spec, asked.ops):
         timed = cases(op, side.device())
         if asked.swept:
-            yield from ((op, case, share) for case, share in scaled(op, timed[-1]))
+            yield from ((op, case, share) for case, share in scaled(op, timed[-1], asked.factors))
         else:
             yield from ((op, case, None) for case in timed if asked.case in (None, case.name))
 

@@ -63,7 +63,7 @@ def steps(entry: dict[str, Any]) -> Callable[[Any, Pen], None]:
         axes.axhline(1e-7, color=pen("soft"), linewidth=0.8, linestyle=":")
         axes.invert_xaxis()
         axes.set(xlabel="step, in units of the input's scale", ylabel="|gradient − difference|, relative",
-                 title="error against step: it falls with h², then rounding rises; a fault would be a floor")  # fmt: skip
+                 title="error against step: falls with h², then rounding rises; a fault is a floor")  # fmt: skip
         axes.legend(ncols=2)
 
     return draw
@@ -138,7 +138,7 @@ def ratios(groups: Sequence[Group]) -> Callable[[Any, Pen], None]:
         axes.set_ylim(len(rows) - 0.4, -0.6)
         low, high = axes.get_xlim()
         ticks = range(math.floor(low), math.ceil(high) + 1, max(1, round((high - low) / 8)))
-        axes.set_xticks(ticks, [f"{2.0**t:g}" if t < 0 else str(2**t) for t in ticks])
+        axes.set_xticks(ticks, [f"1/{2**-t}" if t < 0 else str(2**t) for t in ticks])
         axes.grid(axis="y", visible=False)
         axes.axvline(0, color=pen("soft"), linewidth=1)
         axes.set(title="time by hand / native", xlabel="ratio, logarithmic")

@@ -18,6 +18,9 @@ from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.inspection import Wanted, choose, read, targets
 from gradlab.profiling.machine_code.source_view import source
 
+# Sizes of a curve that has to be quick: three show whether it bends.
+QUICK = (16, 4, 1)
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -79,7 +82,9 @@ def timings(scope: Scope) -> tuple[Asked, ...]:
     # The mode that people use a side in.
     modes = {"torch": (EAGER,), "jax": (COMPILED,)}
     return tuple(
-        Asked(scope.ops, side, "float32", modes[side], (FORWARD, BACKWARD), budget=0.08, swept=(FORWARD,))
+        Asked(
+            scope.ops, side, "float32", modes[side], (FORWARD, BACKWARD), budget=0.08, swept=(FORWARD,), factors=QUICK
+        )
         for side in scope.sides
     )
 
