@@ -7,17 +7,19 @@ kernel under a `jax.custom_vjp` (`gradlab.jax`), proven against finite differenc
 
 __version__ = "0.1.0"
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradlab.autodiff.check import check as check
     from gradlab.autodiff.checker.report import GradientError as GradientError
+    from gradlab.profiling.ranges import nvtx as nvtx
 
-__all__ = ["GradientError", "check"]
+__all__ = ["GradientError", "check", "nvtx"]
 
 
 def __getattr__(name: str) -> Any:
-    """`gradlab.check` and `gradlab.GradientError`, imported when asked for."""
+    """`gradlab.check`, `gradlab.GradientError` and `gradlab.nvtx`, imported when asked for."""
     if name == "check":
         from gradlab.autodiff.check import check
 
@@ -26,4 +28,14 @@ def __getattr__(name: str) -> Any:
         from gradlab.autodiff.checker.report import GradientError
 
         return GradientError
+    if name == "nvtx":
+        from gradlab.profiling.ranges import nvtx
+
+        return nvtx
     raise AttributeError(f"module 'gradlab' has no attribute {name!r}")
+
+
+if os.environ.get("GRADLAB_NVTX"):
+    from gradlab.profiling.ranges import from_environment
+
+    from_environment()

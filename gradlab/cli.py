@@ -117,6 +117,32 @@ def report(op: Op = None, side: SideOption = None,
 
 
 @app.command()
+def profile(target: Annotated[str, typer.Argument(
+                help=f"One of {', '.join(specs())}, or a workload that `gradlab train` lists.")],
+            side: SideOption = None,
+            mode: Annotated[str | None, typer.Option(
+                help="eager or compile on torch, jit or eager on jax; eager and jit when not given.")] = None,
+            tool: Annotated[str, typer.Option(
+                help="trace, nsys, ncu, or auto: what the machine has.")] = "auto",
+            out: Annotated[Path | None, typer.Option(help="Folder for what is written; profile/NAME.")] = None,
+            case: Annotated[str | None, typer.Option(help="A case of the op by name; its first timed one.")] = None,
+            ) -> None:  # fmt: skip
+    """Show where the time goes: per op and kernel, by a trace of both sides on one clock, by nsys or by ncu."""
+    from gradlab.profiling.trace import asked, command, op
+    from gradlab.workloads import catalogue, profiled
+
+    names = op.cases(spec(target)) if target in specs() else ()
+    if not names and target not in catalogue.WORKLOADS:
+        every = ", ".join((*specs(), *catalogue.WORKLOADS))
+        raise ValueError(f"profile: target is {target!r}, wanted an op or a workload: {every}")
+    request = asked.asked(target, side, mode, tool, out, case, names)
+    if not names:
+        profiled.refuse(target, request.modes)
+    module = (op if names else profiled).__name__
+    raise typer.Exit(command.profile(request, module, Console()))
+
+
+@app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder for the plot and the table.")] = Path("demo"),
          epochs: Annotated[int | None, typer.Option(min=1)] = None, seed: Seed = 0,
          side: SideOption = None) -> None:  # fmt: skip

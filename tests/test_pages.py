@@ -33,7 +33,8 @@ def test_a_readme_without_marks_is_said():
 
 
 CHECK = (ROOT / "docs" / "check.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README + CHECK, re.S)
+PROFILE = (ROOT / "docs" / "profile.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README + CHECK + PROFILE, re.S)
 
 
 def test_readme_has_snippets():
@@ -45,6 +46,8 @@ def test_snippet_runs(snippet, capsys):
     for framework in ("torch", "jax", "flax"):
         if f"import {framework}" in snippet or f"from {framework}" in snippet:
             pytest.importorskip(framework)
+    if "gradlab.nvtx" in snippet:
+        pytest.importorskip("nvtx")
     names: dict = {}
     exec(snippet, names)
     if "optimizer" in names:
@@ -58,6 +61,18 @@ def test_snippet_runs(snippet, capsys):
         # What a comment quotes of the output stands in it.
         quoted = re.findall(r"x\[299, 0\] is .*?;", snippet)
         assert all(quote in printed for quote in quoted)
+
+
+def test_the_profiles_page_names_what_there_is():
+    from gradlab.profiling.ranges import PASSES, VARIABLE
+    from gradlab.profiling.ranges_nvtx import PAYLOAD
+    from gradlab.profiling.trace.asked import MODES, TOOLS
+
+    assert all(f"`{field}`" in PROFILE for field in PAYLOAD.names)
+    assert all(f"`{mode}`" in PROFILE for modes in MODES.values() for mode in modes)
+    assert all(f"--tool {tool}" in PROFILE for tool in TOOLS)
+    assert VARIABLE in PROFILE
+    assert all(f"{way}, " in PROFILE for way in PASSES)
 
 
 def test_commands_that_the_readme_names_exist():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gradlab.autodiff import optimizer_jax as optimizer
 from gradlab.autodiff.arguments import refuse
 from gradlab.autodiff.optimizer_jax import GradientTransformation, Rate
+from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import adam_pallas as kernels
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
 
@@ -114,6 +115,7 @@ def init(params: Any) -> AdamState:
     return AdamState(jnp.zeros((), jnp.int32), *(optimizer.zeros("adam", params) for _ in range(2)))
 
 
+@public("adam")
 def adam_step(params: Any, grads: Any, state: AdamState, *,
               learning_rate: Rate = LR, b1: float = BETA1,
               b2: float = BETA2, eps: float = EPS, weight_decay: float = 0.0,

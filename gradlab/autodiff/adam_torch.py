@@ -9,6 +9,7 @@ from gradlab.autodiff.arguments import refuse, want_floats
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.optimizer_torch import OneLaunch
+from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import adam_triton as kernels
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
 
@@ -82,7 +83,7 @@ class AdamW(Adam):
             group["decoupled_weight_decay"] = True
 
 
-class Step(torch.autograd.Function):
+class Step(Function):
     """(p', m', v') of one step, in new memory."""
 
     @staticmethod
@@ -105,7 +106,7 @@ class Step(torch.autograd.Function):
         return Step.apply(*in_front(info.batch_size, in_dims, args)), (0, 0, 0)
 
 
-class Pullback(torch.autograd.Function):
+class Pullback(Function):
     """(dp, dg, dm, dv) for the cotangents of p', m', v'."""
 
     @staticmethod
@@ -125,6 +126,7 @@ class Pullback(torch.autograd.Function):
         return Pullback.apply(*in_front(info.batch_size, in_dims, args)), (0, 0, 0, 0)
 
 
+@public("adam")
 def adam_step(param: torch.Tensor, grad: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, *, step: int,
               lr: float = LR, betas: tuple[float, float] = (BETA1, BETA2), eps: float = EPS, weight_decay: float = 0.0,
               decoupled: bool = False,

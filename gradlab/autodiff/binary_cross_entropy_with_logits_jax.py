@@ -9,6 +9,7 @@ from gradlab.autodiff.arguments import refuse, want_broadcast, want_floats
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.elementwise_jax import times
 from gradlab.autodiff.losses import divisor
+from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import binary_cross_entropy_with_logits_pallas as kernels
 
 _OP = "binary_cross_entropy_with_logits"
@@ -59,6 +60,7 @@ _derivative_rule.defvjp(_derivative_fwd, _derivative_bwd)
 derivative = jax.jit(_derivative_rule, static_argnums=(5, 6, 7))
 
 
+@public("binary_cross_entropy_with_logits")
 def binary_cross_entropy_with_logits(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | None = None,
                                      reduction: str = "mean",
                                      pos_weight: jax.Array | None = None) -> jax.Array:  # fmt: skip

@@ -8,12 +8,13 @@ from gradlab.autodiff.autocast_torch import raised
 from gradlab.autodiff.elementwise_torch import Times
 from gradlab.autodiff.losses import divisor
 from gradlab.autodiff.mapped_torch import in_front, spread
+from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import binary_cross_entropy_with_logits_triton as kernels
 
 _OP = "binary_cross_entropy_with_logits"
 
 
-class Losses(torch.autograd.Function):
+class Losses(Function):
     """y = the sum of w G00, over den.
 
     Summed are all but the first `keep` axes, which mapped axes become.
@@ -43,7 +44,7 @@ class Losses(torch.autograd.Function):
         return Losses.apply(*tensors, keep + 1, den), 0
 
 
-class Derivative(torch.autograd.Function):
+class Derivative(Function):
     """y = c w G_jk / den. Linear in c; by x it is G_(j+1)k, by t G_j(k+1), which ends at G02 = 0 and here at G3k."""
 
     @staticmethod
@@ -72,6 +73,7 @@ class Derivative(torch.autograd.Function):
         return Derivative.apply(*in_front(info.batch_size, in_dims, args)), 0
 
 
+@public("binary_cross_entropy_with_logits")
 def binary_cross_entropy_with_logits(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, *,
                                      reduction: str = "mean",
                                      pos_weight: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments_jax import as_arrays
+from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.relu_jax import gated
 from gradlab.autodiff.window_jax import borders, steps, whole
 from gradlab.kernels import conv2d_pallas as kernels
@@ -96,6 +97,7 @@ _bias_sum_rule.defvjp(_bias_sum_fwd, _bias_sum_bwd)
 bias_sum = jax.jit(_bias_sum_rule)
 
 
+@public("conv2d")
 def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
            strides: int | Sequence[int] = 1, padding: str | int | Sequence[Any] = "SAME",
            dilation: int | Sequence[int] = 1, groups: int = 1, activation: str | None = None) -> jax.Array:  # fmt: skip

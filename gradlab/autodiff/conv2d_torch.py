@@ -7,6 +7,7 @@ from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.autocast_torch import lowered
 from gradlab.autodiff.conv2d_mapped_torch import as_images, from_images, inside, more_groups, outside
 from gradlab.autodiff.mapped_torch import in_front
+from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.autodiff.relu_torch import Gate
 from gradlab.autodiff.window_torch import pair_of
 from gradlab.kernels import conv2d_triton as kernels
@@ -14,7 +15,7 @@ from gradlab.kernels.images_triton import lies_channels_last
 from gradlab.kernels.window import Geometry, pads
 
 
-class Forward(torch.autograd.Function):
+class Forward(Function):
     """y[B F P Q] = the correlation of x with w, plus bias, then relu; 0 where gate <= 0."""
 
     @staticmethod
@@ -52,7 +53,7 @@ class Forward(torch.autograd.Function):
         return outside(y, Z, 1, groups), 0
 
 
-class Dgrad(torch.autograd.Function):
+class Dgrad(Function):
     """dx[B C H W] of the cotangent dy, zeros in place of dy where gate <= 0."""
 
     @staticmethod
@@ -84,7 +85,7 @@ class Dgrad(torch.autograd.Function):
         return outside(dx, Z, 1, 1), 0
 
 
-class Wgrad(torch.autograd.Function):
+class Wgrad(Function):
     """dw[F D R S] of the cotangent dy, zeros in place of dy where gate <= 0."""
 
     @staticmethod
@@ -115,7 +116,7 @@ class Wgrad(torch.autograd.Function):
         return outside(dw, Z, 0, groups), 0
 
 
-class BiasSum(torch.autograd.Function):
+class BiasSum(Function):
     """db[F] = sum over B, P and Q of dy, zeros where gate <= 0. Linear: its pullback is a gated broadcast."""
 
     @staticmethod
@@ -139,6 +140,7 @@ class BiasSum(torch.autograd.Function):
         return outside(BiasSum.apply(inside(dy, 1, 1), inside(gate, 1, 1)), info.batch_size, 0, 1), 0
 
 
+@public("conv2d")
 def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
            stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] | str = 0,
            dilation: int | tuple[int, int] = 1, groups: int = 1, *,

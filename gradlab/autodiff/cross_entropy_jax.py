@@ -9,6 +9,7 @@ import numpy as np
 
 from gradlab.autodiff.arguments import dtype_name, refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments_jax import as_arrays
+from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import cross_entropy_pallas as kernels
 
 
@@ -85,6 +86,7 @@ _total_rule.defvjp(_total_fwd, _total_bwd)
 total = jax.jit(_total_rule, static_argnums=(2, 3))
 
 
+@public("cross_entropy")
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, ignore_index: int = -100,
                   reduction: str = "mean") -> jax.Array:  # fmt: skip
     """Negative log-likelihood of labels[M] under softmax(logits[M V]).

@@ -6,10 +6,11 @@ from gradlab.autodiff.arguments import dtype_name, refuse, want_choice, want_flo
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.autocast_torch import raised
 from gradlab.autodiff.mapped_torch import in_front, merged
+from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import cross_entropy_triton as kernels
 
 
-class Loss(torch.autograd.Function):
+class Loss(Function):
     """y[M] = log sum_v exp x[m v] - x[m t[m]], and each row's maximum and log of its sum of exponentials."""
 
     @staticmethod
@@ -33,7 +34,7 @@ class Loss(torch.autograd.Function):
         return (y.reshape(t.shape), s.reshape(2, *t.shape)), (0, 1)
 
 
-class Pullback(torch.autograd.Function):
+class Pullback(Function):
     """dx[m v] = dy[m] (softmax(x)[m v] - onehot(t)[m v])."""
 
     @staticmethod
@@ -57,7 +58,7 @@ class Pullback(torch.autograd.Function):
         return dx.reshape(x.shape), 0
 
 
-class Second(torch.autograd.Function):
+class Second(Function):
     """The pullback of the pullback: the row's dot product for dy, the Hessian-vector product for x."""
 
     @staticmethod
@@ -86,7 +87,7 @@ def _rows(s: torch.Tensor) -> torch.Tensor:
     return s.movedim(0, 1).flatten(1)
 
 
-class Total(torch.autograd.Function):
+class Total(Function):
     """The sum of y[M], or its mean over the n rows that are not ignored, and n. Linear: its pullback is a broadcast.
 
     Both may have one more axis Z in front, which is what a mapped axis becomes.
@@ -115,6 +116,7 @@ class Total(torch.autograd.Function):
         return r.reshape(*y.shape[:-1], 2), 0
 
 
+@public("cross_entropy")
 def cross_entropy(input: torch.Tensor, target: torch.Tensor, *, ignore_index: int = -100,
                   reduction: str = "mean") -> torch.Tensor:  # fmt: skip
     """Negative log-likelihood of target[M] under softmax(input[M V]); as `torch.nn.functional.cross_entropy`.

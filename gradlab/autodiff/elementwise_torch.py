@@ -1,12 +1,11 @@
 """The product one by one, which higher derivatives of elementwise ops are made of, for torch."""
 
-import torch
-
 from gradlab.autodiff.mapped_torch import in_front
+from gradlab.autodiff.ranges_torch import Function
 from gradlab.kernels import elementwise_triton as kernels
 
 
-class Times(torch.autograd.Function):
+class Times(Function):
     """y = a b. Its pullbacks are products again."""
 
     @staticmethod

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments_jax import as_arrays
+from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.relu_jax import gated
 from gradlab.kernels import linear_pallas as kernels
 
@@ -70,6 +71,7 @@ _column_sum_rule.defvjp(_column_sum_fwd, _column_sum_bwd)
 column_sum = jax.jit(_column_sum_rule)
 
 
+@public("linear")
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
            activation: str | None = None) -> jax.Array:  # fmt: skip
     """y[... N] = x[... K] kernel[K N] + bias[N], then the activation.

@@ -8,6 +8,7 @@ from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_ra
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.autocast_torch import lowered
 from gradlab.autodiff.mapped_torch import in_front, merged
+from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.autodiff.relu_torch import Gate
 from gradlab.kernels import linear_triton as kernels
 
@@ -15,7 +16,7 @@ from gradlab.kernels import linear_triton as kernels
 MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
 
 
-class Product(torch.autograd.Function):
+class Product(Function):
     """y[M N] = a[M K] b[K N] + bias[N], then relu; `place` ("a", "b", "y" or "") is zero where gate <= 0.
 
     All of them may have one more axis Z in front, which is what a mapped axis becomes.
@@ -62,7 +63,7 @@ class Product(torch.autograd.Function):
         return y.reshape(*args[0].shape[:-1], args[1].shape[-1]), 0
 
 
-class ColumnSum(torch.autograd.Function):
+class ColumnSum(Function):
     """s[N] = sum over M of a[M N], zeros where gate <= 0. Linear in a: its pullback is a gated broadcast."""
 
     @staticmethod
@@ -92,6 +93,7 @@ def _by_columns(t: torch.Tensor) -> bool:
     return t.stride(-2) == 1 and t.stride(-1) != 1
 
 
+@public("linear")
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *,
            activation: str | None = None) -> torch.Tensor:  # fmt: skip
     """y[... N] = input[... K] weight[N K]^T + bias[N], then the activation; as `torch.nn.functional.linear`.

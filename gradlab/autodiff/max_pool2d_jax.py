@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gradlab.autodiff.arguments import refuse, want_floats, want_rank
 from gradlab.autodiff.arguments_jax import as_arrays
+from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.window_jax import borders, steps
 from gradlab.kernels import max_pool2d_pallas as kernels
 from gradlab.kernels.max_pool2d import geometry as geometry_of
@@ -69,6 +70,7 @@ _gather_rule.defvjp(_gather_fwd, _gather_bwd)
 gather = jax.jit(_gather_rule, static_argnums=(2,))
 
 
+@public("max_pool2d")
 def max_pool2d(x: jax.Array, window: int | Sequence[int], *, strides: int | Sequence[int] | None = None,
                padding: str | int | Sequence = "VALID", dilation: int | Sequence[int] = 1) -> jax.Array:  # fmt: skip
     """y[B P Q C] = the maximum of each window of x[B H W C]; Flax's max_pool, with torch's default for the strides.

@@ -5,6 +5,7 @@ import torch
 from gradlab.autodiff.arguments import refuse, want_bool, want_floats, want_rank
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.mapped_torch import in_front
+from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.autodiff.window_torch import pair_of
 from gradlab.kernels import max_pool2d_triton as kernels
 from gradlab.kernels.images_triton import suggests_channels_last
@@ -12,7 +13,7 @@ from gradlab.kernels.max_pool2d import geometry as geometry_of
 from gradlab.kernels.window import Geometry
 
 
-class Forward(torch.autograd.Function):
+class Forward(Function):
     """y[B C P Q] = the maximum of each window of x, and the tap k that it was."""
 
     @staticmethod
@@ -39,7 +40,7 @@ class Forward(torch.autograd.Function):
         return (y.unflatten(0, x.shape[:2]), k.unflatten(0, x.shape[:2])), (0, 0)
 
 
-class Scatter(torch.autograd.Function):
+class Scatter(Function):
     """dx[B C H W] = the sum of u over the windows whose tap k is the pixel. Linear in u: its pullback is the gather."""
 
     @staticmethod
@@ -62,7 +63,7 @@ class Scatter(torch.autograd.Function):
         return Scatter.apply(u.flatten(0, 1), k.flatten(0, 1), geometry, channels_last).unflatten(0, u.shape[:2]), 0
 
 
-class Gather(torch.autograd.Function):
+class Gather(Function):
     """y[B C P Q] = u at the taps k. Linear in u: its pullback is the scatter."""
 
     @staticmethod
@@ -85,6 +86,7 @@ class Gather(torch.autograd.Function):
         return Gather.apply(u.flatten(0, 1), k.flatten(0, 1), geometry, channels_last).unflatten(0, u.shape[:2]), 0
 
 
+@public("max_pool2d")
 def max_pool2d(input: torch.Tensor, kernel_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None,
                padding: int | tuple[int, int] = 0, dilation: int | tuple[int, int] = 1, ceil_mode: bool = False,
                return_indices: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:  # fmt: skip

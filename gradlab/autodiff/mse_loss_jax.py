@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from gradlab.autodiff.arguments import refuse, want_floats
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.losses import divisor
+from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import mse_loss_pallas as kernels
 
 
@@ -53,6 +54,7 @@ _differences_rule.defvjp(_differences_fwd, _differences_bwd)
 differences = jax.jit(_differences_rule, static_argnums=(4, 5))
 
 
+@public("mse_loss")
 def mse_loss(predictions: jax.Array, targets: jax.Array, *, reduction: str = "mean") -> jax.Array:
     """The mean of (predictions[...] - targets[...])^2; `optax.squared_error`, reduced.
 

@@ -7,10 +7,11 @@ from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.autocast_torch import raised
 from gradlab.autodiff.losses import divisor
 from gradlab.autodiff.mapped_torch import in_front, spread
+from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import mse_loss_triton as kernels
 
 
-class Squares(torch.autograd.Function):
+class Squares(Function):
     """y = the sum of (x - t)^2, over den.
 
     Summed are all but the first `keep` axes, which mapped axes become.
@@ -40,7 +41,7 @@ class Squares(torch.autograd.Function):
         return Squares.apply(x, t, keep + 1, den), 0
 
 
-class Differences(torch.autograd.Function):
+class Differences(Function):
     """y = num / den (a - b) (x - t), zeros for b or t that is None. Bilinear: its pullbacks are of its kind."""
 
     @staticmethod
@@ -67,6 +68,7 @@ class Differences(torch.autograd.Function):
         return Differences.apply(*in_front(info.batch_size, in_dims, args)), 0
 
 
+@public("mse_loss")
 def mse_loss(input: torch.Tensor, target: torch.Tensor, *, reduction: str = "mean") -> torch.Tensor:
     """The mean of (input[...] - target[...])^2; as `torch.nn.functional.mse_loss`.
 

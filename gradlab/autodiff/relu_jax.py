@@ -4,6 +4,7 @@ import jax
 
 from gradlab.autodiff.arguments import want_floats
 from gradlab.autodiff.arguments_jax import as_arrays
+from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import relu_pallas as kernels
 
 
@@ -44,6 +45,7 @@ _relu_rule.defvjp(_relu_fwd, _relu_bwd)
 _relu = jax.jit(_relu_rule)
 
 
+@public("relu")
 def relu(x: jax.Array) -> jax.Array:
     """y[...] = max(x[...], 0), as `jax.nn.relu`.
 

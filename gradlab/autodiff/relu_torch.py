@@ -5,10 +5,11 @@ import torch
 from gradlab.autodiff.arguments import want_floats
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.mapped_torch import in_front
+from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import relu_triton as kernels
 
 
-class Gate(torch.autograd.Function):
+class Gate(Function):
     """y = x where gate > 0, else 0. Linear in x; the gate is a step and has no gradient."""
 
     @staticmethod
@@ -29,7 +30,7 @@ class Gate(torch.autograd.Function):
         return Gate.apply(*in_front(info.batch_size, in_dims, args)), 0
 
 
-class Relu(torch.autograd.Function):
+class Relu(Function):
     """y = max(x, 0)."""
 
     @staticmethod
@@ -50,6 +51,7 @@ class Relu(torch.autograd.Function):
         return Relu.apply(x), in_dims[0]
 
 
+@public("relu")
 def relu(input: torch.Tensor) -> torch.Tensor:
     """y[...] = max(input[...], 0), as `torch.nn.functional.relu` out of place.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gradlab.autodiff import optimizer_jax as optimizer
 from gradlab.autodiff.arguments import refuse
 from gradlab.autodiff.optimizer_jax import GradientTransformation, Rate
+from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import sgd_pallas as kernels
 from gradlab.kernels.sgd import LR
 
@@ -106,6 +107,7 @@ def sgd(learning_rate: Rate, momentum: float | jax.Array | None = None, nesterov
     return GradientTransformation(init, update)
 
 
+@public("sgd")
 def sgd_step(params: Any, grads: Any, state: SGDState, *, learning_rate: Rate,
              momentum: float | jax.Array | None = None, dampening: float | jax.Array = 0.0,
              weight_decay: float | jax.Array = 0.0, nesterov: bool = False,

@@ -9,6 +9,7 @@ from gradlab.autodiff.arguments import refuse, want_floats
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.optimizer_torch import OneLaunch
+from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import sgd_triton as kernels
 from gradlab.kernels.sgd import LR
 
@@ -61,7 +62,7 @@ class SGD(OneLaunch, torch.optim.SGD):
         kernels.sgd_(*columns, scalars)
 
 
-class Step(torch.autograd.Function):
+class Step(Function):
     """(p', b') of one step, in new memory.
 
     Without momentum there is no b'; b is None then, and at the first step.
@@ -94,7 +95,7 @@ class Step(torch.autograd.Function):
         return results, (0,) * len(results)
 
 
-class Pullback(torch.autograd.Function):
+class Pullback(Function):
     """(dp, dg, db) for the cotangents of p', b'. Its own pullback is the step.
 
     Without momentum there is neither b' nor db.
@@ -119,6 +120,7 @@ class Pullback(torch.autograd.Function):
         return results, (0,) * len(results)
 
 
+@public("sgd")
 def sgd_step(param: torch.Tensor, grad: torch.Tensor, momentum_buffer: torch.Tensor | None = None, *,
              lr: float = LR, momentum: float = 0.0, dampening: float = 0.0, weight_decay: float = 0.0,
              nesterov: bool = False,

@@ -7,6 +7,7 @@ import jax
 from gradlab.autodiff.arguments import want_floats
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.elementwise_jax import times
+from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import sigmoid_pallas as kernels
 
 
@@ -48,6 +49,7 @@ _slope_rule.defvjp(_slope_fwd, _slope_bwd)
 slope = jax.jit(_slope_rule, static_argnums=(2,))
 
 
+@public("sigmoid")
 def sigmoid(x: jax.Array) -> jax.Array:
     """y[...] = 1 / (1 + exp(-x)); as `jax.nn.sigmoid`.
 

@@ -7,6 +7,7 @@ import jax
 from gradlab.autodiff.arguments import want_floats
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.elementwise_jax import times
+from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import tanh_pallas as kernels
 
 
@@ -48,6 +49,7 @@ _slope_rule.defvjp(_slope_fwd, _slope_bwd)
 slope = jax.jit(_slope_rule, static_argnums=(2,))
 
 
+@public("tanh")
 def tanh(x: jax.Array) -> jax.Array:
     """y[...] = tanh(x); as `jnp.tanh`.
 

@@ -6,10 +6,11 @@ from gradlab.autodiff.arguments import want_floats
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.elementwise_torch import Times
 from gradlab.autodiff.mapped_torch import in_front
+from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import tanh_triton as kernels
 
 
-class Tanh(torch.autograd.Function):
+class Tanh(Function):
     """y = tanh(x)."""
 
     @staticmethod
@@ -30,7 +31,7 @@ class Tanh(torch.autograd.Function):
         return Tanh.apply(x), in_dims[0]
 
 
-class Slope(torch.autograd.Function):
+class Slope(Function):
     """d = a s_k(y). Linear in a; in y its slope is s_(k+1), and s_3 is 0."""
 
     @staticmethod
@@ -55,6 +56,7 @@ class Slope(torch.autograd.Function):
         return Slope.apply(*in_front(info.batch_size, in_dims, (a, y, k))), 0
 
 
+@public("tanh")
 def tanh(input: torch.Tensor) -> torch.Tensor:
     """y[...] = tanh(input); as `torch.tanh`.
 

@@ -22,6 +22,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
+from gradlab.kernels import ranges
+
 _lock = threading.RLock()
 _switched = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
 
@@ -70,7 +72,8 @@ def interpreted(device: torch.device) -> bool:
 
 
 def launch(jit: JITFunction, grid: Sequence[int], *args: Any, writes: Sequence[torch.Tensor],
-           warps: int = 4, stages: int = 3, **constants: Any) -> None:  # fmt: skip
+           warps: int = 4, stages: int = 3, holds: Sequence[torch.Tensor] = (),
+           **constants: Any) -> None:  # fmt: skip
     """Run `jit` over `grid` on the device of the tensors it writes.
 
     Args:
@@ -79,6 +82,7 @@ def launch(jit: JITFunction, grid: Sequence[int], *args: Any, writes: Sequence[t
             unless the kernel annotates it wider.
         writes: every tensor that the kernel stores to.
         warps, stages: launch options of the compiled kernel; the interpreter has neither.
+        holds: tensors that the kernel reaches through addresses, which only its named range has to know.
         constants: the kernel's `tl.constexpr` parameters.
     """
     if 0 in grid:
@@ -86,6 +90,18 @@ def launch(jit: JITFunction, grid: Sequence[int], *args: Any, writes: Sequence[t
     if _recorded is not None:
         _recorded.append(Launch(jit, tuple(grid), args, warps, stages, constants))
         return
+    if ranges.opener is None:
+        _run(jit, grid, args, writes, warps, stages, constants)
+        return
+    tensors = list(holds) or [a for a in args if isinstance(a, torch.Tensor)]
+    # Inside a compiled program no rule is there to say which way this is; autograd's engine knows.
+    back = torch._C._current_autograd_node() is not None
+    with ranges.opener.kernel("torch", jit.fn, tensors, back):
+        _run(jit, grid, args, writes, warps, stages, constants)
+
+
+def _run(jit: JITFunction, grid: Sequence[int], args: tuple, writes: Sequence[torch.Tensor], warps: int, stages: int,
+         constants: dict[str, Any]) -> None:  # fmt: skip
     device = writes[0].device
     if interpreted(device):
         _interpret(jit, tuple(grid), args, writes, constants)

@@ -123,5 +123,6 @@ def _launch_table(jit: JITFunction, rows: list, BE: int, dtype: torch.dtype, dev
         T,
         ACC=triton_dtype(accumulator(dtype)), DTYPE=triton_dtype(dtype), ALIGNED=aligned,
         BT=block(T, 2**20, least=1), BE=BE, writes=[table], warps=8,
+        holds=[t for row, _ in rows for t in row],
     )
     # fmt: on

@@ -36,6 +36,10 @@ class Trainer:
         self._state, value = self._step(self._state, _put(x), SIDE.put(t, "float32"))
         return float(value)
 
+    def program(self, x: np.ndarray, t: np.ndarray) -> str:
+        """The compiled step on batches of this shape, as XLA writes it down."""
+        return self._step.lower(self._state, _put(x), SIDE.put(t, "float32")).compile().as_text() or ""
+
     def predict(self, x: np.ndarray) -> np.ndarray:
         """What the network answers to x."""
         return SIDE.take(self._outputs(self._state["params"], _put(x)))

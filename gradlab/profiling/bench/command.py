@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from gradlab.autodiff.arguments import FLOATS
 from gradlab.autodiff.side import known
 from gradlab.kernels.spec import Spec, spec, specs
+from gradlab.profiling import ranges
 from gradlab.profiling.apart import apart
 from gradlab.profiling.bench import compare
 from gradlab.profiling.bench.file import write
@@ -103,6 +104,8 @@ def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -
                   highlight=False, soft_wrap=True)  # fmt: skip
     if busy := _busy():
         console.print(busy, style="yellow")
+    if ranges.asked():
+        console.print(f"{ranges.VARIABLE} is set: nothing is timed with ranges on, they are off here", style="yellow")
     interrupted = False
     try:
         measured(plan, groups, console, lambda: keep(False), apart)

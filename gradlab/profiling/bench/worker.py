@@ -10,6 +10,7 @@ import numpy as np
 from gradlab.autodiff.side import Side
 from gradlab.autodiff.side import side as side_of
 from gradlab.kernels.spec import Case, Spec, spec
+from gradlab.profiling import ranges
 from gradlab.profiling.bench.ceilings import Ceilings
 from gradlab.profiling.bench.measure import measure
 from gradlab.profiling.bench.row import COMPILED
@@ -52,8 +53,6 @@ ENVIRONMENT = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     # torch's profiler, which counts memory, says hello on stderr.
     "KINETO_LOG_LEVEL": "99",
-    # Ranges cost time.
-    "GRADLAB_NVTX": "0",
 }
 
 
@@ -78,7 +77,7 @@ def work(tell: Callable[[Any], object], asked: Asked, folder: str) -> None:
         with compilers.fresh(f"{folder}/start"):
             side.wait(side.compiled(lambda x: x + x)(side.put(np.ones(8), asked.dtype)))
     ceilings = Ceilings(side, asked.dtype, timers(side)["warm"])
-    with Watch(side.device()) as watch:
+    with ranges.off(), Watch(side.device()) as watch:
         for i, ((op, case, share), way) in enumerate(plan):
             what = f"{op.name} on {side.name}, {case.name}, {way}"
 

@@ -78,7 +78,7 @@ def summary(data: Data, groups: Sequence[Group]) -> Table:
         cells.append(Cell(kept, float(broken), "bad" if broken else "good") if held else Cell("–"))
         rows.append(tuple(cells))
     return Table(
-        "Every op at a glance, its largest case; registers, the most of any kernel, and spills on sm_90; a heading sorts",
+        "Every op at a glance; registers and spills are the most of any kernel on sm_90",
         columns,
         tuple(rows),
     )

@@ -1,0 +1,62 @@
+"""Where torch's ops and rules open their named ranges; a compiler, which a range would stop, sees none of them.
+
+Compiled, what stays is the range of each kernel: it is opened inside the registered custom op, which runs uncompiled.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from gradlab.kernels import ranges
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate the public function of `op`: an eager call opens a range of its name, shapes, FLOPs and bytes."""
+
+    def decorate(fn: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(fn)
+        def call(*args: P.args, **options: P.kwargs) -> R:
+            # The compiler is asked first: its programs are then not guarded by whether ranges are on.
+            if torch.compiler.is_compiling() or ranges.opener is None:
+                return fn(*args, **options)
+            with ranges.opener.call("torch", op, fn, args, options):
+                return fn(*args, **options)
+
+        return call
+
+    return decorate
+
+
+class Function(torch.autograd.Function):
+    """A `torch.autograd.Function` whose way back opens a range, in whichever thread autograd runs it."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.setup_context = staticmethod(_noted(cls.setup_context))  # type: ignore[method-assign]
+        cls.backward = staticmethod(_ranged(cls, cls.backward))  # type: ignore[method-assign]
+
+
+def _noted(setup_context: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(setup_context)
+    def noted(ctx: Any, inputs: Any, output: Any) -> None:
+        setup_context(ctx, inputs, output)
+        if not torch.compiler.is_compiling() and ranges.opener is not None:
+            ranges.opener.noted(ctx)
+
+    return noted
+
+
+def _ranged(rule: type, backward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(backward)
+    def ranged(ctx: Any, *cotangents: Any) -> Any:
+        if torch.compiler.is_compiling() or ranges.opener is None:
+            return backward(ctx, *cotangents)
+        with ranges.opener.rule("torch", rule, ctx, cotangents):
+            return backward(ctx, *cotangents)
+
+    return ranged

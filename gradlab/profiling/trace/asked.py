@@ -1,0 +1,76 @@
+"""What `gradlab profile` is asked for, and the one-line refusals of what it cannot be."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradlab.autodiff.side import installed
+from gradlab.autodiff.side import side as side_of
+
+# The modes of a side, its usual one first.
+MODES = {"torch": ("eager", "compile"), "jax": ("jit", "eager")}
+TOOLS = ("auto", "trace", "nsys", "ncu")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The words of the command line, looked at.
+
+    Attributes:
+        target: an op or a workload.
+        modes: the mode of each side that is profiled.
+        tool: auto, trace, nsys or ncu.
+        out: the folder for what is written.
+        case: of an op; "" for its first timed one.
+    """
+
+    target: str
+    modes: dict[str, str]
+    tool: str
+    out: Path
+    case: str = ""
+
+
+def asked(target: str, sides: list[str] | None, mode: str | None, tool: str, out: Path | None, case: str | None,
+          cases: tuple[str, ...]) -> Asked:  # fmt: skip
+    """The request, or what is wrong with it.
+
+    Args:
+        cases: the names that `case` may have; none for a workload.
+
+    Raises:
+        ValueError: an unknown side, mode, tool or case, or an output folder that cannot be written.
+        ModuleNotFoundError: a side that is not installed, or none is.
+    """
+    for name in sides or ():
+        side_of(name)
+    chosen = tuple(dict.fromkeys(sides or installed()))
+    if not chosen:
+        raise ModuleNotFoundError(
+            "no side is installed: pip install 'gradlab[torch]', 'gradlab[jax]' or 'gradlab[all]'"
+        )
+    every = tuple(dict.fromkeys(m for modes in MODES.values() for m in modes))
+    if mode is not None and mode not in every:
+        raise ValueError(f"profile: mode is {mode!r}, wanted one of {', '.join(every)}")
+    for name in chosen:
+        if mode is not None and mode not in MODES[name]:
+            raise ValueError(f"profile: mode is {mode!r}, wanted {' or '.join(MODES[name])} with --side {name}")
+    if tool not in TOOLS:
+        raise ValueError(f"profile: tool is {tool!r}, wanted one of {', '.join(TOOLS)}")
+    if case is not None and case not in cases:
+        wanted = f"one of {', '.join(map(repr, cases))}" if cases else f"none: {target} is a workload"
+        raise ValueError(f"profile: case is {case!r}, wanted {wanted}")
+    folder = Path("profile") / target if out is None else out
+    _writable(folder)
+    return Asked(target, {name: mode or MODES[name][0] for name in chosen}, tool, folder, case or "")
+
+
+def _writable(folder: Path) -> None:
+    """Nothing is made yet: whatever fails later is to leave nothing behind."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"profile: cannot write {folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"profile: cannot write {folder}: no permission in {there}")

@@ -1,0 +1,89 @@
+"""The tables of a profile."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+# Most rows of time that are shown; the trace has them all.
+ROWS = 14
+# Most graph breaks and recompilations that are shown, each a line.
+REASONS = 5
+
+
+def show(side: str, found: Mapping[str, Any], console: Console) -> None:
+    """What one side's trace says: steps, time, compilation."""
+    job = found["job"]
+    say(console, f"\n{side}, {job['mode']}: {found['what']}", style="bold")
+    call, wait = (sorted(column)[len(column) // 2] for column in list(zip(*found["steps"], strict=True))[:2])
+    say(console, f"{job['steps']} steps, the median one {unit(call)} in the call and {unit(wait)} waiting after it")
+    rows = named(found)
+    device = any(row["device"] for row in rows)
+    key = "device" if device else "seconds"
+    rows = sorted((row for row in rows if row[key]), key=lambda row: -row[key])
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("op or kernel", overflow="fold")
+    for column in ("count", "on the device" if device else "time", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
+    whole = sum(row[key] for row in rows)
+    for row in rows[:ROWS]:
+        table.add_row(row["name"], str(row["count"]), unit(row[key]), f"{row[key] / whole:.1%}")
+    rest = rows[ROWS:]
+    if rest:
+        seconds = sum(row[key] for row in rest)
+        count = str(sum(row["count"] for row in rest))
+        table.add_row(f"{len(rest)} more", count, unit(seconds), f"{seconds / whole:.1%}", style="dim")
+    console.print(table)
+    if found["interpreted"]:
+        say(console, "Interpreted: these kernels run as Python or as plain XLA, and no time here is a kernel's speed.")
+    compilation(side, found, console)
+
+
+def compilation(side: str, found: Mapping[str, Any], console: Console) -> None:
+    """Seconds a stage, graph breaks and recompilations with their reasons."""
+    stages = found["stages"]
+    if stages:
+        parts = ", ".join(f"{name} {unit(seconds)}" for name, seconds in stages.items())
+        say(console, f"compile time: {parts}")
+    if side == "torch" and found["job"]["mode"] == "compile":
+        _reasons("graph break", found["breaks"], console)
+    if found["job"]["mode"] != "eager" or found["recompiled"]:
+        _reasons("recompilation", found["recompiled"], console)
+
+
+def named(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows, the lab's interpreted kernels labelled."""
+    kernels = {label["kernel"] for label, _ in found["labels"] if label["kernel"]}
+
+    def by_hand(name: str) -> bool:
+        first = name.partition(" ")[0]
+        return first in kernels or (first.endswith("_kernel") and name.endswith(("forward", "backward", "second")))
+
+    return [
+        {**row, "name": f"{row['name']} (interpreted)"} if found["interpreted"] and by_hand(row["name"]) else row
+        for row in found["rows"]
+    ]
+
+
+def unit(seconds: float) -> str:
+    """Three digits and a unit."""
+    for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {name}"
+    return f"{seconds * 1e9:.0f} ns"
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """A line as it is: no markup, no colours of its own."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=False)
+
+
+def _reasons(what: str, reasons: Sequence[Sequence[Any]], console: Console) -> None:
+    total = sum(count for _, count in reasons)
+    say(console, f"{what}s: {total or 'none'}")
+    for reason, count in reasons[:REASONS]:
+        say(console, f"  {count} x {reason}")
+    if len(reasons) > REASONS:
+        say(console, f"  and {len(reasons) - REASONS} other reasons")
