@@ -32,9 +32,9 @@ def test_a_readme_without_marks_is_said():
         pages.with_table("# nothing here")
 
 
-CHECK = (ROOT / "docs" / "check.md").read_text()
 PROFILE = (ROOT / "docs" / "profile.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README + CHECK + PROFILE, re.S)
+PAGES = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("check", "bench", "inspect", "profile")]
+SNIPPETS = re.findall(r"```python\n(.*?)```", README + "".join(PAGES), re.S)
 
 
 def test_readme_has_snippets():

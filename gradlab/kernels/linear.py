@@ -28,7 +28,7 @@ Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2; the 
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, spills, streams, tensor_cores
+from gradlab.kernels.promise import ALWAYS, HALF, spills, streams, tensor_cores
 from gradlab.kernels.spec import Arrays, Case, Spec, normal
 
 
@@ -80,6 +80,11 @@ SPEC = Spec(
     tiles={"x": (64, 64), "w": (64, 64), "b": (64,)},
     length=lambda sizes: max(sizes["M"], sizes["K"], sizes["N"]),
     kept="x, w; y with relu",
-    promises=(*ALWAYS, *spills(float32=8, float64=128), *tensor_cores("product"), streams("product", share=0.6)),
+    promises=(
+        *ALWAYS,
+        *spills(float32=8, float64=128),
+        *tensor_cores("product"),
+        streams("product", share=0.6, dtypes=(*HALF, "float32")),
+    ),
     source="Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2",
 )

@@ -17,7 +17,7 @@ Precision: float32 or better in every sum; the result is rounded once. Kept for 
 Source: Gauss, Theoria motus corporum coelestium, 1809; the bilinear rule is elementary.
 """
 
-from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, streams
+from gradlab.kernels.promise import ALWAYS, Promise, spills, streams
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -61,7 +61,7 @@ SPEC = Spec(
     kept="x, t",
     promises=(
         *ALWAYS,
-        NO_SPILLS,
+        *spills(float64=32),
         streams("squares", share=0.8),
         streams("differences", sides=("jax",)),
         # A mean's cotangent comes expanded on torch: its one element is loaded over and over.

@@ -60,6 +60,6 @@ def tensor_cores(*kernels: str) -> tuple[Promise, ...]:
     )
 
 
-def streams(*kernels: str, share: float = 1.0, case: str = "", sides: tuple[str, ...] = ()) -> Promise:
+def streams(*kernels: str, share: float = 1.0, sides: tuple[str, ...] = (), dtypes: tuple[str, ...] = ()) -> Promise:
     """That part of the kernels' global loads and stores move 128 bits, where sizes are multiples of 16."""
-    return Promise("wide_share", least=share, kernels=kernels, case=case, sides=sides)
+    return Promise("wide_share", least=share, kernels=kernels, sides=sides, dtypes=dtypes)

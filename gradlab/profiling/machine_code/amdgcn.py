@@ -37,7 +37,7 @@ def count(text: str, file: str = "") -> Counts:
             continue
         name = found.group(1)
         kinds["instructions"] += 1
-        if file and here.rsplit("/", 1)[-1] == file.rsplit("/", 1)[-1]:
+        if file and line and here.rsplit("/", 1)[-1] == file.rsplit("/", 1)[-1]:
             lines[line] += 1
         for kind, pattern in _KINDS.items():
             if not pattern.match(name):

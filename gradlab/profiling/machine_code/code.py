@@ -17,6 +17,7 @@ class Code:
         variant: from 1: the op's kernels of that name with other options, strides or tiles.
         direction: the first pass that launches it: forward, backward, or second (the backward of the backward).
         grid: programs of its largest launch; threads: of one program (a block).
+        options: what tells variants apart on torch: the kernel's compile-time constants, with warps and stages.
         registers: of a thread.
         stack, shared_static, shared_dynamic: of a thread; of a block, without the 1 KiB that CUDA keeps.
         blocks: resident at once on one multiprocessor; None, as the next two, where the lab has no rule (AMD).
@@ -41,6 +42,7 @@ class Code:
     variant: int
     direction: str
     grid: tuple[int, ...]
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
     threads: int = 0
     registers: int = 0
     stack: int = 0

@@ -3,15 +3,15 @@
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gradlab.autodiff.side import Side, as_tuple
 from gradlab.kernels.spec import Case, Spec
 
-PASSES = ("forward", "backward", "second")
-# Held by the thread that parses Python: its 3.11 counts the depth of all threads' trees together, and fails on them.
-PARSING = threading.RLock()
+# Held by whoever parses Python: the parser counts its depth for all threads together (gh-106905), and of two that parse
+# at once one may hear that its depth does not match.
+PARSER = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Found:
         direction: the first pass in which it runs: forward, backward, or second (the backward of the backward).
         grid: programs of its largest launch.
         warps, stages: what it is launched with.
+    options: its compile-time constants, in words; Pallas has them inside the IR.
         source: what the compiler takes: Triton's ASTSource, or Triton IR as text.
         file, line: where the kernel stands in the lab; "" and 0 when not known.
     """
@@ -37,6 +38,7 @@ class Found:
     source: Any
     file: str
     line: int
+    options: dict[str, str] = field(default_factory=dict)
 
 
 def passes(op: Spec, case: Case, side: Side, fn: Callable[..., Any]) -> list[tuple[str, Callable[..., Any]]]:

@@ -17,7 +17,7 @@ from gradlab.autodiff.side import side as side_of
 from gradlab.kernels.spec import Case, Spec, spec, specs
 from gradlab.profiling.machine_code import amdgcn, sass
 from gradlab.profiling.machine_code.code import Code
-from gradlab.profiling.machine_code.found import Found
+from gradlab.profiling.machine_code.found import PARSER, Found
 from gradlab.profiling.machine_code.gpus import Ceilings, floor, gpu, gpu_for
 from gradlab.profiling.machine_code.targets import Target, occupancy, target
 from gradlab.profiling.machine_code.tools import tool
@@ -135,8 +135,12 @@ def read(wanted: Wanted) -> Iterator[Code]:
         for subject in wanted.subjects:
             # Pallas is lowered for CUDA: it has no kernels for the others.
             where = [t for t in wanted.targets if subject.side == "torch" or t.backend == "cuda"]
-            found = find(subject) if where else []
-            begun = [pool.submit(_read, wanted, subject, f, t) for t in where for f in found]
+            try:
+                found = find(subject) if where else []
+            except Exception as error:
+                begun = [pool.submit(_lost, subject, t, error) for t in where]
+            else:
+                begun = [pool.submit(_read, wanted, subject, f, t) for t in where for f in found]
             for done in ahead:
                 yield done.result()
             ahead = begun
@@ -149,7 +153,8 @@ def read(wanted: Wanted) -> Iterator[Code]:
 def find(subject: Subject) -> list[Found]:
     """The kernels that it launches."""
     module = importlib.import_module(f"gradlab.profiling.machine_code.launches_{subject.side}")
-    return module.find(subject.op, subject.case, subject.dtype)
+    with PARSER:
+        return module.find(subject.op, subject.case, subject.dtype)
 
 
 def _read(wanted: Wanted, subject: Subject, found: Found, where: Target) -> Code:
@@ -158,11 +163,22 @@ def _read(wanted: Wanted, subject: Subject, found: Found, where: Target) -> Code
         "op": subject.op.name, "case": subject.case.name, "side": subject.side, "dtype": subject.dtype,
         "arch": where.name, "kernel": found.kernel, "variant": found.variant, "direction": found.direction,
         "grid": found.grid, "file": file, "line": found.line,
+        "options": {**found.options, "warps": str(found.warps), "stages": str(found.stages)},
     }  # fmt: skip
     try:
         return Code(**blank, **_machine(wanted, found, where), **_least(wanted, subject, found.direction, where))
     except Exception as error:
-        return Code(**blank, error=" ".join(f"{type(error).__name__}: {error}".split())[:300])
+        return Code(**blank, error=_words(error))
+
+
+def _lost(subject: Subject, where: Target, error: Exception) -> Code:
+    """In place of the kernels of a subject whose launches are not found."""
+    s = subject
+    return Code(s.op.name, s.case.name, s.side, s.dtype, where.name, "?", 1, "", (), error=_words(error))
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _machine(wanted: Wanted, found: Found, where: Target) -> dict[str, Any]:

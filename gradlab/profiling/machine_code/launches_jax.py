@@ -45,7 +45,7 @@ def find(op: Spec, case: Case, dtype: str) -> list[Found]:
             for name, text, warps, stages, grid in _calls(program.compiler_ir("stablehlo").operation):
                 noted.setdefault((name, text, warps, stages), (direction, []))[1].append(grid)
     if not noted:
-        raise RuntimeError(f"jax {jax.__version__} lowers {op.name} without Triton IR ({CALL})")
+        raise RuntimeError(f"jax {jax.__version__} puts no Triton IR into its program ({CALL}), wanted jax 0.10")
     found: list[Found] = []
     for (name, text, warps, stages), (direction, grids) in noted.items():
         short = name.removeprefix("gradlab_").removesuffix("_kernel")

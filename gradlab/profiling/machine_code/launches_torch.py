@@ -6,12 +6,25 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from triton.compiler import ASTSource
 
 from gradlab.autodiff.side_torch import SIDE
 from gradlab.kernels.launch_triton import Launch, recording, triton_dtype
 from gradlab.kernels.spec import Array, Case, Spec
-from gradlab.profiling.machine_code.found import PARSING, Found, largest, passes
+from gradlab.profiling.machine_code.found import PARSER, Found, largest, passes
+
+
+class Source(ASTSource):
+    """Triton's source, of which one at a time is parsed."""
+
+    def hash(self) -> str:
+        with PARSER:
+            return super().hash()
+
+    def make_ir(self, *args: Any, **options: Any) -> Any:
+        with PARSER:
+            return super().make_ir(*args, **options)
 
 
 def find(op: Spec, case: Case, dtype: str) -> list[Found]:
@@ -27,9 +40,9 @@ def find(op: Spec, case: Case, dtype: str) -> list[Found]:
     inputs = [empty(a) for a in op.present(case)]
     cotangents = [empty(a) for a in op.outputs]
     seconds = [t for a, t in zip(op.present(case), inputs, strict=True) if a.name in op.wrt]
-    noted: dict[Any, tuple[str, list[Launch], ASTSource]] = {}
+    noted: dict[Any, tuple[str, list[Launch], Source]] = {}
     for direction, run in passes(op, case, SIDE, fn):
-        with recording() as launches, _NoCopies():
+        with recording() as launches, _NoValues():
             run(inputs, cotangents, seconds)
         for launch in launches:
             code = source(launch)
@@ -43,13 +56,15 @@ def find(op: Spec, case: Case, dtype: str) -> list[Found]:
         place = first.jit.fn.__code__
         grid = largest([launch.grid for launch in launches])
         found.append(
-            Found(name, variant, direction, grid, first.warps, first.stages, code,
-                  place.co_filename, place.co_firstlineno)
+            Found(
+                name, variant, direction, grid, first.warps, first.stages, code, place.co_filename,
+                place.co_firstlineno, {key: str(value) for key, value in first.constants.items()},
+            )
         )  # fmt: skip
     return found
 
 
-def source(noted: Launch) -> ASTSource:
+def source(noted: Launch) -> Source:
     """A recorded launch as the compiler takes it.
 
     Arguments are specialised as a launch would: a size or stride of 1 is a constant, multiples of 16 are promised.
@@ -76,25 +91,28 @@ def source(noted: Launch) -> ASTSource:
     )
 
 
-class Source(ASTSource):
-    """A kernel's source that only one thread at a time reads: Python 3.11 counts all threads' parsing as one."""
-
-    def hash(self) -> str:
-        with PARSING:
-            return super().hash()
-
-    def make_ir(self, *args: Any, **options: Any) -> Any:
-        with PARSING:
-            return super().make_ir(*args, **options)
-
-
-class _NoCopies(TorchDispatchMode):
-    """Within it a clone is memory without values: none are looked at, and those of a large case are gigabytes."""
+class _NoValues(TorchDispatchMode):
+    """Within it what torch itself does to large tensors is memory without values: nobody looks at them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.clone.default:
-            return torch.empty_like(args[0], **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func.namespace != "aten" or not any(map(_large, args)):
+            return func(*args, **kwargs)
+        if func.overloadpacket in _FILLS:
+            return args[0]
+        if func._schema.is_mutable or any(r.alias_info for r in func._schema.returns):
+            return func(*args, **kwargs)
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
+        made = func(*args, **({**kwargs, "device": "meta"} if "device" in kwargs else kwargs))
+        return tree_map_only(torch.Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype), made)
+
+
+_FILLS = {torch.ops.aten.copy_, torch.ops.aten.fill_, torch.ops.aten.zero_, torch.ops.aten.add_, torch.ops.aten.mul_}
+
+
+def _large(value: Any) -> bool:
+    """A tensor of numbers: classes are looked at, and a question about them is answered."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() >= 2**16
 
 
 def _pointee(dtype: torch.dtype) -> str:

@@ -57,7 +57,8 @@ def _verdict(op: Spec, side: str, promise: Promise, codes: Sequence[Code]) -> Ve
     ]
     if not there:
         return None
-    held = [c for c in there if not promise.kernels or c.kernel in promise.kernels]
+    # An error without a kernel is every kernel's.
+    held = [c for c in there if not promise.kernels or c.kernel in promise.kernels or (c.error and c.kernel == "?")]
     broken = [f"{_where(c)}: {c.error}" for c in held if c.error]
     values = [(c, c.fact(promise.fact)) for c in held if not c.error]
     broken += [f"{_where(c)}: {promise.fact} is {value:.6g}" for c, value in values if not promise.holds(value)]

@@ -81,7 +81,8 @@ def show_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
 def _of(promise: Promise) -> str:
     """Which kernels a promise speaks of."""
     words = [*promise.kernels] or ["all"]
-    words += ["half"] if promise.dtypes == HALF else promise.dtypes
+    half = set(HALF) <= set(promise.dtypes)
+    words += ["half"] * half + [dtype for dtype in promise.dtypes if not half or dtype not in HALF]
     words += [f"case {promise.case}"] if promise.case else []
     return ", ".join(words)
 

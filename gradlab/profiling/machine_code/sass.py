@@ -1,5 +1,6 @@
 """NVIDIA's machine code read: instructions by kind and by source line, registers, stack, shared memory."""
 
+import functools
 import re
 from collections import Counter
 
@@ -24,6 +25,7 @@ _WIDTH = re.compile(r"\.(?:U|S)?(8|16|64|128|256)\b")
 _BULK = re.compile(r"(UTMA|UBLK)")
 
 
+@functools.lru_cache(1024)
 def read(cubin: bytes, file: str = "") -> Counts:
     """Count a kernel's instructions; by source line where the name of its file is given."""
     text = say("nvdisasm", "-c", "-ndf", *(["-g"] if file else []), data=cubin, suffix=".cubin")
@@ -46,7 +48,7 @@ def count(text: str, file: str = "") -> Counts:
             continue
         name = found.group(1)
         kinds["instructions"] += 1
-        if file and _same(here, file):
+        if line and _same(here, file):
             lines[line] += 1
         bits = _bits(name)
         for kind, pattern in _KINDS.items():

@@ -4,7 +4,7 @@ import ast
 from dataclasses import dataclass
 
 from gradlab.profiling.machine_code.code import Code
-from gradlab.profiling.machine_code.found import PARSING
+from gradlab.profiling.machine_code.found import PARSER
 from gradlab.profiling.machine_code.inspection import ROOT
 
 
@@ -37,15 +37,12 @@ def source(code: Code) -> list[list[SourceLine]]:
     return found
 
 
-def _parsed(text: str) -> ast.Module:
-    with PARSING:
-        return ast.parse(text)
-
-
 def _functions(text: str) -> list[tuple[int, int]]:
     """First and last line of every function at the top of a file, decorators among them."""
+    with PARSER:
+        tree = ast.parse(text)
     return [
         (min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.end_lineno or node.lineno)
-        for node in _parsed(text).body
+        for node in tree.body
         if isinstance(node, ast.FunctionDef)
     ]

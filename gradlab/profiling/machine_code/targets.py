@@ -15,7 +15,6 @@ class Target:
         number: what Triton calls the architecture within its backend.
         lanes: threads of a warp (a wavefront).
         warps, blocks, shared: the most that are resident at once; 0 where occupancy is not worked out.
-        most: shared memory that one block can have.
     """
 
     name: str
@@ -25,19 +24,18 @@ class Target:
     warps: int = 0
     blocks: int = 0
     shared: int = 0
-    most: int = 0
 
 
 _KIB = 1024
 TARGETS = {
     t.name: t
     for t in (
-        Target("sm_80", "cuda", 80, 32, 64, 32, 164 * _KIB, 163 * _KIB),
-        Target("sm_86", "cuda", 86, 32, 48, 16, 100 * _KIB, 99 * _KIB),
-        Target("sm_89", "cuda", 89, 32, 48, 24, 100 * _KIB, 99 * _KIB),
-        Target("sm_90", "cuda", 90, 32, 64, 32, 228 * _KIB, 227 * _KIB),
-        Target("sm_100", "cuda", 100, 32, 64, 32, 228 * _KIB, 227 * _KIB),
-        Target("gfx942", "hip", "gfx942", 64, most=64 * _KIB),
+        Target("sm_80", "cuda", 80, 32, 64, 32, 164 * _KIB),
+        Target("sm_86", "cuda", 86, 32, 48, 16, 100 * _KIB),
+        Target("sm_89", "cuda", 89, 32, 48, 24, 100 * _KIB),
+        Target("sm_90", "cuda", 90, 32, 64, 32, 228 * _KIB),
+        Target("sm_100", "cuda", 100, 32, 64, 32, 228 * _KIB),
+        Target("gfx942", "hip", "gfx942", 64),
     )
 }
 
@@ -84,7 +82,7 @@ def occupancy(where: Target, registers: int, threads: int, shared: int) -> Occup
         "warps": where.warps // warps,
         "blocks": where.blocks,
         "registers": resident // warps,
-        "shared memory": where.shared // _up(shared + RESERVED, 128) if shared <= where.most else 0,
+        "shared memory": where.shared // _up(shared + RESERVED, 128),
     }
     limiter = min(room, key=lambda name: room[name])
     return Occupancy(room[limiter], room[limiter] * warps / where.warps, limiter)

@@ -1,0 +1,428 @@
+"""`gradlab inspect` without its compiler: what is counted, occupancy, floors, tables, files, errors, Ctrl-C."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+from gradlab import cli
+from gradlab.kernels.promise import Promise
+from gradlab.kernels.spec import spec, specs
+from gradlab.profiling.machine_code import amdgcn, command, gpus, inspection, places, sass, source_view, tools
+from gradlab.profiling.machine_code.code import Code
+from gradlab.profiling.machine_code.counts import Counts
+from gradlab.profiling.machine_code.gpus import Ceilings
+from gradlab.profiling.machine_code.promises import hold, subjects
+from gradlab.profiling.machine_code.targets import TARGETS, occupancy
+
+OPS = ", ".join(specs())
+SIDE = "torch" if importlib.util.find_spec("torch") else "jax"
+
+SASS = """
+\t.section\t.text.k,"ax",@progbits
+\t//## File "/a/triton/language/standard.py", line 7
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+\t//## File "/b/op_triton.py", line 40
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0018*/                   LDG.E.64 R4, desc[UR4][R2.64] ;
+        /*0020*/              @!P0 LDG.E.U16 R5, desc[UR4][R2.64+0x10] ;
+        /*0030*/               @P1 LDGSTS.E.BYPASS.128 [R7], desc[UR4][R2.64] ;
+        /*0040*/                   LDG.E.ENL2.256 R8, R4, desc[UR4][R2.64] ;
+\t//## File "/b/op_triton.py", line 41
+        /*0050*/              @UP0 HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;
+        /*0060*/                   UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR8] ;
+        /*0070*/                   HMMA.16816.F32.BF16 R4, R8, R10, R4 ;
+        /*0080*/                   DMMA.8x8x4 R4, R8, R10, R4 ;
+        /*0090*/                   IMAD.WIDE R4, R8, R10, R4 ;
+        /*00a0*/                   STL.64 [R1], R4 ;
+        /*00b0*/                   LDL R4, [R1] ;
+        /*00c0*/                   LDL.LU.128 R4, [R1] ;
+        /*00d0*/                   LDS.128 R4, [R1] ;
+        /*00e0*/                   LDGDEPBAR ;
+        /*00f0*/                   DEPBAR.LE SB0, 0x1 ;
+        /*0100*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*0110*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0120*/                   STG.E desc[UR4][R2.64], R5 ;
+        /*0130*/                   REDUX.OR UR4, R4 ;
+        /*0140*/                   RED.E.ADD.STRONG.GPU desc[UR4][R2.64], R5 ;
+        /*0150*/                   EXIT ;
+        /*0160*/                   NOP ;
+        /*0170*/                   NOP;
+"""
+
+
+def test_sass_is_counted_by_kind_and_line():
+    assert sass.count(SASS, "/elsewhere/op_triton.py") == Counts(
+        instructions=23, tensor=4, loads=5, wide_loads=3, stores=1, wide_stores=0, copies=1, waits=2, barriers=1,
+        atomics=1, spills=3, spill_bytes=8 + 4 + 16, lines={40: 5, 41: 17},
+    )  # fmt: skip
+    assert sass.count(SASS).lines == {}
+
+
+AMD = """
+\t.file\t1 "/b" "op_triton.py"
+\t.file\t2 "/a/triton" "standard.py"
+_k:                               ; @_k
+\t.loc\t1 12 0                    ; op_triton.py:12:0
+\ts_load_dwordx4 s[0:3], s[0:1], 0x0
+\tglobal_load_dwordx4 v[0:3], v0, s[0:1]
+\tglobal_load_ushort v4, v0, s[0:1]
+\t.loc\t2 99 5                    ; standard.py:99:5 @[ op_triton.py:14:9 ]
+\tv_mfma_f32_32x32x8_bf16_1k a[0:15], v[0:1], v[2:3], a[0:15]
+\ts_waitcnt vmcnt(0)
+\ts_barrier
+\tscratch_store_dwordx2 off, v[0:1], s32
+\tbuffer_store_dwordx4 v[0:3], v4, s[0:3], 0 offen
+\ts_endpgm
+.Lfunc_end0:
+\tglobal_load_dwordx4 v[0:3], v0, s[0:1]
+  - .agpr_count:     0
+    .group_segment_fixed_size: 64
+    .private_segment_fixed_size: 8
+    .vgpr_count:     27
+"""
+
+
+def test_amd_assembly_is_counted_by_kind_and_line():
+    assert amdgcn.count(AMD, "op_triton.py") == Counts(
+        instructions=9, tensor=1, loads=2, wide_loads=1, stores=1, wide_stores=1, waits=1, barriers=1, spills=1,
+        spill_bytes=8, lines={12: 3, 14: 6},
+    )  # fmt: skip
+    assert amdgcn.resources(AMD) == (27, 8, 64)
+
+
+def test_an_inlined_instruction_goes_to_the_line_that_called_it():
+    ptx = (
+        '\t.file\t1 "/b/op_triton.py"\n\t.file\t2 "/a/standard.py"\n'
+        "\t.loc\t2 99 5                     // standard.py:99:5 @[ op_triton.py:14:9 ]\n\tadd.s32 %r1, %r2, %r3;\n"
+        "\t.loc\t1 15 3                     // op_triton.py:15:3\n\t.loc\t2 7 7                      // standard.py:7:7\n"
+    )
+    assert sass.relined(ptx, "/here/op_triton.py").splitlines()[2:] == [
+        "\t.loc\t1 14 9", "\tadd.s32 %r1, %r2, %r3;", "\t.loc\t1 15 3", "\t.loc\t2 7 7                      // standard.py:7:7",
+    ]  # fmt: skip
+    assert sass.relined(ptx, "other.py") == ptx
+
+
+def test_an_operation_of_pallas_stands_on_the_innermost_line_of_its_kernel():
+    text = """module {
+  tt.func public @k() {
+    tt.return loc(#loc7)
+  } loc(#loc)
+} loc(#loc)
+#loc = loc(unknown)
+#loc1 = loc("/b/op_pallas.py":13:27 to :37)
+#loc2 = loc("/b/op_pallas.py":20:1)
+#loc3 = loc("/x/launch.py":105:20 to :33)
+#loc4 = loc("kernel"(#loc1))
+#loc5 = loc(callsite(#loc2 at #loc3))
+#loc6 = loc(callsite(#loc4 at #loc5))
+#loc7 = loc("swap:"(#loc6))
+#loc8 = loc("swap:"(#loc3))"""
+    lines = places.placed(text, "/b/op_pallas.py", 10).splitlines()
+    assert lines[3] == '  } loc("/b/op_pallas.py":10:0)'
+    assert lines[-2:] == ['#loc7 = loc("/b/op_pallas.py":13:27)', '#loc8 = loc("swap:"(#loc3))']
+    assert lines[10] == '#loc5 = loc("/b/op_pallas.py":20:1)'
+    assert places.placed(text, "", 0) == text
+
+
+@pytest.mark.parametrize(
+    ("arch", "registers", "threads", "shared", "blocks", "share", "limiter"),
+    [
+        # By hand, from the limits in NVIDIA's programming guide.
+        ("sm_90", 32, 128, 0, 16, 1.0, "warps"),
+        ("sm_90", 33, 128, 0, 12, 0.75, "registers"),
+        ("sm_90", 255, 128, 0, 2, 0.125, "registers"),
+        ("sm_90", 32, 32, 0, 32, 0.5, "blocks"),
+        ("sm_90", 113, 256, 96 * 1024, 2, 0.25, "registers"),
+        ("sm_90", 64, 128, 100 * 1024, 2, 0.125, "shared memory"),
+        ("sm_90", 64, 128, 227 * 1024, 1, 0.0625, "shared memory"),
+        ("sm_90", 64, 128, 227 * 1024 + 1, 0, 0.0, "shared memory"),
+        ("sm_90", 64, 128, 114 * 1024 - 128, 1, 0.0625, "shared memory"),
+        ("sm_80", 64, 128, 100 * 1024, 1, 0.0625, "shared memory"),
+        ("sm_86", 32, 128, 0, 12, 1.0, "warps"),
+        ("sm_86", 16, 64, 0, 16, 2 / 3, "blocks"),
+        ("sm_89", 16, 64, 0, 24, 1.0, "warps"),
+    ],
+)
+def test_occupancy(arch, registers, threads, shared, blocks, share, limiter):
+    found = occupancy(TARGETS[arch], registers, threads, shared)
+    assert (found.blocks, found.share, found.limiter) == (blocks, pytest.approx(share), limiter)
+
+
+def test_amd_has_no_occupancy_rather_than_a_wrong_one():
+    assert occupancy(TARGETS["gfx942"], 32, 256, 0) is None
+
+
+def test_a_floor_names_its_ceiling():
+    h200 = gpus.GPUS["H200"].ceilings
+    assert gpus.floor(2e12, 1e6, "bfloat16", h200) == gpus.Floor(2e12 / 989.4e12, "989.4 TFLOP/s, datasheet")
+    assert gpus.floor(2e12, 48e9, "bfloat16", h200) == gpus.Floor(0.01, "4.8 TB/s, datasheet")
+    measured = Ceilings({"bfloat16": 500e12}, 4.3e12, "measured")
+    assert gpus.floor(1e12, 0, "bfloat16", measured) == gpus.Floor(0.002, "500 TFLOP/s, measured")
+    assert {g.arch for g in gpus.GPUS.values()} == set(TARGETS) == set(gpus.USUAL)
+    assert all(gpus.GPUS[name].arch == arch for arch, name in gpus.USUAL.items())
+
+
+def code(**changes):
+    """A kernel as it would be read."""
+    counts = Counts(
+        instructions=100, tensor=4, loads=20, wide_loads=16, stores=4, wide_stores=4, lines={36: 10, 46: 90}
+    )
+    return Code(
+        **{
+            "op": "linear", "case": "transformer", "side": SIDE, "dtype": "bfloat16", "arch": "sm_90",
+            "kernel": "product", "variant": 1, "direction": "forward", "grid": (2048,), "threads": 256,
+            "registers": 116, "blocks": 2, "occupancy": 0.25, "limiter": "registers", "shared_dynamic": 98304,
+            "counts": counts, "gpu": "H200", "waves": 7.76, "floor": 2.78e-4, "ceiling": "989.4 TFLOP/s, datasheet",
+            "file": "gradlab/kernels/linear_triton.py", "line": 13, **changes,
+        }
+    )  # fmt: skip
+
+
+def with_counts(**changes):
+    return code(counts=dataclasses.replace(code().counts, **changes))
+
+
+@pytest.mark.parametrize(
+    ("promise", "kernel", "kept"),
+    [
+        (Promise("spill_bytes", most=0), with_counts(), True),
+        (Promise("spill_bytes", most=0), with_counts(spill_bytes=4), False),
+        (Promise("wide_share", least=0.8), with_counts(), True),
+        (Promise("wide_share", least=0.84), with_counts(), False),
+        (Promise("wide_share", least=1.0), with_counts(loads=0, wide_loads=0, stores=0, wide_stores=0), True),
+        (Promise("registers", most=128), code(), True),
+        (Promise("registers", most=115), code(), False),
+        (Promise("occupancy", least=0.5), code(), False),
+        (Promise("occupancy", least=0.5), code(occupancy=None), True),
+        (Promise("tensor", least=1, most=4), code(), True),
+        (Promise("tensor", least=1, most=3), code(), False),
+        (Promise("tensor", least=4), code(), True),
+        (Promise("tensor", least=5), code(), False),
+        (Promise("spill_bytes", most=0), code(error="ptxas died"), False),
+    ],
+)
+def test_promise(promise, kernel, kept):
+    op = dataclasses.replace(spec("linear"), promises=(promise,))
+    (verdict,) = hold([op], [SIDE], [kernel])
+    assert verdict.held == 1
+    assert (not verdict.broken) == kept
+
+
+def test_a_promise_speaks_of_some_kernels_alone():
+    spoilt = with_counts(spill_bytes=4)
+    other = code(kernel="column_sum")
+
+    def verdicts(codes=(spoilt, other), **words):
+        op = dataclasses.replace(spec("linear"), promises=(Promise("spill_bytes", most=0, **words),))
+        return [(v.held, v.extreme, len(v.broken)) for v in hold([op], [SIDE], codes)]
+
+    assert verdicts() == [(2, 4, 1)]
+    assert verdicts(kernels=("column_sum",)) == [(1, 0, 0)]
+    assert verdicts(kernels=("column_sum", "gone")) == [(1, 0, 1)]
+    assert verdicts(dtypes=("float32",)) == []
+    assert verdicts(archs=("sm_80",)) == []
+    assert verdicts(case="square") == []
+    assert verdicts(sides=("neither",)) == []
+    assert verdicts([dataclasses.replace(spoilt, case="square")], case="square") == [(1, 4, 1)]
+
+
+def test_every_promise_is_of_a_number_and_a_case_that_are_there():
+    for op in specs().values():
+        assert op.promises
+        for promise in op.promises:
+            assert promise.least is not None or promise.most is not None
+            code().fact(promise.fact)
+            inspection.case_of(op, promise.case or None)
+    with pytest.raises(AttributeError):
+        code().fact("speed")
+    cases = {(s.op.name, s.case.name) for s in subjects(list(specs().values()), [SIDE], ["bfloat16"])}
+    assert {("cross_entropy", "vocabulary"), ("cross_entropy", "language model"), ("relu", "transformer")} <= cases
+
+
+def test_source_has_its_counts_beside_it():
+    (function,) = source_view.source(code())
+    assert [(line.number, line.count) for line in function if line.count] == [(36, 10), (46, 90)]
+    assert function[0].text == "@kernel"
+    assert source_view.source(code(file="gone.py")) == []
+
+
+def run(monkeypatch, capsys, *words):
+    """(exit code, stdout, stderr) of the command with these words, 80 columns wide."""
+    monkeypatch.setattr(sys, "argv", ["gradlab", "inspect", *words])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """What the command will read in place of compiling; an exception among it is raised."""
+    rows = []
+
+    def read(wanted):
+        for row in rows:
+            if isinstance(row, BaseException):
+                raise row
+            yield row
+
+    monkeypatch.setattr(command, "read", read)
+    return rows
+
+
+def test_table_fits_80_columns_and_the_file_holds_every_number(monkeypatch, capsys, reads, tmp_path):
+    reads += [
+        code(),
+        code(
+            variant=12,
+            direction="backward",
+            limiter="shared memory",
+            counts=Counts(spill_bytes=123456, instructions=12345),
+        ),
+    ]
+    file = tmp_path / "codes.json"
+    status, out, err = run(monkeypatch, capsys, "linear", "--side", SIDE, "--json", str(file))
+    assert (status, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "product        forward   116      -   96 K  25% regs      4   20/24   100  7.76" in out
+    assert "121 K" in out
+    assert "forward: at least 278 µs on H200 (989.4 TFLOP/s, datasheet)" in out
+    document = json.loads(file.read_text())
+    assert (document["schema"], document["complete"], document["promises"]) == (1, True, [])
+    assert document["machine"]["triton"]
+    row = document["kernels"][0]
+    assert (row["registers"], row["spill_bytes"], row["lines"], row["grid"]) == (116, 0, {"36": 10, "46": 90}, [2048])
+    assert row["indicative"] == (SIDE == "jax")
+    assert set(row) >= {f.name for f in dataclasses.fields(Code)} - {"counts"} | {
+        f.name for f in dataclasses.fields(Counts)
+    }
+
+
+def test_lines(monkeypatch, capsys, reads):
+    reads.append(code())
+    _, out, _ = run(monkeypatch, capsys, "linear", "--side", SIDE, "--lines")
+    assert "    90   46" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_kernel_that_does_not_compile_is_said_and_exits_with_1(monkeypatch, capsys, reads):
+    reads += [code(error="RuntimeError: ptxas: fatal"), code(variant=2)]
+    status, out, _ = run(monkeypatch, capsys, "linear", "--side", SIDE)
+    assert status == 1
+    assert f"not compiled: linear on {SIDE}, product, bfloat16, sm_90: RuntimeError: ptxas: fatal" in out
+    assert "product 2" in out
+
+
+def test_a_broken_promise_exits_with_1(monkeypatch, capsys, reads, tmp_path):
+    reads += [code(), code(kernel="column_sum", counts=Counts(instructions=9))]
+    assert run(monkeypatch, capsys, "linear", "--side", SIDE, "--check")[0] == 0
+    reads[0] = with_counts(spill_bytes=12)
+    file = tmp_path / "codes.json"
+    status, out, _ = run(monkeypatch, capsys, "linear", "--side", SIDE, "--check", "--json", str(file))
+    assert status == 1
+    assert f"broken: linear on {SIDE}: no spill_bytes: product, bfloat16, sm_90: spill_bytes is 12" in out
+    assert max(len(line) for line in out.splitlines() if not line.startswith("broken: ")) <= 80
+    broken = [p["broken"] for p in json.loads(file.read_text())["promises"] if p["broken"]]
+    assert broken == [["product, bfloat16, sm_90: spill_bytes is 12"]]
+
+
+@pytest.mark.parametrize("check", [[], ["--check"]])
+def test_ctrl_c_keeps_what_was_read(monkeypatch, capsys, reads, tmp_path, check):
+    reads += [code(), KeyboardInterrupt()]
+    file = tmp_path / "codes.json"
+    status, out, _ = run(monkeypatch, capsys, "linear", "--side", SIDE, "--json", str(file), *check)
+    assert status == 130
+    assert "interrupted: 1 kernels read" in out
+    assert ("product" in out) == (not check)
+    document = json.loads(file.read_text())
+    assert (document["complete"], len(document["kernels"])) == (False, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["conv9d"], f"unknown op 'conv9d'; the lab has {OPS}"),
+        (["relu", "--side", "numpy"], "unknown side 'numpy'; the lab has torch, jax"),
+        (["relu", "--arch", "sm_90,sm_9"], "inspect: unknown architecture 'sm_9'; the lab has sm_80, sm_86, sm_89, sm_90, sm_100, gfx942"),
+        (["relu", "--dtype", "int8"], "inspect: unknown dtype 'int8'; the lab has float64, float32, float16, bfloat16"),
+        (["relu", "--case", "tiny"], "inspect: relu has no case 'tiny'; it has one, odd, activations, large, transformer"),
+        (["--case", "tiny"], "inspect: no op has a case 'tiny'"),
+        (["relu", "--gpu", "H300"], "inspect: unknown GPU 'H300'; the lab has A100, A100-PCIe, A10, L4, H100, H100-PCIe, H200, B200, MI300X"),
+        (["relu", "--gpu", "A100", "--arch", "sm_90"], "inspect: A100 is sm_80, wanted a GPU of sm_90"),
+        (["relu", "--json", "/nowhere/x.json"], "inspect: cannot write /nowhere/x.json: it is a folder, or its folder does not exist"),
+        (["relu", "--check", "--lines"], "inspect: --check takes no --case, --gpu or --lines: the promises name their cases"),
+    ],
+)  # fmt: skip
+def test_user_errors_are_one_line_and_exit_with_2(monkeypatch, capsys, words, message):
+    assert run(monkeypatch, capsys, *words) == (2, "", f"gradlab: {message}\n")
+
+
+def test_launches_that_are_not_found_are_one_row_and_break_every_promise(monkeypatch, capsys):
+    def lost(subject):
+        raise RuntimeError("no Triton IR")
+
+    monkeypatch.setattr(inspection, "find", lost)
+    status, out, _ = run(monkeypatch, capsys, "relu", "--side", SIDE)
+    assert status == 1
+    assert f"not compiled: relu on {SIDE}, ?, bfloat16, sm_90: RuntimeError: no Triton IR\n" in out
+    status, out, _ = run(
+        monkeypatch, capsys, "relu", "--side", SIDE, "--check", "--arch", "sm_90", "--dtype", "bfloat16"
+    )
+    assert status == 1
+    assert "0 of 5 promises kept" in out
+    assert "?, bfloat16, sm_90: RuntimeError: no Triton IR" in out
+
+
+def test_jax_alone_has_nothing_for_amd(monkeypatch, capsys):
+    pytest.importorskip("jax")
+    status, out, err = run(monkeypatch, capsys, "relu", "--side", "jax", "--arch", "gfx942")
+    assert (status, out) == (2, "")
+    assert (
+        err == "gradlab: inspect: nothing to compile: jax's kernels are lowered for CUDA, wanted an sm_ architecture\n"
+    )
+
+
+def test_a_missing_tool_is_one_line(monkeypatch, capsys):
+    tools.tool.cache_clear()
+    monkeypatch.setattr(tools.Path, "is_file", lambda path: False)
+    monkeypatch.setattr(tools.shutil, "which", lambda name: None)
+    status, out, err = run(monkeypatch, capsys, "relu", "--side", SIDE)
+    tools.tool.cache_clear()
+    assert (status, out) == (2, "")
+    assert err.startswith("gradlab: inspect needs ptxas, which is neither in Triton's package nor on PATH: ")
+    assert err.count("\n") == 1
+
+
+def test_triton_that_is_missing_is_one_line(monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else real(name))
+    status, _, err = run(monkeypatch, capsys, "relu", "--side", SIDE)
+    assert status == 2
+    assert err == "gradlab: inspect needs triton, which compiles the kernels of both sides: pip install triton\n"
+
+
+def test_a_tool_that_fails_says_why():
+    with pytest.raises(RuntimeError, match=r"^nvdisasm: "):
+        tools.say("nvdisasm", "-c", data=b"no cubin", suffix=".cubin")
+
+
+@pytest.mark.parametrize(("side", "spares"), [("torch", "jax"), ("jax", "torch")])
+def test_one_side_does_without_the_other_framework(side, spares):
+    pytest.importorskip(side)
+    statement = (
+        "import sys; from gradlab.profiling.machine_code.inspection import inspect; "
+        f"codes = inspect(['relu'], sides=[{side!r}]); assert codes[0].counts.instructions, codes; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", statement], cwd=inspection.ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert side in loaded
+    assert spares not in loaded
