@@ -356,7 +356,10 @@ def test_ctrl_c_keeps_what_was_read(monkeypatch, capsys, reads, tmp_path, check)
         (["--case", "tiny"], "inspect: no op has a case 'tiny'"),
         (["relu", "--gpu", "H300"], "inspect: unknown GPU 'H300'; the lab has A100, A100-PCIe, A10, L4, H100, H100-PCIe, H200, B200, MI300X"),
         (["relu", "--gpu", "A100", "--arch", "sm_90"], "inspect: A100 is sm_80, wanted a GPU of sm_90"),
-        (["relu", "--json", "/nowhere/x.json"], "inspect: cannot write /nowhere/x.json: it is a folder, or its folder does not exist"),
+        (["relu", "--json", "/nowhere/x.json"], "inspect: cannot write /nowhere/x.json: No such file or directory"),
+        (["relu", "--check", "--arch", "gfx942"], "inspect: no promise speaks of gfx942, wanted one of sm_80, sm_90"),
+        (["relu", "--json", "/proc/x.json"], "inspect: cannot write /proc/x.json: No such file or directory"),
+        (["relu", "--json", "/"], "inspect: cannot write /: it is a folder"),
         (["relu", "--check", "--lines"], "inspect: --check takes no --case, --gpu or --lines: the promises name their cases"),
     ],
 )  # fmt: skip

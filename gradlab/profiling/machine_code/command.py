@@ -1,6 +1,7 @@
 """`gradlab inspect`: what the command does with what was said on it."""
 
 import json as to_json
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,8 @@ def inspect(asked: Asked, console: Console) -> int:
     """
     ops = [spec(asked.op)] if asked.op is not None else list(specs().values())
     sides = split(asked.sides)
-    if asked.json is not None and (asked.json.is_dir() or not asked.json.absolute().parent.is_dir()):
-        raise ValueError(f"inspect: cannot write {asked.json}: it is a folder, or its folder does not exist")
+    if asked.json is not None:
+        _writable(asked.json)
     if asked.check and (asked.case or asked.gpu or asked.lines):
         raise ValueError("inspect: --check takes no --case, --gpu or --lines: the promises name their cases")
     if asked.check:
@@ -60,6 +61,10 @@ def inspect(asked: Asked, console: Console) -> int:
     else:
         chosen = choose(ops, sides or None, split(asked.dtypes) or ["bfloat16"], asked.case)
         wanted = Wanted(chosen, targets(_archs(asked), asked.gpu), asked.gpu, None, asked.lines)
+    spoken = {arch for op in ops for promise in op.promises for arch in promise.archs}
+    if asked.check and not any(t.name in spoken for t in wanted.targets):
+        names = ", ".join(t.name for t in wanted.targets)
+        raise ValueError(f"inspect: no promise speaks of {names}, wanted one of {', '.join(sorted(spoken))}")
     codes: list[Code] = []
     complete = False
     try:
@@ -95,6 +100,17 @@ def write_json(path: Path, codes: Sequence[Code], verdicts: Sequence[Verdict], c
 def split(words: Sequence[str] | None) -> list[str]:
     """`["sm_80,sm_90", "sm_100"]` as three."""
     return [part.strip() for word in words or () for part in word.split(",") if part.strip()]
+
+
+def _writable(path: Path) -> None:
+    """Said before the minutes of compiling, not after."""
+    if path.is_dir():
+        raise ValueError(f"inspect: cannot write {path}: it is a folder")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"inspect: cannot write {path}: {error.strerror}") from None
 
 
 def _archs(asked: Asked) -> list[str]:
