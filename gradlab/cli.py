@@ -66,7 +66,8 @@ def bench(op: Op = None, side: SideOption = None,
               "--pass", help="forward, backward or forward+backward; all when not given.")] = None,
           sweep: Annotated[bool, typer.Option("--sweep", help="Time against size: the largest case and down.")] = False,
           budget: Annotated[float, typer.Option(min=0.01, help="Seconds of timing a group.")] = 1.0,
-          seed: Annotated[int | None, typer.Option(min=0, help="Of the inputs; else fresh for each group.")] = None,
+          sizes: Annotated[str, typer.Option(help='Other sizes of the op\'s largest case: "M=512 K=64".')] = "",
+          seed: Annotated[int | None, typer.Option(min=0, help="Of the inputs; else a fresh one.")] = None,
           json: Annotated[Path | None, typer.Option(help="Write raw samples and the machine to this file.")] = None,
           csv: Annotated[Path | None, typer.Option(help="Write a line a member to this file.")] = None,
           compare: Annotated[Path | None, typer.Option(
@@ -77,7 +78,7 @@ def bench(op: Op = None, side: SideOption = None,
 
     asked = Command(
         (spec(op).name,) if op else (), _sides(side), dtype, tuple(mode or ()), tuple(way or ()), case, budget, seed,
-        sweep, json, csv, compare,
+        sweep, sizes, json, csv, compare,
     )  # fmt: skip
     raise typer.Exit(run(asked, Console()))
 

@@ -212,14 +212,15 @@ def test_groups_of_both_sides(tiny, console, tmp_path):
     lines = table.read_text().splitlines()
     assert lines[0] == ",".join(COLUMNS)
     assert len(lines) == 1 + 6 * 2
-    assert len({g.seed for g in groups}) == 6
+    # Both sides had the same numbers.
+    assert {g.seed for g in groups} == {head["seed"]}
 
 
 def test_json_is_plain_and_another_file_is_said(tiny, console, tmp_path):
     path = tmp_path / "groups.json"
     run(console, ops=("relu",), sides=("torch",), dtype="float64", json=path)
     document = json.loads(path.read_text())
-    assert set(document) == {"kind", "schema", "machine", "dtype", "precision", "complete", "groups"}
+    assert set(document) == {"kind", "schema", "machine", "dtype", "precision", "seed", "complete", "groups"}
     assert all(isinstance(s, float) for s in document["groups"][0]["members"][0]["warm"])
     for text, said in (
         ("[]", "is not a benchmark of gradlab"),
@@ -309,6 +310,13 @@ def test_interrupt_keeps_the_finished_groups(tiny, console, tmp_path):
         ({"budget": math.nan}, "budget is nan, wanted"),
         ({"modes": ("fast",)}, "unknown mode 'fast'; wanted one of eager, compiled"),
         ({"passes": ("there",)}, "unknown pass 'there'; wanted one of forward, backward"),
+        ({"sizes": "E=8"}, "sizes 'E=8' are those of one op's largest case, wanted an op and no case"),
+        ({"ops": ("relu",), "sizes": "E=8", "case": "large"}, "wanted an op and no case"),
+        ({"ops": ("linear",), "sizes": "M=8 Q=3"}, "sizes 'M=8 Q=3' name 'Q'; linear has M, K, N"),
+        ({"ops": ("linear",), "sizes": "M=8x"}, "say 'M=8x', wanted M= and a whole number of 1 or more"),
+        ({"ops": ("linear",), "sizes": "M"}, "say 'M', wanted M="),
+        ({"ops": ("linear",), "sizes": "M=0"}, "say 'M=0', wanted M="),
+        ({"ops": ("conv2d",), "sizes": "R=99"}, "leave conv2d with P = "),
         ({"case": "circle"}, "unknown case 'circle'; wanted one of perceptron"),
     ],
 )
@@ -331,6 +339,29 @@ def test_files_that_cannot_be_written_or_read_are_said_before_the_work(console, 
 def test_a_case_of_cuda_alone_is_said(console):
     with pytest.raises(ValueError, match=r"no case 'transformer' is timed on this device: it is for CUDA"):
         run(console, ops=("relu",), sides=(), case="transformer")
+
+
+def test_other_sizes_are_timed(tiny, console, tmp_path):
+    path = tmp_path / "groups.json"
+    assert run(console, ops=("linear",), sides=("torch",), passes=(FORWARD,), sizes="M=9, N=2", json=path) == 0
+    (group,) = read_json(path)[0]
+    assert (group.case, group.words) == ("M=9 N=2", "M 9, K 7, N 2")
+
+
+def test_a_process_that_ends_is_a_line_and_the_other_side_goes_on(tiny, console, tmp_path):
+    path = tmp_path / "groups.json"
+
+    def dies(name, work, asked, *args, heard, env):
+        if asked.side == "torch":
+            raise RuntimeError("bench, torch: ended with exit code -9")
+        return work(heard, asked, *args)
+
+    asked = Command(("relu",), SIDES, modes=(EAGER,), passes=(FORWARD,), budget=0.02, json=path)
+    assert bench.run(asked, console, dies) == 1
+    assert "bench, torch: ended with exit code -9" in printed(console)
+    groups, head = read_json(path)
+    assert [g.side for g in groups] == ["jax"]
+    assert head["complete"] is False
 
 
 @pytest.mark.parametrize("side", SIDES)

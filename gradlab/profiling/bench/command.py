@@ -1,6 +1,7 @@
 """`gradlab bench`: every op beside what its framework offers, each side in a process of its own."""
 
 import os
+import secrets
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from gradlab.profiling.apart import apart
 from gradlab.profiling.bench import compare
 from gradlab.profiling.bench.file import write
 from gradlab.profiling.bench.row import MODES, PASSES, Group
+from gradlab.profiling.bench.sizes import sized
 from gradlab.profiling.bench.table import policy, show, show_changes
 from gradlab.profiling.bench.worker import ENVIRONMENT, Asked, work
 from gradlab.profiling.files import writable
@@ -35,7 +37,8 @@ class Command:
         modes, passes: of MODES and PASSES; none for all.
         case: one case's name.
         budget: seconds of timing a group, beside compilation and proof.
-        seed: of all inputs; None draws one for each group.
+        seed: of all inputs; None draws one for the run.
+        sizes: other sizes of one op's largest case, as "M=512 K=64".
         sweep: time against size.
         json, csv: files to write; the first holds raw samples and the machine.
         base: an earlier run's JSON to compare with.
@@ -50,11 +53,12 @@ class Command:
     budget: float = 1.0
     seed: int | None = None
     sweep: bool = False
+    sizes: str = ""
     json: Path | None = None
     csv: Path | None = None
     base: Path | None = None
 
-    def asked(self) -> tuple[Asked, ...]:
+    def asked(self, seed: int) -> tuple[Asked, ...]:
         """What each side's process is to do.
 
         Raises:
@@ -70,10 +74,16 @@ class Command:
         if self.case is not None:
             _among("case", (self.case,), tuple(dict.fromkeys(c.name for op in chosen for c in _timed(op))))
             chosen = [op for op in chosen if self.case in {c.name for c in _timed(op)}]
+        if self.sizes:
+            if len(chosen) != 1 or self.case is not None:
+                raise ValueError(
+                    f"bench: sizes {self.sizes!r} are those of one op's largest case, wanted an op and no case"
+                )
+            sized(chosen[0], _timed(chosen[0])[-1], self.sizes)
         return tuple(
             Asked(
                 tuple(op.name for op in chosen), known(side), self.dtype, self.modes or MODES, self.passes or PASSES,
-                self.budget, self.case, self.seed, (self.passes or PASSES) if self.sweep else (),
+                self.budget, self.case, seed, self.sizes, (self.passes or PASSES) if self.sweep else (),
             )
             for side in self.sides
         )  # fmt: skip
@@ -89,36 +99,39 @@ def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -
     Raises:
         ValueError: bad input, before anything is measured.
     """
-    plan = command.asked()
+    seed = secrets.randbits(32) if command.seed is None else command.seed
+    plan = command.asked(seed)
     for path in (command.json, command.csv):
         writable("bench", path)
     machine = describe()
     before = None if command.base is None else compare.baseline(command.base, machine)
-    head = {"machine": machine, "dtype": command.dtype, "precision": policy(command.dtype)}
+    head = {"machine": machine, "dtype": command.dtype, "precision": policy(command.dtype), "seed": seed}
     groups: list[Group] = []
 
     def keep(complete: bool) -> None:
         write(groups, head | {"complete": complete}, command.json, command.csv)
 
-    console.print(f"{machine.get('gpu') or machine['cpu']}; {', '.join(command.sides)}; {policy(command.dtype)}",
-                  highlight=False, soft_wrap=True)  # fmt: skip
+    about = f"{machine.get('gpu') or machine['cpu']}; {', '.join(command.sides)}; {policy(command.dtype)}; seed {seed}"
+    console.print(about, highlight=False, soft_wrap=True)
     if busy := _busy():
         console.print(busy, style="yellow")
     if ranges.asked():
         console.print(f"{ranges.VARIABLE} is set: nothing is timed with ranges on, they are off here", style="yellow")
-    interrupted = False
+    interrupted, ended = False, []
     try:
-        measured(plan, groups, console, lambda: keep(False), apart)
-        keep(True)
+        ended = measured(plan, groups, console, lambda: keep(False), apart)
+        keep(not ended)
     except KeyboardInterrupt:
         interrupted = True
     show(groups, console)
+    for line in ended:
+        console.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
     if interrupted:
         console.print(f"interrupted: the {len(groups)} groups above are finished", style="bold red")
         return 130
-    if not groups:
+    if not groups and not ended:
         raise ValueError(f"bench: no case {command.case!r} is timed on this device: it is for CUDA")
-    bad = any(member.problem for group in groups for member in group.members)
+    bad = bool(ended) or any(member.problem for group in groups for member in group.members)
     if before is not None and command.base is not None:
         found = compare.changes(groups, before)
         show_changes(found, console)
@@ -128,8 +141,13 @@ def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -
 
 
 def measured(plan: tuple[Asked, ...], groups: list[Group], console: Console, keep: Callable[[], object],
-             apart: Callable[..., Any] = apart) -> None:  # fmt: skip
-    """Run each side's process; its groups are appended as they come, and `keep` is called after each."""
+             apart: Callable[..., Any] = apart) -> list[str]:  # fmt: skip
+    """Run each side's process; its groups are appended as they come, and `keep` is called after each.
+
+    Returns:
+        A line for each process that ended before its time; the others went on.
+    """
+    ended = []
     with Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
         console=console, transient=True, disable=not console.is_terminal,
@@ -137,8 +155,12 @@ def measured(plan: tuple[Asked, ...], groups: list[Group], console: Console, kee
         for asked in plan:
             with tempfile.TemporaryDirectory(prefix="gradlab-bench-", ignore_cleanup_errors=True) as folder:
                 heard = Heard(progress, progress.add_task(f"{asked.side} starts", total=None), groups, keep)
-                apart(f"bench, {asked.side}", work, asked, folder, heard=heard, env=ENVIRONMENT)
+                try:
+                    apart(f"bench, {asked.side}", work, asked, folder, heard=heard, env=ENVIRONMENT)
+                except RuntimeError as error:
+                    ended.append(str(error))
             progress.remove_task(heard.task)
+    return ended
 
 
 @dataclass

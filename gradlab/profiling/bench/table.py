@@ -105,7 +105,7 @@ def markdown(groups: Sequence[Group], machine: Mapping[str, str]) -> str:
 
 
 TIMES = ("time", "/ native", "verdict", "floor")
-COSTS = ("cold", "host", "GB/s", "GFLOP/s", "first", "cached", "memory")
+COSTS = ("cold", "host", "GB/s", "TFLOP/s", "first", "cached", "memory")
 _LABELS = ("op", "case", "sizes", "dtype", "side", "pass")
 
 
@@ -149,9 +149,9 @@ def _costs(group: Group, member: Member) -> tuple[str, ...]:
     if not member.warm:
         return ("",) * len(COSTS)
     seconds = member.time.median
-    rates = (
-        ("–", "–") if member.interpreted else (three(group.bytes / seconds / 1e9), three(group.flops / seconds / 1e9))
-    )
+    rates = ["–", "–"]
+    if not member.interpreted:
+        rates = [three(group.bytes / seconds / 1e9), f"{group.flops / seconds / 1e12:.3g}"]
     medians = (sorted(kind)[len(kind) // 2] if kind else None for kind in (member.cold, member.host))
     first, cached = (seconds_in_words(s) for s in (member.first_call, member.cached_call))
     cold, host = (seconds_in_words(s) for s in medians)
@@ -164,7 +164,7 @@ def _ceilings(section: Sequence[Group]) -> str:
     clocks = group.clocks
     # The seeds stand in the file.
     said = [f"noise {noises or 'unknown'}"]
-    said += [f"ceilings {three(group.bandwidth / 1e9)} GB/s, {three(group.rate / 1e9)} GFLOP/s"]
+    said += [f"ceilings {three(group.bandwidth / 1e9)} GB/s, {group.rate / 1e12:.3g} TFLOP/s"]
     said += [f"{clocks['sm_mhz']:.0f} MHz, {clocks['celsius']:.0f} °C"] if clocks else []
     dropped = sum(g.dropped for g in section)
     return "; ".join(said + [f"{dropped} throttled rounds dropped"] * (dropped > 0))

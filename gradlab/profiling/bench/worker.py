@@ -1,6 +1,5 @@
 """The benchmark's part in one side's process: subjects one after another, told group by group."""
 
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from gradlab.profiling import ranges
 from gradlab.profiling.bench.ceilings import Ceilings
 from gradlab.profiling.bench.measure import measure
 from gradlab.profiling.bench.row import COMPILED
+from gradlab.profiling.bench.sizes import sized
 from gradlab.profiling.bench.subject import Subject
 from gradlab.profiling.bench.sweep import FACTORS, scaled
 from gradlab.profiling.bench.timers import timers
@@ -29,7 +29,8 @@ class Asked:
         ops: names, in order.
         case: one case's name, or None for all that are timed on the side's device.
         budget: seconds of timing a group.
-        seed: of all inputs; None draws one anew for every group.
+        seed: of all inputs: both sides get the same numbers.
+        sizes: as `sizes.sized` takes them, for the largest case; nothing for the cases as they are.
         swept: passes that are timed along each op's largest case scaled down, instead of its cases as they are; the
             other passes are timed at that case alone.
         factors: how much smaller than that case along each axis, the smallest size first.
@@ -42,7 +43,8 @@ class Asked:
     passes: tuple[str, ...]
     budget: float
     case: str | None = None
-    seed: int | None = None
+    seed: int = 0
+    sizes: str = ""
     swept: tuple[str, ...] = ()
     factors: tuple[int, ...] = FACTORS
 
@@ -85,9 +87,8 @@ def work(tell: Callable[[Any], object], asked: Asked, folder: str) -> None:
                 tell(("at", f"{what}: {stage}", share))
 
             told("inputs and ceilings", 0.0)
-            seed = secrets.randbits(32) if asked.seed is None else asked.seed
             with compilers.fresh(f"{folder}/{i}"):
-                subject = Subject(op, case, side, asked.dtype, seed)
+                subject = Subject(op, case, side, asked.dtype, asked.seed)
                 group = measure(subject, way, asked.modes, asked.budget, ceilings, watch, swept=share, told=told)
             tell(("group", group))
 
@@ -96,6 +97,8 @@ def subjects(asked: Asked, side: Side) -> Iterator[tuple[Spec, Case, float | Non
     """Each op's cases, or the sizes that its largest one is scaled to."""
     for op in map(spec, asked.ops):
         timed = cases(op, side.device())
+        if asked.sizes:
+            timed = (sized(op, timed[-1], asked.sizes),)
         if asked.swept:
             yield from ((op, case, share) for case, share in scaled(op, timed[-1], asked.factors))
         else:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import secrets
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,8 +55,8 @@ def run(asked: Asked, console: Console, collect: Callable[..., None] = collect) 
         claim(asked.out)
     except OSError as error:
         raise ValueError(f"report: cannot write to {asked.out}: {error.strerror or error}") from None
-    scope = Scope(ops, asked.sides, asked.quick)
-    data = Data(describe(), {"ops": list(ops), "sides": list(asked.sides), "quick": asked.quick})
+    scope = Scope(ops, asked.sides, asked.quick, secrets.randbits(32))
+    data = Data(describe(), {"ops": list(ops), "sides": list(asked.sides), "quick": asked.quick, "seed": scope.seed})
     interrupted = False
     try:
         _collected(data, scope, console, collect)

@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gradlab.autodiff.check import check
@@ -27,12 +27,14 @@ class Scope:
     """What a report is made of.
 
     Attributes:
+        seed: of the benchmark's inputs.
         quick: a part of everything: derivatives of the first order, one mode a side, one architecture.
     """
 
     ops: tuple[str, ...]
     sides: tuple[str, ...]
     quick: bool
+    seed: int = 0
 
     @property
     def archs(self) -> tuple[str, ...]:
@@ -76,17 +78,12 @@ def _curves(report: Report) -> list[dict[str, Any]]:
 def timings(scope: Scope) -> tuple[Asked, ...]:
     """What each side's benchmark process is to measure."""
     if not scope.quick:
-        return tuple(
-            Asked(scope.ops, side, "float32", MODES, PASSES, budget=0.5, swept=(FORWARD,)) for side in scope.sides
-        )
+        every = Asked(scope.ops, "", "float32", MODES, PASSES, 0.5, seed=scope.seed, swept=(FORWARD,))
+        return tuple(replace(every, side=side) for side in scope.sides)
+    some = Asked(scope.ops, "", "float32", (), (FORWARD, BACKWARD), 0.08, seed=scope.seed, swept=(FORWARD,))
     # The mode that people use a side in.
     modes = {"torch": (EAGER,), "jax": (COMPILED,)}
-    return tuple(
-        Asked(
-            scope.ops, side, "float32", modes[side], (FORWARD, BACKWARD), budget=0.08, swept=(FORWARD,), factors=QUICK
-        )
-        for side in scope.sides
-    )
+    return tuple(replace(some, side=side, modes=modes[side], factors=QUICK) for side in scope.sides)
 
 
 def inspections(tell: Tell, scope: Scope) -> None:
