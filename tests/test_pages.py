@@ -64,7 +64,8 @@ def test_snippet_runs(snippet, capsys):
 
 
 def test_the_profiles_page_names_what_there_is():
-    from gradlab.profiling.ranges import PASSES, VARIABLE
+    from gradlab.profiling.ranges import VARIABLE
+    from gradlab.profiling.ranges_label import PASSES
     from gradlab.profiling.ranges_nvtx import PAYLOAD
     from gradlab.profiling.trace.asked import MODES, TOOLS
 

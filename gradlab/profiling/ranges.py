@@ -10,43 +10,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from gradlab.kernels import ranges
-from gradlab.profiling.ranges_cost import UNKNOWN, Cost, Shape, cost, dtype_of, named, shapes
+from gradlab.profiling.ranges_cost import UNKNOWN, Cost, cost, dtype_of, named, shapes
+from gradlab.profiling.ranges_label import PASSES, Label, Sink
 
-PASSES = ("forward", "backward", "second")
 VARIABLE = "GRADLAB_NVTX"
-
-
-class Label(NamedTuple):
-    """What a range says: it is what ranges are told apart and cached by.
-
-    `kernel` is empty on an op's range, `way`, its pass, too on one that a profile marks its own steps with. `flops` and
-    `bytes` are least work on an op's range (0 where its Spec does not tell); a kernel's `bytes` are what its tensors
-    hold, and its FLOPs stand on the op around it.
-    """
-
-    op: str
-    kernel: str
-    way: str
-    shapes: tuple[tuple[str, Shape], ...]
-    dtype: str
-    bytes: int
-    flops: int
-
-    @property
-    def message(self) -> str:
-        """What a timeline shows."""
-        return f"{self.kernel or self.op} {self.way}".rstrip()
-
-
-class Sink(Protocol):
-    """Where ranges go; on each thread, what was pushed last is popped first."""
-
-    def push(self, side: str, label: Label) -> None: ...
-
-    def pop(self, side: str) -> None: ...
 
 
 class _Called(NamedTuple):

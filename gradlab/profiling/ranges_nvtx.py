@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.profiling.ranges import PASSES, Label
+from gradlab.profiling.ranges_label import PASSES, Label
 
 # ARGB, told apart also by those who do not see red and green: blue, orange, purple.
 COLOURS = dict(zip(PASSES, (0xFF0072B2, 0xFFE69F00, 0xFFCC79A7), strict=True))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from gradlab.profiling import ranges
-from gradlab.profiling.ranges import Label, Sink
+from gradlab.profiling.ranges_label import Label, Sink
 
 READY = "ready"
 # The ranges of the profile's own.

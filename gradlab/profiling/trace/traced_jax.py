@@ -17,7 +17,7 @@ from jax.profiler import ProfileData
 
 from gradlab.autodiff.side import as_tuple
 from gradlab.profiling import ranges
-from gradlab.profiling.ranges import Label
+from gradlab.profiling.ranges_label import PASSES, Label
 from gradlab.profiling.trace.step import MARKS, Counting
 
 # jax's events of its own compilation, by the stage's name.
@@ -147,7 +147,7 @@ def names(program: str) -> dict[str, str]:
         kernel = said and re.search(r"gradlab_(\w+)", said[2])
         if said and kernel:
             # jax writes a pass of its own around the scope: transpose(jvp(linear)), and once more for the second.
-            way = ranges.PASSES[min(said[2].count("transpose("), len(ranges.PASSES) - 1)]
+            way = PASSES[min(said[2].count("transpose("), len(PASSES) - 1)]
             found[said[1]] = f"{kernel[1]} {way}"
     return found
 

@@ -13,7 +13,7 @@ from torch._dynamo import utils as dynamo
 
 from gradlab.autodiff.side_torch import SIDE, backend
 from gradlab.profiling import ranges
-from gradlab.profiling.ranges import Label
+from gradlab.profiling.ranges_label import Label
 from gradlab.profiling.trace.step import MARKS, Counting
 
 # Events of Kineto that are no event of the program: they name what it recorded.
