@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,10 +68,8 @@ def _version(package: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         if package != "gradlab":
             return ""
-        # A checkout that is not installed has no metadata; the package itself is at hand.
-        from gradlab import __version__
-
-        return __version__
+        # A checkout that is not installed has no metadata; the package, which this file is part of, is at hand.
+        return sys.modules["gradlab"].__version__
 
 
 def _commit(root: Path) -> str:

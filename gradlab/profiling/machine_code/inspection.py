@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gradlab
 from gradlab.autodiff.arguments import FLOATS
 from gradlab.autodiff.side import installed
 from gradlab.autodiff.side import side as side_of
@@ -22,7 +21,7 @@ from gradlab.profiling.machine_code.gpus import Ceilings, floor, gpu, gpu_for
 from gradlab.profiling.machine_code.targets import Target, occupancy, target
 from gradlab.profiling.machine_code.tools import tool
 
-ROOT = Path(gradlab.__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True)
