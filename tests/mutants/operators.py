@@ -90,7 +90,7 @@ def _rules(tree: ast.Module) -> list[tuple[ast.FunctionDef, bool]]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "defvjp":
             registered |= {arg.id: place == 1 for place, arg in enumerate(node.args) if isinstance(arg, ast.Name)}
     for node in tree.body:
-        if isinstance(node, ast.ClassDef) and any(ast.unparse(b).endswith("autograd.Function") for b in node.bases):
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(b).endswith("Function") for b in node.bases):
             methods = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name in METHODS]
             found += [(f, f.name == "backward") for f in methods]
         elif isinstance(node, ast.FunctionDef):
