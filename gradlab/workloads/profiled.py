@@ -38,7 +38,7 @@ def step(job: Job) -> Step:
     what = f"{job.target}, batches of {one.batch}, float32, one training step"
 
     def program() -> str:
-        return trainer.program(*next(feed)) if job.mode == "jit" else ""
+        return trainer.program(*next(feed))
 
     return Step(lambda: take(*next(feed)), side.wait, what, side.interpreted(), program)
 

@@ -37,7 +37,7 @@ class Trainer:
         return float(value)
 
     def program(self, x: np.ndarray, t: np.ndarray) -> str:
-        """The compiled step on batches of this shape, as XLA writes it down."""
+        """The compiled step on batches of this shape as text: XLA's."""
         return self._step.lower(self._state, _put(x), SIDE.put(t, "float32")).compile().as_text() or ""
 
     def predict(self, x: np.ndarray) -> np.ndarray:
