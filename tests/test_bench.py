@@ -152,6 +152,11 @@ def test_a_group_holds_both_modes_a_twin_and_what_they_cost(side, tmp_path):
     with Watch("cpu") as watch, natives(side).fresh(str(tmp_path)):
         group = measure(subject_of("relu", side), BOTH, (EAGER, COMPILED), 0.02, Flat(), watch)
     assert [m.name for m in group.members] == ["hand eager", "native eager", "hand compiled", "native compiled"]
+    # Compilers kept what they made where they were told to, and nowhere else.
+    assert any(p.is_file() for p in tmp_path.rglob("*"))
+    # The twin was timed, not copied.
+    assert group.twin != group.members[1].warm
+    assert group.noise > 0
     assert all(m.problem == "" for m in group.members), group.members
     for member in group.members:
         assert len(member.warm) == len(group.twin) >= 6

@@ -8,7 +8,7 @@ import pytest
 
 from gradlab.profiling.bench import clock
 from gradlab.profiling.bench.clock import LEAST, MOST, Host, in_turns
-from gradlab.profiling.bench.timers import Issue
+from gradlab.profiling.bench.timers import Dispatch
 
 
 class World:
@@ -105,13 +105,13 @@ def test_spoilt_rounds_are_dropped_and_counted():
 
 def test_every_kind_of_time_is_taken_in_every_round():
     world = World()
-    timers = {"warm": Host(world.wait, world.clock), "host": Issue(world.wait, world.clock)}
+    timers = {"warm": Host(world.wait, world.clock), "host": Dispatch(world.wait, world.clock)}
 
     def wait(value):
         world.now += 1.0
         world.wait(value)
 
-    timers = {"warm": Host(wait, world.clock), "host": Issue(wait, world.clock)}
+    timers = {"warm": Host(wait, world.clock), "host": Dispatch(wait, world.clock)}
     found = world.in_turns(world.member("a", 2.0), budget=30.0, timers=timers)
     assert set(found.samples(0)) == {3.0}
     assert set(found.samples(0, "host")) == {2.0}

@@ -11,7 +11,7 @@ from gradlab.profiling.bench.clock import Call, Host, Timer
 
 
 @dataclass(frozen=True)
-class Issue:
+class Dispatch:
     """Seconds until calls return, the device not waited for: what the framework itself costs."""
 
     wait: Callable[[Any], Any]
@@ -33,4 +33,4 @@ def timers(side: Side) -> Mapping[str, Timer]:
     on_cuda: Callable[[Side], Mapping[str, Timer]] = importlib.import_module(
         f"gradlab.profiling.bench.timers_{side.name}"
     ).timers
-    return {**on_cuda(side), "host": Issue(side.wait)}
+    return {**on_cuda(side), "host": Dispatch(side.wait)}
