@@ -47,6 +47,9 @@ def test_the_noise_is_the_far_end_of_the_twins_interval():
     assert noise((1.0,) * 9, (1.0,) * 9) == 0.0
     assert noise((1.1,) * 9, (1.0,) * 9) == pytest.approx(0.1)
     assert noise((1.0,) * 9, (1.1,) * 9) == pytest.approx(0.1)
+    # The bound that is further from 1, whichever side it lies on.
+    assert noise((0.8,) * 5 + (0.99,) * 4, (1.0,) * 9) == pytest.approx(1 / 0.8 - 1)
+    assert noise((1.25,) * 5 + (1.01,) * 4, (1.0,) * 9) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
