@@ -153,9 +153,16 @@ GROUP = Group(
 def test_training_has_its_section(collected, console, tmp_path):
     found = {"name": "digits-cnn", "columns": ["run", "loss"], "rows": [["torch hand", "0.1"]], "notes": ["a note"],
              "figure": "training/loss.png", "size": [800, 600]}  # fmt: skip
-    assert run(asked(tmp_path, train=lambda out: found), console, gives(collected[0])) == 0
+
+    def trained(out):
+        (out / "training").mkdir()
+        (out / "training" / "loss.png").write_bytes(b"\x89PNG")
+        return found
+
+    assert run(asked(tmp_path, train=trained), console, gives(collected[0])) == 0
     html = (tmp_path / "report.html").read_text()
-    assert 'src="training/loss.png"' in html
+    # In the page itself, which is one file.
+    assert 'src="data:image/png;base64,iVBORw=="' in html
     assert 'width="800" height="600"' in html
     assert "torch hand" in html
 

@@ -1,5 +1,6 @@
 """The page: figures drawn, tables filled in, all of it in one file that needs no network."""
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def write(data: Data, folder: Path) -> Path:
     html = template.render(
         **files, **colours, stamp=stamp(data.machine), headlines=_headlines(data, groups), ops=ops, figures=drawn,
         summary=view.summary(data, shown), stages=view.stages(data), environment=view.environment(data),
-        training=training, training_figure=data.training.get("figure"), training_notes=data.training.get("notes", ()),
+        training=training, training_figure=_embedded(folder, data.training.get("figure")),
+        training_notes=data.training.get("notes", ()),
         training_size=data.training.get("size", (0, 0)),
     )  # fmt: skip
     path = folder / "report.html"
@@ -78,6 +80,13 @@ def _headlines(data: Data, groups: Sequence[Group]) -> list[dict[str, str]]:
         text = "No GPU here: kernels by hand ran in an interpreter, whose time is never a kernel's speed. "
         lines.append({"tone": "soft", "text": text + "Their machine code below was compiled for GPUs all the same."})
     return lines
+
+
+def _embedded(folder: Path, name: str | None) -> str:
+    """A PNG as an address that holds it, so that the page is one file; nothing where there is none."""
+    if name is None:
+        return ""
+    return f"data:image/png;base64,{base64.b64encode((folder / name).read_bytes()).decode()}"
 
 
 def _safe(path: Path) -> Any:
