@@ -278,11 +278,14 @@ def test_an_error_is_a_member_and_the_rest_goes_on(tiny, console, monkeypatch, t
     from gradlab.profiling.bench import subject
 
     monkeypatch.setattr(subject, "peers", lambda *a: {"broken": Native("broken.fn", fails, nullcontext)})
-    assert run(console, ops=("relu",), sides=("torch",), passes=(FORWARD,), json=path) == 1
+    # A peer's failure is said, and is not the lab's; a native's is.
+    assert run(console, ops=("relu",), sides=("torch",), passes=(FORWARD,), json=path) == 0
     assert "FAILED: relu on torch, tiny, float32, forward, broken eager: RuntimeError: out of luck" in printed(console)
     (group,) = read_json(path)[0]
     assert [m.problem for m in group.members] == ["", "", "FAILED"]
     assert group.members[0].warm
+    plant(monkeypatch, "torch", "relu", fails)
+    assert run(console, ops=("relu",), sides=("torch",), passes=(FORWARD,)) == 1
 
 
 def test_interrupt_keeps_the_finished_groups(tiny, console, tmp_path):

@@ -88,13 +88,14 @@ def test_exit_code(monkeypatch, tmp_path, verdicts, code):
 def test_parts(tmp_path):
     plan = gpu.parts({"torch": "cuda", "jax": "cpu"}, tmp_path)
     assert [p.name for p in plan] == [
-        "suite", "benchmark, torch, float32", "benchmark, jax, float32",
-        "benchmark, torch, bfloat16", "benchmark, jax, bfloat16",
+        "suite",
+        *(f"benchmark, {side}, {dtype}, {mode}"
+          for mode in ("eager", "compiled") for dtype in ("float32", "bfloat16") for side in ("torch", "jax")),
     ]  # fmt: skip
     assert "pytest" in plan[0].command
-    assert plan[1].command[3:10] == ("bench", "--side", "torch", "--dtype", "float32", "--json",
-                                     str(tmp_path / "torch-float32.json"))  # fmt: skip
-    assert [bool(p.missing) for p in plan] == [False, False, True, False, True]
+    assert plan[1].command[3:12] == ("bench", "--side", "torch", "--dtype", "float32", "--mode", "eager", "--json",
+                                     str(tmp_path / "torch-float32-eager.json"))  # fmt: skip
+    assert [bool(p.missing) for p in plan] == [False, *[False, True] * 4]
     assert plan[2].missing == "no CUDA device for jax, which sees cpu"
 
 

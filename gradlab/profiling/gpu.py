@@ -4,6 +4,7 @@ Each part is a process with a time limit; what it measured is on disk when it en
 """
 
 import importlib.util
+import itertools
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradlab.autodiff.side import SIDES
+from gradlab.profiling.bench.row import MODES
 from gradlab.profiling.gpu_part import OK, SKIPPED, Outcome, execute
 from gradlab.profiling.machine import describe
 
@@ -97,17 +99,15 @@ def parts(devices: dict[str, str], folder: Path) -> list[Part]:
     # Each worker's torch would start threads and compilers for every core.
     few = (("OMP_NUM_THREADS", str(max(1, cores // workers))), ("TORCHINDUCTOR_COMPILE_THREADS", "1"))
     plan = [Part("suite", suite, weight=5, env=few)]
-    for dtype in ("float32", "bfloat16"):
-        for side in devices:
-            name = f"{side}-{dtype}.json"
-            command = (
-                sys.executable, "-m", "gradlab", "bench", "--side", side, "--dtype", dtype,
-                "--json", str(folder / name), "--budget", BUDGET, "--pass", "forward", "--pass", "forward+backward",
-            )  # fmt: skip
-            missing = "" if devices[side] == "cuda" else f"no CUDA device for {side}, which sees {devices[side]}"
-            # torch compiles by a C++ or Triton compiler, a second or more a row; jax in tenths.
-            weight = 2 if side == "torch" else 1
-            plan.append(Part(f"benchmark, {side}, {dtype}", command, weight, missing=missing, file=name))
+    # Compiled comes last: each member costs seconds of a compiler, and what runs out of time should be that.
+    for mode, dtype, side in itertools.product(MODES, ("float32", "bfloat16"), devices):
+        name = f"{side}-{dtype}-{mode}.json"
+        command = (
+            sys.executable, "-m", "gradlab", "bench", "--side", side, "--dtype", dtype, "--mode", mode,
+            "--json", str(folder / name), "--budget", BUDGET, "--pass", "forward", "--pass", "forward+backward",
+        )  # fmt: skip
+        missing = "" if devices[side] == "cuda" else f"no CUDA device for {side}, which sees {devices[side]}"
+        plan.append(Part(f"benchmark, {side}, {dtype}, {mode}", command, weight=1, missing=missing, file=name))
     return plan
 
 

@@ -18,7 +18,7 @@ from gradlab.profiling import ranges
 from gradlab.profiling.apart import apart
 from gradlab.profiling.bench import compare
 from gradlab.profiling.bench.file import write
-from gradlab.profiling.bench.row import MODES, PASSES, Group
+from gradlab.profiling.bench.row import HAND, MODES, NATIVE, PASSES, Group
 from gradlab.profiling.bench.sizes import sized
 from gradlab.profiling.bench.table import policy, show, show_changes
 from gradlab.profiling.bench.worker import ENVIRONMENT, Asked, work
@@ -93,8 +93,8 @@ def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -
     """Measure, print, and write what was measured after each group.
 
     Returns:
-        0; 1 when a member is wrong or failed, or slower than in the baseline beyond the noise; 130 when interrupted,
-        the finished groups printed and written.
+        0; 1 when a member of ours or a native is wrong or failed, or slower than in the baseline beyond the noise; 130
+        when interrupted, the finished groups printed and written.
 
     Raises:
         ValueError: bad input, before anything is measured.
@@ -131,7 +131,9 @@ def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -
         return 130
     if not groups and not ended:
         raise ValueError(f"bench: no case {command.case!r} is timed on this device: it is for CUDA")
-    bad = bool(ended) or any(member.problem for group in groups for member in group.members)
+    # A peer that cannot run is said, and is not the lab's failure.
+    ours = [m for group in groups for m in group.members if m.implementation in (HAND, NATIVE)]
+    bad = bool(ended) or any(member.problem for member in ours)
     if before is not None and command.base is not None:
         found = compare.changes(groups, before)
         show_changes(found, console)
