@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import re
 import stat
@@ -140,6 +141,19 @@ def test_recompilations_of_jax_are_those_after_the_warm_up():
     assert set(found["stages"]) == {"trace", "lower", "compile"}
     assert found["recompiled"]
     assert any("float32[4]" in reason or "f32[4]" in reason for reason, _ in found["recompiled"])
+    assert not any(str(Path(__file__).parent) in reason for reason, _ in found["recompiled"])
+
+
+def test_a_reason_of_jax_is_whole_wherever_the_file_lies():
+    pytest.importorskip("jax")
+    from gradlab.profiling.trace import traced_jax
+
+    said = f"TRACING CACHE MISS at /{'long/' * 100}a.py:3:12 (f):\n  different input types:\n  * at x, now f32[4]"
+    compilation = traced_jax.Compilation()
+    compilation._warm, compilation._compiled = True, 1
+    compilation.emit(logging.LogRecord("jax", logging.WARNING, "", 0, said, None, None))
+    ((reason, _),) = compilation.found()["recompiled"]
+    assert reason == "TRACING CACHE MISS at a.py:3:12 (f): different input types: * at x, now f32[4]"
 
 
 def test_time_of_its_own_leaves_out_what_lies_inside():

@@ -184,9 +184,10 @@ class Compilation(logging.Handler):
         jax.config.update("jax_explain_cache_misses", True)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A message of jax: why it traced again."""
+        """A message of jax: why it traced again, with the file's name in place of its path; the reason comes last."""
         if self._warm:
-            self._again[" ".join(record.getMessage().split())[:300]] += 1
+            said = re.sub(r"(?:/[^\s/:]+)+/([^\s/:]+:\d)", r"\1", record.getMessage())
+            self._again[" ".join(said.split())] += 1
 
     def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
         if event in STAGES:
