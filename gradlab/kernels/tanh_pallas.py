@@ -7,22 +7,14 @@ import jax.numpy as jnp
 
 from gradlab.kernels.elementwise_pallas import elementwise
 from gradlab.kernels.launch_pallas import accumulator
+from gradlab.kernels.softcap_pallas import tanh_of
 
 
 # fmt: off
 def _tanh_kernel(x_ref, y_ref):
     """y[m n] = tanh(x[m n]); grid (M/BM, 1); a program owns y[BM N]."""
     x = x_ref[...].astype(accumulator(x_ref.dtype))
-    z = jnp.exp(-2 * jnp.abs(x))
-    far = jnp.where(x >= 0, jnp.ones_like(x), -jnp.ones_like(x)) * ((1 - z) / (1 + z))
-    # Cody and Waite: minimax over |x| < ln(3) / 2, where 1 - z would cancel.
-    g = jnp.where(jnp.abs(x) < 0.625, x * x, jnp.zeros_like(x))
-    p = (-0.96437492777225469787e0 * g - 0.99225929672236083313e2) * g - 0.16134119023996228053e4
-    q = ((g + 0.11274474380534949335e3) * g + 0.22337720718962312926e4) * g + 0.48402357071988688686e4
-    y = jnp.where(jnp.abs(x) < 0.625, x + x * (g * p / q), far)
-    # -0 stays -0.
-    y = jnp.where(x == 0, x, y)
-    y_ref[...] = y.astype(y_ref.dtype)
+    y_ref[...] = tanh_of(x).astype(y_ref.dtype)
 
 
 def _slope_kernel(a_ref, y_ref, d_ref, *, k):

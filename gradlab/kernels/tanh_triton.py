@@ -5,6 +5,7 @@ import triton.language as tl
 
 from gradlab.kernels.elementwise_triton import elementwise
 from gradlab.kernels.launch_triton import accumulator, kernel, op, triton_dtype
+from gradlab.kernels.softcap_triton import tanh_of
 
 
 # fmt: off
@@ -21,15 +22,7 @@ def _tanh_kernel(
     n = (tl.program_id(0) % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
     inside = (m < M)[:, None] & (n < N)[None, :]
     x = tl.load(x_ptr + m[:, None] * x_m + n[None, :] * x_n, mask=inside, other=0.0).to(ACC)
-    z = tl.exp(-2 * tl.abs(x))
-    far = tl.where(x >= 0, 1.0, -1.0) * ((1 - z) / (1 + z))
-    # Cody and Waite: minimax over |x| < ln(3) / 2, where 1 - z would cancel.
-    g = tl.where(tl.abs(x) < 0.625, x * x, 0.0)
-    p = (-0.96437492777225469787e0 * g - 0.99225929672236083313e2) * g - 0.16134119023996228053e4
-    q = ((g + 0.11274474380534949335e3) * g + 0.22337720718962312926e4) * g + 0.48402357071988688686e4
-    y = tl.where(tl.abs(x) < 0.625, x + x * (g * p / q), far)
-    # -0 stays -0.
-    y = tl.where(x == 0, x, y)
+    y = tanh_of(x)
     tl.store(y_ptr + m[:, None] * y_m + n[None, :] * y_n, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 

@@ -1,0 +1,27 @@
+"""tanh of a block in registers, and the soft cap of logits that is made of it: what several Pallas kernels call."""
+
+import jax
+import jax.numpy as jnp
+
+
+def tanh_of(x: jax.Array) -> jax.Array:
+    """tanh(x), with all digits of a small x; -0 stays -0."""
+    z = jnp.exp(-2 * jnp.abs(x))
+    far = jnp.where(x >= 0, jnp.ones_like(x), -jnp.ones_like(x)) * ((1 - z) / (1 + z))
+    # Cody and Waite: minimax over |x| < ln(3) / 2, where 1 - z would cancel.
+    g = jnp.where(jnp.abs(x) < 0.625, x * x, jnp.zeros_like(x))
+    p = (-0.96437492777225469787e0 * g - 0.99225929672236083313e2) * g - 0.16134119023996228053e4
+    q = ((g + 0.11274474380534949335e3) * g + 0.22337720718962312926e4) * g + 0.48402357071988688686e4
+    y = jnp.where(jnp.abs(x) < 0.625, x + x * (g * p / q), far)
+    return jnp.where(x == 0, x, y)
+
+
+def capped(x: jax.Array, cap: float) -> jax.Array:
+    """cap tanh(x / cap); x itself where cap is 0."""
+    return cap * tanh_of(x / cap) if cap > 0 else x
+
+
+def cap_slope(x: jax.Array, cap: float) -> jax.Array:
+    """The derivative of `capped` at x: 1 / cosh(x / cap)^2, which does not cancel where the cap is reached; cap > 0."""
+    e = jnp.exp(-2 * jnp.abs(x / cap))
+    return 4 * e / ((1 + e) * (1 + e))
