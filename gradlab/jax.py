@@ -7,6 +7,7 @@ from gradlab.autodiff.adam_jax import adamw as adamw
 from gradlab.autodiff.binary_cross_entropy_with_logits_jax import (
     binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
 )
+from gradlab.autodiff.classes_jax import raise_late as raise_late
 from gradlab.autodiff.conv2d_jax import conv2d as conv2d
 from gradlab.autodiff.cross_entropy_jax import cross_entropy as cross_entropy
 from gradlab.autodiff.hooks_jax import conv_general_dilated as conv_general_dilated

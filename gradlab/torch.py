@@ -27,3 +27,4 @@ from gradlab.autodiff.sgd_torch import SGD as SGD
 from gradlab.autodiff.sgd_torch import sgd_step as sgd_step
 from gradlab.autodiff.sigmoid_torch import sigmoid as sigmoid
 from gradlab.autodiff.tanh_torch import tanh as tanh
+from gradlab.kernels.classes_triton import raise_late as raise_late

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.test_util import check_grads
 
 from gradlab.jax import cross_entropy
-from gradlab.kernels import cross_entropy_pallas
+from gradlab.kernels import row_sums_pallas, rows_pallas
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -158,7 +158,8 @@ def test_blocks_of(platform, dtype, monkeypatch):
         return real(*args, **{**options, "interpret": True, "compiler_params": None})
 
     monkeypatch.setattr(pl, "pallas_call", interpreted)
-    monkeypatch.setattr(cross_entropy_pallas, "launch", lambda call, *operands: call(platform, *operands))
+    for module in (rows_pallas, row_sums_pallas):
+        monkeypatch.setattr(module, "launch", lambda call, *operands: call(platform, *operands))
     x, t, dy = draw(19, 1030, 3, dtype)
 
     def derivatives(fn, x, dy):
@@ -295,12 +296,23 @@ X, T = np.ones((4, 3)), np.zeros(4, "int32")
 @pytest.mark.parametrize(
     ("args", "options", "error", "message"),
     [
-        ((X, T[:3]), {}, ValueError, "labels of shape [3] is M = 3, wanted M = 4 like logits' first axis"),
-        ((X[0], T), {}, ValueError, "logits of shape [3] is 1-dimensional, wanted [M V]"),
-        ((X, X.astype(int)), {}, ValueError, "labels of shape [4, 3] is 2-dimensional, wanted [M]"),
+        ((X, T[:3]), {}, ValueError, "shape of labels is [3], wanted [4] for logits of shape [4, 3]"),
+        ((X[0], T), {}, ValueError, "shape of labels is [4], wanted [] for logits of shape [3]"),
+        ((X[0, 0], T), {}, ValueError, "logits of shape [] is 0-dimensional, wanted [... V]"),
+        ((X, X.astype(int)), {}, ValueError, "shape of labels is [4, 3], wanted [4] for logits of shape [4, 3]"),
         ((X[:, :0], T), {}, ValueError, "logits of shape [4, 0] is V = 0, wanted at least one class"),
-        ((X, T.astype("float32")), {}, TypeError, "dtype of labels is float32, wanted an integer dtype"),
-        ((X, T.astype(bool)), {}, TypeError, "dtype of labels is bool, wanted an integer dtype"),
+        ((X, T.astype("float32")), {}, TypeError, "dtype of labels is float32, wanted float64 like logits"),
+        ((X, X[:2]), {}, ValueError, "shape of soft labels is [2, 3], wanted [4, 3] like logits"),
+        ((X, X), {"ignore_index": 0}, ValueError, "ignore_index is 0, wanted none with soft labels"),
+        ((X, T.astype(bool)), {}, TypeError, "dtype of labels is bool, wanted an integer dtype, or logits' for soft"),
+        ((X, T), {"axis": 2}, ValueError, "axis is 2, wanted an int from -2 to 1 for logits of shape [4, 3]"),
+        ((X, T), {"weight": X}, ValueError, "weight of shape [4, 3] is 2-dimensional, wanted [V]"),
+        ((X, T), {"weight": X[0, :2]}, ValueError, "weight of shape [2] is V = 2, wanted V = 3 like logits' classes"),
+        ((X, T), {"label_smoothing": 1.1}, ValueError, "label_smoothing is 1.1, wanted a number from 0 to 1"),
+        ((X, T), {"z_loss": -1}, ValueError, "z_loss is -1, wanted a number from 0"),
+        ((X, T), {"z_loss": X[0]}, TypeError, "z_loss is a ndarray, wanted a number"),
+        ((X, T), {"softcap": 0}, ValueError, "softcap is 0, wanted a number above 0, or None"),
+        ((X, T), {"inplace": 1}, TypeError, "inplace is 1, wanted True or False"),
         ((X.astype(int), T), {}, TypeError, "dtype of logits is int64, wanted one of float64, float32, "),
         ((X, [0, 1]), {}, TypeError, "labels is a list, wanted a jax.Array"),
         ((None, T), {}, TypeError, "logits is a NoneType, wanted a jax.Array"),

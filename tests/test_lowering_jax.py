@@ -51,6 +51,10 @@ def entropy(x, t):
     return cross_entropy(x, t, ignore_index=2)
 
 
+def every(x, w, t):
+    return cross_entropy(x, t, weight=w, label_smoothing=0.1, z_loss=0.2, softcap=3.0)
+
+
 def fused(p, g, m, v, lr):
     return adam_step(p, g, AdamState(jnp.int32(3), m, v), learning_rate=lr)
 
@@ -98,6 +102,8 @@ PROGRAMS = {
     "binary_cross_entropy_with_logits, weighed": (weighed, (0, 1), 2, ((5, 7), (5, 7), (7,)), ()),
     "cross_entropy": (entropy, (0,), 2, ((5, 7),), ((5,),)),
     "cross_entropy, many classes": (entropy, (0,), 2, ((19, 1030),), ((19,),)),
+    "cross_entropy, every option": (every, (0,), 2, ((5, 7), (7,)), ((5,),)),
+    "cross_entropy, soft labels": (lambda x, q: cross_entropy(x, q, reduction="none"), (0, 1), 2, ((5, 7), (5, 7)), ()),
     "adam_step": (fused, (0, 1, 2, 3), 1, ((3, 7),) * 4 + ((),), ()),
     "adam_step, large": (fused, (0, 1, 2, 3), 1, ((33, 129),) * 4 + ((),), ()),
     "adam": (update, (0, 1, 2), 1, ((3, 7),) * 3 + ((),), ()),
@@ -120,7 +126,16 @@ KERNELS = {
         {"losses", "column_sum", "derivative"},
         {"losses", "column_sum", "derivative", "times"},
     ),
-    "cross_entropy": ({"loss", "total"}, {"loss", "total", "pullback"}, {"loss", "total", "pullback", "second"}),
+    "cross_entropy": (
+        {"loss", "total"},
+        {"fused", "total", "finish"},
+        {"fused", "total", "pullback", "second"},
+    ),
+    "cross_entropy, soft labels": (
+        {"loss"},
+        {"loss", "pullback", "target_pullback"},
+        {"loss", "pullback", "target_pullback", "second"},
+    ),
     "adam_step": ({"adam"}, {"adam", "adam_pullback"}),
     "adam": ({"adam"}, {"adam", "adam_pullback"}),
     "sgd_step": ({"sgd"}, {"sgd", "sgd_pullback"}, {"sgd", "sgd_pullback"}),

@@ -57,7 +57,7 @@ def test_no_kernel_is_left_out():
 
 @pytest.mark.parametrize(
     ("op", "dtype", "case"),
-    [("linear", "float64", "relu"), ("cross_entropy", "float16", "ignored class"), ("max_pool2d", "float64", "dilated")],
+    [("linear", "float64", "relu"), ("cross_entropy", "float16", "ignored class, weights"), ("max_pool2d", "float64", "dilated")],
 )  # fmt: skip
 def test_small_and_odd_sizes_compile_in_every_dtype(op, dtype, case):
     codes = inspect([op], sides=["torch"], dtypes=[dtype], case=case, lines=False)

@@ -95,10 +95,15 @@ def test_convert_says_what_it_leaves_alone():
         "fine": nn.Linear(2, 2),
     })  # fmt: skip
     done = lab.convert(model)
-    assert done.swapped == ["fine"]
-    assert set(done.left) == {"own", "circular", "relu", "norm", "loss", "weighted"}
+    assert done.swapped == ["loss", "weighted", "fine"]
+    assert set(done.left) == {"own", "circular", "relu", "norm"}
     assert "padding_mode 'circular', by hand only 'zeros'" in done.left["circular"]
-    assert "label_smoothing 0.1" in done.left["loss"]
+    x, t = torch.randn(3, 2), torch.tensor([0, 1, 1])
+    for ours, theirs in (
+        (model["loss"], nn.CrossEntropyLoss(label_smoothing=0.1)),
+        (model["weighted"], nn.CrossEntropyLoss()),
+    ):
+        torch.testing.assert_close(ours(x, t), theirs(x, t))
     assert torch.equal(model["own"](torch.zeros(1, 2)), model["own"].bias[None] + 1)
 
 
@@ -116,10 +121,15 @@ def test_converted_model_trains(device):
     assert losses == sorted(losses, reverse=True)
 
 
+def test_cross_entropy_loss_takes_a_cap_and_a_z_loss_too():
+    x, t, w = torch.randn(3, 4), torch.tensor([0, 1, 3]), torch.rand(4)
+    options = {"label_smoothing": 0.1, "z_loss": 0.3, "softcap": 2.0}
+    torch.testing.assert_close(lab.CrossEntropyLoss(w, **options)(x, t), lab.cross_entropy(x, t, w, **options))
+
+
 BAD = {
     "mode": (lambda: lab.Conv2d(1, 1, 3, padding_mode="reflect"), ValueError, "Conv2d: padding_mode is 'reflect', wanted 'zeros'"),
     "inplace": (lambda: lab.ReLU(inplace=True), ValueError, "ReLU: inplace is True, wanted False"),
-    "weight": (lambda: lab.CrossEntropyLoss(torch.ones(2)), ValueError, "CrossEntropyLoss: weight is a tensor, wanted None"),
     "no module": (lambda: lab.convert(torch.relu), TypeError, "convert: model is a builtin_function_or_method, wanted a torch.nn"),
 }  # fmt: skip
 

@@ -23,8 +23,9 @@ def samples(device):
     pooled = Geometry((2, 2), (1, 1), ((1, 0), (1, 1)), 1, (6, 5), (3, 3)).flat()
     taps = torch.randint(0, 4, (2, 4, 3, 3), dtype=torch.int32, device=device)
     t = torch.tensor([0, 2, -100, 1, 1], device=device)
-    logits = r(5, 3)
-    s = torch.stack([logits.max(1).values, torch.ones(5, dtype=torch.float64, device=device)])
+    logits, soft, plain = r(5, 3, 1), r(5, 3, 1), (-100, 0.0, True, 0.0)
+    one = torch.ones(5, dtype=torch.float64, device=device)
+    s = torch.stack([logits.flatten(1).max(1).values, one, one])
     return {
         "product": [(x, w, b, None, "", True, False), (x, w, None, r(5, 3), "y", False, True), (x, w, None, x, "a", False, False), (r(2, 5, 4), w.expand(2, 4, 3), r(2, 3), None, "", True, True)],
         "column_sum": [(x, None), (x, r(5, 4)), (r(2, 5, 4), None)],
@@ -45,10 +46,17 @@ def samples(device):
         "binary_cross_entropy": [(x, r(4, 5).t(), r(5, 1).expand(5, 4), None, 0, 20), (r(2, 3), r(2, 3), None, r(2, 3), 1, 1)],
         "binary_cross_entropy_derivative": [(None, x, x, x, x, 0, 0, 1), (r(()).expand(5, 4), x, r(4, 5).t(), None, None, 1, 0, 20)],
         "times": [(x, r(4, 5).t()), (r(()).expand(5, 4), x)],
-        "cross_entropy_loss": [(logits, t, -100)],
-        "cross_entropy_total": [(r(5), t, -100, True), (r(5), t, -100, False), (r(2, 5), t.expand(2, 5), -100, True)],
-        "cross_entropy_pullback": [(r(()).expand(5), logits, s, t, -100)],
-        "cross_entropy_second": [(r(5, 3), r(5), logits, s, t, -100)],
+        "cross_entropy_loss": [(logits, t, None, None, *plain), (r(2, 3, 4).mT, None, r(2, 4, 3), r(4), -100, 0.1, True, 2.0)],
+        "cross_entropy_pullback": [(r(()).expand(5), None, logits, s, t, None, None, *plain), (r(5), r(5), logits, s, None, soft, r(3), -100, 0.1, True, 2.0)],
+        "cross_entropy_pullback_": [(r(5), None, logits, s, t, None, None, *plain)],
+        "cross_entropy_target_pullback": [(r(5), logits, s, r(3), 0.1, 2.0), (r(()).expand(5), logits, s, None, 0.0, 0.0)],
+        "cross_entropy_second": [(soft, r(5), None, logits, s, t, None, None, *plain), (soft, r(5), r(5), logits, s, None, soft, None, -100, 0.1, True, 2.0)],
+        "cross_entropy_fused": [(logits, t, None, None, r(2), *plain, 0.0), (logits, None, soft, None, None, -100, 0.1, True, 2.0, 0.1)],
+        "cross_entropy_fused_": [(logits, t, None, None, r(2), *plain, 0.0)],
+        "cross_entropy_finish_": [(soft, r(()), r(5), None, logits, s, t, None, None, *plain)],
+        "cross_entropy_scale_": [(soft, r(()))],
+        "row_count": [(t, None, 3, -100, True), (t.expand(2, 5), r(3), 3, -100, False)],
+        "row_total": [(r(5),), (r(2, 5),)],
         "adam_": [([r(3), r(2, 2)], [r(3), r(2, 2)], [r(3), r(2, 2)], [r(3).abs(), r(2, 2).abs()], SCALARS * 2)],
         "sgd_": [([r(3), r(2, 2)], [r(3), r(2, 2)], [r(3), r(0)], [0.1, 1.0, 0.2, 0.9, 0.5, 1.0, 0.9, 0.1, -1.0, 0.0, 0.0, 0.0, 1.0, 0.0])],
         "sgd_pullback": [(r(3), r(()).expand(3), [0.1, 1.0, 0.2, 0.9, 0.5, 1.0, 0.9]), (r(3), None, [0.1, -1.0, 0.2, 0.0, 0.0, 1.0, 0.0])],

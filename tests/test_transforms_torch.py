@@ -22,6 +22,15 @@ def entropy(reduction):
     )
 
 
+def everything(x, q):
+    return lab.cross_entropy(x, q, label_smoothing=0.1, z_loss=0.2, softcap=1.5)
+
+
+def everything_composed(x, q):
+    h = 1.5 * torch.tanh(x / 1.5)
+    return F.cross_entropy(h, q, label_smoothing=0.1) + 0.2 * torch.logsumexp(h, 1).square().mean()
+
+
 # name: by hand, native, the shapes of its floating arguments, the classes it takes besides.
 OPS = {
     "relu": (lab.relu, F.relu, [(4, 5)], None),
@@ -34,7 +43,9 @@ OPS = {
     "max_pool2d": (lambda x: lab.max_pool2d(x, (3, 2), 2, 1), lambda x: F.max_pool2d(x, (3, 2), 2, 1), [(2, 2, 5, 4)], None),
     "max_pool2d of an image, overlapping": (lambda x: lab.max_pool2d(x, 2, 1), lambda x: F.max_pool2d(x, 2, 1), [(2, 4, 3)], None),
     "cross_entropy": (*entropy("mean"), [(4, 5)], [0, 2, -100, 4]),
-    "cross_entropy of a row": (*entropy("mean"), [(1, 3)], [1]),
+    "cross_entropy of one row": (*entropy("mean"), [(3,)], 1),
+    "cross_entropy of pixels": (*entropy("sum"), [(2, 4, 3)], [[0, 3, 1], [-100, 2, 2]]),
+    "cross_entropy, everything": (everything, everything_composed, [(4, 5), (4, 5)], None),
     "cross_entropy, sum": (*entropy("sum"), [(4, 5)], [0, 2, 1, 4]),
     "cross_entropy, none": (*entropy("none"), [(4, 5)], [0, 2, -100, 4]),
 }  # fmt: skip

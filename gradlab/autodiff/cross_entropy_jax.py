@@ -1,147 +1,210 @@
-"""cross_entropy for jax: kept are the logits and two numbers a row; the softmax is computed again on the way back."""
+"""cross_entropy for jax: kept are the logits and three numbers a row; the softmax is computed again going back."""
 
 import functools
-import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gradlab.autodiff.arguments import dtype_name, refuse, want_choice, want_floats, want_rank, want_size
+from gradlab.autodiff import cross_entropy_fused_jax
+from gradlab.autodiff.arguments import dtype_name, refuse, want_bool, want_floats, want_size
 from gradlab.autodiff.arguments_jax import as_arrays
+from gradlab.autodiff.class_losses import Options, options
+from gradlab.autodiff.classes_jax import refuse_unknown
 from gradlab.autodiff.ranges_jax import public
+from gradlab.autodiff.row_sums_jax import Reduction, reduced
 from gradlab.kernels import cross_entropy_pallas as kernels
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _loss_rule(x, t, ignore_index):
-    """y[M] = log sum_v exp x[m v] - x[m t[m]], and each row's maximum and log of its sum of exponentials."""
-    return kernels.loss(x, t, ignore_index)
+_OP = "cross_entropy"
 
 
-def _loss_fwd(x, t, ignore_index):
-    y, s = loss(x, t, ignore_index)
-    return (y, s), (x, s, t)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _loss_rule(x, t, q, w, options, squares, inplace):
+    """y[M] = sum_v r[m v] (l[m] - h[m v]), z[M] = l^2, and each row's maximum, log of its sum of exp, sum of r."""
+    return kernels.loss(x, t, q, w, *options)
 
 
-def _loss_bwd(ignore_index, kept, cotangents):
-    dy, _ = cotangents
-    return pullback(dy, *kept, ignore_index), None
+def _loss_fwd(x, t, q, w, options, squares, inplace):
+    y, z, s = loss(x, t, q, w, options, squares, inplace)
+    return (y, z, s), (x, t, q, w, s)
+
+
+def _loss_bwd(options, squares, inplace, kept, cotangents):
+    x, t, q, w, s = kept
+    c, e, _ = cotangents
+    dx = pullback(c, e if squares else None, x, s, t, q, w, options, inplace)
+    dq = None if q is None else target_pullback(c, x, s, w, options)
+    return dx, None, dq, None
 
 
 _loss_rule.defvjp(_loss_fwd, _loss_bwd)
-loss = jax.jit(_loss_rule, static_argnums=2)
+loss = jax.jit(_loss_rule, static_argnums=(4, 5, 6))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def pullback(dy, x, s, t, ignore_index):
-    """dx[m v] = dy[m] (softmax(x)[m v] - onehot(t)[m v])."""
-    return kernels.pullback(dy, x, s, t, ignore_index)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def pullback(c, e, x, s, t, q, w, options, inplace):
+    """dx[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v]), cotangents c of y and e of z, R = sum r."""
+    return kernels.pullback(c, e, x, s, t, q, w, *options, inplace=inplace)
 
 
-def _pullback_fwd(dy, x, s, t, ignore_index):
-    return pullback(dy, x, s, t, ignore_index), (dy, x, s, t)
+def _pullback_fwd(c, e, x, s, t, q, w, options, inplace):
+    return pullback(c, e, x, s, t, q, w, options, inplace), (c, e, x, s, t, q, w)
 
 
-def _pullback_bwd(ignore_index, kept, u):
-    ddy, dx = second(u, *kept, ignore_index)
+def _pullback_bwd(options, inplace, kept, u):
+    c, e, x, s, t, q, w = kept
+    dc, de, dx, dq = second(u, c, e, x, s, t, q, w, options)
     # s depends on x, and dx has that dependence in it already.
-    return ddy, dx, None, None
+    return dc, None if e is None else de, dx, None, None, dq, None
 
 
 pullback.defvjp(_pullback_fwd, _pullback_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def second(u, dy, x, s, t, ignore_index):
-    """The pullback of the pullback: the row's dot product for dy, the Hessian-vector product for x."""
-    return kernels.second(u, dy, x, s, t, ignore_index)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def target_pullback(c, x, s, w, options):
+    """dq[m v] = c[m] w[v] (1 - eps) (l[m] - h[m v]): linear in c, and in x a loss whose shares are the cotangent's."""
+    return kernels.target_pullback(c, x, s, w, options.eps, options.cap)
 
 
-def _second_fwd(*args):
+def _target_pullback_fwd(c, x, s, w, options):
+    return target_pullback(c, x, s, w, options), (c, x, w)
+
+
+def _target_pullback_bwd(options, kept, u):
+    c, x, w = kept
+    linear = options._replace(smooth=False)
+    dc, _, s = loss(x, None, u, w, linear, False, False)
+    return dc, pullback(c, None, x, s, None, u, w, linear, False), None, None
+
+
+target_pullback.defvjp(_target_pullback_fwd, _target_pullback_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
+def second(u, c, e, x, s, t, q, w, options):
+    """The pullback of the pullback: the rows' dot products for c and e, the Hessian-vector products for x and q."""
+    return kernels.second(u, c, e, x, s, t, q, w, *options)
+
+
+def _second_fwd(u, c, e, x, s, t, q, w, options):
+    return second(u, c, e, x, s, t, q, w, options), None
+
+
+def _second_bwd(options, kept, cotangents):
     raise NotImplementedError("cross_entropy: its third derivative is not implemented, wanted order 1 or 2")
 
 
-second.defvjp(_second_fwd, _second_fwd)
+second.defvjp(_second_fwd, _second_bwd)
+fused = cross_entropy_fused_jax.rules(loss, pullback, target_pullback)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _total_rule(y, t, ignore_index, mean):
-    """The sum of y[M], or its mean over the n rows that are not ignored, and n. Linear: its pullback is a broadcast."""
-    return kernels.total(y, t, ignore_index, mean)
-
-
-def _total_fwd(y, t, ignore_index, mean):
-    r, n = total(y, t, ignore_index, mean)
-    # An array without elements remembers the shape of one that nothing else needs.
-    return (r, n), (n, jnp.empty((*y.shape, 0)))
-
-
-def _total_bwd(ignore_index, mean, kept, cotangents):
-    (n, shape), (dr, _) = kept, cotangents
-    return jnp.broadcast_to(dr / n if mean else dr, shape.shape[:1]), None
-
-
-_total_rule.defvjp(_total_fwd, _total_bwd)
-total = jax.jit(_total_rule, static_argnums=(2, 3))
-
-
-@public("cross_entropy")
-def cross_entropy(logits: jax.Array, labels: jax.Array, *, ignore_index: int = -100,
-                  reduction: str = "mean") -> jax.Array:  # fmt: skip
-    """Negative log-likelihood of labels[M] under softmax(logits[M V]).
+@public(_OP)
+def cross_entropy(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | None = None, axis: int = -1,
+                  ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,
+                  z_loss: float = 0.0, return_z_loss: bool = False, softcap: float | None = None,
+                  inplace: bool = False) -> Any:  # fmt: skip
+    """Negative log-likelihood of labels under softmax(logits[... V]).
 
     Args:
-        logits: [M V], V >= 1, M may be 0; float64, float32, float16 or bfloat16.
-        labels: integer classes [M] in [0, V).
-        ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V).
-        reduction: "mean" over the rows not ignored (NaN when there are none), "sum", or "none" for one loss a row.
+        logits: [... V] or, with another `axis`, the classes V >= 1 there; other axes may be empty; float64, float32,
+            float16 or bfloat16.
+        labels: integer classes in [0, V), of logits' shape without its axis V; or soft labels of logits' shape and
+            dtype, which have a derivative too. A class of share 0 costs nothing, also where its logit is -inf.
+        weight: of each class, [V], in logits' dtype; a constant.
+        axis: where the classes are.
+        ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V). With soft labels one from
+            0 is refused, and one below names no class.
+        reduction: "mean" over the weights of the rows not ignored (over all rows for soft labels; NaN when there are
+            none), "sum", or "none" for one loss a row.
+        label_smoothing: the part, from 0 to 1, of each label that is spread evenly over the classes.
+        z_loss: what the square of each row's log-sum-exp adds to its loss; under "mean" over the rows not ignored,
+            whatever they weigh.
+        return_z_loss: give the loss and, apart, what the z-loss has added to it; both are differentiable.
+        softcap: the logits enter as softcap tanh(logits / softcap); a logit of -inf enters as -softcap.
+        inplace: declare the gradient as the logits' own memory. Arrays of jax never change: XLA takes the memory where
+            nothing else needs the logits, and copies them where something does.
 
     Returns:
-        A scalar, or [M], in the logits' dtype, summed in float32 or better. First and second derivatives are exact.
+        A scalar, or logits' shape without its axis V, in the logits' dtype, summed in float32 or better; with
+        `return_z_loss` two. First and second derivatives are exact. Without `inplace` the gradient of a sum or a mean
+        is computed together with the loss, in one pass over the logits, for a cotangent of 1; it is computed anew where
+        the device finds another.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown reduction.
-        TypeError: not an array, logits not floating, labels not integer.
-        IndexError: on a CPU outside jit, a class out of range. A traced label has no value to look at, and on an
-            accelerator asking would make the host wait: such a row's loss and gradient are NaN there.
+        ValueError: shapes that do not fit, an option out of its range.
+        TypeError: not arrays of one such dtype, labels not integer.
+        IndexError: a class out of range, with its place. On a CPU outside jit at once. On an accelerator nothing waits
+            for the device: the row's loss and gradient are NaN, and a later call that finds the note of it arrived
+            raises (`gradlab.jax.raise_late` asks without a call). Inside jit the row is NaN, and the error is one of
+            `jax.experimental.checkify` for whoever wraps the program in it.
         NotImplementedError: a third derivative.
     """
-    arrays = as_arrays("cross_entropy", {"logits": logits, "labels": labels})
-    x, t = arrays["logits"], arrays["labels"]
-    want_floats("cross_entropy", {"logits": x})
-    if not jnp.issubdtype(t.dtype, jnp.integer):
-        refuse("cross_entropy", "dtype of labels", dtype_name(t), "an integer dtype", TypeError)
-    want_choice("cross_entropy", "reduction", reduction, ("none", "mean", "sum"))
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
-        refuse("cross_entropy", "ignore_index", repr(ignore_index), "an int", TypeError)
-    want_rank("cross_entropy", "logits", x, "[M V]", (2,))
-    want_rank("cross_entropy", "labels", t, "[M]", (1,))
-    want_size("cross_entropy", "labels", t, 0, "M", x.shape[0], "like logits' first axis")
-    if x.shape[1] == 0:
-        refuse("cross_entropy", f"logits of shape {list(x.shape)}", "V = 0", "at least one class")
-    _refuse_classes(t, x.shape[1], ignore_index)
+    arrays = as_arrays(_OP, {"logits": logits, "labels": labels} | ({} if weight is None else {"weight": weight}))
+    x, target, w = arrays["logits"], arrays["labels"], arrays.get("weight")
+    chosen = options(
+        _OP, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss,
+        return_z_loss=return_z_loss, softcap=softcap,
+    )  # fmt: skip
+    want_bool(_OP, "inplace", inplace)
+    x = _want(x, target, w, axis, ignore_index)
+    V, shape = x.shape[-1], x.shape[:-1]
+    # Said to be constants, so that nobody waits for a gradient that is not there.
+    w = None if w is None else jax.lax.stop_gradient(w)
+    t = q = None
+    if jnp.issubdtype(target.dtype, jnp.floating):
+        q = jnp.moveaxis(target, axis, -1).reshape(-1, V)
+    else:
+        refuse_unknown(_OP, target, V, ignore_index)
+        t, chosen = _narrow(target.reshape(-1), chosen)
+    x = x.reshape(-1, V)
+    asked = Reduction(reduction, float(z_loss), return_z_loss)
+    if reduction != "none" and not return_z_loss and not inplace:
+        n = cross_entropy_fused_jax.divisor(x, t, w, chosen, asked)
+        return fused(x, t, q, w, n, chosen, asked.z_loss).astype(x.dtype)
+    y, z, _ = loss(x, t, q, w, chosen, bool(z_loss) or return_z_loss, inplace)
+    found = reduced(y, z, t, w, V, chosen.ignore_index, asked)
+    loss_, part = (r.reshape(shape if reduction == "none" else ()).astype(x.dtype) for r in found)
+    return (loss_, part) if return_z_loss else loss_
+
+
+def _want(x: jax.Array, target: jax.Array, w: jax.Array | None, axis: Any, ignore_index: int) -> jax.Array:
+    """The logits with their classes last."""
+    want_floats(_OP, {"logits": x} | ({} if w is None else {"weight": w}))
+    if x.ndim == 0:
+        refuse(_OP, "logits of shape []", "0-dimensional", "[... V]")
+    if isinstance(axis, bool) or not isinstance(axis, int) or not -x.ndim <= axis < x.ndim:
+        refuse(_OP, "axis", repr(axis), f"an int from {-x.ndim} to {x.ndim - 1} for logits of shape {list(x.shape)}")
+    shape, V = list(x.shape), x.shape[axis]
+    if V == 0:
+        refuse(_OP, f"logits of shape {shape}", "V = 0", "at least one class")
+    if w is not None:
+        if w.ndim != 1:
+            refuse(_OP, f"weight of shape {list(w.shape)}", f"{w.ndim}-dimensional", "[V]")
+        want_size(_OP, "weight", w, 0, "V", V, "like logits' classes")
+    if jnp.issubdtype(target.dtype, jnp.floating):
+        want_floats(_OP, {"logits": x, "labels": target})
+        if list(target.shape) != shape:
+            refuse(_OP, "shape of soft labels", list(target.shape), f"{shape} like logits")
+        if ignore_index >= 0:
+            refuse(_OP, "ignore_index", ignore_index, "none with soft labels, which have no class to ignore")
+    elif not jnp.issubdtype(target.dtype, jnp.integer):
+        refuse(_OP, "dtype of labels", dtype_name(target), "an integer dtype, or logits' for soft labels", TypeError)
+    else:
+        wanted = [n for i, n in enumerate(shape) if i != axis % x.ndim]
+        if list(target.shape) != wanted:
+            refuse(_OP, "shape of labels", list(target.shape), f"{wanted} for logits of shape {shape}")
+    return jnp.moveaxis(x, axis, -1)
+
+
+def _narrow(t: jax.Array, chosen: Options) -> tuple[jax.Array, Options]:
+    """Classes and the ignored one in int32; what that cannot hold is out of range and must not wrap round."""
     low, high = -(2**31), 2**31 - 1
     if t.dtype.itemsize > 4 or t.dtype == jnp.uint32:
-        # A class that int32 cannot hold is out of range: it must not wrap round to one that is in range.
         t = jnp.clip(t, max(jnp.iinfo(t.dtype).min, low), high)
-    ignore_index = min(max(int(ignore_index), low), high)
-    t = t.astype(jnp.int32)
-    y, _ = loss(x, t, ignore_index)
-    if reduction != "none":
-        y, _ = total(y, t, ignore_index, reduction == "mean")
-    return y.astype(x.dtype)
+    return t.astype(jnp.int32), chosen._replace(ignore_index=min(max(chosen.ignore_index, low), high))
 
 
-def _refuse_classes(t: jax.Array, V: int, ignore_index: int) -> None:
-    """Look at the classes where looking waits for nothing: concrete ones on a CPU."""
-    if isinstance(t, jax.core.Tracer) or any(d.platform != "cpu" for d in t.devices()):
-        return
-    classes = np.asarray(t)
-    wrong = ((classes < 0) | (classes >= V)) & (classes != ignore_index)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise IndexError(f"cross_entropy: labels[{row}] is {classes[row]}, wanted a class in [0, {V})")
-
-
-by_spec = cross_entropy
+def by_spec(x: jax.Array, target: jax.Array, w: jax.Array | None = None, **options: Any) -> Any:
+    """The loss with the Spec's names; soft labels are told by their dtype."""
+    return cross_entropy(x, target, weight=w, **options)

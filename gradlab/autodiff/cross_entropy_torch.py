@@ -1,70 +1,116 @@
-"""cross_entropy for torch: kept are the logits and two numbers a row; the softmax is computed again on the way back."""
+"""cross_entropy for torch: kept are the logits and three numbers a row; the softmax is computed again going back."""
+
+from typing import Any
 
 import torch
 
-from gradlab.autodiff.arguments import dtype_name, refuse, want_choice, want_floats, want_rank, want_size
+from gradlab.autodiff.arguments import dtype_name, refuse, want_bool, want_floats, want_size
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.autocast_torch import raised
-from gradlab.autodiff.mapped_torch import in_front, merged
+from gradlab.autodiff.class_losses import Options, options
+from gradlab.autodiff.cross_entropy_fused_torch import fused
+from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.ranges_torch import Function, public
+from gradlab.autodiff.row_sums_torch import Reduction, reduced
 from gradlab.kernels import cross_entropy_triton as kernels
+
+_OP = "cross_entropy"
+CLASSES = (torch.int64, torch.int32, torch.uint8)
 
 
 class Loss(Function):
-    """y[M] = log sum_v exp x[m v] - x[m t[m]], and each row's maximum and log of its sum of exponentials."""
+    """y[M] = sum_v r[m v] (l[m] - h[m v]), z[M] = l^2, and each row's maximum, log of its sum of exp, sum of r."""
 
     @staticmethod
-    def forward(x, t, ignore_index):
-        return kernels.loss(x, t, ignore_index)
+    def forward(x, t, q, w, options):
+        return kernels.loss(x, t, q, w, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, t, ctx.ignore_index = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(x, output[1], t)
+        x, t, q, w, ctx.options = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(x, output[2], t, q, w)
 
     @staticmethod
-    def backward(ctx, dy, _):
-        return Pullback.apply(dy, *ctx.saved_tensors, ctx.ignore_index), None, None
+    def backward(ctx, c, e, _):
+        x, s, t, q, w = ctx.saved_tensors
+        if c is None:
+            c = s.new_zeros(()).expand(s.shape[1])
+        dx = Pullback.apply(c, e, x, s, t, q, w, ctx.options)
+        _, eps, _, cap = ctx.options
+        dq = TargetPullback.apply(c, x, s, w, eps, cap) if ctx.needs_input_grad[2] else None
+        return dx, None, dq, None, None
 
     @staticmethod
-    def vmap(info, in_dims, x, t, ignore_index):
-        x, t = in_front(info.batch_size, in_dims[:2], (x, t))
-        y, s = Loss.apply(x.flatten(0, 1), t.flatten(), ignore_index)
-        return (y.reshape(t.shape), s.reshape(2, *t.shape)), (0, 1)
+    def vmap(info, in_dims, x, t, q, w, options):
+        x, t, q, w = _mapped(info, in_dims, x, t, q, w)
+        y, z, s = Loss.apply(*_rows(x, t, q), w, options)
+        M = x.shape[0], x.shape[1] * x.shape[3]
+        return (y.reshape(M), z.reshape(M), s.reshape(3, *M)), (0, 0, 1)
 
 
 class Pullback(Function):
-    """dx[m v] = dy[m] (softmax(x)[m v] - onehot(t)[m v])."""
+    """dx[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v]), cotangents c of y and e of z, R = sum r."""
 
     @staticmethod
-    def forward(dy, x, s, t, ignore_index):
-        return kernels.pullback(dy, x, s, t, ignore_index)
+    def forward(c, e, x, s, t, q, w, options):
+        return kernels.pullback(c, e, x, s, t, q, w, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.ignore_index = inputs
+        *tensors, ctx.options = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, u):
-        ddy, dx = Second.apply(u, *ctx.saved_tensors, ctx.ignore_index)
-        return ddy, dx, None, None, None
+        c, e, x, s, t, q, w = ctx.saved_tensors
+        dc, de, dx, dq = Second.apply(u, c, e, x, s, t, q, w, ctx.options)
+        return dc, None if e is None else de, dx, None, None, None if q is None else dq, None, None
 
     @staticmethod
-    def vmap(info, in_dims, dy, x, s, t, ignore_index):
-        dy, x, s, t = in_front(info.batch_size, in_dims[:4], (dy, x, s, t))
-        dx = Pullback.apply(dy.flatten(), x.flatten(0, 1), _rows(s), t.flatten(), ignore_index)
+    def vmap(info, in_dims, c, e, x, s, t, q, w, options):
+        c, e, s = in_front(info.batch_size, (*in_dims[:2], in_dims[3]), (c, e, s))
+        x, t, q, w = _mapped(info, (in_dims[2], *in_dims[4:7]), x, t, q, w)
+        dx = Pullback.apply(*_flat(c, e), *_with(s, x, t, q), w, options)
         return dx.reshape(x.shape), 0
 
 
-class Second(Function):
-    """The pullback of the pullback: the row's dot product for dy, the Hessian-vector product for x."""
+class TargetPullback(Function):
+    """dq[m v] = c[m] w[v] (1 - eps) (l[m] - h[m v]): linear in c, and in x a loss whose shares are the cotangent's."""
 
     @staticmethod
-    def forward(u, dy, x, s, t, ignore_index):
-        ddy, dx = kernels.second(u, dy, x, s, t, ignore_index)
-        return ddy.to(dy.dtype), dx
+    def forward(c, x, s, w, eps, cap):
+        return kernels.target_pullback(c, x, s, w, eps, cap)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        c, x, _, w, ctx.eps, ctx.cap = inputs
+        ctx.save_for_backward(c, x, w)
+
+    @staticmethod
+    def backward(ctx, u):
+        c, x, w = ctx.saved_tensors
+        linear = Options(-100, ctx.eps, False, ctx.cap)
+        dc, _, s = Loss.apply(x, None, u, w, linear)
+        return dc.to(c.dtype), Pullback.apply(c, None, x, s, None, u, w, linear), None, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, c, x, s, w, eps, cap):
+        c, s = in_front(info.batch_size, (in_dims[0], in_dims[2]), (c, s))
+        x, _, _, w = _mapped(info, (in_dims[1], None, None, in_dims[3]), x, None, None, w)
+        (c,) = _flat(c)
+        x_, s_, *_ = _with(s, x, None, None)
+        return TargetPullback.apply(c, x_, s_, w, eps, cap).reshape(x.shape), 0
+
+
+class Second(Function):
+    """The pullback of the pullback: the rows' dot products for c and e, the Hessian-vector products for x and q."""
+
+    @staticmethod
+    def forward(u, c, e, x, s, t, q, w, options):
+        dc, de, dx, dq = kernels.second(u, c, e, x, s, t, q, w, *options)
+        return dc.to(c.dtype), de if e is None else de.to(e.dtype), dx, dq
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -75,87 +121,138 @@ class Second(Function):
         raise NotImplementedError("cross_entropy: its third derivative is not implemented, wanted order 1 or 2")
 
     @staticmethod
-    def vmap(info, in_dims, u, dy, x, s, t, ignore_index):
-        u, dy, x, s, t = in_front(info.batch_size, in_dims[:5], (u, dy, x, s, t))
-        flat = u.flatten(0, 1), dy.flatten(), x.flatten(0, 1), _rows(s), t.flatten()
-        ddy, dx = Second.apply(*flat, ignore_index)
-        return (ddy.reshape(dy.shape), dx.reshape(x.shape)), (0, 0)
+    def vmap(info, in_dims, u, c, e, x, s, t, q, w, options):
+        u, c, e, s = in_front(info.batch_size, (*in_dims[:3], in_dims[4]), (u, c, e, s))
+        x, t, q, w = _mapped(info, (in_dims[3], *in_dims[5:8]), x, t, q, w)
+        dc, de, dx, dq = Second.apply(u.flatten(0, 1), *_flat(c, e), *_with(s, x, t, q), w, options)
+        found = dc.reshape(c.shape), de, dx.reshape(x.shape), dq
+        axes = [0, None, 0, None]
+        if e is not None:
+            found, axes[1] = (found[0], de.reshape(c.shape), *found[2:]), 0
+        if q is not None:
+            found, axes[3] = (*found[:3], dq.reshape(x.shape)), 0
+        return found, tuple(axes)
 
 
-def _rows(s: torch.Tensor) -> torch.Tensor:
-    """[2 Z*M] of the statistics [Z 2 M]."""
-    return s.movedim(0, 1).flatten(1)
+def _mapped(info, in_dims, x, t, q, w):
+    """Logits and targets with the mapped axis in front; the weights are one row for all."""
+    if in_dims[3] is not None:
+        raise NotImplementedError("cross_entropy: weight is mapped over, wanted one for all")
+    return *in_front(info.batch_size, in_dims[:3], (x, t, q)), w
 
 
-class Total(Function):
-    """The sum of y[M], or its mean over the n rows that are not ignored, and n. Linear: its pullback is a broadcast.
-
-    Both may have one more axis Z in front, which is what a mapped axis becomes.
-    """
-
-    @staticmethod
-    def forward(y, t, ignore_index, mean):
-        return kernels.total(y, t, ignore_index, mean)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        y, _, _, ctx.mean = inputs
-        ctx.shape = y.shape
-        ctx.save_for_backward(output)
-
-    @staticmethod
-    def backward(ctx, dr):
-        (r,) = ctx.saved_tensors
-        dy = dr[..., :1] / r.detach()[..., 1:] if ctx.mean else dr[..., :1]
-        return dy.expand(ctx.shape), None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, y, t, ignore_index, mean):
-        y, t = in_front(info.batch_size, in_dims[:2], (y, t))
-        r = Total.apply(merged(y, 1), merged(t, 1), ignore_index, mean)
-        return r.reshape(*y.shape[:-1], 2), 0
+def _flat(*rows: torch.Tensor | None) -> list[torch.Tensor | None]:
+    return [None if r is None else r.flatten() for r in rows]
 
 
-@public("cross_entropy")
-def cross_entropy(input: torch.Tensor, target: torch.Tensor, *, ignore_index: int = -100,
-                  reduction: str = "mean") -> torch.Tensor:  # fmt: skip
-    """Negative log-likelihood of target[M] under softmax(input[M V]); as `torch.nn.functional.cross_entropy`.
+def _rows(x, t, q) -> tuple[Any, ...]:
+    """The mapped axis as more rows."""
+    return x.flatten(0, 1), *_flat(t), None if q is None else q.flatten(0, 1)
+
+
+def _with(s, x, t, q) -> tuple[Any, ...]:
+    """x, s, t, q with the mapped axis as more rows; s comes as [Z 3 M]."""
+    x, t, q = _rows(x, t, q)
+    return x, s.movedim(0, 1).flatten(1), t, q
+
+
+@public(_OP)
+def cross_entropy(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, *,
+                  ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,
+                  z_loss: float = 0.0, return_z_loss: bool = False, softcap: float | None = None,
+                  inplace: bool = False) -> Any:  # fmt: skip
+    """Negative log-likelihood of a target under softmax(input[N V ...]); as `torch.nn.functional.cross_entropy`.
 
     Args:
-        input: logits [M V], V >= 1, M may be 0; any strides; float64, float32, float16, bfloat16, on a CPU or CUDA.
-            Under `torch.autocast` it is cast to float32 first.
-        target: classes [M] in [0, V), int64 or int32, on the same device.
-        ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V).
-        reduction: "mean" over the rows not ignored (NaN when there are none), "sum", or "none" for one loss a row.
+        input: logits [V], [N V] or [N V D1 ...], V >= 1, N may be 0; any strides; float64, float32, float16, bfloat16,
+            on a CPU or CUDA. Under `torch.autocast` logits, soft targets and weight are cast to float32 first.
+        target: classes [], [N] or [N D1 ...] in [0, V), int64, int32 or uint8; or soft targets of input's shape and
+            dtype, which have a derivative too. A class of share 0 costs nothing, also where its logit is -inf.
+        weight: of each class, [V], in input's dtype; has no derivative.
+        ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V). With soft targets one
+            from 0 is refused, and one below names no class.
+        reduction: "mean" over the weights of the rows not ignored (over all rows for soft targets; NaN when there are
+            none), "sum", or "none" for one loss a row.
+        label_smoothing: the part, from 0 to 1, of each target that is spread evenly over the classes.
+        z_loss: what the square of each row's log-sum-exp adds to its loss; under "mean" over the rows not ignored,
+            whatever they weigh.
+        return_z_loss: give the loss and, apart, what the z-loss has added to it; both are differentiable.
+        softcap: the logits enter as softcap tanh(input / softcap); a logit of -inf enters as -softcap.
+        inplace: give away the memory of `input`, whose values are then unspecified: the gradient is written over the
+            logits, in the forward pass where they are read anyway, else in the backward pass. There is one backward
+            pass then and no second derivative. Nothing is written where no gradient is needed.
 
     Returns:
-        A scalar, or [M], in the logits' dtype, summed in float32 or better. First and second derivatives are exact,
-        the input is never changed.
+        A scalar, or [], [N] or [N D1 ...], in the logits' dtype, summed in float32 or better; with `return_z_loss` two.
+        First and second derivatives are exact. In eager mode the gradient of a sum or a mean is computed together with
+        the loss, in one pass over the logits, for a cotangent of 1. The first backward pass hands it over, computed
+        anew where the device finds another cotangent; a later pass computes it anew always.
 
     Raises:
-        ValueError: shapes that do not fit, another device, an unknown reduction.
-        TypeError: not a strided tensor, logits not floating, classes not integer.
-        IndexError: on a CPU, a class out of range. On CUDA asking would make the host wait: such a row's loss and
-            gradient are NaN there.
-        NotImplementedError: a third derivative.
+        ValueError: shapes that do not fit, another device, an option out of its range, a weight that requires a
+            gradient; inplace with a leaf that requires a gradient, with soft targets that do, with expanded logits, or
+            where a compiler or a transform runs.
+        TypeError: not strided tensors of one such dtype, classes not integer.
+        IndexError: a class out of range, with its row. On a CPU at once. On CUDA nothing waits for the device: the
+            row's loss and gradient are NaN, a kernel notes the row, and a later call, there or back, that finds the
+            note arrived raises (`gradlab.torch.raise_late` asks without a call). Not inside a captured CUDA graph.
+        RuntimeError: a second backward pass after inplace.
+        NotImplementedError: a third derivative, a second one with inplace.
     """
-    (input,) = raised(input)
-    want_tensors("cross_entropy", {"input": input, "target": target})
-    want_floats("cross_entropy", {"input": input})
-    if target.dtype not in (torch.int64, torch.int32):
-        refuse("cross_entropy", "dtype of target", dtype_name(target), "int64 or int32", TypeError)
-    want_choice("cross_entropy", "reduction", reduction, ("none", "mean", "sum"))
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        refuse("cross_entropy", "ignore_index", repr(ignore_index), "an int", TypeError)
-    want_rank("cross_entropy", "input", input, "[M V]", (2,))
-    want_rank("cross_entropy", "target", target, "[M]", (1,))
-    want_size("cross_entropy", "target", target, 0, "M", input.shape[0], "like input's first axis")
-    if input.shape[1] == 0:
-        refuse("cross_entropy", f"input of shape {list(input.shape)}", "V = 0", "at least one class")
-    y, _ = Loss.apply(input, target, ignore_index)
-    if reduction != "none":
-        y = Total.apply(y, target, ignore_index, reduction == "mean")[0]
-    return y.to(input.dtype)
+    input, weight = raised(input, weight)
+    if isinstance(target, torch.Tensor) and target.is_floating_point():
+        (target,) = raised(target)
+    chosen = options(
+        _OP, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss,
+        return_z_loss=return_z_loss, softcap=softcap,
+    )  # fmt: skip
+    want_bool(_OP, "inplace", inplace)
+    _want(input, target, weight, ignore_index)
+    soft = target.is_floating_point()
+    x, shape = input.unsqueeze(-1), input.shape[:1]
+    if input.ndim == 1:
+        x, shape = input.reshape(1, -1, 1), input.shape[:0]
+    elif input.ndim > 2:
+        x, shape = input.flatten(2), input.shape[:1] + input.shape[2:]
+    t, q = (None, target.reshape(x.shape)) if soft else (target.reshape(-1), None)
+    asked = Reduction(reduction, float(z_loss), return_z_loss)
+    found = fused(x, t, q, weight, chosen, asked, Pullback, inplace, input.is_leaf)
+    if found is None:
+        y, z, _ = Loss.apply(x, t, q, weight, chosen)
+        found = reduced(y, z, t, weight, x.shape[1], chosen.ignore_index, asked)
+    loss, part = (r.reshape(shape if reduction == "none" else ()).to(input.dtype) for r in found)
+    return (loss, part) if return_z_loss else loss
 
 
-by_spec = cross_entropy
+def _want(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, ignore_index: int) -> None:
+    given = {"input": input} | ({} if weight is None else {"weight": weight})
+    want_tensors(_OP, given | {"target": target})
+    want_floats(_OP, given)
+    if input.ndim == 0:
+        refuse(_OP, "input of shape []", "0-dimensional", "[V], [N V] or [N V ...]")
+    V = input.shape[0 if input.ndim == 1 else 1]
+    if V == 0:
+        refuse(_OP, f"input of shape {list(input.shape)}", "V = 0", "at least one class")
+    if weight is not None:
+        if weight.ndim != 1:
+            refuse(_OP, f"weight of shape {list(weight.shape)}", f"{weight.ndim}-dimensional", "[V]")
+        want_size(_OP, "weight", weight, 0, "V", V, "like input's classes")
+        if weight.requires_grad:
+            refuse(_OP, "weight", "a tensor that requires a gradient", "one without: it has no derivative here")
+    if target.is_floating_point():
+        want_floats(_OP, {"input": input, "target": target})
+        if target.shape != input.shape:
+            refuse(_OP, "shape of soft target", list(target.shape), f"{list(input.shape)} like input")
+        if ignore_index >= 0:
+            refuse(_OP, "ignore_index", ignore_index, "none with soft targets, which have no class to ignore")
+        return
+    if target.dtype not in CLASSES:
+        refuse(_OP, "dtype of target", dtype_name(target), "int64, int32, uint8 or input's for soft targets", TypeError)
+    wanted = input.shape[:0] if input.ndim == 1 else input.shape[:1] + input.shape[2:]
+    if target.shape != wanted:
+        refuse(_OP, "shape of target", list(target.shape), f"{list(wanted)} for input of shape {list(input.shape)}")
+
+
+def by_spec(x: torch.Tensor, target: torch.Tensor, w: torch.Tensor | None = None, **options: Any) -> Any:
+    """The loss with the Spec's names; soft targets are told by their dtype."""
+    return cross_entropy(x, target, w, **options)

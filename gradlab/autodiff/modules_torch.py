@@ -72,14 +72,21 @@ class Tanh(nn.Tanh):
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """The loss of logits[M V] and classes[M]; `torch.nn.CrossEntropyLoss` by hand, without weight and smoothing."""
+    """The loss of logits[N V ...] and a target; `torch.nn.CrossEntropyLoss` by hand, with a z-loss and a soft cap."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    # A converted layer has no other.
+    z_loss: float = 0.0
+    softcap: float | None = None
+
+    def __init__(self, *args: Any, z_loss: float = 0.0, softcap: float | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
-        _want(self)
+        self.z_loss, self.softcap = z_loss, softcap
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(input, target, ignore_index=self.ignore_index, reduction=self.reduction)
+        return cross_entropy(
+            input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction,
+            label_smoothing=self.label_smoothing, z_loss=self.z_loss, softcap=self.softcap,
+        )  # fmt: skip
 
 
 class MSELoss(nn.MSELoss):
@@ -113,7 +120,6 @@ BY_HAND: dict[type[nn.Module], type[nn.Module]] = {
 LIMITS: dict[type[nn.Module], dict[str, Any]] = {
     nn.Conv2d: {"padding_mode": "zeros"},
     nn.ReLU: {"inplace": False},
-    nn.CrossEntropyLoss: {"weight": None, "label_smoothing": 0.0},
 }
 
 

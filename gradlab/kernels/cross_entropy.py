@@ -1,28 +1,43 @@
-r"""cross_entropy: the negative log-likelihood of a class under the softmax of a row of logits.
+r"""cross_entropy: the negative log-likelihood of a target under the softmax of a row of logits.
 
-Shapes: x[M V], t[M]: int -> y[M], or a scalar y when reduced; V classes, M rows.
+Shapes: x[M V], t[M]: int or q[M V], w[V] -> y[M], or a scalar y when reduced; V classes, M rows. Classes t are one-hot
+shares q.
 
-Forward (4 M V FLOPs)
-    l[m] = log sum_v exp(x[m v])       in one pass over the row, with a running maximum from -inf
-    y[m] = l[m] - x[m t[m]], or 0 where t[m] = ignore_index
-    reduction: y; sum_m y[m]; or sum_m y[m] / (number of rows not ignored), NaN when all are ignored
-Pullback of dy[M] (4 M V FLOPs), with p = exp(x - l), e the one-hot row of t, and no gradient in ignored rows:
-    dx[m v] = dy[m] (p[m v] - e[m v])
-Second derivative: the cotangent u[M V] of dx goes back to (8 M V FLOPs)
-    d(dy)[m] = sum_v u[m v] (p[m v] - e[m v])
-    dx[m v]  = dy[m] p[m v] (u[m v] - sum_j u[m j] p[m j])
+Forward (4 M V FLOPs; 8 M V where smoothing gives every class a share), smoothing s, softcap C, z-loss a
+    h[m v] = C tanh(x[m v] / C), or x[m v] itself without a cap
+    r[m v] = w[v] ((1 - s) q[m v] + s / V),    R[m] = sum_v r[m v]
+    l[m]   = log sum_v exp(h[m v])             in one pass over the row, with a running maximum from -inf
+    y[m]   = sum_v r[m v] (l[m] - h[m v]),  z[m] = l[m]^2;  both 0 where t[m] = ignore_index
+    reduction: y + a z; sum_m of it; or sum_m y[m] / sum_m w[t[m]] + a sum_m z[m] / (number of rows), over the rows not
+    ignored, NaN when all are ignored; over all M rows where targets are soft
+Pullback of c[M] for y and e[M] for z (4 M V FLOPs; 8 M V), with p = exp(h - l), h' = 1 / cosh(x / C)^2, and no gradient
+in ignored rows:
+    dx[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v])
+    dq[m v] = c[m] w[v] (1 - s) (l[m] - h[m v])
+Second derivative: the cotangent u[M V] of dx goes back, with U = u h', to (8 M V FLOPs)
+    dc[m] = R[m] P[m] - sum_v U[m v] r[m v],  de[m] = 2 l[m] P[m],  where P[m] = sum_v U[m v] p[m v]
+    dx[m v] = h' ((c R + 2 e l) p (U - P) + 2 e P p) - 2 u (h / C^2) dx of the first pullback
+    dq[m v] = c[m] w[v] (1 - s) (P[m] - U[m v])
+The cotangent of dq goes back to the first pullback with its own shares: y is linear in r.
 
-Derivation: d l = sum_v p dx, hence p - e. Then d p[v] = p[v] (dx[v] - sum_j p[j] dx[j]); the matrix diag(p) - p p^T is
-symmetric, so it is its own transpose in the pullback. The sum over rows is linear and its pullback a broadcast.
+Derivation: d l = sum_v p dh, hence R p - r. Then d p[v] = p[v] (dh[v] - sum_j p[j] dh[j]); the matrix diag(p) - p p^T
+is symmetric, so it is its own transpose in the pullback. h'' = -2 (h / C^2) h'. The sum over rows is linear and its
+pullback a broadcast.
 
-One pass: with m' = max(m, x), s' = s exp(m - m') + exp(x - m'): the running sum is rescaled whenever the maximum moves
-(Milakov and Gimelshein). x - max <= 0 always, so no logit overflows.
+One pass: with m' = max(m, h), s' = s exp(m - m') + exp(h - m'): the running sum is rescaled whenever the maximum moves
+(Milakov and Gimelshein); sum_v r (max - h) is carried beside it and moves by R (m' - m). h - max <= 0 always, so no
+logit overflows. The cap stands before the mask of what is not there: a lane past V would enter as -C else.
 
-Precision: float32 or better inside and in y[m]; the result is rounded once to the logits' dtype. l is never formed: the
-row's maximum is subtracted first and the log of its sum second, so logits far from zero lose no digits.
-Kept for the way back: x, t and, for each row, its maximum and the log of its sum of exponentials; p is computed again,
-which costs one exp and saves M V elements.
-Source: Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv:1805.02867.
+Forward and gradient at once, where a sum or a mean will be differentiated: the divisor is known before the logits are
+read, so that one kernel reads M V logits and writes M V numbers; the two passes read M V once more.
+
+Precision: float32 or better inside and in y[m]; the result is rounded once to the logits' dtype. l is never formed for
+y: the row's maximum is subtracted first and the log of its sum second, so logits far from zero lose no digits.
+Kept for the way back: x, t or q, w and, for each row, its maximum, the log of its sum of exponentials, and R; p is
+computed again, which costs one exp and saves M V elements.
+Source: Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv:1805.02867; smoothing: Szegedy et al.,
+Rethinking the Inception Architecture, arXiv:1512.00567; z-loss: Chowdhery et al., PaLM, arXiv:2204.02311, section 5;
+softcap: Gemma Team, Gemma 2, arXiv:2408.00118, section 2.
 """
 
 import numpy as np
@@ -33,21 +48,31 @@ from gradlab.kernels.spec import Arrays, Case, Spec
 IGNORE = -100
 
 
-def reference(x, t, *, ignore_index=IGNORE, reduction="mean"):
-    """y in the logits' dtype, two-pass and plain."""
-    top = x.max(axis=1, keepdims=True, initial=-np.inf)
-    lse = top[:, 0] + np.log(np.exp(x - top).sum(axis=1))
-    valid = t != ignore_index
-    y = np.where(valid, lse - x[np.arange(len(t)), np.where(valid, t, 0)], 0.0)
+def reference(x, target, w=None, *, ignore_index=IGNORE, reduction="mean", label_smoothing=0.0, z_loss=0.0,
+              softcap=None):  # fmt: skip
+    """y in the logits' dtype, two-pass and plain; soft targets are floating."""
+    M, V = x.shape
+    w = np.ones(V) if w is None else w
+    h = x if softcap is None else softcap * np.tanh(x / softcap)
+    top = h.max(axis=1, keepdims=True, initial=-np.inf)
+    lse = top + np.log(np.exp(h - top).sum(axis=1, keepdims=True))
+    valid, q, weights = np.ones(M, bool), target, np.ones(M)
+    if np.issubdtype(target.dtype, np.integer):
+        valid = target != ignore_index
+        known = np.where(valid, target, 0)
+        q, weights = np.eye(V)[known], w[known] * valid
+    y = np.where(valid, (w * ((1 - label_smoothing) * q + label_smoothing / V) * (lse - h)).sum(axis=1), 0.0)
+    z = np.where(valid, z_loss * lse[:, 0] ** 2, 0.0)
     if reduction == "none":
-        return y
+        return y + z
     with np.errstate(invalid="ignore"):
-        return y.sum() if reduction == "sum" else y.sum() / valid.sum()
+        return y.sum() + z.sum() if reduction == "sum" else y.sum() / weights.sum() + z.sum() / valid.sum()
 
 
-def flops(sizes, **static):
-    """Subtract, exp, add and rescale for each logit; the pullback takes subtract, exp, subtract, multiply."""
-    return {"forward": 4 * sizes["M"] * sizes["V"], "backward": 4 * sizes["M"] * sizes["V"]}
+def flops(sizes, *, label_smoothing=0.0, **static):
+    """Subtract, exp, add and rescale for each logit, and as many where every class has a share; back likewise."""
+    each = 8 if label_smoothing else 4
+    return {"forward": each * sizes["M"] * sizes["V"], "backward": each * sizes["M"] * sizes["V"]}
 
 
 def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
@@ -56,7 +81,11 @@ def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
     t = rng.integers(0, V, M)
     if "ignore_index" in case.static:
         t[rng.permutation(M)[: (M + 2) // 3]] = case.static["ignore_index"]
-    return {"x": 3 * rng.standard_normal((M, V)), "t": t}
+    arrays = {"x": 3 * rng.standard_normal((M, V)), "t": t}
+    # Shares that need not sum to 1, and weights: drawn where they are there, so that other cases stay as they are.
+    arrays |= {"q": rng.dirichlet(np.ones(V), M) * rng.uniform(0.5, 1.5, (M, 1))} if case.static.get("has_q") else {}
+    arrays |= {"w": rng.uniform(0.5, 2.0, V)} if case.static.get("has_w") else {}
+    return {a.name: arrays[a.name] for a in spec.present(case)}
 
 
 def derive(sizes, *, reduction="mean", **static):
@@ -64,37 +93,62 @@ def derive(sizes, *, reduction="mean", **static):
     return {"R": sizes["M"] if reduction == "none" else None}
 
 
+_CLASSES = {"has_q": False, "has_w": False}
+_SOFT = {"has_t": False, "has_q": True, "has_w": False}
+
 SPEC = Spec(
     name="cross_entropy",
-    formula="y = log sum exp x - x[t]",
-    signature="x[M V], t[M]: int -> y[R]",
-    wrt=("x",),
+    formula="y = sum_v r_v (log sum exp h - h_v), r the target's shares, h the capped logits",
+    signature="x[M V], t[M]: int, q[M V], w[V] -> y[R]",
+    wrt=("x", "q"),
     reference=reference,
     flops=flops,
     cases=(
-        Case("mean", {"M": 4, "V": 7}),
-        Case("sum", {"M": 3, "V": 5}, {"reduction": "sum"}),
-        Case("none", {"M": 5, "V": 3}, {"reduction": "none"}),
-        Case("one class", {"M": 2, "V": 1}),
-        Case("ignored rows", {"M": 6, "V": 4}, {"ignore_index": -1}),
-        Case("ignored class", {"M": 6, "V": 4}, {"ignore_index": 2, "reduction": "none"}),
-        Case("ignored, the default", {"M": 5, "V": 4}, {"ignore_index": -100}),
-        Case("one past a tile", {"M": 2, "V": 17}, {"reduction": "sum"}),
-        Case("digits", {"M": 128, "V": 10}, use="bench"),
-        Case("vocabulary", {"M": 256, "V": 4096}, use="bench"),
-        Case("language model", {"M": 8192, "V": 50257}, use="bench gpu"),
+        Case("mean", {"M": 4, "V": 7}, _CLASSES),
+        Case("sum", {"M": 3, "V": 5}, {**_CLASSES, "reduction": "sum"}),
+        Case("none", {"M": 5, "V": 3}, {**_CLASSES, "reduction": "none"}),
+        Case("one class", {"M": 2, "V": 1}, _CLASSES),
+        Case("ignored rows", {"M": 6, "V": 4}, {**_CLASSES, "ignore_index": -1}),
+        Case("ignored class, weights", {"M": 6, "V": 4}, {"has_q": False, "has_w": True, "ignore_index": 2}),
+        Case("one past a tile", {"M": 2, "V": 17}, {**_CLASSES, "reduction": "sum"}),
+        Case(
+            "everything",
+            {"M": 4, "V": 5},
+            {
+                "has_q": False,
+                "has_w": True,
+                "ignore_index": -100,
+                "label_smoothing": 0.2,
+                "z_loss": 0.1,
+                "softcap": 2.5,
+            },
+        ),
+        Case("soft targets", {"M": 3, "V": 4}, {**_SOFT, "reduction": "none"}),
+        Case(
+            "soft, everything",
+            {"M": 3, "V": 5},
+            {"has_t": False, "has_q": True, "has_w": True, "label_smoothing": 0.1, "z_loss": 0.05, "softcap": 3.0},
+        ),
+        Case("digits", {"M": 128, "V": 10}, _CLASSES, use="bench"),
+        Case("vocabulary", {"M": 256, "V": 4096}, _CLASSES, use="bench"),
+        Case("distillation", {"M": 128, "V": 1000}, _SOFT, use="bench"),
+        Case("language model", {"M": 8192, "V": 50257}, _CLASSES, use="bench gpu"),
     ),
     draw=draw,
     grows=("M", "V"),
     length=lambda sizes: max(sizes["V"], sizes["M"]),
     derive=derive,
-    kept="x, t, two numbers a row",
+    kept="x, t or q, w, three numbers a row",
     promises=(
         *ALWAYS,
         NO_SPILLS,
         # Rows of an odd number of logits are not aligned, so these speak of 4096 classes; jax pads either way.
-        Promise("wide_loads", least=4, kernels=("loss", "pullback", "second"), case="vocabulary"),
-        Promise("wide_stores", least=2, kernels=("pullback", "second"), case="vocabulary"),
+        # The way back is the pullback kernel on torch, at once with the loss or after it; on jax it has another name.
+        *(
+            Promise(kind, least=least, kernels=(*more, "fused", back, "second"), case="vocabulary", sides=(side,))
+            for side, back in (("torch", "pullback"), ("jax", "finish"))
+            for kind, least, more in (("wide_loads", 4, ("loss",)), ("wide_stores", 2, ()))
+        ),
     ),
     source="Milakov and Gimelshein, arXiv:1805.02867",
 )

@@ -1,210 +1,154 @@
 """Cross-entropy of rows of logits, there, back and back again, as Pallas kernels."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
+from gradlab.kernels.launch_pallas import accumulator, loop
+from gradlab.kernels.rows_pallas import ROWS, gradient, lanes, run, shares, standing, statistics
+from gradlab.kernels.softcap_pallas import cap_slope, capped
+
+Rows = tuple[jax.Array, jax.Array, jax.Array]
 
 
 # fmt: off
-def _loss_kernel(x_ref, t_ref, y_ref, top_ref, log_sum_ref, *, V, BV, ignore):
-    """y[m] = log sum_v exp x[m v] - x[m t[m]]; grid (M/BM); a program owns BM of y, max and log sum exp(x - max)."""
-    acc = y_ref.dtype
-    t = t_ref[...]
-    known = (t >= 0) & (t < V)
-
-    def step(i, carry):
-        top, total, x_t = carry
-        x = x_ref[:, pl.ds(i * BV, BV)].astype(acc)
-        v = i * BV + jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-        higher = jnp.maximum(top, jnp.max(x, axis=1, keepdims=True))
-        # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN.
-        shift = jnp.where(higher == -jnp.inf, jnp.zeros_like(higher), higher)
-        total = total * jnp.exp(top - shift) + jnp.sum(jnp.exp(x - shift), axis=1, keepdims=True)
-        x_t = x_t + jnp.sum(jnp.where(v == t, x, jnp.zeros_like(x)), axis=1, keepdims=True)
-        return higher, total, x_t
-
-    zero = jnp.zeros(t.shape, acc)
-    top, total, x_t = loop(x_ref.shape[1] // BV, step, (zero - jnp.inf, zero, zero))
-    log_sum = jnp.log(total)
-    # (max - x_t) first: logits far from zero cancel exactly.
-    y = jnp.where(known, log_sum + (top - x_t), zero + jnp.nan)
-    y_ref[...] = jnp.where(t != ignore, y, zero)
-    top_ref[...] = top
-    log_sum_ref[...] = log_sum
+def _loss_kernel(*refs, names, o):
+    """y[m] = sum_v r[m v] (l[m] - h[m v]), z[m] = l[m]^2; grid (M/BM); a program owns BM of y, z, max, log sum exp(h - max) and sum r."""
+    ins, (y_ref, z_ref, *s_refs) = dict(zip(names, refs, strict=False)), refs[len(names):]
+    top, log_sum, mass, y = statistics(ins, o, y_ref.dtype)
+    known, valid = standing((ins["t"][...] if "t" in ins else None), top, o)
+    for ref, value in ((y_ref, y), (z_ref, (top + log_sum) * (top + log_sum))):
+        value = jnp.where(known, value, jnp.full_like(value, jnp.nan))
+        ref[...] = jnp.where(valid, value, jnp.zeros_like(value))
+    for ref, value in zip(s_refs, (top, log_sum, mass), strict=True):
+        ref[...] = value
 
 
-def _total_kernel(y_ref, t_ref, r_ref, n_ref, *, M, BM, ignore, mean):
-    """r = sum_m y[m], or the mean over the n rows not ignored; grid (1); one program owns r and n."""
-    acc = y_ref.dtype
-
-    def step(i, carry):
-        total, count = carry
-        m = i * BM + jax.lax.broadcasted_iota(jnp.int32, (BM, 1), 0)
-        valid = (t_ref[pl.ds(i * BM, BM), :] != ignore) & (m < M)
-        one = jnp.where(valid, jnp.ones_like(total), jnp.zeros_like(total))
-        return total + y_ref[pl.ds(i * BM, BM), :], count + one
-
-    zero = jnp.zeros((BM, 1), acc)
-    total, count = loop(y_ref.shape[0] // BM, step, (zero, zero))
-    r = jnp.sum(total, axis=0, keepdims=True)
-    n = jnp.sum(count, axis=0, keepdims=True)
-    r_ref[...] = r / n if mean else r
-    n_ref[...] = n
+def _pullback_kernel(*refs, names, o):
+    """d[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v]), p = softmax h; grid (M/BM, V/BV); a program owns d[BM BV]."""
+    ins, d_ref = dict(zip(names, refs, strict=False)), refs[-1]
+    v = lanes(pl.program_id(1) * o.BV, d_ref.shape)
+    tile = {name: ins[name][...] for name in ("x", "q", "w") if name in ins}
+    d_ref[...] = gradient(ins, tile, v, [ins[k][...] for k in ROWS], o).astype(d_ref.dtype)
 
 
-def _pullback_kernel(c_ref, x_ref, top_ref, log_sum_ref, t_ref, d_ref, *, V, BV, ignore):
-    """d[m v] = c[m] (p[m v] - [v = t[m]]), p = softmax x; grid (M/BM, V/BV); a program owns d[BM BV]."""
-    t = t_ref[...]
-    x = x_ref[...].astype(c_ref.dtype)
-    v = pl.program_id(1) * BV + jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-    p = jnp.exp((x - top_ref[...]) - log_sum_ref[...])
-    d = c_ref[...] * (p - jnp.where(v == t, jnp.ones_like(p), jnp.zeros_like(p)))
-    d = jnp.where((t >= 0) & (t < V), d, jnp.zeros_like(d) + jnp.nan)
-    d_ref[...] = jnp.where(t != ignore, d, jnp.zeros_like(d)).astype(d_ref.dtype)
+def _target_pullback_kernel(*refs, names, o):
+    """d[m v] = c[m] w[v] (1 - EPS) (l[m] - h[m v]); grid (M/BM, V/BV); a program owns d[BM BV]."""
+    ins, d_ref = dict(zip(names, refs, strict=False)), refs[-1]
+    top, log_sum = ins["s0"][...], ins["s1"][...]
+    h = capped(ins["x"][...].astype(top.dtype), o.cap)
+    d = ins["c"][...].astype(top.dtype) * (1 - o.eps) * ((top - h) + log_sum)
+    if "w" in ins:
+        d = d * ins["w"][...].astype(top.dtype)
+    d_ref[...] = d.astype(d_ref.dtype)
 
 
-def _second_kernel(u_ref, c_ref, x_ref, top_ref, log_sum_ref, t_ref, e_ref, d_ref, *, V, BV, ignore):
-    """e[m] = sum_v u[m v] (p[m v] - [v = t[m]]), d[m v] = c[m] p[m v] (u[m v] - sum_j u[m j] p[m j]); grid (M/BM); a program owns rows BM."""
-    acc = e_ref.dtype
-    t = t_ref[...]
-    known = (t >= 0) & (t < V)
+def _second_kernel(*refs, names, o):
+    """a[m], b[m], d[m v], f[m v] = the pullback of `_pullback_kernel` by c, e, x, q for u[m v]; grid (M/BM); a program owns rows BM."""
+    ins, (a_ref, b_ref, d_ref, *f_ref) = dict(zip(names, refs, strict=False)), refs[len(names):]
+    acc = a_ref.dtype
+    top, log_sum, mass = (ins[k][...] for k in ROWS)
+    lse = top + log_sum
+    c = ins["c"][...].astype(acc)
+    e = ins["e"][...].astype(acc) if "e" in ins else jnp.zeros_like(c)
+    t = (ins["t"][...] if "t" in ins else None)
+    known, valid = standing(t, top, o)
 
     def chunk(i):
-        x = x_ref[:, pl.ds(i * BV, BV)].astype(acc)
-        u = u_ref[:, pl.ds(i * BV, BV)].astype(acc)
-        return u, jnp.exp((x - top_ref[...]) - log_sum_ref[...])
+        tile = {name: ins[name][:, pl.ds(i * o.BV, o.BV)] for name in ("x", "u", "q", "w") if name in ins}
+        x, u = tile["x"].astype(acc), tile["u"].astype(acc)
+        v = lanes(i * o.BV, x.shape)
+        h = capped(x, o.cap)
+        slope = cap_slope(x, o.cap) if o.cap > 0 else jnp.ones_like(x)
+        r = shares(v, t, tile.get("q"), tile.get("w"), acc, o)
+        # A lane that is not there reads 0, which may stand far above the maximum.
+        p = jnp.where(v < o.V, jnp.exp((h - top) - log_sum), jnp.zeros_like(x))
+        return u, h, slope, r, p, tile.get("w")
 
     def gather(i, carry):
-        mean_u, u_t = carry
-        u, p = chunk(i)
-        v = i * BV + jax.lax.broadcasted_iota(jnp.int32, u.shape, 1)
-        u_t = u_t + jnp.sum(jnp.where(v == t, u, jnp.zeros_like(u)), axis=1, keepdims=True)
-        return mean_u + jnp.sum(u * p, axis=1, keepdims=True), u_t
+        by_p, by_r = carry
+        u, _, slope, r, p, _ = chunk(i)
+        at_h = u * slope
+        return by_p + jnp.sum(at_h * p, axis=1, keepdims=True), by_r + jnp.sum(at_h * r, axis=1, keepdims=True)
 
-    zero = jnp.zeros(t.shape, acc)
-    steps = x_ref.shape[1] // BV
-    mean_u, u_t = loop(steps, gather, (zero, zero))
-    e = jnp.where(known, mean_u - u_t, zero + jnp.nan)
-    e_ref[...] = jnp.where(t != ignore, e, zero)
+    steps = ins["x"].shape[1] // o.BV
+    by_p, by_r = loop(steps, gather, (jnp.zeros_like(c), jnp.zeros_like(c)))
+    for ref, value in ((a_ref, mass * by_p - by_r), (b_ref, 2 * lse * by_p)):
+        value = jnp.where(known, value, jnp.full_like(value, jnp.nan))
+        ref[...] = jnp.where(valid, value, jnp.zeros_like(value))
 
     def spread(i, carry):
-        u, p = chunk(i)
-        d = c_ref[...] * p * (u - mean_u)
-        d = jnp.where(known, d, jnp.zeros_like(d) + jnp.nan)
-        d_ref[:, pl.ds(i * BV, BV)] = jnp.where(t != ignore, d, jnp.zeros_like(d)).astype(d_ref.dtype)
+        u, h, slope, r, p, w = chunk(i)
+        at_h = u * slope
+        d = (c * mass + 2 * e * lse) * p * (at_h - by_p) + 2 * e * by_p * p
+        if o.cap > 0:
+            bent = c * (mass * p - r) + 2 * e * lse * p
+            # The slope's own derivative is -2 h slope / cap^2.
+            d = slope * (d - u * bent * (2 * h / (o.cap * o.cap)))
+        d = jnp.where(known, d, jnp.full_like(d, jnp.nan))
+        d_ref[:, pl.ds(i * o.BV, o.BV)] = jnp.where(valid, d, jnp.zeros_like(d)).astype(d_ref.dtype)
+        if f_ref:
+            f = c * (1 - o.eps) * (by_p - at_h)
+            f = f if w is None else f * w.astype(acc)
+            f_ref[0][:, pl.ds(i * o.BV, o.BV)] = f.astype(f_ref[0].dtype)
         return carry
 
     loop(steps, spread, jnp.int32(0))
 # fmt: on
 
 
-def loss(x: jax.Array, t: jax.Array, ignore_index: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Loss y[M] of logits x[M V] and classes t[M], and each row's maximum and log of its sum of exponentials.
+def loss(x: jax.Array, t: jax.Array | None, q: jax.Array | None, w: jax.Array | None, ignore_index: int, eps: float,
+         smooth: bool, cap: float) -> tuple[jax.Array, jax.Array, Rows]:  # fmt: skip
+    """Loss y[M] and z[M] = l^2 of logits x[M V], and s: each row's maximum, log sum of exp and sum of r.
 
-    All in the accumulator's dtype. M V elements read once. A class outside [0, V) gives NaN.
+    All in the accumulator's dtype. Targets are classes t[M] or shares q[M V]; weights w[V]. M V elements read once.
+    A class outside [0, V) gives NaN.
     """
-    M, V = x.shape
     acc = accumulator(x.dtype)
-    if M == 0:
+    if x.shape[0] == 0:
         empty = jnp.zeros(0, acc)
-        return empty, (empty, empty)
-
-    def call(platform: str, x: jax.Array, t: jax.Array) -> list[jax.Array]:
-        BM, BV = _tile(platform, M, V)
-        x, t = pad(x, BM, BV, value=-jnp.inf), pad(t.reshape(M, 1), BM, 1)
-        row = pl.BlockSpec((BM, 1), lambda i: (i, 0))
-        shape = jax.ShapeDtypeStruct(t.shape, acc)
-        kernel = functools.partial(_loss_kernel, V=V, BV=BV, ignore=ignore_index)
-        specs = [pl.BlockSpec((BM, x.shape[1]), lambda i: (i, 0)), row]
-        results = pallas(kernel, platform, [t.shape[0] // BM], specs, [row] * 3, [shape] * 3)(x, t)
-        return [r[:M, 0] for r in results]
-
-    y, top, log_sum = launch(call, x, t)
-    return y, (top, log_sum)
+        return empty, empty, (empty,) * 3
+    arrays = {"x": x, "t": t, "q": q, "w": w}
+    y, z, *s = run(_loss_kernel, arrays, ("rows",) * 5, x, (ignore_index, eps, smooth, cap), False)
+    return y, z, (s[0], s[1], s[2])
 
 
-def total(y: jax.Array, t: jax.Array, ignore_index: int, mean: bool) -> tuple[jax.Array, jax.Array]:
-    """(sum or mean of y[M] over rows not ignored, their number n), in y's dtype; 0 / 0 is NaN."""
-    (M,) = y.shape
-    if M == 0:
-        zero = jnp.zeros((), y.dtype)
-        return zero + jnp.nan if mean else zero, zero
+def pullback(c: jax.Array, e: jax.Array | None, x: jax.Array, s: Rows, t: jax.Array | None, q: jax.Array | None,
+             w: jax.Array | None, ignore_index: int, eps: float, smooth: bool, cap: float, *,
+             inplace: bool = False) -> jax.Array:  # fmt: skip
+    """dx[M V] for the cotangents c[M] of y and e[M] of z, 0 in ignored rows; M V read, M V written.
 
-    def call(platform: str, y: jax.Array, t: jax.Array) -> list[jax.Array]:
-        BM = block(platform, M, 1024)
-        y, t = pad(y.reshape(M, 1), BM, 1), pad(t.reshape(M, 1), BM, 1)
-        column = pl.BlockSpec(y.shape, lambda i: (0, 0))
-        one = pl.BlockSpec((1, 1), lambda i: (0, 0))
-        shape = jax.ShapeDtypeStruct((1, 1), y.dtype)
-        kernel = functools.partial(_total_kernel, M=M, BM=BM, ignore=ignore_index, mean=mean)
-        results = pallas(kernel, platform, [1], [column] * 2, [one] * 2, [shape] * 2)(y, t)
-        return [r[0, 0] for r in results]
-
-    r, n = launch(call, y, t)
-    return r, n
-
-
-def pullback(c: jax.Array, x: jax.Array, s: tuple[jax.Array, jax.Array], t: jax.Array,
-             ignore_index: int) -> jax.Array:  # fmt: skip
-    """dx[M V] = c[M] (softmax(x) - onehot(t)), 0 in ignored rows, in new memory; M V read, M V written."""
-    M, V = x.shape
-    if M == 0:
+    `inplace` declares dx as the logits' own memory: each is read by the program that writes it.
+    """
+    if x.shape[0] == 0:
         return x
-
-    def call(platform: str, *operands: jax.Array) -> jax.Array:
-        BM, BV = _tile(platform, M, V)
-        c, x, top, log_sum, t = _padded(operands, M, BM, BV)
-        row = pl.BlockSpec((BM, 1), lambda i, j: (i, 0))
-        tile = pl.BlockSpec((BM, BV), lambda i, j: (i, j))
-        kernel = functools.partial(_pullback_kernel, V=V, BV=BV, ignore=ignore_index)
-        grid = (x.shape[0] // BM, x.shape[1] // BV)
-        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        specs = [row, tile, row, row, row]
-        return pallas(kernel, platform, grid, specs, tile, shape)(c, x, top, log_sum, t)[:M, :V]
-
-    return launch(call, c, x, *s, t)
+    arrays = {"x": x, "c": c, "e": e, **dict(zip(ROWS, s, strict=True)), "t": t, "q": q, "w": w}
+    aliases = {0: 0} if inplace else {}
+    options = (ignore_index, eps, smooth, cap)
+    (d,) = run(_pullback_kernel, arrays, ("table",), x, options, True, input_output_aliases=aliases)
+    return d
 
 
-def second(u: jax.Array, c: jax.Array, x: jax.Array, s: tuple[jax.Array, jax.Array], t: jax.Array,
-           ignore_index: int) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """Pullback of `pullback` for the cotangent u[M V]: dc[M] and the Hessian-vector product dx[M V].
+def target_pullback(c: jax.Array, x: jax.Array, s: Rows, w: jax.Array | None, eps: float,
+                    cap: float) -> jax.Array:  # fmt: skip
+    """dq[M V] of soft targets for the cotangent c[M] of y; M V read, M V written."""
+    if x.shape[0] == 0:
+        return x
+    arrays = {"c": c, "x": x, **dict(zip(ROWS, s, strict=True)), "w": w}
+    (d,) = run(_target_pullback_kernel, arrays, ("table",), x, (0, eps, False, cap), True)
+    return d
+
+
+def second(u: jax.Array, c: jax.Array, e: jax.Array | None, x: jax.Array, s: Rows, t: jax.Array | None,
+           q: jax.Array | None, w: jax.Array | None, ignore_index: int, eps: float, smooth: bool, cap: float,
+           ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:  # fmt: skip
+    """Pullback of `pullback` for the cotangent u[M V]: dc[M], de[M], dx[M V], and dq of soft targets.
 
     x and u are read twice, dx is written once: 5 M V elements.
     """
-    M, V = x.shape
-    if M == 0:
-        return c, x
-
-    def call(platform: str, u: jax.Array, *operands: jax.Array) -> tuple[jax.Array, jax.Array]:
-        BM, BV = _tile(platform, M, V)
-        u = pad(u, BM, BV)
-        c, x, top, log_sum, t = _padded(operands, M, BM, BV)
-        row = pl.BlockSpec((BM, 1), lambda i: (i, 0))
-        rows = pl.BlockSpec((BM, x.shape[1]), lambda i: (i, 0))
-        kernel = functools.partial(_second_kernel, V=V, BV=BV, ignore=ignore_index)
-        shapes = [jax.ShapeDtypeStruct(c.shape, c.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype)]
-        specs = [rows, row, rows, row, row, row]
-        e, d = pallas(kernel, platform, [c.shape[0] // BM], specs, [row, rows], shapes, warps=8)(
-            u, c, x, top, log_sum, t
-        )
-        return e[:M, 0], d[:M, :V]
-
-    return launch(call, u, c, x, *s, t)
-
-
-def _padded(operands: tuple[jax.Array, ...], M: int, BM: int, BV: int) -> list[jax.Array]:
-    """c, x, max, log sum, t in whole blocks: logits filled with -inf, which the softmax does not see."""
-    c, x, *rows = operands
-    column = [pad(r.reshape(M, 1), BM, 1) for r in (c, *rows)]
-    return [column[0], pad(x, BM, BV, value=-jnp.inf), *column[1:]]
-
-
-def _tile(platform: str, M: int, V: int) -> tuple[int, int]:
-    """BM, BV: one block when interpreted; about 4096 logits at a time when compiled."""
-    if interpreted(platform):
-        return M, V
-    return 8, block(platform, V, 512, least=128)
+    if x.shape[0] == 0:
+        return c, c, x, q
+    arrays = {"u": u, "c": c, "e": e, "x": x, **dict(zip(ROWS, s, strict=True)), "t": t, "q": q, "w": w}
+    wanted = ("rows", "rows", "table") + (() if q is None else ("table",))
+    a, b, d, *f = run(_second_kernel, arrays, wanted, x, (ignore_index, eps, smooth, cap), False, warps=8)
+    return a, b, d, f[0] if f else None

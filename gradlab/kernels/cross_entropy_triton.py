@@ -1,270 +1,326 @@
 """Cross-entropy of rows of logits, there, back and back again, as Triton kernels."""
 
-import math
-
 import torch
 import triton.language as tl
 
-from gradlab.kernels.launch_triton import accumulator, block, interpreted, kernel, launch, op, triton_dtype
+from gradlab.kernels.classes_triton import refuse_unknown
+from gradlab.kernels.launch_triton import accumulator, kernel, launch, op, triton_dtype
+from gradlab.kernels.rows_triton import fold, launch_pullback, row, settings, shares, standing, targets, tile
+from gradlab.kernels.softcap_triton import cap_slope, capped
 
 
 # fmt: off
 @kernel
 def _loss_kernel(
-    x_ptr, x_m, x_v,
+    x_ptr, x_n, x_v, x_d,
     t_ptr, t_m,
+    q_ptr, q_n, q_v, q_d,
+    w_ptr, w_v,
     y_ptr,
+    z_ptr,
     s_ptr, s_k,
-    M, V, IGNORE,
+    M, V, D, IGNORE,
+    EPS: tl.constexpr, SMOOTH: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
     ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """y[m] = log sum_v exp x[m v] - x[m t[m]]; grid (M/BM); a program owns y[BM] and s[2 BM] = (max, log sum exp(x - max))."""
+    """y[m] = sum_v r[m v] (l[m] - h[m v]), z[m] = l[m]^2; grid (M/BM); a program owns y[BM], z[BM] and s[3 BM] = (max, log sum exp(h - max), sum r)."""
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
-    t = tl.load(t_ptr + m * t_m, mask=m < M, other=0)
-    valid = (m < M) & (t != IGNORE)
-    known = (t >= 0) & (t < V)
+    t = row(t_ptr, m, t_m, M, IGNORE, SOFT)
+    known, valid = standing(t, m, M, V, IGNORE, SOFT)
+    x_ptr += (m // D * x_n + m % D * x_d)[:, None]
+    q_ptr += (m // D * q_n + m % D * q_d)[:, None]
     top = tl.full((BM,), float("-inf"), dtype=ACC)
     total = tl.zeros((BM,), dtype=ACC)
+    gap = tl.zeros((BM,), dtype=ACC)
+    mass = tl.zeros((BM,), dtype=ACC)
     for v0 in range(0, V, BV):
         v = (v0 + tl.arange(0, BV)).to(tl.int64)
         inside = (m < M)[:, None] & (v < V)[None, :]
-        x = tl.load(x_ptr + m[:, None] * x_m + v[None, :] * x_v, mask=inside, other=float("-inf")).to(ACC)
-        higher = tl.maximum(top, tl.max(x, axis=1))
-        # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN.
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(top - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
-        top = higher
+        h = capped(tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC), CAP)
+        r = h
+        if SOFT | SMOOTH:
+            r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
+        top, total, gap, mass = fold(top, total, gap, mass, h, r, inside, SOFT | SMOOTH)
     log_sum = tl.log(total)
-    x_t = tl.load(x_ptr + m * x_m + t * x_v, mask=valid & known, other=0.0).to(ACC)
-    # (max - x_t) first: logits far from zero cancel exactly.
-    y = tl.where(valid, log_sum + (top - x_t), 0.0)
-    y = tl.where(valid & (known == 0), float("nan"), y)
-    tl.store(y_ptr + m, y, mask=m < M)
+    if (SOFT | SMOOTH) == 0:
+        # The one class of the row; (max - h) first: logits far from zero cancel exactly.
+        picked = capped(tl.load(x_ptr + (t * x_v)[:, None], mask=(valid & known)[:, None], other=0.0).to(ACC), CAP)
+        mass += 1
+        if HAS_W:
+            mass = tl.load(w_ptr + t * w_v, mask=valid & known, other=0.0).to(ACC)
+        gap = mass * (top - tl.sum(picked, axis=1))
+    y = tl.where(known, gap + mass * log_sum, float("nan"))
+    squared = tl.where(known, (top + log_sum) * (top + log_sum), float("nan"))
+    tl.store(y_ptr + m, tl.where(valid, y, 0.0), mask=m < M)
+    tl.store(z_ptr + m, tl.where(valid, squared, 0.0), mask=m < M)
     tl.store(s_ptr + m, top, mask=m < M)
     tl.store(s_ptr + s_k + m, log_sum, mask=m < M)
-
-
-@kernel
-def _total_kernel(
-    y_ptr, y_z, y_m,
-    t_ptr, t_z, t_m,
-    r_ptr,
-    M, IGNORE,
-    ACC: tl.constexpr, MEAN: tl.constexpr, BM: tl.constexpr,
-):
-    """r[z] = (sum_m y[z m], or the mean over rows not ignored; number of those rows); grid (Z); a program owns r[z]."""
-    z = tl.program_id(0).to(tl.int64)
-    y_ptr += z * y_z
-    t_ptr += z * t_z
-    total = tl.zeros((BM,), dtype=ACC)
-    count = tl.zeros((BM,), dtype=tl.int64)
-    for m0 in range(0, M, BM):
-        m = (m0 + tl.arange(0, BM)).to(tl.int64)
-        total += tl.load(y_ptr + m * y_m, mask=m < M, other=0.0)
-        t = tl.load(t_ptr + m * t_m, mask=m < M, other=IGNORE)
-        count += ((m < M) & (t != IGNORE)).to(tl.int64)
-    y = tl.sum(total, axis=0)
-    n = tl.sum(count, axis=0).to(ACC)
-    if MEAN:
-        y = y / n
-    tl.store(r_ptr + 2 * z, y)
-    tl.store(r_ptr + 2 * z + 1, n)
+    tl.store(s_ptr + 2 * s_k + m, mass, mask=m < M)
 
 
 @kernel
 def _pullback_kernel(
+    k_ptr,
     c_ptr, c_m,
-    x_ptr, x_m, x_v,
+    e_ptr, e_m,
+    x_ptr, x_n, x_v, x_d,
     s_ptr, s_k, s_m,
     t_ptr, t_m,
-    d_ptr, d_m, d_v,
-    M, V, IGNORE,
-    ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
+    q_ptr, q_n, q_v, q_d,
+    w_ptr, w_v,
+    d_ptr, d_n, d_v, d_d,
+    M, V, D, IGNORE,
+    EPS: tl.constexpr, SMOOTH: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
+    HAS_E: tl.constexpr, HAS_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """d[m v] = c[m] (p[m v] - [v = t[m]]), p = softmax x; grid (M/BM * V/BV); a program owns d[BM BV]."""
+    """d[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v]), p = softmax h; grid (M/BM * V/BV); a program owns d[BM BV]."""
+    if HAS_K:
+        # Made for a cotangent of 1, d is there already.
+        if tl.load(k_ptr) == 1.0:
+            return
     tiles_v = tl.cdiv(V, BV)
     m = (tl.program_id(0) // tiles_v * BM + tl.arange(0, BM)).to(tl.int64)
     v = (tl.program_id(0) % tiles_v * BV + tl.arange(0, BV)).to(tl.int64)
     inside = (m < M)[:, None] & (v < V)[None, :]
-    c = tl.load(c_ptr + m * c_m, mask=m < M, other=0.0).to(ACC)
-    t = tl.load(t_ptr + m * t_m, mask=m < M, other=IGNORE)
-    top = tl.load(s_ptr + m * s_m, mask=m < M, other=0.0)
-    log_sum = tl.load(s_ptr + s_k + m * s_m, mask=m < M, other=0.0)
-    x = tl.load(x_ptr + m[:, None] * x_m + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
-    p = tl.exp((x - top[:, None]) - log_sum[:, None])
-    d = c[:, None] * (p - tl.where(v[None, :] == t[:, None], 1.0, 0.0))
-    known = (t >= 0) & (t < V)
-    d = tl.where(known[:, None], d, float("nan"))
-    d = tl.where((t != IGNORE)[:, None], d, 0.0)
-    tl.store(d_ptr + m[:, None] * d_m + v[None, :] * d_v, d.to(d_ptr.dtype.element_ty), mask=inside)
+    c = row(c_ptr, m, c_m, M, 0.0, False).to(ACC)
+    t = row(t_ptr, m, t_m, M, IGNORE, SOFT)
+    known, valid = standing(t, m, M, V, IGNORE, SOFT)
+    top = row(s_ptr, m, s_m, M, 0.0, False)
+    log_sum = row(s_ptr + s_k, m, s_m, M, 0.0, False)
+    mass = row(s_ptr + 2 * s_k, m, s_m, M, 0.0, False)
+    x = tl.load(x_ptr + (m // D * x_n + m % D * x_d)[:, None] + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
+    q_ptr += (m // D * q_n + m % D * q_d)[:, None]
+    r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
+    p = tl.exp((capped(x, CAP) - top[:, None]) - log_sum[:, None])
+    d = c[:, None] * (mass[:, None] * p - r)
+    if HAS_E:
+        e = row(e_ptr, m, e_m, M, 0.0, False).to(ACC)
+        d += (2 * e * (top + log_sum))[:, None] * p
+    if CAP > 0:
+        d *= cap_slope(x, CAP)
+    d = tl.where(valid[:, None], tl.where(known[:, None], d, float("nan")), 0.0)
+    d_ptr += (m // D * d_n + m % D * d_d)[:, None]
+    tl.store(d_ptr + v[None, :] * d_v, d.to(d_ptr.dtype.element_ty), mask=inside)
+
+
+@kernel
+def _target_pullback_kernel(
+    c_ptr, c_m,
+    x_ptr, x_n, x_v, x_d,
+    s_ptr, s_k, s_m,
+    w_ptr, w_v,
+    d_ptr, d_n, d_v, d_d,
+    M, V, D,
+    EPS: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
+    ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
+):
+    """d[m v] = c[m] w[v] (1 - EPS) (l[m] - h[m v]); grid (M/BM * V/BV); a program owns d[BM BV]."""
+    tiles_v = tl.cdiv(V, BV)
+    m = (tl.program_id(0) // tiles_v * BM + tl.arange(0, BM)).to(tl.int64)
+    v = (tl.program_id(0) % tiles_v * BV + tl.arange(0, BV)).to(tl.int64)
+    inside = (m < M)[:, None] & (v < V)[None, :]
+    c = row(c_ptr, m, c_m, M, 0.0, False).to(ACC)
+    top = row(s_ptr, m, s_m, M, 0.0, False)
+    log_sum = row(s_ptr + s_k, m, s_m, M, 0.0, False)
+    x = tl.load(x_ptr + (m // D * x_n + m % D * x_d)[:, None] + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
+    d = (c * (1 - EPS))[:, None] * ((top[:, None] - capped(x, CAP)) + log_sum[:, None])
+    if HAS_W:
+        d *= tl.load(w_ptr + v * w_v, mask=v < V, other=0.0).to(ACC)[None, :]
+    d_ptr += (m // D * d_n + m % D * d_d)[:, None]
+    tl.store(d_ptr + v[None, :] * d_v, d.to(d_ptr.dtype.element_ty), mask=inside)
 
 
 @kernel
 def _second_kernel(
-    u_ptr, u_m, u_v,
+    u_ptr, u_n, u_v, u_d,
     c_ptr, c_m,
-    x_ptr, x_m, x_v,
+    e_ptr, e_m,
+    x_ptr, x_n, x_v, x_d,
     s_ptr, s_k, s_m,
     t_ptr, t_m,
-    e_ptr,
-    d_ptr, d_m, d_v,
-    M, V, IGNORE,
-    ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
+    q_ptr, q_n, q_v, q_d,
+    w_ptr, w_v,
+    a_ptr,
+    b_ptr,
+    d_ptr, d_n, d_v, d_d,
+    f_ptr, f_n, f_v, f_d,
+    M, V, D, IGNORE,
+    EPS: tl.constexpr, SMOOTH: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
+    HAS_E: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """e[m] = sum_v u[m v] (p[m v] - [v = t[m]]), d[m v] = c[m] p[m v] (u[m v] - sum_j u[m j] p[m j]); grid (M/BM); a program owns rows BM."""
+    """a[m], b[m], d[m v], f[m v] = the pullback of `_pullback_kernel` by c, e, x, q for u[m v]; grid (M/BM); a program owns rows BM."""
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
-    c = tl.load(c_ptr + m * c_m, mask=m < M, other=0.0).to(ACC)
-    t = tl.load(t_ptr + m * t_m, mask=m < M, other=IGNORE)
-    top = tl.load(s_ptr + m * s_m, mask=m < M, other=0.0)
-    log_sum = tl.load(s_ptr + s_k + m * s_m, mask=m < M, other=0.0)
-    valid = (m < M) & (t != IGNORE)
-    known = (t >= 0) & (t < V)
-    mean_u = tl.zeros((BM,), dtype=ACC)
+    c = row(c_ptr, m, c_m, M, 0.0, False).to(ACC)
+    e = tl.zeros((BM,), dtype=ACC)
+    if HAS_E:
+        e = row(e_ptr, m, e_m, M, 0.0, False).to(ACC)
+    t = row(t_ptr, m, t_m, M, IGNORE, SOFT)
+    known, valid = standing(t, m, M, V, IGNORE, SOFT)
+    top = row(s_ptr, m, s_m, M, 0.0, False)
+    log_sum = row(s_ptr + s_k, m, s_m, M, 0.0, False)
+    mass = row(s_ptr + 2 * s_k, m, s_m, M, 0.0, False)
+    lse = top + log_sum
+    x_ptr += (m // D * x_n + m % D * x_d)[:, None]
+    u_ptr += (m // D * u_n + m % D * u_d)[:, None]
+    q_ptr += (m // D * q_n + m % D * q_d)[:, None]
+    d_ptr += (m // D * d_n + m % D * d_d)[:, None]
+    f_ptr += (m // D * f_n + m % D * f_d)[:, None]
+    by_p = tl.zeros((BM,), dtype=ACC)
+    by_r = tl.zeros((BM,), dtype=ACC)
     for v0 in range(0, V, BV):
         v = (v0 + tl.arange(0, BV)).to(tl.int64)
         inside = (m < M)[:, None] & (v < V)[None, :]
-        x = tl.load(x_ptr + m[:, None] * x_m + v[None, :] * x_v, mask=inside, other=float("-inf")).to(ACC)
-        u = tl.load(u_ptr + m[:, None] * u_m + v[None, :] * u_v, mask=inside, other=0.0).to(ACC)
-        p = tl.exp((x - top[:, None]) - log_sum[:, None])
-        mean_u += tl.sum(u * p, axis=1)
-    u_t = tl.load(u_ptr + m * u_m + t * u_v, mask=valid & known, other=0.0).to(ACC)
-    e = tl.where(known, mean_u - u_t, float("nan"))
-    tl.store(e_ptr + m, tl.where(valid, e, 0.0), mask=m < M)
+        x = tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
+        u = tl.load(u_ptr + v[None, :] * u_v, mask=inside, other=0.0).to(ACC)
+        if CAP > 0:
+            u *= cap_slope(x, CAP)
+        r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
+        p = tl.exp((capped(x, CAP) - top[:, None]) - log_sum[:, None])
+        # A lane that is not there reads 0, which may stand far above the maximum.
+        by_p += tl.sum(tl.where(inside, u * p, 0.0), axis=1)
+        by_r += tl.sum(u * r, axis=1)
+    a = tl.where(valid, tl.where(known, mass * by_p - by_r, float("nan")), 0.0)
+    tl.store(a_ptr + m, a, mask=m < M)
+    if HAS_E:
+        b = tl.where(valid, tl.where(known, 2 * lse * by_p, float("nan")), 0.0)
+        tl.store(b_ptr + m, b, mask=m < M)
     for v0 in range(0, V, BV):
         v = (v0 + tl.arange(0, BV)).to(tl.int64)
         inside = (m < M)[:, None] & (v < V)[None, :]
-        x = tl.load(x_ptr + m[:, None] * x_m + v[None, :] * x_v, mask=inside, other=float("-inf")).to(ACC)
-        u = tl.load(u_ptr + m[:, None] * u_m + v[None, :] * u_v, mask=inside, other=0.0).to(ACC)
-        p = tl.exp((x - top[:, None]) - log_sum[:, None])
-        d = c[:, None] * p * (u - mean_u[:, None])
-        d = tl.where(known[:, None], d, float("nan"))
-        d = tl.where(valid[:, None], d, 0.0)
-        tl.store(d_ptr + m[:, None] * d_m + v[None, :] * d_v, d.to(d_ptr.dtype.element_ty), mask=inside)
+        x = tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
+        u = tl.load(u_ptr + v[None, :] * u_v, mask=inside, other=0.0).to(ACC)
+        h = capped(x, CAP)
+        p = tl.exp((h - top[:, None]) - log_sum[:, None])
+        at_h = u
+        if CAP > 0:
+            slope = cap_slope(x, CAP)
+            at_h = u * slope
+        d = (c * mass + 2 * e * lse)[:, None] * p * (at_h - by_p[:, None]) + (2 * e * by_p)[:, None] * p
+        if CAP > 0:
+            r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
+            bent = c[:, None] * (mass[:, None] * p - r) + (2 * e * lse)[:, None] * p
+            # The slope's own derivative is -2 h slope / CAP^2.
+            d = slope * (d - u * bent * (2 * h / (CAP * CAP)))
+        d = tl.where(valid[:, None], tl.where(known[:, None], d, float("nan")), 0.0)
+        tl.store(d_ptr + v[None, :] * d_v, d.to(d_ptr.dtype.element_ty), mask=inside)
+        if SOFT:
+            f = (c * (1 - EPS))[:, None] * (by_p[:, None] - at_h)
+            if HAS_W:
+                f *= tl.load(w_ptr + v * w_v, mask=v < V, other=0.0).to(ACC)[None, :]
+            tl.store(f_ptr + v[None, :] * f_v, f.to(f_ptr.dtype.element_ty), mask=inside)
 # fmt: on
 
 
-def _loss_fake(x, t, ignore_index):
-    dtype = accumulator(x.dtype)
-    return x.new_empty(x.shape[0], dtype=dtype), x.new_empty((2, x.shape[0]), dtype=dtype)
+def _loss_fake(x, t, q, w, ignore_index, eps, smooth, cap):
+    M = x.shape[0] * x.shape[2]
+    y, z, s = (x.new_empty(shape, dtype=accumulator(x.dtype)) for shape in (M, M, (3, M)))
+    return y, z, s
 
 
 @op("cross_entropy_loss", fake=_loss_fake)
-def loss(x: torch.Tensor, t: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss y[M] of logits x[M V] and classes t[M], and s[2 M]: each row's maximum and log of its sum of exponentials.
+def loss(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None, ignore_index: int,
+         eps: float, smooth: bool, cap: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Loss y[M] and z[M] = l^2 of logits x[N V D], M = N D, and s[3 M]: each row's maximum, log sum of exp and sum of r.
 
-    Both in the accumulator's dtype. M V elements read once. A class outside [0, V) gives NaN on CUDA, where asking
-    would make the host wait.
+    All in the accumulator's dtype. Targets are classes t[M] or shares q[N V D]; weights w[V]. M V elements read once.
 
     Raises:
-        IndexError: on a CPU, a class that is neither in [0, V) nor ignore_index.
+        IndexError: a class that is neither in [0, V) nor ignore_index (gradlab/kernels/classes_triton.py says when).
     """
-    M, V = x.shape
-    if not t.is_cuda:
-        wrong = ((t < 0) | (t >= V)) & (t != ignore_index)
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise IndexError(f"cross_entropy: target[{row}] is {int(t[row])}, wanted a class in [0, {V})")
-    y, s = _loss_fake(x, t, ignore_index)
-    BM, BV = _tile(x, M, V)
+    _, V, D = x.shape
+    if t is not None:
+        refuse_unknown("cross_entropy", t, V, D, ignore_index)
+    y, z, s = _loss_fake(x, t, q, w, ignore_index, eps, smooth, cap)
+    M = y.shape[0]
+    BM, BV = tile(x)
     # fmt: off
     launch(
         _loss_kernel, [-(-M // BM)],
         x, *x.stride(),
-        t, *t.stride(),
+        *targets(x, t, q, w),
         y,
+        z,
         s, s.stride(0),
-        M, V, ignore_index,
-        ACC=triton_dtype(y.dtype), BM=BM, BV=BV, writes=[y, s],
+        M, V, D, ignore_index,
+        **settings(s.dtype, q, w, eps, smooth, cap), BM=BM, BV=BV, writes=[y, z, s],
     )
     # fmt: on
-    return y, s
+    return y, z, s
 
 
-def _total_fake(y, t, ignore_index, mean):
-    return y.new_empty((*y.shape[:-1], 2))
-
-
-@op("cross_entropy_total", fake=_total_fake)
-def total(y: torch.Tensor, t: torch.Tensor, ignore_index: int, mean: bool) -> torch.Tensor:
-    """(sum or mean of y[M] over rows not ignored, their number n), in y's dtype; 0 / 0 is NaN.
-
-    y and t may have one more axis Z in front: a pair for each of its places.
-    """
-    r = _total_fake(y, t, ignore_index, mean)
-    *Z, M = y.shape
-    # fmt: off
-    launch(
-        _total_kernel, [math.prod(Z)],
-        y, *(0, *y.stride())[-2:],
-        t, *(0, *t.stride())[-2:],
-        r,
-        M, ignore_index,
-        ACC=triton_dtype(y.dtype), MEAN=mean, BM=block(M, 2**20 if interpreted(y.device) else 4096), writes=[r],
-    )
-    # fmt: on
-    return r
-
-
-def _pullback_fake(c, x, s, t, ignore_index):
-    return x.new_empty(x.shape)
+def _pullback_fake(c, e, x, s, t, q, w, ignore_index, eps, smooth, cap):
+    return torch.empty_like(x)
 
 
 @op("cross_entropy_pullback", fake=_pullback_fake)
-def pullback(c: torch.Tensor, x: torch.Tensor, s: torch.Tensor, t: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """dx[M V] = c[M] (softmax(x) - onehot(t)), 0 in ignored rows, in new memory; M V read, M V written."""
-    M, V = x.shape
-    d = x.new_empty((M, V))
-    BM, BV = _tile(x, M, V)
+def pullback(c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor, s: torch.Tensor, t: torch.Tensor | None,
+             q: torch.Tensor | None, w: torch.Tensor | None, ignore_index: int, eps: float, smooth: bool,
+             cap: float) -> torch.Tensor:  # fmt: skip
+    """dx[N V D] for the cotangents c[M] of y and e[M] of z, 0 in ignored rows, laid out as x; M V read, M V written."""
+    d = torch.empty_like(x)
+    launch_pullback(_pullback_kernel, d, None, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
+    return d
+
+
+def _target_pullback_fake(c, x, s, w, eps, cap):
+    return torch.empty_like(x)
+
+
+@op("cross_entropy_target_pullback", fake=_target_pullback_fake)
+def target_pullback(c: torch.Tensor, x: torch.Tensor, s: torch.Tensor, w: torch.Tensor | None, eps: float,
+                    cap: float) -> torch.Tensor:  # fmt: skip
+    """dq[N V D] of soft targets for the cotangent c[M] of y, laid out as x; M V read, M V written."""
+    N, V, D = x.shape
+    d = torch.empty_like(x)
+    BM, BV = tile(x)
+    constants = {"EPS": eps, "HAS_W": w is not None, "CAP": cap, "ACC": triton_dtype(s.dtype)}
     # fmt: off
     launch(
-        _pullback_kernel, [-(-M // BM) * -(-V // BV)],
+        _target_pullback_kernel, [-(-N * D // BM) * -(-V // BV)],
         c, *c.stride(),
         x, *x.stride(),
         s, *s.stride(),
-        t, *t.stride(),
+        *((x, 0) if w is None else (w, *w.stride())),
         d, *d.stride(),
-        M, V, ignore_index,
-        ACC=triton_dtype(s.dtype), BM=BM, BV=BV, writes=[d],
+        N * D, V, D,
+        **constants, BM=BM, BV=BV, writes=[d],
     )
     # fmt: on
     return d
 
 
-def _second_fake(u, c, x, s, t, ignore_index):
-    return s.new_empty(x.shape[0]), x.new_empty(x.shape)
+def _second_fake(u, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap):
+    a, b = s.new_empty(s.shape[1]), s.new_empty(0 if e is None else s.shape[1])
+    return a, b, torch.empty_like(x), x.new_empty(0) if q is None else torch.empty_like(x)
 
 
 @op("cross_entropy_second", fake=_second_fake)
-def second(u: torch.Tensor, c: torch.Tensor, x: torch.Tensor, s: torch.Tensor, t: torch.Tensor,
-           ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Pullback of `pullback` for the cotangent u[M V]: dc[M] and the Hessian-vector product dx[M V].
+def second(u: torch.Tensor, c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor, s: torch.Tensor,
+           t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None, ignore_index: int, eps: float,
+           smooth: bool, cap: float,
+           ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Pullback of `pullback` for the cotangent u[N V D]: dc[M], de[M] if there is e, dx[N V D], and dq of soft targets.
 
     x and u are read twice, dx is written once: 5 M V elements.
     """
-    M, V = x.shape
-    e, d = s.new_empty(M), x.new_empty((M, V))
-    BM, BV = _tile(x, M, V)
+    a, b, d, f = _second_fake(u, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
+    N, V, D = x.shape
+    BM, BV = tile(x)
     # fmt: off
     launch(
-        _second_kernel, [-(-M // BM)],
+        _second_kernel, [-(-N * D // BM)],
         u, *u.stride(),
         c, *c.stride(),
+        *((c, 0) if e is None else (e, *e.stride())),
         x, *x.stride(),
         s, *s.stride(),
-        t, *t.stride(),
-        e,
+        *targets(x, t, q, w),
+        a,
+        b,
         d, *d.stride(),
-        M, V, ignore_index,
-        ACC=triton_dtype(s.dtype), BM=BM, BV=BV, writes=[e, d],
+        *((d, 0, 0, 0) if q is None else (f, *f.stride())),
+        N * D, V, D, ignore_index,
+        **settings(s.dtype, q, w, eps, smooth, cap), HAS_E=e is not None, BM=BM, BV=BV, writes=[a, b, d, f],
     )
     # fmt: on
-    return e, d
-
-
-def _tile(x: torch.Tensor, M: int, V: int) -> tuple[int, int]:
-    """BM, BV: whole rows when interpreted; about 4096 logits a program when compiled, so that a row stays in registers."""
-    if interpreted(x.device):
-        BV = block(V, 2**14)
-        return block(M, 2**20 // BV, least=1), BV
-    BV = block(V, 4096)
-    return block(M, max(1, 4096 // BV), least=1), BV
+    return a, b, d, f

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from gradlab.kernels.elementwise_pallas import elementwise
 from gradlab.kernels.launch_pallas import accumulator

@@ -27,12 +27,28 @@ def relu(x):
     return jax.nn.relu(x)
 
 
-def cross_entropy(x, t, *, ignore_index=-100, reduction="mean"):
-    """The negative log-likelihood of t[M] under softmax(x[M V]), of jax's own log_softmax."""
-    valid = t != ignore_index
-    picked = jnp.take_along_axis(jax.nn.log_softmax(x), jnp.where(valid, t, 0)[:, None], 1)[:, 0]
-    y = jnp.where(valid, -picked, 0)
-    return y.sum() / valid.sum().astype(y.dtype) if reduction == "mean" else _reduced(y, reduction)
+def cross_entropy(x, target, w=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0, z_loss=0.0,
+                  softcap=None):  # fmt: skip
+    """The negative log-likelihood of a target under softmax(x[M V]), of jax's own log_softmax and tanh."""
+    h = x if softcap is None else softcap * jnp.tanh(x / softcap)
+    log_p = jax.nn.log_softmax(h)
+    if target.ndim == 2:
+        valid, weight = jnp.ones(x.shape[0], bool), jnp.ones(x.shape[0], x.dtype)
+        picked = (target * log_p if w is None else w * target * log_p).sum(1)
+    else:
+        valid = target != ignore_index
+        t = jnp.where(valid, target, 0)
+        weight = valid.astype(x.dtype) if w is None else jnp.where(valid, w[t], 0)
+        picked = jnp.take_along_axis(log_p, t[:, None], 1)[:, 0] * (1 if w is None else w[t])
+    y = -picked
+    if label_smoothing:
+        even = (log_p if w is None else w * log_p).mean(1)
+        y = (1 - label_smoothing) * y - label_smoothing * even
+    y = jnp.where(valid, y, 0)
+    z = jnp.where(valid, z_loss * jax.nn.logsumexp(h, axis=1) ** 2, 0) if z_loss else jnp.zeros_like(y)
+    if reduction == "mean":
+        return y.sum() / weight.sum() + z.sum() / valid.sum().astype(z.dtype)
+    return _reduced(y + z, reduction)
 
 
 def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False, step=1):

@@ -28,9 +28,18 @@ def relu(x):
     return F.relu(x)
 
 
-def cross_entropy(x, t, *, ignore_index=-100, reduction="mean"):
-    """The negative log-likelihood of t[M] under softmax(x[M V])."""
-    return F.cross_entropy(x, t, ignore_index=ignore_index, reduction=reduction)
+def cross_entropy(x, target, w=None, *, z_loss=0.0, softcap=None, **options):
+    """The negative log-likelihood of a target under softmax(x[M V]); z-loss and cap are composed, as torch has none."""
+    h = x if softcap is None else softcap * torch.tanh(x / softcap)
+    y = F.cross_entropy(h, target, w, **options)
+    if not z_loss:
+        return y
+    reduction, ignore_index = options.get("reduction", "mean"), options.get("ignore_index", -100)
+    valid = target != ignore_index if target.ndim == 1 else torch.ones_like(target[:, 0], dtype=torch.bool)
+    z = torch.where(valid, z_loss * torch.logsumexp(h, 1) ** 2, 0)
+    if reduction == "mean":
+        return y + z.sum() / valid.sum()
+    return y + (z if reduction == "none" else z.sum())
 
 
 def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False, step=1):

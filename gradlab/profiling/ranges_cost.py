@@ -156,6 +156,18 @@ def _losses(given: Mapping[str, Any]) -> Said:
     return arrays, {"reduction": given.get("reduction", "mean")}
 
 
+def _cross_entropy(given: Mapping[str, Any]) -> Said:
+    """Logits as rows of classes, wherever their axis stands; soft targets are told by their dtype."""
+    x, target = list(given)[:2]
+    shape = _shape(given[x])
+    V = shape[given.get("axis", -1) if x == "logits" else min(1, len(shape) - 1)]
+    table: Shape = (math.prod(shape) // V, V)
+    soft = dtype_name(given[target]) in FLOATS
+    arrays = {"x": table, "q" if soft else "t": table if soft else table[:1]}
+    arrays |= {"w": (V,)} if "weight" in given else {}
+    return arrays, {name: given[name] for name in ("reduction", "label_smoothing") if name in given}
+
+
 def _step(names: str, given: Mapping[str, Any]) -> Said:
     """An optimizer's step: every array of it has the parameters' elements."""
     first = next(iter(given.values()))
@@ -170,6 +182,8 @@ _SAID: dict[tuple[str, str], Callable[[Mapping[str, Any]], Said]] = {
     ("max_pool2d", "jax"): _max_pool2d,
     ("binary_cross_entropy_with_logits", "torch"): _losses,
     ("binary_cross_entropy_with_logits", "jax"): _losses,
+    ("cross_entropy", "torch"): _cross_entropy,
+    ("cross_entropy", "jax"): _cross_entropy,
     ("adam", "torch"): functools.partial(_step, "pgmv"),
     ("adam", "jax"): functools.partial(_step, "pgmv"),
     ("sgd", "torch"): functools.partial(_step, "pgb"),

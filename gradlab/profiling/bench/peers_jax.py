@@ -22,16 +22,18 @@ def binary_cross_entropy_with_logits(x, t, w=None, p=None, *, reduction="mean"):
     return {"none": lambda: y, "sum": y.sum, "mean": y.mean}[reduction]()
 
 
-def cross_entropy(x, t, *, ignore_index=-100, reduction="mean"):
-    """The negative log-likelihood of t[M] under softmax(x[M V]); the rows not ignored are optax's user's to pick."""
+def cross_entropy(x, target, *, ignore_index=-100, reduction="mean"):
+    """The negative log-likelihood of a target under softmax(x[M V]); which rows count is optax's user's to say."""
     import jax.numpy as jnp
     import optax
 
-    valid = t != ignore_index
-    y = jnp.where(valid, optax.softmax_cross_entropy_with_integer_labels(x, jnp.where(valid, t, 0)), 0)
-    if reduction == "none":
-        return y
-    return y.sum() if reduction == "sum" else y.sum() / valid.sum().astype(y.dtype)
+    if target.ndim == 2:
+        y, n = optax.softmax_cross_entropy(x, target), x.shape[0]
+    else:
+        valid = target != ignore_index
+        y = jnp.where(valid, optax.softmax_cross_entropy_with_integer_labels(x, jnp.where(valid, target, 0)), 0)
+        n = valid.sum().astype(y.dtype)
+    return {"none": lambda: y, "sum": y.sum, "mean": lambda: y.sum() / n}[reduction]()
 
 
 PEERS = {
@@ -39,5 +41,5 @@ PEERS = {
     "binary_cross_entropy_with_logits": [
         Peer("optax", "optax", "optax.sigmoid_binary_cross_entropy", binary_cross_entropy_with_logits)
     ],
-    "cross_entropy": [Peer("optax", "optax", "optax.softmax_cross_entropy_with_integer_labels", cross_entropy)],
+    "cross_entropy": [Peer("optax", "optax", "optax.softmax_cross_entropy", cross_entropy)],
 }

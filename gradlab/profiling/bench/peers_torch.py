@@ -4,12 +4,14 @@ from gradlab.profiling import native_torch
 from gradlab.profiling.bench.peers import Peer
 
 
-def liger_cross_entropy(x, t, *, ignore_index=-100, reduction="mean"):
-    """The negative log-likelihood of t[M] under softmax(x[M V]); Liger writes the gradient over the logits."""
+def liger_cross_entropy(x, target, *, ignore_index=-100, reduction="mean"):
+    """The negative log-likelihood of target[M] under softmax(x[M V]); Liger writes the gradient over the logits."""
     from liger_kernel.transformers.functional import liger_cross_entropy
 
+    if target.is_floating_point():
+        raise TypeError("liger_cross_entropy has no soft targets")
     # On a copy: a second call is to see the same logits. The copy is part of what its user pays for keeping them.
-    return liger_cross_entropy(x.clone(), t, ignore_index=ignore_index, reduction=reduction)
+    return liger_cross_entropy(x.clone(), target, ignore_index=ignore_index, reduction=reduction)
 
 
 def gems():

@@ -1,0 +1,87 @@
+"""How the losses of rows become one number on torch: a sum, or a mean over what the rows weigh."""
+
+from typing import NamedTuple
+
+import torch
+
+from gradlab.autodiff.mapped_torch import in_front
+from gradlab.autodiff.ranges_torch import Function
+from gradlab.kernels import row_sums_triton as kernels
+from gradlab.kernels.launch_triton import accumulator
+
+
+class Reduction(NamedTuple):
+    """What is asked of the losses y[M] and the squares z[M] of their rows' log-sum-exp."""
+
+    reduction: str
+    z_loss: float
+    return_z_loss: bool
+
+
+class Count(Function):
+    """d[2] = (sum of w[t[m]] over the rows not ignored, their number); nothing to differentiate."""
+
+    @staticmethod
+    def forward(t, w, V, ignore_index, wide):
+        return kernels.count(t, w, V, ignore_index, wide)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx, _):
+        return None, None, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, t, w, V, ignore_index, wide):
+        (t,) = in_front(info.batch_size, in_dims[:1], (t,))
+        return Count.apply(t, w, V, ignore_index, wide), 0
+
+
+class Total(Function):
+    """The sum of y[M]. Linear: its pullback is a broadcast."""
+
+    @staticmethod
+    def forward(y):
+        return kernels.total(y)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx, dr):
+        return dr.unsqueeze(-1).expand(ctx.shape)
+
+    @staticmethod
+    def vmap(info, in_dims, y):
+        (y,) = in_front(info.batch_size, in_dims, (y,))
+        return Total.apply(y), 0
+
+
+def divisors(like: torch.Tensor, M: int, t: torch.Tensor | None, w: torch.Tensor | None, V: int,
+             ignore_index: int) -> torch.Tensor:  # fmt: skip
+    """What the means of y[M] and z[M] are sums over; both are M where targets are soft. In `like`'s accumulator."""
+    acc = accumulator(like.dtype)
+    if t is None:
+        return like.new_full((2,), M, dtype=acc)
+    return Count.apply(t, w, V, ignore_index, acc == torch.float64)
+
+
+def reduced(y: torch.Tensor, z: torch.Tensor, t: torch.Tensor | None, w: torch.Tensor | None, V: int,
+            ignore_index: int, asked: Reduction) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The loss y + z_loss z, and what the second term has added to it, each summed as asked."""
+    parts = [y]
+    # Without a z-loss its squares are neither read nor summed.
+    if asked.z_loss or asked.return_z_loss:
+        parts.append(z)
+    if asked.reduction != "none":
+        parts = [Total.apply(part) for part in parts]
+    if asked.reduction == "mean":
+        n = divisors(y, y.shape[-1], t, w, V, ignore_index)
+        parts = [part / n[i] for i, part in enumerate(parts)]
+    if len(parts) == 1:
+        return parts[0], parts[0]
+    added = asked.z_loss * parts[1]
+    return parts[0] + added, added

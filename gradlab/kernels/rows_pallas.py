@@ -1,0 +1,174 @@
+"""What the cross-entropy kernels for Pallas share: a row's shares, the running maximum, and their arguments."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
+from gradlab.kernels.softcap_pallas import cap_slope, capped
+
+# Names of a row's statistics among a kernel's arrays: the maximum, the log of the sum of exponentials, sum r.
+ROWS = ("s0", "s1", "s2")
+
+
+class Settings(NamedTuple):
+    """What a kernel knows when it is built: the class that is ignored, smoothing, the cap, V before the padding, BV.
+
+    `copied`: an output's block does not begin as the memory it is aliased with; a program has to copy what stays.
+    """
+
+    ignore_index: int
+    eps: float
+    smooth: bool
+    cap: float
+    V: int
+    BV: int
+    copied: bool
+
+
+def standing(t: jax.Array | None, like: jax.Array, o: Settings) -> tuple[jax.Array, jax.Array]:
+    """Whether each row has a class in [0, V), and whether it is not ignored; soft targets have every class."""
+    if t is None:
+        every = jnp.ones_like(like, dtype=bool)
+        return every, every
+    return (t >= 0) & (t < o.V), t != o.ignore_index
+
+
+def lanes(start: Any, shape: tuple[int, ...]) -> jax.Array:
+    """The class v of each lane of a block whose first class is `start`."""
+    return start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+
+
+def shares(v: jax.Array, t: jax.Array | None, q: jax.Array | None, w: jax.Array | None, acc: Any,
+           o: Settings) -> jax.Array:  # fmt: skip
+    """r[m v] = w[v] ((1 - eps) q[m v] + eps / V), q the one-hot row of t if it is None, the second term only if smooth."""
+    one_hot = q is None
+    q = jnp.where(v == t, jnp.ones(v.shape, acc), jnp.zeros(v.shape, acc)) if q is None else q.astype(acc)
+    r = q * (1 - o.eps)
+    if o.smooth and o.eps:
+        r = r + o.eps / o.V
+    if w is not None:
+        r = r * w.astype(acc)
+    # Past V, where a class out of range may point too, nothing has a share.
+    return r if one_hot and not o.smooth else jnp.where(v < o.V, r, jnp.zeros_like(r))
+
+
+def fold(carry: tuple[jax.Array, ...], h: jax.Array, r: jax.Array, inside: jax.Array) -> tuple[jax.Array, ...]:
+    """One more block h of the rows' logits: their maximum, sum exp(h - max), sum r (max - h) and sum r.
+
+    Masked after whatever made h: a lane that is not there must not enter the sum.
+    """
+    top, total, gap, mass = carry
+    h = jnp.where(inside, h, jnp.full_like(h, -jnp.inf))
+    higher = jnp.maximum(top, jnp.max(h, axis=1, keepdims=True))
+    # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN.
+    shift = jnp.where(higher == -jnp.inf, jnp.zeros_like(higher), higher)
+    before = jnp.where(top == -jnp.inf, jnp.zeros_like(top), top)
+    total = total * jnp.exp(top - shift) + jnp.sum(jnp.exp(h - shift), axis=1, keepdims=True)
+    # A class without a share costs nothing, also where its logit is -inf.
+    moved = jnp.where(r == 0, jnp.zeros_like(r), r * (shift - h))
+    gap = gap + mass * (shift - before) + jnp.sum(moved, axis=1, keepdims=True)
+    return higher, total, gap, mass + jnp.sum(r, axis=1, keepdims=True)
+
+
+def blocks(platform: str, M: int, V: int, arrays: Mapping[str, jax.Array],
+           tiles: bool) -> tuple[list[jax.Array], list[pl.BlockSpec], tuple[int, int]]:  # fmt: skip
+    """The arrays as whole blocks: operands, their blocks, and (BM, BV).
+
+    By its shape each is a number [], rows [M], weights [V], or a table [M V]; a program has BM rows, of a table BV columns if
+    `tiles`, else all of them. Weights are named w: one number of rows could be that of classes.
+    """
+    BM, BV = (M, V) if interpreted(platform) else (8, block(platform, V, 512, least=128))
+    operands, specs = [], []
+    width = BV if tiles else V + -V % BV
+
+    def at(row: bool, column: bool) -> Callable[..., tuple[Any, Any]]:
+        """The block of a program (i) or (i, j)."""
+        return lambda i, j=0: (i if row else 0, j if column else 0)
+
+    for name, array in arrays.items():
+        if name == "w":
+            operands.append(pad(array.reshape(1, V), 1, BV))
+            specs.append(pl.BlockSpec((1, width), at(False, tiles)))
+        elif array.ndim == 0:
+            operands.append(array.reshape(1, 1))
+            specs.append(pl.BlockSpec((1, 1), at(False, False)))
+        elif array.ndim == 2:
+            operands.append(pad(array, BM, BV))
+            specs.append(pl.BlockSpec((BM, width), at(True, tiles)))
+        else:
+            operands.append(pad(array.reshape(M, 1), BM, 1))
+            specs.append(pl.BlockSpec((BM, 1), at(True, False)))
+    return operands, specs, (BM, BV)
+
+
+def statistics(ins: Mapping[str, Any], o: Settings, acc: Any) -> tuple[jax.Array, ...]:
+    """A program's rows in one pass: the maximum, the log of the sum of exponentials, sum r, and sum r (l - h)."""
+    t = ins["t"][...] if "t" in ins else None
+    x_ref = ins["x"]
+
+    def step(i: Any, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        tile = {name: ins[name][:, pl.ds(i * o.BV, o.BV)] for name in ("x", "q", "w") if name in ins}
+        h = capped(tile["x"].astype(acc), o.cap)
+        v = lanes(i * o.BV, h.shape)
+        return fold(carry, h, shares(v, t, tile.get("q"), tile.get("w"), acc, o), v < o.V)
+
+    zero = jnp.zeros((x_ref.shape[0], 1), acc)
+    top, total, gap, mass = loop(x_ref.shape[1] // o.BV, step, (zero - jnp.inf, zero, zero, zero))
+    log_sum = jnp.log(total)
+    return top, log_sum, mass, gap + mass * log_sum
+
+
+def gradient(ins: Mapping[str, Any], tile: Mapping[str, jax.Array], v: jax.Array, s: Sequence[jax.Array],
+             o: Settings) -> jax.Array:  # fmt: skip
+    """A tile of the gradient of c y + e z in the logits x: of the blocks x, q and w whose classes are v."""
+    top, log_sum, mass = s
+    acc = top.dtype
+    t = ins["t"][...] if "t" in ins else None
+    known, valid = standing(t, top, o)
+    x = tile["x"].astype(acc)
+    p = jnp.exp((capped(x, o.cap) - top) - log_sum)
+    d = ins["c"][...].astype(acc) * (mass * p - shares(v, t, tile.get("q"), tile.get("w"), acc, o))
+    if "e" in ins:
+        d = d + 2 * ins["e"][...].astype(acc) * (top + log_sum) * p
+    if o.cap > 0:
+        d = d * cap_slope(x, o.cap)
+    d = jnp.where(known, d, jnp.full_like(d, jnp.nan))
+    return jnp.where(valid, d, jnp.zeros_like(d))
+
+
+def run(kernel: Callable[..., None], arrays: Mapping[str, jax.Array | None], results: Sequence[str], like: jax.Array,
+        options: tuple[int, float, bool, float], tiles: bool, **launching: Any) -> list[jax.Array]:  # fmt: skip
+    """Launch `kernel` over rows of BM, and of columns of BV if `tiles`.
+
+    Args:
+        arrays: as `blocks` takes them; those that are None are not there.
+        results: "rows" for [M] in the accumulator's dtype, "table" for [M V] in that of `like`.
+        like: the logits.
+        options: ignore_index, eps, smooth, cap.
+    """
+    (M, V), acc = like.shape, accumulator(like.dtype)
+    there = {name: array for name, array in arrays.items() if array is not None}
+
+    def call(platform: str, *given: jax.Array) -> list[jax.Array]:
+        operands, specs, (BM, BV) = blocks(platform, M, V, dict(zip(there, given, strict=True)), tiles)
+        o = Settings(*options, V, BV, platform == "tpu")
+        rows, columns = M + -M % BM, V + -V % BV
+        grid = (rows // BM, columns // BV) if tiles else (rows // BM,)
+        kinds = {
+            "rows": (pl.BlockSpec((BM, 1), lambda i, j=0: (i, 0)), jax.ShapeDtypeStruct((rows, 1), acc)),
+            "table": (
+                pl.BlockSpec((BM, BV if tiles else columns), lambda i, j=0: (i, j)),
+                jax.ShapeDtypeStruct((rows, columns), like.dtype),
+            ),
+        }
+        outs, shapes = zip(*(kinds[kind] for kind in results), strict=True)
+        body = functools.partial(kernel, names=tuple(there), o=o)
+        found = pallas(body, platform, grid, specs, list(outs), list(shapes), **launching)(*operands)
+        return [f[:M, 0] if kind == "rows" else f[:M, :V] for kind, f in zip(results, found, strict=True)]
+
+    return launch(call, *there.values())

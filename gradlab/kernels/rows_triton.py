@@ -1,0 +1,131 @@
+"""What the cross-entropy kernels for Triton share: a row's class and shares, the running maximum, and their arguments.
+
+Logits are x[N V D]: the classes may stand before further axes, as torch has them. Row m is (n, d) = (m / D, m mod D).
+"""
+
+from typing import Any
+
+import torch
+import triton.language as tl
+from triton.runtime.jit import JITFunction
+
+from gradlab.kernels.launch_triton import block, interpreted, kernel, launch, triton_dtype
+
+
+# fmt: off
+@kernel
+def row(ptr, m, stride, M, other, SKIP: tl.constexpr):
+    """The number of each row m below M, `other` past it; zeros, and nothing read, if SKIP."""
+    if SKIP:
+        found = m * 0
+    else:
+        found = tl.load(ptr + m * stride, mask=m < M, other=other)
+    return found
+
+
+@kernel
+def standing(t, m, M, V, IGNORE, SOFT: tl.constexpr):
+    """Whether row m has a class in [0, V), and whether it is there and not ignored; soft targets have every class."""
+    if SOFT:
+        known = m >= 0
+        valid = m < M
+    else:
+        known = (t >= 0) & (t < V)
+        valid = (m < M) & (t != IGNORE)
+    return known, valid
+
+
+@kernel
+def shares(
+    t, q_ptr, q_v, w_ptr, w_v, v, inside, V,
+    EPS: tl.constexpr, SMOOTH: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, ACC: tl.constexpr,
+):
+    """r[m v] = w[v] ((1 - EPS) q[m v] + EPS / V): q the one-hot row of t unless SOFT, the second term only if SMOOTH."""
+    if SOFT:
+        q = tl.load(q_ptr + v[None, :] * q_v, mask=inside, other=0.0).to(ACC)
+    else:
+        q = (v[None, :] == t[:, None]).to(ACC)
+    r = q * (1 - EPS)
+    if SMOOTH:
+        r += tl.full((1, 1), EPS, ACC) / V
+        r = tl.where(inside, r, 0.0)
+    if HAS_W:
+        r *= tl.load(w_ptr + v * w_v, mask=v < V, other=0.0).to(ACC)[None, :]
+    return r
+
+
+@kernel
+def fold(top, total, gap, mass, h, r, inside, DENSE: tl.constexpr):
+    """One more tile h of the rows' logits: their maximum, sum exp(h - max), and if DENSE sum r (max - h) and sum r.
+
+    Masked after whatever made h: a lane that is not there must not enter the sum.
+    """
+    h = tl.where(inside, h, float("-inf"))
+    higher = tl.maximum(top, tl.max(h, axis=1))
+    # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN.
+    shift = tl.where(higher == float("-inf"), 0.0, higher)
+    total = total * tl.exp(top - shift) + tl.sum(tl.exp(h - shift[:, None]), axis=1)
+    if DENSE:
+        before = tl.where(top == float("-inf"), 0.0, top)
+        # A class without a share costs nothing, also where its logit is -inf.
+        gap += mass * (shift - before) + tl.sum(tl.where(r == 0, 0.0, r * (shift[:, None] - h)), axis=1)
+        mass += tl.sum(r, axis=1)
+    return higher, total, gap, mass
+# fmt: on
+
+
+def targets(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None,
+            w: torch.Tensor | None) -> tuple[Any, ...]:  # fmt: skip
+    """Classes t[M], soft targets q[N V D] and weights w[V] with their strides; x stands for what is not there."""
+    return (
+        *((x, 0) if t is None else (t, *t.stride())),
+        *((x, 0, 0, 0) if q is None else (q, *q.stride())),
+        *((x, 0) if w is None else (w, *w.stride())),
+    )
+
+
+def settings(acc: torch.dtype, q: torch.Tensor | None, w: torch.Tensor | None, eps: float, smooth: bool,
+             cap: float) -> dict[str, Any]:  # fmt: skip
+    """The constants of a kernel: settings of a model, which no step changes."""
+    return {
+        "EPS": eps, "SMOOTH": smooth and eps != 0, "SOFT": q is not None, "HAS_W": w is not None, "CAP": cap,
+        "ACC": triton_dtype(acc),
+    }  # fmt: skip
+
+
+def tile(x: torch.Tensor, most: int = 4096) -> tuple[int, int]:
+    """BM, BV: whole rows when interpreted; `most` logits a program when compiled, longest where they are neighbours."""
+    N, V, D = x.shape
+    if interpreted(x.device):
+        BV = block(V, 2**14)
+        return block(N * D, 2**20 // BV, least=1), BV
+    if D > 1 and x.stride(2) == 1:
+        BM = block(D, 128, least=1)
+        return BM, block(V, most // BM, least=1)
+    BV = block(V, most)
+    return block(N * D, max(1, most // BV), least=1), BV
+
+
+def launch_pullback(jit: JITFunction, d: torch.Tensor, k: torch.Tensor | None, c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor,
+                    s: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None,
+                    ignore_index: int, eps: float, smooth: bool, cap: float) -> None:  # fmt: skip
+    """The pullback in the memory of d[N V D], which may be x itself: each logit is read by the program that writes it.
+
+    Where k is there and is 1, which only the device looks at, nothing is read or written.
+    """
+    N, V, D = x.shape
+    BM, BV = tile(x)
+    # fmt: off
+    launch(
+        jit, [-(-N * D // BM) * -(-V // BV)],
+        c if k is None else k,
+        c, *c.stride(),
+        *((c, 0) if e is None else (e, *e.stride())),
+        x, *x.stride(),
+        s, *s.stride(),
+        *targets(x, t, q, w),
+        d, *d.stride(),
+        N * D, V, D, ignore_index,
+        **settings(s.dtype, q, w, eps, smooth, cap), HAS_E=e is not None, HAS_K=k is not None, BM=BM, BV=BV, writes=[d],
+    )
+    # fmt: on
