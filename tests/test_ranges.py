@@ -199,7 +199,7 @@ def test_torch_opens_a_range_for_each_op_and_in_it_for_each_kernel(torch_ranges,
 
 def test_the_way_back_is_told_from_the_second_also_for_rules_that_are_walked_twice(torch_ranges):
     *first, second = torch_ranges[0]["second"].inside
-    assert [r.message for r in first if "backward" in r.message] == ["cross_entropy backward"] * 2 + ["linear backward"]
+    assert [r.message for r in first if "backward" in r.message] == ["cross_entropy backward", "linear backward"]
     assert all(r.category == "backward" for range_ in first[2:] for r in range_.flat())
     # The linear of the way there is walked again: its kernels belong to the second pass now.
     assert [r.names() for r in second.inside][-1] == SECOND
@@ -242,9 +242,9 @@ def test_a_payload_says_op_kernel_shapes_dtype_bytes_and_flops(torch_ranges):
     assert back.inside[0].payload["bytes"] == 4 * (1 + K * N + M * N + M * K)
     # Asked for one gradient of three, it says no FLOPs: the Spec's are those of all.
     assert torch_ranges[0]["part"].inside[1].payload["flops"] == 0
-    # The way back of cross_entropy is two rules: neither says the FLOPs of both.
+    # The way back of a mean is one rule, and says its FLOPs.
     losses = [r for r in torch_ranges[0]["second"].inside if r.message == "cross_entropy backward"]
-    assert [r.payload["flops"] for r in losses] == [0, 0]
+    assert [r.payload["flops"] > 0 for r in losses] == [True]
     (step,) = torch_ranges[0]["step"].inside
     assert (step.payload["op"], step.payload["bytes"]) == ("adam", 4 * 4 * 24)
     assert torch_ranges[0]["compiled forward"].inside[0].payload == op.inside[0].payload

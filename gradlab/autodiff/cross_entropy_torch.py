@@ -7,7 +7,7 @@ import torch
 from gradlab.autodiff.arguments import dtype_name, refuse, want_bool, want_floats, want_size
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.autocast_torch import raised
-from gradlab.autodiff.class_losses import Options, options
+from gradlab.autodiff.class_losses import options
 from gradlab.autodiff.cross_entropy_fused_torch import fused
 from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.ranges_torch import Function, public
@@ -38,8 +38,7 @@ class Loss(Function):
         if c is None:
             c = s.new_zeros(()).expand(s.shape[1])
         dx = Pullback.apply(c, e, x, s, t, q, w, ctx.options)
-        _, eps, _, cap = ctx.options
-        dq = TargetPullback.apply(c, x, s, w, eps, cap) if ctx.needs_input_grad[2] else None
+        dq = TargetPullback.apply(c, x, s, w, ctx.options) if ctx.needs_input_grad[2] else None
         return dx, None, dq, None, None
 
     @staticmethod
@@ -80,28 +79,28 @@ class TargetPullback(Function):
     """dq[m v] = c[m] w[v] (1 - eps) (l[m] - h[m v]): linear in c, and in x a loss whose shares are the cotangent's."""
 
     @staticmethod
-    def forward(c, x, s, w, eps, cap):
-        return kernels.target_pullback(c, x, s, w, eps, cap)
+    def forward(c, x, s, w, options):
+        return kernels.target_pullback(c, x, s, w, options.eps, options.cap)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        c, x, _, w, ctx.eps, ctx.cap = inputs
+        c, x, _, w, ctx.options = inputs
         ctx.save_for_backward(c, x, w)
 
     @staticmethod
     def backward(ctx, u):
         c, x, w = ctx.saved_tensors
-        linear = Options(-100, ctx.eps, False, ctx.cap)
+        linear = ctx.options._replace(smooth=False)
         dc, _, s = Loss.apply(x, None, u, w, linear)
-        return dc.to(c.dtype), Pullback.apply(c, None, x, s, None, u, w, linear), None, None, None, None
+        return dc.to(c.dtype), Pullback.apply(c, None, x, s, None, u, w, linear), None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, c, x, s, w, eps, cap):
+    def vmap(info, in_dims, c, x, s, w, options):
         c, s = in_front(info.batch_size, (in_dims[0], in_dims[2]), (c, s))
         x, _, _, w = _mapped(info, (in_dims[1], None, None, in_dims[3]), x, None, None, w)
         (c,) = _flat(c)
         x_, s_, *_ = _with(s, x, None, None)
-        return TargetPullback.apply(c, x_, s_, w, eps, cap).reshape(x.shape), 0
+        return TargetPullback.apply(c, x_, s_, w, options).reshape(x.shape), 0
 
 
 class Second(Function):

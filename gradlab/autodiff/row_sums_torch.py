@@ -18,8 +18,8 @@ class Reduction(NamedTuple):
     return_z_loss: bool
 
 
-class Count(Function):
-    """d[2] = (sum of w[t[m]] over the rows not ignored, their number); nothing to differentiate."""
+class Count(torch.autograd.Function):
+    """d[2] = (sum of w[t[m]] over the rows not ignored, their number); nothing goes back, so no range is opened."""
 
     @staticmethod
     def forward(t, w, V, ignore_index, wide):

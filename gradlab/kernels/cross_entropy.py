@@ -40,6 +40,8 @@ Rethinking the Inception Architecture, arXiv:1512.00567; z-loss: Chowdhery et al
 softcap: Gemma Team, Gemma 2, arXiv:2408.00118, section 2.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise
@@ -132,6 +134,7 @@ SPEC = Spec(
         Case("digits", {"M": 128, "V": 10}, _CLASSES, use="bench"),
         Case("vocabulary", {"M": 256, "V": 4096}, _CLASSES, use="bench"),
         Case("distillation", {"M": 128, "V": 1000}, _SOFT, use="bench"),
+        Case("capped logits", {"M": 4096, "V": 32768}, {**_CLASSES, "z_loss": 1e-4, "softcap": 30.0}, use="bench gpu"),
         Case("language model", {"M": 8192, "V": 50257}, _CLASSES, use="bench gpu"),
     ),
     draw=draw,
@@ -142,6 +145,7 @@ SPEC = Spec(
     promises=(
         *ALWAYS,
         NO_SPILLS,
+        *(replace(NO_SPILLS, case=case) for case in ("distillation", "capped logits")),
         # Rows of an odd number of logits are not aligned, so these speak of 4096 classes; jax pads either way.
         # The way back is the pullback kernel on torch, at once with the loss or after it; on jax it has another name.
         *(

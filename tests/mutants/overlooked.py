@@ -21,8 +21,6 @@ OVERLOOKED: tuple[tuple[str, str, str], ...] = (
      "both = u if c is None else Times.apply(u, c) if need_x or need_t else None", SUBSET),
     ("mse_loss_torch",
      "num, den, (need_a, need_b, need_x, need_t, *_) = (ctx.num, ctx.den, ctx.needs_input_grad)", SUBSET),
-    ("cross_entropy_torch", "return kernels.total(y, t, ignore_index, mean)",
-     "the mean with an ignore_index far from the classes, or other rows: as many rows have class 1 as are ignored"),
     ("relu_jax", "return (gated(x, gate), gate)", PRIMAL),
     ("sigmoid_jax", "return (slope(a, y, k), (a, y))", PRIMAL),
     ("tanh_jax", "return (slope(a, y, k), (a, y))", PRIMAL),
@@ -33,9 +31,8 @@ OVERLOOKED: tuple[tuple[str, str, str], ...] = (
     ("max_pool2d_jax", "return (gather(u, k, geometry), k)", THIRD),
     ("max_pool2d_jax", "return (scatter(dy, k, geometry), None)", THIRD),
     ("sgd_jax", "return (pullback(cp, cb, scalars, with_p), scalars)", PRIMAL),
-    ("cross_entropy_jax", "return (pullback(dy, x, s, t, ignore_index), (dy, x, s, t))", PRIMAL),
-    ("cross_entropy_jax", "return kernels.total(y, t, ignore_index, mean)",
-     "the mean with an ignore_index far from the classes, or other rows: as many rows have class 1 as are ignored"),
+    ("cross_entropy_jax",
+     "return (pullback(c, e, x, s, t, q, w, options, inplace), (c, e, x, s, t, q, w))", PRIMAL),
     ("binary_cross_entropy_with_logits_jax", "return (derivative(c, x, t, w, p, j, k, den), (c, x, t, w, p))", PRIMAL),
 )
 # fmt: on
