@@ -256,6 +256,12 @@ def test_vocabularies_of_any_size_far_from_zero(V, shift):
     close(capped, wanted, V)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_classes_in(dtype):
+    x, t = drawn(4, 5, "cpu")
+    close(lab.cross_entropy(x[..., None], t[:, None].to(dtype)), F.cross_entropy(x, t), 9)
+
+
 def test_a_class_without_a_share_costs_nothing():
     x = torch.tensor([[0.5, -torch.inf, 1.0]], dtype=torch.float64, requires_grad=True)
     q = torch.tensor([[0.25, 0.0, 0.75]], dtype=torch.float64)

@@ -44,7 +44,8 @@ def _loss_kernel(
     log_sum = tl.log(total)
     if (SOFT | SMOOTH) == 0:
         # The one class of the row; (max - h) first: logits far from zero cancel exactly.
-        picked = capped(tl.load(x_ptr + (t * x_v)[:, None], mask=(valid & known)[:, None], other=0.0).to(ACC), CAP)
+        x_ptr += (t.to(tl.int64) * x_v)[:, None]
+        picked = capped(tl.load(x_ptr, mask=(valid & known)[:, None], other=0.0).to(ACC), CAP)
         mass += 1
         if HAS_W:
             mass = tl.load(w_ptr + t * w_v, mask=valid & known, other=0.0).to(ACC)

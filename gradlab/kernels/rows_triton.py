@@ -11,6 +11,9 @@ from triton.runtime.jit import JITFunction
 
 from gradlab.kernels.launch_triton import block, interpreted, kernel, launch, triton_dtype
 
+# Logits that a compiled program works on at a time.
+TILE = 4096
+
 
 # fmt: off
 @kernel
@@ -93,17 +96,17 @@ def settings(acc: torch.dtype, q: torch.Tensor | None, w: torch.Tensor | None, e
     }  # fmt: skip
 
 
-def tile(x: torch.Tensor, most: int = 4096) -> tuple[int, int]:
-    """BM, BV: whole rows when interpreted; `most` logits a program when compiled, longest where they are neighbours."""
+def tile(x: torch.Tensor) -> tuple[int, int]:
+    """BM, BV: whole rows when interpreted; TILE logits a program when compiled, longest where they are neighbours."""
     N, V, D = x.shape
     if interpreted(x.device):
         BV = block(V, 2**14)
         return block(N * D, 2**20 // BV, least=1), BV
     if D > 1 and x.stride(2) == 1:
         BM = block(D, 128, least=1)
-        return BM, block(V, most // BM, least=1)
-    BV = block(V, most)
-    return block(N * D, max(1, most // BV), least=1), BV
+        return BM, block(V, TILE // BM, least=1)
+    BV = block(V, TILE)
+    return block(N * D, max(1, TILE // BV), least=1), BV
 
 
 def launch_pullback(jit: JITFunction, d: torch.Tensor, k: torch.Tensor | None, c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor,
