@@ -15,6 +15,8 @@ from gradlab.autodiff.hooks_jax import dot_general as dot_general
 from gradlab.autodiff.linear_jax import linear as linear
 from gradlab.autodiff.max_pool2d_jax import max_pool2d as max_pool2d
 from gradlab.autodiff.mse_loss_jax import mse_loss as mse_loss
+from gradlab.autodiff.norm_jax import clip_by_global_norm as clip_by_global_norm
+from gradlab.autodiff.norm_jax import global_norm as global_norm
 from gradlab.autodiff.optimizer_jax import GradientTransformation as GradientTransformation
 from gradlab.autodiff.relu_jax import relu as relu
 from gradlab.autodiff.sgd_jax import SGDState as SGDState

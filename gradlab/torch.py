@@ -1,7 +1,7 @@
 """The torch side: every layer as a Triton kernel under a `torch.autograd.Function`; imports no jax."""
 
-from gradlab.autodiff.adam_torch import Adam as Adam
-from gradlab.autodiff.adam_torch import AdamW as AdamW
+from gradlab.autodiff.adam_optimizer_torch import Adam as Adam
+from gradlab.autodiff.adam_optimizer_torch import AdamW as AdamW
 from gradlab.autodiff.adam_torch import adam_step as adam_step
 from gradlab.autodiff.binary_cross_entropy_with_logits_torch import (
     binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
@@ -22,6 +22,7 @@ from gradlab.autodiff.modules_torch import ReLU as ReLU
 from gradlab.autodiff.modules_torch import Sigmoid as Sigmoid
 from gradlab.autodiff.modules_torch import Tanh as Tanh
 from gradlab.autodiff.mse_loss_torch import mse_loss as mse_loss
+from gradlab.autodiff.norm_torch import clip_grad_norm_ as clip_grad_norm_
 from gradlab.autodiff.relu_torch import relu as relu
 from gradlab.autodiff.sgd_torch import SGD as SGD
 from gradlab.autodiff.sgd_torch import sgd_step as sgd_step

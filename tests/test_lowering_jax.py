@@ -14,7 +14,9 @@ from gradlab.jax import (
     adam,
     adam_step,
     binary_cross_entropy_with_logits,
+    clip_by_global_norm,
     cross_entropy,
+    global_norm,
     linear,
     max_pool2d,
     mse_loss,
@@ -75,6 +77,14 @@ def update(g, m, v, lr):
     return adam(lr).update(g, AdamState(jnp.int32(3), m, v))
 
 
+def norm(x, y):
+    return global_norm([x, y])
+
+
+def clip(x, max_norm):
+    return clip_by_global_norm(max_norm).update(x, ())[0]
+
+
 def pool(x):
     return max_pool2d(x, 3, strides=2, padding=1)
 
@@ -110,6 +120,8 @@ PROGRAMS = {
     "sgd_step": (descent, (0, 1, 2), 2, ((3, 7),) * 3 + ((),), ()),
     "sgd_step, without momentum": (plain_descent, (0, 1), 2, ((3, 7),) * 2 + ((),), ()),
     "sgd_step, large": (descent, (0, 1, 2), 2, ((33, 129),) * 3 + ((),), ()),
+    "global_norm": (norm, (0, 1), 2, ((5, 7), (300,)), ()),
+    "clip_by_global_norm": (clip, (0,), 2, ((5, 7), ()), ()),
     "sgd": (descent_update, (0, 1), 2, ((3, 7),) * 2 + ((),), ()),
 }
 KERNELS = {
@@ -139,6 +151,12 @@ KERNELS = {
     "adam_step": ({"adam"}, {"adam", "adam_pullback"}),
     "adam": ({"adam"}, {"adam", "adam_pullback"}),
     "sgd_step": ({"sgd"}, {"sgd", "sgd_pullback"}, {"sgd", "sgd_pullback"}),
+    "global_norm": (
+        {"squares", "column_sum"},
+        {"squares", "column_sum", "scale"},
+        {"squares", "column_sum", "scale", "dot"},
+    ),
+    "clip_by_global_norm": ({"squares", "column_sum", "scale"}, *[{"squares", "column_sum", "scale", "dot"}] * 2),
     "sgd": ({"sgd"}, {"sgd", "sgd_pullback"}, {"sgd", "sgd_pullback"}),
 }
 

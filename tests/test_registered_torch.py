@@ -14,9 +14,21 @@ from gradlab.kernels.window import Geometry
 SCALARS = [0.9, 0.999, 1e-8, 0.0, 0.01, 0.5, 1.0, 0.1]
 
 
+def adam_samples(r):
+    """Plain; and all that is on the device: masters, rounded at random, scaled, clipped."""
+    some = lambda: [r(3), r(2, 2)]
+    one = torch.ones((), dtype=torch.float32, device=r(1).device)
+    half = lambda: [t.bfloat16() for t in some()]
+    plain = (some(), some(), some(), [t.abs() for t in some()], [], [], SCALARS * 2, [], [], [], None, None, None)
+    late = [one.double()] * 2, [one.clone(), one.clone()], [3, 4], one * 4, one * 0, r(2).abs()
+    full = (half(), half(), half(), half(), half(), [t.float() for t in half()], SCALARS * 2, *late)
+    return [plain, full]
+
+
 def samples(device):
     """Arguments for every op in the `gradlab` namespace."""
     r = lambda *s: torch.randn(*s, dtype=torch.float64, device=device)
+    one = lambda value: torch.tensor(value, device=device)
     x, w, b = r(5, 4), r(3, 4).t(), r(3)
     image, window = r(2, 4, 6, 5), r(3, 4, 3, 2)
     geometry = Geometry((2, 2), (1, 1), ((1, 0), (0, 0)), 1, (6, 5), (3, 2)).flat()
@@ -24,8 +36,8 @@ def samples(device):
     taps = torch.randint(0, 4, (2, 4, 3, 3), dtype=torch.int32, device=device)
     t = torch.tensor([0, 2, -100, 1, 1], device=device)
     logits, soft, plain = r(5, 3, 1), r(5, 3, 1), (-100, 0.0, True, 0.0)
-    one = torch.ones(5, dtype=torch.float64, device=device)
-    s = torch.stack([logits.flatten(1).max(1).values, one, one])
+    ones = torch.ones(5, dtype=torch.float64, device=device)
+    s = torch.stack([logits.flatten(1).max(1).values, ones, ones])
     return {
         "product": [(x, w, b, None, "", True, False), (x, w, None, r(5, 3), "y", False, True), (x, w, None, x, "a", False, False), (r(2, 5, 4), w.expand(2, 4, 3), r(2, 3), None, "", True, True)],
         "column_sum": [(x, None), (x, r(5, 4)), (r(2, 5, 4), None)],
@@ -57,8 +69,10 @@ def samples(device):
         "cross_entropy_scale_": [(soft, r(()))],
         "row_count": [(t, None, 3, -100, True), (t.expand(2, 5), r(3), 3, -100, False)],
         "row_total": [(r(5),), (r(2, 5),)],
-        "adam_": [([r(3), r(2, 2)], [r(3), r(2, 2)], [r(3), r(2, 2)], [r(3).abs(), r(2, 2).abs()], SCALARS * 2)],
-        "sgd_": [([r(3), r(2, 2)], [r(3), r(2, 2)], [r(3), r(0)], [0.1, 1.0, 0.2, 0.9, 0.5, 1.0, 0.9, 0.1, -1.0, 0.0, 0.0, 0.0, 1.0, 0.0])],
+        "adam_": adam_samples(r),
+        "global_norm": [([x, r(2, 3, 4), r(3).half()], 1.0, None), ([r(2, 3)[:, ::2]], 0.5, one(4.0))],
+        "scale_": [([r(3), r(2, 2)], r(2))],
+        "sgd_": [([r(3), r(2, 2)], [r(3), r(2, 2)], [r(3), r(0)], [0.1, 1.0, 0.2, 0.9, 0.5, 1.0, 0.9, 0.1, -1.0, 0.0, 0.0, 0.0, 1.0, 0.0]), ([r(3)], [r(3)], [r(3)], [0.1, 1.0, 0.2, 0.9, 0.5, 1.0, 0.9], r(2).abs())],
         "sgd_pullback": [(r(3), r(()).expand(3), [0.1, 1.0, 0.2, 0.9, 0.5, 1.0, 0.9]), (r(3), None, [0.1, -1.0, 0.2, 0.0, 0.0, 1.0, 0.0])],
         "adam_pullback": [(*(r(3) for _ in range(3)), r(3).abs(), *(r(3) for _ in range(3)), SCALARS)],
     }  # fmt: skip

@@ -1,6 +1,5 @@
-"""Adam for torch: an optimizer that steps all parameters in one launch, and its step as a differentiable function."""
+"""One step of Adam for torch as a differentiable function; the optimizer is `adam_optimizer_torch.py`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,79 +7,9 @@ import torch
 from gradlab.autodiff.arguments import refuse, want_floats
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.optimizer_torch import OneLaunch
 from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import adam_triton as kernels
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
-
-
-class Adam(OneLaunch, torch.optim.Adam):
-    """Adam, all parameters of one dtype and device in one launch; `torch.optim.Adam` in every other respect.
-
-    Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts load both ways.
-    p' = p - lr / (1 - beta1^s) m' / (sqrt(v' / (1 - beta2^s)) + eps) (gradlab/kernels/adam.py has the whole of it).
-
-    Args:
-        params, lr, betas, eps, weight_decay, maximize, decoupled_weight_decay: as torch.optim.Adam takes them. lr and
-            the step are run-time values: changing them compiles nothing.
-        amsgrad, foreach, capturable, differentiable, fused: refused unless false or None.
-
-    Raises:
-        ValueError, TypeError: as torch.optim.Adam raises them, and for an option refused.
-    """
-
-    _refused = ("amsgrad", "foreach", "capturable", "differentiable", "fused")
-
-    def __init__(self, params: Any, lr: float | torch.Tensor = LR, betas: tuple[float, float] = (BETA1, BETA2),
-                 eps: float = EPS, weight_decay: float = 0, amsgrad: bool = False, *, foreach: bool | None = None,
-                 maximize: bool = False, capturable: bool = False, differentiable: bool = False,
-                 fused: bool | None = None, decoupled_weight_decay: bool = False) -> None:  # fmt: skip
-        super().__init__(
-            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, foreach=foreach,
-            maximize=maximize, capturable=capturable, differentiable=differentiable, fused=fused,
-            decoupled_weight_decay=decoupled_weight_decay,
-        )  # fmt: skip
-        self._refuse_options()
-
-    def _row(self, group: dict[str, Any], p: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], list[float]]:
-        """(p, g, m, v), and the scalars of the step that begins here."""
-        assert p.grad is not None
-        state = self.state[p]
-        if not state:
-            # On the host, as torch keeps it: reading it must not wait for the device.
-            state["step"] = torch.tensor(0.0, dtype=torch.float64 if p.dtype == torch.float64 else torch.float32)
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        state["step"] += 1
-        scalars = kernels.scalars(
-            lr=float(group["lr"]), step=float(state["step"]), beta1=float(group["betas"][0]),
-            beta2=float(group["betas"][1]), eps=group["eps"], weight_decay=group["weight_decay"],
-            maximize=group["maximize"], decoupled=group["decoupled_weight_decay"],
-        )  # fmt: skip
-        return (p, p.grad, state["exp_avg"], state["exp_avg_sq"]), scalars
-
-    def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float]) -> None:
-        kernels.adam_(*columns, scalars)
-
-
-class AdamW(Adam):
-    """Adam with decoupled weight decay: p' = p - lr weight_decay p - the step of `Adam`; as `torch.optim.AdamW`.
-
-    Args:
-        params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
-            `Adam`; weight_decay is 0.01 when not given.
-    """
-
-    def __init__(self, params: Any, lr: float | torch.Tensor = LR, betas: tuple[float, float] = (BETA1, BETA2),
-                 eps: float = EPS, weight_decay: float = 1e-2, amsgrad: bool = False,
-                 **options: Any) -> None:  # fmt: skip
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True, **options)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        # A state_dict of an Adam brings its option along; what this class is stays.
-        for group in self.param_groups:
-            group["decoupled_weight_decay"] = True
 
 
 class Step(Function):
@@ -89,7 +18,7 @@ class Step(Function):
     @staticmethod
     def forward(p, g, m, v, scalars):
         p, m, v = (t.clone(memory_format=torch.contiguous_format) for t in (p, m, v))
-        kernels.adam_([p], [g.contiguous()], [m], [v], scalars)
+        kernels.adam_([p], [g.contiguous()], [m], [v], [], scalars)
         return p, m, v
 
     @staticmethod

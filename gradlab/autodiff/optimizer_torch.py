@@ -1,13 +1,24 @@
 """What the optimizers for torch have in common: a step of all parameters of one dtype and device in one launch."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from gradlab.autodiff.arguments import FLOATS, dtype_name, refuse
 from gradlab.autodiff.arguments_torch import DEVICES
+from gradlab.kernels import norm_triton
+from gradlab.kernels.many_triton import dense
+
+
+class Row(NamedTuple):
+    """One parameter's step: tensors, the gradient second and written in every other place; scalars; and the rest."""
+
+    tensors: tuple[torch.Tensor, ...]
+    scalars: list[float]
+    late: tuple[Any, ...] = ()
 
 
 class OneLaunch(torch.optim.Optimizer):
@@ -18,14 +29,28 @@ class OneLaunch(torch.optim.Optimizer):
 
     # Options that are not done by hand; a state_dict may bring them, so they are looked at each step.
     _refused: tuple[str, ...] = ()
+    # Options of ours, which torch's state_dicts do not have: copies and pickles of the optimizer carry them.
+    _own: tuple[str, ...] = ("max_norm",)
 
-    def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float]) -> None:
-        """Launch over the columns: for each place of a `_row`, the tensors of all parameters; then their scalars."""
+    max_norm: float | None = None
+    # The norm of the last step's gradients, where max_norm asks for one: float64 of one element on their device.
+    grad_norm: torch.Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in self._own}}
+
+    def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple],
+                  clip: torch.Tensor | None) -> None:  # fmt: skip
+        """Launch over the columns: for each place of a row, the tensors of all parameters; then what rows have more."""
         raise NotImplementedError
 
-    def _row(self, group: dict[str, Any], p: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], list[float]]:
-        """The tensors of one parameter's step, the gradient second and written in every other place; its scalars."""
+    def _row(self, group: dict[str, Any], p: torch.Tensor, number: int) -> Row:
+        """The step of parameter `number`, counted over all groups, that begins here."""
         raise NotImplementedError
+
+    def _dtype_of(self, key: str, p: torch.Tensor) -> torch.dtype:
+        """The dtype that the parameter's state of that name has."""
+        return p.dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -41,69 +66,105 @@ class OneLaunch(torch.optim.Optimizer):
                 loss = closure()
         # Everything is looked at before anything is written: an error leaves no half-made step behind.
         self._refuse_options()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    _refuse_tensors(type(self).__name__, p, self.state.get(p, {}))
-        batches: dict[tuple, tuple[list, list]] = defaultdict(lambda: ([], []))
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                tensors, values = self._row(group, p)
-                rows, scalars = batches[p.device, p.dtype]
-                rows.append(tensors)
-                scalars += values
-        for rows, scalars in batches.values():
-            self._launch(rows, scalars)
+        moving = self._moving()
+        for _, group, p in moving:
+            self._refuse_row(group, p)
+        clip = self._clip([p for _, _, p in moving])
+        batches: dict[tuple, list[Row]] = defaultdict(list)
+        for number, group, p in moving:
+            row = self._row(group, p, number)
+            batches[p.device, *(t.dtype for t in row.tensors)].append(row)
+        for rows in batches.values():
+            self._launch(rows, clip)
         return loss
+
+    def _moving(self) -> list[tuple[int, dict[str, Any], torch.Tensor]]:
+        """The parameters that have a gradient, with their groups, numbered over all."""
+        every = [(group, p) for group in self.param_groups for p in group["params"]]
+        return [(i, group, p) for i, (group, p) in enumerate(every) if p.grad is not None]
 
     def _refuse_options(self) -> None:
         """Raise a ValueError for an option that is not done by hand."""
+        name = type(self).__name__
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            # A graph would read the table of addresses where it lay on the host when it was captured.
+            refuse(name, "step", "captured into a CUDA graph", "to be called: its addresses come from the host")
         for group in self.param_groups:
             for option in self._refused:
                 if group.get(option):
-                    refuse(type(self).__name__, option, repr(group[option]), "False or None")
+                    refuse(name, option, repr(group[option]), "False or None")
+        want_norm(name, self.max_norm)
 
-    def _launch(self, rows: list[tuple[torch.Tensor, ...]], scalars: list[float]) -> None:
+    def _refuse_row(self, group: dict[str, Any], p: torch.Tensor) -> None:
+        """Raise a TypeError or ValueError for a parameter, gradient or state that the kernel cannot take."""
+        assert p.grad is not None
+        name, state = type(self).__name__, self.state.get(p, {})
+        want_steppable(name, {"a parameter": p, "a gradient": p.grad})
+        # The kernel walks over addresses: what is shorter or narrower than its parameter must not get there.
+        for what, t in (("a gradient", p.grad), *state.items()):
+            if not isinstance(t, torch.Tensor) or what == "step":
+                continue
+            if t.shape != p.shape:
+                refuse(name, f"shape of {what}", list(t.shape), f"{list(p.shape)} like its parameter")
+            dtype = p.dtype if t is p.grad else self._dtype_of(what, p)
+            if t.dtype != dtype:
+                like = " like its parameter" if dtype == p.dtype else ""
+                refuse(name, f"dtype of {what}", dtype_name(t), f"{str(dtype).removeprefix('torch.')}{like}", TypeError)
+            if t.device != p.device:
+                refuse(name, f"device of {what}", t.device, f"{p.device} like its parameter")
+
+    def _clip(self, params: list[torch.Tensor]) -> torch.Tensor | None:
+        """The norm of all gradients, and what they are to be multiplied by; both stay on the device."""
+        if self.max_norm is None or not params:
+            return None
+        want_one_device(type(self).__name__, params)
+        clip = norm_triton.global_norm([p.grad for p in params], self.max_norm, self._amp("grad_scale", params[0]))
+        self.grad_norm = clip[0]
+        return clip
+
+    def _amp(self, attribute: str, p: torch.Tensor) -> torch.Tensor | None:
+        """What torch.amp.GradScaler hangs on an optimizer for one step, beside the parameter."""
+        found = getattr(self, attribute, None)
+        # Without any gradient the scaler's sum over devices is a plain 0.
+        return found.to(p.device, torch.float32, non_blocking=True) if isinstance(found, torch.Tensor) else None
+
+    def _launch(self, rows: list[Row], clip: torch.Tensor | None) -> None:
         """Over tensors that lie alike in memory; one that does not takes part as a copy and is written back."""
-        alike = [tuple(_lie_like(_dense(row[0]), t) for t in row) for row in rows]
-        self._step_all([list(column) for column in zip(*alike, strict=True)], scalars)
-        for given, used in zip(rows, alike, strict=True):
-            for i in range(len(given)):
-                if i != 1 and used[i] is not given[i]:
-                    given[i].copy_(used[i])
+        models = [dense(row.tensors[0]) for row in rows]
+        alike = [tuple(_lie_like(m, t) for t in row.tensors) for m, row in zip(models, rows, strict=True)]
+        columns = [list(column) for column in zip(*alike, strict=True)]
+        self._step_all(columns, [x for row in rows for x in row.scalars], [row.late for row in rows], clip)
+        for row, used in zip(rows, alike, strict=True):
+            for i, given in enumerate(row.tensors):
+                if i != 1 and used[i] is not given:
+                    given.copy_(used[i])
 
 
-def _refuse_tensors(name: str, p: torch.Tensor, state: dict[str, Any]) -> None:
-    assert p.grad is not None
-    for what, t in (("a parameter", p), ("a gradient", p.grad)):
+def want_steppable(name: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse what is sparse, complex, of another dtype than the lab's, or on a device without kernels."""
+    for what, t in tensors.items():
         if t.layout != torch.strided:
             refuse(name, f"layout of {what}", t.layout, "torch.strided", TypeError)
         if dtype_name(t) not in FLOATS:
             refuse(name, f"dtype of {what}", dtype_name(t), f"one of {', '.join(FLOATS)}", TypeError)
         if t.device.type not in DEVICES:
             refuse(name, f"device of {what}", t.device, " or ".join(DEVICES))
-    # The kernel walks over addresses: what is shorter or narrower than its parameter must not get there.
-    for what, t in (("a gradient", p.grad), *state.items()):
-        if not isinstance(t, torch.Tensor) or what == "step":
-            continue
-        if t.shape != p.shape:
-            refuse(name, f"shape of {what}", list(t.shape), f"{list(p.shape)} like its parameter")
-        if t.dtype != p.dtype:
-            refuse(name, f"dtype of {what}", dtype_name(t), f"{dtype_name(p)} like its parameter", TypeError)
-        if t.device != p.device:
-            refuse(name, f"device of {what}", t.device, f"{p.device} like its parameter")
 
 
-def _dense(t: torch.Tensor) -> torch.Tensor:
-    """The tensor itself when its elements fill their memory without gaps or overlaps, else a contiguous copy."""
-    expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n != 1):
-        if stride != expected:
-            return t.contiguous()
-        expected *= size
-    return t
+def want_one_device(name: str, tensors: Sequence[torch.Tensor]) -> None:
+    """Refuse to take one norm over several devices: one would wait for the other."""
+    for t in tensors:
+        if t.device != tensors[0].device:
+            came = f"one over {tensors[0].device} and {t.device}"
+            refuse(name, "the norm", came, "one over gradients of a single device")
+
+
+def want_norm(name: str, max_norm: Any) -> None:
+    """Refuse a largest norm that is none; None stands for no clipping."""
+    if max_norm is not None and (
+        isinstance(max_norm, bool) or not isinstance(max_norm, (int, float)) or math.isnan(max_norm) or max_norm < 0
+    ):
+        refuse(name, "max_norm", repr(max_norm), "a number from 0, or None")
 
 
 def _lie_like(model: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

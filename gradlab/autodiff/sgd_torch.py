@@ -8,7 +8,7 @@ import torch
 from gradlab.autodiff.arguments import refuse, want_floats
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.optimizer_torch import OneLaunch
+from gradlab.autodiff.optimizer_torch import OneLaunch, Row
 from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import sgd_triton as kernels
 from gradlab.kernels.sgd import LR
@@ -24,6 +24,8 @@ class SGD(OneLaunch, torch.optim.SGD):
         params, lr, momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD takes them, run-time
             values: changing them compiles nothing. Without momentum no buffer is kept.
         foreach, differentiable, fused: refused unless false or None.
+        max_norm: gradients are taken times min(1, max_norm / (their norm over all parameters + 1e-6)), as
+            torch.nn.utils.clip_grad_norm_ does, without being changed themselves; `grad_norm` is the last norm.
 
     Raises:
         ValueError, TypeError: as torch.optim.SGD raises them, and for an option refused.
@@ -34,14 +36,15 @@ class SGD(OneLaunch, torch.optim.SGD):
     def __init__(self, params: Any, lr: float | torch.Tensor = LR, momentum: float = 0, dampening: float = 0,
                  weight_decay: float | torch.Tensor = 0, nesterov: bool = False, *, maximize: bool = False,
                  foreach: bool | None = None, differentiable: bool = False,
-                 fused: bool | None = None) -> None:  # fmt: skip
+                 fused: bool | None = None, max_norm: float | None = None) -> None:  # fmt: skip
         super().__init__(
             params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
             maximize=maximize, foreach=foreach, differentiable=differentiable, fused=fused,
         )  # fmt: skip
+        self.max_norm = max_norm
         self._refuse_options()
 
-    def _row(self, group: dict[str, Any], p: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], list[float]]:
+    def _row(self, group: dict[str, Any], p: torch.Tensor, number: int) -> Row:
         """(p, g, b), and the scalars of the step that begins here; no b without momentum."""
         assert p.grad is not None
         momentum, first = float(group["momentum"]), False
@@ -56,10 +59,11 @@ class SGD(OneLaunch, torch.optim.SGD):
             lr=float(group["lr"]), momentum=momentum, dampening=float(group["dampening"]), first=first,
             weight_decay=float(group["weight_decay"]), nesterov=group["nesterov"], maximize=group["maximize"],
         )  # fmt: skip
-        return (p, p.grad, p.new_empty(0) if buffer is None else buffer), scalars
+        return Row((p, p.grad, p.new_empty(0) if buffer is None else buffer), scalars)
 
-    def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float]) -> None:
-        kernels.sgd_(*columns, scalars)
+    def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple],
+                  clip: torch.Tensor | None) -> None:  # fmt: skip
+        kernels.sgd_(*columns, scalars, clip)
 
 
 class Step(Function):

@@ -16,7 +16,8 @@ from gradlab.kernels.launch_triton import (
     op,
     triton_dtype,
 )  # fmt: skip
-from gradlab.kernels.many_triton import address, keep, launch_many, scalar, some, start_of, tensor_of
+from gradlab.kernels.many_triton import address, keep, launch_many, scalar, some, start_of, tensor_of, times
+from gradlab.kernels.rounding_triton import key_at, mixed, nearest, random_bits, stochastic
 
 # Scalars of one tensor's step, in this order: float64 on the host, and all of them may change at every step.
 SCALARS = ("beta1", "beta2", "eps", "weight_decay", "step_size", "correction2", "sign", "decay")
@@ -25,63 +26,125 @@ SCALARS = ("beta1", "beta2", "eps", "weight_decay", "step_size", "correction2", 
 # fmt: off
 @kernel
 def _step_chunk(
-    p_ptr, g_ptr, m_ptr, v_ptr,
-    e, E,
-    beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay,
-    ACC: tl.constexpr, WHOLE: tl.constexpr,
+    p_ptr, g_ptr, m_ptr, v_ptr, x_ptr, w_ptr,
+    e, E, has_x,
+    beta1, beta2, eps, weight_decay, step_size, correction2, sign, kept,
+    one, other,
+    ACC: tl.constexpr, AMSGRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, WHOLE: tl.constexpr,
 ):
-    """p', m', v' of the elements e below E; WHOLE promises that all are, and nothing is masked."""
+    """p', m', v' of the elements e below E, x' and w' with them; WHOLE promises that all are, and nothing is masked."""
     p = some(p_ptr, e, E, ACC, WHOLE)
+    if MASTER != "":
+        # A parameter that is not what its master rounds to was changed by somebody else, who is to be followed.
+        w = some(w_ptr, e, E, ACC, WHOLE)
+        p = tl.where(nearest(w, MASTER) == p, w, p)
     g = some(g_ptr, e, E, ACC, WHOLE)
     m = some(m_ptr, e, E, ACC, WHOLE)
     v = some(v_ptr, e, E, ACC, WHOLE)
-    h = sign * g + weight_decay * p
+    h = sign * g + times(weight_decay, p)
     m = m + (1 - beta1).to(ACC) * (h - m)
     v = beta2.to(ACC) * v + (1 - beta2).to(ACC) * h * h
-    p = p - decay * p - step_size * m / (tl.sqrt(v / correction2) + eps)
-    keep(p_ptr, e, E, p, WHOLE)
-    keep(m_ptr, e, E, m, WHOLE)
-    keep(v_ptr, e, E, v, WHOLE)
+    top = v
+    bits = e
+    if STOCHASTIC:
+        bits = random_bits(e, one, other)
+    if AMSGRAD:
+        if has_x != 0:
+            x = some(x_ptr, e, E, ACC, WHOLE)
+            # What is not a number stays so, from either side.
+            top = tl.where((x >= v) | (x != x), x, v)
+            if STOCHASTIC:
+                keep(x_ptr, e, E, stochastic(top.to(tl.float32), mixed(bits) & 0xFFFF), WHOLE)
+            else:
+                keep(x_ptr, e, E, top, WHOLE)
+    p = kept * p - step_size * m / (tl.sqrt(top / correction2) + eps)
+    if MASTER != "":
+        keep(w_ptr, e, E, p, WHOLE)
+        keep(p_ptr, e, E, nearest(p, MASTER), WHOLE)
+    else:
+        keep(p_ptr, e, E, p, WHOLE)
+    if STOCHASTIC:
+        keep(m_ptr, e, E, stochastic(m.to(tl.float32), bits & 0xFFFF), WHOLE)
+        keep(v_ptr, e, E, stochastic(v.to(tl.float32), bits >> 16), WHOLE)
+    else:
+        keep(m_ptr, e, E, m, WHOLE)
+        keep(v_ptr, e, E, v, WHOLE)
 
 
 @kernel
 def _adam_kernel(
     table_ptr,
     T,
-    ACC: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+    scale_ptr, found_ptr, clip_ptr,
+    ACC: tl.constexpr, DTYPE: tl.constexpr, STATE: tl.constexpr,
+    AMSGRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+    RATES: tl.constexpr, STEPS: tl.constexpr, SCALED: tl.constexpr, FOUND: tl.constexpr, CLIPPED: tl.constexpr,
+    ALIGNED: tl.constexpr, WORDS: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):
-    """p', m', v' over the tensors of a table; grid (chunks of BE); a program owns one chunk of one tensor.
+    """p', m', v' over the tensors of a table, x' = max(x, v') and w' with them; grid (chunks of BE); a program owns one chunk of one tensor.
 
-    A row of the table is 13 words: addresses of p, g, m, v; elements; then SCALARS.
+    A row of the table is 18 words: addresses of p, g, m, v, of the largest v so far x and the master weight w;
+    elements; SCALARS; addresses of the learning rate and the number of the step, where they are on the device; a key.
     """
-    tensor = tensor_of(table_ptr, T, 13, BT)
-    row = table_ptr + 13 * tensor
+    tensor = tensor_of(table_ptr, T, WORDS, BT)
+    row = table_ptr + WORDS * tensor
     p_ptr = address(row, DTYPE, ALIGNED)
     g_ptr = address(row + 1, DTYPE, ALIGNED)
-    m_ptr = address(row + 2, DTYPE, ALIGNED)
-    v_ptr = address(row + 3, DTYPE, ALIGNED)
-    E = tl.load(row + 4)
-    beta1 = scalar(row + 5)
-    beta2 = scalar(row + 6)
-    eps = scalar(row + 7).to(ACC)
-    weight_decay = scalar(row + 8).to(ACC)
-    step_size = scalar(row + 9).to(ACC)
-    correction2 = scalar(row + 10).to(ACC)
-    sign = scalar(row + 11).to(ACC)
-    decay = scalar(row + 12).to(ACC)
+    m_ptr = address(row + 2, STATE, ALIGNED)
+    v_ptr = address(row + 3, STATE, ALIGNED)
+    x_ptr = address(row + 4, STATE, ALIGNED)
+    w_ptr = address(row + 5, tl.float32, ALIGNED)
+    has_x = tl.load(row + 4)
+    E = tl.load(row + 6)
+    beta1 = scalar(row + 7)
+    beta2 = scalar(row + 8)
+    eps = scalar(row + 9).to(ACC)
+    weight_decay = scalar(row + 10).to(ACC)
+    step_size = scalar(row + 11)
+    correction2 = scalar(row + 12)
+    sign = scalar(row + 13).to(ACC)
+    decay = scalar(row + 14)
 
-    start = start_of(table_ptr, T, tensor, 13, BE)
+    start = start_of(table_ptr, T, tensor, WORDS, BE)
     e = start + tl.arange(0, BE)
+    if RATES:
+        # The host worked with a rate of 1 where the true one is on the device.
+        rate = tl.load(address(row + 15, tl.float64, False), mask=tl.load(row + 15) != 0, other=1.0)
+        step_size = step_size * rate
+        decay = decay * rate
+    one = 0
+    other = 0
+    if STEPS:
+        # The host worked without the corrections where the number of the step is on the device.
+        there = tl.load(row + 16) != 0
+        step = tl.load(address(row + 16, tl.float32, False), mask=there, other=1.0)
+        turns = step.to(tl.float64)
+        step_size = tl.where(there, step_size / (1 - tl.exp(turns * tl.log(beta1))), step_size)
+        correction2 = tl.where(there, 1 - tl.exp(turns * tl.log(beta2)), correction2)
+        if STOCHASTIC:
+            one, other = key_at(tl.load(row + 17), step, start)
+    if SCALED:
+        sign = sign / tl.load(scale_ptr).to(ACC)
+    if CLIPPED:
+        sign = sign * tl.load(clip_ptr + 1).to(ACC)
+    if FOUND:
+        # A gradient somewhere is not finite: no element is touched.
+        E = tl.where(tl.load(found_ptr) == 0, E, 0)
+    step_size = step_size.to(ACC)
+    correction2 = correction2.to(ACC)
+    kept = (1 - decay).to(ACC)
     # A mask against a number out of memory splits wide loads too, so only a tensor's last chunk has one.
     if start + BE <= E:
         _step_chunk(
-            p_ptr, g_ptr, m_ptr, v_ptr, e, E,
-            beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay, ACC, True,
+            p_ptr, g_ptr, m_ptr, v_ptr, x_ptr, w_ptr, e, E, has_x,
+            beta1, beta2, eps, weight_decay, step_size, correction2, sign, kept, one, other,
+            ACC, AMSGRAD, MASTER, STOCHASTIC, True,
         )
     else:
         _step_chunk(
-            p_ptr, g_ptr, m_ptr, v_ptr, e, E,
-            beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay, ACC, False,
+            p_ptr, g_ptr, m_ptr, v_ptr, x_ptr, w_ptr, e, E, has_x,
+            beta1, beta2, eps, weight_decay, step_size, correction2, sign, kept, one, other,
+            ACC, AMSGRAD, MASTER, STOCHASTIC, False,
         )
 
 
@@ -132,21 +195,71 @@ def _adam_pullback_kernel(
 # fmt: on
 
 
-def _adam_fake(params, grads, exp_avgs, exp_avg_sqs, scalars):
+def _adam_fake(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, scalars, lrs, steps, keys,
+               grad_scale, found_inf, clip):  # fmt: skip
     return None
 
 
-@op("adam_", fake=_adam_fake, mutates=("params", "exp_avgs", "exp_avg_sqs"))
+@op("adam_", fake=_adam_fake, mutates=("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "masters"))
+def _adam(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], exp_avgs: Sequence[torch.Tensor],
+          exp_avg_sqs: Sequence[torch.Tensor], max_exp_avg_sqs: Sequence[torch.Tensor], masters: Sequence[torch.Tensor],
+          scalars: Sequence[float], lrs: Sequence[torch.Tensor], steps: Sequence[torch.Tensor], keys: Sequence[int],
+          grad_scale: torch.Tensor | None, found_inf: torch.Tensor | None,
+          clip: torch.Tensor | None) -> None:  # fmt: skip
+    T = len(params)
+    if not T:
+        return
+    # Groups share a rate: it is made float64 once.
+    wide = {lr.data_ptr(): lr.to(torch.float64) for lr in {lr.data_ptr(): lr for lr in lrs}.values()}
+    rates = [wide[lr.data_ptr()] for lr in lrs]
+    columns = [params, grads, exp_avgs, exp_avg_sqs]
+    columns += [max_exp_avg_sqs or [exp_avgs[0].new_empty(0)] * T, masters or [params[0].new_empty(0)] * T]
+    late = [[t.data_ptr() if t.numel() else 0 for t in row] if row else [0] * T for row in (rates, steps)]
+    # fmt: off
+    launch_many(
+        _adam_kernel, columns, (0, 2, 3, 4, 5), scalars,
+        words=list(zip(*late, keys or [0] * T, strict=True)),
+        args=(grad_scale, found_inf, clip),
+        dtypes={"DTYPE": 0, "STATE": 2},
+        AMSGRAD=any(x.numel() for x in max_exp_avg_sqs),
+        MASTER=str(params[0].dtype).removeprefix("torch.") if masters else "",
+        STOCHASTIC=bool(keys), RATES=bool(lrs), STEPS=bool(steps),
+        SCALED=grad_scale is not None, FOUND=found_inf is not None, CLIPPED=clip is not None,
+    )
+    # fmt: on
+
+
 def adam_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], exp_avgs: Sequence[torch.Tensor],
-          exp_avg_sqs: Sequence[torch.Tensor], scalars: Sequence[float]) -> None:  # fmt: skip
-    """Step every parameter in place, all in one launch: 4 E elements read, 3 E written.
+          exp_avg_sqs: Sequence[torch.Tensor], max_exp_avg_sqs: Sequence[torch.Tensor], scalars: Sequence[float], *,
+          masters: Sequence[torch.Tensor] = (), lrs: Sequence[torch.Tensor] = (),
+          steps: Sequence[torch.Tensor] = (), keys: Sequence[int] = (), grad_scale: torch.Tensor | None = None,
+          found_inf: torch.Tensor | None = None, clip: torch.Tensor | None = None) -> None:  # fmt: skip
+    """Step every parameter in place, all in one launch: 4 E elements read, 3 E written; 5 and 4 with the largest v.
+
+    Nothing here waits for the device.
 
     Args:
-        params, grads, exp_avgs, exp_avg_sqs: T tensors each, of one dtype and on one device; the four of one index
-            have the same elements at the same places in memory, without gaps.
+        params, grads, exp_avgs, exp_avg_sqs: T tensors each, all on one device, the first two of one dtype, the last
+            two of one; the four of one index have the same elements at the same places in memory, without gaps.
+        max_exp_avg_sqs: T tensors like exp_avgs, the largest exp_avg_sq so far, which the step is divided by; without
+            elements where a parameter has none; an empty list where none has.
         scalars: SCALARS of each tensor, one after another; float64 values that travel with the addresses.
+        masters: none, or T float32 tensors like params, which are of half precision: what is stepped, params being
+            what they round to. Where a parameter is not, it was changed by somebody else, and is what is stepped.
+        lrs: none, or T tensors on the device: the learning rate where `scalars` were worked out with a rate of 1, or no
+            elements where it is in them.
+        steps: none, or T float32 tensors on the device of one element: the number of the step that this is, where
+            `scalars` were worked out with a step of infinity.
+        keys: none, or of each tensor a word of `rounding_triton.key`: moments, bfloat16, are rounded at random. Needs
+            `steps`.
+        grad_scale: what the gradients were multiplied by, one float32 on the device.
+        found_inf: not 0 where nothing is to change, one float32 on the device.
+        clip: what `norm_triton.global_norm` gives: the gradients are taken times its second element.
     """
-    launch_many(_adam_kernel, (params, grads, exp_avgs, exp_avg_sqs), (0, 2, 3), scalars)
+    _adam(
+        list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(max_exp_avg_sqs), list(masters),
+        list(scalars), list(lrs), list(steps), list(keys), grad_scale, found_inf, clip,
+    )  # fmt: skip
 
 
 def _adam_pullback_fake(p, g, m, v, cp, cm, cv, scalars):

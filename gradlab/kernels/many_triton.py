@@ -1,12 +1,13 @@
 """One launch over any number of tensors: a table of addresses, sizes and scalars, and what a kernel reads out of it.
 
-A row of the table is one tensor's: addresses of the arrays of each role, elements, then scalars as float64, all words
-of 64 bits. Behind the T rows stand T first chunks, in rising order: the number of them not past a program names the
-tensor that the program works on.
+A row of the table is one tensor's: addresses of the arrays of each role, 0 where it has none, elements, scalars as
+float64, then further words of the kernel's own, all of 64 bits. Behind the T rows stand T first chunks, in rising
+order: the number of them not past a program names the tensor that the program works on.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -78,51 +79,94 @@ def keep(ptr, e, E, value, WHOLE: tl.constexpr):
         tl.store(ptr + e, rounded, mask=e < E)
 
 
+@kernel
+def times(factor, x):
+    """factor x, and 0 where the factor is, whatever x."""
+    return tl.where(factor == 0, 0.0, factor * x)
+
+
+def dense(t: torch.Tensor) -> torch.Tensor:
+    """The tensor itself when its elements fill their memory without gaps or overlaps, else a contiguous copy."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n != 1):
+        if stride != expected:
+            return t.contiguous()
+        expected *= size
+    return t
+
+
+def chunk_of(sizes: Sequence[int], device: torch.device, compiled: int = CHUNK) -> int:
+    """Elements of one chunk of tensors of these sizes: `compiled`, or in the interpreter as many as it takes."""
+    return block(max(sizes, default=1), INTERPRETED_TILE, least=1) if interpreted(device) else compiled
+
+
+def chunks_in(sizes: Sequence[int], BE: int) -> int:
+    """How many programs a launch over tensors of these sizes has."""
+    return sum(-(-size // BE) for size in sizes)
+
+
 def launch_many(jit: JITFunction, columns: Sequence[Sequence[torch.Tensor]], written: Sequence[int],
-                scalars: Sequence[float]) -> None:  # fmt: skip
+                scalars: Sequence[float] = (), *, words: Sequence[Sequence[int]] = (),
+                args: Sequence[torch.Tensor | None] = (), dtypes: Mapping[str, int] | None = None,
+                compiled: int = CHUNK, **constants: Any) -> None:  # fmt: skip
     """Run `jit` over T tensors in one launch, each in chunks; tensors without elements take no part.
 
     Args:
-        jit: takes (table_ptr, T) and the constants ACC, DTYPE, ALIGNED, BT, BE.
-        columns: for each role T tensors, of one dtype and on one device; those of one index have the same elements at
-            the same places in memory, without gaps. A tensor whose kernel does not touch a role may have none there.
+        jit: takes (table_ptr, T), `args`, and the constants ACC, `dtypes`, ALIGNED, WORDS, BT, BE and `constants`.
+        columns: for each role T tensors on one device, of one dtype; those of one index have the same elements at the
+            same places in memory, without gaps. A tensor that has none of a role stands there without elements.
         written: the columns that the kernel stores to.
         scalars: as many of them for each tensor, one tensor after another; float64 values that travel with the
             addresses.
+        words: for each tensor as many further words of the row.
+        args: tensors for every program; None stands for one that the kernel does not read.
+        dtypes: constant -> the column whose dtype it is, as the kernel sees it; DTYPE, that of the first, by default.
+        compiled: elements of one chunk of the compiled kernel.
     """
     tensors = list(zip(*columns, strict=True))
     each = len(scalars) // max(len(tensors), 1)
-    rows = [(row, scalars[each * i : each * (i + 1)]) for i, row in enumerate(tensors) if row[0].numel()]
+    rows = [
+        (row, scalars[each * i : each * (i + 1)], words[i] if words else ())
+        for i, row in enumerate(tensors)
+        if row[0].numel()
+    ]
     if not rows:
         return
-    device, dtype = rows[0][0][0].device, rows[0][0][0].dtype
+    first = rows[0][0]
+    device, dtype, named = first[0].device, first[0].dtype, dtypes or {"DTYPE": 0}
+    BE = chunk_of([row[0].numel() for row, *_ in rows], device, compiled)
+    constants |= {"ACC": triton_dtype(accumulator(dtype)), "BE": BE}
     if not interpreted(device):
-        _launch_table(jit, rows, CHUNK, dtype, device)
+        constants |= {name: triton_dtype(first[i].dtype) for name, i in named.items()}
+        _launch_table(jit, rows, BE, args, constants)
         return
-    BE = block(max(row[0].numel() for row, _ in rows), INTERPRETED_TILE, least=1)
-    with staged([t for row, _ in rows for t in row], [row[i] for row, _ in rows for i in written]) as stage:
-        seen = [([stage(t) for t in row], values) for row, values in rows]
-        _launch_table(jit, seen, BE, seen[0][0][0].dtype, device)
+    with staged([t for row, *_ in rows for t in row], [row[i] for row, *_ in rows for i in written]) as stage:
+        seen = [([stage(t) for t in row], *rest) for row, *rest in rows]
+        constants |= {name: triton_dtype(seen[0][0][i].dtype) for name, i in named.items()}
+        _launch_table(jit, seen, BE, args, constants)
 
 
-def _launch_table(jit: JITFunction, rows: list, BE: int, dtype: torch.dtype, device: torch.device) -> None:
-    words, firsts, chunks = [], [], 0
-    for row, values in rows:
+def _launch_table(jit: JITFunction, rows: list, BE: int, args: Sequence[torch.Tensor | None],
+                  constants: dict[str, Any]) -> None:  # fmt: skip
+    words: list[int] = []
+    firsts, chunks = [], 0
+    for row, values, more in rows:
         size = row[0].numel()
-        words += [t.data_ptr() for t in row] + [size]
+        words += [t.data_ptr() if t.numel() else 0 for t in row] + [size]
         words += struct.unpack(f"{len(values)}q", struct.pack(f"{len(values)}d", *values))
+        words += more
         firsts.append(chunks)
         chunks += -(-size // BE)
-    table = on_device(words + firsts, torch.int64, device)
+    table = on_device(words + firsts, torch.int64, rows[0][0][0].device)
     T = len(rows)
-    aligned = all(t.data_ptr() % 16 == 0 for row, _ in rows for t in row)
+    aligned = all(t.data_ptr() % 16 == 0 for row, *_ in rows for t in row if t.numel())
     # fmt: off
     launch(
         jit, [chunks],
         table,
         T,
-        ACC=triton_dtype(accumulator(dtype)), DTYPE=triton_dtype(dtype), ALIGNED=aligned,
-        BT=block(T, 2**20, least=1), BE=BE, writes=[table], warps=8,
-        holds=[t for row, _ in rows for t in row],
+        *(table if a is None else a for a in args),
+        ALIGNED=aligned, WORDS=len(words) // T, BT=block(T, 2**20, least=1), **constants, writes=[table], warps=8,
+        holds=[t for row, *_ in rows for t in row if t.numel()],
     )
     # fmt: on

@@ -16,7 +16,7 @@ from gradlab.kernels.launch_triton import (
     op,
     triton_dtype,
 )  # fmt: skip
-from gradlab.kernels.many_triton import address, keep, launch_many, scalar, some, start_of, tensor_of
+from gradlab.kernels.many_triton import address, keep, launch_many, scalar, some, start_of, tensor_of, times
 
 # Scalars of one tensor's step, in this order: float64 on the host, and all of them may change at every step. The last
 # four are r, q, n, t of gradlab/kernels/sgd.py: r = 0 where the buffer is not read, t = 0 where there is none.
@@ -24,12 +24,6 @@ SCALARS = ("lr", "sign", "weight_decay", "of_b", "of_h", "plain", "through")
 
 
 # fmt: off
-@kernel
-def _times(factor, x):
-    """factor x, and 0 where the factor is, whatever x."""
-    return tl.where(factor == 0, 0.0, factor * x)
-
-
 @kernel
 def _step_chunk(
     p_ptr, g_ptr, b_ptr,
@@ -39,14 +33,14 @@ def _step_chunk(
 ):
     """p', b' of the elements e below E; WHOLE promises that all are, and nothing is masked."""
     p = some(p_ptr, e, E, ACC, WHOLE)
-    h = sign * some(g_ptr, e, E, ACC, WHOLE) + _times(weight_decay, p)
+    h = sign * some(g_ptr, e, E, ACC, WHOLE) + times(weight_decay, p)
     d = h
     if through != 0:
         b = of_h * h
         if of_b != 0:
             b = of_b * some(b_ptr, e, E, ACC, WHOLE) + b
         keep(b_ptr, e, E, b, WHOLE)
-        d = _times(plain, h) + through * b
+        d = times(plain, h) + through * b
     keep(p_ptr, e, E, p - lr * d, WHOLE)
 
 
@@ -54,14 +48,16 @@ def _step_chunk(
 def _sgd_kernel(
     table_ptr,
     T,
-    ACC: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+    clip_ptr,
+    ACC: tl.constexpr, DTYPE: tl.constexpr, CLIPPED: tl.constexpr, ALIGNED: tl.constexpr,
+    WORDS: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):
     """p', b' over the tensors of a table; grid (chunks of BE); a program owns one chunk of one tensor.
 
     A row of the table is 11 words: addresses of p, g, b; elements; then SCALARS.
     """
-    tensor = tensor_of(table_ptr, T, 11, BT)
-    row = table_ptr + 11 * tensor
+    tensor = tensor_of(table_ptr, T, WORDS, BT)
+    row = table_ptr + WORDS * tensor
     p_ptr = address(row, DTYPE, ALIGNED)
     g_ptr = address(row + 1, DTYPE, ALIGNED)
     b_ptr = address(row + 2, DTYPE, ALIGNED)
@@ -73,8 +69,10 @@ def _sgd_kernel(
     of_h = scalar(row + 8).to(ACC)
     plain = scalar(row + 9).to(ACC)
     through = scalar(row + 10).to(ACC)
+    if CLIPPED:
+        sign = sign * tl.load(clip_ptr + 1).to(ACC)
 
-    start = start_of(table_ptr, T, tensor, 11, BE)
+    start = start_of(table_ptr, T, tensor, WORDS, BE)
     e = start + tl.arange(0, BE)
     # A mask against a number out of memory splits wide loads too, so only a tensor's last chunk has one.
     if start + BE <= E:
@@ -103,24 +101,24 @@ def _sgd_pullback_kernel(
     e = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)
     cp = tl.load(cp_ptr + e * cp_e, mask=e < E, other=0.0).to(ACC)
     u = -lr * cp
-    dh = _times(plain, u)
+    dh = times(plain, u)
     if BUFFERED:
         db = tl.load(cb_ptr + e * cb_e, mask=e < E, other=0.0).to(ACC) + through * u
         dh = dh + of_h * db
-        tl.store(db_ptr + e, _times(of_b, db).to(db_ptr.dtype.element_ty), mask=e < E)
-    dp = cp + _times(weight_decay, dh)
+        tl.store(db_ptr + e, times(of_b, db).to(db_ptr.dtype.element_ty), mask=e < E)
+    dp = cp + times(weight_decay, dh)
     tl.store(dp_ptr + e, dp.to(dp_ptr.dtype.element_ty), mask=e < E)
     tl.store(dg_ptr + e, (sign * dh).to(dg_ptr.dtype.element_ty), mask=e < E)
 # fmt: on
 
 
-def _sgd_fake(params, grads, buffers, scalars):
+def _sgd_fake(params, grads, buffers, scalars, clip=None):
     return None
 
 
 @op("sgd_", fake=_sgd_fake, mutates=("params", "buffers"))
 def sgd_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], buffers: Sequence[torch.Tensor],
-         scalars: Sequence[float]) -> None:  # fmt: skip
+         scalars: Sequence[float], clip: torch.Tensor | None = None) -> None:  # fmt: skip
     """Step every parameter in place, all in one launch: 3 E elements read, 2 E written; without momentum 2 E and E.
 
     Args:
@@ -128,8 +126,11 @@ def sgd_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], buffers:
             elements at the same places in memory, without gaps. A buffer whose scalars have t = 0 has no elements; one
             whose scalars have r = 0 is written and not read.
         scalars: SCALARS of each tensor, one after another; float64 values that travel with the addresses.
+        clip: what `norm_triton.global_norm` gives: the gradients are taken times its second element.
     """
-    launch_many(_sgd_kernel, (params, grads, buffers), (0, 2), scalars)
+    launch_many(
+        _sgd_kernel, (params, grads, buffers), (0, 2), scalars, args=(clip,), CLIPPED=clip is not None,
+    )  # fmt: skip
 
 
 def _sgd_pullback_fake(cp, cb, scalars):
