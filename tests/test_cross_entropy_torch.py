@@ -252,6 +252,13 @@ def test_vocabularies_of_any_size_far_from_zero(V, shift):
     # The shift itself rounds x to a step of 2^-39.
     close(y, wanted, V, 2.0**-53 if shift == 0 else 2.0**-39)
     close(torch.autograd.grad(y, x)[0], torch.autograd.grad(wanted, x)[0], V, 2.0**-53 if shift == 0 else 2.0**-39)
+    if V <= 1000:
+        u = torch.randn_like(x)
+        again = [
+            torch.autograd.grad(torch.autograd.grad(f(x + shift, t), x, create_graph=True)[0], x, u)[0]
+            for f in (lab.cross_entropy, F.cross_entropy)
+        ]
+        close(*again, V, 2.0**-53 if shift == 0 else 2.0**-39)
     capped, wanted = lab.cross_entropy(x, t, softcap=1.0), F.cross_entropy(torch.tanh(x), t)
     close(capped, wanted, V)
 
@@ -298,6 +305,19 @@ def test_the_gradient_is_handed_over_once_and_right_each_time(monkeypatch):
     close(torch.autograd.grad(5 * y, x)[0], 5 * wanted, 7)
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         torch.autograd.grad(y, x)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_z_loss_at_once_has_a_divisor_of_its_own(scale, inplace):
+    """In float64 it comes after the loss; here with it, and the rows' weights are not the z-loss's."""
+    leaf, t = drawn(6, 5, "cpu", torch.float32, ignore=-100)
+    weight = torch.tensor([0.1, 3.0, 0.5, 2.0, 7.0])
+    y = lab.cross_entropy(leaf * 1, t, weight, z_loss=0.5, inplace=inplace)
+    wide = leaf.detach().double().requires_grad_()
+    wanted, _ = composed(wide, t, weight.double(), -100, "mean", 0.0, 0.5, None)
+    close(y, wanted, 16, 2.0**-24)
+    close(torch.autograd.grad(scale * y, leaf)[0], torch.autograd.grad(scale * wanted, wide)[0], 16, 2.0**-24)
 
 
 def test_a_cotangent_of_one_reads_and_writes_nothing(monkeypatch):
