@@ -1,9 +1,11 @@
 """The jax side: every layer as a Pallas kernel under a `jax.custom_vjp`; imports no torch."""
 
 from gradlab.autodiff.adam_jax import AdamState as AdamState
-from gradlab.autodiff.adam_jax import adam as adam
+from gradlab.autodiff.adam_jax import adam_init as adam_init
 from gradlab.autodiff.adam_jax import adam_step as adam_step
-from gradlab.autodiff.adam_jax import adamw as adamw
+from gradlab.autodiff.adam_transforms_jax import adam as adam
+from gradlab.autodiff.adam_transforms_jax import adamw as adamw
+from gradlab.autodiff.adam_transforms_jax import amsgrad as amsgrad
 from gradlab.autodiff.binary_cross_entropy_with_logits_jax import (
     binary_cross_entropy_with_logits as binary_cross_entropy_with_logits,
 )

@@ -12,6 +12,7 @@ from gradlab.jax import (
     AdamState,
     SGDState,
     adam,
+    adam_init,
     adam_step,
     binary_cross_entropy_with_logits,
     clip_by_global_norm,
@@ -73,6 +74,16 @@ def descent_update(g, b, lr):
     return sgd(lr, 0.9, nesterov=True).update(g, SGDState(jnp.int32(3), b))
 
 
+def maximal(p, g, m, v, x, lr):
+    return adam_step(p, g, AdamState(jnp.int32(3), m, v, x), learning_rate=lr, weight_decay=0.1)
+
+
+def rounded(p, g):
+    options = {"master_weights": True, "state_dtype": jnp.bfloat16}
+    state = adam_init(p, amsgrad=True, **options)
+    return adam_step(p, g, state, **options, grad_scale=jnp.float32(8), found_inf=jnp.float32(0))[1]
+
+
 def update(g, m, v, lr):
     return adam(lr).update(g, AdamState(jnp.int32(3), m, v))
 
@@ -114,7 +125,9 @@ PROGRAMS = {
     "cross_entropy, many classes": (entropy, (0,), 2, ((19, 1030),), ((19,),)),
     "cross_entropy, every option": (every, (0,), 2, ((5, 7), (7,)), ((5,),)),
     "cross_entropy, soft labels": (lambda x, q: cross_entropy(x, q, reduction="none"), (0, 1), 2, ((5, 7), (5, 7)), ()),
-    "adam_step": (fused, (0, 1, 2, 3), 1, ((3, 7),) * 4 + ((),), ()),
+    "adam_step": (fused, (0, 1, 2, 3, 4), 1, ((3, 7),) * 4 + ((),), ()),
+    "adam_step, amsgrad": (maximal, (0, 1, 2, 3, 4, 5), 1, ((3, 7),) * 5 + ((),), ()),
+    "adam_step, rounded": (rounded, (), 0, ((33, 129),) * 2, ()),
     "adam_step, large": (fused, (0, 1, 2, 3), 1, ((33, 129),) * 4 + ((),), ()),
     "adam": (update, (0, 1, 2), 1, ((3, 7),) * 3 + ((),), ()),
     "sgd_step": (descent, (0, 1, 2), 2, ((3, 7),) * 3 + ((),), ()),
@@ -148,8 +161,8 @@ KERNELS = {
         {"loss", "pullback", "target_pullback"},
         {"loss", "pullback", "target_pullback", "second"},
     ),
-    "adam_step": ({"adam"}, {"adam", "adam_pullback"}),
-    "adam": ({"adam"}, {"adam", "adam_pullback"}),
+    "adam_step": ({"adam"}, {"adam", "adam_pullback", "column_sum"}),
+    "adam": ({"adam"}, {"adam", "adam_pullback", "column_sum"}),
     "sgd_step": ({"sgd"}, {"sgd", "sgd_pullback"}, {"sgd", "sgd_pullback"}),
     "global_norm": (
         {"squares", "column_sum"},
@@ -183,6 +196,7 @@ LARGE = (
     "linear, relu, whole tiles",
     "cross_entropy, many classes",
     "adam_step, large",
+    "adam_step, rounded",
     "mse_loss, stretches",
     "sgd_step, large",
 )
@@ -201,6 +215,6 @@ def test_lowers_to_compiled_kernels(platform, dtype, name):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_has_no_compiled_kernel_on_a_cpu(name):
-    text = lowered(name, 1, "cpu", "float32")
+    text = lowered(name, min(1, PROGRAMS[name][2]), "cpu", "float32")
     assert "func.func public @main" in text
     assert not re.search("triton|tpu_custom_call|mosaic", text)

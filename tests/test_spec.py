@@ -15,7 +15,12 @@ def test_signature_is_parsed():
     assert linear.inputs == (Array("x", ("M", "K")), Array("w", ("K", "N")), Array("b", ("N",)))
     assert linear.outputs == (Array("y", ("M", "N")),)
     assert OPS["cross_entropy"].inputs[1] == Array("t", ("M",), integer=True)
-    assert [a.name for a in OPS["adam"].outputs] == ["p'", "m'", "v'"]
+    assert [a.name for a in OPS["adam"].outputs] == ["p'", "m'", "v'", "x'"]
+    plain, amsgrad = Case("", {"E": 3}, {"has_x": False}), Case("", {"E": 3})
+    assert [a.name for a in OPS["adam"].results(plain)] == ["p'", "m'", "v'"]
+    assert OPS["adam"].results(amsgrad) == OPS["adam"].outputs
+    # lr counts as one element.
+    assert OPS["adam"].bytes(plain, "float64") == {"forward": 8 * 22, "backward": 8 * (22 + 13)}
 
 
 def test_bytes_follow_from_the_signature():
@@ -45,7 +50,7 @@ def test_cases_draw_what_the_signature_says(op: Spec):
             assert any(not np.array_equal(arrays[n], other[n]) for n in arrays)
         results = op.reference(*arrays.values(), **op.options(case))
         shapes = [np.shape(r) for r in (results if isinstance(results, tuple) else (results,))]
-        assert shapes == [a.shape(op.sizes(case)) for a in op.outputs]
+        assert shapes == [a.shape(op.sizes(case)) for a in op.results(case)]
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)

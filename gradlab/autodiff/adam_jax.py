@@ -1,4 +1,4 @@
-"""Adam for jax: a gradient transformation as optax has them, and the whole step fused, with a derivative."""
+"""Adam for jax: the whole step fused, in place where its arrays are donated, and with a derivative."""
 
 import functools
 from typing import Any, NamedTuple
@@ -7,155 +7,256 @@ import jax
 import jax.numpy as jnp
 
 from gradlab.autodiff import optimizer_jax as optimizer
-from gradlab.autodiff.arguments import refuse
-from gradlab.autodiff.optimizer_jax import GradientTransformation, Rate
+from gradlab.autodiff.arguments import dtype_name, refuse
+from gradlab.autodiff.optimizer_jax import Rate
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import adam_pallas as kernels
+from gradlab.kernels import rounding_pallas as rounding
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
 
 
 class AdamState(NamedTuple):
-    """Steps taken (int32), and the first and second moment, trees like the parameters."""
+    """Steps taken (int32), and trees like the parameters: two moments, the largest second moment, master weights.
+
+    nu_max is None without amsgrad, master without master weights; a leaf of master is None where the parameter is not
+    of half precision.
+    """
 
     count: jax.Array  # type: ignore[assignment]  # optax's name for it hides tuple.count
     mu: Any
     nu: Any
+    nu_max: Any = None
+    master: Any = None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _step_rule(p, g, m, v, scalars, update):
-    """(p', m', v') of one step, in new memory.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _step_rule(p, g, m, v, x, lr, scalars, update):
+    """(p', m', v', x') of one step, in new memory; no x' without x.
 
     `update`: p' - p in place of p'; p may be None then, where no decay needs it.
     """
-    return tuple(kernels.adam(p, g, m, v, scalars, update))
+    return tuple(kernels.adam(p, g, m, v, x, None, lr, scalars, update))
 
 
-def _step_fwd(p, g, m, v, scalars, update):
-    return step(p, g, m, v, scalars, update), (p, g, m, v, scalars)
+def _step_fwd(p, g, m, v, x, lr, scalars, update):
+    return step(p, g, m, v, x, lr, scalars, update), (p, g, m, v, x, lr, scalars)
 
 
 def _step_bwd(update, kept, cotangents):
-    p, g, m, v, scalars = kept
-    dp, dg, dm, dv = pullback(jnp.zeros_like(g) if p is None else p, g, m, v, *cotangents, scalars)
-    if update:
-        dp = dp - cotangents[0]
+    p, g, m, v, x, lr, scalars = kept
+    cp, cm, cv, cx = (*cotangents, None)[:4]
+    found = list(pullback(p, g, m, v, x, lr, cp, cm, cv, cx, scalars, update))
+    dp = None if p is None else found.pop(0)
+    dx = None if x is None else found[3]
     # Zeros, not None: they reach `fixed` when a scalar is differentiated, and only then.
-    return None if p is None else dp, dg, dm, dv, jnp.zeros_like(scalars)
+    return dp, *found[:3], dx, found[-1].astype(lr.dtype), jnp.zeros_like(scalars)
 
 
 _step_rule.defvjp(_step_fwd, _step_bwd)
-step = jax.jit(_step_rule, static_argnums=5)
+step = jax.jit(_step_rule, static_argnums=7)
 
 
-fixed = optimizer.fixed("adam_step: no derivative for learning_rate, b1, b2, eps or weight_decay")
+@functools.partial(jax.custom_vjp, nondiff_argnums=(11,))
+def _pullback_rule(p, g, m, v, x, lr, cp, cm, cv, cx, scalars, update):
+    """(dp, dg, dm, dv, dx, dlr) for the cotangents of p', m', v', x'; without elements where there is no x or lr.
 
-
-@jax.custom_vjp
-def pullback(p, g, m, v, cp, cm, cv, scalars):
-    """(dp, dg, dm, dv) for the cotangents of p', m', v'."""
-    return tuple(kernels.adam_pullback(p, g, m, v, cp, cm, cv, scalars))
+    Here without dp and dx, and with dlr always, which a program leaves out where nobody asks.
+    """
+    return tuple(kernels.adam_pullback(p, g, m, v, x, lr, cp, cm, cv, cx, scalars, update))
 
 
 def _pullback_fwd(*args):
     raise NotImplementedError("adam_step: its second derivative is not implemented, wanted order 1")
 
 
-pullback.defvjp(_pullback_fwd, _pullback_fwd)
+_pullback_rule.defvjp(_pullback_fwd, _pullback_fwd)
+pullback = jax.jit(_pullback_rule, static_argnums=11)
+
+fixed = optimizer.fixed("adam_step: no derivative for b1, b2, eps, eps_root or weight_decay")
+
+# What is rounded, guarded or scaled has its step alone.
+plain_step = jax.jit(
+    optimizer.without_derivative(
+        lambda p, g, m, v, x, w, lr, scalars, key, guarded: tuple(
+            kernels.adam(p, g, m, v, x, w, lr, scalars, False, guarded, key)
+        ),
+        "adam_step: no derivative with master_weights, state_dtype, grad_scale or found_inf",
+        (9,),
+    ),
+    static_argnums=9,
+)
 
 
-def adam(learning_rate: Rate = LR, b1: float = BETA1,
-         b2: float = BETA2, eps: float = EPS) -> GradientTransformation:  # fmt: skip
-    """Adam as a gradient transformation; `optax.adam` by hand.
-
-    update = -lr / (1 - b1^s) m' / (sqrt(v' / (1 - b2^s)) + eps) (gradlab/kernels/adam.py has the whole of it).
-
-    Args:
-        learning_rate: a number, an array, or a schedule of the steps taken; a run-time value.
-        b1, b2, eps: as optax takes them.
-
-    Returns:
-        `init` and `update`, which optax.chain, optax.apply_updates and jax.jit take as their own.
-    """
-
-    def update(grads: Any, state: AdamState, params: Any = None) -> tuple[Any, AdamState]:
-        return _over_leaves(None, grads, state, learning_rate, b1, b2, eps, 0.0, False, True)
-
-    return GradientTransformation(init, update)
-
-
-def adamw(learning_rate: Rate = LR, b1: float = BETA1,
-          b2: float = BETA2, eps: float = EPS, weight_decay: float = 1e-4) -> GradientTransformation:  # fmt: skip
-    """Adam with decoupled weight decay as a gradient transformation; `optax.adamw` by hand.
-
-    update = -lr weight_decay p - the step of `adam`.
+def adam_init(params: Any, *, amsgrad: bool = False, mu_dtype: Any = None, master_weights: bool = False,
+              state_dtype: Any = None) -> AdamState:  # fmt: skip
+    """The state of `adam_step` before the first step: no steps, moments of zero.
 
     Args:
-        learning_rate, b1, b2, eps: as in `adam`.
-        weight_decay: times the learning rate and the parameter, taken off it.
-
-    Returns:
-        `init` and `update`, which needs the parameters: without them it raises a ValueError.
-    """
-
-    def update(grads: Any, state: AdamState, params: Any = None) -> tuple[Any, AdamState]:
-        if params is None:
-            refuse("adamw", "params", "None", "the parameters: update(grads, state, params)")
-        return _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay, True, True)
-
-    return GradientTransformation(init, update)
-
-
-def init(params: Any) -> AdamState:
-    """The state before the first step: no steps, moments of zero.
+        params: a tree of arrays of the lab's floating dtypes.
+        amsgrad: whether to keep the largest second moment, too.
+        mu_dtype: of the first moment, which is rounded to nearest; the parameter's when not given.
+        master_weights, state_dtype: as in `adam_step`.
 
     Raises:
-        TypeError: a parameter that is not an array of the lab's floating dtypes.
+        TypeError: a parameter that is not such an array, a dtype that is not wanted.
     """
-    return AdamState(jnp.zeros((), jnp.int32), *(optimizer.zeros("adam", params) for _ in range(2)))
+    if state_dtype is not None and mu_dtype is not None:
+        refuse("adam_init", "mu_dtype", mu_dtype, "None beside a state_dtype")
+    dtype = _state_dtype("adam_init", state_dtype)
+    mu_dtype = optimizer.float_dtype("adam_init", "mu_dtype", mu_dtype)
+
+    def zeros(own: Any = None) -> Any:
+        return optimizer.zeros("adam", params, lambda p: own or _moments_of(p, dtype, master_weights))
+
+    state = AdamState(jnp.zeros((), jnp.int32), zeros(mu_dtype), zeros())
+    if amsgrad:
+        state = state._replace(nu_max=zeros())
+    if master_weights:
+        state = state._replace(master=jax.tree.map(_master_of, params))
+    return state
 
 
 @public("adam")
 def adam_step(params: Any, grads: Any, state: AdamState, *,
-              learning_rate: Rate = LR, b1: float = BETA1,
-              b2: float = BETA2, eps: float = EPS, weight_decay: float = 0.0,
-              decoupled: bool = False) -> tuple[Any, AdamState]:  # fmt: skip
-    """One whole step: parameters and both moments updated in one pass over each array.
+              learning_rate: Rate = LR, b1: float = BETA1, b2: float = BETA2, eps: float = EPS, eps_root: float = 0.0,
+              weight_decay: float = 0.0, decoupled: bool = False, maximize: bool = False, corrected_max: bool = True,
+              master_weights: bool = False, state_dtype: Any = None, seed: int | jax.Array = 0,
+              grad_scale: jax.Array | None = None,
+              found_inf: jax.Array | None = None) -> tuple[Any, AdamState]:  # fmt: skip
+    """One whole step: parameters and moments updated in one pass over each array; amsgrad's where the state has nu_max.
 
     Args:
         params, grads: trees of the same structure, shapes and dtypes.
-        state: of `adam().init(params)`, or of the step before. Under a jit that donates params and state, the new
-            ones take their memory.
-        learning_rate, b1, b2, eps: as in `adam`.
+        state: of `adam_init(params)`, or of the step before. Under a jit that donates params and state, the new ones
+            take their memory.
+        learning_rate: a number, an array of one, read by the kernel and with a derivative, or a schedule of the steps
+            taken.
+        b1, b2, eps, eps_root: as in `adam`.
         weight_decay: added to the gradient, times the parameter.
         decoupled: weight decay as in `adamw`.
+        maximize: steps up the gradient.
+        corrected_max: whether amsgrad takes its maximum after the bias correction, as optax does, or before, as torch.
+        master_weights: parameters of half precision are what float32 weights in the state round to. A parameter that
+            is not was changed by somebody else, and is what is stepped.
+        state_dtype: of the moments, float32 or bfloat16, the latter rounded at random without bias; as the parameters,
+            or as their master weights, when None.
+        seed: a number, or a key of jax's, for that rounding; the same one gives the same bits.
+        grad_scale: an array of one number that the gradients were multiplied by; they are divided by it.
+        found_inf: an array of one number; where it is not 0 nothing changes, and no step is counted.
 
     Returns:
-        The new parameters and state; differentiable once with respect to params, grads and the moments.
+        The new parameters and state; differentiable once with respect to params, grads, moments and the learning rate,
+        unless one of the last five options is there. Where the two of a maximum are equal, each takes half of the
+        derivative; where the root is of 0, 0 is taken for its derivative.
 
     Raises:
-        ValueError: trees or shapes that differ.
+        ValueError: trees or shapes that differ, options that the state was not made for.
         TypeError: dtypes that differ or are not floating.
-        NotImplementedError: a second derivative, or one with respect to a scalar option.
+        NotImplementedError: a second derivative, or one with respect to another scalar option.
     """
-    return _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay, decoupled, False)
+    options = {
+        "b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "weight_decay": weight_decay, "decoupled": decoupled,
+        "maximize": maximize, "corrected_max": corrected_max and state.nu_max is not None,
+    }  # fmt: skip
+    plain = not master_weights and state_dtype is None and grad_scale is None and found_inf is None
+    dtype = _state_dtype("adam_step", state_dtype)
+    mastered = bool(jax.tree.leaves(state.master))
+    if mastered != (master_weights and any(map(_half, jax.tree.leaves(params)))):
+        came = "there without master_weights" if mastered else "None with master_weights"
+        refuse("adam_step", "state.master", came, "the state of adam_init(params, master_weights=...) of the same word")
+    if plain:
+        return over_leaves("adam_step", params, grads, state, learning_rate, options)
+    structure, rows = _columns("adam_step", params, grads, state, dtype, master_weights)
+    found = jnp.zeros(()) if found_inf is None else jnp.asarray(found_inf).reshape(())
+    lr = optimizer.rate(learning_rate, state.count)
+    count = state.count + 1
+    masters: list[Any] = [None] * len(rows)
+    if mastered:
+        masters, tree = jax.tree.flatten(state.master, is_leaf=lambda w: w is None)
+        if tree != structure:
+            refuse("adam_step", "the tree of state.master", tree, f"{structure} like grads")
+    new, taken = [], {"grad_scale": grad_scale, "found": found}
+    for number, ((g, p, m, v, *x), w) in enumerate(zip(rows, masters, strict=True)):
+        one, scalars = _numbers("adam_step", lr, count, g.dtype, options | taken)
+        key = None if dtype != jnp.bfloat16 else rounding.key_at(rounding.words(seed, number), count)
+        row = plain_step(p, g, m, v, x[0] if x else None, w, one, scalars, key, found_inf is not None)
+        new.append([*row[:3], row[3] if x else None, row[-1] if w is not None else None])
+    p, mu, nu, nu_max, master = (structure.unflatten([leaf[k] for leaf in new]) for k in range(5))
+    counted = jnp.where(found != 0, state.count, count) if found_inf is not None else count
+    after = AdamState(counted, mu, nu, None if state.nu_max is None else nu_max, master if mastered else state.master)
+    return p, after
 
 
-def _over_leaves(params, grads, state, learning_rate, b1, b2, eps, weight_decay, decoupled, update):
-    trees = {"params": grads if params is None else params, "state.mu": state.mu, "state.nu": state.nu}
-    structure, rows = optimizer.columns("adam_step", grads, trees)
+def over_leaves(op: str, params: Any, grads: Any, state: AdamState, learning_rate: Rate, options: dict[str, Any],
+                update: bool = False, decayed: Any = None) -> tuple[Any, AdamState]:  # fmt: skip
+    """The plain step of every leaf; `update`: p' - p in place of p', params None without decay.
+
+    `decayed` is a list of whether each leaf's weight decays; all do when it is None.
+    """
+    structure, rows = _columns(op, params, grads, state, None, False)
     lr, count = optimizer.rate(learning_rate, state.count), state.count + 1
-    options = {"lr": lr, "step": count, "beta1": b1, "beta2": b2, "eps": eps, "weight_decay": weight_decay}
-    options["decoupled"] = decoupled
-    scalars = {g.dtype: fixed(kernels.scalars(**options, dtype=g.dtype)) for g, *_ in rows}
-    new = [step(None if params is None else p, g, m, v, scalars[g.dtype], update) for g, p, m, v in rows]
-    p, mu, nu = (structure.unflatten([leaf[k] for leaf in new]) for k in range(3))
-    return p, AdamState(count, mu, nu)
+    numbers: dict[Any, Any] = {}
+    new = []
+    for (g, p, m, v, *x), decays in zip(rows, decayed or [True] * len(rows), strict=True):
+        kept = options if decays else options | {"weight_decay": 0.0}
+        if (g.dtype, decays) not in numbers:
+            one, scalars = _numbers(op, lr, count, g.dtype, kept)
+            numbers[g.dtype, decays] = one, fixed(scalars)
+        new.append(step(None if params is None else p, g, m, v, x[0] if x else None, *numbers[g.dtype, decays], update))
+    trees = [structure.unflatten([leaf[k] for leaf in new]) for k in range(3 if state.nu_max is None else 4)]
+    return trees[0], AdamState(count, *trees[1:])
 
 
-def by_spec(p: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array, *, lr: float = LR, beta1: float = BETA1,
-            beta2: float = BETA2, step: int = 1, **options: Any) -> tuple[jax.Array, ...]:  # fmt: skip
-    """adam_step of one array with the Spec's options."""
-    state = AdamState(jnp.asarray(step - 1, jnp.int32), m, v)
-    p, state = adam_step(p, g, state, learning_rate=lr, b1=beta1, b2=beta2, **options)
-    return p, state.mu, state.nu
+def _numbers(op: str, lr: Any, count: jax.Array, dtype: Any, options: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """The learning rate, and the scalars of a step, in the dtype that sums of `dtype` are carried in."""
+    renamed = {{"b1": "beta1", "b2": "beta2"}.get(name, name): value for name, value in options.items()}
+    scalars = kernels.scalars(step=count, **renamed, dtype=dtype)
+    return optimizer.number(op, "learning_rate", lr, scalars.dtype), scalars
+
+
+def _columns(op: str, params: Any, grads: Any, state: AdamState, dtype: Any,
+             mastered: bool) -> tuple[Any, list[tuple[jax.Array, ...]]]:  # fmt: skip
+    """The structure of grads, and (g, p, m, v) or (g, p, m, v, x) of each leaf, in the dtypes that the words ask for.
+
+    The first moment may have one of its own, unless it is rounded at random.
+    """
+    trees = {"params": grads if params is None else params, "state.mu": state.mu, "state.nu": state.nu}
+    if state.nu_max is not None:
+        trees["state.nu_max"] = state.nu_max
+    structure, rows = optimizer.columns(op, grads, trees, tuple(trees)[1:])
+    for g, _, *moments in rows:
+        wanted = _moments_of(g, dtype, mastered)
+        for name, moment in list(zip(tuple(trees)[1:], moments, strict=True))[dtype != jnp.bfloat16 :]:
+            if moment.dtype != wanted:
+                like = "like grads" if wanted == g.dtype else "for its master_weights and state_dtype: adam_init"
+                refuse(op, f"dtype of {name}", dtype_name(moment), f"{jnp.dtype(wanted).name} {like}", TypeError)
+    return structure, rows
+
+
+def _state_dtype(op: str, dtype: Any) -> Any:
+    """The dtype of the moments, or None."""
+    if dtype is not None and jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+        refuse(op, "state_dtype", jnp.dtype(dtype).name, "float32, bfloat16 or None")
+    return None if dtype is None else jnp.dtype(dtype)
+
+
+def _moments_of(p: Any, dtype: Any, mastered: bool) -> Any:
+    """The dtype of the moments of a parameter."""
+    return dtype or (jnp.dtype("float32") if mastered and _half(p) else p.dtype)
+
+
+def _master_of(p: Any) -> jax.Array | None:
+    return jnp.asarray(p, "float32") if _half(jnp.asarray(p)) else None
+
+
+def _half(p: Any) -> bool:
+    return getattr(p, "dtype", None) in (jnp.float16, jnp.bfloat16)
+
+
+def by_spec(p: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array, lr: jax.Array, x: jax.Array | None = None, *,
+            beta1: float = BETA1, beta2: float = BETA2, step: int = 1,
+            **options: Any) -> tuple[jax.Array, ...]:  # fmt: skip
+    """adam_step of one array with the Spec's options; amsgrad is torch's."""
+    state = AdamState(jnp.asarray(step - 1, jnp.int32), m, v, x)
+    p, state = adam_step(p, g, state, learning_rate=lr, b1=beta1, b2=beta2, corrected_max=False, **options)
+    return (p, state.mu, state.nu) if x is None else (p, state.mu, state.nu, state.nu_max)

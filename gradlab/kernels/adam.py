@@ -1,27 +1,42 @@
 r"""adam: one step of Adam, over all elements at once.
 
-Shapes: p[E], g[E], m[E], v[E] -> p'[E], m'[E], v'[E]; parameter, gradient, first and second moment.
+Shapes: p[E], g[E], m[E], v[E], lr[], x[X] -> p'[E], m'[E], v'[E], x'[X]; parameter, gradient, first and second moment,
+learning rate, and with amsgrad (X = E) the largest second moment so far.
 
-Forward (15 E FLOPs), step s counted from 1, a = lr / (1 - b1^s), c = 1 - b2^s, h = g + weight_decay p and k = 0, or,
-decoupled (AdamW), h = g and k = lr weight_decay:
+Forward (15 E + X FLOPs), step s counted from 1, a = lr / (1 - b1^s), c = 1 - b2^s, h = +-g + weight_decay p (minus to
+maximize) and k = 0, or, decoupled (AdamW), h = +-g and k = weight_decay:
     m' = b1 m + (1 - b1) h
     v' = b2 v + (1 - b2) h^2
-    p' = p - k p - a m' / d        with d = sqrt(v' / c) + eps
-Pullback of the cotangents P, A, B of p', m', v' (20 E FLOPs):
+    x' = max(x, v')                    w = x' with amsgrad, else v'
+    p' = p - lr k p - a m' / d         with d = sqrt(w / c) + eps
+Pullback of the cotangents P, A, B, C of p', m', v', x' (23 E + 5 X FLOPs):
     dm' = A - a P / d
-    dv' = B + a P m' / d^2 / (2 sqrt(v' c))        the second term 0 where v' = 0
+    dw  = a P m' / d^2 / (2 sqrt(w c))             0 where w = 0
+    dv' = B + dw                                   with amsgrad B + (C + dw) [v' > x], and dx = (C + dw) [v' < x]
     dh  = (1 - b1) dm' + 2 (1 - b2) h dv'
-    dp = P - k P + weight_decay dh (no weight_decay when decoupled),   dg = dh,   dm = b1 dm',   dv = b2 dv'
+    dp = P - lr k P + weight_decay dh (no weight_decay when decoupled),   dg = +-dh,   dm = b1 dm',   dv = b2 dv'
+    dlr = -sum_e P (m' / d / (1 - b1^s) + k p)     a stretch of e each program, then the stretches
 
-Derivation: the chain rule, line by line backwards; d(d)/d(v') = 1 / (2 c sqrt(v' / c)) = 1 / (2 sqrt(v' c)). At v' = 0
-the square root has no derivative and m' = 0 with it; 0 is taken, so that a parameter that never had a gradient gets
-none.
+Derivation: the chain rule, line by line backwards; d(d)/d(w) = 1 / (2 c sqrt(w / c)) = 1 / (2 sqrt(w c)). At w = 0 the
+square root has no derivative, and without amsgrad m' is 0 there too unless momentum is left over; 0 is taken, so that
+a parameter that never had a gradient gets none. Where x = v' the maximum has none either: each takes half, [..] = 1/2,
+which is what torch.maximum and jax.numpy.maximum take.
 
-Precision: float32 or better inside, scalars in float64 on the host. lr, step and the bias corrections are run-time
-values: no step compiles anew. Kept for the way back: p, g, m, v. The pullback has no pullback of its own.
+Two amsgrads: torch.optim takes the maximum before the bias correction, as here. optax takes it after:
+    x' = max(x, v' / c),   d = sqrt(x' + eps_root) + eps
+and this is what `amsgrad` and an `adam_step` with its state do in jax, with `corrected_max=False` for torch's. In both
+the kernels divide by two corrections, one of which is 1. eps_root is optax's alone, and is added to w / c under the
+root; where it is positive the root has its derivative also at w = 0.
+
+Precision: float32 or better inside, scalars in float64 on the host; lr may be an array on the device and is read by the
+kernel. lr, step and the bias corrections are run-time values: no step compiles anew. Kept for the way back: the inputs.
+The pullback has no pullback of its own.
 Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, algorithm 1; decoupled: Loshchilov and
-Hutter, Decoupled Weight Decay Regularization, ICLR 2019, algorithm 2.
+Hutter, Decoupled Weight Decay Regularization, ICLR 2019, algorithm 2; amsgrad: Reddi, Kale and Kumar, On the
+Convergence of Adam and Beyond, ICLR 2018, algorithm 2.
 """
+
+import math
 
 import numpy as np
 
@@ -31,57 +46,84 @@ from gradlab.kernels.spec import Case, Spec
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
 
 
-def reference(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False,
-              step=1):  # fmt: skip
-    """p', m', v' in the inputs' dtype."""
+def reference(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False,
+              maximize=False, step=1):  # fmt: skip
+    """p', m', v' in the inputs' dtype, and with x the new one."""
+    g = -g if maximize else g
     h = g if decoupled else g + weight_decay * p
     m = beta1 * m + (1 - beta1) * h
     v = beta2 * v + (1 - beta2) * h * h
-    d = np.sqrt(v / (1 - beta2**step)) + eps
+    w = v if x is None else np.maximum(x, v)
+    d = np.sqrt(w / (1 - beta2**step)) + eps
     kept = p - lr * weight_decay * p if decoupled else p
-    return kept - lr / (1 - beta1**step) * m / d, m, v
+    new = kept - lr / (1 - beta1**step) * m / d
+    return (new, m, v) if x is None else (new, m, v, w)
 
 
 def flops(sizes, **static):
-    """Each add, multiply, divide and square root of the formulas above, one."""
-    return {"forward": 15 * sizes["E"], "backward": 20 * sizes["E"]}
+    """Each add, multiply, divide, square root and maximum of the formulas above, one."""
+    E, X = sizes["E"], sizes.get("X", 0)
+    return {"forward": 15 * E + X, "backward": 23 * E + 5 * X}
+
+
+def derive(sizes, *, has_x=True, **static):
+    """X is E where there is a largest second moment, else 0."""
+    return {"X": sizes["E"] if has_x else 0}
 
 
 def draw(rng, case, spec):
-    """Normal p, g, m and a second moment in [0.1, 1], so that the square root is smooth where it is differenced."""
+    """Normal p, g, m and a second moment in [0.1, 1], so that the square root is smooth where it is differenced.
+
+    x is a part or a multiple of the v' to come, never near it: the maximum is smooth there too.
+    """
     E = case.sizes["E"]
     p, g, m = rng.standard_normal((3, E))
-    return {"p": p, "g": g, "m": m, "v": rng.uniform(0.1, 1.0, E)}
+    drawn = {"p": p, "g": g, "m": m, "v": rng.uniform(0.1, 1.0, E), "lr": np.asarray(rng.uniform(0.05, 0.5))}
+    if case.static.get("has_x", True):
+        v = reference(**drawn, **spec.options(case))[2]
+        drawn["x"] = v * rng.choice([0.4, 1.8], E) * rng.uniform(0.9, 1.1, E)
+    return drawn
 
+
+_PLAIN = {"has_x": False}
 
 SPEC = Spec(
     name="adam",
-    formula="p' = p - k p - a m' / (sqrt(v'/c) + eps)",
-    signature="p[E], g[E], m[E], v[E] -> p'[E], m'[E], v'[E]",
-    wrt=("p", "g", "m", "v"),
+    formula="p' = p - lr k p - a m' / (sqrt(v'/c) + eps)",
+    signature="p[E], g[E], m[E], v[E], lr[], x[X] -> p'[E], m'[E], v'[E], x'[X]",
+    wrt=("p", "g", "m", "v", "lr", "x"),
     reference=reference,
     flops=flops,
     cases=(
-        Case("one", {"E": 1}),
-        Case("odd", {"E": 13}, {"step": 7, "lr": 0.1}),
-        Case("decay", {"E": 9}, {"step": 2, "lr": 0.05, "weight_decay": 0.3, "beta1": 0.5, "beta2": 0.7}),
-        Case("decoupled decay", {"E": 7}, {"step": 3, "lr": 0.1, "weight_decay": 0.5, "decoupled": True}),
-        Case("first step", {"E": 5}, {"step": 1, "lr": 1.0, "eps": 1e-3}),
-        Case("perceptron", {"E": 64 * 128 + 128 * 10 + 138}, {"step": 10}, use="bench"),
-        Case("large", {"E": 2**20}, {"step": 10}, use="bench"),
-        Case("transformer", {"E": 2**27}, {"step": 10}, use="bench gpu"),
+        Case("one", {"E": 1}, _PLAIN),
+        Case("odd", {"E": 13}, {"step": 7, **_PLAIN}),
+        Case("decay", {"E": 9}, {"step": 2, "weight_decay": 0.3, "beta1": 0.5, "beta2": 0.7, **_PLAIN}),
+        Case("decoupled decay", {"E": 7}, {"step": 3, "weight_decay": 0.5, "decoupled": True, **_PLAIN}),
+        Case("first step", {"E": 5}, {"step": 1, "eps": 1e-3, "maximize": True, **_PLAIN}),
+        Case("amsgrad", {"E": 12}, {"step": 5, "weight_decay": 0.2, "beta2": 0.8}),
+        Case("amsgrad, decoupled decay", {"E": 6}, {"step": 3, "weight_decay": 0.4, "decoupled": True}),
+        Case("perceptron", {"E": 64 * 128 + 128 * 10 + 138}, {"step": 10, **_PLAIN}, use="bench"),
+        Case("large", {"E": 2**20}, {"step": 10, **_PLAIN}, use="bench"),
+        Case("large, amsgrad", {"E": 2**20}, {"step": 10}, use="bench"),
+        Case("transformer", {"E": 2**27}, {"step": 10, **_PLAIN}, use="bench gpu"),
     ),
     draw=draw,
+    derive=derive,
+    # dlr is a sum over all elements; their roundings are independent, and partly cancel.
+    length=lambda sizes: math.isqrt(sizes["E"]),
     order=1,
-    kept="p, g, m, v",
+    kept="p, g, m, v, lr, x",
     promises=(
         *ALWAYS,
-        *spills(float64=32),
+        *spills(),
         # The last chunk is masked and loaded one by one, and so are the scalars.
         Promise("wide_loads", least=4, kernels=("adam",)),
         Promise("wide_stores", least=3, kernels=("adam",)),
         Promise("wide_loads", least=7, kernels=("adam_pullback",)),
         Promise("wide_stores", least=4, kernels=("adam_pullback",)),
+        Promise("spill_bytes", most=0, case="large, amsgrad"),
+        Promise("wide_loads", least=9, kernels=("adam_pullback",), case="large, amsgrad"),
+        Promise("wide_stores", least=5, kernels=("adam_pullback",), case="large, amsgrad"),
     ),
     source="Kingma and Ba, ICLR 2015",
 )

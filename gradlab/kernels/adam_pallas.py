@@ -9,95 +9,187 @@ import numpy as np
 
 from gradlab.kernels import launch_pallas
 from gradlab.kernels.launch_pallas import accumulator
+from gradlab.kernels.rounding_pallas import mixed, random_bits, stochastic
 from gradlab.kernels.step_pallas import step
 
-# Scalars of one step, in this order, in the accumulator's dtype; all of them may change at every step.
-SCALARS = ("beta1", "1 - beta1", "beta2", "1 - beta2", "eps", "weight_decay", "step_size", "correction2", "decay")
+# Scalars of one step, in this order, in the accumulator's dtype; all of them may change at every step. The learning
+# rate stands apart, because it has a derivative. v' is divided by `before` where the maximum is taken, and what is
+# under the root by `after`: the bias correction is one of them. `found` is not 0 where nothing is to change.
+SCALARS = (
+    "beta1", "1 - beta1", "beta2", "1 - beta2", "eps", "eps_root", "weight_decay", "correction1", "before", "after",
+    "decay", "scale", "found",
+)  # fmt: skip
+
+
+def _halves(w, v, x):
+    """1 where v is the maximum w of v and x, 0 where x is, and a half of it each where both are."""
+    return jnp.where(v == x, jnp.full_like(w, 0.5), jnp.where(v == w, jnp.ones_like(w), jnp.zeros_like(w)))
 
 
 # fmt: off
-def _adam_kernel(s_ref, *refs, with_p, update):
-    """p', m', v' of p, g, m, v, or the update p' - p in place of p'; grid (rows/BR); a program owns BR rows of each."""
-    _, rest1, beta2, rest2, eps, weight_decay, step_size, correction2, decay = (s_ref[0, i] for i in range(9))
-    p_ref: Any = refs[0] if with_p else None
-    g_ref, m_ref, v_ref, po_ref, mo_ref, vo_ref = refs[1:] if with_p else refs
+def _adam_kernel(s_ref, lr_ref, *refs, with_p, with_x, with_w, update, guarded, keyed, numbers=None):
+    """p', m', v', x', w' of p, g, m, v, x, w, or p' - p in place of p'; grid (E/BE); a program owns BE of each.
+
+    x is the largest v so far, w the master weights that p is rounded from.
+    """
+    (_, rest1, beta2, rest2, eps, eps_root, weight_decay, correction1, before, after, decay, scale,
+     found) = (s_ref[0, i] for i in range(13))
     acc = s_ref.dtype
-    h = g_ref[...].astype(acc)
+    left = list(refs)
+    key: Any = left.pop(0) if keyed else None
+    roles = "p" * with_p + "gmv" + "x" * with_x + "w" * with_w
+    ins = {name: left.pop(0)[...] for name in roles}
+    lr = lr_ref[0, 0]
+    p: Any = ins["p"].astype(acc) if with_p else None
+    if with_w:
+        # A parameter that is not what its master rounds to was changed by somebody else, who is to be followed.
+        w = ins["w"].astype(acc)
+        p = jnp.where(w.astype(ins["p"].dtype).astype(acc) == p, w, p)
+    h = scale * ins["g"].astype(acc)
     if with_p:
-        h = h + weight_decay * p_ref[...].astype(acc)
-    m = m_ref[...].astype(acc)
+        h = h + weight_decay * p
+    m = ins["m"].astype(acc)
     m = m + rest1 * (h - m)
-    v = beta2 * v_ref[...].astype(acc) + rest2 * h * h
-    moved = -step_size * m / (jnp.sqrt(v / correction2) + eps)
+    v = beta2 * ins["v"].astype(acc) + rest2 * h * h
+    top = v
+    if with_x:
+        top = jnp.maximum(ins["x"].astype(acc), v / before)
+    moved = -lr / correction1 * m / (jnp.sqrt(top / after + eps_root) + eps)
     if with_p:
-        p = p_ref[...].astype(acc)
-        moved = moved - decay * p if update else p - decay * p + moved
-    po_ref[...] = moved.astype(po_ref.dtype)
-    mo_ref[...] = m.astype(mo_ref.dtype)
-    vo_ref[...] = v.astype(vo_ref.dtype)
+        moved = moved - lr * decay * p if update else p - lr * decay * p + moved
+    new = {"p": moved, "m": m, "v": v, "x": top, "w": moved}
+    if keyed:
+        low, high = numbers()
+        bits = random_bits(low, high, key[0, 0], key[0, 1])
+        rounding = {"m": bits, "v": bits >> jnp.uint32(16), "x": mixed(bits)}
+    for name in "pmv" + "x" * with_x + "w" * with_w:
+        ref = left.pop(0)
+        if keyed and name in rounding:
+            value = stochastic(new[name].astype(jnp.float32), rounding[name]).astype(ref.dtype)
+        else:
+            value = new[name].astype(ref.dtype)
+        if guarded:
+            value = jnp.where(found != 0, ins[name], value)
+        ref[...] = value
 
 
-def _adam_pullback_kernel(
-    s_ref,
-    p_ref, g_ref, m_ref, v_ref,
-    cp_ref, cm_ref, cv_ref,
-    dp_ref, dg_ref, dm_ref, dv_ref,
-):
-    """dp, dg, dm, dv of the cotangents cp, cm, cv of p', m', v'; grid (rows/BR); a program owns BR rows of each."""
-    beta1, rest1, beta2, rest2, eps, weight_decay, step_size, correction2, decay = (s_ref[0, i] for i in range(9))
+def _adam_pullback_kernel(s_ref, lr_ref, *refs, with_p, with_x, update):
+    """dp, dg, dm, dv, dx, and the terms of dlr, of the cotangents cp, cm, cv, cx of p', m', v', x'.
+
+    Grid (E/BE); a program owns BE elements of each, and the sum of its terms.
+    """
+    (beta1, rest1, beta2, rest2, eps, eps_root, weight_decay, correction1, before, after, decay, scale,
+     _) = (s_ref[0, i] for i in range(13))
     acc = s_ref.dtype
-    p, g, m, v = (ref[...].astype(acc) for ref in (p_ref, g_ref, m_ref, v_ref))
-    cp, cm, cv = (ref[...].astype(acc) for ref in (cp_ref, cm_ref, cv_ref))
-    h = g + weight_decay * p
-    m = m + rest1 * (h - m)
-    v = beta2 * v + rest2 * h * h
-    root = jnp.sqrt(v / correction2)
+    left = list(refs)
+    roles = ["p"] * with_p + ["g", "m", "v"] + ["x"] * with_x + ["cp", "cm", "cv"] + ["cx"] * with_x
+    ins = {name: left.pop(0)[...].astype(acc) for name in roles}
+    cp, lr = ins["cp"], lr_ref[0, 0]
+    h = scale * ins["g"]
+    if with_p:
+        h = h + weight_decay * ins["p"]
+    m = ins["m"] + rest1 * (h - ins["m"])
+    v = beta2 * ins["v"] + rest2 * h * h
+    top = v
+    if with_x:
+        top = jnp.maximum(ins["x"], v / before)
+    root = jnp.sqrt(top / after + eps_root)
     d = root + eps
-    dm = cm - step_size * cp / d
-    # The square root has no derivative at 0, where m' is 0 too: no gradient flows there.
-    moving = v > 0
-    slope = jnp.where(moving, 0.5 / (jnp.where(moving, root, jnp.ones_like(root)) * correction2), jnp.zeros_like(root))
-    dv = cv + step_size * cp * m / (d * d) * slope
+    size = lr / correction1
+    # The square root has no derivative at 0: no gradient flows there.
+    slope = jnp.where(root > 0, 0.5 / jnp.where(root > 0, root, jnp.ones_like(root)), jnp.zeros_like(root))
+    dw = size * cp * m / (d * d) * slope / after
+    out: dict[str, Any] = {}
+    if with_x:
+        # A tie is shared in halves.
+        share = _halves(top, v / before, ins["x"])
+        out["x"] = (ins["cx"] + dw) * (1 - share)
+        dv = ins["cv"] + (ins["cx"] + dw) * share / before
+    else:
+        dv = ins["cv"] + dw
+    dm = ins["cm"] - size * cp / d
     dh = rest1 * dm + 2 * rest2 * h * dv
-    dp_ref[...] = (cp - decay * cp + weight_decay * dh).astype(dp_ref.dtype)
-    dg_ref[...] = dh.astype(dg_ref.dtype)
-    dm_ref[...] = (beta1 * dm).astype(dm_ref.dtype)
-    dv_ref[...] = (beta2 * dv).astype(dv_ref.dtype)
+    u = m / d / correction1
+    if with_p:
+        through = -lr * decay * cp + weight_decay * dh
+        out["p"] = through if update else cp + through
+        u = u + decay * ins["p"]
+    out |= {"g": scale * dh, "m": beta1 * dm, "v": beta2 * dv}
+    # Where nothing comes back nothing is added, also where m' / d is 0 / 0, as it is past the end.
+    out["lr"] = jnp.where(cp == 0, jnp.zeros_like(cp), -cp * u)
+    for name in [*"p" * with_p, *"gmv", *"x" * with_x, "lr"]:
+        ref = left.pop(0)
+        ref[...] = out[name].astype(acc if name == "lr" else ref.dtype)
 # fmt: on
 
 
-def adam(p: jax.Array | None, g: jax.Array, m: jax.Array, v: jax.Array, scalars: jax.Array,
-         update: bool) -> list[jax.Array]:  # fmt: skip
-    """p', m', v' in one pass: 4 E elements read, 3 E written; `update`: p' - p in place of p', p needed for decay only.
+def adam(p: jax.Array | None, g: jax.Array, m: jax.Array, v: jax.Array, x: jax.Array | None, w: jax.Array | None,
+         lr: jax.Array, scalars: jax.Array, update: bool, guarded: bool = False,
+         key: jax.Array | None = None) -> list[jax.Array]:  # fmt: skip
+    """p', m', v' and, where there is one, x', w' in one pass: 4 E elements read, 3 E written, and E more each for these.
 
     Each result is declared as its input's own memory, so that a jit that donates them allocates nothing.
+
+    Args:
+        p: None where `update` asks for p' - p in place of p', and no decay needs it.
+        lr: a number, read by the kernel.
+        guarded: whether a `found` that is not 0 leaves everything as it was.
+        key: [1 2] of 32 bits, for moments that are rounded at random to bfloat16.
     """
-    aliases = {2: 1, 3: 2} if p is None else {3: 1, 4: 2} | ({} if update else {1: 0})
-    kernel = functools.partial(_adam_kernel, with_p=p is not None, update=update)
-    operands = [t for t in (p, g, m, v) if t is not None]
-    return step(kernel, scalars, operands, 3, aliases)
+    given = {"p": p, "g": g, "m": m, "v": v, "x": x, "w": w}
+    operands = {name: t for name, t in given.items() if t is not None}
+    written = [name for name in "pmvxw" if name in operands or name == "p"]
+    places = {name: i for i, name in enumerate(operands)}
+    aliases = {places[name]: k for k, name in enumerate(written) if name in places and not (update and name == "p")}
+    kernel = functools.partial(
+        _adam_kernel, with_p=p is not None, with_x=x is not None, with_w=w is not None, update=update, guarded=guarded,
+        keyed=key is not None,
+    )  # fmt: skip
+    wholes = [scalars, _whole(lr, scalars)] + ([] if key is None else [key])
+    results = [(g if name == "p" and p is None else operands[name]).dtype for name in written]
+    return step(kernel, wholes, list(operands.values()), results, aliases, numbered=key is not None)
 
 
-def adam_pullback(p: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array,
-                  cp: jax.Array, cm: jax.Array, cv: jax.Array, scalars: jax.Array) -> list[jax.Array]:  # fmt: skip
-    """dp, dg, dm, dv of one step of one array, for the cotangents of p', m', v'; 7 E elements read, 4 E written."""
-    return step(_adam_pullback_kernel, scalars, [p, g, m, v, cp, cm, cv], 4, {})
+def adam_pullback(p: jax.Array | None, g: jax.Array, m: jax.Array, v: jax.Array, x: jax.Array | None, lr: jax.Array,
+                  cp: jax.Array, cm: jax.Array, cv: jax.Array, cx: jax.Array | None, scalars: jax.Array,
+                  update: bool) -> list[jax.Array]:  # fmt: skip
+    """dp, dg, dm, dv, dx, dlr of one step of one array, for the cotangents of p', m', v', x'; no dp or dx without p or x.
+
+    7 E elements read, 4 E written; with x 9 E and 5 E. dlr is a sum in two passes, in the accumulator's dtype.
+    """
+    kernel = functools.partial(_adam_pullback_kernel, with_p=p is not None, with_x=x is not None, update=update)
+    given = [t for t in (p, g, m, v, x) if t is not None]
+    cotangents = [t for t in (cp, cm, cv, cx) if t is not None]
+    return step(kernel, [scalars, _whole(lr, scalars)], given + cotangents, [t.dtype for t in given], {}, scalars.dtype)
 
 
-def scalars(*, lr, step, beta1, beta2, eps, weight_decay, decoupled=False, dtype) -> jax.Array:
-    """SCALARS of one step as [1 9]; lr and step may be traced.
+def scalars(*, step, beta1, beta2, eps, weight_decay, decoupled=False, maximize=False, eps_root=0.0, grad_scale=None,
+            found=None, corrected_max=False, correct_mu=True, correct_nu=True, dtype) -> jax.Array:  # fmt: skip
+    """SCALARS of one step as [1 13]; the numbers may be traced.
 
     1 - beta^step is written -expm1(step log beta): in float32 the plain difference loses four digits at the first step.
+
+    Args:
+        corrected_max: whether the bias is corrected before the maximum is taken, as in optax, not after, as in torch.
+        correct_mu, correct_nu: whether the bias of m', v' is corrected at all.
     """
     acc = accumulator(dtype)
 
     def correction(beta):
         return -jnp.expm1(jnp.asarray(step, acc) * jnp.asarray(_log(beta), acc))
 
+    second = correction(beta2) if correct_nu else 1.0
+    scale = -1.0 if maximize else 1.0
     return launch_pallas.scalars(
-        beta1, 1 - beta1, beta2, 1 - beta2, eps, 0.0 if decoupled else weight_decay, lr / correction(beta1),
-        correction(beta2), lr * weight_decay if decoupled else 0.0, dtype=acc,
+        beta1, 1 - beta1, beta2, 1 - beta2, eps, eps_root, 0.0 if decoupled else weight_decay,
+        correction(beta1) if correct_mu else 1.0, second if corrected_max else 1.0, 1.0 if corrected_max else second,
+        weight_decay if decoupled else 0.0, scale if grad_scale is None else scale / jnp.asarray(grad_scale, acc),
+        0.0 if found is None else found, dtype=acc,
     )  # fmt: skip
+
+
+def _whole(lr: jax.Array, scalars: jax.Array) -> jax.Array:
+    return lr.astype(scalars.dtype).reshape(1, 1)
 
 
 def _log(beta):

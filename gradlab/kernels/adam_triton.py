@@ -16,6 +16,7 @@ from gradlab.kernels.launch_triton import (
     op,
     triton_dtype,
 )  # fmt: skip
+from gradlab.kernels.linear_triton import column_sum
 from gradlab.kernels.many_triton import address, keep, launch_many, scalar, some, start_of, tensor_of, times
 from gradlab.kernels.rounding_triton import key_at, mixed, nearest, random_bits, stochastic
 
@@ -150,48 +151,80 @@ def _adam_kernel(
 
 @kernel
 def _adam_pullback_kernel(
-    scalar_ptr,
-    p_ptr, g_ptr, m_ptr, v_ptr,
-    cp_ptr, cp_e, cm_ptr, cm_e, cv_ptr, cv_e,
-    dp_ptr, dg_ptr, dm_ptr, dv_ptr,
-    E,
-    ACC: tl.constexpr, BE: tl.constexpr,
+    scalar_ptr, lr_ptr, lr_z,
+    p_ptr, g_ptr, m_ptr, v_ptr, x_ptr,
+    cp_ptr, cp_z, cp_e, cm_ptr, cm_z, cm_e, cv_ptr, cv_z, cv_e, cx_ptr, cx_z, cx_e,
+    dp_ptr, dg_ptr, dm_ptr, dv_ptr, dx_ptr,
+    s_ptr,
+    E, I,
+    AMSGRAD: tl.constexpr, LR: tl.constexpr, ACC: tl.constexpr, BE: tl.constexpr,
 ):
-    """dp, dg, dm, dv of the cotangents cp, cm, cv of p', m', v'; grid (E/BE); a program owns BE elements of each."""
+    """dp, dg, dm, dv, dx of the cotangents cp, cm, cv, cx of p', m', v', x', and s[z i] = the i-th BE of e of dlr[z].
+
+    Grid (Z * I); a program owns BE elements of each, and s[z i].
+    """
     beta1 = tl.load(scalar_ptr)
     beta2 = tl.load(scalar_ptr + 1)
     eps = tl.load(scalar_ptr + 2).to(ACC)
     weight_decay = tl.load(scalar_ptr + 3).to(ACC)
-    step_size = tl.load(scalar_ptr + 4).to(ACC)
+    step_size = tl.load(scalar_ptr + 4)
     correction2 = tl.load(scalar_ptr + 5).to(ACC)
     sign = tl.load(scalar_ptr + 6).to(ACC)
-    decay = tl.load(scalar_ptr + 7).to(ACC)
+    decay = tl.load(scalar_ptr + 7)
     rest1 = (1 - beta1).to(ACC)
     rest2 = (1 - beta2).to(ACC)
+    # Of a learning rate of 1, which is what p' depends on the learning rate by.
+    unit_size = step_size.to(ACC)
+    unit_decay = decay.to(ACC)
+    z = (tl.program_id(0) // I).to(tl.int64)
+    if LR:
+        lr = tl.load(lr_ptr + z * lr_z).to(tl.float64)
+        step_size = lr * step_size
+        decay = lr * decay
+    step_size = step_size.to(ACC)
+    decay = decay.to(ACC)
 
-    e = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)
-    p = tl.load(p_ptr + e, mask=e < E, other=0.0).to(ACC)
-    g = tl.load(g_ptr + e, mask=e < E, other=0.0).to(ACC)
-    m = tl.load(m_ptr + e, mask=e < E, other=0.0).to(ACC)
-    v = tl.load(v_ptr + e, mask=e < E, other=0.0).to(ACC)
-    cp = tl.load(cp_ptr + e * cp_e, mask=e < E, other=0.0).to(ACC)
-    cm = tl.load(cm_ptr + e * cm_e, mask=e < E, other=0.0).to(ACC)
-    cv = tl.load(cv_ptr + e * cv_e, mask=e < E, other=0.0).to(ACC)
+    e = (tl.program_id(0) % I).to(tl.int64) * BE + tl.arange(0, BE)
+    at = z * E + e
+    p = tl.load(p_ptr + at, mask=e < E, other=0.0).to(ACC)
+    g = tl.load(g_ptr + at, mask=e < E, other=0.0).to(ACC)
+    m = tl.load(m_ptr + at, mask=e < E, other=0.0).to(ACC)
+    v = tl.load(v_ptr + at, mask=e < E, other=0.0).to(ACC)
+    cp = tl.load(cp_ptr + z * cp_z + e * cp_e, mask=e < E, other=0.0).to(ACC)
+    cm = tl.load(cm_ptr + z * cm_z + e * cm_e, mask=e < E, other=0.0).to(ACC)
+    cv = tl.load(cv_ptr + z * cv_z + e * cv_e, mask=e < E, other=0.0).to(ACC)
     h = sign * g + weight_decay * p
     m = m + rest1 * (h - m)
     v = beta2.to(ACC) * v + rest2 * h * h
-    root = tl.sqrt(v / correction2)
+    w = v
+    if AMSGRAD:
+        x = tl.load(x_ptr + at, mask=e < E, other=0.0).to(ACC)
+        cx = tl.load(cx_ptr + z * cx_z + e * cx_e, mask=e < E, other=0.0).to(ACC)
+        w = tl.where(x >= v, x, v)
+    root = tl.sqrt(w / correction2)
     d = root + eps
     dm = cm - step_size * cp / d
-    # The square root has no derivative at 0, where m' is 0 too: no gradient flows there.
-    slope = tl.where(v > 0, 0.5 / (tl.where(v > 0, root, 1.0) * correction2), 0.0)
-    dv = cv + step_size * cp * m / (d * d) * slope
+    # The square root has no derivative at 0: no gradient flows there.
+    slope = tl.where(root > 0, 0.5 / (tl.where(root > 0, root, 1.0) * correction2), 0.0)
+    dw = step_size * cp * m / (d * d) * slope
+    if AMSGRAD:
+        # A tie is shared in halves.
+        share = tl.where(v > x, 1.0, tl.where(v == x, 0.5, 0.0)).to(ACC)
+        dx = (cx + dw) * (1 - share)
+        dv = cv + (cx + dw) * share
+        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=e < E)
+    else:
+        dv = cv + dw
     dh = rest1 * dm + 2 * rest2 * h * dv
     dp = cp - decay * cp + weight_decay * dh
-    tl.store(dp_ptr + e, dp.to(dp_ptr.dtype.element_ty), mask=e < E)
-    tl.store(dg_ptr + e, (sign * dh).to(dg_ptr.dtype.element_ty), mask=e < E)
-    tl.store(dm_ptr + e, (beta1.to(ACC) * dm).to(dm_ptr.dtype.element_ty), mask=e < E)
-    tl.store(dv_ptr + e, (beta2.to(ACC) * dv).to(dv_ptr.dtype.element_ty), mask=e < E)
+    tl.store(dp_ptr + at, dp.to(dp_ptr.dtype.element_ty), mask=e < E)
+    tl.store(dg_ptr + at, (sign * dh).to(dg_ptr.dtype.element_ty), mask=e < E)
+    tl.store(dm_ptr + at, (beta1.to(ACC) * dm).to(dm_ptr.dtype.element_ty), mask=e < E)
+    tl.store(dv_ptr + at, (beta2.to(ACC) * dv).to(dv_ptr.dtype.element_ty), mask=e < E)
+    if LR:
+        # Where nothing comes back nothing is added, also where m' / d is 0 / 0, as it is past the end.
+        u = tl.where(cp == 0, 0.0, -cp * (unit_size * m / d + unit_decay * p))
+        tl.store(s_ptr + tl.program_id(0), tl.sum(u, axis=0))
 # fmt: on
 
 
@@ -262,30 +295,48 @@ def adam_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], exp_avg
     )  # fmt: skip
 
 
-def _adam_pullback_fake(p, g, m, v, cp, cm, cv, scalars):
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (p, g, m, v))
+def _adam_pullback_fake(p, g, m, v, x, lr, cp, cm, cv, cx, scalars):
+    # An op's result is a tensor: without elements where there is none.
+    like = [p, g, m, v, p.new_empty(0) if x is None else x, p.new_empty(0) if lr is None else lr]
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
 
 
 @op("adam_pullback", fake=_adam_pullback_fake)
-def adam_pullback(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor,
-                  cp: torch.Tensor, cm: torch.Tensor, cv: torch.Tensor, scalars: Sequence[float],
-                  ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """dp, dg, dm, dv of one step of one tensor, for the cotangents of p', m', v'; 7 E elements read, 4 E written."""
-    grads = _adam_pullback_fake(p, g, m, v, cp, cm, cv, scalars)
-    E, device = p.numel(), p.device
-    BE = block(E, INTERPRETED_TILE if interpreted(device) else 1024)
+def adam_pullback(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, x: torch.Tensor | None,
+                  lr: torch.Tensor | None, cp: torch.Tensor, cm: torch.Tensor, cv: torch.Tensor,
+                  cx: torch.Tensor | None, scalars: Sequence[float],
+                  ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """dp, dg, dm, dv, dx, dlr of one step, for the cotangents of p', m', v', x'; the last two empty where there is none.
+
+    7 E elements read, 4 E written; with x 9 E and 5 E. lr[Z] is that of the Z rows of E elements, and each dlr a sum
+    in two passes.
+    """
+    dp, dg, dm, dv, dx, dlr = _adam_pullback_fake(p, g, m, v, x, lr, cp, cm, cv, cx, scalars)
+    Z, device, acc = 1 if lr is None else lr.numel(), p.device, accumulator(p.dtype)
+    E = p.numel() // max(Z, 1)
+    # With fourteen arrays 8 elements of float64 a thread spill registers.
+    BE = block(E, INTERPRETED_TILE if interpreted(device) else 4096 // acc.itemsize)
+    parts = -(-E // BE)
+    partial = p.new_empty((0, 0) if lr is None else (Z, parts), dtype=acc)
+    cotangents = [p if c is None else c.reshape(Z, E) for c in (cp, cm, cv, cx)]
     # fmt: off
     launch(
-        _adam_pullback_kernel, [-(-E // BE)],
+        _adam_pullback_kernel, [Z * parts],
         on_device(scalars, torch.float64, device),
-        *(t.contiguous() for t in (p, g, m, v)),
-        *(part for c in (cp, cm, cv) for part in (c.reshape(-1), c.reshape(-1).stride(0))),
-        *grads,
-        E,
-        ACC=triton_dtype(accumulator(p.dtype)), BE=BE, writes=grads,
+        *((partial, 0) if lr is None else (lr.reshape(Z), lr.reshape(Z).stride(0))),
+        *(p if t is None else t.contiguous() for t in (p, g, m, v, x)),
+        *(part for c in cotangents for part in (c, *(c.stride() if c is not p else (0, 0)))),
+        dp, dg, dm, dv, dx,
+        partial,
+        E, parts,
+        AMSGRAD=x is not None, LR=lr is not None, ACC=triton_dtype(acc), BE=BE,
+        writes=[dp, dg, dm, dv, dx, partial],
     )
     # fmt: on
-    return grads
+    if lr is not None:
+        total = column_sum(partial.unsqueeze(-1), None)[:, 0] if parts > 1 else partial.sum(1)
+        dlr = total.to(lr.dtype).reshape(lr.shape)
+    return dp, dg, dm, dv, dx, dlr
 
 
 def scalars(*, lr: float, step: float, beta1: float, beta2: float, eps: float, weight_decay: float,

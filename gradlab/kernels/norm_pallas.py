@@ -8,7 +8,7 @@ from gradlab.kernels.step_pallas import step
 
 # fmt: off
 def _scale_kernel(s_ref, x_ref, y_ref):
-    """y = x s; grid (rows/BR); a program owns BR rows."""
+    """y = x s; grid (E/BE); a program owns BE elements."""
     y_ref[...] = (x_ref[...].astype(s_ref.dtype) * s_ref[0, 0]).astype(y_ref.dtype)
 # fmt: on
 
@@ -25,4 +25,4 @@ def dot(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def scale(x: jax.Array, s: jax.Array) -> jax.Array:
     """y = x s for a number s of the accumulator's dtype. E read, E written."""
-    return step(_scale_kernel, s.reshape(1, 1), [x], 1, {})[0]
+    return step(_scale_kernel, [s.reshape(1, 1)], [x], [x.dtype], {})[0]

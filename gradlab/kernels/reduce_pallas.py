@@ -52,12 +52,12 @@ def total(term: Callable[..., jax.Array], name: str, *arrays: jax.Array) -> jax.
         block = pl.BlockSpec((stretch, N), lambda i: (i, 0))
         out = pl.BlockSpec((rows, N), lambda i: (i, 0))
         shape = jax.ShapeDtypeStruct((parts * rows, N), acc)
-        return _fold(pallas(kernel, platform, (parts,), [block] * len(flat), out, shape, warps=8)(*flat))
+        return fold(pallas(kernel, platform, (parts,), [block] * len(flat), out, shape, warps=8)(*flat))
 
     return launch(call, *arrays)
 
 
-def _fold(partial: jax.Array) -> jax.Array:
+def fold(partial: jax.Array) -> jax.Array:
     """The sum of partial[M N]: rows, then columns."""
     sums = column_sum(partial, None)
     return column_sum(sums.reshape(-1, 1), None)[0]

@@ -69,10 +69,10 @@ def sgd(p: jax.Array | None, g: jax.Array, b: jax.Array | None, scalars: jax.Arr
     Each result is declared as its input's own memory, so that a jit that donates them allocates nothing.
     """
     operands = {name: t for name, t in (("p", p), ("g", g), ("b", b)) if t is not None}
-    places = {name: i for i, name in enumerate(operands, start=1)}
+    places = {name: i for i, name in enumerate(operands)}
     aliases = {places[name]: k for k, name in enumerate(("p", "b")) if name in places}
     kernel = functools.partial(_sgd_kernel, with_p=p is not None, with_b=b is not None)
-    return step(kernel, scalars, list(operands.values()), 1 if b is None else 2, aliases)
+    return step(kernel, [scalars], list(operands.values()), [g.dtype] * (1 if b is None else 2), aliases)
 
 
 def sgd_pullback(cp: jax.Array, cb: jax.Array | None, scalars: jax.Array, with_p: bool) -> list[jax.Array]:
@@ -82,7 +82,7 @@ def sgd_pullback(cp: jax.Array, cb: jax.Array | None, scalars: jax.Array, with_p
     """
     kernel = functools.partial(_sgd_pullback_kernel, with_p=with_p, with_b=cb is not None)
     operands = [cp] if cb is None else [cp, cb]
-    return step(kernel, scalars, operands, with_p + len(operands), {})
+    return step(kernel, [scalars], operands, [cp.dtype] * (with_p + len(operands)), {})
 
 
 def scalars(*, lr, momentum=None, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False, first=False,

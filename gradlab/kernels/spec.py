@@ -108,6 +108,11 @@ class Spec:
         """The inputs that the case has: an option of an input's name, set to False, leaves it out."""
         return tuple(a for a in self.inputs if case.static.get(f"has_{a.name}", True))
 
+    def results(self, case: Case) -> tuple[Array, ...]:
+        """The outputs that the case has: without the new value, x', of an input x that it leaves out."""
+        absent = {f"{a.name}'" for a in self.inputs} - {f"{a.name}'" for a in self.present(case)}
+        return tuple(a for a in self.outputs if a.name not in absent)
+
     def options(self, case: Case) -> dict[str, Any]:
         """The case's options without those that only say which inputs are there."""
         return {k: v for k, v in case.static.items() if not k.startswith("has_")}
@@ -127,11 +132,11 @@ class Spec:
         def total(arrays: tuple[Array, ...]) -> int:
             return sum(math.prod(a.shape(sizes)) * (8 if a.integer else _BYTES[dtype]) for a in arrays)
 
-        inputs = self.present(case)
+        inputs, results = self.present(case), self.results(case)
         grads = tuple(a for a in inputs if a.name in self.wrt)
         return {
-            "forward": total(inputs) + total(self.outputs),
-            "backward": total(inputs) + total(self.outputs) + total(grads),
+            "forward": total(inputs) + total(results),
+            "backward": total(inputs) + total(results) + total(grads),
         }
 
     def tolerance(self, case: Case, dtype: str) -> float:

@@ -51,16 +51,25 @@ def cross_entropy(x, target, w=None, *, ignore_index=-100, reduction="mean", lab
     return _reduced(y + z, reduction)
 
 
-def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False, step=1):
-    """p'[E], m'[E], v'[E]."""
+def adam(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False,
+         maximize=False, step=1):  # fmt: skip
+    """p'[E], m'[E], v'[E], x'[E]; optax's maximum is of the corrected v', so x goes in and comes out as such a one."""
     import optax
+
+    g = -g if maximize else g
 
     if weight_decay and not decoupled:
         g = g + weight_decay * p
-    state = optax.ScaleByAdamState(jnp.asarray(step - 1, jnp.int32), m, v)
-    updates, (state, _) = optax.adam(lr, beta1, beta2, eps).update(g, (state, optax.EmptyState()), p)
+    count, correction = jnp.asarray(step - 1, jnp.int32), 1 - beta2**step
+    if x is None:
+        transform, state = optax.adam(lr, beta1, beta2, eps), optax.ScaleByAdamState(count, m, v)
+    else:
+        transform = optax.amsgrad(lr, beta1, beta2, eps)
+        state = optax.ScaleByAmsgradState(count, m, v, x / correction)
+    updates, (state, _) = transform.update(g, (state, optax.EmptyState()), p)
     kept = p - lr * weight_decay * p if decoupled else p
-    return optax.apply_updates(kept, updates), state.mu, state.nu
+    new = optax.apply_updates(kept, updates)
+    return (new, *state[1:3]) if x is None else (new, *state[1:3], state.nu_max * correction)
 
 
 def sgd(p, g, b, *, lr=SGD_LR, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,

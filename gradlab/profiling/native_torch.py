@@ -42,21 +42,26 @@ def cross_entropy(x, target, w=None, *, z_loss=0.0, softcap=None, **options):
     return y + (z if reduction == "none" else z.sum())
 
 
-def adam(p, g, m, v, *, lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False, step=1):
-    """p'[E], m'[E], v'[E]: torch's step works in place, so on copies, as the lab's does."""
+def adam(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False,
+         maximize=False, step=1):  # fmt: skip
+    """p'[E], m'[E], v'[E], x'[E]: torch's step works in place, so on copies, as the lab's does."""
     p, m, v = p.clone(), m.clone(), v.clone()
+    maxima = [] if x is None else [x.clone()]
     # The fused step is torch's fastest; it has no derivative and is not for torch.compile, which fuses the plain one.
-    recorded = any(t.requires_grad for t in (p, g, m, v))
+    recorded = any(isinstance(t, torch.Tensor) and t.requires_grad for t in (p, g, m, v, lr, x))
     fused = not recorded and not torch.compiler.is_compiling()
     # On the parameters' device, so that the host waits for no copy; the fused step wants float32 always.
     dtype = torch.float64 if p.dtype == torch.float64 and not fused else torch.float32
     steps = [torch.full((), step - 1, dtype=dtype, device=p.device)]
+    # The fused step reads a learning rate in float32; the plain one wants a number where nothing is recorded.
+    if isinstance(lr, torch.Tensor):
+        lr = lr.float() if fused else lr
     adam_in_place(
-        [p], [g], [m], [v], [], steps, foreach=False, fused=fused, differentiable=recorded, amsgrad=False,
-        beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps, maximize=False,
+        [p], [g], [m], [v], maxima, steps, foreach=False, fused=fused, differentiable=recorded, amsgrad=bool(maxima),
+        beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps, maximize=maximize,
         decoupled_weight_decay=decoupled,
     )  # fmt: skip
-    return p, m, v
+    return (p, m, v, *maxima)
 
 
 def sgd(p, g, b, *, lr=SGD_LR, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,

@@ -175,6 +175,13 @@ def _step(names: str, given: Mapping[str, Any]) -> Said:
     return dict.fromkeys(names, (E,)), {}
 
 
+def _adam(where: str, given: Mapping[str, Any]) -> Said:
+    """A step of Adam, with the largest second moment where there is one: an argument, or a part of the state."""
+    state = given.get("state", given)
+    maximum = state.get(where) if isinstance(state, Mapping) else getattr(state, where, None)
+    return _step("pgmv" if maximum is None else "pgmvx", given)
+
+
 _SAID: dict[tuple[str, str], Callable[[Mapping[str, Any]], Said]] = {
     ("linear", "torch"): functools.partial(_linear, weight="weight", turned=True),
     ("linear", "jax"): functools.partial(_linear, weight="kernel", turned=False),
@@ -184,8 +191,8 @@ _SAID: dict[tuple[str, str], Callable[[Mapping[str, Any]], Said]] = {
     ("binary_cross_entropy_with_logits", "jax"): _losses,
     ("cross_entropy", "torch"): _cross_entropy,
     ("cross_entropy", "jax"): _cross_entropy,
-    ("adam", "torch"): functools.partial(_step, "pgmv"),
-    ("adam", "jax"): functools.partial(_step, "pgmv"),
+    ("adam", "torch"): functools.partial(_adam, "max_exp_avg_sq"),
+    ("adam", "jax"): functools.partial(_adam, "nu_max"),
     ("sgd", "torch"): functools.partial(_step, "pgb"),
     ("sgd", "jax"): functools.partial(_step, "pgb"),
 }

@@ -40,7 +40,7 @@ def _case(op: Spec, case: Case, side: Side, arrays: Arrays, plan: Plan, whole: b
     """One case on one side; its values and gradients."""
     fn = functools.partial(side.op(op.name), **op.options(case))
     put = [side.put(a, "float64") for a in arrays.values()]
-    subject = Subject(side, fn, put, {}, op.name, case.name, list(arrays), [a.name for a in op.outputs])
+    subject = Subject(side, fn, put, {}, op.name, case.name, list(arrays), [a.name for a in op.results(case)])
     subject.wrt = [i for i, name in enumerate(arrays) if name in op.wrt]
     subject.pulled = side.pullback(subject.flat, subject.wrt)
     parts = tuple(p for p in plan.parts if (whole or p not in ONCE) and p != "reference")
@@ -65,7 +65,7 @@ def _against_numpy(op: Spec, case: Case, run: Run, arrays: Arrays, report: Repor
     wanted = [np.asarray(y, np.float64) for y in as_tuple(reference(*given))]
     tolerance = op.tolerance(case, "float64")
     side = run.s.side.name
-    for a, got, want in zip(op.outputs, run.p.values, wanted, strict=True):
+    for a, got, want in zip(op.results(case), run.p.values, wanted, strict=True):
         report.findings.append(compare(op.name, side, case.name, "value ~ NumPy", a.name, got, want, 0.0, tolerance))
     cotangents = run.probe.cotangents
     for i in run.s.wrt:
@@ -85,7 +85,7 @@ def _between_sides(op: Spec, case: Case, seen: list, report: Report) -> None:
         label = f"{one[0]} and {other[0]}"
         # Each side may be off by the tolerance.
         allowed = 2 * op.tolerance(case, "float64")
-        for a, x, y in zip(op.outputs, one[1], other[1], strict=False):
+        for a, x, y in zip(op.results(case), one[1], other[1], strict=False):
             report.findings.append(
                 compare(op.name, label, case.name, "value, side by side", a.name, x, y, 0.0, allowed)
             )

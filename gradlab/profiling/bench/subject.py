@@ -64,7 +64,7 @@ class Subject:
     def arrays(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Inputs and cotangents, never zeros: a GPU is faster on those than on numbers."""
         sizes, rng = self.op.sizes(self.case), np.random.default_rng([self.seed, 1])
-        cotangents = (np.asarray(rng.standard_normal(a.shape(sizes))) for a in self.op.outputs)
+        cotangents = (np.asarray(rng.standard_normal(a.shape(sizes))) for a in self.op.results(self.case))
         return self._put(self.op.make(self.case, self.seed).values()), self._put(cotangents)
 
     @property
@@ -91,7 +91,7 @@ class Subject:
         if kind not in self._wanted:
             self._wanted[kind] = as_tuple(self.call(NATIVE, "eager", FORWARD if kind == FORWARD else BOTH, wide=True)())
         gradients = [f"d{a.name}" for a in self.op.present(self.case) if a.name in self.op.wrt]
-        names = [a.name for a in self.op.outputs] if kind == FORWARD else gradients
+        names = [a.name for a in self.op.results(self.case)] if kind == FORWARD else gradients
         # Each of the two may be off by the tolerance.
         allowed = 2 * self.op.tolerance(self.case, self.dtype)
         for name, a, b in zip(names, as_tuple(value), self._wanted[kind], strict=True):

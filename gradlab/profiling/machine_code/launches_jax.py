@@ -36,7 +36,7 @@ def find(op: Spec, case: Case, dtype: str) -> list[Found]:
         return jax.ShapeDtypeStruct(a.shape(sizes), "int32" if a.integer else dtype)
 
     inputs = [shape(a) for a in op.present(case)]
-    cotangents = [shape(a) for a in op.outputs]
+    cotangents = [shape(a) for a in op.results(case)]
     seconds = [t for a, t in zip(op.present(case), inputs, strict=True) if a.name in op.wrt]
     noted: dict[Any, tuple[str, list[tuple[int, ...]]]] = {}
     with SIDE.double() if dtype == "float64" else nullcontext(), _located():

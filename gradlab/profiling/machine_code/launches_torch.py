@@ -38,7 +38,7 @@ def find(op: Spec, case: Case, dtype: str) -> list[Found]:
         return make(a.shape(sizes), dtype=torch.int64 if a.integer else getattr(torch, dtype))
 
     inputs = [empty(a) for a in op.present(case)]
-    cotangents = [empty(a) for a in op.outputs]
+    cotangents = [empty(a) for a in op.results(case)]
     seconds = [t for a, t in zip(op.present(case), inputs, strict=True) if a.name in op.wrt]
     noted: dict[Any, tuple[str, list[Launch], Source]] = {}
     for direction, run in passes(op, case, SIDE, fn):

@@ -30,7 +30,7 @@ def step(job: Job) -> Step:
     rng = np.random.default_rng(1)
     inputs = tuple(side.put(a, "float32") for a in op.make(case).values())
     sizes = op.sizes(case)
-    cotangents = tuple(side.put(np.asarray(rng.standard_normal(a.shape(sizes))), "float32") for a in op.outputs)
+    cotangents = tuple(side.put(np.asarray(rng.standard_normal(a.shape(sizes))), "float32") for a in op.results(case))
     wrt = [i for i, a in enumerate(op.present(case)) if a.name in op.wrt]
     fn = functools.partial(side.op(op.name), **op.options(case))
     watch: Any = importlib.import_module(f"gradlab.profiling.trace.traced_{job.side}")
