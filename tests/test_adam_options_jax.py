@@ -225,6 +225,28 @@ def test_nothing_changes_where_infinity_was_found():
     assert not np.array_equal(moved["b"], p["b"])
 
 
+@pytest.mark.parametrize(("max_norm", "scale"), [(0.5, None), (0.5, 1024.0), (100.0, 8.0)])
+def test_gradients_are_clipped_by_their_common_norm(max_norm, scale):
+    """As optax's two transformations, one after the other; the norm is that of the gradients without their scale."""
+    optax = pytest.importorskip("optax")
+    with jax.enable_x64(True):
+        params = {"a": normal(9, dtype="float64"), "b": normal(2, 3, dtype="float64", seed=1)}
+        grads = jax.tree.map(lambda p: jnp.cos(3 * p), params)
+        transform = optax.chain(optax.clip_by_global_norm(max_norm), optax.adam(0.01))
+        want, theirs, ours, state = params, transform.init(params), params, adam_init(params)
+        for _ in range(3):
+            updates, theirs = transform.update(grads, theirs, want)
+            want = optax.apply_updates(want, updates)
+            given = grads if scale is None else jax.tree.map(lambda g: g * scale, grads)
+            scaled = None if scale is None else jnp.asarray(scale)
+            words = {"learning_rate": 0.01, "max_norm": max_norm, "grad_scale": scaled}
+            ours, state = jax.jit(lambda p, g, s, words=words: adam_step(p, g, s, **words))(ours, given, state)
+            grads = jax.tree.map(lambda p: jnp.cos(3 * p), want)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), (ours, state.mu), (want, theirs[1][0].mu)
+        )
+
+
 @pytest.mark.parametrize("mistake", ["nothing", "zeros", "sign"])
 def test_every_comparison_sees_a_wrong_kernel(mistake, monkeypatch):
     """What the tests above compare with, by a kernel that is broken: none of them passes."""
@@ -269,6 +291,7 @@ MISFITS = [
      "adam_step: dtype of state.mu is float32, wanted bfloat16 for its master_weights and state_dtype: adam_init"),
     (lambda: adam_step(normal(3), normal(3), adam_init(normal(3), state_dtype=BF16)), TypeError,
      "adam_step: dtype of state.nu is bfloat16, wanted float32 like grads"),
+    (lambda: adam_step(P, P, PLAIN, max_norm=-1.0), ValueError, "adam_step: max_norm is -1.0, wanted a number from 0"),
 ]  # fmt: skip
 
 
@@ -284,5 +307,5 @@ def test_no_derivative_of_what_is_rounded_or_guarded():
     p = normal(3)
     with pytest.raises(NotImplementedError) as caught:
         jax.grad(lambda g: adam_step(p, g, adam_init(p), found_inf=jnp.zeros(()))[0].sum())(p)
-    wanted = "adam_step: no derivative with master_weights, state_dtype, grad_scale or found_inf"
+    wanted = "adam_step: no derivative with master_weights, state_dtype, grad_scale, found_inf or max_norm"
     assert str(caught.value) == wanted

@@ -277,6 +277,21 @@ def test_compiled_whole_it_is_the_same(device):
     assert all(map(torch.equal, *found))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_to_nearest(device, dtype):
+    """Against float64 on the rounded state, each stored value is its nearest half: no more than half an ulp off."""
+    p, g, m = (torch.randn(64, device=device).to(dtype) for _ in range(3))
+    v = torch.rand(64, device=device).to(dtype)
+    want = lab.adam_step(p.double(), g.double(), m.double(), v.double(), step=3, lr=0.1)
+    kernels.adam_(
+        [p], [g], [m], [v], [], kernels.scalars(lr=0.1, step=3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
+    )
+    for got, exact in zip((p, m, v), want, strict=True):
+        ulp = torch.finfo(dtype).eps * exact.abs().clamp_min(torch.finfo(dtype).tiny)
+        # eps x value is at least one ulp, half of it is the rounding; float32 arithmetic adds the 1 %.
+        assert ((got.double() - exact).abs() <= 0.51 * ulp).all()
+
+
 def test_second_derivative_is_refused_not_lost(device):
     given, lr = tensors(device), rate(device)
     for wrt in (given[1], lr):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gradlab.autodiff import optimizer_jax as optimizer
 from gradlab.autodiff.arguments import dtype_name, refuse
+from gradlab.autodiff.norm_jax import clip_factor, want_norm
 from gradlab.autodiff.optimizer_jax import Rate
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import adam_pallas as kernels
@@ -80,7 +81,7 @@ plain_step = jax.jit(
         lambda p, g, m, v, x, w, lr, scalars, key, guarded: tuple(
             kernels.adam(p, g, m, v, x, w, lr, scalars, False, guarded, key)
         ),
-        "adam_step: no derivative with master_weights, state_dtype, grad_scale or found_inf",
+        "adam_step: no derivative with master_weights, state_dtype, grad_scale, found_inf or max_norm",
         (9,),
     ),
     static_argnums=9,
@@ -121,8 +122,8 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
               learning_rate: Rate = LR, b1: float = BETA1, b2: float = BETA2, eps: float = EPS, eps_root: float = 0.0,
               weight_decay: float = 0.0, decoupled: bool = False, maximize: bool = False, corrected_max: bool = True,
               master_weights: bool = False, state_dtype: Any = None, seed: int | jax.Array = 0,
-              grad_scale: jax.Array | None = None,
-              found_inf: jax.Array | None = None) -> tuple[Any, AdamState]:  # fmt: skip
+              grad_scale: jax.Array | None = None, found_inf: jax.Array | None = None,
+              max_norm: float | jax.Array | None = None) -> tuple[Any, AdamState]:  # fmt: skip
     """One whole step: parameters and moments updated in one pass over each array; amsgrad's where the state has nu_max.
 
     Args:
@@ -143,10 +144,12 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
         seed: a number, or a key of jax's, for that rounding; the same one gives the same bits.
         grad_scale: an array of one number that the gradients were multiplied by; they are divided by it.
         found_inf: an array of one number; where it is not 0 nothing changes, and no step is counted.
+        max_norm: gradients are taken times min(1, max_norm / (their norm over the tree, without grad_scale)), as
+            `clip_by_global_norm` has it, in the pass that reads them anyway.
 
     Returns:
         The new parameters and state; differentiable once with respect to params, grads, moments and the learning rate,
-        unless one of the last five options is there. Where the two of a maximum are equal, each takes half of the
+        unless one of the last six options is there. Where the two of a maximum are equal, each takes half of the
         derivative; where the root is of 0, 0 is taken for its derivative.
 
     Raises:
@@ -158,6 +161,10 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
         "b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "weight_decay": weight_decay, "decoupled": decoupled,
         "maximize": maximize, "corrected_max": corrected_max and state.nu_max is not None,
     }  # fmt: skip
+    if max_norm is not None:
+        scale = jnp.ones(()) if grad_scale is None else jnp.asarray(grad_scale).reshape(())
+        want_norm("adam_step", max_norm)
+        grad_scale = scale / clip_factor(grads, max_norm * scale)
     plain = not master_weights and state_dtype is None and grad_scale is None and found_inf is None
     dtype = _state_dtype("adam_step", state_dtype)
     mastered = bool(jax.tree.leaves(state.master))

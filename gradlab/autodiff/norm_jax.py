@@ -117,8 +117,7 @@ def clip_by_global_norm(max_norm: float | jax.Array) -> GradientTransformation:
         ValueError: a max_norm that is negative or not a number.
         TypeError: in `update`, a gradient that is not an array of the lab's floating dtypes.
     """
-    if isinstance(max_norm, (int, float)) and (math.isnan(max_norm) or max_norm < 0):
-        refuse("clip_by_global_norm", "max_norm", repr(max_norm), "a number from 0")
+    want_norm("clip_by_global_norm", max_norm)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         _leaves("clip_by_global_norm", grads)
@@ -126,6 +125,12 @@ def clip_by_global_norm(max_norm: float | jax.Array) -> GradientTransformation:
         return jax.tree.map(lambda g: scale(jnp.asarray(g), factor.astype(accumulator(g.dtype))), grads), state
 
     return GradientTransformation(lambda params: (), update)
+
+
+def want_norm(op: str, max_norm: Any) -> None:
+    """Refuse a largest norm that is none; an array is not looked at."""
+    if isinstance(max_norm, (int, float)) and (math.isnan(max_norm) or max_norm < 0):
+        refuse(op, "max_norm", repr(max_norm), "a number from 0")
 
 
 def _leaves(op: str, tree: Any) -> list[jax.Array]:
