@@ -143,6 +143,22 @@ def test_a_planted_fault_is_boxed_exactly(planted, fault, size):
         assert f"all in program {size // 16 + 1}, tile (1, 1) of {size // 32} x {size // 16}" in found.said
 
 
+def test_a_fault_at_an_edge_shows_beside_a_gradient_a_million_times_larger():
+    class Small(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.one = len(x) == 1
+            return x + 1e6 * w
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy * (1.001 if ctx.one else 1), 1e6 * dy
+
+    args = normal(4, 3), normal(4, 3, seed=6)
+    report = gradlab.check(Small.apply, *args, order=1, parts=("derivative", "edges"), raises=False)
+    assert [(f.check, f.input) for f in report.wrong()] == [("edge inputs", "argument 0")]
+
+
 def test_equal_and_opposite_errors_are_seen(planted):
     """Along half of all even directions they cancel."""
 

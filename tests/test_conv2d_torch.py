@@ -58,7 +58,9 @@ STEPS = [(stride, padding) for stride in (1, 2, 3) for padding in (0, 1, 2)] + [
 @pytest.mark.parametrize("kind", ["one group", "two groups", "depthwise"])
 def test_product_of_options(device, stride, padding, dilation, kind):
     groups, D = {"one group": (1, 3), "two groups": (2, 2), "depthwise": (3, 1)}[kind]
-    for R, S in WINDOWS:
+    # Two windows each, walking through all five: with every kind, dilation and step each window comes up.
+    at = STEPS.index((stride, padding)) + 2 * groups + dilation
+    for R, S in (WINDOWS[at % 5], WINDOWS[(at + 2) % 5]):
         inputs = drawn(device, D=D, H=11, W=8, filters=2 * groups, R=R, S=S, groups=groups)
         assert_same(inputs, stride=stride, padding=padding, dilation=dilation, groups=groups)
 

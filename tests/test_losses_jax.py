@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 from gradlab import jax as lab
 from gradlab.kernels import elementwise_pallas, linear_pallas, reduce_pallas
 from gradlab.profiling.native_jax import NATIVE
+from tests.pairs import pairwise
 
 REDUCTIONS = ["none", "mean", "sum"]
 
@@ -75,9 +76,7 @@ def test_value_and_gradients(op, reduction, shape):
 WEIGHTS = [(), (5,), (4, 1), (4, 5)]
 
 
-@pytest.mark.parametrize(
-    ("weight", "pos_weight", "reduction"), list(itertools.product([None, *WEIGHTS], [None, (5,)], REDUCTIONS))
-)
+@pytest.mark.parametrize(("weight", "pos_weight", "reduction"), pairwise([None, *WEIGHTS], [None, (5,)], REDUCTIONS))
 def test_weights(weight, pos_weight, reduction):
     w, p = (None if s is None else 0.5 + drawn(*s)[1] for s in (weight, pos_weight))
     assert_same(BCE, drawn(4, 5), weight=w, pos_weight=p, reduction=reduction)
@@ -117,9 +116,10 @@ def test_lower_precision_errs_at_most_twice_as_much_as_jax(op, dtype, reduction)
 
 def test_second_order(op):
     for reduction in REDUCTIONS:
-        check_grads(lambda *a, r=reduction: op[0](*a, reduction=r), drawn(3, 2), 2, ["rev"])
+        check_grads(jax.jit(lambda *a, r=reduction: op[0](*a, reduction=r)), drawn(3, 2), 2, ["rev"])
     w, p = drawn(3)
-    check_grads(lambda *a: lab.binary_cross_entropy_with_logits(*a, weight=w, pos_weight=p), drawn(3), 2, ["rev"])
+    weighed = jax.jit(lambda *a: lab.binary_cross_entropy_with_logits(*a, weight=w, pos_weight=p))
+    check_grads(weighed, drawn(3), 2, ["rev"])
 
 
 def test_orders_past_the_second():
@@ -143,18 +143,24 @@ def test_orders_past_the_second():
     ).all()
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_transformations(op, reduction):
+def test_transformations(op):
+    """The reductions in turn: each meets a map and a derivative, of each op others."""
     x, t = drawn(3, 4)
-    pair = [lambda *a, f=f: f(*a, reduction=reduction) for f in op]
-    close = lambda found: np.testing.assert_allclose(*found, rtol=1e-11, atol=1e-13)
-    close(jax.jit(jax.vmap(f, in_axes=(1, 1)))(x, t) for f in pair)
-    close(jax.jit(jax.vmap(f, in_axes=(0, None)))(x, t[0]) for f in pair)
-    close(jax.jit(jax.vmap(jax.vmap(f)))(x[None], t[None]) for f in pair)
-    scalars = [lambda *a, f=f: jnp.cos(f(*a)).sum() for f in pair]
-    close(jax.jit(jax.vmap(jax.grad(f)))(x, t) for f in scalars)
-    close(jax.jit(jax.jacrev(jax.jacrev(f), argnums=1))(x[0], t[0]) for f in scalars)
-    close(jax.jit(jax.grad(jax.checkpoint(f)))(x, t) for f in scalars)
+    turn = itertools.cycle(REDUCTIONS[1:] + REDUCTIONS[:1] if op is BCE else REDUCTIONS)
+
+    def close(transform, *args, bent=False):
+        reduction = next(turn)
+        results = lambda f: lambda *a: f(*a, reduction=reduction)
+        scalar = lambda f: lambda *a: jnp.cos(f(*a, reduction=reduction)).sum()
+        found = [jax.jit(transform((scalar if bent else results)(f)))(*args) for f in op]
+        np.testing.assert_allclose(*found, rtol=1e-11, atol=1e-13)
+
+    close(lambda f: jax.vmap(f, in_axes=(1, 1)), x, t)
+    close(lambda f: jax.vmap(f, in_axes=(0, None)), x, t[0])
+    close(lambda f: jax.vmap(jax.vmap(f)), x[None], t[None])
+    close(lambda f: jax.vmap(jax.grad(f)), x, t, bent=True)
+    close(lambda f: jax.jacrev(jax.jacrev(f), argnums=1), x[0], t[0], bent=True)
+    close(lambda f: jax.grad(jax.checkpoint(f)), x, t, bent=True)
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,9 @@ LARGE = (
 )
 def test_lowers_to_compiled_kernels(platform, dtype, name):
     stem = name if name in KERNELS else name.rsplit(",", 1)[0]
-    for order in range(PROGRAMS[name][2] + 1):
+    most = PROGRAMS[name][2]
+    # The last derivative's program has the kernels of all before it: in one dtype each is lowered alone too.
+    for order in range(most + 1) if dtype == "float32" else [most]:
         found = kernels(lowered(name, order, platform, dtype), CALLS[platform])
         assert found == KERNELS[stem][order], f"order {order}"
 

@@ -15,7 +15,6 @@ SIDES = [side for side in ("torch", "jax") if importlib.util.find_spec(side)]
 
 SUBJECTS = {side: load(side) for side in SIDES}
 EVERY = [subject for side in SIDES for subject in SUBJECTS[side]]
-CASES = [pytest.param(s, id=f"{s.side}-{s.name}") for s in EVERY]
 MUTANTS = [pytest.param(s, id=f"{s.side}-{s.name}") for s in EVERY if s.kind in KINDS]
 
 
@@ -67,8 +66,7 @@ def test_enough():
         assert sum(s.kind in KINDS for s in EVERY) >= 72
 
 
-@pytest.mark.parametrize("size", [8, 64])
-@pytest.mark.parametrize("subject", CASES)
+@pytest.mark.parametrize(("subject", "size"), list(sized((*KINDS, *CONTROLS))))
 def test_runs_and_names_its_parameters(subject, size):
     see = shown(subject)
     made = arrays(subject, size)

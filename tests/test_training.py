@@ -1,6 +1,7 @@
 """Training on both sides: one step by hand in NumPy, twins, checkpoints, resuming, Ctrl-C, precision, weights that travel."""
 
 import ast
+import functools
 import importlib
 import json
 import os
@@ -103,8 +104,10 @@ def test_four_runs_agree(workload):
     for one in RUNS:
         for module in training.NEEDS[one[0]]:
             pytest.importorskip(module)
-        found = started(plan(workload, one, batch=64))
+        found = started(plan(workload, one, batch=32))
         curves[one] = [loss for loss, _ in zip(found.steps(), range(3), strict=False)]
+        # Every row is slow where convolutions are interpreted.
+        found.data = found.data._replace(test_x=found.data.test_x[:70], test_t=found.data.test_t[:70])
         assert 0 < found.test() <= 1
     against = curves["torch", "native"]
     assert len(set(against)) == 3
@@ -139,8 +142,9 @@ def metadata(path):
     return checkpoint.read(path)[1]
 
 
-@pytest.mark.parametrize("precision", ["float32", "fp16"])
-def test_resuming_continues_the_same_curve_bit_for_bit(run, tmp_path, capsys, precision):
+def test_resuming_continues_the_same_curve_bit_for_bit(run, tmp_path, capsys):
+    """In float32 and, where a scale is to be kept too, in fp16: each by hand on one side and natively on the other."""
+    precision = "fp16" if run in (("torch", "native"), ("jax", "hand")) else "float32"
     whole, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
     asked = Asked("digits-mlp", (run[0],), run[1], epochs=2, batch=480, optimizer="adam", precision=precision)
     assert go(asked, save=whole) == 0
@@ -285,11 +289,16 @@ def test_layouts_of_other_layers():
     assert layouts.flat(layouts.nested(turned)).keys() == turned.keys()
 
 
+@functools.cache
+def in_full(run):
+    """The losses of one epoch in float32."""
+    return list(started(plan("digits-mlp", run, optimizer=Optimizer("adam", 2e-3))).steps())
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_with_float32_weights(run, precision):
     found = started(plan("digits-mlp", run, precision=precision, optimizer=Optimizer("adam", 2e-3)))
-    full = started(plan("digits-mlp", run, optimizer=Optimizer("adam", 2e-3)))
-    losses, exact = list(found.steps()), list(full.steps())
+    losses, exact = list(found.steps()), in_full(run)
     assert losses[-1] < 0.8 * losses[0]
     # Eight bits of significand, one epoch.
     assert losses == pytest.approx(exact, rel=0.05)
@@ -429,19 +438,22 @@ def test_the_command_itself(tmp_path, name):
         )
         return done.returncode, done.stdout, done.stderr
 
-    code, out, _ = said()
-    assert code == 0
-    assert all(word in out for word in ("digits-cnn", "mnist.npz", "Adam at 0.001"))
     path = str(tmp_path / "w.safetensors")
     code, out, err = said("linear-regression", "--side", name, "--layers", "native", "--epochs", "3", "--save", path)
     assert (code, f"saved to {path}" in out) == (0, True)
     assert "linear-regression: the points (1, 0), (2, 1)" in out
     assert "loss" in err
     assert "final loss" in out
-    code, _, err = said("linear-regression", "--lr", "0")
-    assert (code, err) == (2, "gradlab: train: lr is 0, wanted a positive number\n")
     code, out, _ = said("--resume", path, "--epochs", "5")
     assert (code, "2 steps in" in out) == (0, True)
+    if name != "torch":
+        # The rest is said before a side is loaded.
+        return
+    code, out, _ = said()
+    assert code == 0
+    assert all(word in out for word in ("digits-cnn", "mnist.npz", "Adam at 0.001"))
+    code, _, err = said("linear-regression", "--lr", "0")
+    assert (code, err) == (2, "gradlab: train: lr is 0, wanted a positive number\n")
     code, _, err = said("--resume", path, "--epochs", "4")
     assert (code, err) == (2, "gradlab: train: epochs is 4, wanted more: 5 steps are done\n")
 

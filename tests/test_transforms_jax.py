@@ -32,9 +32,10 @@ CASES = [
     for case in spec.select("check")
     if case.name in PICKED.get(spec.name, [c.name for c in spec.select("check")][:2])
 ]
-# One case of each op.
+# One case of each op, and another where there is one: a transform of a transform takes one or the other.
 FIRST = list({p.values[0].name: p for p in reversed(CASES)}.values())[::-1]
-TWICE = [p for p in CASES if p.values[0].order >= 2]
+LAST = list({p.values[0].name: p for p in CASES}.values())
+TWICE, LAST_TWICE = ([p for p in cases if p.values[0].order >= 2] for cases in (FIRST, LAST))
 TARGETS = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
 
 
@@ -99,16 +100,19 @@ def patterns(count):
 def test_vmap(spec, case):
     mapped, wrt = arrays(spec, case, 3)
     hand, theirs = (there_and_back(fn, wrt) for fn in functions(spec, case))
+    # Row by row, a native program serves all patterns.
+    theirs = jax.jit(theirs)
     chosen = list(dict.fromkeys(patterns(len(mapped))))
     first = any(p.values == (spec, case) for p in FIRST)
     for axes in chosen if first else chosen[-1:]:
         # An axis that a scalar of a row does not have is its first.
         axes = tuple(a if a is None or t.ndim > 1 else 0 for a, t in zip(axes, mapped, strict=True))
         args = [t[0] if a is None else jnp.moveaxis(t, 0, a) for a, t in zip(axes, mapped, strict=True)]
-        assert_close(*(jax.jit(jax.vmap(fn, axes))(*args) for fn in (hand, theirs)))
+        rows = [theirs(*(t[0 if a is None else k] for a, t in zip(axes, mapped, strict=True))) for k in range(3)]
+        assert_close(jax.jit(jax.vmap(hand, axes))(*args), jax.tree.map(lambda *r: np.stack(r), *rows))
 
 
-@pytest.mark.parametrize(("spec", "case"), CASES)
+@pytest.mark.parametrize(("spec", "case"), FIRST)
 def test_vmap_of_vmap(spec, case):
     """Every other argument mapped by the outer one alone, the first by both."""
     mapped, wrt = arrays(spec, case, 2)
@@ -118,7 +122,7 @@ def test_vmap_of_vmap(spec, case):
     assert_close(*results)
 
 
-@pytest.mark.parametrize(("spec", "case"), CASES)
+@pytest.mark.parametrize(("spec", "case"), LAST)
 def test_jacrev(spec, case):
     args, wrt = arrays(spec, case)
     assert_close(*(jax.jit(jax.jacrev(fn, wrt))(*args) for fn in functions(spec, case)))
@@ -130,7 +134,7 @@ def test_hessian(spec, case):
     assert_close(*(jax.jit(jax.jacrev(jax.grad(total(fn), wrt), wrt))(*args) for fn in functions(spec, case)))
 
 
-@pytest.mark.parametrize(("spec", "case"), TWICE)
+@pytest.mark.parametrize(("spec", "case"), LAST_TWICE)
 def test_jacrev_of_jacrev_of_each_of_a_batch(spec, case):
     """The results are bent, because an op that is linear has nothing but zeros for a second derivative."""
     mapped, _ = arrays(spec, case, 2)
@@ -181,14 +185,15 @@ def test_derivative_through_a_loop(spec, case, way):
 @pytest.mark.parametrize("platform", TARGETS)
 @pytest.mark.parametrize(("spec", "case"), CASES)
 def test_mapped_and_lowered_for(platform, spec, case):
-    """A batch, and a batch of batches with one argument shared, for machines that are not there."""
+    """A batch and, once an op, a batch of batches with one argument shared, for machines that are not there."""
     mapped, wrt = arrays(spec, case, 2)
     hand = there_and_back(next(functions(spec, case)), wrt)
     shared = (*[0] * (len(mapped) - 1), None) if len(mapped) > 1 else (0,)
     nested = jax.vmap(jax.vmap(hand, shared), shared)
     # One more axis on what both map; what is shared by both loses the one it had.
     twice = [jnp.stack([t, t]) if a == 0 else t[0] for a, t in zip(shared, mapped, strict=True)]
-    for fn, args in ((jax.vmap(hand), mapped), (nested, twice)):
+    first = any(p.values == (spec, case) for p in FIRST)
+    for fn, args in ((jax.vmap(hand), mapped), (nested, twice))[: 2 if first else 1]:
         floats = [t.astype("float32") if t.dtype == "float64" else t for t in args]
         text = jax.jit(fn).trace(*floats).lower(lowering_platforms=(platform,)).as_text()
         assert text.count(f"@{TARGETS[platform]}") >= 1
@@ -255,7 +260,9 @@ def test_hessian_of_a_network(kind):
     params, x, t = network(kind)
     hessians = [jax.jit(jax.jacrev(jax.grad(functools.partial(kind, layers))))(params, x, t) for layers in LAYERS]
     assert_close(*hessians)
-    assert_close(jax.jit(jax.jacrev(jax.jacrev(functools.partial(kind, LAYERS[0]))))(params, x, t), hessians[1])
+    if kind is perceptron:
+        again = jax.jit(jax.jacrev(jax.jacrev(functools.partial(kind, LAYERS[0]))))(params, x, t)
+        assert_close(again, hessians[1])
 
 
 @NETWORKS

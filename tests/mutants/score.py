@@ -42,12 +42,12 @@ def arguments(subject: Subject, seed: int, size: int = SIZE) -> list:
     return [side.put(a, subject.dtype) for a in subject.make(np.random.default_rng(seed), size)]
 
 
-def ours(subject: Subject, seed: int, size: int = SIZE) -> Report:
-    """The lab's report on a subject."""
+def ours(subject: Subject, seed: int, size: int = SIZE, parts: Sequence[str] | None = None) -> Report:
+    """The lab's report on a subject, by some of its parts or all."""
     with side_of(subject.side).double():
         args = arguments(subject, seed, size)
         return gradlab.check(
-            subject.fn, *args, reference=subject.reference, order=subject.order, seed=seed, raises=False
+            subject.fn, *args, reference=subject.reference, order=subject.order, seed=seed, raises=False, parts=parts
         )
 
 

@@ -25,8 +25,8 @@ _LENGTHS: dict[str, Callable[[int], int]] = {
 _FACTORS = {"scaled by 1.37, nothing normalised": 1.37, "1000 times larger": 1e3, "1000 times smaller": 1e-3}
 
 
-def edges(subject: Subject, rng: np.random.Generator) -> Iterator[tuple[str, Subject, bool]]:
-    """The subject at other inputs: name of the edge, the subject there, and whether elements must move alike.
+def edges(subject: Subject, rng: np.random.Generator) -> Iterator[tuple[str, Subject, list[np.ndarray], bool]]:
+    """The subject at other inputs: name of the edge, the subject there, its values, whether elements must move alike.
 
     Only inputs that the function takes without an error come out; what it makes of them is for the caller to judge.
     """
@@ -143,7 +143,8 @@ def _ignoring(subject: Subject, small: list[np.ndarray]) -> Iterator[tuple[str, 
             yield f"{subject.names[i]} with an ignored row", arrays, False
 
 
-def _taken(subject: Subject, name: str, arrays: list[np.ndarray], alike: bool) -> Iterator[tuple[str, Subject, bool]]:
+def _taken(subject: Subject, name: str, arrays: list[np.ndarray],
+           alike: bool) -> Iterator[tuple[str, Subject, list[np.ndarray], bool]]:  # fmt: skip
     """The subject there, if forward takes it and most of what it gives is finite."""
     other = subject.differently(arrays, name)
     try:
@@ -151,7 +152,7 @@ def _taken(subject: Subject, name: str, arrays: list[np.ndarray], alike: bool) -
     except Exception:
         return
     if values and all(np.isfinite(y).all() for y in values):
-        yield name, other, alike
+        yield name, other, values, alike
 
 
 def _size(subject: Subject) -> int:
@@ -184,7 +185,7 @@ def _takes(subject: Subject, arrays: list[np.ndarray]) -> bool:
     return True
 
 
-def _one_length(subject: Subject) -> Iterator[tuple[str, Subject, bool]]:
+def _one_length(subject: Subject) -> Iterator[tuple[str, Subject, list[np.ndarray], bool]]:
     """Every length that occurs cut to 1 or grown by 1, one at a time: the axes that share it go together."""
     lengths = sorted({n for a in subject.arrays for n in np.shape(a) if n > 1})
     for n in lengths[:3] if len(lengths) > 1 else []:

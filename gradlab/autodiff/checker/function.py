@@ -214,12 +214,11 @@ class Run:
         count = 0
         # What is wrong at the given inputs is not said again at others.
         faults = {f.input for f in self.p.said(DERIVATIVE) if f.verdict == WRONG}
-        for name, other, alike in edges(self.s, self.rng):
+        for name, other, values, alike in edges(self.s, self.rng):
             if self.plan.spent() >= 1:
                 self.skipped.append("some edges")
                 break
             found: list[Finding] = []
-            values = other.values(other.arrays)
             cotangents = [self.rng.standard_normal(y.shape) for y in values]
             try:
                 grads = gradients(other, other.arrays, cotangents)
@@ -227,7 +226,7 @@ class Run:
                 self._note(f"{self.s.op}: with {name} forward runs, backward raises {first_line(error)}")
                 continue
             probe = Probe(other, list(other.arrays), cotangents, grads, joined(values))
-            judge(probe, self.rng, found.append, "edge inputs", uniform=alike)
+            judge(probe, self.rng, found.append, "edge inputs", uniform=alike, at_once=True)
             count += 1
             if probe.skipped:
                 # Where some results do not settle the others are no firm ground, at inputs that nobody gave.

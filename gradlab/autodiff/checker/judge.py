@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradlab.autodiff.checker.derivative import Pair, Probe, signs, uneven
+from gradlab.autodiff.checker.derivative import SENSITIVITY, SURE, Pair, Probe, signs, uneven
 from gradlab.autodiff.checker.differences import Slope
 from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
 from gradlab.autodiff.checker.locate import locate
@@ -26,19 +26,22 @@ class View:
 
 
 def judge(probe: Probe, rng: np.random.Generator, add: Callable[[Finding], None], check: str = CHECK,
-          tiles: Mapping[str, Sequence[int]] | None = None, uniform: bool = False) -> list[View]:  # fmt: skip
+          tiles: Mapping[str, Sequence[int]] | None = None, uniform: bool = False,
+          at_once: bool = False) -> list[View]:  # fmt: skip
     """Judge every gradient of the probe; one finding an input.
 
     Args:
         add: takes each finding.
         tiles: the tile of a program in each input's gradient, to say which program is wrong.
         uniform: move all elements of an input alike, as ties must be moved to stay ties.
+        at_once: first one direction through everything; only inputs that it says too little of are judged alone.
     """
     tiles = tiles or {}
     views: list[View] = []
     inputs = [i for i in probe.subject.wrt if probe.arrays[i].size]
-    verdicts: dict[int, Finding] = {}
-    for i in inputs:
+    verdicts = _at_once(probe, inputs, rng, check, uniform) if at_once else {}
+    alone = [i for i in inputs if i not in verdicts]
+    for i in alone:
         draw = _ones if uniform else signs
         d = draw(rng, probe.arrays[i].shape) * probe.units(i)
         broken = _not_finite(probe, i, check)
@@ -54,7 +57,7 @@ def judge(probe: Probe, rng: np.random.Generator, add: Callable[[Finding], None]
         probe.pairs.setdefault(i, []).append(pair)
         verdicts[i] = _finding(probe, i, check, [pair], rng, tiles, uniform)
         views.append(View(probe, i, slope, d, verdicts[i], tuple(tiles.get(probe.subject.names[i], ()))))
-    sound = [i for i in inputs if verdicts[i].verdict == OK]
+    sound = [i for i in alone if verdicts[i].verdict == OK]
     if sound and not uniform:
         _together(probe, sound, rng, check, tiles, verdicts)
     for i in inputs:
@@ -63,6 +66,35 @@ def judge(probe: Probe, rng: np.random.Generator, add: Callable[[Finding], None]
                 view.finding = verdicts[i]
         add(verdicts[i])
     return views
+
+
+def _at_once(probe: Probe, inputs: Sequence[int], rng: np.random.Generator, check: str,
+             uniform: bool) -> dict[int, Finding]:  # fmt: skip
+    """The inputs that one uneven direction through all of them finds right; none when anything looks wrong on it."""
+    if not inputs or not all(np.isfinite(probe.gradients[i]).all() for i in inputs):
+        return {}
+    draw = _one_length if uniform else uneven
+    whole = {i: draw(rng, probe.arrays[i].shape) * probe.units(i) for i in inputs}
+    noise = probe.noise
+    pair = probe.pair(whole, probe.slope(whole))
+    if pair.verdict != OK:
+        # Nothing was learnt, of the noise neither: where slopes jump it looks large.
+        probe.noise = noise
+        return {}
+    told = []
+    for i, d in whole.items():
+        # What would be asked of it alone: beside a gradient that is much larger a wrong one must show as well.
+        own = float(np.linalg.norm(probe.gradients[i] * d))
+        natural = pair.natural * min(probe.units(k) for k in inputs) / probe.units(i)
+        if pair.off <= pair.error + SENSITIVITY * own and pair.error <= SURE * max(own, natural):
+            told.append(i)
+    numbers = {
+        "error": pair.off / pair.scale if pair.scale else pair.off,
+        "part": pair.off / (max(pair.scale, pair.natural) or 1.0),
+    }
+    subject = probe.subject
+    said, common = f"error {numbers['error']:.1e}", (subject.op, subject.side.name, subject.case)
+    return {i: Finding(check, OK, subject.names[i], (), said, numbers, *common) for i in told}
 
 
 def _together(probe: Probe, inputs: list[int], rng: np.random.Generator, check: str,
@@ -165,6 +197,10 @@ def _bounded(probe: Probe, slope: Slope) -> bool:
     by_step = sorted(((h, float(np.dot(c, q))) for h, q in slope.tried), key=lambda pair: pair[0])
     sizes = [abs(q) for _, q in by_step if np.isfinite(q)]
     return len(sizes) == len(by_step) and max(sizes[: len(sizes) // 2]) <= 8 * max(sizes[len(sizes) // 2 :])
+
+
+def _one_length(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, float(uneven(rng, ())))
 
 
 def _ones(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

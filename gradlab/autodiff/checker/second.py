@@ -1,6 +1,7 @@
 """The second derivative against differences of the first, with a constant dy and with one that moves too."""
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,23 @@ class Pulled(Subject):
 
     def __init__(self, first: Probe, moving: bool) -> None:
         s = first.subject
-        count = len(s.leaves)
+        self.first, self.count = s, len(s.leaves)
         leaves = [*s.put(first.arrays), *s.put_like_results(first.cotangents)]
 
         def gradients(*flat: Any) -> tuple[Any, ...]:
-            return s.pulled(flat[:count], flat[count:])
+            return s.pulled(flat[: self.count], flat[self.count :])
 
         results = s.results or [f" {k}" * (len(first.cotangents) > 1) for k in range(len(first.cotangents))]
         names = [*s.names, *(f"d{name}" if name.strip() else f"dy{name}" for name in results)]
         super().__init__(s.side, gradients, leaves, {}, s.op, s.case, names, [f"d{s.names[i]}" for i in s.wrt])
         self.names = names
         # dy is a number of its own only when it is asked to be: a loss hands over one that needs no gradient.
-        self.wrt = [*s.wrt, *range(count, len(leaves))] if moving else list(s.wrt)
+        self.wrt = [*s.wrt, *range(self.count, len(leaves))] if moving else list(s.wrt)
         self.pulled = self.side.pullback(self.flat, self.wrt)
+
+    def values(self, arrays: Sequence[np.ndarray], dtype: str = "") -> list[np.ndarray]:
+        """The gradients, by the program that the first derivative has for them: compiling another takes longer."""
+        return self.first.gradients(arrays[: self.count], arrays[self.count :], dtype or self.working)
 
 
 def second(p: Promises, rng: np.random.Generator, light: Promises | None = None) -> None:
