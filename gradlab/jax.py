@@ -14,6 +14,7 @@ from gradlab.autodiff.conv2d_jax import conv2d as conv2d
 from gradlab.autodiff.cross_entropy_jax import cross_entropy as cross_entropy
 from gradlab.autodiff.hooks_jax import conv_general_dilated as conv_general_dilated
 from gradlab.autodiff.hooks_jax import dot_general as dot_general
+from gradlab.autodiff.linear_cross_entropy_jax import linear_cross_entropy as linear_cross_entropy
 from gradlab.autodiff.linear_jax import linear as linear
 from gradlab.autodiff.max_pool2d_jax import max_pool2d as max_pool2d
 from gradlab.autodiff.mse_loss_jax import mse_loss as mse_loss

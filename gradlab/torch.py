@@ -10,6 +10,7 @@ from gradlab.autodiff.conv2d_torch import conv2d as conv2d
 from gradlab.autodiff.convert_torch import Conversion as Conversion
 from gradlab.autodiff.convert_torch import convert as convert
 from gradlab.autodiff.cross_entropy_torch import cross_entropy as cross_entropy
+from gradlab.autodiff.linear_cross_entropy_torch import linear_cross_entropy as linear_cross_entropy
 from gradlab.autodiff.linear_torch import linear as linear
 from gradlab.autodiff.max_pool2d_torch import max_pool2d as max_pool2d
 from gradlab.autodiff.modules_torch import BCEWithLogitsLoss as BCEWithLogitsLoss

@@ -19,6 +19,7 @@ from gradlab.jax import (
     cross_entropy,
     global_norm,
     linear,
+    linear_cross_entropy,
     max_pool2d,
     mse_loss,
     relu,
@@ -100,6 +101,10 @@ def pool(x):
     return max_pool2d(x, 3, strides=2, padding=1)
 
 
+def fused_entropy(h, w, b, t):
+    return linear_cross_entropy(h, w, t, b, ignore_index=2, label_smoothing=0.1, z_loss=0.1, softcap=5.0)
+
+
 def weighed(x, t, w):
     return binary_cross_entropy_with_logits(x, t, weight=w, pos_weight=w)
 
@@ -125,6 +130,7 @@ PROGRAMS = {
     "cross_entropy, many classes": (entropy, (0,), 2, ((19, 1030),), ((19,),)),
     "cross_entropy, every option": (every, (0,), 2, ((5, 7), (7,)), ((5,),)),
     "cross_entropy, soft labels": (lambda x, q: cross_entropy(x, q, reduction="none"), (0, 1), 2, ((5, 7), (5, 7)), ()),
+    "linear_cross_entropy, many classes": (fused_entropy, (0, 1, 2), 2, ((130, 70), (70, 50257), (50257,)), ((130,),)),
     "adam_step": (fused, (0, 1, 2, 3, 4), 1, ((3, 7),) * 4 + ((),), ()),
     "adam_step, amsgrad": (maximal, (0, 1, 2, 3, 4, 5), 1, ((3, 7),) * 5 + ((),), ()),
     "adam_step, rounded": (rounded, (), 0, ((33, 129),) * 2, ()),
@@ -161,6 +167,11 @@ KERNELS = {
         {"loss", "pullback", "target_pullback"},
         {"loss", "pullback", "target_pullback", "second"},
     ),
+    "linear_cross_entropy": (
+        {"statistics", "merge", "total"},
+        {"statistics", "merge", "total", "pullback", "product", "column_sum"},
+        {"statistics", "merge", "total", "pullback", "product", "column_sum", "second"},
+    ),
     "adam_step": ({"adam"}, {"adam", "adam_pullback", "column_sum"}),
     "adam": ({"adam"}, {"adam", "adam_pullback", "column_sum"}),
     "sgd_step": ({"sgd"}, {"sgd", "sgd_pullback"}, {"sgd", "sgd_pullback"}),
@@ -195,6 +206,7 @@ LARGE = (
     "linear, relu, tall",
     "linear, relu, whole tiles",
     "cross_entropy, many classes",
+    "linear_cross_entropy, many classes",
     "adam_step, large",
     "adam_step, rounded",
     "mse_loss, stretches",

@@ -38,6 +38,7 @@ def samples(device):
     logits, soft, plain = r(5, 3, 1), r(5, 3, 1), (-100, 0.0, True, 0.0)
     ones = torch.ones(5, dtype=torch.float64, device=device)
     s = torch.stack([logits.flatten(1).max(1).values, ones, ones])
+    lce = (r(1, 5, 4), r(1, 3, 4).mT, t.unsqueeze(0), r(1, 3), r(1, 3).abs())
     return {
         "product": [(x, w, b, None, "", True, False), (x, w, None, r(5, 3), "y", False, True), (x, w, None, x, "a", False, False), (r(2, 5, 4), w.expand(2, 4, 3), r(2, 3), None, "", True, True)],
         "column_sum": [(x, None), (x, r(5, 4)), (r(2, 5, 4), None)],
@@ -69,6 +70,9 @@ def samples(device):
         "cross_entropy_scale_": [(soft, r(()))],
         "row_count": [(t, None, 3, -100, True), (t.expand(2, 5), r(3), 3, -100, False)],
         "row_total": [(r(5),), (r(2, 5),)],
+        "linear_cross_entropy_loss": [(lce[0], lce[1], lce[2], None, None, -100, 0.0, 0.0), (*lce, -100, 0.1, 2.0)],
+        "linear_cross_entropy_pullback": [(r(1, 5, 2), *lce, r(1, 5, 3), -100, 0.1, 2.0, *needs, by) for needs, by in (((True, True, True), True), ((False, True, False), False))],
+        "linear_cross_entropy_second": [(r(1, 5, 4), r(1, 4, 3), r(1, 3), r(1, 5, 2), *lce, r(1, 5, 3), -100, 0.1, 2.0, True, True, True, True), (r(1, 5, 4), None, None, r(1, 5, 2), *lce, r(1, 5, 3), -100, 0.1, 2.0, True, False, False, False)],
         "adam_": adam_samples(r),
         "global_norm": [([x, r(2, 3, 4), r(3).half()], 1.0, None), ([r(2, 3)[:, ::2]], 0.5, one(4.0))],
         "scale_": [([r(3), r(2, 2)], r(2))],

@@ -24,6 +24,7 @@ PICKED = {
     "conv2d": ("relu", "stride 2"),
     "cross_entropy": ("mean", "soft, everything"),
     "linear": ("relu", "no bias"),
+    "linear_cross_entropy": ("mean, ignored rows, no bias",),
     "sgd": ("dampening", "decay alone"),
 }
 CASES = [

@@ -43,6 +43,7 @@ OPS = {
     "max_pool2d": (lambda x: lab.max_pool2d(x, (3, 2), 2, 1), lambda x: F.max_pool2d(x, (3, 2), 2, 1), [(2, 2, 5, 4)], None),
     "max_pool2d of an image, overlapping": (lambda x: lab.max_pool2d(x, 2, 1), lambda x: F.max_pool2d(x, 2, 1), [(2, 4, 3)], None),
     "cross_entropy": (*entropy("mean"), [(4, 5)], [0, 2, -100, 4]),
+    "linear_cross_entropy": (lambda h, w, b, t: lab.linear_cross_entropy(h, w, t, b, label_smoothing=0.1), lambda h, w, b, t: F.cross_entropy(F.linear(h, w, b), t, label_smoothing=0.1), [(4, 3), (5, 3), (5,)], [0, 2, -100, 4]),
     "cross_entropy of one row": (*entropy("mean"), [(3,)], 1),
     "cross_entropy of pixels": (*entropy("sum"), [(2, 4, 3)], [[0, 3, 1], [-100, 2, 2]]),
     "cross_entropy, everything": (everything, everything_composed, [(4, 5), (4, 5)], None),

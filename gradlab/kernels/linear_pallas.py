@@ -12,12 +12,12 @@ from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launc
 
 # fmt: off
 def _product_kernel(*refs, K, BK, turned_a, turned_b, bias, relu, place):
-    """y[m n] = sum_k a[m k] b[k n] + c[n], a | b | y gated by g > 0; grid (M/BM, N/BN); a program owns y[BM BN]."""
+    """y[m n] = sum_k a[m k] b[k n] + c[m n], a | b | y gated by g > 0; grid (M/BM, N/BN); a program owns y[BM BN]."""
     a_ref, b_ref, *others, y_ref = refs
     c_ref: Any = others.pop(0) if bias else None
     g_ref: Any = others.pop(0) if place else None
     acc = accumulator(y_ref.dtype)
-    precision = jax.lax.Precision.HIGHEST if y_ref.dtype in (jnp.float32, jnp.float64) else None
+    precision = jax.lax.Precision.HIGHEST if a_ref.dtype in (jnp.float32, jnp.float64) else None
     contract = (((0 if turned_a else 1,), (1 if turned_b else 0,)), ((), ()))
 
     def step(i, total):
@@ -63,18 +63,21 @@ def product(a: jax.Array, b: jax.Array, bias: jax.Array | None, gate: jax.Array 
     """y[M N] = a[M K] b[K N] + bias[N], then relu; where gate <= 0, zeros stand in for `place`: "a", "b" or "y".
 
     `turned_a`, `turned_b`: the operand comes as a[K M], b[N K] and is read so; a gate at an operand lies as it does.
+    A bias[M N] gives y its dtype, and its memory where nobody else needs it: sums grow in float32.
     Logical GEMM M x N x K; each operand is read once per tile of the other, y is written once.
     """
     K, M = a.shape if turned_a else a.shape[::-1]
     N = b.shape[0] if turned_b else b.shape[1]
+    grows = bias is not None and bias.ndim == 2
+    dtype = bias.dtype if bias is not None and grows else a.dtype
     if 0 in (M, N):
-        return jnp.zeros((M, N), a.dtype)
+        return jnp.zeros((M, N), dtype)
     if K == 0:
         # An empty sum: one step over a zero column says it.
         a = jnp.zeros((1, M) if turned_a else (M, 1), a.dtype)
         b, K = jnp.zeros((N, 1) if turned_b else (1, N), a.dtype), 1
         gate, place = (gate, place) if place == "y" else (None, "")
-    given = [t for t in (a, b, bias if bias is None else bias.reshape(1, N), gate) if t is not None]
+    given = [t for t in (a, b, bias if bias is None or grows else bias.reshape(1, N), gate) if t is not None]
 
     def call(platform: str, a: jax.Array, b: jax.Array, *others: jax.Array) -> jax.Array:
         BM, BK, BN, warps, stages = _tile(platform, a.dtype, M, K, N)
@@ -92,6 +95,8 @@ def product(a: jax.Array, b: jax.Array, bias: jax.Array | None, gate: jax.Array 
         if turned_b:
             tiles["b"] = ((BN, BK), (BN, whole), lambda i, j: (j, 0))
         # fmt: on
+        if grows:
+            tiles["c"] = tiles["y"]
         names = ["a", "b"] + ["c"] * (bias is not None) + [place] * bool(place)
         operands = [pad(t, *tiles[name][0]) for name, t in zip(names, (a, b, *others), strict=True)]
         specs = [pl.BlockSpec(*tiles[name][1:]) for name in names]
@@ -100,11 +105,18 @@ def product(a: jax.Array, b: jax.Array, bias: jax.Array | None, gate: jax.Array 
             _product_kernel, K=whole, BK=BK, turned_a=turned_a, turned_b=turned_b,
             bias=bias is not None, relu=relu, place=place,
         )  # fmt: skip
-        shape = jax.ShapeDtypeStruct((grid[0] * BM, grid[1] * BN), a.dtype)
+        shape = jax.ShapeDtypeStruct((grid[0] * BM, grid[1] * BN), dtype)
         out = pl.BlockSpec(*tiles["y"][1:])
-        return pallas(kernel, platform, grid, specs, out, shape, warps=warps, stages=stages)(*operands)[:M, :N]
+        options = {"input_output_aliases": {2: 0}} if grows else {}
+        y = pallas(kernel, platform, grid, specs, out, shape, warps=warps, stages=stages, **options)(*operands)
+        return y[:M, :N]
 
     return launch(call, *given)
+
+
+def product_into(y: jax.Array, a: jax.Array, b: jax.Array, turned_a: bool = False, turned_b: bool = False) -> jax.Array:
+    """y[M N] + a b in y's dtype, in its memory where nobody else needs it: y grows."""
+    return product(a, b, y, None, turned_a, turned_b, "", False)
 
 
 def column_sum(a: jax.Array, gate: jax.Array | None) -> jax.Array:

@@ -13,14 +13,14 @@ from gradlab.kernels.launch_triton import accumulator, block, interpreted, kerne
 def _product_kernel(
     a_ptr, a_z, a_m, a_k,
     b_ptr, b_z, b_k, b_n,
-    c_ptr, c_z, c_n,
+    c_ptr, c_z, c_m, c_n,
     g_ptr, g_z, g_0, g_1,
     y_ptr, y_z, y_m, y_n,
     M, K, N,
     ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, GATE: tl.constexpr, WHOLE_K: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):
-    """y[z m n] = sum_k a[z m k] b[z k n] + c[z n], one gated by g > 0; grid (Z * M/BM * N/BN); a program owns y[z BM BN]."""
+    """y[z m n] = sum_k a[z m k] b[z k n] + c[z m n], one gated by g > 0; grid (Z * M/BM * N/BN); a program owns y[z BM BN]."""
     # Programs walk down GROUP row tiles before they move right, so that the tiles of b they share stay in L2.
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)
@@ -57,11 +57,14 @@ def _product_kernel(
             g = tl.load(g_ptr + k[:, None] * g_0 + n[None, :] * g_1, mask=in_b, other=0.0)
             b = tl.where(g <= 0, 0.0, b).to(b.dtype)
         acc = tl.dot(a, b, acc, input_precision="ieee", out_dtype=ACC)
-    if BIAS:
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    if BIAS == "row":
         acc += tl.load(c_ptr + n * c_n, mask=n < N, other=0.0).to(ACC)[None, :]
+    if BIAS == "matrix":
+        # c may be y itself: no other program reads this tile of it.
+        acc += tl.load(c_ptr + m[:, None] * c_m + n[None, :] * c_n, mask=inside, other=0.0).to(ACC)
     if RELU:
         acc = tl.where(acc <= 0, 0.0, acc)
-    inside = (m < M)[:, None] & (n < N)[None, :]
     if GATE == "y":
         g = tl.load(g_ptr + m[:, None] * g_0 + n[None, :] * g_1, mask=inside, other=0.0)
         acc = tl.where(g <= 0, 0.0, acc)
@@ -111,23 +114,36 @@ def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, gate: t
     column by column, as the gradient of a transposed weight wants it.
     Logical GEMM M x N x K; each operand is read once per tile of the other, y is written once.
     """
-    M, K, N = *a.shape[-2:], b.shape[-1]
     y = _empty(a, b, transposed)
+    product_into(y, a, b, bias, gate, place, relu)
+    return y
+
+
+def product_into(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None,
+                 gate: torch.Tensor | None = None, place: str = "", relu: bool = False) -> None:  # fmt: skip
+    """`product` written to y[M N], of any strides and dtype; bias[M N] is added too, and may be y: then y grows."""
+    M, K, N = *a.shape[-2:], b.shape[-1]
     BM, BK, BN, warps, stages = _tile(a, M, K, N)
+    shape: str = ""
+    c: tuple[object, ...] = (a, 0, 0, 0)
+    if bias is not None and bias.ndim == a.ndim:
+        shape, c = "matrix", (bias, *_strides(bias, 2))
+    elif bias is not None:
+        z, n = _strides(bias, 1)
+        shape, c = "row", (bias, z, 0, n)
     # fmt: off
     launch(
         _product_kernel, [math.prod(a.shape[:-2]) * -(-M // BM) * -(-N // BN)],
         a, *_strides(a, 2),
         b, *_strides(b, 2),
-        *((a, 0, 0) if bias is None else (bias, *_strides(bias, 1))),
+        *c,
         *((a, 0, 0, 0) if gate is None else (gate, *_strides(gate, 2))),
         y, *_strides(y, 2),
         M, K, N,
-        ACC=triton_dtype(accumulator(a.dtype)), BIAS=bias is not None, RELU=relu, GATE=place, WHOLE_K=K % BK == 0,
+        ACC=triton_dtype(accumulator(a.dtype)), BIAS=shape, RELU=relu, GATE=place, WHOLE_K=K % BK == 0,
         BM=BM, BK=BK, BN=BN, GROUP=8, writes=[y], warps=warps, stages=stages,
     )
     # fmt: on
-    return y
 
 
 def _column_sum_fake(a, gate):

@@ -70,7 +70,8 @@ class Spec:
         tiles: by input, the part of its gradient that one program of the compiled float64 kernels owns.
         kept: the residuals, in words.
         promises: what the compiled kernels keep: `gradlab inspect --check`.
-        kept_slope: the most that dx changes, for each unit of dy, with a kept result that lies rounded in its dtype.
+        kept_slope: the most that a gradient changes, for each unit of dy, with a kept or intermediate result that lies
+            rounded in its dtype.
         source: where the mathematics is from.
     """
 

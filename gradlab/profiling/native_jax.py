@@ -51,6 +51,11 @@ def cross_entropy(x, target, w=None, *, ignore_index=-100, reduction="mean", lab
     return _reduced(y + z, reduction)
 
 
+def linear_cross_entropy(h, w, t, b=None, c=None, **options):
+    """cross_entropy of jnp.dot's logits, which lie in memory."""
+    return cross_entropy(linear(h, w, b), t, c, **options)
+
+
 def adam(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False,
          maximize=False, step=1):  # fmt: skip
     """p'[E], m'[E], v'[E], x'[E]; optax's maximum is of the corrected v', so x goes in and comes out as such a one."""
@@ -146,6 +151,7 @@ NATIVE = {
     "sigmoid": Native("jax.nn.sigmoid", sigmoid),
     "tanh": Native("jnp.tanh", tanh),
     "cross_entropy": Native("jax.nn.log_softmax", cross_entropy),
+    "linear_cross_entropy": Native("jnp.dot, jax.nn.log_softmax", linear_cross_entropy),
     "adam": Native("optax.adam", adam),
     "sgd": Native("optax.sgd", sgd),
 }

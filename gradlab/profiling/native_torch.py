@@ -42,6 +42,11 @@ def cross_entropy(x, target, w=None, *, z_loss=0.0, softcap=None, **options):
     return y + (z if reduction == "none" else z.sum())
 
 
+def linear_cross_entropy(h, w, t, b=None, c=None, **options):
+    """cross_entropy of linear, whose logits lie in memory."""
+    return cross_entropy(F.linear(h, w.t(), b), t, c, **options)
+
+
 def adam(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False,
          maximize=False, step=1):  # fmt: skip
     """p'[E], m'[E], v'[E], x'[E]: torch's step works in place, so on copies, as the lab's does."""
@@ -119,6 +124,7 @@ NATIVE = {
     "sigmoid": Native("torch.sigmoid", sigmoid),
     "tanh": Native("torch.tanh", tanh),
     "cross_entropy": Native("F.cross_entropy", cross_entropy),
+    "linear_cross_entropy": Native("F.linear, F.cross_entropy", linear_cross_entropy),
     "adam": Native("torch.optim.adam.adam", adam),
     "sgd": Native("torch.optim.sgd.sgd", sgd),
 }

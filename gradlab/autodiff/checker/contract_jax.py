@@ -163,7 +163,8 @@ def _float0(p: Promises) -> None:
     """Integer inputs have cotangents of float0, and everybody else's stay the same."""
     s = p.probe.subject
     leaves = _leaves(p)
-    whole = [i for i in range(len(leaves)) if not jnp.issubdtype(leaves[i].dtype, jax.dtypes.prng_key)]
+    # A float that is a constant to the function has a cotangent like any other.
+    whole = [i for i, leaf in enumerate(leaves) if i in s.wrt or jnp.issubdtype(leaf.dtype, jnp.integer)]
     if len(whole) == len(s.wrt):
         return
     found = _vjp(p, s.flat, whole, leaves)[1](_cotangents(p))

@@ -1,0 +1,168 @@
+"""linear_cross_entropy for jax: kept are the operands and three numbers a row; logits are computed again, by chunks."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.autodiff.arguments import dtype_name, refuse, want_floats, want_rank, want_size
+from gradlab.autodiff.arguments_jax import as_arrays
+from gradlab.autodiff.class_losses import options
+from gradlab.autodiff.classes_jax import refuse_unknown
+from gradlab.autodiff.ranges_jax import public
+from gradlab.autodiff.row_sums_jax import Reduction, reduced
+from gradlab.kernels import linear_cross_entropy_pallas as kernels
+from gradlab.kernels.linear_cross_entropy_second_pallas import second as second_of
+
+OP = "linear_cross_entropy"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _rows_rule(h, w, t, b, c, ignore_index, label_smoothing, softcap):
+    """(sum_v r (l - z), l)[m], the first weighed and smoothed, and what is kept of each row."""
+    return kernels.loss(h, w, t, b, c, ignore_index, label_smoothing, softcap)
+
+
+def _rows_fwd(h, w, t, b, c, *given):
+    r, s = rows(h, w, t, b, c, *given)
+    return (r, s), (h, w, t, b, c, s)
+
+
+def _rows_bwd(ignore_index, label_smoothing, softcap, kept, cotangents):
+    g, _ = cotangents
+    dh, dw, db = pullback(g, *kept, ignore_index, label_smoothing, softcap)
+    return dh, dw, None, db, None
+
+
+_rows_rule.defvjp(_rows_fwd, _rows_bwd)
+rows = jax.jit(_rows_rule, static_argnums=(5, 6, 7))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
+def _pullback_rule(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap):
+    """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' ((dy R + dl) p - dy r)."""
+    return kernels.pullback(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap)
+
+
+def _pullback_fwd(g, h, w, t, b, c, s, *given):
+    return pullback(g, h, w, t, b, c, s, *given), (g, h, w, t, b, c, s)
+
+
+def _pullback_bwd(ignore_index, label_smoothing, softcap, kept, u):
+    dg, dh, dw, db = second(u, *kept, ignore_index, label_smoothing, softcap)
+    # s depends on h, w and b, and their gradients have that dependence in them already.
+    return dg, dh, dw, None, db, None, None
+
+
+_pullback_rule.defvjp(_pullback_fwd, _pullback_bwd)
+pullback = jax.jit(_pullback_rule, static_argnums=(7, 8, 9))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9, 10))
+def _second_rule(u, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap):
+    """The pullback of the pullback: <dx, u> by g, h, w and b, u = uh w + h uw + ub."""
+    return second_of(u, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap)
+
+
+def _second_fwd(*args):
+    return second(*args), None
+
+
+def _second_bwd(*args):
+    raise NotImplementedError(f"{OP}: its third derivative is not implemented, wanted order 1 or 2")
+
+
+_second_rule.defvjp(_second_fwd, _second_bwd)
+second = jax.jit(_second_rule, static_argnums=(8, 9, 10))
+
+
+@public(OP)
+def linear_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, bias: jax.Array | None = None, *,
+                         weight: jax.Array | None = None, ignore_index: int = -100, reduction: str = "mean",
+                         label_smoothing: float = 0.0, z_loss: float = 0.0, return_z_loss: bool = False,
+                         softcap: float | None = None) -> Any:  # fmt: skip
+    """cross_entropy(linear(hidden[... K], kernel[K V], bias[V]), labels[...]) without logits in memory.
+
+    Args:
+        hidden: [... K], any leading axes, none or empty ones included.
+        kernel: [K V], V >= 1, as flax and jax keep it.
+        labels: integer classes [...] in [0, V). Probabilities are refused: they are as large as the logits.
+        bias: [V].
+        weight: of each class [V], of any float dtype; a constant, whose gradient is 0.
+        ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V).
+        reduction: "mean", "sum", or "none" for one loss a row. The mean of the first part is over the weights c[t] of
+            the rows not ignored, that of the z-loss over their number; NaN when there are none.
+        label_smoothing: the part of each target, in [0, 1], that is spread over all classes.
+        z_loss: what the square of each row's log-sum-exp is weighed with and added.
+        return_z_loss: return that part too, reduced alike; both are differentiable.
+        softcap: the logits are softcap tanh(logits / softcap).
+            hidden, kernel and bias of one dtype (float64, float32, float16, bfloat16).
+
+    Returns:
+        The loss, a scalar or [...], in the inputs' dtype, summed in float32 or better; with `return_z_loss` two. First
+        and second derivatives for hidden, kernel and bias are exact, and neither holds the logits: the first takes
+        M Vc e + 4 M K + 2 K Vc e bytes besides what is asked for, with Vc = max(1024, K, 2^21 / M) classes of e bytes
+        at once (docs/linear_cross_entropy.md). What needs no gradient costs nothing.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown reduction, a number out of its range.
+        TypeError: not an array, mixed or integer dtypes, labels not integer.
+        IndexError: a class out of range, with its place. On a CPU outside jit at once; else the row's loss and gradient
+            are NaN, and on an accelerator a later call raises (`gradlab.jax.raise_late` asks without a call). Inside
+            jit the error is one of `jax.experimental.checkify` for whoever wraps the program in it.
+        NotImplementedError: a third derivative.
+    """
+    there = {"hidden": hidden, "kernel": kernel, "labels": labels, "bias": bias, "weight": weight}
+    given = as_arrays(OP, {name: a for name, a in there.items() if a is not None})
+    want_floats(OP, {name: given[name] for name in ("hidden", "kernel", "bias") if name in given})
+    chosen = options(
+        OP, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss,
+        return_z_loss=return_z_loss, softcap=softcap,
+    )  # fmt: skip
+    h, w, t, b, c = given["hidden"], given["kernel"], given["labels"], given.get("bias"), given.get("weight")
+    _want_shapes(h, w, t, b, c)
+    refuse_unknown(OP, t, w.shape[1], chosen.ignore_index)
+    # Said to be constants, so that nobody waits for a gradient that is not there.
+    c = None if c is None else jax.lax.stop_gradient(c)
+    low, high = -(2**31), 2**31 - 1
+    ignored, shape = min(max(chosen.ignore_index, low), high), t.shape
+    if t.dtype.itemsize > 4 or t.dtype == jnp.uint32:
+        # A class that int32 cannot hold is out of range: it must not wrap round to one that is in range.
+        t = jnp.clip(t, max(jnp.iinfo(t.dtype).min, low), high)
+    M = math.prod(shape)
+    t = t.astype(jnp.int32).reshape(M)
+    (y, lse), _ = rows(h.reshape(M, h.shape[-1]), w, t, b, c, ignored, chosen.eps, chosen.cap)
+    asked = Reduction(reduction, float(z_loss), return_z_loss)
+    found = reduced(y, lse * lse if z_loss or return_z_loss else lse, t, c, w.shape[1], ignored, asked)
+    loss, part = (a.reshape(shape if reduction == "none" else ()).astype(h.dtype) for a in found)
+    return (loss, part) if return_z_loss else loss
+
+
+def _want_shapes(h, w, t, b, c) -> None:
+    if jnp.issubdtype(t.dtype, jnp.floating):
+        wanted = "classes: probabilities are as large as the logits that this op avoids, cross_entropy takes them"
+        refuse(OP, "dtype of labels", dtype_name(t), wanted, TypeError)
+    if not jnp.issubdtype(t.dtype, jnp.integer):
+        refuse(OP, "dtype of labels", dtype_name(t), "an integer dtype", TypeError)
+    if h.ndim == 0:
+        refuse(OP, "hidden of shape []", "0-dimensional", "[... K]")
+    want_rank(OP, "kernel", w, "[K V]", (2,))
+    want_size(OP, "kernel", w, 0, "K", h.shape[-1], "like hidden's last axis")
+    if w.shape[1] == 0:
+        refuse(OP, f"kernel of shape {list(w.shape)}", "V = 0", "at least one class")
+    if t.shape != h.shape[:-1]:
+        refuse(OP, "shape of labels", list(t.shape), f"{list(h.shape[:-1])} like hidden's but its last axis")
+    for argument, one in (("bias", b), ("weight", c)):
+        if one is not None:
+            want_rank(OP, argument, one, "[V]", (1,))
+            want_size(OP, argument, one, 0, "V", w.shape[1], "like kernel's last axis")
+    if c is not None:
+        want_floats(OP, {"weight": c})
+
+
+def by_spec(h: jax.Array, w: jax.Array, t: jax.Array, b: jax.Array | None = None, c: jax.Array | None = None,
+            **options) -> Any:  # fmt: skip
+    """linear_cross_entropy with the Spec's c."""
+    return linear_cross_entropy(h, w, t, b, weight=c, **options)

@@ -1,0 +1,217 @@
+"""linear_cross_entropy for torch: kept are the operands and three numbers a row; logits are made anew, by chunks."""
+
+import math
+from typing import Any
+
+import torch
+
+from gradlab.autodiff.arguments import dtype_name, refuse, want_floats, want_rank, want_size
+from gradlab.autodiff.arguments_torch import want_tensors
+from gradlab.autodiff.autocast_torch import lowered, raised
+from gradlab.autodiff.class_losses import options
+from gradlab.autodiff.cross_entropy_torch import CLASSES
+from gradlab.autodiff.mapped_torch import in_front
+from gradlab.autodiff.ranges_torch import Function, public
+from gradlab.autodiff.row_sums_torch import Reduction, reduced
+from gradlab.kernels import linear_cross_entropy_triton as kernels
+from gradlab.kernels.linear_cross_entropy_second_triton import second
+
+OP = "linear_cross_entropy"
+
+
+class Rows(Function):
+    """(sum_v r (l - z), l)[m], the first weighed and smoothed, and what is kept of each row.
+
+    Everything has an axis Z in front, which mapped axes are folded into.
+    """
+
+    @staticmethod
+    def forward(h, w, t, b, c, ignore_index, label_smoothing, softcap):
+        return kernels.loss(h, w, t, b, c, ignore_index, label_smoothing, softcap)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.ignore_index, ctx.label_smoothing, ctx.softcap = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, output[1])
+
+    @staticmethod
+    def backward(ctx, g, _):
+        h, w, t, b, c, s = ctx.saved_tensors
+        given = ctx.ignore_index, ctx.label_smoothing, ctx.softcap
+        need_h, need_w, _, need_b, *_ = ctx.needs_input_grad
+        dh, dw, db = Pullback.apply(g, h, w, t, b, c, s, *given, need_h, need_w, need_b)
+        return dh if need_h else None, dw if need_w else None, None, db if need_b else None, *[None] * 4
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        if in_dims[4] is not None:
+            raise NotImplementedError(f"{OP}: weight is mapped over, wanted one for all")
+        return _folded(Rows, info, in_dims, args)
+
+
+class Pullback(Function):
+    """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' ((dy R + dl) p - dy r)."""
+
+    @staticmethod
+    def forward(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b):
+        given = ignore_index, label_smoothing, softcap
+        return kernels.pullback(g, h, w, t, b, c, s, *given, need_h, need_w, need_b, _by_columns(w))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.ignore_index, ctx.label_smoothing, ctx.softcap = inputs[:10]
+        ctx.there = inputs[10:]
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        given = ctx.ignore_index, ctx.label_smoothing, ctx.softcap
+        # A gradient that nobody asked for has no cotangent.
+        u = [u if there else None for u, there in zip(cotangents, ctx.there, strict=True)]
+        need_g, need_h, need_w, _, need_b, *_ = ctx.needs_input_grad
+        dg, dh, dw, db = Second.apply(*u, *ctx.saved_tensors, *given, need_h, need_w, need_b)
+        nothing = [None] * 8
+        return (
+            dg if need_g else None,
+            dh if need_h else None,
+            dw if need_w else None,
+            None,
+            db if need_b else None,
+            *nothing,
+        )
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return _folded(Pullback, info, in_dims, args)
+
+
+class Second(Function):
+    """The pullback of the pullback: <dx, u> by g, h, w and b, u = uh w + h uw + ub."""
+
+    @staticmethod
+    def forward(uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b):
+        given = ignore_index, label_smoothing, softcap
+        return second(uh, uw, ub, g, h, w, t, b, c, s, *given, need_h, need_w, need_b, _by_columns(w))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        raise NotImplementedError(f"{OP}: its third derivative is not implemented, wanted order 1 or 2")
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return _folded(Second, info, in_dims, args)
+
+
+def _folded(rule, info, in_dims, args):
+    """The rule with the mapped axis folded into Z, and taken out of Z again."""
+    args = [a.flatten(0, 1) if isinstance(a, torch.Tensor) else a for a in in_front(info.batch_size, in_dims, args)]
+    results = rule.apply(*args)
+    # A gradient that is not needed has no axis Z, and no element.
+    split = [r.unflatten(0, (info.batch_size, -1)) if r.ndim > 1 else r for r in results]
+    return tuple(split), tuple(0 if r.ndim > 1 else None for r in results)
+
+
+def _by_columns(w: torch.Tensor) -> bool:
+    """Whether a matrix lies in memory column by column, as a transposed weight does: its gradient is to lie so too."""
+    return w.stride(-2) == 1 and w.stride(-1) != 1
+
+
+@public(OP)
+def linear_cross_entropy(input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor,
+                         linear_bias: torch.Tensor | None = None, *, weight: torch.Tensor | None = None,
+                         ignore_index: int | None = -100, reduction: str = "mean", label_smoothing: float = 0.0,
+                         z_loss: float = 0.0, return_z_loss: bool = False, softcap: float | None = None,
+                         ) -> Any:  # fmt: skip
+    """cross_entropy(linear(input[... K], linear_weight[V K], linear_bias[V]), target[...]) without logits in memory.
+
+    As `torch.nn.functional.linear_cross_entropy`, with its names; chunked always, so it takes no `options`.
+
+    Args:
+        input: [... K], any leading axes, none or empty ones included.
+        linear_weight: [V K], V >= 1.
+        target: classes [...] in [0, V), int64, int32 or uint8. Probabilities are refused: they are as large as logits.
+        linear_bias: [V].
+        weight: of each class [V], of any float dtype; a constant.
+        ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V). None is -100.
+        reduction: "mean", "sum", or "none" for one loss a row. The mean of the first part is over the weights c[t] of
+            the rows not ignored, that of the z-loss over their number; NaN when there are none.
+        label_smoothing: the part of each target, in [0, 1], that is spread over all classes.
+        z_loss: what the square of each row's log-sum-exp is weighed with and added.
+        return_z_loss: return that part too, reduced alike; both are differentiable.
+        softcap: the logits are softcap tanh(logits / softcap).
+            Any strides. input, linear_weight and linear_bias of one dtype (float64, float32, float16, bfloat16); all on
+            one device, a CPU or CUDA. Under `torch.autocast` the three are cast to its dtype and the loss is float32.
+
+    Returns:
+        The loss, a scalar or [...], in the inputs' dtype, summed in float32 or better; with `return_z_loss` two. First
+        and second derivatives for input, linear_weight and linear_bias are exact, and neither holds the logits: the
+        first takes M Vc e + 4 M K bytes besides what is asked for, with Vc = max(1024, K, 2^21 / M) classes of e bytes
+        at once (docs/linear_cross_entropy.md). What needs no gradient costs nothing.
+
+    Raises:
+        ValueError: shapes that do not fit, another device, an unknown reduction, a number out of its range, a class
+            weight that requires a gradient.
+        TypeError: not a strided tensor, mixed or integer dtypes, classes not integer.
+        IndexError: a class out of range, with its row. On a CPU at once; on CUDA the row's loss and gradient are NaN,
+            and a later call raises (`gradlab.torch.raise_late` asks without a call).
+        NotImplementedError: a third derivative.
+    """
+    given = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    floats = {name: t for name, t in given.items() if t is not None}
+    want_tensors(OP, floats | {"target": target} | ({} if weight is None else {"weight": weight}))
+    # The dtype that torch's linear has under autocast, and the one that its cross_entropy has.
+    (full,) = raised(input)
+    floats = dict(zip(floats, lowered(*floats.values()), strict=True))
+    want_floats(OP, floats)
+    chosen = options(
+        OP, ignore_index=-100 if ignore_index is None else ignore_index, reduction=reduction,
+        label_smoothing=label_smoothing, z_loss=z_loss, return_z_loss=return_z_loss, softcap=softcap,
+    )  # fmt: skip
+    h, w, b = floats["input"], floats["linear_weight"], floats.get("linear_bias")
+    _want_shapes(h, w, b, target, weight)
+    M = math.prod(h.shape[:-1])
+    t = target.reshape(M)
+    r, _ = Rows.apply(
+        h.reshape(1, M, h.shape[-1]), w.t().unsqueeze(0), t.unsqueeze(0), None if b is None else b.unsqueeze(0),
+        None if weight is None else weight.unsqueeze(0), chosen.ignore_index, chosen.eps, chosen.cap,
+    )  # fmt: skip
+    y, lse = r[0].unbind(-1)
+    asked = Reduction(reduction, float(z_loss), return_z_loss)
+    found = reduced(y, lse * lse if z_loss or return_z_loss else lse, t, weight, w.shape[0], chosen.ignore_index, asked)
+    loss, part = (a.reshape(target.shape if reduction == "none" else ()).to(full.dtype) for a in found)
+    return (loss, part) if return_z_loss else loss
+
+
+def _want_shapes(h, w, b, target, weight) -> None:
+    if target.is_floating_point():
+        wanted = "classes: probabilities are as large as the logits that this op avoids, cross_entropy takes them"
+        refuse(OP, "dtype of target", dtype_name(target), wanted, TypeError)
+    if target.dtype not in CLASSES:
+        refuse(OP, "dtype of target", dtype_name(target), "int64, int32 or uint8", TypeError)
+    if h.ndim == 0:
+        refuse(OP, "input of shape []", "0-dimensional", "[... K]")
+    want_rank(OP, "linear_weight", w, "[V K]", (2,))
+    want_size(OP, "linear_weight", w, 1, "K", h.shape[-1], "like input's last axis")
+    if w.shape[0] == 0:
+        refuse(OP, f"linear_weight of shape {list(w.shape)}", "V = 0", "at least one class")
+    if target.shape != h.shape[:-1]:
+        refuse(OP, "shape of target", list(target.shape), f"{list(h.shape[:-1])} like input's but its last axis")
+    for argument, one in (("linear_bias", b), ("weight", weight)):
+        if one is not None:
+            want_rank(OP, argument, one, "[V]", (1,))
+            want_size(OP, argument, one, 0, "V", w.shape[0], "like linear_weight's first axis")
+    if weight is not None:
+        want_floats(OP, {"weight": weight})
+        if weight.requires_grad:
+            refuse(OP, "weight", "a tensor that requires a gradient", "one without: it has no derivative here")
+
+
+def by_spec(h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, b: torch.Tensor | None = None,
+            c: torch.Tensor | None = None, **options) -> Any:  # fmt: skip
+    """linear_cross_entropy with the Spec's w[K V]."""
+    return linear_cross_entropy(h, w.t(), t, b, weight=c, **options)
