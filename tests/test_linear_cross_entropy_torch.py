@@ -318,6 +318,7 @@ BAD = {
     "K": (lambda: lab.linear_cross_entropy(H[:, :2], W, T), ValueError, r"linear_weight of shape \[5, 3\] is K = 3, wanted K = 2 like input's"),
     "no classes": (lambda: lab.linear_cross_entropy(H, W[:0], T), ValueError, r"linear_weight of shape \[0, 3\] is V = 0, wanted at least"),
     "rows": (lambda: lab.linear_cross_entropy(H, W, T[:1]), ValueError, r"shape of target is \[1\], wanted \[2\] like input's"),
+    "two": (lambda: lab.linear_cross_entropy(H, W, T, W[:, 0], bias=W[:, 0]), ValueError, "bias is there beside linear_bias, wanted one of"),
     "bias": (lambda: lab.linear_cross_entropy(H, W, T, W[0]), ValueError, r"linear_bias of shape \[3\] is V = 3, wanted V = 5"),
     "weight": (lambda: lab.linear_cross_entropy(H, W, T, weight=W), ValueError, r"weight of shape \[5, 3\] is 2-dimensional, wanted \[V\]"),
     "moving weight": (lambda: lab.linear_cross_entropy(H, W, T, weight=torch.ones(5, requires_grad=True)), ValueError, "weight is a tensor that requires a gradient"),

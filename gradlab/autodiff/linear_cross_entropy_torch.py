@@ -126,7 +126,7 @@ def linear_cross_entropy(input: torch.Tensor, linear_weight: torch.Tensor, targe
                          linear_bias: torch.Tensor | None = None, *, weight: torch.Tensor | None = None,
                          ignore_index: int | None = -100, reduction: str = "mean", label_smoothing: float = 0.0,
                          z_loss: float = 0.0, return_z_loss: bool = False, softcap: float | None = None,
-                         ) -> Any:  # fmt: skip
+                         bias: torch.Tensor | None = None) -> Any:  # fmt: skip
     """cross_entropy(linear(input[... K], linear_weight[V K], linear_bias[V]), target[...]) without logits in memory.
 
     As `torch.nn.functional.linear_cross_entropy`, with its names; chunked always, so it takes no `options`.
@@ -144,6 +144,7 @@ def linear_cross_entropy(input: torch.Tensor, linear_weight: torch.Tensor, targe
         z_loss: what the square of each row's log-sum-exp is weighed with and added.
         return_z_loss: return that part too, reduced alike; both are differentiable.
         softcap: the logits are softcap tanh(logits / softcap).
+        bias: linear_bias, by the name that `linear` and the jax side have for it.
             Any strides. input, linear_weight and linear_bias of one dtype (float64, float32, float16, bfloat16); all on
             one device, a CPU or CUDA. Under `torch.autocast` the three are cast to its dtype and the loss is float32.
 
@@ -161,6 +162,10 @@ def linear_cross_entropy(input: torch.Tensor, linear_weight: torch.Tensor, targe
             and a later call raises (`gradlab.torch.raise_late` asks without a call).
         NotImplementedError: a third derivative.
     """
+    if bias is not None:
+        if linear_bias is not None:
+            refuse(OP, "bias", "there beside linear_bias", "one of the two")
+        linear_bias = bias
     given = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     floats = {name: t for name, t in given.items() if t is not None}
     want_tensors(OP, floats | {"target": target} | ({} if weight is None else {"weight": weight}))

@@ -109,7 +109,9 @@ def loss(x: jax.Array, t: jax.Array | None, q: jax.Array | None, w: jax.Array | 
         empty = jnp.zeros(0, acc)
         return empty, empty, (empty,) * 3
     arrays = {"x": x, "t": t, "q": q, "w": w}
-    y, z, *s = run(_loss_kernel, arrays, ("rows",) * 5, x, (ignore_index, eps, smooth, cap), False)
+    # The cap's tanh beside all that is carried takes more registers than four warps have.
+    options, warps = (ignore_index, eps, smooth, cap), 8 if cap else 4
+    y, z, *s = run(_loss_kernel, arrays, ("rows",) * 5, x, options, False, warps=warps)
     return y, z, (s[0], s[1], s[2])
 
 

@@ -72,7 +72,8 @@ def fold(top, total, gap, mass, h, r, inside, DENSE: tl.constexpr):
         before = tl.where(top == float("-inf"), 0.0, top)
         # A class without a share costs nothing, also where its logit is -inf.
         gap += mass * (shift - before) + tl.sum(tl.where(r == 0, 0.0, r * (shift[:, None] - h)), axis=1)
-        mass += tl.sum(r, axis=1)
+        # Not the bare sum: Triton 3.7 stops at an assertion (OptimizeThreadLocality) where a loop's sum has two uses.
+        mass += tl.sum(r, axis=1) + 0 * shift
     return higher, total, gap, mass
 # fmt: on
 
