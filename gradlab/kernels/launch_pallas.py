@@ -107,7 +107,7 @@ def loop(steps: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
     """`fori_loop` inside a kernel; counts in int32, which is what a TPU indexes with also when x64 is on."""
     if steps == 1:
         # Interpreted, which is where blocks are whole, a loop would be compiled for nothing.
-        return body(0, start)
+        return body(jnp.int32(0), start)
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(steps), body, start)
 
 
