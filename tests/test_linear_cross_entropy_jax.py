@@ -139,6 +139,19 @@ def test_both_derivatives_in_the_blocks_of_a_gpu(blocks_of, chunks_of):
     assert (2, 4) in grids
 
 
+def test_several_tiles_of_classes_in_one_program(monkeypatch):
+    """The maximum moves at each tile, and at none: what was summed before is moved with it."""
+    monkeypatch.setattr(linear_cross_entropy_pallas, "_tile", lambda p, d, M, K, V: (M, K, min(V, 16), 4, 1))
+    jax.clear_caches()
+    h, w, t, b, c = drawn(5, 3, 70)
+    options = {"weight": c, "label_smoothing": 0.3, "z_loss": 0.1, "reduction": "none"}
+    program = jax.jit(lambda b: linear_cross_entropy(h, w, t, b, **options))
+    for slope in (5.0, -5.0):
+        bent = b + slope * jnp.arange(70)
+        close(program(bent), native(h, w, t, bent, **options))
+    jax.clear_caches()
+
+
 def test_values_in_the_blocks_of_a_tpu(blocks_of):
     blocks_of("tpu", *MODULES)
     h, w, t, b, c = drawn(130, 5, 200, ignored=1)

@@ -104,6 +104,16 @@ def test_a_kernel_of_many_programs_and_splits(device, monkeypatch):
     close(results(lab.linear_cross_entropy, h, w, t, None), results(native, h, w, t, None))
 
 
+@pytest.mark.parametrize("slope", [5.0, -5.0])
+def test_several_tiles_of_classes_in_one_program(device, slope, monkeypatch):
+    """The maximum moves at each tile, or never again: what was summed before is moved with it."""
+    monkeypatch.setattr(kernels, "_tile", lambda *args: (16, 16, 16, 4, 1))
+    monkeypatch.setattr(kernels, "interpreted", lambda device: True)
+    h, w, b, t, c = drawn(device, 5, 3, 70)
+    b = (b.detach() + slope * torch.arange(70, device=device)).requires_grad_()
+    compare(h, w, t, b, weight=c, label_smoothing=0.3, z_loss=0.1, reduction="none")
+
+
 def broken(monkeypatch, name, change):
     real = getattr(kernels, name)
     monkeypatch.setattr(kernels, name, lambda *args: change(real(*args)))
