@@ -68,8 +68,8 @@ def main(m: Annotated[int, typer.Option(help="Rows.")] = 512, k: Annotated[int, 
         raise typer.BadParameter(f"sizes are M={m} K={k} V={v}, wanted 1 or more")
     rows = [(side, label, peak) for side in installed() for label, peak in measured(side, m, k, v).items()]
     title = f"float32, M = {m}, K = {k}, V = {v}: logits of {_mb(FLOAT * m * v)}"
-    table = Table("side", "loss and gradient of h and w", "MB", "formula", title=title)
-    lines = [f"# {title}", "", "| side | loss and gradient of h and w | peak MB | formula |", "|---|---|---:|---:|"]
+    table = Table("side", "loss and gradient of h and w", "peak", "formula", title=title)
+    lines = [f"# {title}", "", "| side | loss and gradient of h and w | peak | formula |", "|---|---|---:|---:|"]
     for side, label, peak in rows:
         wanted = _mb(formula(side, m, k, v)) if label.endswith(OP) else ""
         table.add_row(side, label, _mb(peak), wanted)
