@@ -71,17 +71,22 @@ def compare(x, t, dy, **options):
     assert_close(got, there_and_back(native, t, **options)(x, dy), max(x.shape))
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize(
-    ("M", "V", "ignored", "dtype"),
-    [(4, 7, None, "float64"), (6, 17, -100, "float64"), (7, 4, 2, "float32"), (3, 1, None, "float32")],
+    ("M", "V", "ignored", "dtype", "reduction"),
+    [
+        (4, 7, None, "float64", "mean"),
+        (6, 17, -100, "float64", "sum"),
+        (7, 4, 2, "float32", "none"),
+        (7, 4, 2, "float32", "mean"),
+        (3, 1, None, "float32", "sum"),
+    ],
 )
 def test_value_and_gradient(M, V, ignored, dtype, reduction):
     options = {} if ignored is None else {"ignore_index": ignored}
     compare(*draw(M, V, ignored, dtype), reduction=reduction, **options)
 
 
-@settings(max_examples=6, phases=[Phase.generate])  # shrinking would compile each smaller shape
+@settings(max_examples=3, phases=[Phase.generate])  # shrinking would compile each smaller shape
 @given(
     M=st.integers(1, 40),
     V=st.integers(1, 70),
@@ -179,8 +184,7 @@ def test_blocks_of(platform, dtype, monkeypatch):
 # Derivatives of higher order.
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("ignored", [-100, 2])
+@pytest.mark.parametrize(("reduction", "ignored"), [("mean", -100), ("sum", 2), ("none", 2)])
 def test_second_order(reduction, ignored):
     x, t, _ = draw(4, 3, ignored)
     check_grads(lambda x: cross_entropy(x, t, ignore_index=ignored, reduction=reduction), (x,), order=2, modes=["rev"])
