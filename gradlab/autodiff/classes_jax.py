@@ -47,6 +47,14 @@ def refuse_unknown(op: str, t: jax.Array, V: int, ignore_index: int) -> None:
         raise IndexError(f"{op}: {where} is {classes[place]}, wanted a class in [0, {V})")
 
 
+def narrow(t: jax.Array, ignore_index: int) -> tuple[jax.Array, int]:
+    """Classes and the ignored one in int32. What that cannot hold is out of range: it must not wrap round into it."""
+    low, high = -(2**31), 2**31 - 1
+    if t.dtype.itemsize > 4 or t.dtype == jnp.uint32:
+        t = jnp.clip(t, max(jnp.iinfo(t.dtype).min, low), high)
+    return t.astype(jnp.int32), min(max(int(ignore_index), low), high)
+
+
 def note(found: jax.Array, op: str, V: int) -> None:
     """Remember what a call finds until it is there."""
     found.copy_to_host_async()

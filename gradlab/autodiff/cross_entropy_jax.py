@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from gradlab.autodiff import cross_entropy_fused_jax
 from gradlab.autodiff.arguments import dtype_name, refuse, want_bool, want_floats, want_size
 from gradlab.autodiff.arguments_jax import as_arrays
-from gradlab.autodiff.class_losses import Options, options
-from gradlab.autodiff.classes_jax import refuse_unknown
+from gradlab.autodiff.class_losses import options
+from gradlab.autodiff.classes_jax import narrow, refuse_unknown
 from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.row_sums_jax import Reduction, reduced
 from gradlab.kernels import cross_entropy_pallas as kernels
@@ -156,7 +156,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | N
         q = jnp.moveaxis(target, axis, -1).reshape(-1, V)
     else:
         refuse_unknown(_OP, target, V, ignore_index)
-        t, chosen = _narrow(target.reshape(-1), chosen)
+        t, ignored = narrow(target.reshape(-1), ignore_index)
+        chosen = chosen._replace(ignore_index=ignored)
     x = x.reshape(-1, V)
     asked = Reduction(reduction, float(z_loss), return_z_loss)
     if reduction != "none" and not return_z_loss and not inplace:
@@ -195,14 +196,6 @@ def _want(x: jax.Array, target: jax.Array, w: jax.Array | None, axis: Any, ignor
         if list(target.shape) != wanted:
             refuse(_OP, "shape of labels", list(target.shape), f"{wanted} for logits of shape {shape}")
     return jnp.moveaxis(x, axis, -1)
-
-
-def _narrow(t: jax.Array, chosen: Options) -> tuple[jax.Array, Options]:
-    """Classes and the ignored one in int32; what that cannot hold is out of range and must not wrap round."""
-    low, high = -(2**31), 2**31 - 1
-    if t.dtype.itemsize > 4 or t.dtype == jnp.uint32:
-        t = jnp.clip(t, max(jnp.iinfo(t.dtype).min, low), high)
-    return t.astype(jnp.int32), chosen._replace(ignore_index=min(max(chosen.ignore_index, low), high))
 
 
 def by_spec(x: jax.Array, target: jax.Array, w: jax.Array | None = None, **options: Any) -> Any:

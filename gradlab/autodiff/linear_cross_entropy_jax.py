@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gradlab.autodiff.arguments import dtype_name, refuse, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.class_losses import options
-from gradlab.autodiff.classes_jax import refuse_unknown
+from gradlab.autodiff.classes_jax import narrow, refuse_unknown
 from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.row_sums_jax import Reduction, reduced
 from gradlab.kernels import linear_cross_entropy_pallas as kernels
@@ -126,13 +126,8 @@ def linear_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Array
     refuse_unknown(OP, t, w.shape[1], chosen.ignore_index)
     # Said to be constants, so that nobody waits for a gradient that is not there.
     c = None if c is None else jax.lax.stop_gradient(c)
-    low, high = -(2**31), 2**31 - 1
-    ignored, shape = min(max(chosen.ignore_index, low), high), t.shape
-    if t.dtype.itemsize > 4 or t.dtype == jnp.uint32:
-        # A class that int32 cannot hold is out of range: it must not wrap round to one that is in range.
-        t = jnp.clip(t, max(jnp.iinfo(t.dtype).min, low), high)
-    M = math.prod(shape)
-    t = t.astype(jnp.int32).reshape(M)
+    shape, M = t.shape, math.prod(t.shape)
+    t, ignored = narrow(t.reshape(M), chosen.ignore_index)
     (y, lse), _ = rows(h.reshape(M, h.shape[-1]), w, t, b, c, ignored, chosen.eps, chosen.cap)
     asked = Reduction(reduction, float(z_loss), return_z_loss)
     found = reduced(y, lse * lse if z_loss or return_z_loss else lse, t, c, w.shape[1], ignored, asked)
