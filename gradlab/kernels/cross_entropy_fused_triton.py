@@ -6,27 +6,26 @@ import triton.language as tl
 from gradlab.kernels.classes_triton import refuse_unknown
 from gradlab.kernels.cross_entropy_triton import _pullback_kernel
 from gradlab.kernels.launch_triton import accumulator, block, interpreted, kernel, launch, op, triton_dtype
-from gradlab.kernels.rows_triton import fold, launch_pullback, row, settings, shares, standing, targets, tile
-from gradlab.kernels.softcap_triton import cap_slope, capped
+from gradlab.kernels.rows_triton import (
+    fold,
+    gradient,
+    keep_rows,
+    launch_pullback,
+    row,
+    settings,
+    shares,
+    standing,
+    statistics,
+    targets,
+    tile,
+)  # fmt: skip
+from gradlab.kernels.softcap_triton import capped
 
 # Logits of a row that one program keeps in registers; a longer row is read again, out of the L2 cache.
 HELD = 2**14
 
 
 # fmt: off
-@kernel
-def _gradient(
-    x, h, r, top, log_sum, mass, c, e, known, valid,
-    CAP: tl.constexpr,
-):
-    """A tile of the gradient of c y + e z in the logits x, h = capped x."""
-    p = tl.exp((h - top[:, None]) - log_sum[:, None])
-    d = c * (mass[:, None] * p - r) + (2 * e * (top + log_sum))[:, None] * p
-    if CAP > 0:
-        d *= cap_slope(x, CAP)
-    return tl.where(valid[:, None], tl.where(known[:, None], d, float("nan")), 0.0)
-
-
 @kernel
 def _fused_kernel(
     x_ptr, x_n, x_v, x_d,
@@ -45,7 +44,7 @@ def _fused_kernel(
 ):
     """y, z, s of `_loss_kernel`, and g[m v], the gradient of sum y / n[0] + Z sum z / n[1]; grid (M/BM); a program owns rows BM."""
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
-    c = tl.full((1, 1), 1.0, ACC)
+    c = tl.full((1,), 1.0, ACC)
     e = tl.zeros((1,), ACC) + Z
     if MEAN:
         c = c / tl.load(n_ptr)
@@ -73,15 +72,9 @@ def _fused_kernel(
             r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
             top, total, gap, mass = fold(top, total, gap, mass, h, r, inside, True)
     log_sum = tl.log(total)
-    y = tl.where(known, gap + mass * log_sum, float("nan"))
-    squared = tl.where(known, (top + log_sum) * (top + log_sum), float("nan"))
-    tl.store(y_ptr + m, tl.where(valid, y, 0.0), mask=m < M)
-    tl.store(z_ptr + m, tl.where(valid, squared, 0.0), mask=m < M)
-    tl.store(s_ptr + m, top, mask=m < M)
-    tl.store(s_ptr + s_k + m, log_sum, mask=m < M)
-    tl.store(s_ptr + 2 * s_k + m, mass, mask=m < M)
+    keep_rows(y_ptr, z_ptr, s_ptr, s_k, m, M, gap + mass * log_sum, top, log_sum, mass, known, valid)
     if HELD:
-        g = _gradient(x, h, r, top, log_sum, mass, c, e, known, valid, CAP)
+        g = gradient(x, h, r, top, log_sum, mass, c, e, known, valid, CAP, True)
         tl.store(g_ptr + v[None, :] * g_v, g.to(g_ptr.dtype.element_ty), mask=inside)
     else:
         for v0 in range(0, V, BV):
@@ -89,7 +82,7 @@ def _fused_kernel(
             inside = (m < M)[:, None] & (v < V)[None, :]
             x = tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
             r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
-            g = _gradient(x, capped(x, CAP), r, top, log_sum, mass, c, e, known, valid, CAP)
+            g = gradient(x, capped(x, CAP), r, top, log_sum, mass, c, e, known, valid, CAP, True)
             tl.store(g_ptr + v[None, :] * g_v, g.to(g_ptr.dtype.element_ty), mask=inside)
 
 
@@ -114,7 +107,7 @@ def _scale_kernel(
 
 
 def _fused_fake(x, t, q, w, n, ignore_index, eps, smooth, cap, z_loss):
-    return *_statistics(x), torch.empty_like(x)
+    return *statistics(x), torch.empty_like(x)
 
 
 @op("cross_entropy_fused", fake=_fused_fake)
@@ -130,7 +123,7 @@ def fused(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: to
 
 
 def _fused_in_place_fake(x, t, q, w, n, ignore_index, eps, smooth, cap, z_loss):
-    return _statistics(x)
+    return statistics(x)
 
 
 @op("cross_entropy_fused_", fake=_fused_in_place_fake, mutates=("x",))
@@ -188,17 +181,11 @@ def scale_(g: torch.Tensor, c: torch.Tensor) -> None:
     # fmt: on
 
 
-def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    M = x.shape[0] * x.shape[2]
-    y, z, s = (x.new_empty(shape, dtype=accumulator(x.dtype)) for shape in (M, M, (3, M)))
-    return y, z, s
-
-
 def _launch(x, t, q, w, n, g, ignore_index, eps, smooth, cap, z_loss):
     N, V, D = x.shape
     if t is not None:
         refuse_unknown("cross_entropy", t, V, D, ignore_index)
-    y, z, s = _statistics(x)
+    y, z, s = statistics(x)
     BM, BV = tile(x)
     if not interpreted(x.device) and V <= HELD and x.stride(1) == 1:
         BM, BV = 1, block(V, HELD)

@@ -4,8 +4,20 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.classes_triton import refuse_unknown
-from gradlab.kernels.launch_triton import accumulator, kernel, launch, op, triton_dtype
-from gradlab.kernels.rows_triton import fold, launch_pullback, row, settings, shares, standing, targets, tile
+from gradlab.kernels.launch_triton import kernel, launch, op, triton_dtype
+from gradlab.kernels.rows_triton import (
+    fold,
+    gradient,
+    keep_rows,
+    launch_pullback,
+    row,
+    settings,
+    shares,
+    standing,
+    statistics,
+    targets,
+    tile,
+)  # fmt: skip
 from gradlab.kernels.softcap_triton import cap_slope, capped
 
 
@@ -50,13 +62,7 @@ def _loss_kernel(
         if HAS_W:
             mass = tl.load(w_ptr + t * w_v, mask=valid & known, other=0.0).to(ACC)
         gap = mass * (top - tl.sum(picked, axis=1))
-    y = tl.where(known, gap + mass * log_sum, float("nan"))
-    squared = tl.where(known, (top + log_sum) * (top + log_sum), float("nan"))
-    tl.store(y_ptr + m, tl.where(valid, y, 0.0), mask=m < M)
-    tl.store(z_ptr + m, tl.where(valid, squared, 0.0), mask=m < M)
-    tl.store(s_ptr + m, top, mask=m < M)
-    tl.store(s_ptr + s_k + m, log_sum, mask=m < M)
-    tl.store(s_ptr + 2 * s_k + m, mass, mask=m < M)
+    keep_rows(y_ptr, z_ptr, s_ptr, s_k, m, M, gap + mass * log_sum, top, log_sum, mass, known, valid)
 
 
 @kernel
@@ -92,14 +98,10 @@ def _pullback_kernel(
     x = tl.load(x_ptr + (m // D * x_n + m % D * x_d)[:, None] + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
     q_ptr += (m // D * q_n + m % D * q_d)[:, None]
     r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
-    p = tl.exp((capped(x, CAP) - top[:, None]) - log_sum[:, None])
-    d = c[:, None] * (mass[:, None] * p - r)
+    e = c
     if HAS_E:
         e = row(e_ptr, m, e_m, M, 0.0, False).to(ACC)
-        d += (2 * e * (top + log_sum))[:, None] * p
-    if CAP > 0:
-        d *= cap_slope(x, CAP)
-    d = tl.where(valid[:, None], tl.where(known[:, None], d, float("nan")), 0.0)
+    d = gradient(x, capped(x, CAP), r, top, log_sum, mass, c, e, known, valid, CAP, HAS_E)
     d_ptr += (m // D * d_n + m % D * d_d)[:, None]
     tl.store(d_ptr + v[None, :] * d_v, d.to(d_ptr.dtype.element_ty), mask=inside)
 
@@ -213,9 +215,7 @@ def _second_kernel(
 
 
 def _loss_fake(x, t, q, w, ignore_index, eps, smooth, cap):
-    M = x.shape[0] * x.shape[2]
-    y, z, s = (x.new_empty(shape, dtype=accumulator(x.dtype)) for shape in (M, M, (3, M)))
-    return y, z, s
+    return statistics(x)
 
 
 @op("cross_entropy_loss", fake=_loss_fake)
@@ -231,7 +231,7 @@ def loss(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: tor
     _, V, D = x.shape
     if t is not None:
         refuse_unknown("cross_entropy", t, V, D, ignore_index)
-    y, z, s = _loss_fake(x, t, q, w, ignore_index, eps, smooth, cap)
+    y, z, s = statistics(x)
     M = y.shape[0]
     BM, BV = tile(x)
     # fmt: off

@@ -9,7 +9,8 @@ import torch
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels.launch_triton import block, interpreted, kernel, launch, triton_dtype
+from gradlab.kernels.launch_triton import accumulator, block, interpreted, kernel, launch, triton_dtype
+from gradlab.kernels.softcap_triton import cap_slope
 
 # Logits that a compiled program works on at a time.
 TILE = 4096
@@ -75,7 +76,38 @@ def fold(top, total, gap, mass, h, r, inside, DENSE: tl.constexpr):
         # Not the bare sum: Triton 3.7 stops at an assertion (OptimizeThreadLocality) where a loop's sum has two uses.
         mass += tl.sum(r, axis=1) + 0 * shift
     return higher, total, gap, mass
+
+
+@kernel
+def keep_rows(y_ptr, z_ptr, s_ptr, s_k, m, M, y, top, log_sum, mass, known, valid):
+    """Store y[m], z[m] = l[m]^2 and s[3 m]; a row without a known class is not a number, one that is ignored 0."""
+    y = tl.where(known, y, float("nan"))
+    squared = tl.where(known, (top + log_sum) * (top + log_sum), float("nan"))
+    tl.store(y_ptr + m, tl.where(valid, y, 0.0), mask=m < M)
+    tl.store(z_ptr + m, tl.where(valid, squared, 0.0), mask=m < M)
+    tl.store(s_ptr + m, top, mask=m < M)
+    tl.store(s_ptr + s_k + m, log_sum, mask=m < M)
+    tl.store(s_ptr + 2 * s_k + m, mass, mask=m < M)
+
+
+@kernel
+def gradient(x, h, r, top, log_sum, mass, c, e, known, valid, CAP: tl.constexpr, HAS_E: tl.constexpr):
+    """A tile of the gradient of c y, and of e z if HAS_E, in the logits x, h = capped x."""
+    p = tl.exp((h - top[:, None]) - log_sum[:, None])
+    d = c[:, None] * (mass[:, None] * p - r)
+    if HAS_E:
+        d += (2 * e * (top + log_sum))[:, None] * p
+    if CAP > 0:
+        d *= cap_slope(x, CAP)
+    return tl.where(valid[:, None], tl.where(known[:, None], d, float("nan")), 0.0)
 # fmt: on
+
+
+def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Memory for y[M], z[M] and s[3 M] of logits x[N V D], in their accumulator's dtype."""
+    M = x.shape[0] * x.shape[2]
+    y, z, s = (x.new_empty(shape, dtype=accumulator(x.dtype)) for shape in (M, M, (3, M)))
+    return y, z, s
 
 
 def targets(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None,
