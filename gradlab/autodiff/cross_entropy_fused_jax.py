@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gradlab.autodiff.class_losses import Options
-from gradlab.autodiff.row_sums_jax import Reduction, divisors, total
+from gradlab.autodiff.row_sums_jax import Reduction, divisors, joined, total
 from gradlab.kernels import cross_entropy_fused_pallas as kernels
 from gradlab.kernels.launch_pallas import accumulator
 
@@ -83,8 +83,4 @@ def divisor(x: jax.Array, t: jax.Array | None, w: jax.Array | None, options: Opt
 
 
 def _sum(y, z, n, z_loss):
-    loss = total(y) if n is None else total(y) / n[0]
-    if not z_loss:
-        return loss
-    part = z_loss * total(z)
-    return loss + (part if n is None else part / n[1])
+    return joined([total(part) for part in ((y, z) if z_loss else (y,))], n, z_loss)[0]

@@ -5,7 +5,7 @@ import torch
 from gradlab.autodiff.arguments import refuse
 from gradlab.autodiff.class_losses import Options
 from gradlab.autodiff.ranges_torch import Function
-from gradlab.autodiff.row_sums_torch import Reduction, divisors, reduced
+from gradlab.autodiff.row_sums_torch import Reduction, divisors, joined, reduced
 from gradlab.kernels import cross_entropy_fused_triton as kernels
 from gradlab.kernels import cross_entropy_triton as plain
 from gradlab.kernels import row_sums_triton as sums
@@ -24,10 +24,7 @@ class Fused(Function):
             g = x.new_empty(0)
         else:
             y, z, s, g = kernels.fused(x, t, q, w, n, *options, z_loss)
-        loss = sums.total(y) if n is None else sums.total(y) / n[0]
-        if z_loss:
-            part = z_loss * sums.total(z)
-            loss = loss + (part if n is None else part / n[1])
+        loss, _ = joined([sums.total(part) for part in ((y, z) if z_loss else (y,))], n, z_loss)
         return loss, s, g
 
     @staticmethod

@@ -1,5 +1,6 @@
 """How the losses of rows become one number on jax: a sum, or a mean over what the rows weigh."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -54,10 +55,15 @@ def reduced(y: jax.Array, z: jax.Array, t: jax.Array | None, w: jax.Array | None
         parts.append(z)
     if asked.reduction != "none":
         parts = [total(part) for part in parts]
-    if asked.reduction == "mean":
-        n = divisors(y, y.shape[-1], t, w, V, ignore_index)
+    n = divisors(y, y.shape[-1], t, w, V, ignore_index) if asked.reduction == "mean" else None
+    return joined(parts, n, asked.z_loss)
+
+
+def joined(parts: Sequence[jax.Array], n: jax.Array | None, z_loss: float) -> tuple[jax.Array, jax.Array]:
+    """The sum of y and, where it is among the parts, z_loss z, each over its place in n; and the last term."""
+    if n is not None:
         parts = [part / n[i] for i, part in enumerate(parts)]
     if len(parts) == 1:
         return parts[0], parts[0]
-    added = asked.z_loss * parts[1]
+    added = z_loss * parts[1]
     return parts[0] + added, added

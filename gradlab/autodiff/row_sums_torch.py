@@ -1,5 +1,6 @@
 """How the losses of rows become one number on torch: a sum, or a mean over what the rows weigh."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -78,10 +79,15 @@ def reduced(y: torch.Tensor, z: torch.Tensor, t: torch.Tensor | None, w: torch.T
         parts.append(z)
     if asked.reduction != "none":
         parts = [Total.apply(part) for part in parts]
-    if asked.reduction == "mean":
-        n = divisors(y, y.shape[-1], t, w, V, ignore_index)
+    n = divisors(y, y.shape[-1], t, w, V, ignore_index) if asked.reduction == "mean" else None
+    return joined(parts, n, asked.z_loss)
+
+
+def joined(parts: Sequence[torch.Tensor], n: torch.Tensor | None, z_loss: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of y and, where it is among the parts, z_loss z, each over its place in n; and the last term."""
+    if n is not None:
         parts = [part / n[i] for i, part in enumerate(parts)]
     if len(parts) == 1:
         return parts[0], parts[0]
-    added = asked.z_loss * parts[1]
+    added = z_loss * parts[1]
     return parts[0] + added, added
