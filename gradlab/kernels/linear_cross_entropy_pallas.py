@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from gradlab.kernels.class_chunks_pallas import chunks, cotangent
 from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
 from gradlab.kernels.linear_pallas import column_sum, product, product_into
+from gradlab.kernels.rows_pallas import fold
 from gradlab.kernels.softcap_pallas import cap_slope, capped
 
 # What a program of `_statistics_kernel` writes for each row: max, sum exp(z - max), z[t], c[t], sum c (max - z), sum c.
@@ -76,17 +77,9 @@ def _statistics_kernel(*refs, V, apart, tiles, BV, BK, bias, weights, ignore, ha
         c = jnp.ones_like(z) if c_ref is None else zero + c_ref[:, columns].astype(acc)
         picked = picked + jnp.sum(jnp.where(hit, z, zero), axis=1, keepdims=True)
         chosen = chosen + jnp.sum(jnp.where(hit, c, zero), axis=1, keepdims=True)
-        # The mask comes after the cap, which would lift -inf.
-        z = jnp.where(inside, z, zero - jnp.inf)
-        higher = jnp.maximum(top, jnp.max(z, axis=1, keepdims=True))
-        # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN.
-        shift = jnp.where(higher == -jnp.inf, jnp.zeros_like(higher), higher)
-        total = total * jnp.exp(top - shift) + jnp.sum(jnp.exp(z - shift), axis=1, keepdims=True)
-        if spread:
-            moved = jnp.where(top == -jnp.inf, jnp.zeros_like(top), shift - top)
-            far = far + weight * moved + jnp.sum(jnp.where(inside, c * (shift - z), zero), axis=1, keepdims=True)
-            weight = weight + jnp.sum(jnp.where(inside, c, zero), axis=1, keepdims=True)
-        return higher, total, picked, chosen, far, weight
+        share = jnp.where(inside, c, zero)
+        top, total, far, weight = fold((top, total, far, weight), z, share, inside, bool(spread))
+        return top, total, picked, chosen, far, weight
 
     zero = jnp.zeros(t.shape, acc)
     carry = loop(tiles, step, (zero - jnp.inf, *[zero] * 5))

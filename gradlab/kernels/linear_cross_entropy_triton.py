@@ -8,6 +8,7 @@ from gradlab.kernels.classes_triton import refuse_unknown
 from gradlab.kernels.launch_triton import accumulator, block, interpreted, kernel, launch, op, triton_dtype
 from gradlab.kernels.linear_cross_entropy import chunk
 from gradlab.kernels.linear_triton import column_sum, product_into
+from gradlab.kernels.rows_triton import fold
 from gradlab.kernels.softcap_triton import cap_slope, capped
 
 
@@ -101,20 +102,12 @@ def _statistics_kernel(
         x = capped(x, CAP)
         inside = (m < M)[:, None] & (v < V)[None, :]
         picked += tl.sum(tl.where(inside & (v[None, :] == t[:, None]), x, 0.0), axis=1)
-        # The mask comes after the cap, which would lift -inf.
-        x = tl.where(inside, x, float("-inf"))
-        higher = tl.maximum(top, tl.max(x, axis=1))
-        # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN.
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(top - shift) + tl.sum(tl.exp(x - shift[:, None]), axis=1)
+        c = x
         if SPREAD > 0:
-            c = tl.where(v < V, 1.0, 0.0).to(ACC)
+            c = tl.where(inside, 1.0, 0.0).to(ACC)
             if WEIGHTS:
-                c = tl.load(c_ptr + z * c_z + v * c_v, mask=v < V, other=0.0).to(ACC)
-            moved = tl.where(top == float("-inf"), 0.0, shift - top)
-            far += weight * moved + tl.sum(tl.where(inside, c[None, :] * (shift[:, None] - x), 0.0), axis=1)
-            weight += tl.sum(c, axis=0)
-        top = higher
+                c *= tl.load(c_ptr + z * c_z + v * c_v, mask=v < V, other=0.0).to(ACC)[None, :]
+        top, total, far, weight = fold(top, total, far, weight, x, c, inside, SPREAD > 0)
     if LAST:
         _finish(
             top, total, picked, far, weight, t, z, m,

@@ -57,8 +57,9 @@ def shares(v: jax.Array, t: jax.Array | None, q: jax.Array | None, w: jax.Array 
     return r if one_hot and not o.smooth else jnp.where(v < o.V, r, jnp.zeros_like(r))
 
 
-def fold(carry: tuple[jax.Array, ...], h: jax.Array, r: jax.Array, inside: jax.Array) -> tuple[jax.Array, ...]:
-    """One more block h of the rows' logits: their maximum, sum exp(h - max), sum r (max - h) and sum r.
+def fold(carry: tuple[jax.Array, ...], h: jax.Array, r: jax.Array, inside: jax.Array,
+         dense: bool = True) -> tuple[jax.Array, ...]:  # fmt: skip
+    """One more block h of the rows' logits: their maximum, sum exp(h - max), and if dense sum r (max - h) and sum r.
 
     Masked after whatever made h: a lane that is not there must not enter the sum.
     """
@@ -67,8 +68,10 @@ def fold(carry: tuple[jax.Array, ...], h: jax.Array, r: jax.Array, inside: jax.A
     higher = jnp.maximum(top, jnp.max(h, axis=1, keepdims=True))
     # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN.
     shift = jnp.where(higher == -jnp.inf, jnp.zeros_like(higher), higher)
-    before = jnp.where(top == -jnp.inf, jnp.zeros_like(top), top)
     total = total * jnp.exp(top - shift) + jnp.sum(jnp.exp(h - shift), axis=1, keepdims=True)
+    if not dense:
+        return higher, total, gap, mass
+    before = jnp.where(top == -jnp.inf, jnp.zeros_like(top), top)
     # A class without a share costs nothing, also where its logit is -inf.
     moved = jnp.where(r == 0, jnp.zeros_like(r), r * (shift - h))
     gap = gap + mass * (shift - before) + jnp.sum(moved, axis=1, keepdims=True)
