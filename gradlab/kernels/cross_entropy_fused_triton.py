@@ -100,9 +100,10 @@ def _scale_kernel(
         m = (tl.program_id(0) // tiles_v * BM + tl.arange(0, BM)).to(tl.int64)
         v = (tl.program_id(0) % tiles_v * BV + tl.arange(0, BV)).to(tl.int64)
         inside = (m < M)[:, None] & (v < V)[None, :]
-        g_ptr += (m // D * g_n + m % D * g_d)[:, None] + v[None, :] * g_v
-        g = tl.load(g_ptr, mask=inside, other=0.0).to(ACC)
-        tl.store(g_ptr, (g * c).to(g_ptr.dtype.element_ty), mask=inside)
+        # A name of its own: a compiled `if` may not change a name's type, here from a pointer to a tile of pointers.
+        tile_ptr = g_ptr + (m // D * g_n + m % D * g_d)[:, None] + v[None, :] * g_v
+        g = tl.load(tile_ptr, mask=inside, other=0.0).to(ACC)
+        tl.store(tile_ptr, (g * c).to(g_ptr.dtype.element_ty), mask=inside)
 # fmt: on
 
 

@@ -116,4 +116,5 @@ def _large(value: Any) -> bool:
 
 
 def _pointee(dtype: torch.dtype) -> str:
-    return str(triton_dtype(dtype)).replace("int", "i") if not dtype.is_floating_point else triton_dtype(dtype).name
+    """A dtype as Triton's signatures write it: i64, u8, fp32, bf16."""
+    return triton_dtype(dtype).name.replace("uint", "u").replace("int", "i")
