@@ -11,6 +11,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+import gradlab.torch as lab
+from gradlab.kernels import classes_triton as classes
 from gradlab.kernels import launch_triton as gate
 from gradlab.kernels import linear_triton, relu_triton
 from gradlab.profiling.machine_code.launches_torch import source
@@ -101,3 +103,67 @@ def test_an_empty_grid_launches_nothing():
 @pytest.mark.parametrize(("size", "expected"), [(0, 16), (1, 16), (17, 32), (128, 128), (129, 128)])
 def test_block(size, expected):
     assert gate.block(size, 128) == expected
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """From then on every device's current stream is captured into a CUDA graph, and to ask an event is an error."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+
+
+def test_nothing_of_the_host_enters_a_captured_graph(captured):
+    cuda = torch.device("cuda")
+    with pytest.raises(ValueError, match=r"^some_op: stream is captured into a CUDA graph, wanted one that is not: "):
+        gate.on_device([1, 2], torch.int64, cuda, "some_op")
+    assert gate.on_device([1, 2], torch.int64, torch.device("cpu"), "some_op").tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("op", ["adam_step", "adam_step of a rate", "sgd_step", "clip_grad_norm_"])
+def test_an_op_with_a_table_refuses_capture_and_changes_nothing(monkeypatch, captured, op):
+    """Its table would be read again at each replay, from where it lay on the host; forward, backward and in place."""
+    p = torch.ones(3, requires_grad=True)
+    step = {
+        "adam_step": lambda: lab.adam_step(p, p, p, p, step=1)[0],
+        "adam_step of a rate": lambda: lab.adam_step(p, p, p, p, step=1, lr=torch.tensor(0.1))[0],
+        "sgd_step": lambda: lab.sgd_step(p, p)[0],
+        "clip_grad_norm_": lambda: lab.clip_grad_norm_([p], 0.1),
+    }[op]
+    p.grad = torch.ones(3)
+    before = step() if op != "clip_grad_norm_" else None
+    p.grad = torch.ones(3)
+    # The tensors are a CPU's; what is asked is whether a stream is captured, with a device that could have one.
+    real = gate.refuse_capture
+    monkeypatch.setattr(gate, "refuse_capture", lambda op, device: real(op, torch.device("cuda")))
+    message = rf"^{op.split()[0]}: stream is captured into a CUDA graph"
+    with pytest.raises(ValueError, match=message):
+        step()
+    if before is not None:
+        with pytest.raises(ValueError, match=message):
+            before.sum().backward()
+    assert torch.equal(p.grad, torch.ones(3))
+
+
+def test_what_reads_the_host_is_left_out_of_inductors_graphs():
+    for name in ("adam_", "adam_pullback", "sgd_", "sgd_pullback", "global_norm", "scale_"):
+        assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.gradlab, name).default.tags, name
+    assert torch.Tag.cudagraph_unsafe not in torch.ops.gradlab.product.default.tags
+
+
+def test_no_event_is_asked_while_a_graph_is_captured(captured):
+    """cudaEventQuery would invalidate the capture. The note stays, and is raised after it."""
+
+    class Event:
+        def query(self):
+            raise AssertionError("asked during a capture")
+
+    class OnCuda:
+        is_cuda = True
+
+    try:
+        classes.note(classes.Note(Event(), torch.tensor([[2, 9]]), "cross_entropy", 6, 5, 1))
+        lab.raise_late()
+        classes.refuse_unknown("cross_entropy", OnCuda(), 5, 1, -100)
+        assert len(classes._pending) == 1
+    finally:
+        classes._pending.clear()

@@ -10,6 +10,7 @@ from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import adam_triton as kernels
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
+from gradlab.kernels.launch_triton import refuse_capture
 
 
 class Step(Function):
@@ -124,6 +125,7 @@ def adam_step(param: torch.Tensor, grad: torch.Tensor, exp_avg: torch.Tensor, ex
 
 def _rate(lr: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
     """The learning rate beside the parameter."""
+    refuse_capture("adam_step", param.device)
     want_tensors("adam_step", {"lr": lr})
     want_floats("adam_step", {"lr": lr})
     if lr.numel() != 1:

@@ -10,6 +10,7 @@ import torch
 from gradlab.autodiff.arguments import FLOATS, dtype_name, refuse
 from gradlab.autodiff.arguments_torch import DEVICES
 from gradlab.kernels import norm_triton
+from gradlab.kernels.launch_triton import capturing
 from gradlab.kernels.many_triton import dense
 
 
@@ -86,7 +87,7 @@ class OneLaunch(torch.optim.Optimizer):
     def _refuse_options(self) -> None:
         """Raise a ValueError for an option that is not done by hand."""
         name = type(self).__name__
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        if capturing():
             # A graph would read the table of addresses where it lay on the host when it was captured.
             refuse(name, "step", "captured into a CUDA graph", "to be called: its addresses come from the host")
         for group in self.param_groups:

@@ -233,7 +233,12 @@ def _adam_fake(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, s
     return None
 
 
-@op("adam_", fake=_adam_fake, mutates=("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "masters"))
+@op(
+    "adam_",
+    fake=_adam_fake,
+    mutates=("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "masters"),
+    from_host=True,
+)
 def _adam(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], exp_avgs: Sequence[torch.Tensor],
           exp_avg_sqs: Sequence[torch.Tensor], max_exp_avg_sqs: Sequence[torch.Tensor], masters: Sequence[torch.Tensor],
           scalars: Sequence[float], lrs: Sequence[torch.Tensor], steps: Sequence[torch.Tensor], keys: Sequence[int],
@@ -258,6 +263,7 @@ def _adam(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], exp_avg
         MASTER=str(params[0].dtype).removeprefix("torch.") if masters else "",
         STOCHASTIC=bool(keys), RATES=bool(lrs), STEPS=bool(steps),
         SCALED=grad_scale is not None, FOUND=found_inf is not None, CLIPPED=clip is not None,
+        op="adam_step",
     )
     # fmt: on
 
@@ -301,7 +307,7 @@ def _adam_pullback_fake(p, g, m, v, x, lr, cp, cm, cv, cx, scalars):
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
 
 
-@op("adam_pullback", fake=_adam_pullback_fake)
+@op("adam_pullback", fake=_adam_pullback_fake, from_host=True)
 def adam_pullback(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, x: torch.Tensor | None,
                   lr: torch.Tensor | None, cp: torch.Tensor, cm: torch.Tensor, cv: torch.Tensor,
                   cx: torch.Tensor | None, scalars: Sequence[float],
@@ -322,7 +328,7 @@ def adam_pullback(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Te
     # fmt: off
     launch(
         _adam_pullback_kernel, [Z * parts],
-        on_device(scalars, torch.float64, device),
+        on_device(scalars, torch.float64, device, "adam_step"),
         *((partial, 0) if lr is None else (lr.reshape(Z), lr.reshape(Z).stride(0))),
         *(p if t is None else t.contiguous() for t in (p, g, m, v, x)),
         *(part for c in cotangents for part in (c, *(c.stride() if c is not p else (0, 0)))),

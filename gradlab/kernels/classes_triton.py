@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
-from gradlab.kernels.launch_triton import block, interpreted, kernel, launch
+from gradlab.kernels.launch_triton import block, capturing, interpreted, kernel, launch
 
 
 class Note(NamedTuple):
@@ -81,9 +81,11 @@ def refuse_unknown(op: str, t: torch.Tensor, V: int, D: int, ignore_index: int) 
             row = int(wrong.nonzero()[0])
             raise IndexError(_said(op, row, int(t[row]), V, D))
         return
-    raise_late()
     # A graph is captured once and replayed unseen: its rows answer NaN alone.
-    if t.numel() and not torch.cuda.is_current_stream_capturing():
+    if capturing():
+        return
+    raise_late()
+    if t.numel():
         found = unknown(t, V, ignore_index)
         notes = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
         note(Note(torch.cuda.current_stream(t.device).record_event(), notes, op, t.shape[0], V, D))
@@ -97,10 +99,12 @@ def note(one: Note) -> None:
 def raise_late() -> None:
     """Raise what calls that are over found; the others go on, and nothing waits for them.
 
+    While the current stream is captured into a CUDA graph no event is asked: cudaEventQuery would invalidate the capture.
+
     Raises:
         IndexError: an earlier call had a class out of range.
     """
-    while _pending and _pending[0].event.query():
+    while _pending and not capturing() and _pending[0].event.query():
         one = _pending.popleft()
         row, value = min(one.found.tolist())
         if row < one.M:

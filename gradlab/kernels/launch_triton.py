@@ -218,8 +218,30 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def on_device(values: Sequence, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A small tensor of host values; on CUDA it travels from pinned memory, so that nothing waits for it."""
+def capturing() -> bool:
+    """Whether the current stream is captured into a CUDA graph; a CPU build of torch has no answer to that."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def refuse_capture(op: str, device: torch.device) -> None:
+    """Raise a ValueError while the current stream is captured into a CUDA graph, for an op that reads the host's memory.
+
+    Each replay would copy from the same place on the host, which belongs to something else by then: the kernel would
+    take any bytes for addresses.
+    """
+    if device.type == "cuda" and capturing():
+        raise ValueError(
+            f"{op}: stream is captured into a CUDA graph, wanted one that is not: addresses and scalars come from the host"
+        )
+
+
+def on_device(values: Sequence, dtype: torch.dtype, device: torch.device, op: str) -> torch.Tensor:
+    """A small tensor of host values for `op`; on CUDA it travels from pinned memory, so that nothing waits for it.
+
+    Raises:
+        ValueError: the stream is captured into a CUDA graph.
+    """
+    refuse_capture(op, device)
     host = torch.tensor(values, dtype=dtype)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
@@ -229,7 +251,9 @@ def block(size: int, most: int, least: int = 16) -> int:
     return max(least, min(most, triton.next_power_of_2(max(size, 1))))
 
 
-def op(name: str, fake: Callable, mutates: Sequence[str] = ()) -> Callable[[Callable], Callable]:
+def op(
+    name: str, fake: Callable, mutates: Sequence[str] = (), from_host: bool = False
+) -> Callable[[Callable], Callable]:
     """Register a launching function as the custom op `gradlab::name`.
 
     Crossing the dispatcher costs tens of microseconds a call, so an eager call on plain tensors goes straight to
@@ -238,10 +262,12 @@ def op(name: str, fake: Callable, mutates: Sequence[str] = ()) -> Callable[[Call
     Args:
         fake: the same signature on tensors without data: gives the results' shapes, strides and dtypes.
         mutates: names of the arguments that are written.
+        from_host: it calls `on_device`, so inductor leaves it out of the CUDA graphs that it makes.
     """
+    tags = (torch.Tag.cudagraph_unsafe,) if from_host else ()
 
     def register(fn: Callable) -> Callable:
-        registered = torch.library.custom_op(f"gradlab::{name}", fn, mutates_args=mutates)
+        registered = torch.library.custom_op(f"gradlab::{name}", fn, mutates_args=mutates, tags=tags)
         registered.register_fake(fake)
         overload = getattr(torch.ops.gradlab, name).default
 

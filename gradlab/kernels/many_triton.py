@@ -108,7 +108,7 @@ def chunks_in(sizes: Sequence[int], BE: int) -> int:
 def launch_many(jit: JITFunction, columns: Sequence[Sequence[torch.Tensor]], written: Sequence[int],
                 scalars: Sequence[float] = (), *, words: Sequence[Sequence[int]] = (),
                 args: Sequence[torch.Tensor | None] = (), dtypes: Mapping[str, int] | None = None,
-                compiled: int = CHUNK, **constants: Any) -> None:  # fmt: skip
+                compiled: int = CHUNK, op: str, **constants: Any) -> None:  # fmt: skip
     """Run `jit` over T tensors in one launch, each in chunks; tensors without elements take no part.
 
     Args:
@@ -122,6 +122,7 @@ def launch_many(jit: JITFunction, columns: Sequence[Sequence[torch.Tensor]], wri
         args: tensors for every program; None stands for one that the kernel does not read.
         dtypes: constant -> the column whose dtype it is, as the kernel sees it; DTYPE, that of the first, by default.
         compiled: elements of one chunk of the compiled kernel.
+        op: the public name of what launches, for errors.
     """
     tensors = list(zip(*columns, strict=True))
     each = len(scalars) // max(len(tensors), 1)
@@ -138,15 +139,15 @@ def launch_many(jit: JITFunction, columns: Sequence[Sequence[torch.Tensor]], wri
     constants |= {"ACC": triton_dtype(accumulator(dtype)), "BE": BE}
     if not interpreted(device):
         constants |= {name: triton_dtype(first[i].dtype) for name, i in named.items()}
-        _launch_table(jit, rows, BE, args, constants)
+        _launch_table(op, jit, rows, BE, args, constants)
         return
     with staged([t for row, *_ in rows for t in row], [row[i] for row, *_ in rows for i in written]) as stage:
         seen = [([stage(t) for t in row], *rest) for row, *rest in rows]
         constants |= {name: triton_dtype(seen[0][0][i].dtype) for name, i in named.items()}
-        _launch_table(jit, seen, BE, args, constants)
+        _launch_table(op, jit, seen, BE, args, constants)
 
 
-def _launch_table(jit: JITFunction, rows: list, BE: int, args: Sequence[torch.Tensor | None],
+def _launch_table(op: str, jit: JITFunction, rows: list, BE: int, args: Sequence[torch.Tensor | None],
                   constants: dict[str, Any]) -> None:  # fmt: skip
     words: list[int] = []
     firsts, chunks = [], 0
@@ -157,7 +158,7 @@ def _launch_table(jit: JITFunction, rows: list, BE: int, args: Sequence[torch.Te
         words += more
         firsts.append(chunks)
         chunks += -(-size // BE)
-    table = on_device(words + firsts, torch.int64, rows[0][0][0].device)
+    table = on_device(words + firsts, torch.int64, rows[0][0][0].device, op)
     T = len(rows)
     aligned = all(t.data_ptr() % 16 == 0 for row, *_ in rows for t in row if t.numel())
     # fmt: off

@@ -111,7 +111,7 @@ def _global_norm_fake(tensors, max_norm, grad_scale):
     return tensors[0].new_empty(2, dtype=torch.float64)
 
 
-@op("global_norm", fake=_global_norm_fake)
+@op("global_norm", fake=_global_norm_fake, from_host=True)
 def global_norm(tensors: Sequence[torch.Tensor], max_norm: float, grad_scale: torch.Tensor | None) -> torch.Tensor:
     """y[2]: the norm of all elements of all tensors, each over `grad_scale`, and min(1, max_norm / (norm + 1e-6)).
 
@@ -138,14 +138,14 @@ def global_norm(tensors: Sequence[torch.Tensor], max_norm: float, grad_scale: to
         tile = chunk_of(sizes[dtype], device, TILE)
         launch_many(
             _squares_kernel, (batch,), (), args=(grad_scale, s[at:]), compiled=STRETCH,
-            SCALED=grad_scale is not None, TILE=tile,
+            SCALED=grad_scale is not None, TILE=tile, op="clip_grad_norm_",
         )  # fmt: skip
         at += parts[dtype]
     y = torch.empty(2, dtype=torch.float64, device=device)
     # fmt: off
     launch(
         _clip_kernel, [1],
-        s, on_device([max_norm, EPS], torch.float64, device), y,
+        s, on_device([max_norm, EPS], torch.float64, device, "clip_grad_norm_"), y,
         at,
         BI=block(at, 2**20 if interpreted(device) else 1024), writes=[y],
     )
@@ -157,7 +157,7 @@ def _scale_fake(tensors, clip):
     return None
 
 
-@op("scale_", fake=_scale_fake, mutates=("tensors",))
+@op("scale_", fake=_scale_fake, mutates=("tensors",), from_host=True)
 def scale_(tensors: Sequence[torch.Tensor], clip: torch.Tensor) -> None:
     """Multiply the tensors in place by clip[1]: E elements read, E written, in one launch.
 
@@ -165,4 +165,4 @@ def scale_(tensors: Sequence[torch.Tensor], clip: torch.Tensor) -> None:
         tensors: of one dtype and on one device, each filling its memory without gaps.
         clip: as `global_norm` gives it.
     """
-    launch_many(_scale_kernel, (tensors,), (0,), args=(clip,))
+    launch_many(_scale_kernel, (tensors,), (0,), args=(clip,), op="clip_grad_norm_")

@@ -116,7 +116,7 @@ def _sgd_fake(params, grads, buffers, scalars, clip=None):
     return None
 
 
-@op("sgd_", fake=_sgd_fake, mutates=("params", "buffers"))
+@op("sgd_", fake=_sgd_fake, mutates=("params", "buffers"), from_host=True)
 def sgd_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], buffers: Sequence[torch.Tensor],
          scalars: Sequence[float], clip: torch.Tensor | None = None) -> None:  # fmt: skip
     """Step every parameter in place, all in one launch: 3 E elements read, 2 E written; without momentum 2 E and E.
@@ -129,7 +129,7 @@ def sgd_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], buffers:
         clip: what `norm_triton.global_norm` gives: the gradients are taken times its second element.
     """
     launch_many(
-        _sgd_kernel, (params, grads, buffers), (0, 2), scalars, args=(clip,), CLIPPED=clip is not None,
+        _sgd_kernel, (params, grads, buffers), (0, 2), scalars, args=(clip,), CLIPPED=clip is not None, op="sgd_step",
     )  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def _sgd_pullback_fake(cp, cb, scalars):
     return [torch.empty_like(cp, memory_format=torch.contiguous_format) for _ in range(count)]
 
 
-@op("sgd_pullback", fake=_sgd_pullback_fake)
+@op("sgd_pullback", fake=_sgd_pullback_fake, from_host=True)
 def sgd_pullback(cp: torch.Tensor, cb: torch.Tensor | None, scalars: Sequence[float]) -> list[torch.Tensor]:
     """dp, dg and, where there is a buffer, db of one tensor's step, for the cotangents of p' and b', any strides.
 
@@ -150,7 +150,7 @@ def sgd_pullback(cp: torch.Tensor, cb: torch.Tensor | None, scalars: Sequence[fl
     # fmt: off
     launch(
         _sgd_pullback_kernel, [-(-E // BE)],
-        on_device(scalars, torch.float64, device),
+        on_device(scalars, torch.float64, device, "sgd_step"),
         *(part for c in (cp, cp if cb is None else cb) for part in (c.reshape(-1), c.reshape(-1).stride(0))),
         grads[0], grads[1], grads[-1],
         E,
