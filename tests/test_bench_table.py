@@ -194,3 +194,13 @@ def test_a_document_comes_back_as_it_was():
     back = Group.from_json(json.loads(document([one], {}))["groups"][0])
     assert back.members[0].warm == pytest.approx(one.members[0].warm, abs=1e-10)
     assert dataclasses.replace(back, members=(), twin=()) == dataclasses.replace(one, members=(), twin=())
+
+
+def test_a_short_call_that_was_not_replayed_is_said():
+    one = group(member(launched="ValueError: adam_step: stream is captured"), NATIVE)
+    said = (
+        "not replayed from a graph: linear on jax, square, float32, forward, hand eager: ValueError: adam_step: stream"
+    )
+    assert said in shown([one])
+    assert said in table.markdown([one], {})
+    assert "not replayed" not in shown([group()])

@@ -9,7 +9,7 @@ from typing import Any
 from gradlab.profiling.bench.ceilings import Ceilings
 from gradlab.profiling.bench.clock import Call, in_turns
 from gradlab.profiling.bench.peak import peak_bytes
-from gradlab.profiling.bench.row import FAILED, HAND, NATIVE, THROTTLED, WRONG, Group, Member
+from gradlab.profiling.bench.row import BACKWARD, FAILED, HAND, NATIVE, THROTTLED, WRONG, Group, Member
 from gradlab.profiling.bench.subject import Subject
 from gradlab.profiling.bench.timers import timers
 from gradlab.profiling.bench.watch import Watch
@@ -103,12 +103,15 @@ def _time(subject: Subject, blank: Group, built: Sequence[Built], budget: float,
     if base is not None:
         subject.side.wait(calls[-1]())
         wanted.append((sound.index(base), len(sound)))
-    clocks = timers(subject.side)
+    # Autograd runs a backward on the stream of its forward, which is over when a capture on another one begins.
+    alone = "the forward of a backward alone was recorded on another stream" if blank.direction == BACKWARD else ""
+    clocks = timers(subject.side, alone)
     start = time.perf_counter()
     rounds = in_turns(
         calls, clocks, subject.side.wait, budget, pairs=wanted, around=around, spoilt=watch.slowed, told=told
     )
     replayed = getattr(clocks["warm"], "replayed", lambda call: False)
+    launched = getattr(clocks["warm"], "launched", lambda call: "")
     members = []
     for one in built:
         if one.sound and rounds.kept:
@@ -117,7 +120,8 @@ def _time(subject: Subject, blank: Group, built: Sequence[Built], budget: float,
                 peak = peak_bytes(subject.side, one.call)
             members.append(replace(
                 one.member, repeat=rounds.repeats[i], warm=rounds.samples(i), cold=rounds.samples(i, "cold"),
-                host=rounds.samples(i, "host"), replayed=replayed(one.call), peak_bytes=peak,
+                host=rounds.samples(i, "host"), replayed=replayed(one.call),
+                launched=launched(one.call), peak_bytes=peak,
             ))  # fmt: skip
         elif one.sound:
             note = f"the GPU was slowed down in all of {rounds.dropped} rounds"

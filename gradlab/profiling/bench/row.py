@@ -27,6 +27,7 @@ class Member:
         problem: WRONG or FAILED and then not timed, THROTTLED, or nothing.
         note: what the problem is, in a line.
         interpreted: whether the kernels were interpreted: then no time here is a kernel's speed.
+        launched: why a short call was not replayed from a graph: launching may be what its time shows.
         repeat: calls a sample.
         warm: calls back to back, the device included; replayed from a graph where `replayed`.
         cold: single calls whose data is not in the GPU's L2; empty on a CPU.
@@ -43,6 +44,7 @@ class Member:
     note: str = ""
     interpreted: bool = False
     replayed: bool = False
+    launched: str = ""
     repeat: int = 0
     warm: tuple[float, ...] = ()
     cold: tuple[float, ...] = ()

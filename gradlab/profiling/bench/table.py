@@ -57,6 +57,8 @@ def show(groups: Sequence[Group], console: Console) -> None:
         for member in group.members:
             if member.problem or group.verdict(member) == SUSPECT:
                 console.print(Text(said(group, member), STYLES[group.verdict(member)]), soft_wrap=True)
+            if member.launched:
+                console.print(Text(not_replayed(group, member), "yellow"), soft_wrap=True)
 
 
 def notes(groups: Sequence[Group]) -> list[str]:
@@ -71,10 +73,19 @@ def notes(groups: Sequence[Group]) -> list[str]:
 
 def said(group: Group, member: Member) -> str:
     """A member's problem in a line."""
-    where = f"{group.op} on {group.side}, {group.case}, {group.dtype}, {group.direction}, {member.name}"
     if member.problem:
-        return f"{member.problem}: {where}: {member.note}"
-    return f"{SUSPECT}: {where}: {group.share(member):.0%} of the floor: the count or the measurement is off"
+        return f"{member.problem}: {_where(group, member)}: {member.note}"
+    share = f"{group.share(member):.0%} of the floor"
+    return f"{SUSPECT}: {_where(group, member)}: {share}: the count or the measurement is off"
+
+
+def not_replayed(group: Group, member: Member) -> str:
+    """In a line why a short call was launched each time, with what the host costs in its time."""
+    return f"not replayed from a graph: {_where(group, member)}: {member.launched}"
+
+
+def _where(group: Group, member: Member) -> str:
+    return f"{group.op} on {group.side}, {group.case}, {group.dtype}, {group.direction}, {member.name}"
 
 
 def show_changes(found: Sequence[Change], console: Console) -> None:
@@ -101,6 +112,7 @@ def markdown(groups: Sequence[Group], machine: Mapping[str, str]) -> str:
             lines.append(_line((*labels, member.name, *cells, f"`{member.label}`")))
     lines += ["", *(f"{note}.  " for note in notes(groups)), ""]
     lines += [f"- `{said(g, m)}`" for g in groups for m in g.members if m.problem or g.verdict(m) == SUSPECT]
+    lines += [f"- `{not_replayed(g, m)}`" for g in groups for m in g.members if m.launched]
     return "\n".join(lines).rstrip() + "\n"
 
 

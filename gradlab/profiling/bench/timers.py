@@ -26,11 +26,15 @@ class Dispatch:
         return seconds
 
 
-def timers(side: Side) -> Mapping[str, Timer]:
-    """By kind of time, what takes it on the side's default device."""
+def timers(side: Side, uncaptured: str = "") -> Mapping[str, Timer]:
+    """By kind of time, what takes it on the side's default device.
+
+    Args:
+        uncaptured: why short calls cannot be captured into a CUDA graph and replayed; nothing where they are tried.
+    """
     if side.device() != "cuda":
         return {"warm": Host(side.wait)}
-    on_cuda: Callable[[Side], Mapping[str, Timer]] = importlib.import_module(
+    on_cuda: Callable[[Side, str], Mapping[str, Timer]] = importlib.import_module(
         f"gradlab.profiling.bench.timers_{side.name}"
     ).timers
-    return {**on_cuda(side), "host": Dispatch(side.wait)}
+    return {**on_cuda(side, uncaptured), "host": Dispatch(side.wait)}

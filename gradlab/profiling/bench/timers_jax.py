@@ -16,7 +16,7 @@ FLUSH = 2**28
 QUEUE = 10
 
 
-def timers(side: Side) -> Mapping[str, Timer]:
+def timers(side: Side, uncaptured: str) -> Mapping[str, Timer]:
     """Warm seconds of calls queued back to back, and cold ones."""
     return {"warm": Host(side.wait), "cold": Cold(jax.jit(lambda: jnp.ones(FLUSH // 4, jnp.int32)))}
 
