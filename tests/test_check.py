@@ -54,7 +54,7 @@ def test_every_op_on_every_side(op):
         assert "torch and jax" in sides
     checks = {f.check for f in report.findings}
     assert checks >= {"value ~ NumPy", "grad ~ FD of NumPy", "grad ~ FD of itself", "linear in dy", "edge inputs"}
-    assert checks >= {"same bits again", "memory unchanged", "bfloat16 gradient", "vmap"}
+    assert checks >= {"same bits again", "memory unchanged", "bfloat16 gradient", "vmap", "negative bit"}
 
 
 def test_a_right_function_passes_every_part():
@@ -63,12 +63,45 @@ def test_a_right_function_passes_every_part():
     )
     assert {f.check for f in report.findings} == {
         "grad ~ FD of itself", "linear in dy", "same bits again", "dy's layout", "one graph twice", "memory unchanged",
-        "vmap of the backward", "forward", "inputs' layout", "requires_grad", "written, and only inside",
+        "vmap of the backward", "forward", "inputs' layout", "negative bit", "requires_grad", "written, and only inside",
         "empty inputs", "2nd ~ FD of grad", "2nd ~ FD of grad, dy too", "edge inputs", "value ~ reference",
         "grad ~ FD of reference",
     }  # fmt: skip
     assert {f.input for f in report.findings if f.check == "grad ~ FD of itself"} == {"x", "w", "b"}
     assert set(report.seconds) == {"facts", "derivative", "contract", "second", "precision", "edges", "reference"}
+
+
+def memory_of(t):
+    """What a kernel reads that takes t's memory as it lies, whatever its negative bit says."""
+    return torch._neg_view(t) if t.is_neg() else t
+
+
+class Blind(Product):
+    """The same, with a forward or a backward that does not look at the negative bit."""
+
+    where = ""
+
+    @staticmethod
+    def forward(ctx, x, w, b):
+        return Product.forward(ctx, memory_of(x) if Blind.where == "forward" else x, w, b)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        dy = memory_of(dy) if Blind.where == "backward" else dy
+        return dy @ w.T, (memory_of(x) if Blind.where == "saved" else x).T @ dy, dy.sum(0)
+
+
+@pytest.mark.parametrize(
+    ("where", "blamed"), [("forward", {"result", "w"}), ("backward", {"x", "w", "b"}), ("saved", {"w"}), ("", set())]
+)
+def test_a_negative_bit_that_is_not_looked_at_is_found(monkeypatch, where, blamed):
+    monkeypatch.setattr(Blind, "where", where)
+    args = normal(4, 5), normal(5, 3), normal(3)
+    report = gradlab.check(lambda x, w, b: Blind.apply(x, w, b), *args, parts=("contract",), raises=False)
+    wrong = {(f.check, f.input) for f in report.wrong()}
+    assert wrong == {("negative bit", name) for name in blamed}
+    assert report.findings
 
 
 def element(dw):

@@ -22,6 +22,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
+from gradlab.kernels import memory_triton as memory
 from gradlab.kernels import ranges
 
 _lock = threading.RLock()
@@ -257,7 +258,8 @@ def op(
     """Register a launching function as the custom op `gradlab::name`.
 
     Crossing the dispatcher costs tens of microseconds a call, so an eager call on plain tensors goes straight to
-    the function; a compiler, a tracing mode or a tensor subclass gets the registered op.
+    the function; a compiler, a tracing mode or a wrapped tensor gets the registered op. Lazy tensors are made real
+    here, in front of both.
 
     Args:
         fake: the same signature on tensors without data: gives the results' shapes, strides and dtypes.
@@ -267,22 +269,23 @@ def op(
     tags = (torch.Tag.cudagraph_unsafe,) if from_host else ()
 
     def register(fn: Callable) -> Callable:
-        registered = torch.library.custom_op(f"gradlab::{name}", fn, mutates_args=mutates, tags=tags)
+        checked = memory.addressable(name, fn)
+        registered = torch.library.custom_op(f"gradlab::{name}", checked, mutates_args=mutates, tags=tags)
         registered.register_fake(fake)
         overload = getattr(torch.ops.gradlab, name).default
+        names = list(inspect.signature(fn).parameters)
+        written = [names.index(argument) for argument in mutates]
+        lazily, lazily_registered = (memory.resolving(name, f, written) for f in (fn, overload))
 
         @functools.wraps(fn)
         def call(*args: Any) -> Any:
-            if torch.compiler.is_compiling() or not _plain(args):
+            if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
                 return overload(*args)
-            return fn(*args)
+            found = memory.strange(args)
+            if not found:
+                return fn(*args)
+            return lazily_registered(*args) if memory.wrapped(found) else lazily(*args)
 
         return call
 
     return register
-
-
-def _plain(args: tuple) -> bool:
-    return torch._C._len_torch_dispatch_stack() == 0 and all(
-        type(a) in (torch.Tensor, torch.nn.Parameter) for a in args if isinstance(a, torch.Tensor)
-    )

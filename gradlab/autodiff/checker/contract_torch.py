@@ -62,8 +62,8 @@ def contract(p: Promises, at_size: bool = False) -> None:
             "vmap of the backward": _batched,
         }  # fmt: skip
         own |= {
-            "inputs' layout": _inputs, "requires_grad": _subsets, "vmap": _mapped, "custom ops": _opcheck,
-            "empty inputs": _empty,
+            "inputs' layout": _inputs, "negative bit": _negated, "requires_grad": _subsets, "vmap": _mapped,
+            "custom ops": _opcheck, "empty inputs": _empty,
         }  # fmt: skip
     for check, promise in shared.items():
         _guarded(p, check, promise, p, run)
@@ -224,6 +224,20 @@ def _inputs(p: Promises) -> None:
     how = "with inputs strided, in buffers of NaN"
     p.same_values("inputs' layout", [subject.side.take(y) for y in run.results], how)
     p.same_gradients("inputs' layout", _take(p, run.grads()), run.wrt, how)
+
+
+def _negated(p: Promises) -> None:
+    """Inputs and cotangents in memory of the other sign, as that of `z.conj().imag` is, are read as they are."""
+    subject = p.probe.subject
+    run = _Run(p, [_negative(t) if i in subject.wrt else t for i, t in enumerate(subject.put(p.probe.arrays))])
+    how = "with inputs and dy whose negative bit is set"
+    p.same_values("negative bit", [subject.side.take(y) for y in run.results], how)
+    p.same_gradients("negative bit", _take(p, run.grads([_negative(c) for c in run.c])), run.wrt, how)
+
+
+def _negative(t: torch.Tensor) -> torch.Tensor:
+    """The same values in memory of the other sign."""
+    return torch._neg_view(t.detach().neg())
 
 
 def _subsets(p: Promises) -> None:

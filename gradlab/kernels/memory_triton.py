@@ -1,0 +1,123 @@
+"""Which tensors a kernel may take the address of: those whose memory holds their elements as they are.
+
+Three kinds do not. A lazy tensor (negated, conjugated, of zeros that have no memory) is made real first. A wrapper (a
+subclass of its own dispatch, a FakeTensor, a batched or functional tensor, a meta tensor) goes through torch's
+dispatcher, which opens it or refuses. What comes out of the dispatcher and is still no plain memory is refused here.
+torch's dispatch keys tell all of them apart in one question; they are private, and stand in this file alone.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import torch
+
+
+def _bits(*names: str) -> int:
+    found = 0
+    for name in names:
+        found |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)).raw_repr()
+    return found
+
+
+_STRANGE = ~_bits("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
+_LAZY = _bits("Negative", "Conjugate", "ZeroTensor")
+# A subclass without a dispatch of its own has no such key, but torch_function of its own.
+_SUBCLASS = _bits("Python")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_KINDS = {
+    "Batched": "a batched tensor of vmap", "FuncTorchGradWrapper": "a tensor of torch.func's transforms",
+    "Functionalize": "a functional tensor", "Meta": "a meta tensor", "Sparse": "a sparse tensor",
+}  # fmt: skip
+
+
+def keys(t: torch.Tensor) -> int:
+    """The dispatch keys that a plain tensor on a CPU or CUDA does not have, as bits; 0 for a plain one."""
+    found = torch._C._dispatch_keys(t).raw_repr() & _STRANGE
+    return found if type(t) in _PLAIN else found | _SUBCLASS
+
+
+def strange(args: tuple) -> int:
+    """The keys of all tensors among the arguments of an op, and in their lists."""
+    found = 0
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            found |= keys(a)
+        elif isinstance(a, list | tuple):
+            for t in a:
+                if isinstance(t, torch.Tensor):
+                    found |= keys(t)
+    return found
+
+
+def wrapped(found: int) -> bool:
+    """Whether something among these keys is more than lazy."""
+    return bool(found & ~_LAZY)
+
+
+def kind(t: torch.Tensor) -> str:
+    """What a tensor is, for an error: its class, or what stands in for its memory."""
+    if type(t) not in _PLAIN:
+        return f"a {type(t).__name__}"
+    found = str(torch._C._dispatch_keys(t))
+    return next((said for name, said in _KINDS.items() if name in found), f"a tensor of {found}")
+
+
+def resolved(t: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or a copy of it in memory that holds its values as they are."""
+    if not isinstance(t, torch.Tensor) or not keys(t) & _LAZY:
+        return t
+    return t.new_zeros(t.shape) if t._is_zerotensor() else t.resolve_conj().resolve_neg()
+
+
+def resolving(op: str, fn: Callable, written: Collection[int]) -> Callable[..., Any]:
+    """`fn` on copies of its lazy arguments; those at the places `written` are copied back afterwards.
+
+    A tensor that is there twice is one copy, so that what is written is what is read.
+    """
+
+    @functools.wraps(fn)
+    def call(*args: Any) -> Any:
+        copies: dict[int, torch.Tensor] = {}
+
+        def real(t: Any) -> Any:
+            if not isinstance(t, torch.Tensor):
+                return t
+            if id(t) not in copies:
+                copies[id(t)] = resolved(t)
+            return copies[id(t)]
+
+        for t in _tensors([args[i] for i in written]):
+            if t._is_zerotensor():
+                raise TypeError(f"gradlab::{op}: a tensor to write is a ZeroTensor, wanted one with memory")
+        result = fn(*([real(t) for t in a] if isinstance(a, list | tuple) else real(a) for a in args))
+        for t in _tensors([args[i] for i in written]):
+            if real(t) is not t:
+                t.copy_(real(t))
+        return result
+
+    return call
+
+
+def addressable(op: str, fn: Callable) -> Callable[..., Any]:
+    """`fn` behind torch's dispatcher: what it hands on and is no plain memory is a TypeError of one line."""
+    names = list(inspect.signature(fn).parameters)
+
+    @functools.wraps(fn)
+    def call(*args: Any) -> Any:
+        if strange(args):
+            for name, a in zip(names, args, strict=False):
+                for t in _tensors([a]):
+                    if keys(t):
+                        raise TypeError(f"gradlab::{op}: {name} is {kind(t)}, wanted a plain torch.Tensor")
+        return fn(*args)
+
+    return call
+
+
+def _tensors(values: list[Any]) -> Iterator[torch.Tensor]:
+    for value in values:
+        for t in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(t, torch.Tensor):
+                yield t
