@@ -25,6 +25,7 @@ _STRANGE = ~_bits("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA
 _LAZY = _bits("Negative", "Conjugate", "ZeroTensor")
 # A subclass without a dispatch of its own has no such key, but torch_function of its own.
 _SUBCLASS = _bits("Python")
+_keys_of = torch._C._dispatch_keys
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _KINDS = {
     "Batched": "a batched tensor of vmap", "FuncTorchGradWrapper": "a tensor of torch.func's transforms",
@@ -34,21 +35,24 @@ _KINDS = {
 
 def keys(t: torch.Tensor) -> int:
     """The dispatch keys that a plain tensor on a CPU or CUDA does not have, as bits; 0 for a plain one."""
-    found = torch._C._dispatch_keys(t).raw_repr() & _STRANGE
-    return found if type(t) in _PLAIN else found | _SUBCLASS
+    return strange((t,))
 
 
 def strange(args: tuple) -> int:
-    """The keys of all tensors among the arguments of an op, and in their lists."""
+    """The keys of all tensors among the arguments of an op, and in their lists: one loop, for each eager call runs it."""
     found = 0
     for a in args:
         if isinstance(a, torch.Tensor):
-            found |= keys(a)
+            found |= _keys_of(a).raw_repr()
+            if type(a) not in _PLAIN:
+                found |= _SUBCLASS
         elif isinstance(a, list | tuple):
             for t in a:
                 if isinstance(t, torch.Tensor):
-                    found |= keys(t)
-    return found
+                    found |= _keys_of(t).raw_repr()
+                    if type(t) not in _PLAIN:
+                        found |= _SUBCLASS
+    return found & _STRANGE
 
 
 def wrapped(found: int) -> bool:
@@ -60,7 +64,7 @@ def kind(t: torch.Tensor) -> str:
     """What a tensor is, for an error: its class, or what stands in for its memory."""
     if type(t) not in _PLAIN:
         return f"a {type(t).__name__}"
-    found = str(torch._C._dispatch_keys(t))
+    found = str(_keys_of(t))
     return next((said for name, said in _KINDS.items() if name in found), f"a tensor of {found}")
 
 
