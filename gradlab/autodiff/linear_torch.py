@@ -130,7 +130,8 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     b = bias.reshape(1) if bias is not None and bias.ndim == 0 else bias
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     y = Product.apply(rows, w, b, None, "", activation == "relu", False)
-    return y.reshape(*input.shape[:-1], *weight.shape[:-1])
+    # One tuple: with neither leading axes nor N the result has no axis, which reshape takes as () alone.
+    return y.reshape((*input.shape[:-1], *weight.shape[:-1]))
 
 
 def by_spec(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None, *,
