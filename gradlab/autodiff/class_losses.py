@@ -30,6 +30,8 @@ def options(op: str, *, ignore_index: Any, reduction: Any, label_smoothing: Any,
     want_choice(op, "reduction", reduction, ("none", "mean", "sum"))
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
         refuse(op, "ignore_index", repr(ignore_index), "an int", TypeError)
+    if not -(2**63) <= int(ignore_index) < 2**63:
+        refuse(op, "ignore_index", ignore_index, "an int of 64 bits, as classes are at most")
     want_bool(op, "return_z_loss", return_z_loss)
     eps = _number(op, "label_smoothing", label_smoothing)
     if not 0 <= eps <= 1:

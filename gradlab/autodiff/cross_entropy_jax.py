@@ -10,7 +10,7 @@ from gradlab.autodiff import cross_entropy_fused_jax
 from gradlab.autodiff.arguments import dtype_name, refuse, want_bool, want_floats, want_size
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.class_losses import options
-from gradlab.autodiff.classes_jax import narrow, refuse_unknown
+from gradlab.autodiff.classes_jax import as_given, narrow, refuse_unknown
 from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.row_sums_jax import Reduction, reduced
 from gradlab.kernels import cross_entropy_pallas as kernels
@@ -140,6 +140,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | N
             `jax.experimental.checkify` for whoever wraps the program in it.
         NotImplementedError: a third derivative.
     """
+    labels = as_given(labels)
     arrays = as_arrays(_OP, {"logits": logits, "labels": labels} | ({} if weight is None else {"weight": weight}))
     x, target, w = arrays["logits"], arrays["labels"], arrays.get("weight")
     chosen = options(
@@ -155,8 +156,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | N
     if jnp.issubdtype(target.dtype, jnp.floating):
         q = jnp.moveaxis(target, axis, -1).reshape(-1, V)
     else:
-        refuse_unknown(_OP, target, V, ignore_index)
-        t, ignored = narrow(target.reshape(-1), ignore_index)
+        refuse_unknown(_OP, labels, V, chosen.ignore_index)
+        t, ignored = narrow(labels.reshape(-1), chosen.ignore_index)
         chosen = chosen._replace(ignore_index=ignored)
     x = x.reshape(-1, V)
     asked = Reduction(reduction, float(z_loss), return_z_loss)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gradlab.autodiff.arguments import dtype_name, refuse, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.class_losses import options
-from gradlab.autodiff.classes_jax import narrow, refuse_unknown
+from gradlab.autodiff.classes_jax import as_given, narrow, refuse_unknown
 from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.row_sums_jax import Reduction, reduced
 from gradlab.kernels import linear_cross_entropy_pallas as kernels
@@ -114,6 +114,7 @@ def linear_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Array
             jit the error is one of `jax.experimental.checkify` for whoever wraps the program in it.
         NotImplementedError: a third derivative.
     """
+    labels = as_given(labels)
     there = {"hidden": hidden, "kernel": kernel, "labels": labels, "bias": bias, "weight": weight}
     given = as_arrays(OP, {name: a for name, a in there.items() if a is not None})
     want_floats(OP, {name: given[name] for name in ("hidden", "kernel", "bias") if name in given})
@@ -123,11 +124,11 @@ def linear_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Array
     )  # fmt: skip
     h, w, t, b, c = given["hidden"], given["kernel"], given["labels"], given.get("bias"), given.get("weight")
     _want_shapes(h, w, t, b, c)
-    refuse_unknown(OP, t, w.shape[1], chosen.ignore_index)
+    refuse_unknown(OP, labels, w.shape[1], chosen.ignore_index)
     # Said to be constants, so that nobody waits for a gradient that is not there.
     c = None if c is None else jax.lax.stop_gradient(c)
     shape, M = t.shape, math.prod(t.shape)
-    t, ignored = narrow(t.reshape(M), chosen.ignore_index)
+    t, ignored = narrow(labels.reshape(M), chosen.ignore_index)
     (y, lse), _ = rows(h.reshape(M, h.shape[-1]), w, t, b, c, ignored, chosen.eps, chosen.cap)
     asked = Reduction(reduction, float(z_loss), return_z_loss)
     found = reduced(y, lse * lse if z_loss or return_z_loss else lse, t, c, w.shape[1], ignored, asked)

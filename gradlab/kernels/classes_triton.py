@@ -76,7 +76,9 @@ def refuse_unknown(op: str, t: torch.Tensor, V: int, D: int, ignore_index: int) 
     t comes flat; D says how it was, so that the message can name the place.
     """
     if not t.is_cuda:
-        wrong = ((t < 0) | (t >= V)) & (t != ignore_index)
+        # torch converts a number to the tensor's dtype first: uint8 255 would equal an ignore_index of -1.
+        wide = t.to(torch.int64)
+        wrong = ((wide < 0) | (wide >= V)) & (wide != ignore_index)
         if wrong.any():
             row = int(wrong.nonzero()[0])
             raise IndexError(_said(op, row, int(t[row]), V, D))
