@@ -11,7 +11,7 @@ optax = pytest.importorskip("optax")
 import jax.numpy as jnp
 
 from gradlab.autodiff import adam_jax
-from gradlab.jax import AdamState, adam, adam_init, adam_step, adamw, amsgrad
+from gradlab.jax import AdamState, adam, adam_init, adam_step, adamw, amsgrad, sgd
 from gradlab.kernels import adam_pallas
 
 
@@ -186,6 +186,27 @@ def test_amsgrad_takes_its_maximum_where_it_is_told():
         assert_close(after.nu_max, jnp.asarray(top))
         d = np.sqrt(top if corrected else top / c) + 1e-8
         assert_close(new, p - 0.1 / (1 - 0.9**4) * m / d)
+
+
+@pytest.mark.parametrize(
+    ("hand", "theirs"), [(adam, optax.adam), (sgd, lambda lr: optax.sgd(optax.constant_schedule(lr)))]
+)
+def test_the_largest_count_stays(hand, theirs):
+    """As in optax: one more would be negative, and the step that it corrects would not be a number."""
+    most = jnp.iinfo(jnp.int32).max
+    p, g = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
+    found = []
+    for optimizer in (hand(0.1), theirs(0.1)):
+        state = jax.tree.map(lambda a: jnp.full_like(a, most) if a.dtype == jnp.int32 else a, optimizer.init(p))
+        updates, state = optimizer.update(g, state, p)
+        counts = [a for a in jax.tree.leaves(state) if a.dtype == jnp.int32]
+        assert counts
+        assert all(count == most for count in counts)
+        found.append(updates)
+    np.testing.assert_allclose(*found, rtol=1e-6)
+    assert np.isfinite(found[0]).all()
+    after = adam_step(p, g, adam_init(p)._replace(count=jnp.int32(most)), found_inf=jnp.zeros(()))[1]
+    assert after.count == most
 
 
 def test_a_transform_of_many_and_in_a_scan():

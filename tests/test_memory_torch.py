@@ -134,6 +134,8 @@ def test_wrapped_tensors_never_lend_an_address(device):
         warnings.simplefilter("ignore")
         assert torch.equal(torch.vmap(lambda t: relu_triton.gate(t, t))(x), x.relu())
     assert relu_triton.gate(x.to("meta"), x.to("meta")).shape == x.shape
+    own = WRAPPED["own class"](x)
+    assert torch.equal(relu_triton.gate(own, own), x.relu())
     two = TwoTensor(x, -x)
     assert torch.equal(relu_triton.gate(two, two).b, (-x).relu())
     torch.testing.assert_close(

@@ -307,9 +307,9 @@ def test_bad_input_is_one_line(call, error, message):
     assert "\n" not in str(caught.value)
 
 
-def test_an_option_that_a_state_dict_brings_is_refused():
+def test_an_option_that_a_new_group_brings_is_refused():
     optimizer = lab.SGD([parameter_with(torch.ones(3))])
-    optimizer.load_state_dict(torch.optim.SGD([parameter_with(None)], foreach=True).state_dict())
+    optimizer.add_param_group({"params": [parameter_with(torch.ones(3))], "foreach": True})
     with pytest.raises(ValueError, match="SGD: foreach is True, wanted False or None"):
         optimizer.step()
 

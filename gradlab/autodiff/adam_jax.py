@@ -176,7 +176,7 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
     structure, rows = _columns("adam_step", params, grads, state, dtype, master_weights)
     found = jnp.zeros(()) if found_inf is None else jnp.asarray(found_inf).reshape(())
     lr = optimizer.rate(learning_rate, state.count)
-    count = state.count + 1
+    count = optimizer.following(state.count)
     masters: list[Any] = [None] * len(rows)
     if mastered:
         masters, tree = jax.tree.flatten(state.master, is_leaf=lambda w: w is None)
@@ -201,7 +201,7 @@ def over_leaves(op: str, params: Any, grads: Any, state: AdamState, learning_rat
     `decayed` is a list of whether each leaf's weight decays; all do when it is None.
     """
     structure, rows = _columns(op, params, grads, state, None, False)
-    lr, count = optimizer.rate(learning_rate, state.count), state.count + 1
+    lr, count = optimizer.rate(learning_rate, state.count), optimizer.following(state.count)
     numbers: dict[Any, Any] = {}
     new = []
     for (g, p, m, v, *x), decays in zip(rows, decayed or [True] * len(rows), strict=True):

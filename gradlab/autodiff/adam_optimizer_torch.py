@@ -9,6 +9,7 @@ import torch
 
 from gradlab.autodiff.arguments import refuse, want_bool, want_choice
 from gradlab.autodiff.optimizer_torch import OneLaunch, Row
+from gradlab.autodiff.shards_torch import local, part_of
 from gradlab.kernels import adam_triton as kernels
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
 from gradlab.kernels.rounding_triton import key
@@ -20,7 +21,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 class Adam(OneLaunch, torch.optim.Adam):
     """Adam, all parameters of one dtype and device in one launch; `torch.optim.Adam` in every other respect.
 
-    Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts load both ways.
+    Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts load both ways. Parameters may be
+    DTensors, as fully_shard makes them, and their states are then.
     p' = p - lr / (1 - beta1^s) m' / (sqrt(v' / (1 - beta2^s)) + eps) (gradlab/kernels/adam.py has the whole of it).
     What torch.amp.GradScaler finds and scales by is read on the device, and a step left out there leaves `step` as it
     is. Gradients are never changed, neither by a scaler nor by max_norm.
@@ -29,7 +31,8 @@ class Adam(OneLaunch, torch.optim.Adam):
         params, lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch.optim.Adam takes them,
             run-time values: changing them compiles nothing. A tensor lr beside its parameter is read on the device.
         fused: taken, and what this class is; True keeps `step` on the device, as in torch.
-        foreach, capturable, differentiable: refused unless false or None; what differentiates is `adam_step`.
+        foreach, capturable, differentiable: refused unless false or None; what differentiates is `adam_step`. Those of
+            a loaded checkpoint are dropped, as is its fused.
         max_norm: gradients are taken times min(1, max_norm / (their norm over all parameters + 1e-6)), as
             torch.nn.utils.clip_grad_norm_ does; `grad_norm` is the last norm.
         master_weights: float16 and bfloat16 parameters are what a float32 `master` in their state rounds to. One that
@@ -52,8 +55,9 @@ class Adam(OneLaunch, torch.optim.Adam):
                  fused: bool | None = None, decoupled_weight_decay: bool = False, max_norm: float | None = None,
                  master_weights: bool = False, state_dtype: torch.dtype | None = None,
                  seed: int = 0) -> None:  # fmt: skip
-        super().__init__(
-            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, foreach=foreach,
+        # By its name: AdamW's, which stands between, takes no decoupled_weight_decay.
+        torch.optim.Adam.__init__(
+            self, params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, foreach=foreach,
             maximize=maximize, capturable=capturable, differentiable=differentiable, fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
         )  # fmt: skip
@@ -89,7 +93,7 @@ class Adam(OneLaunch, torch.optim.Adam):
     def _row(self, group: dict[str, Any], p: torch.Tensor, number: int) -> Row:
         """(p, g, m, v, largest v, master); learning rate and step where they are on the device; the rounding's key."""
         assert p.grad is not None
-        state, none = self.state[p], p.new_empty(0)
+        state, none = self.state[p], local(p).new_empty(0)
         dtype = self._dtype_of("exp_avg", p)
         if not state:
             # On the host, as torch keeps it: reading it must not wait for the device.
@@ -110,7 +114,12 @@ class Adam(OneLaunch, torch.optim.Adam):
         master = state["master"] if self.master_weights and p.dtype in HALF else none
         top = state["max_exp_avg_sq"] if group["amsgrad"] else none.to(dtype)
         tensors = (p, p.grad, state["exp_avg"], state["exp_avg_sq"], top, master)
-        return Row(tensors, scalars, (none if at_hand else rate, step, key(self.seed, number)))
+        return Row(tensors, scalars, (none if at_hand else rate, step, self._key(number, p)))
+
+    def _key(self, number: int, p: torch.Tensor) -> int:
+        """Of the rounding: ranks that hold different parts of a parameter round them apart."""
+        part = part_of(p)
+        return key(key(self.seed, number), part) if part else key(self.seed, number)
 
     def _step_of(self, group: dict[str, Any], p: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
         """The parameter's `step` where it is counted on the device; nothing where it was just counted on the host."""
@@ -163,7 +172,7 @@ class Adam(OneLaunch, torch.optim.Adam):
                 state.pop("master", None)
 
 
-class AdamW(Adam):
+class AdamW(Adam, torch.optim.AdamW):
     """Adam with decoupled weight decay: p' = p - lr weight_decay p - the step of `Adam`; as `torch.optim.AdamW`.
 
     Args:
@@ -175,12 +184,6 @@ class AdamW(Adam):
                  eps: float = EPS, weight_decay: float = 1e-2, amsgrad: bool = False,
                  **options: Any) -> None:  # fmt: skip
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True, **options)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        # A state_dict of an Adam brings its option along; what this class is stays.
-        for group in self.param_groups:
-            group["decoupled_weight_decay"] = True
 
 
 def _any(tensors: Sequence[torch.Tensor]) -> bool:

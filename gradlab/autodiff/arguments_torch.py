@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from gradlab.autodiff.arguments import refuse
-
-DEVICES = ("cpu", "cuda")
+from gradlab.autodiff.shards_torch import DEVICES, is_sharded
 
 
 def want_tensors(op: str, tensors: Mapping[str, Any]) -> None:
@@ -16,6 +15,9 @@ def want_tensors(op: str, tensors: Mapping[str, Any]) -> None:
     for argument, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             refuse(op, argument, f"a {type(tensor).__name__}", "a torch.Tensor", TypeError)
+        if is_sharded(tensor):
+            wanted = "a plain torch.Tensor: its to_local() or full_tensor(), or torch's own layer"
+            refuse(op, argument, f"a {type(tensor).__name__}", wanted, TypeError)
         if tensor.layout != torch.strided:
             refuse(op, f"layout of {argument}", tensor.layout, "torch.strided", TypeError)
         if tensor.device.type not in DEVICES:

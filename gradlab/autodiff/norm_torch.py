@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
+from gradlab.autodiff import shards_torch as shards
 from gradlab.autodiff.arguments import refuse
 from gradlab.autodiff.optimizer_torch import want_norm, want_one_device, want_steppable
 from gradlab.kernels import norm_triton as kernels
@@ -20,7 +21,8 @@ def clip_grad_norm_(parameters: torch.Tensor | Iterable[torch.Tensor], max_norm:
     As torch.nn.utils.clip_grad_norm_; the same inputs give the same bits, and nothing waits for the device.
 
     Args:
-        parameters: a tensor or tensors, on one device; one without a gradient takes no part.
+        parameters: a tensor or tensors, on one device; one without a gradient takes no part. The norm over DTensors,
+            all of one mesh, is that of the whole tensors.
         max_norm: the largest norm that is left as it is.
         norm_type: 2, the only one.
         error_if_nonfinite: look at n on the host, which waits for the device. Without it a norm that is not a number
@@ -28,11 +30,11 @@ def clip_grad_norm_(parameters: torch.Tensor | Iterable[torch.Tensor], max_norm:
         foreach: refused unless false or None.
 
     Returns:
-        n, of no dimension: float64 where a gradient is, else float32.
+        n, of no dimension: float64 where a gradient is, else float32; a replicated DTensor where they are DTensors.
 
     Raises:
-        ValueError: another norm_type, a max_norm that is negative or not a number, gradients on several devices.
-        TypeError: a gradient that is sparse, complex or of another dtype than the lab's.
+        ValueError: another norm_type, a max_norm that is negative or not a number, several devices or meshes.
+        TypeError: a gradient that is sparse, complex, of another dtype than the lab's or a subclass without memory.
         RuntimeError: n is not finite, where that was asked for.
     """
     name = "clip_grad_norm_"
@@ -50,19 +52,22 @@ def clip_grad_norm_(parameters: torch.Tensor | Iterable[torch.Tensor], max_norm:
     for grad in grads:
         want_steppable(name, {"a gradient": grad})
     want_one_device(name, grads)
-    clip = kernels.global_norm(grads, float(max_norm), None)
+    clip = shards.global_norm(name, grads, float(max_norm), None)
     norm = clip[0].to(torch.float64 if any(g.dtype == torch.float64 for g in grads) else torch.float32)
     if error_if_nonfinite and not bool(norm.isfinite()):
         raise RuntimeError(
             f"{name}: the norm of the gradients is {norm.item()}, wanted a finite one; nothing was changed"
         )
-    batches: dict[torch.dtype, list[torch.Tensor]] = defaultdict(list)
+    batches: dict[tuple, list[torch.Tensor]] = defaultdict(list)
+    times: dict[torch.Tensor, int] = {}
     for grad in grads:
-        batches[grad.dtype].append(grad)
+        # As in torch, one that is there twice is multiplied twice: in a launch behind the first.
+        times[grad] = times.get(grad, -1) + 1
+        batches[times[grad], grad.dtype].append(shards.local(grad))
     for batch in batches.values():
         lying = [dense(g) for g in batch]
         kernels.scale_(lying, clip)
         for grad, used in zip(batch, lying, strict=True):
             if used is not grad:
                 grad.copy_(used)
-    return norm
+    return shards.like(norm, grads)

@@ -115,3 +115,9 @@ def float_dtype(op: str, argument: str, dtype: Any) -> Any:
 def rate(learning_rate: Rate, count: jax.Array) -> Any:
     """The learning rate of a step: a schedule's value at the steps taken before it."""
     return learning_rate(count) if callable(learning_rate) else learning_rate
+
+
+def following(count: jax.Array) -> jax.Array:
+    """The number of steps taken after one more; the largest of its dtype stays, as `optax.safe_increment` has it."""
+    most = jnp.iinfo(count.dtype).max
+    return jnp.where(count < most, count + 1, most)

@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gradlab.autodiff import shards_torch as shards
 from gradlab.autodiff.arguments import FLOATS, dtype_name, refuse
 from gradlab.autodiff.arguments_torch import DEVICES
-from gradlab.kernels import norm_triton
 from gradlab.kernels.launch_triton import capturing
 from gradlab.kernels.many_triton import dense
+
+# Options of torch's optimizers that choose one of its implementations of the same step.
+HOW = ("foreach", "fused", "capturable", "differentiable")
 
 
 class Row(NamedTuple):
@@ -25,10 +28,12 @@ class Row(NamedTuple):
 class OneLaunch(torch.optim.Optimizer):
     """An optimizer of torch with another `step`; stands before torch's class among the bases.
 
+    Of parameters that are spread over a mesh (DTensors, as fully_shard makes them) each rank steps its part.
+
     A subclass says which options it refuses, and for one parameter which tensors and scalars its kernel takes.
     """
 
-    # Options that are not done by hand; a state_dict may bring them, so they are looked at each step.
+    # Options of torch's that this optimizer does not have; a new param group may bring them: looked at each step.
     _refused: tuple[str, ...] = ()
     # Options of ours, which torch's state_dicts do not have: copies and pickles of the optimizer carry them.
     _own: tuple[str, ...] = ("max_norm",)
@@ -36,9 +41,18 @@ class OneLaunch(torch.optim.Optimizer):
     max_norm: float | None = None
     # The norm of the last step's gradients, where max_norm asks for one: float64 of one element on their device.
     grad_norm: torch.Tensor | None = None
+    # Parameters whose state began in the step that is being made.
+    _begun: set[torch.Tensor] = frozenset()  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self._own}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state_dict of this class or of torch's; flags that say how torch steps stay those that are here."""
+        own = [{flag: group[flag] for flag in HOW if flag in group} for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, flags in zip(self.param_groups, own, strict=True):
+            group.update(flags)
 
     def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple],
                   clip: torch.Tensor | None) -> None:  # fmt: skip
@@ -58,8 +72,9 @@ class OneLaunch(torch.optim.Optimizer):
         """One step; returns what the closure returns.
 
         Raises:
-            TypeError: a parameter or gradient that is sparse, complex or of another dtype than the lab's.
-            ValueError: a parameter on a device without kernels, an option refused.
+            TypeError: a parameter or gradient that is sparse, complex, of another dtype than the lab's, or of a
+                subclass without memory of its own; a DTensor beside a plain one.
+            ValueError: a parameter on a device without kernels, a mesh or placements that differ, an option refused.
         """
         loss = None
         if closure is not None:
@@ -72,11 +87,15 @@ class OneLaunch(torch.optim.Optimizer):
             self._refuse_row(group, p)
         clip = self._clip([p for _, _, p in moving])
         batches: dict[tuple, list[Row]] = defaultdict(list)
+        self._begun = set()
+        times: dict[torch.Tensor, int] = {}
         for number, group, p in moving:
             row = self._row(group, p, number)
-            batches[p.device, *(t.dtype for t in row.tensors)].append(row)
-        for rows in batches.values():
-            self._launch(rows, clip)
+            # A parameter that is there twice takes its second step in a launch behind the first.
+            times[p] = times.get(p, -1) + 1
+            batches[times[p], p.device, *(t.dtype for t in row.tensors)].append(_local(row, p))
+        for batch in sorted(batches, key=lambda found: found[0]):
+            self._launch(batches[batch], clip)
         return loss
 
     def _moving(self) -> list[tuple[int, dict[str, Any], torch.Tensor]]:
@@ -101,6 +120,7 @@ class OneLaunch(torch.optim.Optimizer):
         assert p.grad is not None
         name, state = type(self).__name__, self.state.get(p, {})
         want_steppable(name, {"a parameter": p, "a gradient": p.grad})
+        shards.want_beside(name, "a gradient", p.grad, p, exact=False)
         # The kernel walks over addresses: what is shorter or narrower than its parameter must not get there.
         for what, t in (("a gradient", p.grad), *state.items()):
             if not isinstance(t, torch.Tensor) or what == "step":
@@ -113,21 +133,30 @@ class OneLaunch(torch.optim.Optimizer):
                 refuse(name, f"dtype of {what}", dtype_name(t), f"{str(dtype).removeprefix('torch.')}{like}", TypeError)
             if t.device != p.device:
                 refuse(name, f"device of {what}", t.device, f"{p.device} like its parameter")
+            if t is not p.grad:
+                shards.want_parts(name, what, t)
+                shards.want_beside(name, what, t, p)
 
     def _clip(self, params: list[torch.Tensor]) -> torch.Tensor | None:
         """The norm of all gradients, and what they are to be multiplied by; both stay on the device."""
         if self.max_norm is None or not params:
             return None
         want_one_device(type(self).__name__, params)
-        clip = norm_triton.global_norm([p.grad for p in params], self.max_norm, self._amp("grad_scale", params[0]))
+        # A parameter that is there twice has one gradient.
+        grads = [p.grad for p in dict.fromkeys(params) if p.grad is not None]
+        scale = self._amp("grad_scale", params[0])
+        clip = shards.global_norm(type(self).__name__, grads, self.max_norm, scale)
         self.grad_norm = clip[0]
         return clip
 
     def _amp(self, attribute: str, p: torch.Tensor) -> torch.Tensor | None:
         """What torch.amp.GradScaler hangs on an optimizer for one step, beside the parameter."""
-        found = getattr(self, attribute, None)
+        found: Any = getattr(self, attribute, None)
         # Without any gradient the scaler's sum over devices is a plain 0.
-        return found.to(p.device, torch.float32, non_blocking=True) if isinstance(found, torch.Tensor) else None
+        if not isinstance(found, torch.Tensor):
+            return None
+        whole = found.full_tensor() if shards.is_sharded(found) else found
+        return whole.to(p.device, torch.float32, non_blocking=True)
 
     def _launch(self, rows: list[Row], clip: torch.Tensor | None) -> None:
         """Over tensors that lie alike in memory; one that does not takes part as a copy and is written back."""
@@ -144,6 +173,7 @@ class OneLaunch(torch.optim.Optimizer):
 def want_steppable(name: str, tensors: dict[str, torch.Tensor]) -> None:
     """Refuse what is sparse, complex, of another dtype than the lab's, or on a device without kernels."""
     for what, t in tensors.items():
+        shards.want_parts(name, what, t)
         if t.layout != torch.strided:
             refuse(name, f"layout of {what}", t.layout, "torch.strided", TypeError)
         if dtype_name(t) not in FLOATS:
@@ -166,6 +196,13 @@ def want_norm(name: str, max_norm: Any) -> None:
         isinstance(max_norm, bool) or not isinstance(max_norm, (int, float)) or math.isnan(max_norm) or max_norm < 0
     ):
         refuse(name, "max_norm", repr(max_norm), "a number from 0, or None")
+
+
+def _local(row: Row, p: torch.Tensor) -> Row:
+    """The row of what lies on this rank."""
+    parts = [shards.local(t) for t in row.tensors]
+    parts[1] = shards.beside(row.tensors[1], p)
+    return row._replace(tensors=tuple(parts))
 
 
 def _lie_like(model: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

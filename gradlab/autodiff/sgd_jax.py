@@ -153,7 +153,7 @@ def _over_leaves(op, params, grads, state, learning_rate, options):
     scalars = {g.dtype: fixed(kernels.scalars(**options, dtype=g.dtype)) for g, *_ in rows}
     new = [step(None if params is None else p, g, b if buffered else None, scalars[g.dtype]) for g, p, b in rows]
     moved, *trace = (structure.unflatten([leaf[k] for leaf in new]) for k in range(2 if buffered else 1))
-    return moved, SGDState(state.count + 1, trace[0] if buffered else state.trace)
+    return moved, SGDState(optimizer.following(state.count), trace[0] if buffered else state.trace)
 
 
 def by_spec(p: jax.Array, g: jax.Array, b: jax.Array, *, lr: float = LR, momentum: float = 0.0, first: bool = False,

@@ -10,6 +10,7 @@ from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.optimizer_torch import OneLaunch, Row
 from gradlab.autodiff.ranges_torch import Function, public
+from gradlab.autodiff.shards_torch import local
 from gradlab.kernels import sgd_triton as kernels
 from gradlab.kernels.sgd import LR
 
@@ -17,13 +18,14 @@ from gradlab.kernels.sgd import LR
 class SGD(OneLaunch, torch.optim.SGD):
     """SGD, all parameters of one dtype and device in one launch; `torch.optim.SGD` in every other respect.
 
-    Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts load both ways. p' = p - lr b' with
+    Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts load both ways. Parameters may be
+    DTensors, as fully_shard makes them, and their buffers are then. p' = p - lr b' with
     b' = momentum b + (1 - dampening) (g + weight_decay p) (gradlab/kernels/sgd.py has the whole of it).
 
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD takes them, run-time
             values: changing them compiles nothing. Without momentum no buffer is kept.
-        foreach, differentiable, fused: refused unless false or None.
+        foreach, differentiable, fused: refused unless false or None; what a loaded checkpoint has of them is dropped.
         max_norm: gradients are taken times min(1, max_norm / (their norm over all parameters + 1e-6)), as
             torch.nn.utils.clip_grad_norm_ does, without being changed themselves; `grad_norm` is the last norm.
 
@@ -52,14 +54,16 @@ class SGD(OneLaunch, torch.optim.SGD):
         if momentum:
             state = self.state[p]
             buffer = state.get("momentum_buffer")
-            first = buffer is None
             if buffer is None:
                 buffer = state["momentum_buffer"] = torch.empty_like(p, memory_format=torch.preserve_format)
+                self._begun.add(p)
+            # As in torch, both steps of a parameter that is there twice are the first then.
+            first = p in self._begun
         scalars = kernels.scalars(
             lr=float(group["lr"]), momentum=momentum, dampening=float(group["dampening"]), first=first,
             weight_decay=float(group["weight_decay"]), nesterov=group["nesterov"], maximize=group["maximize"],
         )  # fmt: skip
-        return Row((p, p.grad, p.new_empty(0) if buffer is None else buffer), scalars)
+        return Row((p, p.grad, local(p).new_empty(0) if buffer is None else buffer), scalars)
 
     def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple],
                   clip: torch.Tensor | None) -> None:  # fmt: skip

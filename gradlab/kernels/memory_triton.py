@@ -55,6 +55,11 @@ def strange(args: tuple) -> int:
     return found & _STRANGE
 
 
+def has_memory(t: torch.Tensor) -> bool:
+    """Whether it is more than a wrapper, of whatever class: it holds its elements itself, as they are or lazily."""
+    return not _keys_of(t).raw_repr() & _STRANGE & ~_LAZY
+
+
 def wrapped(found: int) -> bool:
     """Whether something among these keys is more than lazy."""
     return bool(found & ~_LAZY)
@@ -113,7 +118,7 @@ def addressable(op: str, fn: Callable) -> Callable[..., Any]:
         if strange(args):
             for name, a in zip(names, args, strict=False):
                 for t in _tensors([a]):
-                    if keys(t):
+                    if not has_memory(t):
                         raise TypeError(f"gradlab::{op}: {name} is {kind(t)}, wanted a plain torch.Tensor")
         return fn(*args)
 

@@ -141,13 +141,27 @@ def global_norm(tensors: Sequence[torch.Tensor], max_norm: float, grad_scale: to
             SCALED=grad_scale is not None, TILE=tile, op="clip_grad_norm_",
         )  # fmt: skip
         at += parts[dtype]
-    y = torch.empty(2, dtype=torch.float64, device=device)
+    return _clipped(s, at, max_norm)
+
+
+def _clip_factor_fake(squares, max_norm):
+    return squares.new_empty(2)
+
+
+@op("clip_factor", fake=_clip_factor_fake, from_host=True)
+def clip_factor(squares: torch.Tensor, max_norm: float) -> torch.Tensor:
+    """What `global_norm` gives, of the sums of squares s[I], contiguous float64: parts of it that others hold, too."""
+    return _clipped(squares, len(squares), max_norm)
+
+
+def _clipped(s: torch.Tensor, count: int, max_norm: float) -> torch.Tensor:
+    y = torch.empty(2, dtype=torch.float64, device=s.device)
     # fmt: off
     launch(
         _clip_kernel, [1],
-        s, on_device([max_norm, EPS], torch.float64, device, "clip_grad_norm_"), y,
-        at,
-        BI=block(at, 2**20 if interpreted(device) else 1024), writes=[y],
+        s, on_device([max_norm, EPS], torch.float64, s.device, "clip_grad_norm_"), y,
+        count,
+        BI=block(count, 2**20 if interpreted(s.device) else 1024), writes=[y],
     )
     # fmt: on
     return y
