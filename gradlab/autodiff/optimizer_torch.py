@@ -151,12 +151,11 @@ class OneLaunch(torch.optim.Optimizer):
 
     def _amp(self, attribute: str, p: torch.Tensor) -> torch.Tensor | None:
         """What torch.amp.GradScaler hangs on an optimizer for one step, beside the parameter."""
-        found: Any = getattr(self, attribute, None)
+        found = getattr(self, attribute, None)
         # Without any gradient the scaler's sum over devices is a plain 0.
         if not isinstance(found, torch.Tensor):
             return None
-        whole = found.full_tensor() if shards.is_sharded(found) else found
-        return whole.to(p.device, torch.float32, non_blocking=True)
+        return shards.whole(found).to(p.device, torch.float32, non_blocking=True)
 
     def _launch(self, rows: list[Row], clip: torch.Tensor | None) -> None:
         """Over tensors that lie alike in memory; one that does not takes part as a copy and is written back."""

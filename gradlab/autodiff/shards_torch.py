@@ -31,6 +31,11 @@ def local(t: Any) -> torch.Tensor:
     return t.detach().to_local() if is_sharded(t) else t
 
 
+def whole(t: Any) -> torch.Tensor:
+    """All of a DTensor, which every rank gets; any other tensor as it is."""
+    return t.full_tensor() if is_sharded(t) else t
+
+
 def want_parts(name: str, argument: str, t: Any) -> None:
     """Refuse what is neither a tensor with memory of its own nor a DTensor of such parts, nor what traces them."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(t).__name__ == "FakeTensor":
@@ -92,10 +97,10 @@ def global_norm(name: str, tensors: Sequence[Any], max_norm: float,
         if not is_sharded(t) or t.device_mesh != mesh:
             came = f"one over {mesh} and {t.device_mesh if is_sharded(t) else 'a plain tensor'}"
             refuse(name, "the norm", came, "one over gradients on a single mesh")
-        whole = [Replicate() if p.is_partial() else p for p in t.placements]
-        if tuple(whole) != tuple(t.placements):
-            t = t.redistribute(mesh, whole)
-        batches[tuple(not p.is_replicate() for p in whole)].append(local(t))
+        places = [Replicate() if p.is_partial() else p for p in t.placements]
+        if tuple(places) != tuple(t.placements):
+            t = t.redistribute(mesh, places)
+        batches[tuple(not p.is_replicate() for p in places)].append(local(t))
     squares = []
     # All ranks take the batches in one order: each waits for the others.
     for sharded in sorted(batches):
