@@ -9,7 +9,6 @@ switched to its NumPy meaning only while that twin runs (under a lock, and put b
 import dataclasses
 import functools
 import inspect
-import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +23,8 @@ from triton.runtime.jit import JITFunction
 
 from gradlab.kernels import memory_triton as memory
 from gradlab.kernels import ranges
+from gradlab.kernels.forking import Lock
 
-_lock = threading.RLock()
 _switched = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
 
 # Most elements of one tile in the interpreter (Triton refuses larger tensors).
@@ -53,6 +52,26 @@ class Launch:
 
 
 _recorded: list[Launch] | None = None
+# The language's modules and classes with their attributes, while it is found out which of them interpretation replaces.
+_before: list[tuple[Any, dict[str, Any]]] | None = None
+
+
+def _put_back() -> None:
+    """In a child forked while another thread interpreted or recorded: the language has its compiled meaning again."""
+    global _recorded, _before
+    _recorded = None
+    if _before is not None:
+        for place, members in _before:
+            for name, now in list(vars(place).items()):
+                if members.get(name, _absent) is not now:
+                    _set(place, name, members.get(name, _absent))
+        _before = None
+    elif _meanings.cache_info().currsize:
+        for place, name, member, _ in _meanings():
+            _set(place, name, member)
+
+
+_lock = Lock(_put_back)
 
 
 @contextmanager
@@ -172,13 +191,18 @@ def _numpy_language() -> Iterator[None]:
         yield
     finally:
         for place, name, member, _ in _meanings():
-            if member is _absent:
-                delattr(place, name)
-            else:
-                setattr(place, name, member)
+            _set(place, name, member)
 
 
 _absent = object()
+
+
+def _set(place: Any, name: str, member: Any) -> None:
+    """The attribute as it was, which may be: not there."""
+    if member is not _absent:
+        setattr(place, name, member)
+    elif name in vars(place):
+        delattr(place, name)
 
 
 @functools.cache
@@ -187,7 +211,8 @@ def _meanings() -> list[tuple[Any, str, Any, Any]]:
 
     Found once, by letting Triton switch its modules and noting what moved: looking for it costs milliseconds.
     """
-    before = [(place, dict(vars(place))) for place in _switched]
+    global _before
+    before = _before = [(place, dict(vars(place))) for place in _switched]
     # Triton asks a kernel's globals which modules to switch; a kernel that calls tl.sum needs both.
     interpreter._patch_lang(types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     # tl.sum, tl.max, ... are kernels themselves: what runs is their Python function.
@@ -205,7 +230,8 @@ def _meanings() -> list[tuple[Any, str, Any, Any]]:
         if members.get(name, _absent) is not now
     ]
     for place, name, member, _ in moved:
-        delattr(place, name) if member is _absent else setattr(place, name, member)
+        _set(place, name, member)
+    _before = None
     return moved
 
 

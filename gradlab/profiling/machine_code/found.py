@@ -1,17 +1,17 @@
 """A launch as it was found, before it is compiled; and the passes of an op in which launches are looked for."""
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gradlab.autodiff.side import Side, as_tuple
+from gradlab.kernels.forking import Lock
 from gradlab.kernels.spec import Case, Spec
 
 # Held by whoever parses Python: the parser counts its depth for all threads together (gh-106905), and of two that parse
 # at once one may hear that its depth does not match.
-PARSER = threading.RLock()
+PARSER = Lock()
 
 
 @dataclass(frozen=True)

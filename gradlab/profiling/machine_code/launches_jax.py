@@ -1,7 +1,6 @@
 """The Pallas kernels that an op launches on jax, found in the program that it is lowered to for CUDA, as Triton IR."""
 
 import functools
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -13,12 +12,24 @@ from jax._src.lib.mlir import ir
 
 from gradlab.autodiff.side_jax import SIDE
 from gradlab.kernels import launch_pallas
+from gradlab.kernels.forking import Lock
 from gradlab.kernels.spec import Array, Case, Spec
 from gradlab.profiling.machine_code.found import Found, largest, passes
 from gradlab.profiling.machine_code.places import placed
 
 CALL = "__gpu$xla.gpu.triton"
-_lock = threading.RLock()
+# Pallas' own function, while another stands in its place.
+_real: Callable[..., Any] | None = None
+
+
+def _put_back() -> None:
+    """In a child forked while another thread looked for kernels: Pallas' function is its own again."""
+    global _real
+    if _real is not None:
+        launch_pallas.pl.pallas_call, _real = _real, None
+
+
+_lock = Lock(_put_back)
 # Name of a kernel -> its file and first line: of all that were traced, since a program may be traced once only.
 _places: dict[str, tuple[str, int]] = {}
 
@@ -86,8 +97,10 @@ def _located() -> Iterator[None]:
     Under a custom_vjp jax says of every operation the line where the rule was called; it is asked to forget that for
     as long as the kernel's own function runs.
     """
+    global _real
     with _lock:
         pallas, real = launch_pallas.pl, launch_pallas.pl.pallas_call
+        _real = real
 
         def pallas_call(kernel: Callable[..., None], **options: Any) -> Any:
             fn = getattr(kernel, "func", kernel)
@@ -108,4 +121,4 @@ def _located() -> Iterator[None]:
         try:
             yield
         finally:
-            pallas.pallas_call = real
+            pallas.pallas_call, _real = real, None
