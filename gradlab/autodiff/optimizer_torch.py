@@ -199,6 +199,8 @@ def want_norm(name: str, max_norm: Any) -> None:
 
 def _local(row: Row, p: torch.Tensor) -> Row:
     """The row of what lies on this rank."""
+    if not shards.is_sharded(p):
+        return row
     parts = [shards.local(t) for t in row.tensors]
     parts[1] = shards.beside(row.tensors[1], p)
     return row._replace(tensors=tuple(parts))

@@ -16,11 +16,12 @@ from gradlab.kernels import memory_triton as memory
 from gradlab.kernels import norm_triton
 
 DEVICES = ("cpu", "cuda")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def is_sharded(t: Any) -> bool:
     """Whether it is a DTensor, which nobody has made before torch.distributed.tensor is imported."""
-    if type(t) in (torch.Tensor, torch.nn.Parameter):
+    if type(t) in _PLAIN:
         return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(t, module.DTensor)
@@ -38,7 +39,8 @@ def whole(t: Any) -> torch.Tensor:
 
 def want_parts(name: str, argument: str, t: Any) -> None:
     """Refuse what is neither a tensor with memory of its own nor a DTensor of such parts, nor what traces them."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(t).__name__ == "FakeTensor":
+    # A plain one that has no memory all the same is told apart by the op that takes it.
+    if type(t) in _PLAIN or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or type(t).__name__ == "FakeTensor":
         return
     part = local(t)
     if part.layout == torch.strided and part.device.type in DEVICES and not memory.has_memory(part):
@@ -47,6 +49,8 @@ def want_parts(name: str, argument: str, t: Any) -> None:
 
 def want_beside(name: str, argument: str, t: Any, p: Any, exact: bool = True) -> None:
     """Refuse what is not spread as its parameter is; unless `exact` a gradient that can be brought there will do."""
+    if type(t) in _PLAIN and type(p) in _PLAIN:
+        return
     if is_sharded(t) != is_sharded(p):
         came, wanted = (f"a {type(t).__name__} beside a {type(p).__name__} parameter", f"a {type(p).__name__}")
         refuse(name, argument, came, f"{wanted} like its parameter", TypeError)
