@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from gradlab.autodiff import batched_torch
 from gradlab.kernels import ranges
 
 P = ParamSpec("P")
@@ -33,12 +34,22 @@ def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 class Function(torch.autograd.Function):
-    """A `torch.autograd.Function` whose way back opens a range, in whichever thread autograd runs it."""
+    """A `torch.autograd.Function` whose backward opens a range, in whichever thread autograd runs it.
+
+    Where torch.autograd batches a backward, the Function is applied by its own vmap rule.
+    """
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.setup_context = staticmethod(_noted(cls.setup_context))  # type: ignore[method-assign]
         cls.backward = staticmethod(_ranged(cls, cls.backward))  # type: ignore[method-assign]
+        cls.vmap = staticmethod(batched_torch.through(cls.vmap))  # type: ignore[method-assign]
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if batched_torch.hides_batch(args):
+            return batched_torch.apply(cls, args)
+        return super().apply(*args)
 
 
 def _noted(setup_context: Callable[..., None]) -> Callable[..., None]:
