@@ -129,6 +129,21 @@ def test_any_cotangent_and_a_class_without_a_share():
     close(three, 3 * one, 3)
 
 
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum", "z_loss": 0.1}, {"reduction": "none"}, {"inplace": True}])
+def test_one_array_of_the_logits_size_is_held_and_a_checkpoint_drops_it(options):
+    """The logits; the native loss holds their softmax. Beside them no more than the labels and a few numbers a row."""
+    M, V = 8, 64
+    x, t = jnp.sin(jnp.arange(M * V, dtype="float32")).reshape(M, V), jnp.arange(M)
+
+    def held(fn, *known):
+        found = {id(a): a for a in jax.tree.leaves(jax.vjp(fn, x)[1]) if all(a is not k for k in known)}
+        return sum(a.nbytes for a in found.values())
+
+    loss = lambda x: lab.cross_entropy(x, t, **options)
+    assert x.nbytes <= held(loss) <= x.nbytes + t.nbytes + 5 * 4 * M
+    assert held(jax.checkpoint(loss), x) <= t.nbytes + 4 * M
+
+
 def test_in_place_gives_the_memory_of_logits_that_nobody_needs():
     """Lowered for a GPU the gradient is declared as the logits' memory; XLA copies logits that are needed later."""
     t = jnp.zeros(64, "int32")

@@ -159,8 +159,8 @@ KERNELS = {
     ),
     "cross_entropy": (
         {"loss", "total"},
-        {"fused", "total", "finish"},
-        {"fused", "total", "pullback", "second"},
+        {"loss", "total", "pullback"},
+        {"loss", "total", "pullback", "second"},
     ),
     "cross_entropy, soft labels": (
         {"loss"},

@@ -63,8 +63,8 @@ def test_no_kernel_is_left_out():
     there = {k for m in modules for k, v in vars(m).items() if isinstance(v, JITFunction)}
     soft = choose([spec("cross_entropy")], ["torch"], ["float32"], "distillation")
     chosen = (*choose(list(specs().values()), ["torch"], ["float32"], None), *soft)
-    # Logits whose memory is given away are scaled by the last one: no Spec asks for that.
-    found = {f.kernel for s in chosen for f in find(s)} | {"scale"}
+    # Logits whose memory is given away become their gradient and are scaled by the last two: no Spec asks for that.
+    found = {f.kernel for s in chosen for f in find(s)} | {"fused", "scale"}
     assert found == {k.strip("_").removesuffix("_kernel") for k in there if k.endswith("_kernel")}
 
 
@@ -84,7 +84,7 @@ def test_narrow_classes_and_logits_given_away_compile(inplace):
     with recording() as launches:
         x = torch.zeros(4, 32, requires_grad=True)
         lab.cross_entropy(x * 1, torch.zeros(4, dtype=torch.uint8), inplace=inplace).backward()
-    assert ("_scale_kernel" in {launch.jit.fn.__name__ for launch in launches}) is inplace
+    assert ({"_fused_kernel", "_scale_kernel"} <= {launch.jit.fn.__name__ for launch in launches}) is inplace
     for launch in launches:
         source = launches_torch.source(launch)
         for arch in (80, 90):

@@ -1,4 +1,4 @@
-"""cross_entropy for jax: kept are the logits and three numbers a row; the softmax is computed again going back."""
+"""cross_entropy for jax: the logits and three numbers a row are saved; backward computes the softmax again."""
 
 import functools
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff import cross_entropy_fused_jax
 from gradlab.autodiff.arguments import dtype_name, refuse, want_bool, want_floats, want_size
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.class_losses import options
@@ -96,7 +95,6 @@ def _second_bwd(options, kept, cotangents):
 
 
 second.defvjp(_second_fwd, _second_bwd)
-fused = cross_entropy_fused_jax.rules(loss, pullback, target_pullback)
 
 
 @public(_OP)
@@ -127,9 +125,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | N
 
     Returns:
         A scalar, or logits' shape without its axis V, in the logits' dtype, summed in float32 or better; with
-        `return_z_loss` two. First and second derivatives are exact. Without `inplace` the gradient of a sum or a mean
-        is computed together with the loss, in one pass over the logits, for a cotangent of 1; it is computed anew where
-        the device finds another.
+        `return_z_loss` two. First and second derivatives are exact. Between forward and backward the logits, the
+        labels and three numbers a row are held, and no array of M V elements besides.
 
     Raises:
         ValueError: shapes that do not fit, an option out of its range.
@@ -161,9 +158,6 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | N
         chosen = chosen._replace(ignore_index=ignored)
     x = x.reshape(-1, V)
     asked = Reduction(reduction, float(z_loss), return_z_loss)
-    if reduction != "none" and not return_z_loss and not inplace:
-        n = cross_entropy_fused_jax.divisor(x, t, w, chosen, asked)
-        return fused(x, t, q, w, n, chosen, asked.z_loss).astype(x.dtype)
     y, z, _ = loss(x, t, q, w, chosen, bool(z_loss) or return_z_loss, inplace)
     found = reduced(y, z, t, w, V, chosen.ignore_index, asked)
     loss_, part = (r.reshape(shape if reduction == "none" else ()).astype(x.dtype) for r in found)

@@ -1,4 +1,4 @@
-"""cross_entropy for torch: kept are the logits and three numbers a row; the softmax is computed again going back."""
+"""cross_entropy for torch: the logits and three numbers a row are saved; backward computes the softmax again."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from gradlab.autodiff.arguments import dtype_name, refuse, want_bool, want_float
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.autocast_torch import raised
 from gradlab.autodiff.class_losses import options
-from gradlab.autodiff.cross_entropy_fused_torch import fused
+from gradlab.autodiff.cross_entropy_fused_torch import onto
 from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.autodiff.row_sums_torch import Reduction, reduced
@@ -178,25 +178,30 @@ def cross_entropy(input: torch.Tensor, target: torch.Tensor, weight: torch.Tenso
         return_z_loss: give the loss and, apart, what the z-loss has added to it; both are differentiable.
         softcap: the logits enter as softcap tanh(input / softcap); a logit of -inf enters as -softcap.
         inplace: give away the memory of `input`, whose values are then unspecified: the gradient is written over the
-            logits, in the forward pass where they are read anyway, else in the backward pass. There is one backward
-            pass then and no second derivative. Nothing is written where no gradient is needed.
+            logits. Of a sum or a mean in the forward pass, in the kernel that reads them, for a cotangent of 1, and
+            scaled in the backward pass where the device finds another; in the backward pass under "none", with
+            `return_z_loss`, in float16 and for a z-loss in float64. There is one backward pass then, no batch of them
+            and no second derivative. Nothing is written where no gradient is needed.
 
     Returns:
         A scalar, or [], [N] or [N D1 ...], in the logits' dtype, summed in float32 or better; with `return_z_loss` two.
-        First and second derivatives are exact. In eager mode the gradient of a sum or a mean is computed together with
-        the loss, in one pass over the logits, for a cotangent of 1. The first backward pass hands it over, computed
-        anew where the device finds another cotangent; a later pass computes it anew always.
+        First and second derivatives are exact.
+
+    Between forward and backward one array of M V elements is held, as torch's own loss holds one: the logits, from
+    which the softmax is computed again, or with `inplace` under "mean" and "sum" their gradient in the same memory.
+    Besides the targets, the weight and three numbers a row. All of it is saved as autograd saves: `save_on_cpu`,
+    saved_tensors_hooks and non-reentrant checkpoints see it.
 
     Raises:
         ValueError: shapes that do not fit, another device, an option out of its range, a weight that requires a
-            gradient; inplace with a leaf that requires a gradient, with soft targets that do, with expanded logits, or
-            where a compiler or a transform runs.
+            gradient; inplace with a leaf that requires a gradient, with soft targets that do, with expanded logits,
+            with logits given away before and not written since, or where a compiler or a transform runs.
         TypeError: not strided tensors of one such dtype, classes not integer.
         IndexError: a class out of range, with its row. On a CPU at once. On CUDA nothing waits for the device: the
             row's loss and gradient are NaN, a kernel notes the row, and a later call, there or back, that finds the
             note arrived raises (`gradlab.torch.raise_late` asks without a call). Not inside a captured CUDA graph.
         RuntimeError: a second backward pass after inplace.
-        NotImplementedError: a third derivative, a second one with inplace.
+        NotImplementedError: a third derivative; with inplace a second one, or a batch of backward passes.
     """
     input, weight = raised(input, weight)
     if isinstance(target, torch.Tensor) and target.is_floating_point():
@@ -215,7 +220,7 @@ def cross_entropy(input: torch.Tensor, target: torch.Tensor, weight: torch.Tenso
         x, shape = input.flatten(2), input.shape[:1] + input.shape[2:]
     t, q = (None, target.reshape(x.shape)) if soft else (target.reshape(-1), None)
     asked = Reduction(reduction, float(z_loss), return_z_loss)
-    found = fused(x, t, q, weight, chosen, asked, Pullback, inplace, input.is_leaf)
+    found = onto(x, t, q, weight, chosen, asked, input.is_leaf) if inplace else None
     if found is None:
         y, z, _ = Loss.apply(x, t, q, weight, chosen)
         found = reduced(y, z, t, weight, x.shape[1], chosen.ignore_index, asked)

@@ -28,13 +28,17 @@ One pass: with m' = max(m, h), s' = s exp(m - m') + exp(h - m'): the running sum
 (Milakov and Gimelshein); sum_v r (max - h) is carried beside it and moves by R (m' - m). h - max <= 0 always, so no
 logit overflows. The cap stands before the mask of what is not there: a lane past V would enter as -C else.
 
-Forward and gradient at once, where a sum or a mean will be differentiated: the divisor is known before the logits are
-read, so that one kernel reads M V logits and writes M V numbers; the two passes read M V once more.
+Traffic: forward reads M V logits, backward reads them again and writes M V numbers. A kernel that writes the gradient
+while forward has the logits, whose divisor a sum or a mean knows beforehand, saves the second read and holds a second
+array of M V elements until backward, which no second derivative and no other cotangent can do without the logits. So it
+runs where the gradient takes the memory of the logits alone: `inplace=True` of torch.
 
 Precision: float32 or better inside and in y[m]; the result is rounded once to the logits' dtype. l is never formed for
 y: the row's maximum is subtracted first and the log of its sum second, so logits far from zero lose no digits.
-Kept for the way back: x, t or q, w and, for each row, its maximum, the log of its sum of exponentials, and R; p is
-computed again, which costs one exp and saves M V elements.
+Saved for backward: x, t or q, w and, for each row, its maximum, the log of its sum of exponentials, and R; p is
+computed again, which costs one exp. That is one array of M V elements, as in frameworks that save log p. With `inplace`
+of torch a sum or a mean saves its gradient, in the memory of x, and nothing else. What is saved goes through the
+framework's own saving: checkpoints, offload and hooks see all of it.
 Source: Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv:1805.02867; smoothing: Szegedy et al.,
 Rethinking the Inception Architecture, arXiv:1512.00567; z-loss: Chowdhery et al., PaLM, arXiv:2204.02311, section 5;
 softcap: Gemma Team, Gemma 2, arXiv:2408.00118, section 2.
@@ -147,10 +151,8 @@ SPEC = Spec(
         NO_SPILLS,
         *(replace(NO_SPILLS, case=case) for case in ("distillation", "capped logits")),
         # Rows of an odd number of logits are not aligned, so these speak of 4096 classes; jax pads either way.
-        # The way back is the pullback kernel on torch, at once with the loss or after it; on jax it has another name.
         *(
-            Promise(kind, least=least, kernels=(*more, "fused", back, "second"), case="vocabulary", sides=(side,))
-            for side, back in (("torch", "pullback"), ("jax", "finish"))
+            Promise(kind, least=least, kernels=(*more, "pullback", "second"), case="vocabulary")
             for kind, least, more in (("wide_loads", 4, ("loss",)), ("wide_stores", 2, ()))
         ),
     ),

@@ -1,4 +1,4 @@
-"""Cross-entropy and its gradient in one pass over the logits, as Triton kernels."""
+"""Cross-entropy whose gradient takes the memory of the logits, at once with the loss or after it, as Triton kernels."""
 
 import torch
 import triton.language as tl
@@ -21,7 +21,7 @@ from gradlab.kernels.rows_triton import (
 )  # fmt: skip
 from gradlab.kernels.softcap_triton import capped
 
-# Logits of a row that one program keeps in registers; a longer row is read again, out of the L2 cache.
+# Logits of a row that one program keeps in registers; a longer row is read again.
 HELD = 2**14
 
 
@@ -36,13 +36,12 @@ def _fused_kernel(
     y_ptr,
     z_ptr,
     s_ptr, s_k,
-    g_ptr, g_n, g_v, g_d,
     M, V, D, IGNORE, Z,
     EPS: tl.constexpr, SMOOTH: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
     MEAN: tl.constexpr, HELD: tl.constexpr,
     ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """y, z, s of `_loss_kernel`, and g[m v], the gradient of sum y / n[0] + Z sum z / n[1]; grid (M/BM); a program owns rows BM."""
+    """y, z, s of `_loss_kernel`; x[m v] becomes the gradient of sum y / n[0] + Z sum z / n[1]; grid (M/BM); a program owns rows BM."""
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     c = tl.full((1,), 1.0, ACC)
     e = tl.zeros((1,), ACC) + Z
@@ -53,7 +52,6 @@ def _fused_kernel(
     known, valid = standing(t, m, M, V, IGNORE, SOFT)
     x_ptr += (m // D * x_n + m % D * x_d)[:, None]
     q_ptr += (m // D * q_n + m % D * q_d)[:, None]
-    g_ptr += (m // D * g_n + m % D * g_d)[:, None]
     top = tl.full((BM,), float("-inf"), dtype=ACC)
     total = tl.zeros((BM,), dtype=ACC)
     gap = tl.zeros((BM,), dtype=ACC)
@@ -75,7 +73,7 @@ def _fused_kernel(
     keep_rows(y_ptr, z_ptr, s_ptr, s_k, m, M, gap + mass * log_sum, top, log_sum, mass, known, valid)
     if HELD:
         g = gradient(x, h, r, top, log_sum, mass, c, e, known, valid, CAP, True)
-        tl.store(g_ptr + v[None, :] * g_v, g.to(g_ptr.dtype.element_ty), mask=inside)
+        tl.store(x_ptr + v[None, :] * x_v, g.to(x_ptr.dtype.element_ty), mask=inside)
     else:
         for v0 in range(0, V, BV):
             v = (v0 + tl.arange(0, BV)).to(tl.int64)
@@ -83,7 +81,7 @@ def _fused_kernel(
             x = tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
             r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
             g = gradient(x, capped(x, CAP), r, top, log_sum, mass, c, e, known, valid, CAP, True)
-            tl.store(g_ptr + v[None, :] * g_v, g.to(g_ptr.dtype.element_ty), mask=inside)
+            tl.store(x_ptr + v[None, :] * x_v, g.to(x_ptr.dtype.element_ty), mask=inside)
 
 
 @kernel
@@ -108,46 +106,39 @@ def _scale_kernel(
 
 
 def _fused_fake(x, t, q, w, n, ignore_index, eps, smooth, cap, z_loss):
-    return *statistics(x), torch.empty_like(x)
+    return statistics(x)[:2]
 
 
-@op("cross_entropy_fused", fake=_fused_fake)
-def fused(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None,
-          n: torch.Tensor | None, ignore_index: int, eps: float, smooth: bool, cap: float, z_loss: float,
-          ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """y[M], z[M], s[3 M] as `loss` gives them, and g[N V D], the gradient of sum y / n[0] + z_loss sum z / n[1].
-
-    Without n of their sums. M V logits read once (rows past HELD once more, out of the L2 cache), M V written.
-    """
-    g = torch.empty_like(x)
-    return *_launch(x, t, q, w, n, g, ignore_index, eps, smooth, cap, z_loss), g
-
-
-def _fused_in_place_fake(x, t, q, w, n, ignore_index, eps, smooth, cap, z_loss):
-    return statistics(x)
-
-
-@op("cross_entropy_fused_", fake=_fused_in_place_fake, mutates=("x",))
+@op("cross_entropy_fused_", fake=_fused_fake, mutates=("x",))
 def fused_(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None,
            n: torch.Tensor | None, ignore_index: int, eps: float, smooth: bool, cap: float, z_loss: float,
-           ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """`fused` whose gradient is written over the logits."""
-    return _launch(x, t, q, w, n, x, ignore_index, eps, smooth, cap, z_loss)
+           ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """y[M] and z[M] as `loss` gives them; over the logits the gradient of sum y / n[0] + z_loss sum z / n[1].
 
-
-def _finish_fake(g, k, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap):
-    return None
-
-
-@op("cross_entropy_finish_", fake=_finish_fake, mutates=("g",))
-def finish_(g: torch.Tensor, k: torch.Tensor, c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor,
-            s: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None,
-            ignore_index: int, eps: float, smooth: bool, cap: float) -> None:  # fmt: skip
-    """Make of `fused`'s g the pullback of c and e, which the cotangent k[] of the sum has made.
-
-    Where k is 1, which only the device looks at, g is it already; else M V read, M V written, rounded once.
+    Without n of their sums. M V logits read once (rows past HELD once more), M V written.
     """
-    launch_pullback(_pullback_kernel, g, k, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
+    N, V, D = x.shape
+    if t is not None:
+        refuse_unknown("cross_entropy", t, V, D, ignore_index)
+    y, z, s = statistics(x)
+    BM, BV = tile(x)
+    if not interpreted(x.device) and V <= HELD and x.stride(1) == 1:
+        BM, BV = 1, block(V, HELD)
+    # fmt: off
+    launch(
+        _fused_kernel, [-(-N * D // BM)],
+        x, *x.stride(),
+        *targets(x, t, q, w),
+        s if n is None else n,
+        y,
+        z,
+        s, s.stride(0),
+        N * D, V, D, ignore_index, float(z_loss),
+        **settings(s.dtype, q, w, eps, smooth, cap), MEAN=n is not None, HELD=V <= BV, BM=BM, BV=BV,
+        writes=[y, z, s, x], warps=max(4, min(16, BM * BV // 1024)),
+    )
+    # fmt: on
+    return y, z
 
 
 def _pullback_in_place_fake(c, e, x, s, t, q, w, ignore_index, eps, smooth, cap):
@@ -159,7 +150,7 @@ def pullback_(c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor, s: torch
               q: torch.Tensor | None, w: torch.Tensor | None, ignore_index: int, eps: float, smooth: bool,
               cap: float) -> None:  # fmt: skip
     """The pullback of the loss, written over the logits; M V read, M V written."""
-    launch_pullback(_pullback_kernel, x, None, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
+    launch_pullback(_pullback_kernel, x, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
 
 
 def _scale_fake(g, c):
@@ -180,29 +171,3 @@ def scale_(g: torch.Tensor, c: torch.Tensor) -> None:
         ACC=triton_dtype(accumulator(g.dtype)), BM=BM, BV=BV, writes=[g],
     )
     # fmt: on
-
-
-def _launch(x, t, q, w, n, g, ignore_index, eps, smooth, cap, z_loss):
-    N, V, D = x.shape
-    if t is not None:
-        refuse_unknown("cross_entropy", t, V, D, ignore_index)
-    y, z, s = statistics(x)
-    BM, BV = tile(x)
-    if not interpreted(x.device) and V <= HELD and x.stride(1) == 1:
-        BM, BV = 1, block(V, HELD)
-    # fmt: off
-    launch(
-        _fused_kernel, [-(-N * D // BM)],
-        x, *x.stride(),
-        *targets(x, t, q, w),
-        s if n is None else n,
-        y,
-        z,
-        s, s.stride(0),
-        g, *g.stride(),
-        N * D, V, D, ignore_index, float(z_loss),
-        **settings(s.dtype, q, w, eps, smooth, cap), MEAN=n is not None, HELD=V <= BV, BM=BM, BV=BV,
-        writes=[y, z, s, g], warps=max(4, min(16, BM * BV // 1024)),
-    )
-    # fmt: on
-    return y, z, s

@@ -67,7 +67,6 @@ def _loss_kernel(
 
 @kernel
 def _pullback_kernel(
-    k_ptr,
     c_ptr, c_m,
     e_ptr, e_m,
     x_ptr, x_n, x_v, x_d,
@@ -78,13 +77,9 @@ def _pullback_kernel(
     d_ptr, d_n, d_v, d_d,
     M, V, D, IGNORE,
     EPS: tl.constexpr, SMOOTH: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
-    HAS_E: tl.constexpr, HAS_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
+    HAS_E: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
     """d[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v]), p = softmax h; grid (M/BM * V/BV); a program owns d[BM BV]."""
-    if HAS_K:
-        # Made for a cotangent of 1, d is there already.
-        if tl.load(k_ptr) == 1.0:
-            return
     tiles_v = tl.cdiv(V, BV)
     m = (tl.program_id(0) // tiles_v * BM + tl.arange(0, BM)).to(tl.int64)
     v = (tl.program_id(0) % tiles_v * BV + tl.arange(0, BV)).to(tl.int64)
@@ -259,7 +254,7 @@ def pullback(c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor, s: torch.
              cap: float) -> torch.Tensor:  # fmt: skip
     """dx[N V D] for the cotangents c[M] of y and e[M] of z, 0 in ignored rows, laid out as x; M V read, M V written."""
     d = torch.empty_like(x)
-    launch_pullback(_pullback_kernel, d, None, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
+    launch_pullback(_pullback_kernel, d, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
     return d
 
 

@@ -142,19 +142,15 @@ def tile(x: torch.Tensor) -> tuple[int, int]:
     return block(N * D, max(1, TILE // BV), least=1), BV
 
 
-def launch_pullback(jit: JITFunction, d: torch.Tensor, k: torch.Tensor | None, c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor,
+def launch_pullback(jit: JITFunction, d: torch.Tensor, c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor,
                     s: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None,
                     ignore_index: int, eps: float, smooth: bool, cap: float) -> None:  # fmt: skip
-    """The pullback in the memory of d[N V D], which may be x itself: each logit is read by the program that writes it.
-
-    Where k is there and is 1, which only the device looks at, nothing is read or written.
-    """
+    """The pullback in the memory of d[N V D], which may be x itself: each logit is read by the program that writes it."""
     N, V, D = x.shape
     BM, BV = tile(x)
     # fmt: off
     launch(
         jit, [-(-N * D // BM) * -(-V // BV)],
-        c if k is None else k,
         c, *c.stride(),
         *((c, 0) if e is None else (e, *e.stride())),
         x, *x.stride(),
@@ -162,6 +158,6 @@ def launch_pullback(jit: JITFunction, d: torch.Tensor, k: torch.Tensor | None, c
         *targets(x, t, q, w),
         d, *d.stride(),
         N * D, V, D, ignore_index,
-        **settings(s.dtype, q, w, eps, smooth, cap), HAS_E=e is not None, HAS_K=k is not None, BM=BM, BV=BV, writes=[d],
+        **settings(s.dtype, q, w, eps, smooth, cap), HAS_E=e is not None, BM=BM, BV=BV, writes=[d],
     )
     # fmt: on
