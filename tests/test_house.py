@@ -16,6 +16,7 @@ from gradlab.kernels.spec import specs
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gradlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
+BACKEND = PACKAGE / "kernels" / "cpu"
 ROOMS = ("kernels", "autodiff", "profiling")
 TORCH = {"torch", "triton"}
 JAX = {"jax", "jaxlib", "optax", "flax"}
@@ -40,7 +41,12 @@ def imports(path):
 
 def side_of(path):
     stem = path.stem
-    if stem.endswith(("_triton", "_torch")) or path == PACKAGE / "torch.py":
+    # Triton wants these names of a back end.
+    if stem.endswith(("_triton", "_torch")) or path in (
+        PACKAGE / "torch.py",
+        BACKEND / "compiler.py",
+        BACKEND / "driver.py",
+    ):
         return "torch"
     if stem.endswith(("_pallas", "_jax")) or path == PACKAGE / "jax.py":
         return "jax"

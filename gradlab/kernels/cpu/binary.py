@@ -1,0 +1,86 @@
+"""A compiled kernel as a file: its object code, what a launch of it has to know, and a seal that holds both together.
+
+The object comes first, so that `objdump` and its like read the file as it stands. The seal names the kernel and the
+machine that the file was made for: a file that is cut short, altered, another kernel's or another CPU's does not open.
+"""
+
+import dataclasses
+import hashlib
+import json
+import struct
+from typing import Any
+
+from gradlab.kernels.cpu.machine import Machine, host
+
+# How the file ends: bytes of JSON before it, the kernel's name in Triton's cache, a checksum, what kind of file it is.
+_END = struct.Struct("<Q32s32s16s")
+_KIND = b"gradlab-cpu-0001"
+
+
+class Broken(ValueError):
+    """The file is not a kernel of this CPU, or not a whole one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Binary:
+    """One kernel's machine code.
+
+    Attributes:
+        name: the kernel's.
+        entry: the function that runs programs `begin` to `end - 1`.
+        arguments: name and element type of each argument, in the order of their slots: `("x_ptr", "*f32")`.
+        scratch: bytes of memory that a thread needs while it runs programs.
+        messages: what a failed assertion says or what stands before a printed value, and where it stands in the source.
+        stored: which arguments are pointers that the kernel stores through.
+        ordered: whether programs have to run one after another: they print, or update memory that they share.
+        code: the object file.
+    """
+
+    name: str
+    entry: str
+    arguments: tuple[tuple[str, str], ...]
+    scratch: int
+    messages: tuple[tuple[str, str], ...]
+    stored: tuple[int, ...]
+    ordered: bool
+    code: bytes
+
+    def seal(self, owner: str, machine: Machine | None = None) -> bytes:
+        """The file of a kernel whose name in Triton's cache is `owner`, 64 hexadecimal digits."""
+        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "code"}
+        body = self.code + (text := json.dumps(facts).encode())
+        return body + _END.pack(len(text), bytes.fromhex(owner), _checksum(body, owner, machine or host()), _KIND)
+
+    @classmethod
+    def unseal(cls, data: bytes, owner: str | None = None, machine: Machine | None = None) -> "Binary":
+        """What `seal` wrote.
+
+        Raises:
+            Broken: the file is cut short or altered, made for another machine or by another version of the compiler,
+                or for another kernel than `owner`.
+        """
+        if len(data) < _END.size:
+            raise Broken(f"the file has {len(data)} bytes")
+        length, name, checksum, kind = _END.unpack(data[-_END.size :])
+        if kind != _KIND:
+            raise Broken("the file does not end as a compiled kernel does")
+        body = data[: -_END.size]
+        if length > len(body) or checksum != _checksum(body, name.hex(), machine or host()):
+            raise Broken("the file is damaged, or was compiled for another CPU")
+        if owner is not None and name.hex() != owner:
+            raise Broken("the file holds another kernel")
+        facts = json.loads(body[len(body) - length :])
+        return cls.made(body[: len(body) - length], **facts)
+
+    @classmethod
+    def made(cls, code: bytes, **facts: Any) -> "Binary":
+        """A binary out of what JSON keeps of its attributes, where every sequence is a list."""
+        return cls(code=code, **{name: _tuples(value) for name, value in facts.items()})
+
+
+def _checksum(body: bytes, owner: str, machine: Machine) -> bytes:
+    return hashlib.sha256(body + f"{owner} {machine.key()}".encode()).digest()
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

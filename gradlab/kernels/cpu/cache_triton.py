@@ -1,0 +1,93 @@
+"""Triton's cache of compiled kernels, with two faults of disks taken care of.
+
+A file that was cut short or altered, or copied from another kernel or machine, is compiled anew, never run. A folder
+that cannot be written is replaced by one of this process's own, which goes with it.
+"""
+
+import atexit
+import base64
+import functools
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+from triton import knobs
+from triton.runtime.cache import FileCacheManager
+
+from gradlab.kernels.cpu.binary import Binary, Broken
+
+
+def install() -> None:
+    """Have Triton use this cache, unless the user has chosen one."""
+    if knobs.cache.manager_class is None:
+        knobs.cache.manager_class = Cache
+
+
+class Cache(FileCacheManager):
+    """Triton's cache on disk; files of GPU kernels are treated as Triton treats them."""
+
+    def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
+        try:
+            super().__init__(key, override, dump)
+        except OSError as error:
+            self.key = key
+            self._retreat(error)
+
+    def put(self, data: str | bytes, filename: str, binary: bool = True) -> str:
+        """Keep a file, and give its path."""
+        try:
+            return super().put(data, filename, binary)
+        except OSError as error:
+            self._retreat(error)
+            return super().put(data, filename, binary)
+
+    def get_group(self, filename: str) -> dict[str, str] | None:
+        """The paths of a kernel's files, or None where it has to be compiled."""
+        group = super().get_group(filename)
+        return group if group and _whole(group, self.key) else None
+
+    def _retreat(self, error: OSError) -> None:
+        wanted = getattr(self, "cache_dir", None) or os.path.join(knobs.cache.dir, self.key)
+        _say(os.path.dirname(wanted), error.strerror or str(error))
+        self.cache_dir = os.path.join(_own_folder(os.getpid()), self.key)
+        self.lock_path = os.path.join(self.cache_dir, "lock")
+        os.makedirs(self.cache_dir, exist_ok=True)
+
+
+def _whole(group: dict[str, str], key: str) -> bool:
+    """Whether the files are all there, unharmed, and those of the kernel that Triton calls `key`."""
+    paths = {Path(name).suffix: Path(path) for name, path in group.items()}
+    try:
+        owner = base64.b32decode(key + "=" * (-len(key) % 8)).hex()
+        metadata = json.loads(paths[".json"].read_text())
+        if metadata["target"]["backend"] != "cpu":
+            return True
+        Binary.unseal(paths[".obj"].read_bytes(), owner)
+        return metadata["hash"] == owner
+    except (OSError, ValueError, KeyError, TypeError, Broken):
+        return False
+
+
+@functools.cache
+def _own_folder(process: int) -> str:
+    """A folder of this process; a fork makes its own."""
+    folder = tempfile.mkdtemp(prefix="gradlab-triton-")
+    atexit.register(_remove, folder, process)
+    return folder
+
+
+def _remove(folder: str, process: int) -> None:
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _say(folder: str, reason: str) -> None:
+    warnings.warn(
+        f"Triton's cache folder {folder} cannot be written ({reason}): kernels are compiled for this process only, "
+        "TRITON_CACHE_DIR names another",
+        stacklevel=2,
+    )

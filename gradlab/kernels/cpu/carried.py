@@ -1,0 +1,163 @@
+"""What a loop carries from one pass to the next: scalars in registers, tensors in memory, pointers by their steps."""
+
+from collections.abc import Sequence
+
+from gradlab.kernels.cpu import lanes, types
+from gradlab.kernels.cpu.lanes import Lane, Pointer, Uniform
+from gradlab.kernels.cpu.tiles import Tiles
+from gradlab.kernels.cpu.ttir import Block, Operation, Type
+from gradlab.kernels.cpu.values import Affine, Buffer, Lazy
+
+# A scalar, a tensor in memory, or the step by which a tensor moves as a whole.
+Kind = None | Buffer | Uniform
+
+
+class Carried:
+    """The carried values of one loop.
+
+    Attributes:
+        arguments: names and types within the loop.
+        kinds: how each is carried.
+    """
+
+    def __init__(self, tiles: Tiles, arguments: Sequence[tuple[str, Type]], starts: Sequence[str],
+                 kinds: Sequence[Kind]) -> None:  # fmt: skip
+        self.tiles = tiles
+        self.arguments = list(arguments)
+        self.starts = list(starts)
+        self.kinds = list(kinds)
+        self._holes: list[tuple[int, str, str, str]] = []
+        self._ends: list[str] = []
+        self._before = ""
+
+    def enter(self, before: str) -> None:
+        """At the loop's head: a phi for each scalar and each offset."""
+        b, self._before = self.tiles.b, before
+        for (name, kind), start, how in zip(self.arguments, self.starts, self.kinds, strict=True):
+            if isinstance(how, Buffer):
+                self.tiles.env[name] = how
+                self.tiles.owned.add(name)
+                continue
+            ssa = b.name()
+            element = kind.element if how is None else how.element
+            first = _register(self.tiles.scalar(start)) if how is None else "0"
+            self._holes.append((len(b.lines), ssa, types.llvm(element), first))
+            b.lines.append("")
+            if how is None:
+                self.tiles.env[name] = lanes.made(b, ssa, element)
+            else:
+                self.tiles.env[name] = Affine(start, Uniform(ssa, element))
+
+    def leave(self, ends: Sequence[str]) -> None:
+        """At the end of a pass: tensors into their memory, scalars and offsets noted."""
+        _overwrite(
+            self.tiles, [(how, end) for how, end in zip(self.kinds, ends, strict=True) if isinstance(how, Buffer)]
+        )
+        for (name, _), how, end in zip(self.arguments, self.kinds, ends, strict=True):
+            if how is None:
+                self._ends.append(_register(self.tiles.scalar(end)))
+            elif isinstance(how, Uniform):
+                value = self.tiles.env[name]
+                assert isinstance(value, Affine)
+                self._ends.append(lanes.add(self.tiles.b, value.offset, how).ssa)
+
+    def close(self, last: str) -> None:
+        """After the last block of a pass: where the phis come from."""
+        for (line, ssa, kind, first), end in zip(self._holes, self._ends, strict=True):
+            self.tiles.b.lines[line] = f"  {ssa} = phi {kind} [ {first}, %{self._before} ], [ {end}, %{last} ]"
+
+    def results(self, names: Sequence[str]) -> None:
+        """After the loop: its results are what it carried."""
+        for name, (argument, _) in zip(names, self.arguments, strict=True):
+            self.tiles.env[name] = self.tiles.env[argument]
+
+
+def carry(tiles: Tiles, block: Block, arguments: Sequence[tuple[str, Type]], starts: Sequence[str],
+          ends: Sequence[str], affine: bool = True) -> Carried:  # fmt: skip
+    """How each value of a loop is carried; tensors' first values are in memory afterwards."""
+    kinds: list[Kind] = []
+    for (name, kind), start, end in zip(arguments, starts, ends, strict=True):
+        if not kind.shape:
+            kinds.append(None)
+            continue
+        moved = _movement(tiles, block, name, end) if affine else None
+        if moved is not None:
+            if tiles.expensive(start):
+                tiles.env[start] = tiles.materialize(start)
+                tiles.pending.discard(start)
+            kinds.append(moved)
+            continue
+        buffer = tiles.buffer(kind.shape, kind.element)
+        tiles.materialize(start, buffer)
+        kinds.append(buffer)
+    return Carried(tiles, arguments, starts, kinds)
+
+
+def _movement(tiles: Tiles, block: Block, name: str, end: str) -> Uniform | None:
+    """The scalar that each pass adds to a carried tensor, where it only does that."""
+    op = tiles.definitions.get(end)
+    if op is None or op.block is not block or op.name not in ("arith.addi", "tt.addptr") or op.operands[0] != name:
+        return None
+    by = tiles.definitions.get(op.operands[1])
+    if by is None:
+        return None
+    element = "i64" if op.name == "tt.addptr" else tiles.types[name].element
+    if by.name == "arith.constant" and isinstance(by.attributes["value"], int):
+        return lanes.known(by.attributes["value"], element)
+    if by.name == "tt.splat" and by.operands[0] in tiles.env:
+        # Known before the loop: the same in each pass.
+        scalar = tiles.scalar(by.operands[0])
+        assert isinstance(scalar, Uniform)
+        return lanes.widen(tiles.b, scalar, element)
+    return None
+
+
+def _overwrite(tiles: Tiles, pairs: Sequence[tuple[Buffer, str]]) -> None:
+    """Write new values over carried tensors, none of which may read what another has overwritten by then."""
+    todo = [(buffer, end) for buffer, end in pairs if tiles.env[end] is not buffer]
+    taken = {buffer.base for buffer, _ in todo}
+    ready: list[tuple[Buffer, str]] = []
+    for buffer, end in todo:
+        straight, sideways = _reads(tiles, end)
+        # Its own place before it is written is all that a value may read while the others are written too.
+        if sideways & taken or straight & (taken - {buffer.base}):
+            temporary = tiles.materialize(end)
+            tiles.env[end] = temporary
+        ready.append((buffer, end))
+    groups: dict[tuple[int, ...], list[tuple[Buffer, str]]] = {}
+    for buffer, end in ready:
+        groups.setdefault(buffer.shape, []).append((buffer, end))
+    for group in groups.values():
+        tiles.fill(group)
+
+
+def _reads(tiles: Tiles, name: str) -> tuple[set[str], set[str]]:
+    """The buffers that a lazy tensor reads: at its own place, and at other places."""
+    straight: set[str] = set()
+    sideways: set[str] = set()
+    todo = [(name, True)]
+    seen: set[tuple[str, bool]] = set()
+    while todo:
+        one, direct = todo.pop()
+        if (one, direct) in seen:
+            continue
+        seen.add((one, direct))
+        value = tiles.env.get(one)
+        if isinstance(value, Buffer):
+            (straight if direct else sideways).add(value.base)
+        elif isinstance(value, Affine):
+            todo.append((value.start, direct))
+        elif isinstance(value, Lazy):
+            todo += [(operand, direct and not _moves(value.op)) for operand in value.op.operands]
+    return straight, sideways
+
+
+def _moves(op: Operation) -> bool:
+    return op.name in ("tt.trans", "tt.reshape", "tt.expand_dims", "tt.broadcast", "tt.split", "tt.splat")
+
+
+def _register(value: Lane) -> str:
+    if isinstance(value, Pointer):
+        return value.base
+    assert isinstance(value, Uniform)
+    return value.ssa

@@ -1,0 +1,208 @@
+"""The compiler half of the Triton back end `cpu`: a kernel becomes TTIR, TTIR becomes LLVM IR, and that an object file.
+
+Triton imports this module while it is itself half imported, in every process that imports Triton: nothing but its own
+base classes is imported here before a kernel is compiled.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from triton.backends.compiler import BaseBackend, GPUTarget
+
+# Options of launches that say how to use a GPU; every back end of this Triton adds its own.
+_FOR_GPUS = ("grf_mode", "generate_native_code", "maxnreg", "num_consumer_groups", "num_buffers_warp_spec")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of a launch that Triton's front end, its launcher or this compiler reads.
+
+    `num_warps`, `num_stages` and `num_ctas` say how a GPU runs a program: here they change nothing, and kernels that
+    differ in nothing else are compiled once.
+    """
+
+    num_warps: int = 4
+    num_stages: int = 3
+    num_ctas: int = 1
+    warp_size: int = 1
+    debug: bool = False
+    sanitize_overflow: bool = True
+    enable_fp_fusion: bool = True
+    launch_cooperative_grid: bool = False
+    ir_override: str | None = None
+    instrumentation_mode: str = ""
+    backend_name: str = "cpu"
+    arch: str = "cpu"
+    extern_libs: tuple[tuple[str, str], ...] = ()
+    # Float8 types as the front end names them: E4M3FN, E5M2, E4M3FNUZ, E5M2FNUZ.
+    supported_fp8_dtypes: tuple[str, ...] = ("fp8e4nv", "fp8e5", "fp8e4b8", "fp8e5b16")
+    deprecated_fp8_dot_operand_dtypes: tuple[str, ...] = ()
+    # A product is computed in its operands' precision whatever the GPU is allowed to round.
+    default_dot_input_precision: str = "ieee"
+    allowed_dot_input_precisions: tuple[str, ...] = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
+    max_num_imprecise_acc_default: int = 0
+
+    def hash(self) -> str:
+        """What of the options changes the code, for Triton's cache."""
+        read = (self.debug, self.sanitize_overflow, self.enable_fp_fusion, self.ir_override, self.instrumentation_mode)
+        return hashlib.sha256(repr(read).encode()).hexdigest()
+
+
+class CPUBackend(BaseBackend):
+    """What Triton asks of a compiler."""
+
+    instrumentation = None
+    # The file that a launch loads: an object file, `binary.Binary.seal`.
+    binary_ext = "obj"
+
+    @staticmethod
+    def supports_target(target: GPUTarget) -> bool:
+        """Whether a target is this back end's."""
+        return target.backend == "cpu"
+
+    def hash(self) -> str:
+        """What compiled files depend on beside the kernel and its options: this compiler, LLVM, the CPU."""
+        from gradlab.kernels.cpu.machine import host
+
+        return _version(host().key())
+
+    def parse_options(self, opts: dict[str, Any]) -> Options:
+        """The options of one launch; those of other back ends are taken and have no effect."""
+        fixed = {"backend_name", "arch", "extern_libs", "warp_size"}
+        own = {field.name for field in dataclasses.fields(Options)} - fixed
+        given = {name: value for name, value in opts.items() if name in own and value is not None}
+        given["enable_fp_fusion"] = _fusion(given.get("enable_fp_fusion"))
+        options = Options(**given)
+        for name in opts.keys() & _foreign():
+            # Triton refuses a keyword of a launch that the options do not have.
+            options.__dict__.setdefault(name, opts[name])
+        return options
+
+    def pack_metadata(self, metadata: Any) -> tuple[int, int, int]:
+        """What launch hooks are handed, as other back ends hand it."""
+        return metadata.num_warps, metadata.num_ctas, metadata.shared
+
+    def get_codegen_implementation(self, options: Options) -> dict[str, Any]:
+        """What the front end asks of the target: any tile can be a dot's operand."""
+        return {"convert_custom_types": None, "min_dot_size": lambda lhs, rhs: (1, 1, 1)}
+
+    def get_module_map(self) -> dict[str, Any]:
+        """Where `triton.language.extra.libdevice` is found: its calls arrive by CUDA's names, `__nv_expf`."""
+        from triton.language.extra.cuda import libdevice
+
+        return {"triton.language.extra.libdevice": libdevice}
+
+    @staticmethod
+    def parse_attr(desc: str) -> list[list[Any]]:
+        """Divisibility of arguments makes no other code here, and so no other file."""
+        return []
+
+    def load_dialects(self, context: Any) -> None:
+        """No dialects beside Triton's own."""
+
+    def add_stages(self, stages: dict[str, Any], options: Options, language: Any = None) -> None:
+        """The steps from the front end's IR to the object file."""
+        from triton import knobs
+
+        if getattr(language, "name", "TRITON") != "TRITON":
+            raise NotImplementedError("a Gluon kernel is written for one GPU's layouts: it is not compiled for the CPU")
+        if knobs.compilation.store_binary_only:
+            raise RuntimeError("TRITON_STORE_BINARY_ONLY keeps GPU files only: unset it to compile for the CPU")
+        stages["ttir"] = _ttir
+        stages["llir"] = functools.partial(_llir, options=options)
+        stages["obj"] = _obj
+
+
+def _ttir(module: Any, metadata: dict[str, Any]) -> Any:
+    """Triton's own passes, those that its GPU back ends begin with."""
+    from triton._C.libtriton import ir, passes
+
+    manager = ir.pass_manager(module.context)
+    manager.enable_debug()
+    for group, name in (
+        (passes.common, "inliner"),
+        # Block pointers; from Triton 3.8 on the front end rewrites them itself.
+        (passes.ttir, "rewrite_tensor_pointer"),
+        (passes.ttir, "rewrite_tensor_descriptor_to_pointer"),
+        (passes.common, "canonicalizer"),
+        (passes.ttir, "combine"),
+        (passes.ttir, "reorder_broadcast"),
+        (passes.common, "cse"),
+        (passes.common, "symbol_dce"),
+        (passes.ttir, "loop_unroll"),
+    ):
+        add = getattr(group, f"add_{name}", None)
+        if add is not None:
+            add(manager)
+    manager.run(module, "make_ttir")
+    return module
+
+
+def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
+    """LLVM IR; what a launch has to know of it travels in the metadata."""
+    from gradlab.kernels.cpu import lower
+    from gradlab.kernels.cpu.machine import host
+
+    text = str(module)
+    lowered = lower.lower(text, host(), options.enable_fp_fusion)
+    named = re.search(r'tt\.func public @"?([^"(\s]+)', text)
+    metadata["name"] = named[1] if named else lowered.name
+    # Triton's runtime asks how much of a GPU's shared memory a kernel needs.
+    metadata["shared"] = 0
+    metadata["launch"] = {
+        "name": metadata["name"], "entry": lowered.name, "arguments": lowered.arguments, "scratch": lowered.scratch,
+        "messages": lowered.messages, "stored": lowered.stored, "ordered": lowered.ordered,
+    }  # fmt: skip
+    return lowered.ir
+
+
+def _obj(text: str, metadata: dict[str, Any]) -> bytes:
+    """The object file, sealed with what a launch has to know."""
+    from gradlab.kernels.cpu.binary import Binary
+    from gradlab.kernels.cpu.machine import host, object_code
+
+    try:
+        code = object_code(text, host())
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{metadata['name']}: LLVM does not take this kernel's IR ({str(error).strip().splitlines()[0]}); please "
+            "report it with the file *.llir that TRITON_KERNEL_DUMP=1 writes, and TRITON_INTERPRET=1 works meanwhile"
+        ) from error
+    return Binary.made(code, **metadata["launch"]).seal(metadata["hash"])
+
+
+def _fusion(asked: bool | None) -> bool:
+    """Whether a product and a sum may be one instruction, which rounds once: as asked, else Triton's default."""
+    from triton import knobs
+
+    if getattr(knobs.language, "force_disable_fp_fusion", False):
+        return False
+    return getattr(knobs.language, "default_fp_fusion", True) if asked is None else asked
+
+
+@functools.cache
+def _foreign() -> frozenset[str]:
+    """Names of the options of this Triton's other back ends."""
+    from triton.backends import backends
+
+    modules = [sys.modules[backend.compiler.__module__] for backend in backends.values()]
+    options = [
+        member
+        for module in modules
+        for name, member in vars(module).items()
+        if name.endswith("Options") and dataclasses.is_dataclass(member)
+    ]
+    return frozenset(_FOR_GPUS).union(*({field.name for field in dataclasses.fields(kind)} for kind in options))
+
+
+@functools.cache
+def _version(machine: str) -> str:
+    digest = hashlib.sha256(machine.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return f"gradlab-cpu-{digest.hexdigest()}"

@@ -1,0 +1,289 @@
+"""Blocks, loops and branches: operations in order, each as what it is - a root, a scalar at once, a tensor later."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+from gradlab.kernels.cpu import lanes, library, types
+from gradlab.kernels.cpu.atomics import compare_and_swap, read_modify_write
+from gradlab.kernels.cpu.carried import carry
+from gradlab.kernels.cpu.dot import dot
+from gradlab.kernels.cpu.elementwise import RULES
+from gradlab.kernels.cpu.lanes import Lane, Pointer, Uniform
+from gradlab.kernels.cpu.messages import check, print_values
+from gradlab.kernels.cpu.reduction import reduce, scan
+from gradlab.kernels.cpu.shaping import SHAPINGS, shape_anew
+from gradlab.kernels.cpu.stores import store_scalar, store_together
+from gradlab.kernels.cpu.tiles import Tiles
+from gradlab.kernels.cpu.ttir import Block, Operation
+from gradlab.kernels.cpu.values import Buffer, NotLowered
+
+# What writes memory, or has to happen where it stands.
+EFFECTS = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "gpu.barrier", "ttg.barrier", "tt.call"}
+# Importing the library enters its rule.
+assert library.call in RULES.values()
+_NOTHING = {"llvm.intr.assume", "ttg.local_barrier", "scf.reduce"}
+
+
+def lower_operations(tiles: Tiles, operations: Sequence[Operation]) -> Operation | None:
+    """Write operations in order; the terminator of a region, which its owner reads, is handed back."""
+    at = 0
+    while at < len(operations):
+        op, following = operations[at], operations[at + 1 :]
+        if op.name in ("scf.yield", "scf.condition", "tt.return", "cf.br", "cf.cond_br"):
+            return op
+        if op.name == "tt.store" and op.operand_types[0].shape:
+            at += store_together(tiles, operations[at:], _define)
+            continue
+        if EFFECTS.intersection(_names(op)):
+            tiles.settle([op, *following] if op.regions else following)
+        root = _ROOTS.get(op.name)
+        if root is not None:
+            with_later(tiles, following, root, op)
+        elif op.name not in _NOTHING:
+            _define(tiles, op)
+        at += 1
+    return None
+
+
+def with_later(tiles: Tiles, following: Sequence[Operation], write: Callable[[Tiles, Operation], None],
+               op: Operation) -> None:  # fmt: skip
+    """Write an operation while `following` ones are known to come."""
+    tiles.later.append(following)
+    try:
+        write(tiles, op)
+    finally:
+        tiles.later.pop()
+
+
+def _names(op: Operation) -> Iterator[str]:
+    return (inner.name for inner in op.walk())
+
+
+def _define(tiles: Tiles, op: Operation) -> None:
+    """A scalar now, a tensor when it is wanted."""
+    if op.name in SHAPINGS and shape_anew(tiles, op):
+        return
+    if any(kind.shape for kind in op.result_types):
+        tiles.define(op)
+        return
+    with tiles.b.lanes(0):
+        tiles.env[op.result] = _scalar(tiles, op)
+
+
+def _scalar(tiles: Tiles, op: Operation) -> Lane:
+    kind = op.type.element
+    if op.name == "arith.constant":
+        return lanes.constant(op.attributes["value"], kind)
+    if op.name == "tt.get_program_id":
+        return Uniform(f"%program{op.attributes['axis']}", "i32")
+    if op.name == "tt.get_num_programs":
+        return Uniform(f"%grid{op.attributes['axis']}", "i32")
+    if op.name == "tt.unsplat":
+        return tiles.lane(op.operands[0], (None,) * len(op.operand_types[0].shape))
+    operands = [tiles.scalar(name) for name in op.operands]
+    if op.name == "tt.load":
+        return tiles.load(op, operands)
+    if op.name not in RULES:
+        raise NotLowered(op)
+    try:
+        return RULES[op.name](tiles.b, op, operands)
+    except NotImplementedError as error:
+        raise NotLowered(op, str(error)) from None
+
+
+def _yielded(block: Block) -> Sequence[str]:
+    """What a region hands on at its end; a yield of nothing is not printed."""
+    last = block.operations[-1] if block.operations else None
+    return last.operands if last is not None and last.name == "scf.yield" else ()
+
+
+def _for(tiles: Tiles, op: Operation) -> None:
+    """`scf.for`: first, last, step, then what is carried."""
+    (block,), b = op.regions[0], tiles.b
+    first, last, step = (tiles.scalar(name) for name in op.operands[:3])
+    (counter, _), *arguments = block.arguments
+    ends = _yielded(block)
+    carried = carry(tiles, block, arguments, op.operands[3:], ends)
+    assert isinstance(first, Uniform)
+    assert isinstance(last, Uniform)
+    assert isinstance(step, Uniform)
+    t = types.llvm(first.element)
+    head, body, leave, before = b.label(), b.label(), b.label(), b.block
+    b.jump(head)
+    b.start(head)
+    i = b.name()
+    at = len(b.lines)
+    b.lines.append("")
+    carried.enter(before)
+    predicate = "ult" if op.attributes.get("unsigned") else "slt"
+    b.branch(b.emit(f"icmp {predicate} {t} {i}, {last.ssa}"), body, leave)
+    b.start(body)
+    tiles.env[counter] = Uniform(i, first.element)
+    lower_operations(tiles, block.operations)
+    carried.leave(ends)
+    following = b.emit(f"add {t} {i}, {step.ssa}")
+    b.lines[at] = f"  {i} = phi {t} [ {first.ssa}, %{before} ], [ {following}, %{b.block} ]"
+    carried.close(b.block)
+    b.jump(head)
+    b.start(leave)
+    carried.results(op.results)
+
+
+def _while(tiles: Tiles, op: Operation) -> None:
+    """`scf.while`: a region that decides and hands on, a region that goes on."""
+    (deciding,), (going,) = op.regions
+    b = tiles.b
+    condition, ends = deciding.terminator, _yielded(going)
+    carried = carry(tiles, deciding, deciding.arguments, op.operands, ends, affine=False)
+    head, body, leave, before = b.label(), b.label(), b.label(), b.block
+    b.jump(head)
+    b.start(head)
+    carried.enter(before)
+    lower_operations(tiles, deciding.operations)
+    handed = condition.operands[1:]
+    for (name, _), given in zip(going.arguments, handed, strict=True):
+        tiles.env[name] = tiles.env[given]
+    go_on = tiles.scalar(condition.operands[0])
+    assert isinstance(go_on, Uniform)
+    b.branch(go_on.ssa, body, leave)
+    b.start(body)
+    lower_operations(tiles, going.operations)
+    carried.leave(ends)
+    carried.close(b.block)
+    b.jump(head)
+    b.start(leave)
+    for name, given in zip(op.results, handed, strict=True):
+        tiles.env[name] = tiles.env[given]
+
+
+def _if(tiles: Tiles, op: Operation) -> None:
+    """`scf.if`: scalars by a phi, tensors through memory that both branches write."""
+    b = tiles.b
+    condition = tiles.scalar(op.operands[0])
+    assert isinstance(condition, Uniform)
+    buffers = [tiles.buffer(t.shape, t.element) if t.shape else None for t in op.result_types]
+    yes, no, after = b.label(), b.label(), b.label()
+    b.branch(condition.ssa, yes, no)
+    ends: list[tuple[str, list[str]]] = []
+    for label, region in itertools.zip_longest((yes, no), op.regions[:2]):
+        b.start(label)
+        values: list[str] = []
+        if region:
+            (block,) = region
+            done = lower_operations(tiles, block.operations)
+            for buffer, name in zip(buffers, done.operands if done else [], strict=True):
+                if buffer is None:
+                    values.append(scalar_register(tiles.scalar(name)))
+                else:
+                    tiles.materialize(name, buffer)
+        ends.append((b.block, values))
+        b.jump(after)
+    b.start(after)
+    place = 0
+    for name, kind, buffer in zip(op.results, op.result_types, buffers, strict=True):
+        if buffer is not None:
+            tiles.env[name] = buffer
+            continue
+        sources = ", ".join(f"[ {values[place]}, %{label} ]" for label, values in ends)
+        tiles.env[name] = lanes.made(b, b.emit(f"phi {types.llvm(kind.element)} {sources}"), kind.element)
+        place += 1
+
+
+def scalar_register(value: Lane) -> str:
+    """A scalar as LLVM sees it."""
+    if isinstance(value, Pointer):
+        return value.base
+    assert isinstance(value, Uniform)
+    return value.ssa
+
+
+def _call(tiles: Tiles, op: Operation) -> None:
+    """`tt.call`: the callee's operations in the caller's place, under names of their own."""
+    results = tiles.inline(op)
+    for name, value in zip(op.results, results, strict=True):
+        tiles.env[name] = value
+
+
+def lower_blocks(tiles: Tiles, blocks: Sequence[Block], leave: str, results: Sequence[Buffer | None],
+                 result_elements: Sequence[str]) -> list[Lane]:  # fmt: skip
+    """A function's blocks, each of which ends in a branch or a return.
+
+    Args:
+        leave: where a return goes.
+        results: memory for the tensors that are returned.
+
+    Returns:
+        The scalars that are returned, as they are at `leave`, which is started.
+    """
+    b = tiles.b
+    labels = {block.label: b.label() for block in blocks[1:]}
+    incoming: dict[str, list[tuple[str, list[str]]]] = {label: [] for label in labels}
+    phis: dict[str, list[tuple[int, str, str]]] = {}
+    memory: dict[str, list[Buffer | None]] = {
+        block.label: [tiles.buffer(t.shape, t.element) if t.shape else None for _, t in block.arguments]
+        for block in blocks[1:]
+    }
+    returned: list[tuple[str, list[str]]] = []
+
+    def hand_on(names: Sequence[str], buffers: Sequence[Buffer | None]) -> list[str]:
+        values = []
+        for name, buffer in zip(names, buffers, strict=True):
+            if buffer is None:
+                values.append(scalar_register(tiles.scalar(name)))
+            else:
+                tiles.materialize(name, buffer)
+        return values
+
+    for number, block in enumerate(blocks):
+        if number:
+            b.start(labels[block.label])
+            phis[block.label] = []
+            for (name, kind), buffer in zip(block.arguments, memory[block.label], strict=True):
+                if buffer is not None:
+                    tiles.env[name] = buffer
+                    continue
+                ssa = b.name()
+                phis[block.label].append((len(b.lines), ssa, types.llvm(kind.element)))
+                b.lines.append("")
+                tiles.env[name] = lanes.made(b, ssa, kind.element)
+        rest = [op for later in blocks[number + 1 :] for op in later.operations]
+        tiles.later.append(rest)
+        done = lower_operations(tiles, block.operations)
+        tiles.later.pop()
+        assert done is not None
+        if done.name == "tt.return":
+            values = hand_on(done.operands, results)
+            returned.append((b.block, values))
+            b.jump(leave)
+            continue
+        targets = done.attributes["to"]
+        for label, names in targets:
+            values = hand_on(names, memory[label])
+            incoming[label].append((b.block, values))
+        if done.name == "cf.br":
+            b.jump(labels[targets[0][0]])
+        else:
+            condition = tiles.scalar(done.operands[0])
+            b.branch(scalar_register(condition), labels[targets[0][0]], labels[targets[1][0]])
+    for label, holes in phis.items():
+        for i, (line, ssa, llvm_type) in enumerate(holes):
+            sources = ", ".join(f"[ {values[i]}, %{source} ]" for source, values in incoming[label])
+            b.lines[line] = f"  {ssa} = phi {llvm_type} {sources}"
+    b.start(leave)
+    scalars: list[Lane] = []
+    elements = [t for t, buffer in zip(result_elements, results, strict=True) if buffer is None]
+    for i, returned_as in enumerate(elements):
+        sources = ", ".join(f"[ {values[i]}, %{source} ]" for source, values in returned)
+        scalars.append(lanes.made(b, b.emit(f"phi {types.llvm(returned_as)} {sources}"), returned_as))
+    return scalars
+
+
+def _barrier(tiles: Tiles, op: Operation) -> None:
+    """A barrier orders memory; the loads before it are settled by now."""
+
+
+_ROOTS: dict[str, Callable[[Tiles, Operation], None]] = {
+    "scf.for": _for, "scf.while": _while, "scf.if": _if, "tt.call": _call, "tt.reduce": reduce, "tt.scan": scan,
+    "tt.dot": dot, "tt.store": store_scalar, "tt.atomic_rmw": read_modify_write, "tt.atomic_cas": compare_and_swap,
+    "tt.assert": check, "tt.print": print_values, "gpu.barrier": _barrier, "ttg.barrier": _barrier,
+}  # fmt: skip

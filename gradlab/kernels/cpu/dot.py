@@ -1,0 +1,258 @@
+"""`tt.dot`: operands packed where a register micro-kernel reads them, accumulators that stay in registers along K.
+
+The logical product of a tile is [M K] x [K N] -> [M N] with 2 M K N FLOPs. The micro-kernel holds rows x vectors
+accumulators; at each k it reads the vectors of b and one scalar of a for each row.
+"""
+
+from collections.abc import Sequence
+
+from gradlab.kernels.cpu import floats, lanes, types
+from gradlab.kernels.cpu.emit import Emitter
+from gradlab.kernels.cpu.lanes import Lane, Vector, registers
+from gradlab.kernels.cpu.tiles import Tiles
+from gradlab.kernels.cpu.ttir import Operation
+from gradlab.kernels.cpu.values import Buffer, Lazy, NotLowered, Position
+
+# Rows and vectors of the accumulators by bits of a register: 32 registers of 512 bits, 16 of 256, 32 of 128 on aarch64.
+SHAPES = {512: (8, 2), 256: (4, 2), 128: (4, 4)}
+
+
+def dot(tiles: Tiles, op: Operation) -> None:
+    """d = a b + c, with a[M K], b[K N], c[M N]; or a product for each place of one more axis in front."""
+    kind = op.result_types[0]
+    element = kind.element
+    if element not in ("f32", "f64", "i32"):
+        raise NotLowered(op, f"a dot that accumulates in {element}")
+    c_name = op.operands[2]
+    c, zero = _accumulator(tiles, c_name, op)
+    batches = kind.shape[0] if len(kind.shape) == 3 else 1
+    a, b = (_pack(tiles, name, element, left) for name, left in zip(op.operands[:2], (True, False), strict=True))
+    for batch in range(batches):
+        _product(tiles, _part(tiles, a, batch), _part(tiles, b, batch), _part(tiles, c, batch), element, zero)
+    tiles.env[op.results[0]] = c
+
+
+def _accumulator(tiles: Tiles, name: str, op: Operation) -> tuple[Buffer, bool]:
+    """Memory that holds c and takes d, and whether c is zero and not there yet."""
+    value, kind = tiles.env[name], tiles.types[name]
+    if isinstance(value, Buffer) and name in tiles.owned and len(tiles.users[name]) == 1:
+        return value, False
+    if isinstance(value, Lazy) and value.op.name == "arith.constant" and value.op.attributes["value"] == 0:
+        return tiles.buffer(kind.shape, kind.element), True
+    return tiles.materialize(name), False
+
+
+def _pack(tiles: Tiles, name: str, element: str, left: bool) -> Buffer:
+    """An operand in the accumulator's type: b with N contiguous, a as it is read best."""
+    kind, value = tiles.types[name], tiles.env[name]
+    *_, rows, columns = axes = list(range(len(kind.shape)))
+    if isinstance(value, Buffer) and value.element == element and (left or value.strides[-1] == 1):
+        return value
+    along = tiles.along(kind.shape, [name])
+    large = min(kind.shape[-2:]) >= 8
+    if not left and along == rows and large and not isinstance(value, Buffer):
+        return _pack_transposed(tiles, name, element)
+    strides = list(_strides(kind.shape))
+    if left and along == rows:
+        strides[rows], strides[columns] = 1, kind.shape[rows]
+    buffer = tiles.buffer(kind.shape, element, tuple(strides))
+    if not left and along not in axes[-2:]:
+        along = columns
+    tiles.fill([(buffer, name)], along, lambda x, source, target: _cast(tiles.b, x, source, target))
+    return buffer
+
+
+def _pack_transposed(tiles: Tiles, name: str, element: str) -> Buffer:
+    """b[K N] that lies along K in memory: whole vectors along K, transposed in registers."""
+    kind, e = tiles.types[name], tiles.b
+    *front, K, N = kind.shape
+    buffer = tiles.buffer(kind.shape, element)
+    lanes_ = min(e.vector_bits // types.bits(element), K, N)
+
+    def block(index: list[Position | None]) -> None:
+        def along_k(k: str, _: Sequence[str]) -> list[str]:
+            def along_n(n: str, _: Sequence[str]) -> list[str]:
+                with e.lanes(lanes_):
+                    rows = []
+                    for i in range(lanes_):
+                        tiles.forget()
+                        here = (*index, _position(e, k, 0, True), _position(e, n, i, False))
+                        rows.append(registers(e, _cast(e, tiles.lane(name, here), kind.element, element)))
+                    tiles.forget()
+                    for i, column in enumerate(_transposed(e, rows, element)):
+                        here = (*index, _position(e, k, i, False), _position(e, n, 0, True))
+                        tiles.write(buffer, here, Vector(column, element))
+                return []
+
+            e.loop(N, lanes_, [], along_n)
+            return []
+
+        e.loop(K, lanes_, [], along_k)
+
+    if not front:
+        block([])
+        return buffer
+
+    def batch(z: str, _: Sequence[str]) -> list[str]:
+        block([_position(e, z, 0, False)] if front[0] > 1 else [None])
+        return []
+
+    e.loop(front[0], 1, [], batch)
+    return buffer
+
+
+def _position(b: Emitter, counter: str, more: int, laned: bool) -> Position:
+    if not counter.startswith("%"):
+        return Position(str(int(counter) + more), int(counter) + more, laned)
+    if not more:
+        return Position(counter, None, laned)
+    with b.lanes(0):
+        return Position(b.emit(f"add nuw nsw i32 {counter}, {more}"), None, laned)
+
+
+def _transposed(b: Emitter, rows: list[str], element: str) -> list[str]:
+    """The columns of as many vectors as they have lanes: log2 steps, each of which swaps blocks across the diagonal."""
+    count, kind = len(rows), b.type(element)
+    size = 1
+    while size < count:
+        swapped = [""] * count
+        for i in range(count):
+            if i & size:
+                continue
+            j = i | size
+            low = [q if not q & size else count + (q ^ size) for q in range(count)]
+            high = [q | size if not q & size else count + q for q in range(count)]
+            for place, mask in ((i, low), (j, high)):
+                picked = b.vector("i32", mask)
+                swapped[place] = b.emit(f"shufflevector {kind} {rows[i]}, {kind} {rows[j]}, <{count} x i32> {picked}")
+        rows, size = swapped, 2 * size
+    return rows
+
+
+def _cast(b: Emitter, x: Lane, source: str, target: str) -> Lane:
+    if source == target:
+        return x
+    with b.lanes(0 if lanes.is_scalar(x) else b.width):
+        value = registers(b, x)
+        if target == "i32":
+            return lanes.made(b, b.convert("sext", source, target, value), target)
+        if source == "f64":
+            raise NotImplementedError("a dot of float64 that accumulates in float32")
+        return lanes.made(b, floats.converted(b, source, target, value), target)
+
+
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    count, found = 1, []
+    for size in reversed(shape):
+        found.append(count)
+        count *= size
+    return tuple(reversed(found))
+
+
+def _part(tiles: Tiles, buffer: Buffer, batch: int) -> Buffer:
+    """One product's matrix."""
+    if len(buffer.shape) == 2:
+        return buffer
+    base = buffer.base
+    if batch:
+        kind = types.in_memory(buffer.element)
+        base = tiles.b.emit(f"getelementptr inbounds {kind}, ptr {base}, i64 {batch * buffer.strides[0]}")
+    return Buffer(base, buffer.shape[1:], buffer.strides[1:], buffer.element)
+
+
+def _product(tiles: Tiles, a: Buffer, b: Buffer, c: Buffer, element: str, zero: bool) -> None:
+    """c = a b, or c + a b, tile by tile of the micro-kernel."""
+    e = tiles.b
+    (M, K), N = a.shape, b.shape[1]
+    width = min(e.vector_bits // types.bits(element), N)
+    rows, vectors = SHAPES[e.vector_bits]
+    vectors = max(1, min(vectors, N // width))
+    rows = min(M, rows if vectors > 1 else 2 * rows)
+    kind = types.llvm(element)
+
+    def kernel(count: int) -> str:
+        return _micro_kernel(e, count, vectors, width, K, element, a.strides, b.strides[0], c.strides[0], zero)
+
+    def moved(base: str, offset: str) -> str:
+        return e.emit(f"getelementptr inbounds {kind}, ptr {base}, i64 {offset}")
+
+    whole, rest = M // rows, M % rows
+
+    def along_n(n: str, _: Sequence[str]) -> list[str]:
+        j = e.emit(f"zext nneg i32 {n} to i64")
+        b_here = moved(b.base, j)
+
+        def along_m(m: str, _: Sequence[str]) -> list[str]:
+            i = e.emit(f"zext nneg i32 {m} to i64")
+            a_here = moved(a.base, e.emit(f"mul nuw nsw i64 {i}, {a.strides[0]}"))
+            row = e.emit(f"mul nuw nsw i64 {i}, {c.strides[0]}")
+            c_here = moved(c.base, e.emit(f"add nuw nsw i64 {row}, {j}"))
+            e.do(f"call void @{kernel(rows)}(ptr {a_here}, ptr {b_here}, ptr {c_here})")
+            return []
+
+        if whole:
+            e.loop(whole * rows, rows, [], along_m)
+        if rest:
+            a_here = moved(a.base, str(whole * rows * a.strides[0]))
+            c_here = moved(c.base, e.emit(f"add nuw nsw i64 {j}, {whole * rows * c.strides[0]}"))
+            e.do(f"call void @{kernel(rest)}(ptr {a_here}, ptr {b_here}, ptr {c_here})")
+        return []
+
+    with e.lanes(0):
+        e.loop(N, vectors * width, [], along_n)
+
+
+def _micro_kernel(e: Emitter, rows: int, vectors: int, width: int, K: int, element: str, a_strides: tuple[int, ...],
+                  b_stride: int, c_stride: int, zero: bool) -> str:  # fmt: skip
+    """The function that takes `rows` rows of c along all of K; its name."""
+    name = (
+        f"micro_{rows}x{vectors}x{width}_{K}_{element}_{a_strides[0]}_{a_strides[1]}_{b_stride}_{c_stride}_{int(zero)}"
+    )
+    if name in e.helpers:
+        return name
+    scalar, vector, align = types.llvm(element), f"<{width} x {types.llvm(element)}>", types.size(element)
+    places = [(i, j) for i in range(rows) for j in range(vectors)]
+    lines = [f"define internal void @{name}(ptr noalias %a, ptr noalias %b, ptr noalias %c) noinline #0 {{", "entry:"]
+    for i, j in places:
+        lines.append(f"  %c{i}_{j} = getelementptr inbounds {scalar}, ptr %c, i64 {i * c_stride + j * width}")
+        if not zero:
+            lines.append(f"  %first{i}_{j} = load {vector}, ptr %c{i}_{j}, align {align}")
+    lines += ["  br label %loop", "loop:", "  %k = phi i64 [ 0, %entry ], [ %next, %loop ]"]
+    for i, j in places:
+        first = "zeroinitializer" if zero else f"%first{i}_{j}"
+        lines.append(f"  %sum{i}_{j} = phi {vector} [ {first}, %entry ], [ %new{i}_{j}, %loop ]")
+    lines += [
+        f"  %b_offset = mul nuw nsw i64 %k, {b_stride}",
+        f"  %a_offset = mul nuw nsw i64 %k, {a_strides[1]}",
+        f"  %b_here = getelementptr inbounds {scalar}, ptr %b, i64 %b_offset",
+        f"  %a_here = getelementptr inbounds {scalar}, ptr %a, i64 %a_offset",
+    ]
+    for j in range(vectors):
+        lines.append(f"  %b_at{j} = getelementptr inbounds {scalar}, ptr %b_here, i64 {j * width}")
+        lines.append(f"  %b{j} = load {vector}, ptr %b_at{j}, align {align}")
+    for i in range(rows):
+        lines.append(f"  %a_at{i} = getelementptr inbounds {scalar}, ptr %a_here, i64 {i * a_strides[0]}")
+        lines.append(f"  %a{i} = load {scalar}, ptr %a_at{i}, align {align}")
+        lines.append(f"  %one{i} = insertelement {vector} poison, {scalar} %a{i}, i64 0")
+        lines.append(f"  %all{i} = shufflevector {vector} %one{i}, {vector} poison, <{width} x i32> zeroinitializer")
+        lines += [line for j in range(vectors) for line in _accumulate(e, i, j, element, vector, width)]
+    lines += [
+        "  %next = add nuw nsw i64 %k, 1",
+        f"  %more = icmp ult i64 %next, {K}",
+        "  br i1 %more, label %loop, label %done, !llvm.loop !1",
+        "done:",
+    ]
+    lines += [f"  store {vector} %new{i}_{j}, ptr %c{i}_{j}, align {align}" for i, j in places]
+    e.helpers[name] = "\n".join([*lines, "  ret void", "}"])
+    return name
+
+
+def _accumulate(e: Emitter, i: int, j: int, element: str, vector: str, width: int) -> list[str]:
+    if element == "i32":
+        return [
+            f"  %product{i}_{j} = mul {vector} %all{i}, %b{j}",
+            f"  %new{i}_{j} = add {vector} %sum{i}_{j}, %product{i}_{j}",
+        ]
+    name = f"llvm.fma.v{width}{element}"
+    e.declare(name, vector, f"{vector}, {vector}, {vector}")
+    return [f"  %new{i}_{j} = call {vector} @{name}({vector} %all{i}, {vector} %b{j}, {vector} %sum{i}_{j})"]

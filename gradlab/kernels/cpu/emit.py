@@ -1,0 +1,214 @@
+"""Writing LLVM IR as text: names, blocks, constants, intrinsics, counted loops, helper functions.
+
+Code is written either for one element (`width` 0) or for `width` lanes at once; every method that makes a type or a
+constant follows the width that holds where it is called.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from gradlab.kernels.cpu import types
+
+
+class Emitter:
+    """The body of one LLVM function while it is written, and what its module has to declare.
+
+    Attributes:
+        width: lanes of the code being written; 0 for scalar code.
+        vector_bits: bits of a vector register of the CPU the code is for.
+        fusion: whether a product and a sum may become one operation with one rounding.
+        block: label of the basic block being written, which a phi has to name.
+    """
+
+    def __init__(self, vector_bits: int, fusion: bool = True) -> None:
+        self.vector_bits = vector_bits
+        self.fusion = fusion
+        self.width = 0
+        self.block = "entry"
+        self.lines: list[str] = []
+        self.slots: list[str] = []
+        self.declarations: dict[str, str] = {}
+        self.helpers: dict[str, str] = {}
+        self._names = 0
+
+    def name(self) -> str:
+        """A fresh SSA name."""
+        self._names += 1
+        return f"%t{self._names}"
+
+    def emit(self, text: str) -> str:
+        """Write an instruction with a result, and give the result's name."""
+        name = self.name()
+        self.lines.append(f"  {name} = {text}")
+        return name
+
+    def do(self, text: str) -> None:
+        """Write an instruction without a result."""
+        self.lines.append(f"  {text}")
+
+    def label(self) -> str:
+        """A fresh label."""
+        self._names += 1
+        return f"L{self._names}"
+
+    def start(self, label: str) -> None:
+        """Begin a basic block; the one before must have ended in a branch."""
+        self.lines.append(f"{label}:")
+        self.block = label
+
+    @contextmanager
+    def lanes(self, width: int) -> Iterator[None]:
+        """Write code for another number of lanes within."""
+        before, self.width = self.width, width
+        try:
+            yield
+        finally:
+            self.width = before
+
+    # Types and constants at the current width.
+
+    def type(self, element: str) -> str:
+        """LLVM's type of a value of this element type: `<16 x float>`, or `float` in scalar code."""
+        return f"<{self.width} x {types.llvm(element)}>" if self.width else types.llvm(element)
+
+    def constant(self, value: float, element: str) -> str:
+        """A constant, in every lane."""
+        text = types.constant(value, element)
+        return f"splat ({types.llvm(element)} {text})" if self.width else text
+
+    def iota(self, element: str) -> str:
+        """0, 1, 2, ... in the lanes."""
+        return self.vector(element, range(self.width))
+
+    def vector(self, element: str, values: Sequence[int] | range) -> str:
+        """A constant vector of integers."""
+        return "<" + ", ".join(f"{types.llvm(element)} {value}" for value in values) + ">"
+
+    def suffix(self, element: str) -> str:
+        """How an intrinsic's name ends for values of this type: `v16f32`."""
+        scalar = {"float": "f32", "double": "f64", "half": "f16", "ptr": "p0"}.get(
+            types.llvm(element), types.llvm(element)
+        )
+        return f"v{self.width}{scalar}" if self.width else scalar
+
+    # Instructions.
+
+    def op(self, instruction: str, element: str, *operands: str) -> str:
+        """An instruction whose operands and result have one type: `fadd <16 x float> a, b`."""
+        return self.emit(f"{instruction} {self.type(element)} {', '.join(operands)}")
+
+    def convert(self, instruction: str, source: str, target: str, value: str) -> str:
+        """A conversion: `sext <16 x i32> a to <16 x i64>`; nothing where the LLVM types are one."""
+        if types.llvm(source) == types.llvm(target):
+            return value
+        return self.emit(f"{instruction} {self.type(source)} {value} to {self.type(target)}")
+
+    def bitcast(self, source: str, target: str, value: str) -> str:
+        """The same bits as another type."""
+        return self.convert("bitcast", source, target, value)
+
+    def compare(self, predicate: str, element: str, a: str, b: str) -> str:
+        """`icmp` or `fcmp` with a predicate of either: a truth value in each lane."""
+        kind = "fcmp" if element in ("f16", *types.NATIVE_FLOATS) else "icmp"
+        return self.emit(f"{kind} {predicate} {self.type(element)} {a}, {b}")
+
+    def select(self, condition: str, element: str, yes: str, no: str) -> str:
+        """Lane by lane one of two values."""
+        kind = self.type(element)
+        return self.emit(f"select {self.type('i1')} {condition}, {kind} {yes}, {kind} {no}")
+
+    def intrinsic(self, name: str, element: str, *operands: str, flags: str = "", extra: str = "") -> str:
+        """`llvm.<name>` on operands of one type; `extra` is a last scalar operand with its type, as `i1 false`."""
+        kind = self.type(element)
+        full = f"llvm.{name}.{self.suffix(element)}"
+        last = f", {extra.split()[0]}" if extra else ""
+        self.declare(full, kind, ", ".join([kind] * len(operands)) + last)
+        given = ", ".join(f"{kind} {operand}" for operand in operands) + (f", {extra}" if extra else "")
+        return self.emit(f"call {flags + ' ' if flags else ''}{kind} @{full}({given})")
+
+    def declare(self, name: str, result: str, arguments: str) -> None:
+        """Declare a function that the module calls."""
+        self.declarations[name] = f"declare {result} @{name}({arguments})"
+
+    def helper(self, name: str, element: str, write: Callable[..., str], *operands: str) -> str:
+        """Call the internal function `name` on operands of one type; `write(%x0, %x1, ...)` writes its body, once.
+
+        What is called often is one function in the text and copied into its callers by the optimiser, which keeps the
+        text, and the time to read it, short.
+        """
+        kind = self.type(element)
+        full = f"{name}.{self.suffix(element)}"
+        if full not in self.helpers:
+            self.helpers[full] = ""
+            lines, block, self.lines, self.block = self.lines, self.block, [], "entry"
+            names = [f"%x{i}" for i in range(len(operands))]
+            result = write(*names)
+            body, self.lines, self.block = self.lines, lines, block
+            takes = ", ".join(f"{kind} {operand}" for operand in names)
+            self.helpers[full] = "\n".join(
+                [
+                    f"define internal {kind} @{full}({takes}) alwaysinline {{",
+                    "entry:",
+                    *body,
+                    f"  ret {kind} {result}",
+                    "}",
+                ]
+            )
+        given = ", ".join(f"{kind} {operand}" for operand in operands)
+        return self.emit(f"call {kind} @{full}({given})")
+
+    def splat(self, element: str, value: str) -> str:
+        """A scalar in every lane."""
+        if not self.width:
+            return value
+        if not value.startswith("%"):
+            return f"splat ({types.llvm(element)} {value})"
+        kind = self.type(element)
+        one = self.emit(f"insertelement {kind} poison, {types.llvm(element)} {value}, i64 0")
+        return self.emit(f"shufflevector {kind} {one}, {kind} poison, <{self.width} x i32> zeroinitializer")
+
+    def slot(self, elements: int, element: str) -> str:
+        """Memory of the function's own for so many elements, aligned to a cache line."""
+        name = self.name()
+        self.slots.append(f"  {name} = alloca [{elements} x {types.in_memory(element)}], align 64")
+        return name
+
+    def branch(self, condition: str, yes: str, no: str) -> None:
+        """End the block by a branch on a scalar truth value."""
+        self.do(f"br i1 {condition}, label %{yes}, label %{no}")
+
+    def jump(self, label: str) -> None:
+        """End the block by a branch."""
+        self.do(f"br label %{label}")
+
+    def loop(self, count: int, step: int, carried: Sequence[tuple[str, str]],
+             body: Callable[[str, list[str]], Sequence[str]]) -> list[str]:  # fmt: skip
+        """`for i in range(0, count, step)`, count > 0; a loop of one pass is none.
+
+        Args:
+            carried: LLVM type and first value of what passes from one pass to the next.
+            body: writes one pass, given i (an i32) and what is carried, and gives what is carried on.
+
+        Returns:
+            What the last pass carried on.
+        """
+        if count <= step:
+            return list(body("0", [value for _, value in carried]))
+        head, leave, before = self.label(), self.label(), self.block
+        self.jump(head)
+        self.start(head)
+        i, holes = self.name(), []
+        at = len(self.lines)
+        self.lines.append("")
+        for _ in carried:
+            holes.append((self.name(), len(self.lines)))
+            self.lines.append("")
+        after = body(i, [name for name, _ in holes])
+        following = self.emit(f"add nuw nsw i32 {i}, {step}")
+        more = self.emit(f"icmp ult i32 {following}, {count}")
+        self.lines[at] = f"  {i} = phi i32 [ 0, %{before} ], [ {following}, %{self.block} ]"
+        for (name, line), (kind, first), last in zip(holes, carried, after, strict=True):
+            self.lines[line] = f"  {name} = phi {kind} [ {first}, %{before} ], [ {last}, %{self.block} ]"
+        self.branch(more, head, leave)
+        self.start(leave)
+        return list(after)

@@ -1,0 +1,120 @@
+"""From Triton's launches to `launching.Kernel`: the arguments as the user gave them become addresses and numbers.
+
+A kernel reads memory at a bare address, so every argument is looked at: a tensor on another device, one whose memory is
+not what it seems, or one without memory raises.
+"""
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from gradlab.kernels.cpu import types
+from gradlab.kernels.cpu.launching import Kernel
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+class Launcher:
+    """What Triton calls for every launch of one compiled kernel."""
+
+    def __init__(self, src: Any, metadata: Any) -> None:
+        self._pick = picker(list(src.signature.values()))
+        self._kernel: Kernel | None = None
+        self._pointers: list[int] = []
+        self._count = 0
+
+    def __call__(self, x: int, y: int, z: int, stream: int, kernel: Kernel, packed: Any, launch_metadata: Any,
+                 enter: Callable | None, leave: Callable | None, *args: Any) -> None:  # fmt: skip
+        if kernel is not self._kernel:
+            self._bind(kernel)
+        if enter is not None:
+            enter(launch_metadata)
+        values = list(self._pick(args))
+        if len(values) != self._count:
+            raise TypeError(f"{kernel.binary.name}: {len(values)} arguments were given, wanted {self._count}")
+        for index in self._pointers:
+            value = values[index]
+            if type(value) in _PLAIN and value.is_cpu and not value.is_neg():
+                values[index] = value.data_ptr()
+            else:
+                values[index] = address(value, kernel, index)
+        kernel((x, y, z), values)
+        if leave is not None:
+            leave(launch_metadata)
+
+    def _bind(self, kernel: Kernel) -> None:
+        arguments = kernel.binary.arguments
+        self._pointers = [index for index, (_, kind) in enumerate(arguments) if types.is_pointer(kind)]
+        self._count = len(arguments)
+        self._kernel = kernel
+
+
+def address(value: Any, kernel: Kernel, index: int) -> int:
+    """Where an argument's memory begins; None has none, and is a null pointer.
+
+    Raises:
+        TypeError, ValueError: the argument has no memory of a CPU that a kernel could read as it stands.
+    """
+    name = kernel.binary.arguments[index][0]
+    if value is None or isinstance(value, int):
+        return value or 0
+    # triton.reinterpret wraps a tensor to give it another dtype.
+    tensor = getattr(value, "base", value) if not isinstance(value, torch.Tensor) else value
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{kernel.binary.name}: {name} is a {_kind(value)}, wanted a tensor on the CPU")
+    where = f"{kernel.binary.name}: {name} is a {_kind(tensor)}"
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{where} on {tensor.device}, wanted a tensor on the CPU")
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise TypeError(f"{where}, which has no memory of its own, wanted a plain tensor")
+    if tensor.is_neg():
+        raise ValueError(f"{where} that is negated lazily, wanted its resolve_neg()")
+    try:
+        return tensor.data_ptr()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise TypeError(f"{where} without memory of its own, wanted a plain tensor ({reason})") from None
+
+
+def picker(signature: Sequence[Any]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """A function of a launch's arguments that gives those which reach the compiled kernel, in its order.
+
+    Constants do not reach it, a tuple's members do one by one, and a tensor descriptor as what it was made of.
+
+    Args:
+        signature: Triton's type of each argument, "constexpr" for a constant, and a tuple of these for a tuple.
+    """
+    if all(isinstance(kind, str) and not kind.startswith("tensordesc") for kind in signature):
+        kept = [index for index, kind in enumerate(signature) if kind != "constexpr"]
+        if len(kept) > 1:
+            return operator.itemgetter(*kept)
+        return lambda args: [args[index] for index in kept]
+    return lambda args: list(_leaves(signature, args))
+
+
+def _leaves(signature: Sequence[Any], args: Sequence[Any]) -> Iterable[Any]:
+    for kind, value in zip(signature, args, strict=True):
+        if isinstance(kind, tuple | list):
+            yield from _leaves(kind, value)
+        elif kind.startswith("tensordesc"):
+            yield from _descriptor(value)
+        elif kind != "constexpr":
+            yield value
+
+
+def _descriptor(value: Any) -> Iterable[Any]:
+    """A host's tensor descriptor, as the front end takes it apart: shape and strides come twice."""
+    yield value.base
+    yield from value.shape
+    yield from value.strides
+    yield value.padding == "nan"
+    if hasattr(value, "round_f32_to_tf32"):
+        yield value.round_f32_to_tf32
+    yield from value.shape
+    yield from value.strides
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__

@@ -1,0 +1,146 @@
+"""This CPU, and LLVM's code generator for it: IR text to an object file, an object file to callable functions.
+
+llvmlite carries LLVM in its wheel; it is imported when the first kernel is compiled or loaded, not before.
+"""
+
+import ctypes
+import dataclasses
+import functools
+import hashlib
+import os
+import platform
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+# Held around LLVM's calls, and by a fork: llvmlite's own lock would stay closed in a child that it is taken in.
+_lock = threading.RLock()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+class NoCompiler(ImportError):
+    """llvmlite is not installed, or too old."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What code is generated for: LLVM's triple, CPU name and feature string, and bits of a vector register."""
+
+    triple: str
+    cpu: str
+    features: str
+    vector_bits: int
+
+    def key(self) -> str:
+        """What tells one machine's code from another's, with the code generator's version."""
+        return hashlib.sha256(repr((self, _binding().llvm_version_info)).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def host() -> Machine:
+    """The CPU that this process runs on; `GRADLAB_CPU_VECTOR_BITS` holds it to narrower registers."""
+    llvm = _binding()
+    features = llvm.get_host_cpu_features()
+    widest = _vector_bits(features)
+    given = os.environ.get("GRADLAB_CPU_VECTOR_BITS")
+    if given is not None:
+        if given not in ("128", "256", "512"):
+            raise ValueError(f"GRADLAB_CPU_VECTOR_BITS is {given!r}, wanted 128, 256 or 512")
+        widest = min(widest, int(given))
+    return Machine(llvm.get_process_triple(), llvm.get_host_cpu_name(), features.flatten(), widest)
+
+
+def named(triple: str, cpu: str, features: str = "", vector_bits: int = 128) -> Machine:
+    """Another CPU than this process runs on: its code is assembled, not run."""
+    llvm = _binding()
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    return Machine(triple, cpu, features, vector_bits)
+
+
+def object_code(ir: str, machine: Machine) -> bytes:
+    """The object file of a module of IR text."""
+    with _lock:
+        module, target = _optimized(ir, machine)
+        return target.emit_object(module)
+
+
+def assembly(ir: str, machine: Machine) -> str:
+    """The assembly text of a module of IR text."""
+    with _lock:
+        module, target = _optimized(ir, machine)
+        return target.emit_assembly(module)
+
+
+class Code:
+    """An object file in this process's memory; its functions live as long as it does."""
+
+    def __init__(self, binary: bytes) -> None:
+        llvm = _binding()
+        machine = host()
+        empty = llvm.parse_assembly(f'target triple = "{machine.triple}"\n')
+        with _lock:
+            # The engine owns its target: one of its own.
+            self._engine = llvm.create_mcjit_compiler(empty, _target(machine))
+            self._engine.add_object_file(llvm.ObjectFileRef.from_data(binary))
+            self._engine.finalize_object()
+
+    def address(self, name: str) -> int:
+        """Where a function begins."""
+        found = self._engine.get_function_address(name)
+        if not found:
+            raise ValueError(f"the object file has no function {name!r}")
+        return found
+
+    def function(self, name: str, result: Any, *arguments: Any) -> Any:
+        """A function as ctypes calls it, without the interpreter's lock."""
+        call: Any = ctypes.CFUNCTYPE(result, *arguments)(self.address(name))
+        # The function holds its memory.
+        call.code = self
+        return call
+
+
+def _optimized(ir: str, machine: Machine) -> tuple[Any, Any]:
+    llvm = _binding()
+    target = _target(machine)
+    module = llvm.parse_assembly(f'target triple = "{machine.triple}"\n' + ir)
+    module.verify()
+    # What should be a vector is one already: LLVM's own vectorisers only cost time here.
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = False
+    options.slp_vectorization = False
+    options.loop_unrolling = True
+    builder = llvm.create_pass_builder(target, options)
+    builder.getModulePassManager().run(module, builder)
+    return module, target
+
+
+def _target(machine: Machine) -> Any:
+    llvm = _binding()
+    found = llvm.Target.from_triple(machine.triple)
+    return found.create_target_machine(cpu=machine.cpu, features=machine.features, opt=2, reloc="default", jit=True)
+
+
+def _vector_bits(features: Mapping[str, bool]) -> int:
+    if all(features.get(name) for name in ("avx512f", "avx512vl", "avx512bw", "avx512dq")):
+        return 512
+    return 256 if features.get("avx2") and features.get("fma") else 128
+
+
+@functools.cache
+def _binding() -> Any:
+    try:
+        import llvmlite.binding as llvm
+    except ImportError as error:
+        raise NoCompiler(
+            "Triton kernels on a CPU are compiled with llvmlite, which is not installed: pip install 'gradlab[torch]', "
+            "or set GRADLAB_CPU=interpret"
+        ) from error
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm
+
+
+def architecture() -> str:
+    """The CPU's architecture as Python names it."""
+    return platform.machine()

@@ -1,0 +1,223 @@
+"""Loads and stores of lanes: neighbours as one vector, one address for all as a scalar, the rest lane by lane.
+
+A pointer whose offset is a ramp of step 1 is a vector load or store, masked where its mask is not known to hold. Where
+nothing is known about offsets, as after a convolution's division, they are compared with a ramp at run time.
+"""
+
+from collections.abc import Callable
+
+from gradlab.kernels.cpu import lanes, types
+from gradlab.kernels.cpu.emit import Emitter
+from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
+
+
+def load(b: Emitter, p: Lane, mask: Lane | None, other: Lane | None) -> Lane:
+    """The elements that the lanes of `p` point to; where the mask does not hold `other`, or 0, and nothing is read."""
+    element = types.pointee(p.element)
+    mask = _unless_known(mask)
+    if isinstance(mask, Uniform) and mask.known == 0:
+        return other if other is not None else lanes.constant(0, element)
+    if element == "i1":
+        # A truth value is a byte in memory.
+        byte = load(b, _as_bytes(p), mask, None if other is None else _as_byte(b, other))
+        with b.lanes(0 if lanes.is_scalar(byte) else b.width):
+            zero = b.constant(0, "i8")
+            return lanes.made(b, b.emit(f"icmp ne {b.type('i8')} {registers(b, byte)}, {zero}"), "i1")
+    if lanes.is_scalar(p) and (mask is None or isinstance(mask, Uniform)):
+        with b.lanes(0):
+            if other is None or lanes.is_scalar(other):
+                return _load_scalar(b, p, mask, other)
+    if isinstance(p, Pointer) and p.offset is None and b.width:
+        return _load_one_for_all(b, p, mask, other)
+    if not b.width:
+        return _load_scalar(b, p, mask, other)
+    rest = registers(b, other) if other is not None else "zeroinitializer"
+    held = registers(b, mask) if mask is not None else None
+    if _neighbours(p):
+        return Vector(_load_vector(b, _base(p), held, rest, element), element)
+    if isinstance(p, Pointer) and isinstance(p.offset, Vector):
+        return Vector(_either(b, p, held, element, lambda base: _load_vector(b, base, held, rest, element),
+                              lambda: _gather(b, lanes.addresses(b, p), held, rest, element)), element)  # fmt: skip
+    return Vector(_gather(b, registers(b, p), held, rest, element), element)
+
+
+def store(b: Emitter, p: Lane, value: Lane, mask: Lane | None) -> None:
+    """Write the lanes of `value` where the lanes of `p` point to, and nothing where the mask does not hold."""
+    element = types.pointee(p.element)
+    mask = _unless_known(mask)
+    if isinstance(mask, Uniform) and mask.known == 0:
+        return
+    if element == "i1":
+        store(b, _as_bytes(p), _as_byte(b, value), mask)
+        return
+    if not b.width or (lanes.is_scalar(p) and lanes.is_scalar(value) and (mask is None or isinstance(mask, Uniform))):
+        with b.lanes(0):
+            _store_scalar(b, p, value, mask)
+        return
+    held = registers(b, mask) if mask is not None else None
+    stored = registers(b, value)
+    if _neighbours(p):
+        _store_vector(b, _base(p), stored, held, element)
+        return
+    if isinstance(p, Pointer) and isinstance(p.offset, Vector):
+        _either(b, p, held, None, lambda base: _store_vector(b, base, stored, held, element),
+                lambda: _scatter(b, lanes.addresses(b, p), stored, held, element))  # fmt: skip
+        return
+    _scatter(b, registers(b, p), stored, held, element)
+
+
+def any_lane(b: Emitter, mask: str) -> str:
+    """Whether a truth value holds in some lane, as a scalar."""
+    if not b.width:
+        return mask
+    word = b.emit(f"bitcast {b.type('i1')} {mask} to i{b.width}")
+    return b.emit(f"icmp ne i{b.width} {word}, 0")
+
+
+def every_lane(b: Emitter, mask: str) -> str:
+    """Whether a truth value holds in every lane, as a scalar."""
+    if not b.width:
+        return mask
+    word = b.emit(f"bitcast {b.type('i1')} {mask} to i{b.width}")
+    return b.emit(f"icmp eq i{b.width} {word}, -1")
+
+
+def _unless_known(mask: Lane | None) -> Lane | None:
+    return None if isinstance(mask, Uniform) and mask.known == 1 else mask
+
+
+def _as_bytes(p: Lane) -> Lane:
+    return p._replace(element="*i8")
+
+
+def _as_byte(b: Emitter, value: Lane) -> Lane:
+    with b.lanes(0 if lanes.is_scalar(value) else b.width):
+        return lanes.made(b, b.convert("zext", "i1", "i8", registers(b, value)), "i8")
+
+
+def _neighbours(p: Lane) -> bool:
+    return isinstance(p, Pointer) and isinstance(p.offset, Ramp) and p.offset.step == 1 and p.offset.base.known == 0
+
+
+def _base(p: Lane) -> str:
+    if isinstance(p, Pointer):
+        return p.base
+    assert not isinstance(p, Ramp)
+    return p.ssa
+
+
+def _load_scalar(b: Emitter, p: Lane, mask: Lane | None, other: Lane | None) -> Lane:
+    element = types.pointee(p.element)
+    kind, align = types.llvm(element), types.size(element)
+    if mask is None:
+        return lanes.made(b, b.emit(f"load {kind}, ptr {_base(p)}, align {align}"), element)
+    rest = registers(b, other) if other is not None else types.constant(0, element)
+    read, after, before = b.label(), b.label(), b.block
+    b.branch(registers(b, mask), read, after)
+    b.start(read)
+    value = b.emit(f"load {kind}, ptr {_base(p)}, align {align}")
+    b.jump(after)
+    b.start(after)
+    return lanes.made(b, b.emit(f"phi {kind} [ {value}, %{read} ], [ {rest}, %{before} ]"), element)
+
+
+def _store_scalar(b: Emitter, p: Lane, value: Lane, mask: Lane | None) -> None:
+    element = types.pointee(p.element)
+    text = f"store {types.llvm(element)} {registers(b, value)}, ptr {_base(p)}, align {types.size(element)}"
+    if mask is None:
+        b.do(text)
+        return
+    write, after = b.label(), b.label()
+    b.branch(registers(b, mask), write, after)
+    b.start(write)
+    b.do(text)
+    b.jump(after)
+    b.start(after)
+
+
+def _load_one_for_all(b: Emitter, p: Pointer, mask: Lane | None, other: Lane | None) -> Lane:
+    """One address, and lanes that want what is there or not: read if one does."""
+    element = types.pointee(p.element)
+    held = registers(b, mask) if mask is not None else None
+    wanted: Lane | None = None if held is None else Uniform(any_lane(b, held), "i1")
+    rest = registers(b, other) if other is not None else "zeroinitializer"
+    with b.lanes(0):
+        one = _load_scalar(b, p, wanted, None)
+    if held is None:
+        return one
+    return Vector(b.select(held, element, registers(b, one), rest), element)
+
+
+def _load_vector(b: Emitter, base: str, mask: str | None, rest: str, element: str) -> str:
+    kind, align = b.type(element), types.size(element)
+    if mask is None:
+        return b.emit(f"load {kind}, ptr {base}, align {align}")
+    truth = b.type("i1")
+    name = f"llvm.masked.load.{b.suffix(element)}.p0"
+    b.declare(name, kind, f"ptr, i32, {truth}, {kind}")
+    return b.emit(f"call {kind} @{name}(ptr {base}, i32 {align}, {truth} {mask}, {kind} {rest})")
+
+
+def _store_vector(b: Emitter, base: str, value: str, mask: str | None, element: str) -> str:
+    kind, align = b.type(element), types.size(element)
+    if mask is None:
+        b.do(f"store {kind} {value}, ptr {base}, align {align}")
+        return ""
+    truth = b.type("i1")
+    name = f"llvm.masked.store.{b.suffix(element)}.p0"
+    b.declare(name, "void", f"{kind}, ptr, i32, {truth}")
+    b.do(f"call void @{name}({kind} {value}, ptr {base}, i32 {align}, {truth} {mask})")
+    return ""
+
+
+def _gather(b: Emitter, addresses: str, mask: str | None, rest: str, element: str) -> str:
+    kind, pointers, truth = b.type(element), f"<{b.width} x ptr>", b.type("i1")
+    name = f"llvm.masked.gather.{b.suffix(element)}.v{b.width}p0"
+    b.declare(name, kind, f"{pointers}, i32, {truth}, {kind}")
+    held = mask or "splat (i1 true)"
+    return b.emit(
+        f"call {kind} @{name}({pointers} {addresses}, i32 {types.size(element)}, {truth} {held}, {kind} {rest})"
+    )
+
+
+def _scatter(b: Emitter, addresses: str, value: str, mask: str | None, element: str) -> str:
+    kind, pointers, truth = b.type(element), f"<{b.width} x ptr>", b.type("i1")
+    name = f"llvm.masked.scatter.{b.suffix(element)}.v{b.width}p0"
+    b.declare(name, "void", f"{kind}, {pointers}, i32, {truth}")
+    held = mask or "splat (i1 true)"
+    b.do(f"call void @{name}({kind} {value}, {pointers} {addresses}, i32 {types.size(element)}, {truth} {held})")
+    return ""
+
+
+def _either(
+    b: Emitter,
+    p: Pointer,
+    mask: str | None,
+    element: str | None,
+    together: Callable[[str], str],
+    apart: Callable[[], str],
+) -> str:
+    """`together(base)` where the live lanes turn out to be neighbours, else `apart()`; their value, if any."""
+    assert isinstance(p.offset, Vector)
+    offset, t = p.offset.ssa, p.offset.element
+    kind = types.in_memory(types.pointee(p.element))
+    first = b.emit(f"extractelement {b.type(t)} {offset}, i64 0")
+    wanted = b.op("add", t, b.splat(t, first), b.iota(t))
+    same = b.emit(f"icmp eq {b.type(t)} {wanted}, {offset}")
+    if mask is not None:
+        same = b.op("or", "i1", same, b.op("xor", "i1", mask, "splat (i1 true)"))
+    one, each, after = b.label(), b.label(), b.label()
+    b.branch(every_lane(b, same), one, each)
+    b.start(one)
+    base = b.emit(f"getelementptr {kind}, ptr {p.base}, {types.llvm(t)} {first}")
+    x = together(base)
+    from_one = b.block
+    b.jump(after)
+    b.start(each)
+    y = apart()
+    from_each = b.block
+    b.jump(after)
+    b.start(after)
+    if element is None:
+        return ""
+    return b.emit(f"phi {b.type(element)} [ {x}, %{from_one} ], [ {y}, %{from_each} ]")

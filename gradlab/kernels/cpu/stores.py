@@ -1,0 +1,86 @@
+"""Stores: neighbouring ones of one shape share a nest of loops; there each place's loads come before its stores."""
+
+from collections.abc import Callable, Sequence
+
+from gradlab.kernels.cpu import memory
+from gradlab.kernels.cpu.elementwise import RULES
+from gradlab.kernels.cpu.tiles import Tiles
+from gradlab.kernels.cpu.ttir import Operation
+from gradlab.kernels.cpu.values import Affine, Index, Lazy
+
+_PASSED = {"arith.constant", "tt.splat", "tt.make_range", "tt.expand_dims", "tt.broadcast", "tt.trans"}
+
+
+def store_scalar(tiles: Tiles, op: Operation) -> None:
+    """A store of one element."""
+    p, value, mask = (*(tiles.scalar(name) for name in op.operands), None)[:3]
+    assert p is not None
+    assert value is not None
+    with tiles.b.lanes(0):
+        memory.store(tiles.b, p, value, mask)
+
+
+def store_together(tiles: Tiles, operations: Sequence[Operation], define: Callable[[Tiles, Operation], None]) -> int:
+    """Write the store that comes first, and those after it that can share its loops; how many operations that is.
+
+    Args:
+        define: notes an operation that stands between them and only computes.
+    """
+    shape = operations[0].operand_types[0].shape
+    group: list[Operation] = []
+    count = 0
+    for op in operations:
+        if op.name == "tt.store" and op.operand_types[0].shape == shape:
+            group.append(op)
+        elif op.name in RULES or op.name in _PASSED:
+            define(tiles, op)
+        else:
+            break
+        count += 1
+    _part_from_stores(tiles, group)
+    tiles.settle(operations[count:])
+    pointers = [op.operands[0] for op in group]
+    values = [op.operands[1] for op in group]
+    along = tiles.along(shape, values, pointers)
+    width = tiles.width(shape, along, values)
+    loose = any(tiles.step(name, along) is None for name in pointers)
+
+    def body(index: Index) -> None:
+        found = [[tiles.lane(name, index) for name in op.operands] for op in group]
+        for p, value, *mask in found:
+            memory.store(tiles.b, p, value, mask[0] if mask else None)
+
+    tiles.nest(shape, along, width, body, loose)
+    return count
+
+
+def _part_from_stores(tiles: Tiles, group: Sequence[Operation]) -> None:
+    """Evaluate loads now that may read what these stores write at another place.
+
+    A load and a store through one address read and write the same element and may share the loop. Different arguments
+    are taken to be different tensors, or one tensor at the same places: anything else is a race between the threads of
+    a GPU's program.
+    """
+    stored = {(_root(tiles, op.operands[0]), op.operands[0]) for op in group}
+    for op in group:
+        for name in op.operands:
+            for load in tiles.loads(name):
+                root, address = _root(tiles, load.operands[0]), load.operands[0]
+                if any(root == other and address != written for other, written in stored):
+                    tiles.env[load.result] = tiles.materialize(load.result)
+                    tiles.pending.discard(load.result)
+
+
+def _root(tiles: Tiles, name: str) -> str:
+    """The argument, or the scalar, that an address comes from."""
+    while True:
+        value = tiles.env.get(name)
+        if isinstance(value, Affine):
+            name = value.start
+            continue
+        op = value.op if isinstance(value, Lazy) else tiles.definitions.get(name)
+        if op is None or op.name not in (
+            "tt.addptr", "tt.splat", "tt.broadcast", "tt.expand_dims", "tt.bitcast", "tt.trans", "tt.reshape",
+        ):  # fmt: skip
+            return name
+        name = op.operands[0]
