@@ -6,10 +6,8 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.launch_triton import (
-    INTERPRETED_TILE,
     accumulator,
     block,
-    interpreted,
     kernel,
     launch,
     on_device,
@@ -321,7 +319,7 @@ def adam_pullback(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Te
     Z, device, acc = 1 if lr is None else lr.numel(), p.device, accumulator(p.dtype)
     E = p.numel() // max(Z, 1)
     # With fourteen arrays 8 elements of float64 a thread spill registers.
-    BE = block(E, INTERPRETED_TILE if interpreted(device) else 4096 // acc.itemsize)
+    BE = block(E, 4096 // acc.itemsize)
     parts = -(-E // BE)
     partial = p.new_empty((0, 0) if lr is None else (Z, parts), dtype=acc)
     cotangents = [p if c is None else c.reshape(Z, E) for c in (cp, cm, cv, cx)]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
-from gradlab.kernels.launch_triton import block, capturing, interpreted, kernel, launch
+from gradlab.kernels.launch_triton import block, capturing, kernel, launch
 
 
 class Note(NamedTuple):
@@ -55,7 +55,7 @@ def _unknown_kernel(
 def unknown(t: torch.Tensor, V: int, ignore_index: int) -> torch.Tensor:
     """f[I 2]: for each stretch of t[M] its first row with an unknown class, M if there is none, and that class."""
     (M,) = t.shape
-    parts = 1 if interpreted(t.device) else max(1, min(1024, -(-M // 2**14)))
+    parts = max(1, min(1024, -(-M // 2**14)))
     stretch = -(-M // parts)
     f = t.new_empty((parts, 2), dtype=torch.int64)
     # fmt: off
@@ -64,7 +64,7 @@ def unknown(t: torch.Tensor, V: int, ignore_index: int) -> torch.Tensor:
         t, *t.stride(),
         f,
         M, V, ignore_index, stretch,
-        BM=block(stretch, 2**20 if interpreted(t.device) else 1024), writes=[f],
+        BM=block(stretch, 1024), writes=[f],
     )
     # fmt: on
     return f

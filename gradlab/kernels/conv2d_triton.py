@@ -8,8 +8,9 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.images_triton import empty, index
-from gradlab.kernels.launch_triton import accumulator, block, interpreted, kernel, launch, op, triton_dtype
+from gradlab.kernels.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
 from gradlab.kernels.linear_triton import column_sum
+from gradlab.kernels.sizes_triton import Tile, fill, tile
 from gradlab.kernels.window import Geometry
 
 
@@ -321,9 +322,9 @@ def wgrad(dy: torch.Tensor, x: torch.Tensor, gate: torch.Tensor | None, geometry
     packed = _packed(dy, D)
     BM, BK, BN, warps, stages = _tile(dy, M, K, N if packed else D)
     columns = -(-N // BN) if packed else -(-D // BN) * R * S
-    # Enough programs to fill a GPU of about 132 multiprocessors, each with some rows to add.
-    fill = 264 // (-(-M // BM) * columns * geo.groups) + 1
-    Z = 1 if interpreted(dy.device) else max(1, min(fill, K // (8 * BK)))
+    # Enough programs to fill the device, each with some rows to add.
+    wanted = fill(dy.device) // 2 // (-(-M // BM) * columns * geo.groups) + 1
+    Z = max(1, min(wanted, K // (8 * BK)))
     part = dw.unsqueeze(0) if Z == 1 else dy.new_empty((Z, *dw.shape), dtype=accumulator(dy.dtype))
     launch(
         _wgrad_kernel, [-(-M // BM) * columns, geo.groups, Z],
@@ -349,8 +350,7 @@ def bias_sum(dy: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
     """db[F] = sum over B, P and Q of dy[B F P Q], zeros where gate <= 0; in two passes, no atomics."""
     B, F, P, Q = dy.shape
     M = B * P * Q
-    whole = interpreted(dy.device)
-    Z, BM, BN = 1 if whole else max(1, min(256, M // 512)), block(M, 2**14 if whole else 64), block(F, 64)
+    Z, BM, BN = max(1, min(256, M // 512)), block(M, 64), block(F, 64)
     part = dy.new_empty((Z, F), dtype=accumulator(dy.dtype) if Z > 1 else dy.dtype)
     launch(
         _bias_sum_kernel, [-(-F // BN), Z],
@@ -374,19 +374,9 @@ def _constants(geo: Geometry, *tensors: torch.Tensor | None) -> dict[str, Any]:
 
 
 def _packed(a: torch.Tensor, channels: int) -> bool:
-    """Whether taps and channels share an axis: for few channels, and interpreted, where each step of a loop is dear."""
-    return interpreted(a.device) or channels < 16
+    """Whether taps and channels share an axis of the product: for few channels."""
+    return channels < 16
 
 
-def _tile(a: torch.Tensor, M: int, K: int, N: int) -> tuple[int, int, int, int, int]:
-    """BM, BK, BN, warps, stages: few programs when interpreted; tensor-core tiles in half precision when compiled."""
-    if interpreted(a.device):
-        # The longest of M and K gets what one tile can hold.
-        short, BN = block(min(M, K), 256), block(N, 256)
-        long = block(max(M, K), 2**20 // max(short, BN))
-        return (long, short, BN, 4, 1) if M >= K else (short, long, BN, 4, 1)
-    if a.dtype in (torch.float64, torch.float32):
-        return block(M, 64), 16, block(N, 64), 4, 3
-    # Where channels are not neighbours in memory every element is a load of its own, with an address in registers.
-    BM, BN = block(M, 128 if a.stride(1) == 1 else 64), block(N, 128)
-    return BM, block(K, 32), BN, 8 if BM * BN > 64 * 64 else 4, 3
+def _tile(a: torch.Tensor, M: int, K: int, N: int) -> Tile:
+    return tile("convolution" if a.stride(1) == 1 else "scattered convolution", a, M, K, N)

@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels.launch_triton import INTERPRETED_TILE, block, interpreted, kernel, launch, op
+from gradlab.kernels.launch_triton import block, kernel, launch, op
 
 
 # fmt: off
@@ -52,9 +52,8 @@ def elementwise(jit: JITFunction, tensors: Sequence[torch.Tensor], *scalars: Any
     last = tensors[-1].stride()
     views = [matrix(t, last) for t in tensors]
     M, N = views[-1].shape
-    whole = interpreted(tensors[-1].device)
-    BN = block(N, INTERPRETED_TILE if whole else 1024)
-    BM = block(M, (INTERPRETED_TILE if whole else 4096) // BN, least=1)
+    BN = block(N, 1024)
+    BM = block(M, 4096 // BN, least=1)
     written = [views[i] for i, t in enumerate(tensors) if any(t is w for w in writes)]
     # fmt: off
     launch(

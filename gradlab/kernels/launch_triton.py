@@ -1,40 +1,32 @@
-"""The one gate for Triton launches: a tensor on CUDA compiles the kernel, a tensor on a CPU interprets the same source.
+"""Launches of the lab's Triton kernels: on CUDA through Triton, on a CPU through the compiler in `kernels/cpu`.
 
-Triton decides between its compiler and its interpreter when a kernel is decorated, from an environment variable that
-holds for the whole process. Here the tensor decides, at each launch. A kernel is therefore always decorated as
-compiled; the interpreted twin is made from the same Python function on first use, and Triton's language module is
-switched to its NumPy meaning only while that twin runs (under a lock, and put back afterwards whatever happens).
+Triton has one active back end a process. Here the tensor decides, at each launch, so that tensors on a CPU beside a GPU
+are computed on the CPU. `GRADLAB_CPU=interpret` runs Triton's interpreter there instead: a second opinion, and slow.
 """
 
 import dataclasses
 import functools
 import inspect
-import types
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
-from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
+from gradlab.kernels import compiled_triton, ranges
 from gradlab.kernels import memory_triton as memory
-from gradlab.kernels import ranges
 from gradlab.kernels.forking import Lock
 
-_switched = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
-
-# Most elements of one tile in the interpreter (Triton refuses larger tensors).
-INTERPRETED_TILE = 2**20
 # Every kernel that was decorated so far.
 KERNELS: list[JITFunction] = []
 
 
 def kernel(fn: Callable) -> JITFunction:
-    """Decorate a Triton kernel of this lab: compiled by `launch` on CUDA, interpreted by it on a CPU."""
+    """Decorate a Triton kernel of this lab, which `launch` runs on CUDA and on a CPU."""
     KERNELS.append(JITFunction(fn))
     return KERNELS[-1]
 
@@ -52,31 +44,19 @@ class Launch:
 
 
 _recorded: list[Launch] | None = None
-# The language's modules and classes with their attributes, while it is found out which of them interpretation replaces.
-_before: list[tuple[Any, dict[str, Any]]] | None = None
 
 
-def _put_back() -> None:
-    """In a child forked while another thread interpreted or recorded: the language has its compiled meaning again."""
-    global _recorded, _before
+def _stop_recording() -> None:
+    global _recorded
     _recorded = None
-    if _before is not None:
-        for place, members in _before:
-            for name, now in list(vars(place).items()):
-                if members.get(name, _absent) is not now:
-                    _set(place, name, members.get(name, _absent))
-        _before = None
-    elif _meanings.cache_info().currsize:
-        for place, name, member, _ in _meanings():
-            _set(place, name, member)
 
 
-_lock = Lock(_put_back)
+_lock = Lock(_stop_recording)
 
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Within it, launches choose compiled sizes and are noted, not run: what machine code is read from, GPU or none."""
+    """Within it, launches choose a GPU's sizes and are noted, not run: what machine code is read from, GPU or none."""
     global _recorded
     with _lock:
         _recorded = []
@@ -86,9 +66,47 @@ def recording() -> Iterator[list[Launch]]:
             _recorded = None
 
 
+@contextmanager
+def gpu_sizes() -> Iterator[None]:
+    """Within it, launches on a CPU take a GPU's tiles and splits: what is proven on a CPU is what a GPU launches."""
+    global _gpu_sizes
+    before, _gpu_sizes = _gpu_sizes, True
+    try:
+        yield
+    finally:
+        _gpu_sizes = before
+
+
+@contextmanager
+def interpreting() -> Iterator[None]:
+    """Within it, kernels on a CPU run in Triton's interpreter."""
+    global _interpreting
+    before, _interpreting = _interpreting, True
+    try:
+        yield
+    finally:
+        _interpreting = before
+
+
+def sized_for(device: torch.device) -> str:
+    """Whose tiles launches on this device take: "cuda" or "cpu"."""
+    return "cuda" if device.type == "cuda" or _gpu_sizes or _recorded is not None else "cpu"
+
+
 def interpreted(device: torch.device) -> bool:
-    """Whether kernels on this device run in the interpreter, where programs are dear and elements cheap."""
-    return device.type != "cuda" and _recorded is None
+    """Whether kernels on this device run in Triton's interpreter, whose time is no kernel's speed."""
+    return device.type != "cuda" and _interpreting and _recorded is None
+
+
+def _from_environment() -> bool:
+    chosen = os.environ.get("GRADLAB_CPU", "compile")
+    if chosen not in ("compile", "interpret"):
+        raise ValueError(f"GRADLAB_CPU is {chosen!r}, wanted compile or interpret")
+    return chosen == "interpret"
+
+
+_gpu_sizes = False
+_interpreting = _from_environment()
 
 
 def launch(jit: JITFunction, grid: Sequence[int], *args: Any, writes: Sequence[torch.Tensor],
@@ -101,7 +119,7 @@ def launch(jit: JITFunction, grid: Sequence[int], *args: Any, writes: Sequence[t
         args: tensors, integers and floats in the kernel's order; a float reaches a compiled kernel as float32
             unless the kernel annotates it wider.
         writes: every tensor that the kernel stores to.
-        warps, stages: launch options of the compiled kernel; the interpreter has neither.
+        warps, stages: launch options on CUDA; a CPU has neither.
         holds: tensors that the kernel reaches through addresses, which only its named range has to know.
         constants: the kernel's `tl.constexpr` parameters.
     """
@@ -123,8 +141,13 @@ def launch(jit: JITFunction, grid: Sequence[int], *args: Any, writes: Sequence[t
 def _run(jit: JITFunction, grid: Sequence[int], args: tuple, writes: Sequence[torch.Tensor], warps: int, stages: int,
          constants: dict[str, Any]) -> None:  # fmt: skip
     device = writes[0].device
-    if interpreted(device):
-        _interpret(jit, tuple(grid), args, writes, constants)
+    if device.type != "cuda":
+        if _interpreting:
+            from gradlab.kernels.interpret_triton import interpret
+
+            interpret(jit, tuple(grid), args, writes, constants)
+        else:
+            compiled_triton.run(jit, grid, args, constants)
         return
     if max(grid[1:], default=1) > 65535:
         raise ValueError(f"{jit.fn.__name__}: grid is {tuple(grid)}, wanted at most 65535 programs past the first axis")
@@ -133,110 +156,8 @@ def _run(jit: JITFunction, grid: Sequence[int], args: tuple, writes: Sequence[to
         jit[tuple(grid)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
 
 
-def _interpret(jit: JITFunction, grid: tuple[int, ...], args: tuple, writes: Sequence[torch.Tensor],
-               constants: dict[str, Any]) -> None:  # fmt: skip
-    with staged([a for a in args if isinstance(a, torch.Tensor)], writes) as stage:
-        args = tuple(stage(a) if isinstance(a, torch.Tensor) else a for a in args)
-        values = inspect.getcallargs(jit.fn, *args, **constants)
-        values = {k: v if k in constants else interpreter._implicit_cvt(v) for k, v in values.items()}
-        grid = grid + (1,) * (3 - len(grid))
-        fn = _twin(jit)
-        with _lock, _numpy_language(), np.errstate(all="ignore"):
-            interpreter.interpreter_builder.set_grid_dim(*grid)
-            for index in np.ndindex(*grid):
-                interpreter.interpreter_builder.set_grid_idx(*index)
-                fn(**values)
-
-
-@contextmanager
-def staged(tensors: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> Iterator[Callable]:
-    """Hand an interpreted kernel float32 in place of bfloat16, and round to nearest on the way back.
-
-    Triton's interpreter has no bfloat16 arithmetic and truncates when it stores one. Every bfloat16 value is a
-    float32, so a kernel that accumulates in float32 sees the same numbers; the strides, zeros included, stay.
-    """
-    copies = {_place(t): _widen(t) for t in tensors if t.dtype == torch.bfloat16}
-    yield lambda t: copies.get(_place(t), t)
-    for t in writes:
-        if _place(t) in copies:
-            t.copy_(copies[_place(t)])
-
-
-def _place(t: torch.Tensor) -> tuple:
-    return t.data_ptr(), t.dtype, t.shape, t.stride()
-
-
-def _widen(t: torch.Tensor) -> torch.Tensor:
-    """A float32 copy with the same shape and strides, which `Tensor.float` would not keep for an expanded tensor."""
-    extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
-    return t.detach().as_strided((extent,), (1,)).float().as_strided(t.shape, t.stride(), 0)
-
-
-@functools.cache
-def _twin(jit: JITFunction) -> Callable:
-    """The kernel's Python function, rewritten for the interpreter, in a namespace of its own."""
-    names = dict(jit.fn.__globals__)
-    fn = types.FunctionType(jit.fn.__code__, names, jit.fn.__name__, jit.fn.__defaults__, jit.fn.__closure__)
-    called = {k: names[k] for k in fn.__code__.co_names if isinstance(names.get(k), JITFunction)}
-    names.update({k: _twin(v) for k, v in called.items()})
-    return interpreter.FunctionRewriter(fn).rewrite_ast()
-
-
-@contextmanager
-def _numpy_language() -> Iterator[None]:
-    """Give `triton.language` its NumPy meaning, and put back every attribute afterwards."""
-    try:
-        for place, name, _, numpy_member in _meanings():
-            setattr(place, name, numpy_member)
-        yield
-    finally:
-        for place, name, member, _ in _meanings():
-            _set(place, name, member)
-
-
-_absent = object()
-
-
-def _set(place: Any, name: str, member: Any) -> None:
-    """The attribute as it was, which may be: not there."""
-    if member is not _absent:
-        setattr(place, name, member)
-    elif name in vars(place):
-        delattr(place, name)
-
-
-@functools.cache
-def _meanings() -> list[tuple[Any, str, Any, Any]]:
-    """Every attribute that interpretation replaces: where, name, compiled meaning, NumPy meaning.
-
-    Found once, by letting Triton switch its modules and noting what moved: looking for it costs milliseconds.
-    """
-    global _before
-    before = _before = [(place, dict(vars(place))) for place in _switched]
-    # Triton asks a kernel's globals which modules to switch; a kernel that calls tl.sum needs both.
-    interpreter._patch_lang(types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
-    # tl.sum, tl.max, ... are kernels themselves: what runs is their Python function.
-    for name, member in list(vars(tl).items()):
-        if isinstance(member, JITFunction):
-            setattr(tl, name, member.fn)
-    # The compiler checks integers for overflow in debug builds only; in the interpreter it doubles the work.
-    options = interpreter.interpreter_builder.options
-    interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
-    tl.tensor.__index__ = lambda self: int(self.handle.data.reshape(()))
-    moved = [
-        (place, name, members.get(name, _absent), now)
-        for place, members in before
-        for name, now in vars(place).items()
-        if members.get(name, _absent) is not now
-    ]
-    for place, name, member, _ in moved:
-        _set(place, name, member)
-    _before = None
-    return moved
-
-
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
-    """The Triton dtype of a tensor's elements as a kernel will see them: interpreted bfloat16 is staged as float32."""
+    """The Triton dtype of a tensor's elements."""
     return getattr(tl, str(dtype).removeprefix("torch."))
 
 

@@ -4,7 +4,7 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.class_chunks_triton import cotangent, empties
-from gradlab.kernels.launch_triton import INTERPRETED_TILE, block, interpreted, kernel, launch, op, triton_dtype
+from gradlab.kernels.launch_triton import block, kernel, launch, op, triton_dtype
 from gradlab.kernels.linear_cross_entropy import chunk
 from gradlab.kernels.linear_triton import column_sum, product_into
 from gradlab.kernels.softcap_triton import cap_slope, capped
@@ -96,8 +96,7 @@ def second(uh: torch.Tensor | None, uw: torch.Tensor | None, ub: torch.Tensor | 
             if sums or width < V:
                 product_into(x, h, w_, b_)
                 _direction(u, h, w_, uh, uw_, ub_)
-            BV = block(N, 2**14 if interpreted(h.device) else 256)
-            BM = block(M, INTERPRETED_TILE // BV if interpreted(h.device) else 4, least=1)
+            BV, BM = block(N, 256), block(M, 4, least=1)
             # fmt: off
             launch(
                 _second_kernel, [Z * -(-M // BM)],

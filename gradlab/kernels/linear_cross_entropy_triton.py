@@ -5,10 +5,11 @@ import triton.language as tl
 
 from gradlab.kernels.class_chunks_triton import cotangent, empties
 from gradlab.kernels.classes_triton import refuse_unknown
-from gradlab.kernels.launch_triton import accumulator, block, interpreted, kernel, launch, op, triton_dtype
+from gradlab.kernels.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
 from gradlab.kernels.linear_cross_entropy import chunk
 from gradlab.kernels.linear_triton import column_sum, product_into
 from gradlab.kernels.rows_triton import fold
+from gradlab.kernels.sizes_triton import fill, tile
 from gradlab.kernels.softcap_triton import cap_slope, capped
 
 
@@ -228,10 +229,9 @@ def loss(h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, b: torch.Tensor | No
     (Z, M, K), V = h.shape, w.shape[-1]
     refuse_unknown("linear_cross_entropy", t.reshape(-1), V, 1, ignore_index)
     r, s = _loss_fake(h, w, t, b, c, ignore_index, label_smoothing, softcap)
-    BM, BK, BV, warps, stages = _tile(h, M, K, V)
+    BM, BK, BV, warps, stages = tile("logits", h, M, K, V)
     tiles = -(-V // BV)
-    # About four programs for each multiprocessor of a large GPU, whatever the rows; interpreted, programs are dear.
-    splits = 1 if interpreted(h.device) else max(1, min(tiles, 512 // max(1, Z * -(-M // BM))))
+    splits = max(1, min(tiles, fill(h.device) // max(1, Z * -(-M // BM))))
     each = -(-tiles // splits)
     splits = -(-tiles // each)
     p = s.new_empty((Z, 5, splits, M) if splits > 1 else (0, 0, 0, 0))
@@ -255,7 +255,7 @@ def loss(h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, b: torch.Tensor | No
     )
     if splits == 1:
         return r, s
-    BM = block(M, 2**14 if interpreted(h.device) else 64)
+    BM = block(M, 64)
     launch(
         _merge_kernel, [Z * -(-M // BM)],
         p, *p.stride()[:3],
@@ -292,7 +292,7 @@ def pullback(g: torch.Tensor, h: torch.Tensor, w: torch.Tensor, t: torch.Tensor,
         part = slice(first, min(first + width, V))
         w_, (b_, c_) = w[..., part], (None if a is None else a[..., part] for a in (b, c))
         d = buffer[..., : w_.shape[-1]]
-        BM, BK, BV, warps, stages = _tile(h, M, K, d.shape[-1])
+        BM, BK, BV, warps, stages = tile("logits", h, M, K, d.shape[-1])
         # fmt: off
         launch(
             _pullback_kernel, [Z * -(-M // BM) * -(-d.shape[-1] // BV)],
@@ -322,13 +322,3 @@ def pullback(g: torch.Tensor, h: torch.Tensor, w: torch.Tensor, t: torch.Tensor,
 def _present(h: torch.Tensor, t: torch.Tensor | None) -> tuple:
     """A tensor that may be absent, and its two strides."""
     return (h, 0, 0) if t is None else (t, *t.stride())
-
-
-def _tile(h: torch.Tensor, M: int, K: int, V: int) -> tuple[int, int, int, int, int]:
-    """BM, BK, BV, warps, stages: few programs when interpreted; tensor-core tiles in half precision when compiled."""
-    if interpreted(h.device):
-        BM = block(M, 1024)
-        return BM, block(K, 1024), block(V, 2**20 // BM), 4, 1
-    if h.dtype in (torch.float64, torch.float32):
-        return block(M, 64), 16, block(V, 64), 4, 3
-    return block(M, 128), block(K, 64), block(V, 128), 8, 3

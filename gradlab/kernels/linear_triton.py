@@ -5,7 +5,8 @@ import math
 import torch
 import triton.language as tl
 
-from gradlab.kernels.launch_triton import accumulator, block, interpreted, kernel, launch, op, triton_dtype
+from gradlab.kernels.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
+from gradlab.kernels.sizes_triton import tile
 
 
 # fmt: off
@@ -123,7 +124,7 @@ def product_into(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.
                  gate: torch.Tensor | None = None, place: str = "", relu: bool = False) -> None:  # fmt: skip
     """`product` written to y[M N], of any strides and dtype; bias[M N] is added too, and may be y: then y grows."""
     M, K, N = *a.shape[-2:], b.shape[-1]
-    BM, BK, BN, warps, stages = _tile(a, M, K, N)
+    BM, BK, BN, warps, stages = tile("product", a, M, K, N)
     shape: str = ""
     c: tuple[object, ...] = (a, 0, 0, 0)
     if bias is not None and bias.ndim == a.ndim:
@@ -159,10 +160,7 @@ def column_sum(a: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
     """
     M, N = a.shape[-2:]
     Z = math.prod(a.shape[:-2])
-    if interpreted(a.device):
-        parts, BM, BN = 1, block(M, 1024), block(N, 1024)
-    else:
-        parts, BM, BN = max(1, min(256, M // 512)), block(M, 64), block(N, 64)
+    parts, BM, BN = max(1, min(256, M // 512)), block(M, 64), block(N, 64)
     partial = a.new_empty((Z, parts, N), dtype=accumulator(a.dtype) if parts > 1 else a.dtype)
     # fmt: off
     launch(
@@ -186,14 +184,3 @@ def _strides(t: torch.Tensor, axes: int) -> tuple[int, ...]:
 def _empty(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> torch.Tensor:
     Z, M, N = a.shape[:-2], a.shape[-2], b.shape[-1]
     return a.new_empty((*Z, N, M)).mT if transposed else a.new_empty((*Z, M, N))
-
-
-def _tile(a: torch.Tensor, M: int, K: int, N: int) -> tuple[int, int, int, int, int]:
-    """BM, BK, BN, warps, stages: few programs when interpreted; tensor-core tiles in half precision when compiled."""
-    if interpreted(a.device):
-        return block(M, 1024), block(K, 1024), block(N, 1024), 4, 1
-    if a.dtype in (torch.float64, torch.float32):
-        # No tensor cores at full precision: more of K at a time spills registers where an operand is gated.
-        return block(M, 64), 16, block(N, 64), 4, 3
-    BM, BN = block(M, 128), block(N, 128)
-    return BM, block(K, 64), BN, 8 if BM * BN > 64 * 128 else 4, 3

@@ -14,18 +14,15 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from gradlab.kernels.launch_triton import (
-    INTERPRETED_TILE,
     accumulator,
     block,
-    interpreted,
     kernel,
     launch,
     on_device,
-    staged,
     triton_dtype,
 )  # fmt: skip
 
-# Elements of one compiled chunk: one program's share of a tensor.
+# Elements of one chunk: a program's share of a tensor.
 CHUNK = 2048
 
 
@@ -95,11 +92,6 @@ def dense(t: torch.Tensor) -> torch.Tensor:
     return t
 
 
-def chunk_of(sizes: Sequence[int], device: torch.device, compiled: int = CHUNK) -> int:
-    """Elements of one chunk of tensors of these sizes: `compiled`, or in the interpreter as many as it takes."""
-    return block(max(sizes, default=1), INTERPRETED_TILE, least=1) if interpreted(device) else compiled
-
-
 def chunks_in(sizes: Sequence[int], BE: int) -> int:
     """How many programs a launch over tensors of these sizes has."""
     return sum(-(-size // BE) for size in sizes)
@@ -108,7 +100,7 @@ def chunks_in(sizes: Sequence[int], BE: int) -> int:
 def launch_many(jit: JITFunction, columns: Sequence[Sequence[torch.Tensor]], written: Sequence[int],
                 scalars: Sequence[float] = (), *, words: Sequence[Sequence[int]] = (),
                 args: Sequence[torch.Tensor | None] = (), dtypes: Mapping[str, int] | None = None,
-                compiled: int = CHUNK, op: str, **constants: Any) -> None:  # fmt: skip
+                chunk: int = CHUNK, op: str, **constants: Any) -> None:  # fmt: skip
     """Run `jit` over T tensors in one launch, each in chunks; tensors without elements take no part.
 
     Args:
@@ -121,7 +113,7 @@ def launch_many(jit: JITFunction, columns: Sequence[Sequence[torch.Tensor]], wri
         words: for each tensor as many further words of the row.
         args: tensors for every program; None stands for one that the kernel does not read.
         dtypes: constant -> the column whose dtype it is, as the kernel sees it; DTYPE, that of the first, by default.
-        compiled: elements of one chunk of the compiled kernel.
+        chunk: elements that one program works on.
         op: the public name of what launches, for errors.
     """
     tensors = list(zip(*columns, strict=True))
@@ -134,17 +126,10 @@ def launch_many(jit: JITFunction, columns: Sequence[Sequence[torch.Tensor]], wri
     if not rows:
         return
     first = rows[0][0]
-    device, dtype, named = first[0].device, first[0].dtype, dtypes or {"DTYPE": 0}
-    BE = chunk_of([row[0].numel() for row, *_ in rows], device, compiled)
-    constants |= {"ACC": triton_dtype(accumulator(dtype)), "BE": BE}
-    if not interpreted(device):
-        constants |= {name: triton_dtype(first[i].dtype) for name, i in named.items()}
-        _launch_table(op, jit, rows, BE, args, constants)
-        return
-    with staged([t for row, *_ in rows for t in row], [row[i] for row, *_ in rows for i in written]) as stage:
-        seen = [([stage(t) for t in row], *rest) for row, *rest in rows]
-        constants |= {name: triton_dtype(seen[0][0][i].dtype) for name, i in named.items()}
-        _launch_table(op, jit, seen, BE, args, constants)
+    dtype, named = first[0].dtype, dtypes or {"DTYPE": 0}
+    constants |= {"ACC": triton_dtype(accumulator(dtype)), "BE": chunk}
+    constants |= {name: triton_dtype(first[i].dtype) for name, i in named.items()}
+    _launch_table(op, jit, rows, chunk, args, constants)
 
 
 def _launch_table(op: str, jit: JITFunction, rows: list, BE: int, args: Sequence[torch.Tensor | None],

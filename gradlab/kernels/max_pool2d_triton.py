@@ -12,10 +12,8 @@ import triton.language as tl
 
 from gradlab.kernels.images_triton import empty, index
 from gradlab.kernels.launch_triton import (
-    INTERPRETED_TILE,
     accumulator,
     block,
-    interpreted,
     kernel,
     launch,
     op,
@@ -188,7 +186,7 @@ def _launch(jit, geometry: Sequence[int], last: bool, reads: Sequence[torch.Tens
     geo = Geometry.of(geometry)
     (R, S), (SH, SW), (DH, DW), (P, Q) = geo.window, geo.stride, geo.dilation, geo.result
     E = writes[0].numel()
-    BE = block(E, INTERPRETED_TILE if interpreted(writes[0].device) else 1024)
+    BE = block(E, 1024)
     # fmt: off
     launch(
         jit, [-(-E // BE)],

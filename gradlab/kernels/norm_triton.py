@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import torch
 import triton.language as tl
 
-from gradlab.kernels.launch_triton import block, interpreted, kernel, launch, on_device, op
+from gradlab.kernels.launch_triton import block, kernel, launch, on_device, op
 from gradlab.kernels.many_triton import (
     address,
-    chunk_of,
     chunks_in,
     dense,
     keep,
@@ -131,14 +130,13 @@ def global_norm(tensors: Sequence[torch.Tensor], max_norm: float, grad_scale: to
         if t.numel():
             batches[t.dtype].append(dense(t))
     sizes = {dtype: [t.numel() for t in batch] for dtype, batch in batches.items()}
-    parts = {dtype: chunks_in(many, chunk_of(many, device, STRETCH)) for dtype, many in sizes.items()}
+    parts = {dtype: chunks_in(many, STRETCH) for dtype, many in sizes.items()}
     s = torch.empty(sum(parts.values()), dtype=torch.float64, device=device)
     at = 0
     for dtype, batch in batches.items():
-        tile = chunk_of(sizes[dtype], device, TILE)
         launch_many(
-            _squares_kernel, (batch,), (), args=(grad_scale, s[at:]), compiled=STRETCH,
-            SCALED=grad_scale is not None, TILE=tile, op="clip_grad_norm_",
+            _squares_kernel, (batch,), (), args=(grad_scale, s[at:]), chunk=STRETCH,
+            SCALED=grad_scale is not None, TILE=TILE, op="clip_grad_norm_",
         )  # fmt: skip
         at += parts[dtype]
     return _clipped(s, at, max_norm)
@@ -161,7 +159,7 @@ def _clipped(s: torch.Tensor, count: int, max_norm: float) -> torch.Tensor:
         _clip_kernel, [1],
         s, on_device([max_norm, EPS], torch.float64, s.device, "clip_grad_norm_"), y,
         count,
-        BI=block(count, 2**20 if interpreted(s.device) else 1024), writes=[y],
+        BI=block(count, 1024), writes=[y],
     )
     # fmt: on
     return y

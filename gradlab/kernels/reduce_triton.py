@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels.launch_triton import INTERPRETED_TILE, accumulator, block, interpreted, launch, triton_dtype
+from gradlab.kernels.launch_triton import accumulator, block, launch, triton_dtype
 from gradlab.kernels.linear_triton import column_sum
 
 # Elements that one program sums before a second one is worth its launch.
@@ -25,8 +25,7 @@ def rows(jit: JITFunction, tensors: Sequence[torch.Tensor | None], keep: int, de
     assert first is not None
     Z, E = math.prod(first.shape[:keep]), math.prod(first.shape[keep:])
     views = [first if t is None else t.reshape(Z, E) for t in tensors]
-    whole = interpreted(first.device)
-    parts = 1 if whole else max(1, min(1024, -(-E // STRETCH)))
+    parts = max(1, min(1024, -(-E // STRETCH)))
     stretch = -(-E // parts)
     acc = accumulator(first.dtype)
     partial = first.new_empty((Z, parts), dtype=acc)
@@ -36,7 +35,7 @@ def rows(jit: JITFunction, tensors: Sequence[torch.Tensor | None], keep: int, de
         *(part for t, v in zip(tensors, views, strict=True) for part in ((v, 0, 0) if t is None else (v, *v.stride()))),
         partial,
         E, stretch, parts, den,
-        ACC=triton_dtype(acc), BE=block(stretch, INTERPRETED_TILE if whole else 2048), **constants, writes=[partial],
+        ACC=triton_dtype(acc), BE=block(stretch, 2048), **constants, writes=[partial],
     )
     # fmt: on
     total = partial[:, 0] if parts == 1 else column_sum(partial.unsqueeze(-1), None)[:, 0]

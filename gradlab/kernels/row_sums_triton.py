@@ -6,7 +6,7 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels import reduce_triton
-from gradlab.kernels.launch_triton import INTERPRETED_TILE, block, interpreted, kernel, launch, op, triton_dtype
+from gradlab.kernels.launch_triton import block, kernel, launch, op, triton_dtype
 from gradlab.kernels.linear_triton import column_sum
 
 
@@ -70,8 +70,7 @@ def count(t: torch.Tensor, w: torch.Tensor | None, V: int, ignore_index: int, wi
     """
     *Z, M = t.shape
     t = t.reshape(math.prod(Z), M)
-    whole = interpreted(t.device)
-    parts = 1 if whole else max(1, min(1024, -(-M // 2**16)))
+    parts = max(1, min(1024, -(-M // 2**16)))
     stretch = -(-M // parts)
     acc = torch.float64 if wide else torch.float32
     d = t.new_empty((t.shape[0], parts, 2), dtype=acc)
@@ -82,7 +81,7 @@ def count(t: torch.Tensor, w: torch.Tensor | None, V: int, ignore_index: int, wi
         *((d, 0) if w is None else (w, *w.stride())),
         d,
         M, V, ignore_index, stretch, parts,
-        HAS_W=w is not None, ACC=triton_dtype(acc), BM=block(stretch, INTERPRETED_TILE if whole else 2048), writes=[d],
+        HAS_W=w is not None, ACC=triton_dtype(acc), BM=block(stretch, 2048), writes=[d],
     )
     # fmt: on
     return (d[:, 0] if parts == 1 else column_sum(d, None)).reshape(*Z, 2)

@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels.launch_triton import accumulator, block, interpreted, kernel, launch, triton_dtype
+from gradlab.kernels.launch_triton import accumulator, block, kernel, launch, triton_dtype
 from gradlab.kernels.softcap_triton import cap_slope
 
 # Logits that a compiled program works on at a time.
@@ -130,11 +130,8 @@ def settings(acc: torch.dtype, q: torch.Tensor | None, w: torch.Tensor | None, e
 
 
 def tile(x: torch.Tensor) -> tuple[int, int]:
-    """BM, BV: whole rows when interpreted; TILE logits a program when compiled, longest where they are neighbours."""
+    """BM, BV: TILE logits a program, longest where they are neighbours in memory."""
     N, V, D = x.shape
-    if interpreted(x.device):
-        BV = block(V, 2**14)
-        return block(N * D, 2**20 // BV, least=1), BV
     if D > 1 and x.stride(2) == 1:
         BM = block(D, 128, least=1)
         return BM, block(V, TILE // BM, least=1)

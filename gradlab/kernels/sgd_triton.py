@@ -6,10 +6,8 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.launch_triton import (
-    INTERPRETED_TILE,
     accumulator,
     block,
-    interpreted,
     kernel,
     launch,
     on_device,
@@ -146,7 +144,7 @@ def sgd_pullback(cp: torch.Tensor, cb: torch.Tensor | None, scalars: Sequence[fl
     """
     grads = _sgd_pullback_fake(cp, cb, scalars)
     E, device = cp.numel(), cp.device
-    BE = block(E, INTERPRETED_TILE if interpreted(device) else 1024)
+    BE = block(E, 1024)
     # fmt: off
     launch(
         _sgd_pullback_kernel, [-(-E // BE)],

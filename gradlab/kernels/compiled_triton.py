@@ -1,0 +1,115 @@
+"""The lab's kernels on a CPU: compiled by `kernels/cpu` whichever back end Triton itself has active, and kept by key.
+
+A compiled kernel depends on dtypes, on which integers are 1 and which are past 32 bits, and on the constants. It does not
+depend on whether sizes and addresses are multiples of 16: a CPU's vectors load from anywhere.
+"""
+
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from triton.backends import Backend, backends
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from gradlab.kernels.cpu import cache_triton
+from gradlab.kernels.cpu.binary import Binary
+from gradlab.kernels.cpu.compiler import CPUBackend
+from gradlab.kernels.cpu.driver import CPUDriver
+from gradlab.kernels.cpu.launching import Kernel
+from gradlab.kernels.forking import Lock
+
+# Triton's front end parses one kernel at a time.
+PARSER = Lock()
+TARGET = GPUTarget("cpu", platform.machine(), 1)
+
+
+class _Prepared:
+    """A kernel with, for each of its arguments, where among the launch's it stands and whether it is a tensor."""
+
+    __slots__ = ("kernel", "numbers", "tensors")
+
+    def __init__(self, kernel: Kernel, names: Sequence[str], args: Sequence[Any]) -> None:
+        self.kernel = kernel
+        self.numbers = [names.index(name) for name, _ in kernel.binary.arguments]
+        self.tensors = [isinstance(args[i], torch.Tensor) for i in self.numbers]
+
+
+_prepared: dict[tuple, _Prepared] = {}
+
+
+def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: dict[str, Any]) -> None:
+    """Run `jit` over `grid` on tensors of a CPU.
+
+    Args:
+        args: tensors, integers and floats in the kernel's order.
+        constants: the kernel's `tl.constexpr` parameters by name.
+    """
+    key = (jit, *map(_kind, args), *constants.values())
+    found = _prepared.get(key)
+    if found is None:
+        found = _prepared[key] = _prepare(jit, args, constants)
+    values = [args[i].data_ptr() if tensor else args[i] for i, tensor in zip(found.numbers, found.tensors, strict=True)]
+    x, y, z = (*grid, 1, 1)[:3]
+    found.kernel((x, y, z), values)
+
+
+def _kind(value: Any) -> Any:
+    """What of an argument the code depends on."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype
+    if type(value) is float:
+        return float
+    # Not the truth value of the comparison, which would be equal to 1.
+    return 1 if value == 1 else 32 if -(2**31) <= value < 2**31 else 64
+
+
+def _prepare(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> _Prepared:
+    return _Prepared(Kernel(compiled(jit, args, constants), torch.get_num_threads), list(jit.arg_names), args)
+
+
+def compiled(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> Binary:
+    """The machine code of a launch, out of Triton's cache on disk where it is there."""
+    cache_triton.install()
+    # A checkout that is not installed has no entry point by which Triton finds the back end.
+    backends.setdefault("cpu", Backend(compiler=CPUBackend, driver=CPUDriver))
+    source = _source(jit, args, constants)
+    with PARSER:
+        found = triton.compile(source, target=TARGET, options={"enable_fp_fusion": True})
+    return Binary.unseal(found.asm["obj"])
+
+
+def _source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> ASTSource:
+    signature, fixed = {}, dict(constants)
+    for parameter, value in zip(jit.params, args, strict=False):
+        name = parameter.name
+        if isinstance(value, torch.Tensor):
+            signature[name] = f"*{type_name(value.dtype)}"
+        elif isinstance(value, float):
+            signature[name] = parameter.annotation_type or "fp32"
+        elif value == 1:
+            fixed[name] = 1
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+    signature |= dict.fromkeys(fixed, "constexpr")
+    return ASTSource(
+        fn=jit,
+        signature={name: signature[name] for name in jit.arg_names},
+        constexprs={(jit.arg_names.index(name),): value for name, value in fixed.items()},
+        attrs={},
+    )
+
+
+_SHORT: dict[str, str] = {
+    "float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "bool": "i1",
+    "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
+    "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64",
+}  # fmt: skip
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """How Triton writes an element type in a signature."""
+    return _SHORT[str(dtype).removeprefix("torch.")]

@@ -1,0 +1,72 @@
+"""Tiles for CUDA and for a CPU: one table of what a program of a product owns.
+
+On CUDA full precision has no tensor cores, and more of K at a time spills registers where an operand is masked; half
+precision takes tiles that its tensor cores want. On a CPU a tile's operands are packed into the second-level cache and
+read from there once for each strip of the micro-kernel: 3 x 64 KiB of float32 at 128 x 128 x 128.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from gradlab.kernels.launch_triton import block, sized_for
+
+
+class Tile(NamedTuple):
+    """y[M N] a program owns, in steps of K; launch options of CUDA."""
+
+    M: int
+    K: int
+    N: int
+    warps: int = 4
+    stages: int = 3
+
+
+class _Most(NamedTuple):
+    """The largest tile, its warps, and the largest M N for which 4 warps are enough."""
+
+    M: int
+    K: int
+    N: int
+    warps: int = 4
+    small: int = 0
+
+
+# By what is computed, whose sizes, and whether in half precision.
+_TILES: dict[tuple[str, str, bool], _Most] = {
+    ("product", "cuda", False): _Most(64, 16, 64),
+    ("product", "cuda", True): _Most(128, 64, 128, 8, small=64 * 128),
+    ("product", "cpu", False): _Most(128, 128, 128),
+    ("product", "cpu", True): _Most(128, 128, 128),
+    ("convolution", "cuda", False): _Most(64, 16, 64),
+    # Where channels are neighbours in memory; elsewhere every element is a load of its own, its address in registers.
+    ("convolution", "cuda", True): _Most(128, 32, 128, 8, small=64 * 64),
+    ("scattered convolution", "cuda", True): _Most(64, 32, 128, 8, small=64 * 64),
+    ("convolution", "cpu", False): _Most(128, 32, 64),
+    ("convolution", "cpu", True): _Most(128, 32, 64),
+    ("logits", "cuda", False): _Most(64, 16, 64),
+    ("logits", "cuda", True): _Most(128, 64, 128, 8),
+    ("logits", "cpu", False): _Most(64, 128, 128),
+    ("logits", "cpu", True): _Most(64, 128, 128),
+}
+# Programs that fill the device: about four for each multiprocessor of a large GPU; a few for each core of a CPU.
+_FILL = {"cuda": 512, "cpu": 16}
+
+
+def tile(what: str, like: torch.Tensor, M: int, K: int, N: int) -> Tile:
+    """The tile of a product y[M N] = a[M K] b[K N] for operands like `like`, no larger than the product needs.
+
+    Args:
+        what: "product", "convolution", "scattered convolution" (channels are no neighbours in memory) or "logits".
+    """
+    device, half = sized_for(like.device), like.dtype in (torch.float16, torch.bfloat16)
+    most = _TILES.get((what, device, half)) or _TILES["convolution", device, half]
+    BM, BK, BN = block(M, most.M), block(K, most.K), block(N, most.N)
+    if device == "cuda" and not half:
+        BK = most.K
+    return Tile(BM, BK, BN, 4 if BM * BN <= most.small else most.warps)
+
+
+def fill(device: torch.device) -> int:
+    """How many programs a launch is split into at least, where its work can be split."""
+    return _FILL[sized_for(device)]
