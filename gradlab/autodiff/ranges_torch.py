@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from gradlab.autodiff import batched_torch
+from gradlab.kernels import memory_triton as memory
 from gradlab.kernels import ranges
 
 P = ParamSpec("P")
@@ -33,7 +34,21 @@ def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-class Function(torch.autograd.Function):
+class Direct(torch.autograd.Function):
+    """A `torch.autograd.Function` that an eager call on plain tensors enters without torch's own preparations."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+            if not memory.strange(args):
+                # torch's own `apply` binds the arguments to forward's signature first, which takes longer than a kernel.
+                return super(torch.autograd.Function, cls).apply(*args)
+            if batched_torch.hides_batch(args):
+                return batched_torch.apply(cls, args)
+        return super().apply(*args)
+
+
+class Function(Direct):
     """A `torch.autograd.Function` whose backward opens a range, in whichever thread autograd runs it.
 
     Where torch.autograd batches a backward, the Function is applied by its own vmap rule.
@@ -44,12 +59,6 @@ class Function(torch.autograd.Function):
         cls.setup_context = staticmethod(_noted(cls.setup_context))  # type: ignore[method-assign]
         cls.backward = staticmethod(_ranged(cls, cls.backward))  # type: ignore[method-assign]
         cls.vmap = staticmethod(batched_torch.through(cls.vmap))  # type: ignore[method-assign]
-
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        if batched_torch.hides_batch(args):
-            return batched_torch.apply(cls, args)
-        return super().apply(*args)
 
 
 def _noted(setup_context: Callable[..., None]) -> Callable[..., None]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.ranges_torch import Function
+from gradlab.autodiff.ranges_torch import Direct, Function
 from gradlab.kernels import row_sums_triton as kernels
 from gradlab.kernels.launch_triton import accumulator
 
@@ -19,7 +19,7 @@ class Reduction(NamedTuple):
     return_z_loss: bool
 
 
-class Count(torch.autograd.Function):
+class Count(Direct):
     """d[2] = (sum of w[t[m]] over the rows not ignored, their number); nothing goes back, so no range is opened."""
 
     @staticmethod

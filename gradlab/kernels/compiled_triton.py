@@ -48,23 +48,25 @@ def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: d
         args: tensors, integers and floats in the kernel's order.
         constants: the kernel's `tl.constexpr` parameters by name.
     """
-    key = (jit, *map(_kind, args), *constants.values())
+    # What of the arguments the code depends on: dtypes, which integers are 1, which are past 32 bits.
+    key = (
+        jit,
+        *[
+            a.dtype
+            if isinstance(a, torch.Tensor)
+            else float
+            if type(a) is float
+            else (1 if a == 1 else 32 if -(2**31) <= a < 2**31 else 64)
+            for a in args
+        ],
+        *constants.values(),
+    )
     found = _prepared.get(key)
     if found is None:
         found = _prepared[key] = _prepare(jit, args, constants)
     values = [args[i].data_ptr() if tensor else args[i] for i, tensor in zip(found.numbers, found.tensors, strict=True)]
     x, y, z = (*grid, 1, 1)[:3]
     found.kernel((x, y, z), values)
-
-
-def _kind(value: Any) -> Any:
-    """What of an argument the code depends on."""
-    if isinstance(value, torch.Tensor):
-        return value.dtype
-    if type(value) is float:
-        return float
-    # Not the truth value of the comparison, which would be equal to 1.
-    return 1 if value == 1 else 32 if -(2**31) <= value < 2**31 else 64
 
 
 def _prepare(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> _Prepared:

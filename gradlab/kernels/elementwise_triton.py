@@ -11,6 +11,10 @@ from triton.runtime.jit import JITFunction
 from gradlab.kernels.launch_triton import block, kernel, launch, op
 
 
+# Elements of one program.
+TILE = 4096
+
+
 # fmt: off
 @kernel
 def _times_kernel(
@@ -49,16 +53,22 @@ def elementwise(jit: JITFunction, tensors: Sequence[torch.Tensor], *scalars: Any
 
     The axes are taken in the order in which the last tensor lies in memory, which its tiles follow.
     """
-    last = tensors[-1].stride()
-    views = [matrix(t, last) for t in tensors]
-    M, N = views[-1].shape
-    BN = block(N, 1024)
-    BM = block(M, 4096 // BN, least=1)
-    written = [views[i] for i, t in enumerate(tensors) if any(t is w for w in writes)]
+    last = tensors[-1]
+    if all([t.is_contiguous() for t in tensors]):
+        # One row of neighbours, without a view of each tensor, which takes the host longer than a small kernel.
+        M, N, written = 1, last.numel(), writes
+        parts = [part for t in tensors for part in (t, 0, 1)]
+    else:
+        views = [matrix(t, last.stride()) for t in tensors]
+        M, N = views[-1].shape
+        written = [views[i] for i, t in enumerate(tensors) if any(t is w for w in writes)]
+        parts = [part for v in views for part in (v, *v.stride())]
+    BN = block(N, TILE if M == 1 else 1024)
+    BM = block(M, TILE // BN, least=1)
     # fmt: off
     launch(
         jit, [-(-M // BM) * -(-N // BN)],
-        *(part for v in views for part in (v, *v.stride())),
+        *parts,
         *scalars,
         M, N,
         **constants, BM=BM, BN=BN, writes=written,

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
@@ -196,7 +195,7 @@ def on_device(values: Sequence, dtype: torch.dtype, device: torch.device, op: st
 
 def block(size: int, most: int, least: int = 16) -> int:
     """The power of two that covers `size`, held between `least` and `most`."""
-    return max(least, min(most, triton.next_power_of_2(max(size, 1))))
+    return max(least, min(most, 1 << (size - 1).bit_length() if size > 1 else 1))
 
 
 def op(
