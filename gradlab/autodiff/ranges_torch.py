@@ -41,7 +41,7 @@ class Direct(torch.autograd.Function):
     def apply(cls, *args: Any) -> Any:
         if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
             if not memory.strange(args):
-                # torch's own `apply` binds the arguments to forward's signature first, which takes longer than a kernel.
+                # torch's own `apply` binds arguments to forward's signature first, which takes longer than a kernel.
                 return super(torch.autograd.Function, cls).apply(*args)
             if batched_torch.hides_batch(args):
                 return batched_torch.apply(cls, args)

@@ -10,7 +10,6 @@ from triton.runtime.jit import JITFunction
 
 from gradlab.kernels.launch_triton import block, kernel, launch, op
 
-
 # Elements of one program.
 TILE = 4096
 
@@ -54,7 +53,7 @@ def elementwise(jit: JITFunction, tensors: Sequence[torch.Tensor], *scalars: Any
     The axes are taken in the order in which the last tensor lies in memory, which its tiles follow.
     """
     last = tensors[-1]
-    if all([t.is_contiguous() for t in tensors]):
+    if all(t.is_contiguous() for t in tensors):
         # One row of neighbours, without a view of each tensor, which takes the host longer than a small kernel.
         M, N, written = 1, last.numel(), writes
         parts = [part for t in tensors for part in (t, 0, 1)]
