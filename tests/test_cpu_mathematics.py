@@ -147,24 +147,19 @@ def arguments(name, element, count):
     x = everywhere(element, count)
     if name not in OPERANDS:
         return (x,)
-    y = np.random.default_rng(1).permutation(x)
-    if name != "pow":
-        return x, y
-    # Powers that are neither 0 nor infinite are rare among all.
-    rng = np.random.default_rng(2)
-    largest = np.finfo(FLOAT[element]).maxexp
-    base = 2.0 ** rng.uniform(-largest + 2, largest, count)
-    base[: count // 2] = rng.uniform(0.5, 2, count // 2)
-    exponents = rng.uniform(-1.1, 1.1, count) * largest / np.log2(base)
-    base[::3] *= -1
-    exponents[::3] = np.rint(exponents[::3])
-    pairs = np.array(
-        [(a, b) for a in (0.0, 1.0, 0.5, 3.0, np.inf, np.nan) for b in (0.0, 1.0, 2.0, 2.5, np.inf, np.nan)]
-    )
-    pairs = np.concatenate([pairs * signs for signs in ([1, 1], [1, -1], [-1, 1], [-1, -1])])
-    with np.errstate(over="ignore"):
-        more = [(a.astype(FLOAT[element]), b.astype(FLOAT[element])) for a, b in ((base, exponents), pairs.T)]
-    return tuple(whole(*parts) for parts in zip((x, y), *more, strict=True))
+    several = (0.0, 0.5, 1.0, 2.0, 2.5, 3.0, np.inf, np.nan)
+    pairs = np.array([(a, b) for a in (*several, *np.negative(several)) for b in (*several, *np.negative(several))])
+    given = [(x, np.random.default_rng(1).permutation(x)), pairs.T]
+    if name == "pow":
+        # Powers that are neither 0 nor infinite are rare among all.
+        rng, largest = np.random.default_rng(2), np.finfo(FLOAT[element]).maxexp
+        base = 2.0 ** rng.uniform(-largest + 2, largest, count)
+        base[: count // 2] = rng.uniform(0.5, 2, count // 2)
+        exponents = rng.uniform(-1.1, 1.1, count) * largest / np.log2(base)
+        base[::3], exponents[::3] = -base[::3], np.rint(exponents[::3])
+        given.append((base, exponents))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return tuple(whole(*(part.astype(FLOAT[element]) for part in parts)) for parts in zip(*given, strict=True))
 
 
 def worst(name, *operands, **how):
@@ -179,7 +174,7 @@ def worst(name, *operands, **how):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_error(name, element):
     bound = dict(ULPS, **dict.fromkeys(EXACT, (0.0, 0.0)))[name][element == "f64"]
-    error, at = worst(name, *arguments(name, element, 100_000 if element == "f32" else 50_000))
+    error, at = worst(name, *arguments(name, element, 60_000 if element == "f32" else 30_000))
     # The reference is itself a little off.
     assert error <= bound + 0.01, f"{name} is {error:.3f} ulp off at {at}"
 
@@ -205,7 +200,7 @@ def test_next_to_multiples_of_pi(name, element):
 @pytest.mark.parametrize("element", FLOAT)
 def test_every_width_gives_the_same_bits(element):
     """Scalars, narrow and wide vectors, with the instructions of wide registers and without them."""
-    others = [{"width": width} for width in (0, 2, 4, 8)] + [{"width": 16, "vector_bits": 128}]
+    others = [{"width": width} for width in (0, 4, 8)] + [{"width": 16, "vector_bits": 128}]
     for name in FUNCTIONS:
         operands = arguments(name, element, 4000)
         wide = computed(name, *operands)

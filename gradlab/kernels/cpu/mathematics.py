@@ -20,11 +20,11 @@ from gradlab.kernels.cpu.mathematics_numbers import FORMATS, Number
 
 # Largest errors in float32 and float64, in units of the last place of the correctly rounded result. Tests hold them.
 ULPS = {
-    "exp": (1.0, 1.0), "exp2": (1.0, 1.0), "expm1": (1.5, 1.5), "tanh": (1.0, 2.0), "sinh": (2.0, 2.0),
-    "cosh": (1.5, 1.5), "log": (1.0, 1.0), "log2": (1.0, 1.0), "log10": (1.0, 1.0), "log1p": (1.0, 1.0),
-    "sin": (1.0, 1.0), "cos": (1.0, 1.0), "tan": (2.0, 2.0), "asin": (1.5, 1.5), "acos": (1.5, 1.5), "atan": (2.0, 2.0),
-    "atan2": (2.0, 2.0), "erf": (1.0, 1.5), "erfc": (1.0, 4.0), "pow": (1.0, 1.0), "rsqrt": (1.0, 1.0),
-    "cbrt": (1.0, 1.0), "hypot": (1.0, 1.0), "sqrt": (0.5, 0.5), "fmod": (0.0, 0.0),
+    "exp": (1.0, 1.0), "exp2": (1.0, 1.0), "expm1": (1.5, 2.0), "tanh": (1.0, 2.0), "sinh": (2.0, 2.0),
+    "cosh": (1.5, 1.5), "log": (1.0, 1.0), "log2": (1.0, 1.5), "log10": (1.0, 1.5), "log1p": (1.0, 1.0),
+    "sin": (1.0, 1.5), "cos": (1.0, 1.5), "tan": (2.0, 2.0), "asin": (1.5, 1.5), "acos": (1.5, 1.5), "atan": (2.0, 2.0),
+    "atan2": (2.0, 2.0), "erf": (1.0, 1.5), "erfc": (0.6, 4.0), "pow": (0.6, 1.5), "rsqrt": (0.6, 0.6),
+    "cbrt": (0.6, 0.6), "hypot": (0.6, 1.5), "sqrt": (0.5, 0.5), "fmod": (0.0, 0.0),
 }  # fmt: skip
 
 Function = Callable[..., str]

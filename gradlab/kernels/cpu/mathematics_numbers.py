@@ -146,12 +146,8 @@ class Number:
         """Where the two are equal."""
         return self._compare("eq", other)
 
-    def is_nan(self) -> "Number":
-        """Where this float is NaN."""
-        return Number(self.b, "i1", self.b.compare("uno", self.element, self.text, self.text))
-
     def choose(self, yes: Operand, no: Operand) -> "Number":
-        """This truth value's pick of two values, at least one of which is not a constant's number."""
+        """`yes` where this truth value holds, else `no`; one of the two is no plain number, and gives the type."""
         like = yes if isinstance(yes, Number) else no
         assert isinstance(like, Number)
         name = self.b.select(self.text, like.element, like._of(yes), like._of(no))

@@ -167,7 +167,7 @@ def _far(x: Number) -> Reduced:
     integer = ((bits & (1 << 52) - 1) | 1 << 52).to("zext", "i192")
     # The 192 bits of 2 / pi that begin where a bit's product with 2^exponent is 2; the constant has bits of zero above.
     b.helpers["math.two_over_pi"] = f"@math.two_over_pi = internal constant i{TABLE_BITS} {TWO_OVER_PI}"
-    lowest = TABLE_BITS - 192 - (TABLE_BITS - TWO_OVER_PI_BITS - 2) - exponent
+    lowest = TWO_OVER_PI_BITS - 190 - exponent
     byte = (lowest + 7).logical_shift(3)
     address = b.emit(f"getelementptr i8, ptr @math.two_over_pi, i64 {byte.text}")
     window = Number(b, "i192", b.emit(f"load i192, ptr {address}, align 1"))
@@ -175,7 +175,8 @@ def _far(x: Number) -> Reduced:
     # Two bits are before the point; the fraction is from -1/2 to 1/2, in units of 2^-190.
     fraction = (product << 2) >> 2
     n = (product - fraction).logical_shift(190).to("trunc", "i64")
-    size = (fraction < 0).choose(0 - fraction, fraction)
+    # With its last bit set it is not 0, whose leading zeros would be too many to shift by.
+    size = (fraction < 0).choose(0 - fraction, fraction) | 1
     zeros = Number(b, "i192", b.intrinsic("ctlz", "i192", size.text, extra="i1 false"))
     size = size << zeros
     # Its upper 106 bits as two floats.
