@@ -6,7 +6,7 @@ import types
 
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import launch_triton
+from gradlab.kernels import interpret_triton
 
 
 def plant(monkeypatch, folder, module, name, *faults):
@@ -14,7 +14,7 @@ def plant(monkeypatch, folder, module, name, *faults):
 
     Every other kernel of the module is made anew beside it: compiled and interpreted kernels remember what they call.
     """
-    monkeypatch.setattr(launch_triton, "_twin", functools.cache(launch_triton._twin.__wrapped__))
+    monkeypatch.setattr(interpret_triton, "_twin", functools.cache(interpret_triton._twin.__wrapped__))
     for kernel, jit in list(vars(module).items()):
         if isinstance(jit, JITFunction):
             text = inspect.getsource(jit.fn)

@@ -1,6 +1,7 @@
 """Adam and AdamW on torch against torch.optim's: options as a product, launches, state, what breaks a kernel."""
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -137,9 +138,11 @@ def partial(device, kind=(lab.Adam, torch.optim.Adam)):
 
 
 def chunked(device):
-    """Chunks of 16, which make the interpreter run what a GPU runs: several programs a tensor, the last one masked."""
+    """Chunks of 16: several programs a tensor, the last one masked; stretches of 32 of the norm, in tiles of 16."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(many_triton, "block", lambda size, most, least=16: 16)
+        patch.setattr(kernels, "launch_many", functools.partial(many_triton.launch_many, chunk=16))
+        patch.setattr(norm_triton, "STRETCH", 32)
+        patch.setattr(norm_triton, "TILE", 16)
         ours = [torch.nn.Parameter(torch.randn(n, dtype=torch.float64, device=device)) for n in (5, 16, 37, 64, 1)]
         theirs = copy.deepcopy(ours)
         options = {"lr": 0.1, "amsgrad": True}

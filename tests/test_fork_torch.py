@@ -1,4 +1,4 @@
-"""A child forked while another thread is inside a kernel, or finds out what to switch, or records, runs kernels at once."""
+"""A child forked while another thread compiles, runs a kernel in the interpreter, or records, runs kernels at once."""
 
 import os
 import subprocess
@@ -15,9 +15,10 @@ if not hasattr(os, "fork"):
 SCRIPT = """
 import os, signal, sys, threading
 import torch
-from triton.runtime import interpreter
 import gradlab.torch as lab
-from gradlab.kernels import launch_triton as gate
+from gradlab.kernels import interpret_triton, launch_triton
+from gradlab.kernels.cpu import lower
+from triton.runtime import interpreter
 
 torch.set_num_threads(1)
 x = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
@@ -26,6 +27,15 @@ entered, leave = threading.Event(), threading.Event()
 def pause():
     entered.set()
     leave.wait(120)
+
+def compiling():
+    real = lower.lower
+    def paused(*args):
+        lower.lower = real
+        pause()
+        return real(*args)
+    lower.lower = paused
+    lab.relu(x)
 
 def inside_a_kernel():
     lab.relu(x)
@@ -48,21 +58,24 @@ def finding_out():
     lab.relu(x)
 
 def recording():
-    with gate.recording():
+    with launch_triton.recording():
         pause()
 
-MEMBERS = [dict(vars(place)) for place in gate._switched]
+def members():
+    return [dict(vars(place)) for place in interpret_triton._switched]
+
+MEMBERS = members()
 thread = threading.Thread(target=globals()[sys.argv[1]], daemon=True)
 thread.start()
 assert entered.wait(60)
-assert sys.argv[1] == "recording" or [dict(vars(p)) for p in gate._switched] != MEMBERS, "the language is switched"
+assert (members() != MEMBERS) is (os.environ["GRADLAB_CPU"] == "interpret"), "the language is switched"
 child = os.fork()
 if child == 0:
     # Whoever waits for a lock that nobody holds is ended.
     signal.alarm(30)
-    back = [dict(vars(place)) for place in gate._switched] == MEMBERS
+    back = members() == MEMBERS
     right = lab.relu(x).tolist() == [[1.0, 0.0], [3.0, 4.0]] and lab.linear(x, x).tolist() == [[5.0, -5.0], [-5.0, 25.0]]
-    os._exit(0 if back and right and [dict(vars(place)) for place in gate._switched] == MEMBERS else 3)
+    os._exit(0 if back and right and members() == MEMBERS else 3)
 status = os.waitpid(child, 0)[1]
 leave.set()
 thread.join()
@@ -71,12 +84,18 @@ print(os.waitstatus_to_exitcode(status))
 """
 
 
-@pytest.mark.parametrize("where", ["inside_a_kernel", "finding_out", "recording"])
-def test_a_forked_child_runs_kernels_at_once(tmp_path, where):
+@pytest.mark.parametrize(
+    ("where", "how"),
+    [
+        ("compiling", "compile"), ("recording", "compile"),
+        ("inside_a_kernel", "interpret"), ("finding_out", "interpret"),
+    ],
+)  # fmt: skip
+def test_a_forked_child_runs_kernels_at_once(tmp_path, where, how):
     script = tmp_path / "forks.py"
     script.write_text(SCRIPT)
     root = str(Path(__file__).parents[1])
-    run = subprocess.run([sys.executable, str(script), where], env={**os.environ, "PYTHONPATH": root},
+    run = subprocess.run([sys.executable, str(script), where], env={**os.environ, "PYTHONPATH": root, "GRADLAB_CPU": how, "TRITON_CACHE_DIR": str(tmp_path)},
                          capture_output=True, text=True, timeout=240, check=False)  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "0", "-14: it waited for a lock; 3: a wrong value, or a language left switched"

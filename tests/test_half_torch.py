@@ -1,5 +1,7 @@
 """Half precision on torch, judged by error against float64: at most twice the native layer's."""
 
+import contextlib
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -7,6 +9,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F
 
 import gradlab.torch as lab
+from gradlab.kernels.launch_triton import interpreting
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
@@ -57,8 +60,10 @@ def test_cross_entropy(device, dtype, reduction):
     assert max(found) <= 2, found
 
 
-def test_interpreted_bfloat16_rounds_to_nearest_even():
+@pytest.mark.parametrize("running", [contextlib.nullcontext, interpreting])
+def test_bfloat16_rounds_to_nearest_even(device, running):
     """1 + 2^-8 lies between two bfloat16 neighbours: to even is 1, and 1 + 3 * 2^-8 goes up; truncation goes down."""
-    x = torch.tensor([[1.0, 2.0**-8], [1.0, 3 * 2.0**-8]]).to(torch.bfloat16)
-    y = lab.linear(x, torch.ones(1, 2, dtype=torch.bfloat16))
+    x = torch.tensor([[1.0, 2.0**-8], [1.0, 3 * 2.0**-8]], device=device).to(torch.bfloat16)
+    with running():
+        y = lab.linear(x, torch.ones(1, 2, dtype=torch.bfloat16, device=device))
     assert y.flatten().tolist() == [1.0, 1.0 + 2.0**-6]

@@ -1,5 +1,7 @@
 """linear_cross_entropy on torch: every option against torch's two layers, chunks, memory, strides, precision, bad input."""
 
+import contextlib
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,7 +14,9 @@ import gradlab.torch as lab
 from gradlab.autodiff.side import side
 from gradlab.kernels import classes_triton, linear_cross_entropy_second_triton, linear_triton
 from gradlab.kernels import linear_cross_entropy_triton as kernels
+from gradlab.kernels.launch_triton import gpu_sizes
 from gradlab.kernels.linear_cross_entropy import chunk
+from gradlab.kernels.sizes_triton import Tile
 from gradlab.profiling.bench.peak import peak_bytes
 
 EVERYTHING = {"ignore_index": 1, "label_smoothing": 0.2, "z_loss": 0.3, "softcap": 2.0}
@@ -92,23 +96,28 @@ def test_both_derivatives_over_chunks_of_classes(device, reduction, small_chunks
     compare(h, w, t, b, weight=c, reduction=reduction, second=True, **EVERYTHING)
 
 
-def test_a_kernel_of_many_programs_and_splits(device, monkeypatch):
-    """The blocks of a GPU: several of rows, partial ones, and splits of the classes that are merged."""
-    for module in (kernels, linear_cross_entropy_second_triton):
-        monkeypatch.setattr(module, "interpreted", lambda device: False)
+@pytest.mark.parametrize("sizes", [contextlib.nullcontext, gpu_sizes])
+def test_a_kernel_of_many_programs_and_splits(device, sizes, monkeypatch):
+    """Several blocks of rows, partial ones, and splits of the classes that are merged."""
+    merged = []
+    launch = kernels.launch
+    monkeypatch.setattr(kernels, "launch", lambda jit, grid, *a, **k: (merged.append(grid), launch(jit, grid, *a, **k)))
     h, w, b, t, c = drawn(device, 65, 17, 130, ignored=1)
     # Far logits in one split alone: each split has a maximum of its own.
     with torch.no_grad():
         b[70:] -= 300.0
-    compare(h, w, t, b, weight=c, reduction="none", second=True, **{**EVERYTHING, "softcap": 50.0})
-    close(results(lab.linear_cross_entropy, h, w, t, None), results(native, h, w, t, None))
+    with sizes():
+        compare(h, w, t, b, weight=c, reduction="none", second=True, **{**EVERYTHING, "softcap": 50.0})
+        close(results(lab.linear_cross_entropy, h, w, t, None), results(native, h, w, t, None))
+    assert merged[0][0] > 1, "several blocks of rows"
+    assert merged[0][1] > 1, "several splits of the classes"
 
 
 @pytest.mark.parametrize("slope", [5.0, -5.0])
 def test_several_tiles_of_classes_in_one_program(device, slope, monkeypatch):
     """The maximum moves at each tile, or never again: what was summed before is moved with it."""
-    monkeypatch.setattr(kernels, "_tile", lambda *args: (16, 16, 16, 4, 1))
-    monkeypatch.setattr(kernels, "interpreted", lambda device: True)
+    monkeypatch.setattr(kernels, "tile", lambda *args: Tile(16, 16, 16))
+    monkeypatch.setattr(kernels, "fill", lambda device: 1)
     h, w, b, t, c = drawn(device, 5, 3, 70)
     b = (b.detach() + slope * torch.arange(70, device=device)).requires_grad_()
     options = {"weight": c, "label_smoothing": 0.3, "z_loss": 0.1, "reduction": "none"}

@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import gradlab.torch as lab
 from gradlab.kernels import linear_triton as kernels
+from gradlab.kernels.sizes_triton import Tile
 
 EPS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 RELU = pytest.mark.parametrize("activation", [None, "relu"])
@@ -192,8 +193,8 @@ def test_weight_without_an_output_axis(device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_several_programs_and_partial_tiles(device, dtype, monkeypatch):
-    """Small tiles make the interpreter run what a GPU runs: many programs, ragged edges, a K loop."""
-    monkeypatch.setattr(kernels, "_tile", lambda a, M, K, N: (16, 16, 16, 4, 1))
+    """Small tiles: many programs, ragged edges, a K loop."""
+    monkeypatch.setattr(kernels, "tile", lambda what, like, M, K, N: Tile(16, 16, 16))
     monkeypatch.setattr(kernels, "block", lambda size, most, least=16: 16)
     x, w, b = (random(*s, dtype=dtype, device=device) for s in ((37, 50), (35, 50), (35,)))
     y = lab.linear(x, w, b, activation="relu")
@@ -206,8 +207,7 @@ def test_several_programs_and_partial_tiles(device, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_tall_column_sum_in_two_passes(device, gated, monkeypatch):
-    monkeypatch.setattr(kernels, "interpreted", lambda device: False)
+def test_tall_column_sum_in_two_passes(device, gated):
     a, g = torch.randn(1100, 20, device=device), torch.randn(1100, 20, device=device)
     wanted = torch.where(g > 0, a, 0) if gated else a
     close(kernels.column_sum(a, g if gated else None), wanted.double().sum(0), 1100, torch.float32)

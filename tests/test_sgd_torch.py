@@ -1,6 +1,7 @@
 """SGD on torch: torch.optim.SGD's semantics, one launch, bad input."""
 
 import copy
+import functools
 
 import pytest
 
@@ -238,8 +239,8 @@ def test_one_launch_for_all_parameters_and_groups(device, monkeypatch):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_many_chunks_whole_and_partial(device, monkeypatch, momentum):
-    """Chunks of 16 make the interpreter run what a GPU runs: several programs a tensor, the last one masked."""
-    monkeypatch.setattr(many_triton, "block", lambda size, most, least=16: 16)
+    """Chunks of 16: several programs a tensor, the last one masked."""
+    monkeypatch.setattr(kernels, "launch_many", functools.partial(many_triton.launch_many, chunk=16))
     ours = [torch.nn.Parameter(torch.randn(n, dtype=torch.float64, device=device)) for n in (5, 16, 37, 64, 1)]
     theirs = copy.deepcopy(ours)
     options = {"lr": 0.1, "momentum": momentum}

@@ -16,6 +16,7 @@ from triton.runtime.jit import JITFunction
 from gradlab.kernels.launch_triton import (
     accumulator,
     block,
+    interpreted,
     kernel,
     launch,
     on_device,
@@ -115,6 +116,9 @@ def launch_many(jit: JITFunction, columns: Sequence[Sequence[torch.Tensor]], wri
         dtypes: constant -> the column whose dtype it is, as the kernel sees it; DTYPE, that of the first, by default.
         chunk: elements that one program works on.
         op: the public name of what launches, for errors.
+
+    Raises:
+        TypeError: a tensor is bfloat16 and Triton's interpreter runs the kernel, which knows no such numbers.
     """
     tensors = list(zip(*columns, strict=True))
     each = len(scalars) // max(len(tensors), 1)
@@ -126,6 +130,12 @@ def launch_many(jit: JITFunction, columns: Sequence[Sequence[torch.Tensor]], wri
     if not rows:
         return
     first = rows[0][0]
+    if interpreted(first[0].device) and any(t.dtype == torch.bfloat16 for t in first):
+        # What it reads by address no copy in float32 can stand in for.
+        raise TypeError(
+            f"{op}: a tensor is bfloat16, wanted float64, float32 or float16 under GRADLAB_CPU=interpret: Triton's "
+            "interpreter has no bfloat16"
+        )
     dtype, named = first[0].dtype, dtypes or {"DTYPE": 0}
     constants |= {"ACC": triton_dtype(accumulator(dtype)), "BE": chunk}
     constants |= {name: triton_dtype(first[i].dtype) for name, i in named.items()}
