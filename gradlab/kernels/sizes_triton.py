@@ -1,8 +1,9 @@
 """Tiles for CUDA and for a CPU: one table of what a program of a product owns.
 
 On CUDA full precision has no tensor cores, and more of K at a time spills registers where an operand is masked; half
-precision takes tiles that its tensor cores want. On a CPU a tile's operands are packed into the second-level cache and
-read from there once for each strip of the micro-kernel: 3 x 64 KiB of float32 at 128 x 128 x 128.
+precision takes tiles that its tensor cores want. On a CPU a tile's operands are packed into the second-level cache, which
+costs as much as 1/M + 1/N of the product's time, and read from there once for each strip of the micro-kernel: 384 KiB of
+float32 at 128 x 128 x 256. Products that have programs enough take larger tiles.
 """
 
 from typing import NamedTuple
@@ -36,8 +37,10 @@ class _Most(NamedTuple):
 _TILES: dict[tuple[str, str, bool], _Most] = {
     ("product", "cuda", False): _Most(64, 16, 64),
     ("product", "cuda", True): _Most(128, 64, 128, 8, small=64 * 128),
-    ("product", "cpu", False): _Most(128, 128, 128),
-    ("product", "cpu", True): _Most(128, 128, 128),
+    ("product", "cpu", False): _Most(128, 128, 256),
+    ("product", "cpu", True): _Most(128, 512, 128),
+    ("large product", "cpu", False): _Most(256, 128, 256),
+    ("large product", "cpu", True): _Most(256, 512, 256),
     ("convolution", "cuda", False): _Most(64, 16, 64),
     # Where channels are neighbours in memory; elsewhere every element is a load of its own, its address in registers.
     ("convolution", "cuda", True): _Most(128, 32, 128, 8, small=64 * 64),
@@ -60,6 +63,8 @@ def tile(what: str, like: torch.Tensor, M: int, K: int, N: int) -> Tile:
         what: "product", "convolution", "scattered convolution" (channels are no neighbours in memory) or "logits".
     """
     device, half = sized_for(like.device), like.dtype in (torch.float16, torch.bfloat16)
+    if device == "cpu" and what == "product" and M * N >= _FILL["cpu"] * 256 * 256:
+        what = "large product"
     most = _TILES.get((what, device, half)) or _TILES["convolution", device, half]
     BM, BK, BN = block(M, most.M), block(K, most.K), block(N, most.N)
     if device == "cuda" and not half:

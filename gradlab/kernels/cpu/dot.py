@@ -6,12 +6,11 @@ accumulators; at each k it reads the vectors of b and one scalar of a for each r
 
 from collections.abc import Sequence
 
-from gradlab.kernels.cpu import floats, lanes, types
+from gradlab.kernels.cpu import dot_amx, packing, types
 from gradlab.kernels.cpu.emit import Emitter
-from gradlab.kernels.cpu.lanes import Lane, Vector, registers
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation
-from gradlab.kernels.cpu.values import Buffer, Lazy, NotLowered, Position
+from gradlab.kernels.cpu.values import Buffer, Lazy, NotLowered
 
 # Rows and vectors of the accumulators by bits of a register: 32 registers of 512 bits, 16 of 256, 32 of 128 on aarch64.
 SHAPES = {512: (8, 2), 256: (4, 2), 128: (4, 4)}
@@ -26,9 +25,13 @@ def dot(tiles: Tiles, op: Operation) -> None:
     c_name = op.operands[2]
     c, zero = _accumulator(tiles, c_name, op)
     batches = kind.shape[0] if len(kind.shape) == 3 else 1
-    a, b = (_pack(tiles, name, element, left) for name, left in zip(op.operands[:2], (True, False), strict=True))
+    left, right = op.operands[:2]
+    if dot_amx.covers(tiles, op):
+        a, b, multiply = packing.rows(tiles, left, "bf16"), dot_amx.pairs(tiles, right), dot_amx.product
+    else:
+        a, b, multiply = packing.either_way(tiles, left, element), packing.rows(tiles, right, element), _product
     for batch in range(batches):
-        _product(tiles, _part(tiles, a, batch), _part(tiles, b, batch), _part(tiles, c, batch), element, zero)
+        multiply(tiles.b, _part(tiles, a, batch), _part(tiles, b, batch), _part(tiles, c, batch), zero)
     tiles.env[op.results[0]] = c
 
 
@@ -42,113 +45,6 @@ def _accumulator(tiles: Tiles, name: str, op: Operation) -> tuple[Buffer, bool]:
     return tiles.materialize(name), False
 
 
-def _pack(tiles: Tiles, name: str, element: str, left: bool) -> Buffer:
-    """An operand in the accumulator's type: b with N contiguous, a as it is read best."""
-    kind, value = tiles.types[name], tiles.env[name]
-    *_, rows, columns = axes = list(range(len(kind.shape)))
-    if isinstance(value, Buffer) and value.element == element and (left or value.strides[-1] == 1):
-        return value
-    along = tiles.along(kind.shape, [name])
-    large = min(kind.shape[-2:]) >= 8
-    if not left and along == rows and large and not isinstance(value, Buffer):
-        return _pack_transposed(tiles, name, element)
-    strides = list(_strides(kind.shape))
-    if left and along == rows:
-        strides[rows], strides[columns] = 1, kind.shape[rows]
-    buffer = tiles.buffer(kind.shape, element, tuple(strides))
-    if not left and along not in axes[-2:]:
-        along = columns
-    tiles.fill([(buffer, name)], along, lambda x, source, target: _cast(tiles.b, x, source, target))
-    return buffer
-
-
-def _pack_transposed(tiles: Tiles, name: str, element: str) -> Buffer:
-    """b[K N] that lies along K in memory: whole vectors along K, transposed in registers."""
-    kind, e = tiles.types[name], tiles.b
-    *front, K, N = kind.shape
-    buffer = tiles.buffer(kind.shape, element)
-    lanes_ = min(e.vector_bits // types.bits(element), K, N)
-
-    def block(index: list[Position | None]) -> None:
-        def along_k(k: str, _: Sequence[str]) -> list[str]:
-            def along_n(n: str, _: Sequence[str]) -> list[str]:
-                with e.lanes(lanes_):
-                    rows = []
-                    for i in range(lanes_):
-                        tiles.forget()
-                        here = (*index, _position(e, k, 0, True), _position(e, n, i, False))
-                        rows.append(registers(e, _cast(e, tiles.lane(name, here), kind.element, element)))
-                    tiles.forget()
-                    for i, column in enumerate(_transposed(e, rows, element)):
-                        here = (*index, _position(e, k, i, False), _position(e, n, 0, True))
-                        tiles.write(buffer, here, Vector(column, element))
-                return []
-
-            e.loop(N, lanes_, [], along_n)
-            return []
-
-        e.loop(K, lanes_, [], along_k)
-
-    if not front:
-        block([])
-        return buffer
-
-    def batch(z: str, _: Sequence[str]) -> list[str]:
-        block([_position(e, z, 0, False)] if front[0] > 1 else [None])
-        return []
-
-    e.loop(front[0], 1, [], batch)
-    return buffer
-
-
-def _position(b: Emitter, counter: str, more: int, laned: bool) -> Position:
-    if not counter.startswith("%"):
-        return Position(str(int(counter) + more), int(counter) + more, laned)
-    if not more:
-        return Position(counter, None, laned)
-    with b.lanes(0):
-        return Position(b.emit(f"add nuw nsw i32 {counter}, {more}"), None, laned)
-
-
-def _transposed(b: Emitter, rows: list[str], element: str) -> list[str]:
-    """The columns of as many vectors as they have lanes: log2 steps, each of which swaps blocks across the diagonal."""
-    count, kind = len(rows), b.type(element)
-    size = 1
-    while size < count:
-        swapped = [""] * count
-        for i in range(count):
-            if i & size:
-                continue
-            j = i | size
-            low = [q if not q & size else count + (q ^ size) for q in range(count)]
-            high = [q | size if not q & size else count + q for q in range(count)]
-            for place, mask in ((i, low), (j, high)):
-                picked = b.vector("i32", mask)
-                swapped[place] = b.emit(f"shufflevector {kind} {rows[i]}, {kind} {rows[j]}, <{count} x i32> {picked}")
-        rows, size = swapped, 2 * size
-    return rows
-
-
-def _cast(b: Emitter, x: Lane, source: str, target: str) -> Lane:
-    if source == target:
-        return x
-    with b.lanes(0 if lanes.is_scalar(x) else b.width):
-        value = registers(b, x)
-        if target == "i32":
-            return lanes.made(b, b.convert("sext", source, target, value), target)
-        if source == "f64":
-            raise NotImplementedError("a dot of float64 that accumulates in float32")
-        return lanes.made(b, floats.converted(b, source, target, value), target)
-
-
-def _strides(shape: Sequence[int]) -> tuple[int, ...]:
-    count, found = 1, []
-    for size in reversed(shape):
-        found.append(count)
-        count *= size
-    return tuple(reversed(found))
-
-
 def _part(tiles: Tiles, buffer: Buffer, batch: int) -> Buffer:
     """One product's matrix."""
     if len(buffer.shape) == 2:
@@ -160,10 +56,9 @@ def _part(tiles: Tiles, buffer: Buffer, batch: int) -> Buffer:
     return Buffer(base, buffer.shape[1:], buffer.strides[1:], buffer.element)
 
 
-def _product(tiles: Tiles, a: Buffer, b: Buffer, c: Buffer, element: str, zero: bool) -> None:
+def _product(e: Emitter, a: Buffer, b: Buffer, c: Buffer, zero: bool) -> None:
     """c = a b, or c + a b, tile by tile of the micro-kernel."""
-    e = tiles.b
-    (M, K), N = a.shape, b.shape[1]
+    (M, K), N, element = a.shape, b.shape[1], c.element
     width = min(e.vector_bits // types.bits(element), N)
     rows, vectors = SHAPES[e.vector_bits]
     vectors = max(1, min(vectors, N // width))

@@ -17,12 +17,14 @@ class Emitter:
         width: lanes of the code being written; 0 for scalar code.
         vector_bits: bits of a vector register of the CPU the code is for.
         fusion: whether a product and a sum may become one operation with one rounding.
+        matrices: whether the CPU has tile registers that multiply bfloat16 (AMX).
         block: label of the basic block being written, which a phi has to name.
     """
 
-    def __init__(self, vector_bits: int, fusion: bool = True) -> None:
+    def __init__(self, vector_bits: int, fusion: bool = True, matrices: bool = False) -> None:
         self.vector_bits = vector_bits
         self.fusion = fusion
+        self.matrices = matrices
         self.width = 0
         self.block = "entry"
         self.lines: list[str] = []

@@ -78,7 +78,7 @@ def lower(text: str, machine: Machine, fusion: bool = True) -> Lowered:
 
 class _Kernel(Tiles):
     def __init__(self, module: Module, kernel: Function, machine: Machine, fusion: bool) -> None:
-        super().__init__(Emitter(machine.vector_bits, fusion), kernel)
+        super().__init__(Emitter(machine.vector_bits, fusion, machine.matrices), kernel)
         self.module = module
         self.kernel = kernel
         self.machine = machine

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,11 @@ class Machine:
     features: str
     vector_bits: int
 
+    @property
+    def matrices(self) -> bool:
+        """Whether it has tile registers that multiply bfloat16 (AMX)."""
+        return self.vector_bits == 512 and "+amx-bf16" in self.features.split(",")
+
     def key(self) -> str:
         """What tells one machine's code from another's, with the code generator's version."""
         return hashlib.sha256(repr((self, _binding().llvm_version_info)).encode()).hexdigest()[:16]
@@ -47,7 +53,17 @@ def host() -> Machine:
         if given not in ("128", "256", "512"):
             raise ValueError(f"GRADLAB_CPU_VECTOR_BITS is {given!r}, wanted 128, 256 or 512")
         widest = min(widest, int(given))
+    if features.get("amx-bf16") and not _tiles_permitted():
+        features.update({name: False for name in features if name.startswith("amx")})
     return Machine(llvm.get_process_triple(), llvm.get_host_cpu_name(), features.flatten(), widest)
+
+
+def _tiles_permitted() -> bool:
+    """Ask Linux for the tile registers, which it saves for processes that have asked; every process asks anew."""
+    if platform.machine() != "x86_64" or sys.platform != "linux":
+        return False
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None, use_errno=True).syscall(arch_prctl, request, tile_data) == 0
 
 
 def named(triple: str, cpu: str, features: str = "", vector_bits: int = 128) -> Machine:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from gradlab.kernels.cpu import memory
 from gradlab.kernels.cpu.elementwise import RULES
+from gradlab.kernels.cpu.masks import twice
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Affine, Index, Lazy
@@ -50,7 +51,8 @@ def store_together(tiles: Tiles, operations: Sequence[Operation], define: Callab
         for p, value, *mask in found:
             memory.store(tiles.b, p, value, mask[0] if mask else None)
 
-    tiles.nest(shape, along, width, body, loose)
+    operands = [name for op in group for name in op.operands]
+    twice(tiles, operands, lambda: tiles.nest(shape, along, width, body, loose))
     return count
 
 

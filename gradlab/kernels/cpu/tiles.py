@@ -12,6 +12,7 @@ from gradlab.kernels.cpu import lanes, memory, steps, types
 from gradlab.kernels.cpu.elementwise import RULES, compute
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.indexing import RELABELLED
+from gradlab.kernels.cpu.masks import twice
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
 from gradlab.kernels.cpu.ttir import Function, Operation, Type
 from gradlab.kernels.cpu.values import (
@@ -62,6 +63,8 @@ class Tiles:
         self.later: list[Sequence[Operation]] = []
         # Loads that nothing has evaluated for good: a store may still change what they read.
         self.pending: set[str] = set()
+        # Truth values that hold everywhere in the loops being written.
+        self.holding: frozenset[str] = frozenset()
         # Buffers that a loop carries, which an operation may overwrite.
         self.owned: set[str] = set()
         self.stack = 0
@@ -109,6 +112,8 @@ class Tiles:
         value = self.env[name]
         if not isinstance(value, (Lazy, Buffer, Affine)):
             return value
+        if name in self.holding:
+            return lanes.known(1, "i1")
         key = (name, index)
         found = self._memo.get(key)
         if found is None:
@@ -152,7 +157,8 @@ class Tiles:
 
     def buffer(self, shape: tuple[int, ...], element: str, strides: tuple[int, ...] | None = None) -> Buffer:
         """Fresh memory for a tensor, rows last unless strides say otherwise."""
-        count = math.prod(shape)
+        strides = contiguous(shape) if strides is None else strides
+        count = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         taken = -(-count * types.size(element) // 64) * 64
         if self.stack + taken <= STACK:
             self.stack += taken
@@ -161,7 +167,7 @@ class Tiles:
             base = self.b.name()
             self.b.slots.append(f"  {base} = getelementptr i8, ptr %scratch, i64 {self.scratch}")
             self.scratch += taken
-        return Buffer(base, shape, contiguous(shape) if strides is None else strides, element)
+        return Buffer(base, shape, strides, element)
 
     def read(self, buffer: Buffer, index: Index) -> Lane:
         """A buffer's lanes at a place."""
@@ -224,7 +230,7 @@ class Tiles:
             for (buffer, _), value in zip(pairs, found, strict=True):
                 self.write(buffer, index, value)
 
-        self.nest(shape, along, width, body, loose)
+        twice(self, [name for _, name in pairs], lambda: self.nest(shape, along, width, body, loose))
 
     # Loops.
 
@@ -337,6 +343,15 @@ class Tiles:
 
     def expensive(self, name: str) -> bool:
         """Whether evaluating a tensor takes longer than reading it from memory."""
+        return self._involves(
+            name, lambda op: op in EXPENSIVE or (op.startswith(EXPENSIVE_PREFIXES) and op not in CHEAP_MATH)
+        )
+
+    def transcendental(self, name: str) -> bool:
+        """Whether evaluating a tensor takes a function of `math`."""
+        return self._involves(name, lambda op: op in TRANSCENDENTAL)
+
+    def _involves(self, name: str, wanted: Callable[[str], bool]) -> bool:
         seen: set[str] = set()
         todo = [name]
         while todo:
@@ -345,8 +360,7 @@ class Tiles:
             if one in seen or not isinstance(value, Lazy):
                 continue
             seen.add(one)
-            op = value.op.name
-            if op in EXPENSIVE or (op.startswith(EXPENSIVE_PREFIXES) and op not in CHEAP_MATH):
+            if wanted(value.op.name):
                 return True
             todo += value.op.operands
         return False

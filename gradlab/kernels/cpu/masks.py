@@ -1,0 +1,139 @@
+"""Loops written twice: once for whole tiles, where no lane is masked off, and once for those at an edge.
+
+Most tiles of a launch are whole. That a comparison holds for all of a tile is asked once, in front of its loops: it
+compares what grows along the axes with one number, so that a corner of the tile speaks for all of it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from gradlab.kernels.cpu import lanes, steps
+from gradlab.kernels.cpu.elementwise import compute
+from gradlab.kernels.cpu.lanes import Lane, Uniform
+from gradlab.kernels.cpu.ttir import Operation
+from gradlab.kernels.cpu.values import Index, Lazy, Position
+
+if TYPE_CHECKING:
+    from gradlab.kernels.cpu.tiles import Tiles
+
+# The comparison that the last element decides where the left side grows, and the first where the right side does.
+_DECIDED_LAST = {"slt", "sle"}
+_DECIDED_FIRST = {"sgt", "sge"}
+_RELABELLING = {"tt.expand_dims", "tt.broadcast", "tt.trans"}
+# Integers that grow faster may be bits that are to wrap.
+_FASTEST = 2**16
+
+
+def twice(tiles: "Tiles", names: Iterable[str], write: Callable[[], None]) -> None:
+    """Write the loops that evaluate `names`: without the masks that can be proven in front of them, and with them."""
+    names = list(names)
+    found = {leaf.result: leaf for leaf in _comparisons(tiles, names) if _decidable(tiles, leaf)}
+    if not found or not _worth(tiles, names):
+        write()
+        return
+    b = tiles.b
+    with b.lanes(0):
+        whole: Lane = lanes.known(1, "i1")
+        for leaf in found.values():
+            for truth in _at_corners(tiles, leaf):
+                whole = _both(tiles, whole, truth)
+    assert isinstance(whole, Uniform)
+    if whole.known == 0:
+        write()
+        return
+    before, tiles.holding = tiles.holding, tiles.holding | found.keys()
+    if whole.known == 1:
+        write()
+        tiles.holding = before
+        return
+    one, other, after = b.label(), b.label(), b.label()
+    b.branch(whole.ssa, one, other)
+    b.start(one)
+    write()
+    b.jump(after)
+    tiles.holding = before
+    b.start(other)
+    write()
+    b.jump(after)
+    b.start(after)
+
+
+def _worth(tiles: "Tiles", names: Iterable[str]) -> bool:
+    """Whether a mask costs something beside what is computed: on AVX-512 it is one more operand of a load."""
+    return tiles.b.vector_bits < 512 or not any(tiles.transcendental(name) for name in names)
+
+
+def _comparisons(tiles: "Tiles", names: Iterable[str]) -> Iterator[Operation]:
+    """The comparisons of which the masks of these tensors' loads, and masks among the tensors, are made."""
+    todo = [op.operands[1] for name in names for op in tiles.loads(name) if len(op.operands) > 1]
+    todo += [name for name in names if tiles.types[name].element == "i1"]
+    seen: set[str] = set()
+    while todo:
+        name = todo.pop()
+        value = tiles.env.get(name)
+        if name in seen or name in tiles.holding or not isinstance(value, Lazy):
+            continue
+        seen.add(name)
+        if value.op.name == "arith.andi" or value.op.name in _RELABELLING:
+            todo += value.op.operands
+        elif value.op.name == "arith.cmpi":
+            yield value.op
+
+
+def _decidable(tiles: "Tiles", leaf: Operation) -> bool:
+    return _corner(tiles, leaf) is not None and not tiles.loads(leaf.result)
+
+
+def _corner(tiles: "Tiles", leaf: Operation) -> tuple[int, bool] | None:
+    """Which side of a comparison grows along the axes, and whether the last element decides, else the first."""
+    predicate = leaf.attributes["predicate"]
+    if predicate not in _DECIDED_LAST | _DECIDED_FIRST:
+        return None
+    axes = range(len(leaf.operand_types[0].shape))
+    moves = [[steps.step(tiles.env, name, axis) for axis in axes] for name in leaf.operands]
+    for side, other in ((0, 1), (1, 0)):
+        slow = all(s is not None and 0 <= s < _FASTEST for s in moves[side])
+        if slow and all(s == 0 for s in moves[other]):
+            return side, (predicate in _DECIDED_LAST) == (side == 0)
+    return None
+
+
+def _at_corners(tiles: "Tiles", leaf: Operation) -> Iterator[Lane]:
+    """What holds if a comparison holds everywhere: it does at one corner, and its growing side has not wrapped."""
+    corner = _corner(tiles, leaf)
+    assert corner is not None
+    side, last = corner
+    shape = leaf.operand_types[0].shape
+    ends: list[Index] = [
+        tuple(None if n == 1 else Position(str(at(n)), at(n)) for n in shape) for at in (lambda n: 0, lambda n: n - 1)
+    ]
+    yield compute(tiles.b, leaf, [_scalar(tiles, name, ends[last]) for name in leaf.operands])
+    first, final = (_scalar(tiles, leaf.operands[side], end) for end in ends)
+    if first != final:
+        yield _compared(tiles, "sle", leaf, first, final)
+
+
+def _scalar(tiles: "Tiles", name: str, index: Index) -> Lane:
+    tiles.forget()
+    found = tiles.lane(name, index)
+    tiles.forget()
+    return found
+
+
+def _compared(tiles: "Tiles", predicate: str, leaf: Operation, x: Lane, y: Lane) -> Lane:
+    t = leaf.operand_types[0].element
+    assert isinstance(x, Uniform)
+    assert isinstance(y, Uniform)
+    if x.known is not None and y.known is not None:
+        return lanes.known(x.known <= y.known, "i1")
+    return Uniform(tiles.b.compare(predicate, t, x.ssa, y.ssa), "i1")
+
+
+def _both(tiles: "Tiles", x: Lane, y: Lane) -> Uniform:
+    assert isinstance(x, Uniform)
+    assert isinstance(y, Uniform)
+    if x.known is not None:
+        return y if x.known else x
+    if y.known is not None:
+        return x if y.known else y
+    return Uniform(tiles.b.op("and", "i1", x.ssa, y.ssa), "i1")

@@ -1,0 +1,152 @@
+"""Operands of a dot in memory, as its micro-kernel reads them."""
+
+from collections.abc import Callable, Sequence
+
+from gradlab.kernels.cpu import floats, lanes, types
+from gradlab.kernels.cpu.emit import Emitter
+from gradlab.kernels.cpu.lanes import Lane, Vector, registers
+from gradlab.kernels.cpu.masks import twice
+from gradlab.kernels.cpu.tiles import Tiles
+from gradlab.kernels.cpu.values import Buffer, Position
+
+LINE = 64
+
+
+def either_way(tiles: Tiles, name: str, element: str) -> Buffer:
+    """The operand with rows or columns contiguous, as it lies in memory."""
+    kind, value = tiles.types[name], tiles.env[name]
+    if isinstance(value, Buffer) and value.element == element:
+        return value
+    along = tiles.along(kind.shape, [name])
+    buffer = tiles.buffer(kind.shape, element, strides(kind.shape, element, along == len(kind.shape) - 2))
+    tiles.fill([(buffer, name)], along, lambda x, source, target: cast(tiles.b, x, source, target))
+    return buffer
+
+
+def rows(tiles: Tiles, name: str, element: str) -> Buffer:
+    """The operand with rows contiguous."""
+    kind, value = tiles.types[name], tiles.env[name]
+    if isinstance(value, Buffer) and value.element == element and value.strides[-1] == 1:
+        return value
+    along, last = tiles.along(kind.shape, [name]), len(kind.shape) - 1
+    if along == last - 1 and min(kind.shape[-2:]) >= 8 and not isinstance(value, Buffer):
+        return _transposed_rows(tiles, name, element)
+    buffer = tiles.buffer(kind.shape, element, strides(kind.shape, element))
+    along = along if along >= last - 1 else last
+    tiles.fill([(buffer, name)], along, lambda x, source, target: cast(tiles.b, x, source, target))
+    return buffer
+
+
+def _transposed_rows(tiles: Tiles, name: str, element: str) -> Buffer:
+    """x[R C] that lies along R in memory: whole vectors along R, transposed in registers."""
+    kind, e = tiles.types[name], tiles.b
+    *_, R, C = kind.shape
+    buffer = tiles.buffer(kind.shape, element, strides(kind.shape, element))
+    lanes_ = min(e.vector_bits // types.bits(element), R, C)
+
+    def block(front: tuple[Position | None, ...], r: str, c: str) -> None:
+        with e.lanes(lanes_):
+            vectors = [column(tiles, name, element, front, moved(e, r, 0, True), moved(e, c, i, False))
+                       for i in range(lanes_)]  # fmt: skip
+            for i, row in enumerate(transposed(e, vectors, element)):
+                tiles.write(buffer, (*front, moved(e, r, i, False), moved(e, c, 0, True)), Vector(row, element))
+
+    blocks(tiles, name, lanes_, lanes_, block)
+    return buffer
+
+
+def blocks(tiles: Tiles, name: str, high: int, wide: int,
+           write: Callable[[tuple[Position | None, ...], str, str], None]) -> None:  # fmt: skip
+    """Loops over a matrix, or several, in blocks of `high` x `wide`; `write` is given the axis in front, row, column."""
+    *front, R, C = tiles.types[name].shape
+    e = tiles.b
+
+    def matrix(place: tuple[Position | None, ...]) -> None:
+        def down(r: str, _: Sequence[str]) -> list[str]:
+            def across(c: str, _: Sequence[str]) -> list[str]:
+                write(place, r, c)
+                tiles.forget()
+                return []
+
+            e.loop(C, wide, [], across)
+            return []
+
+        e.loop(R, high, [], down)
+
+    def each(z: str, _: Sequence[str]) -> list[str]:
+        matrix((moved(e, z, 0, False) if front[0] > 1 else None,))
+        return []
+
+    tiles.forget()
+    twice(tiles, [name], lambda: e.loop(front[0], 1, [], each) and None if front else matrix(()))
+
+
+def column(tiles: Tiles, name: str, element: str, front: tuple[Position | None, ...], r: Position | None,
+           c: Position | None) -> str:  # fmt: skip
+    """A vector of an operand, in another type."""
+    tiles.forget()
+    found = cast(tiles.b, tiles.lane(name, (*front, r, c)), tiles.types[name].element, element)
+    tiles.forget()
+    return registers(tiles.b, found)
+
+
+def moved(b: Emitter, counter: str, more: int, laned: bool) -> Position:
+    """The position `more` past a loop's counter."""
+    if not counter.startswith("%"):
+        return Position(str(int(counter) + more), int(counter) + more, laned)
+    if not more:
+        return Position(counter, None, laned)
+    with b.lanes(0):
+        return Position(b.emit(f"add nuw nsw i32 {counter}, {more}"), None, laned)
+
+
+def transposed(b: Emitter, vectors: list[str], element: str) -> list[str]:
+    """The columns of as many vectors as they have lanes: log2 steps, each of which swaps blocks across the diagonal."""
+    count, kind = len(vectors), b.type(element)
+    size = 1
+    while size < count:
+        swapped = [""] * count
+        for i in range(count):
+            if i & size:
+                continue
+            j = i | size
+            low = [q if not q & size else count + (q ^ size) for q in range(count)]
+            high = [q | size if not q & size else count + q for q in range(count)]
+            for place, mask in ((i, low), (j, high)):
+                picked = b.vector("i32", mask)
+                swapped[place] = b.emit(
+                    f"shufflevector {kind} {vectors[i]}, {kind} {vectors[j]}, <{count} x i32> {picked}"
+                )
+        vectors, size = swapped, 2 * size
+    return vectors
+
+
+def cast(b: Emitter, x: Lane, source: str, target: str) -> Lane:
+    """An operand's lanes in the type that is multiplied."""
+    if source == target:
+        return x
+    with b.lanes(0 if lanes.is_scalar(x) else b.width):
+        value = registers(b, x)
+        if target == "i32":
+            return lanes.made(b, b.convert("sext", source, target, value), target)
+        if source == "f64":
+            raise NotImplementedError("a dot of float64 that accumulates in float32")
+        return lanes.made(b, floats.converted(b, source, target, value), target)
+
+
+def strides(shape: Sequence[int], element: str, columns_first: bool = False) -> tuple[int, ...]:
+    """Strides of a packed operand: a row, or a column, is a cache line longer than its elements.
+
+    A strip of the micro-kernel goes down the rows. With a power of two between them they would share a few sets of the
+    first-level cache, and the strip would be read from the second level each time.
+    """
+    *front, R, C = shape
+    inner, outer = (R, C) if columns_first else (C, R)
+    line = LINE // types.size(element)
+    step = inner + line if inner % (4 * line) == 0 else inner
+    found = [1, step] if columns_first else [step, 1]
+    count = step * outer
+    for size in reversed(front):
+        found.insert(0, count)
+        count *= size
+    return tuple(found)
