@@ -65,13 +65,10 @@ def _product(e: Emitter, a: Buffer, b: Buffer, c: Buffer, zero: bool) -> None:
     rows = min(M, rows if vectors > 1 else 2 * rows)
     kind = types.llvm(element)
 
-    def kernel(count: int) -> str:
-        return _micro_kernel(e, count, vectors, width, K, element, a.strides, b.strides[0], c.strides[0], zero)
+    name = _micro_kernel(e, rows, vectors, width, K, element, a.strides, b.strides[0], c.strides[0], zero)
 
     def moved(base: str, offset: str) -> str:
         return e.emit(f"getelementptr inbounds {kind}, ptr {base}, i64 {offset}")
-
-    whole, rest = M // rows, M % rows
 
     def along_n(n: str, _: Sequence[str]) -> list[str]:
         j = e.emit(f"zext nneg i32 {n} to i64")
@@ -82,15 +79,11 @@ def _product(e: Emitter, a: Buffer, b: Buffer, c: Buffer, zero: bool) -> None:
             a_here = moved(a.base, e.emit(f"mul nuw nsw i64 {i}, {a.strides[0]}"))
             row = e.emit(f"mul nuw nsw i64 {i}, {c.strides[0]}")
             c_here = moved(c.base, e.emit(f"add nuw nsw i64 {row}, {j}"))
-            e.do(f"call void @{kernel(rows)}(ptr {a_here}, ptr {b_here}, ptr {c_here})")
+            e.do(f"call void @{name}(ptr {a_here}, ptr {b_here}, ptr {c_here})")
             return []
 
-        if whole:
-            e.loop(whole * rows, rows, [], along_m)
-        if rest:
-            a_here = moved(a.base, str(whole * rows * a.strides[0]))
-            c_here = moved(c.base, e.emit(f"add nuw nsw i64 {j}, {whole * rows * c.strides[0]}"))
-            e.do(f"call void @{kernel(rest)}(ptr {a_here}, ptr {b_here}, ptr {c_here})")
+        # Sizes are powers of two: no rows are left over.
+        e.loop(M, rows, [], along_m)
         return []
 
     with e.lanes(0):

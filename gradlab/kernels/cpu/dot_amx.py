@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from gradlab.kernels.cpu import packing
 from gradlab.kernels.cpu.emit import Emitter
-from gradlab.kernels.cpu.lanes import registers
 from gradlab.kernels.cpu.packing import LINE, column, moved, transposed
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation

@@ -57,7 +57,7 @@ def _transposed_rows(tiles: Tiles, name: str, element: str) -> Buffer:
 
 def blocks(tiles: Tiles, name: str, high: int, wide: int,
            write: Callable[[tuple[Position | None, ...], str, str], None]) -> None:  # fmt: skip
-    """Loops over a matrix, or several, in blocks of `high` x `wide`; `write` is given the axis in front, row, column."""
+    """Loops over a matrix, or several, in blocks; `write` is given the place on the axis in front, row and column."""
     *front, R, C = tiles.types[name].shape
     e = tiles.b
 
@@ -77,8 +77,14 @@ def blocks(tiles: Tiles, name: str, high: int, wide: int,
         matrix((moved(e, z, 0, False) if front[0] > 1 else None,))
         return []
 
+    def all_of_it() -> None:
+        if front:
+            e.loop(front[0], 1, [], each)
+        else:
+            matrix(())
+
     tiles.forget()
-    twice(tiles, [name], lambda: e.loop(front[0], 1, [], each) and None if front else matrix(()))
+    twice(tiles, [name], all_of_it)
 
 
 def column(tiles: Tiles, name: str, element: str, front: tuple[Position | None, ...], r: Position | None,

@@ -5,27 +5,16 @@ one axis in the lanes of a vector, and evaluates its expression once for each pl
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from gradlab.kernels.cpu import lanes, memory, steps, types
 from gradlab.kernels.cpu.elementwise import RULES, compute
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.indexing import RELABELLED
-from gradlab.kernels.cpu.masks import twice
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
+from gradlab.kernels.cpu.masks import twice
 from gradlab.kernels.cpu.ttir import Function, Operation, Type
-from gradlab.kernels.cpu.values import (
-    Affine,
-    Buffer,
-    Index,
-    Lazy,
-    NotLowered,
-    Position,
-    Value,
-    contiguous,
-    position,
-)  # fmt: skip
+from gradlab.kernels.cpu.values import Affine, Buffer, Index, Lazy, NotLowered, Position, Value, contiguous, position
 
 # Bytes of buffers on the stack; larger or further ones lie in the thread's scratch memory.
 STACK = 2**18
