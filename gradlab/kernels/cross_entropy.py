@@ -28,8 +28,8 @@ One pass: with m' = max(m, h), s' = s exp(m - m') + exp(h - m'): the running sum
 (Milakov and Gimelshein); sum_v r (max - h) is carried beside it and moves by R (m' - m). h - max <= 0 always, so no
 logit overflows. The cap stands before the mask of what is not there: a lane past V would enter as -C else.
 
-Traffic: forward reads M V logits, backward reads them again and writes M V numbers. One kernel can write the gradient of
-a sum or a mean while forward reads the logits, their divisor being known beforehand. That saves the second read, but
+Traffic: forward reads M V logits, backward reads them again and writes M V numbers. One kernel can write the gradient
+of a sum or a mean while forward reads the logits, their divisor being known beforehand. That saves the second read, but
 holds two arrays of M V elements until backward: a second derivative needs the logits too. So it is done only where the
 gradient takes the memory of the logits: `inplace=True` of torch.
 
