@@ -5,7 +5,7 @@ Compiled, what stays is the range of each kernel: it is opened inside the regist
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 
@@ -23,7 +23,11 @@ def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(fn)
         def call(*args: P.args, **options: P.kwargs) -> R:
             # The compiler is asked first: its programs are then not guarded by whether ranges are on.
-            if torch.compiler.is_compiling() or ranges.opener is None:
+            if torch.compiler.is_compiling():
+                return fn(*args, **options)
+            if torch.jit.is_tracing():
+                _refuse_trace(fn.__name__)
+            if ranges.opener is None:
                 return fn(*args, **options)
             with ranges.opener.call("torch", op, fn, args, options):
                 return fn(*args, **options)
@@ -31,6 +35,13 @@ def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return call
 
     return decorate
+
+
+def _refuse_trace(name: str) -> NoReturn:
+    """torch.jit.trace notes numbers of the example, a mean's divisor among them, and would give them for other sizes."""
+    raise NotImplementedError(
+        f"{name}: the call is recorded by torch.jit.trace, wanted torch.export.export or torch.compile, which follow sizes"
+    )
 
 
 class Function(torch.autograd.Function):
