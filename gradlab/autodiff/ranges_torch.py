@@ -38,10 +38,9 @@ def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _refuse_trace(name: str) -> NoReturn:
-    """torch.jit.trace notes numbers of the example, a mean's divisor among them, and would give them for other sizes."""
-    raise NotImplementedError(
-        f"{name}: the call is recorded by torch.jit.trace, wanted torch.export.export or torch.compile, which follow sizes"
-    )
+    """A trace holds numbers of its example, a mean's divisor among them, and would use them for other sizes."""
+    wanted = "torch.export.export or torch.compile, which follow sizes"
+    raise NotImplementedError(f"{name}: the call is recorded by torch.jit.trace, wanted {wanted}")
 
 
 class Function(torch.autograd.Function):
