@@ -14,6 +14,7 @@ from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import adam_pallas as kernels
 from gradlab.kernels import rounding_pallas as rounding
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
+from gradlab.kernels.mesh_pallas import compiled
 
 
 class AdamState(NamedTuple):
@@ -54,7 +55,7 @@ def _step_bwd(update, kept, cotangents):
 
 
 _step_rule.defvjp(_step_fwd, _step_bwd)
-step = jax.jit(_step_rule, static_argnums=7)
+step = compiled(_step_rule, static_argnums=7)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(11,))
@@ -71,12 +72,12 @@ def _pullback_fwd(*args):
 
 
 _pullback_rule.defvjp(_pullback_fwd, _pullback_fwd)
-pullback = jax.jit(_pullback_rule, static_argnums=11)
+pullback = compiled(_pullback_rule, static_argnums=11)
 
 fixed = optimizer.fixed("adam_step: no derivative for b1, b2, eps, eps_root or weight_decay")
 
 # What is rounded, guarded or scaled has its step alone.
-plain_step = jax.jit(
+plain_step = compiled(
     optimizer.without_derivative(
         lambda p, g, m, v, x, w, lr, scalars, key, guarded: tuple(
             kernels.adam(p, g, m, v, x, w, lr, scalars, False, guarded, key)

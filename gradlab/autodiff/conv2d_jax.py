@@ -13,6 +13,7 @@ from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.relu_jax import gated
 from gradlab.autodiff.window_jax import borders, steps, whole
 from gradlab.kernels import conv2d_pallas as kernels
+from gradlab.kernels.mesh_pallas import compiled
 from gradlab.kernels.window import Geometry
 
 
@@ -35,7 +36,7 @@ def _forward_bwd(geometry, relu, kept, dy):
 
 
 _forward_rule.defvjp(_forward_fwd, _forward_bwd)
-forward = jax.jit(_forward_rule, static_argnums=(4, 5))
+forward = compiled(_forward_rule, static_argnums=(4, 5))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -54,7 +55,7 @@ def _dgrad_bwd(geometry, kept, u):
 
 
 _dgrad_rule.defvjp(_dgrad_fwd, _dgrad_bwd)
-dgrad = jax.jit(_dgrad_rule, static_argnums=(3,))
+dgrad = compiled(_dgrad_rule, static_argnums=(3,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -73,7 +74,7 @@ def _wgrad_bwd(geometry, kept, v):
 
 
 _wgrad_rule.defvjp(_wgrad_fwd, _wgrad_bwd)
-wgrad = jax.jit(_wgrad_rule, static_argnums=(3,))
+wgrad = compiled(_wgrad_rule, static_argnums=(3,))
 
 
 @jax.custom_vjp
@@ -94,7 +95,7 @@ def _bias_sum_bwd(kept, v):
 
 
 _bias_sum_rule.defvjp(_bias_sum_fwd, _bias_sum_bwd)
-bias_sum = jax.jit(_bias_sum_rule)
+bias_sum = compiled(_bias_sum_rule)
 
 
 @public("conv2d")

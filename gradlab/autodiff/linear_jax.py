@@ -11,6 +11,7 @@ from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.relu_jax import gated
 from gradlab.kernels import linear_pallas as kernels
+from gradlab.kernels.mesh_pallas import compiled
 
 # Where the gate of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
 MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
@@ -47,7 +48,7 @@ def _product_bwd(turned_a, turned_b, place, relu, kept, dy):
 
 
 _product_rule.defvjp(_product_fwd, _product_bwd)
-product = jax.jit(_product_rule, static_argnums=(4, 5, 6, 7))
+product = compiled(_product_rule, static_argnums=(4, 5, 6, 7))
 
 
 @jax.custom_vjp
@@ -68,7 +69,7 @@ def _column_sum_bwd(kept, ds):
 
 
 _column_sum_rule.defvjp(_column_sum_fwd, _column_sum_bwd)
-column_sum = jax.jit(_column_sum_rule)
+column_sum = compiled(_column_sum_rule)
 
 
 @public("linear")

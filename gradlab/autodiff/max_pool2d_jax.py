@@ -12,6 +12,7 @@ from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.window_jax import borders, steps
 from gradlab.kernels import max_pool2d_pallas as kernels
 from gradlab.kernels.max_pool2d import geometry as geometry_of
+from gradlab.kernels.mesh_pallas import compiled
 from gradlab.kernels.window import Geometry
 
 
@@ -31,7 +32,7 @@ def _forward_bwd(geometry, k, cotangents):
 
 
 _forward_rule.defvjp(_forward_fwd, _forward_bwd)
-forward = jax.jit(_forward_rule, static_argnums=(1,))
+forward = compiled(_forward_rule, static_argnums=(1,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -49,7 +50,7 @@ def _scatter_bwd(geometry, k, u):
 
 
 _scatter_rule.defvjp(_scatter_fwd, _scatter_bwd)
-scatter = jax.jit(_scatter_rule, static_argnums=(2,))
+scatter = compiled(_scatter_rule, static_argnums=(2,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -67,7 +68,7 @@ def _gather_bwd(geometry, k, dy):
 
 
 _gather_rule.defvjp(_gather_fwd, _gather_bwd)
-gather = jax.jit(_gather_rule, static_argnums=(2,))
+gather = compiled(_gather_rule, static_argnums=(2,))
 
 
 @public("max_pool2d")

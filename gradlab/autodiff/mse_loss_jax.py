@@ -10,6 +10,7 @@ from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.losses import divisor
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import mse_loss_pallas as kernels
+from gradlab.kernels.mesh_pallas import compiled
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -29,7 +30,7 @@ def _squares_bwd(den, kept, dy):
 
 
 _squares_rule.defvjp(_squares_fwd, _squares_bwd)
-squares = jax.jit(_squares_rule, static_argnums=(2,))
+squares = compiled(_squares_rule, static_argnums=(2,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -51,7 +52,7 @@ def _differences_bwd(num, den, kept, u):
 
 
 _differences_rule.defvjp(_differences_fwd, _differences_bwd)
-differences = jax.jit(_differences_rule, static_argnums=(4, 5))
+differences = compiled(_differences_rule, static_argnums=(4, 5))
 
 
 @public("mse_loss")
