@@ -188,6 +188,7 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
         one, scalars = _numbers("adam_step", lr, count, g.dtype, options | taken)
         key = None if dtype != jnp.bfloat16 else rounding.key_at(rounding.words(seed, number), count)
         row = plain_step(p, g, m, v, x[0] if x else None, w, one, scalars, key, found_inf is not None)
+        row = optimizer.parted((p, m, v, *x, w), row)
         new.append([*row[:3], row[3] if x else None, row[-1] if w is not None else None])
     p, mu, nu, nu_max, master = (structure.unflatten([leaf[k] for leaf in new]) for k in range(5))
     counted = jnp.where(found != 0, state.count, count) if found_inf is not None else count
@@ -210,7 +211,8 @@ def over_leaves(op: str, params: Any, grads: Any, state: AdamState, learning_rat
         if (g.dtype, decays) not in numbers:
             one, scalars = _numbers(op, lr, count, g.dtype, kept)
             numbers[g.dtype, decays] = one, fixed(scalars)
-        new.append(step(None if params is None else p, g, m, v, x[0] if x else None, *numbers[g.dtype, decays], update))
+        row = step(None if params is None else p, g, m, v, x[0] if x else None, *numbers[g.dtype, decays], update)
+        new.append(optimizer.parted((p, m, v, *x), row))
     trees = [structure.unflatten([leaf[k] for leaf in new]) for k in range(3 if state.nu_max is None else 4)]
     return trees[0], AdamState(count, *trees[1:])
 

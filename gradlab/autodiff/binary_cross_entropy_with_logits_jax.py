@@ -11,7 +11,7 @@ from gradlab.autodiff.elementwise_jax import times
 from gradlab.autodiff.losses import divisor
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import binary_cross_entropy_with_logits_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 _OP = "binary_cross_entropy_with_logits"
 
@@ -100,7 +100,7 @@ def binary_cross_entropy_with_logits(logits: jax.Array, labels: jax.Array, *, we
         weights.append(value)
     den = divisor(_OP, reduction, x.size)
     if reduction == "none":
-        return derivative(None, x, t, *weights, 0, 0, 1)
+        return parted_like(derivative(None, x, t, *weights, 0, 0, 1), logits)
     return losses(x, t, *weights, den)
 
 

@@ -13,7 +13,7 @@ from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.relu_jax import gated
 from gradlab.autodiff.window_jax import borders, steps, whole
 from gradlab.kernels import conv2d_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 from gradlab.kernels.window import Geometry
 
 
@@ -127,7 +127,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
     arrays = as_arrays("conv2d", {"x": x, "kernel": kernel} | ({} if bias is None else {"bias": bias}))
     want_floats("conv2d", arrays)
     want_choice("conv2d", "activation", activation, (None, "relu"))
-    x, kernel, b = arrays["x"], arrays["kernel"], arrays.get("bias")
+    given, x, kernel, b = x, arrays["x"], arrays["kernel"], arrays.get("bias")
     want_rank("conv2d", "x", x, "[B H W C] or [H W C]", (3, 4))
     want_rank("conv2d", "kernel", kernel, "[R S D F]", (4,))
     R, S, D, F = kernel.shape
@@ -154,7 +154,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
     images = x if x.ndim == 4 else x[None]
     geometry = Geometry(step, spread, around, int(groups), image, (R, S))
     y = forward(images, kernel, b, None, geometry, activation == "relu")
-    return y if x.ndim == 4 else y[0]
+    return parted_like(y, given, [0]) if x.ndim == 4 else y[0]
 
 
 def by_spec(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activation=None):

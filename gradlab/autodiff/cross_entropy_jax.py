@@ -13,7 +13,7 @@ from gradlab.autodiff.classes_jax import as_given, narrow, refuse_unknown
 from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.row_sums_jax import Reduction, reduced
 from gradlab.kernels import cross_entropy_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled, uniform
+from gradlab.kernels.mesh_pallas import compiled, parted_like, uniform
 
 _OP = "cross_entropy"
 
@@ -165,6 +165,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | N
     y, z, _ = loss(x, t, q, w, chosen, bool(z_loss) or return_z_loss, inplace)
     found = reduced(y, z, t, w, V, chosen.ignore_index, asked)
     loss_, part = (r.reshape(shape if reduction == "none" else ()).astype(x.dtype) for r in found)
+    if reduction == "none":
+        rows = [i for i in range(len(shape) + 1) if i != axis % (len(shape) + 1)]
+        loss_, part = (parted_like(r, logits, rows) for r in (loss_, part))
     return (loss_, part) if return_z_loss else loss_
 
 

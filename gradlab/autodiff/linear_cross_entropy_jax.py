@@ -15,7 +15,7 @@ from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.row_sums_jax import Reduction, reduced
 from gradlab.kernels import linear_cross_entropy_pallas as kernels
 from gradlab.kernels.linear_cross_entropy_second_pallas import second as second_of
-from gradlab.kernels.mesh_pallas import compiled
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 OP = "linear_cross_entropy"
 
@@ -134,6 +134,8 @@ def linear_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Array
     asked = Reduction(reduction, float(z_loss), return_z_loss)
     found = reduced(y, lse * lse if z_loss or return_z_loss else lse, t, c, w.shape[1], ignored, asked)
     loss, part = (a.reshape(shape if reduction == "none" else ()).astype(h.dtype) for a in found)
+    if reduction == "none":
+        loss, part = (parted_like(a, hidden, range(len(shape))) for a in (loss, part))
     return (loss, part) if return_z_loss else loss
 
 

@@ -12,7 +12,7 @@ from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.window_jax import borders, steps
 from gradlab.kernels import max_pool2d_pallas as kernels
 from gradlab.kernels.max_pool2d import geometry as geometry_of
-from gradlab.kernels.mesh_pallas import compiled
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 from gradlab.kernels.window import Geometry
 
 
@@ -95,7 +95,7 @@ def max_pool2d(x: jax.Array, window: int | Sequence[int], *, strides: int | Sequ
     """
     arrays = as_arrays("max_pool2d", {"x": x})
     want_floats("max_pool2d", arrays)
-    x = arrays["x"]
+    given, x = x, arrays["x"]
     want_rank("max_pool2d", "x", x, "[B H W C] or [H W C]", (3, 4))
     if 0 in x.shape[-3:]:
         refuse("max_pool2d", f"x of shape {list(x.shape)}", "empty", "at least one pixel and channel")
@@ -111,7 +111,7 @@ def max_pool2d(x: jax.Array, window: int | Sequence[int], *, strides: int | Sequ
         if k > n + sum(pad):
             refuse("max_pool2d", "window", repr(window), f"at most the {n + sum(pad)} {name} of the padded image")
     y, _ = forward(x if x.ndim == 4 else x[None], Geometry(step, spread, around, 1, image, size))
-    return y if x.ndim == 4 else y[0]
+    return parted_like(y, given, [0]) if x.ndim == 4 else y[0]
 
 
 def by_spec(x, *, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):

@@ -14,7 +14,7 @@ from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.optimizer_jax import GradientTransformation
 from gradlab.kernels import norm_pallas as kernels
 from gradlab.kernels.launch_pallas import accumulator
-from gradlab.kernels.mesh_pallas import compiled
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 
 @jax.custom_vjp
@@ -123,7 +123,9 @@ def clip_by_global_norm(max_norm: float | jax.Array) -> GradientTransformation:
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         _leaves("clip_by_global_norm", grads)
         factor = clip_factor(grads, max_norm)
-        return jax.tree.map(lambda g: scale(jnp.asarray(g), factor.astype(accumulator(g.dtype))), grads), state
+        return jax.tree.map(
+            lambda g: parted_like(scale(jnp.asarray(g), factor.astype(accumulator(g.dtype))), g), grads
+        ), state
 
     return GradientTransformation(lambda params: (), update)
 

@@ -6,7 +6,7 @@ from gradlab.autodiff.arguments import want_floats
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import relu_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 
 @jax.custom_vjp
@@ -61,7 +61,7 @@ def relu(x: jax.Array) -> jax.Array:
     """
     arrays = as_arrays("relu", {"x": x})
     want_floats("relu", arrays)
-    return _relu(arrays["x"])
+    return parted_like(_relu(arrays["x"]), x)
 
 
 by_spec = relu

@@ -9,7 +9,7 @@ from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.elementwise_jax import times
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import sigmoid_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 
 @jax.custom_vjp
@@ -65,7 +65,7 @@ def sigmoid(x: jax.Array) -> jax.Array:
     """
     arrays = as_arrays("sigmoid", {"x": x})
     want_floats("sigmoid", arrays)
-    return _sigmoid(arrays["x"])
+    return parted_like(_sigmoid(arrays["x"]), x)
 
 
 by_spec = sigmoid

@@ -9,7 +9,7 @@ from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.elementwise_jax import times
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import tanh_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 
 @jax.custom_vjp
@@ -65,7 +65,7 @@ def tanh(x: jax.Array) -> jax.Array:
     """
     arrays = as_arrays("tanh", {"x": x})
     want_floats("tanh", arrays)
-    return _tanh(arrays["x"])
+    return parted_like(_tanh(arrays["x"]), x)
 
 
 by_spec = tanh

@@ -112,7 +112,9 @@ def pallas(kernel: Callable[..., None], platform: str, grid: Sequence[int], in_s
         params = pltpu.CompilerParams(dimension_semantics=("parallel",) * len(grid))
     name = getattr(kernel, "func", kernel).__name__.strip("_")
     # Within `one_piece` nothing varies along an axis of a mesh.
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, manual_axis_type=ManualAxisType()), out_shape)
+    shapes = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, manual_axis_type=ManualAxisType()), out_shape
+    )
     return pl.pallas_call(
         kernel, grid=tuple(grid), in_specs=list(in_specs), out_specs=out_specs, out_shape=shapes,
         interpret=interpreted(platform), compiler_params=params, name=f"gradlab_{name}", **options,

@@ -13,7 +13,7 @@ axis of the mesh is one that jax itself would part an array over:
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -26,11 +26,12 @@ def compiled(rule: Callable[..., Any], static_argnums: int | Sequence[int] = ())
     return jax.jit(uniform(rule), static_argnums=static_argnums)
 
 
-def uniform(rule: Callable[..., Any]) -> Callable[..., Any]:
+def uniform(rule: Callable[..., Any]) -> Any:
     """A rule whose arrays are brought to one type first, where the pullback of doing so is jax's own."""
 
     @functools.wraps(rule)
     def call(*args: Any) -> Any:
+        tree: Any
         leaves, tree = jax.tree.flatten(args)
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
         for i, array in zip(places, _alike([leaves[i] for i in places]), strict=True):
@@ -48,13 +49,15 @@ def gathered(x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, P(*[None] * x.ndim)))
 
 
-def parted_like(y: jax.Array, x: jax.Array, axes: int) -> jax.Array:
-    """y with its first `axes` axes parted over the Explicit axes of a mesh as those of x are."""
+def parted_like(y: jax.Array, x: Any, axes: Iterable[int] | None = None) -> jax.Array:
+    """y whose leading axes are parted over the Explicit axes of a mesh as these axes of x are; all axes when not said."""
+    if not isinstance(x, jax.Array):
+        return y
     sharding = jax.typeof(x).sharding
-    spec = sharding.spec[:axes]
+    spec = sharding.spec if axes is None else [sharding.spec[axis] for axis in axes]
     if not any(place is not None for place in spec):
         return y
-    return jax.sharding.reshard(y, NamedSharding(sharding.mesh, P(*spec, *[None] * (y.ndim - axes))))
+    return jax.sharding.reshard(y, NamedSharding(sharding.mesh, P(*spec, *[None] * (y.ndim - len(spec)))))
 
 
 def on_each_device(fn: Callable[..., Any], operands: Sequence[jax.Array]) -> Any:
