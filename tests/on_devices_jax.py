@@ -109,7 +109,9 @@ def on_explicit_axes(spec, case):
     want = jax.jit(derivatives(theirs, wrt, spec.order))(*args)
 
     def parted(a):
-        axes = [None if n % 2 else axis for n, axis in zip(a.shape, ["d"] + [None] * (a.ndim - 2) + ["k"], strict=False)]
+        axes = [
+            None if n % 2 else axis for n, axis in zip(a.shape, ["d"] + [None] * (a.ndim - 2) + ["k"], strict=False)
+        ]
         return jax.device_put(a, NamedSharding(EXPLICIT, P(*axes)))
 
     with jax.set_mesh(EXPLICIT):
@@ -124,7 +126,9 @@ def on_explicit_axes(spec, case):
 
 
 def network(ours):
-    linear, loss = (lab.linear, lab.cross_entropy) if ours else (native("jax", "linear").fn, native("jax", "cross_entropy").fn)
+    linear, loss = (
+        (lab.linear, lab.cross_entropy) if ours else (native("jax", "linear").fn, native("jax", "cross_entropy").fn)
+    )
     return lambda params, x, t: loss(linear(x, params["w"], params["b"]), t)
 
 
@@ -167,12 +171,12 @@ def steps(mesh):
         want, _ = jax.jit(functools.partial(train, network(False), by_optax(theirs)))(theirs.init(params), params, x, t)
         run = functools.partial(train, network(True), update)
         if mesh is AUTO:
-            mean = lambda *args: jax.lax.pmean(network(True)(*args), "d")  # noqa: E731
+            mean = lambda *args: jax.lax.pmean(network(True)(*args), "d")
             run = jax.shard_map(functools.partial(train, mean, update), mesh=AUTO, out_specs=P(),
                                 in_specs=(P(), P(), P("d"), P("d")))  # fmt: skip
             got, _ = jax.jit(run)(state, params, x, t)
         else:
-            put = lambda a: jax.device_put(a, P("d") if a.ndim and a.dtype != "int32" else P())  # noqa: E731
+            put = lambda a: jax.device_put(a, P("d") if a.ndim and a.dtype != "int32" else P())
             with jax.set_mesh(mesh):
                 given = jax.tree.map(put, (state, params))
                 got, after = jax.jit(run)(*given, put(x), jax.device_put(t, P("d")))

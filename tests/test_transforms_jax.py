@@ -15,6 +15,7 @@ pytest.importorskip("optax")
 import jax.numpy as jnp
 
 from gradlab.jax import conv2d, cross_entropy, linear, relu
+from gradlab.kernels.lower_pallas import lowered
 from gradlab.kernels.spec import specs
 from gradlab.profiling.native import native
 
@@ -194,7 +195,7 @@ def test_mapped_and_lowered_for(platform, spec, case):
     first = any(p.values == (spec, case) for p in FIRST)
     for fn, args in ((jax.vmap(hand), mapped), (nested, twice))[: 2 if first else 1]:
         floats = [t.astype("float32") if t.dtype == "float64" else t for t in args]
-        text = jax.jit(fn).trace(*floats).lower(lowering_platforms=(platform,)).as_text()
+        text = lowered(jax.jit(fn), platform, *floats).as_text()
         assert text.count(f"@{TARGETS[platform]}") >= 1
 
 
