@@ -4,6 +4,7 @@ The ops come from their Specs: one with a new name is transformed here too.
 """
 
 import functools
+import gc
 import importlib
 
 import numpy as np
@@ -275,3 +276,15 @@ def test_ensemble_of_networks(kind):
         for layers in LAYERS
     ]
     assert_close(*found)
+
+
+@pytest.mark.parametrize(("spec", "case"), FIRST)
+def test_no_tracer_outlives_its_trace(spec, case):
+    """Forward and derivatives, traced alone and mapped: each program has those before it in it."""
+    args, wrt = arrays(spec, case)
+    fn = there_and_back(next(functions(spec, case)), wrt)
+    gc.freeze()  # What is looked through for leaks, after every trace, is what this test makes.
+    with jax.checking_leaks():
+        jax.jit(jax.vmap(fn)).trace(*(t[None] for t in args))
+        if spec.order >= 2:
+            jax.jit(jax.grad(lambda *args: sum(g.sum() for g in fn(*args)[1]), wrt)).trace(*args)
