@@ -53,7 +53,7 @@ def find(op: Spec, case: Case, dtype: str) -> list[Found]:
     noted: dict[Any, tuple[str, list[tuple[int, ...]]]] = {}
     with SIDE.double() if dtype == "float64" else nullcontext(), _located():
         for direction, run in passes(op, case, SIDE, fn):
-            program = lowered(jax.jit(run), "cuda", inputs, cotangents, seconds)
+            program: Any = lowered(jax.jit(run), "cuda", inputs, cotangents, seconds)
             for name, text, warps, stages, grid in _calls(program.compiler_ir("stablehlo").operation):
                 noted.setdefault((name, text, warps, stages), (direction, []))[1].append(grid)
     if not noted:
