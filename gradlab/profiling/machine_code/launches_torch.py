@@ -42,7 +42,7 @@ def find(op: Spec, case: Case, dtype: str) -> list[Found]:
     seconds = [t for a, t in zip(op.present(case), inputs, strict=True) if a.name in op.wrt]
     noted: dict[Any, tuple[str, list[Launch], Source]] = {}
     for direction, run in passes(op, case, SIDE, fn):
-        with recording() as launches, _NoValues():
+        with recording() as launches, NoValues():
             run(inputs, cotangents, seconds)
         for launch in launches:
             code = source(launch)
@@ -91,7 +91,7 @@ def source(noted: Launch) -> Source:
     )
 
 
-class _NoValues(TorchDispatchMode):
+class NoValues(TorchDispatchMode):
     """Within it what torch itself does to large tensors is memory without values: nobody looks at them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
