@@ -65,12 +65,12 @@ def losses(dtype):
     for inplace, reduction in itertools.product((False, True), ("mean", "sum", "none")):
         x = leaf(dtype, 4, 32)
         pulled(lab.cross_entropy(x * 1, classes(4), inplace=inplace, reduction=reduction))
-    for options in (
-        {},
-        {"z_loss": 0.1, "softcap": 2.0, "label_smoothing": 0.1, "weight": torch.empty(20000, dtype=dtype)},
-    ):
-        pulled(lab.cross_entropy(leaf(dtype, 4, 20000), classes(4), **options))
-        pulled(lab.cross_entropy(leaf(dtype, 4, 20000), torch.zeros(4, 20000, dtype=dtype), **options))
+    for inplace, V in itertools.product((False, True), (32, 20000)):
+        # Not every pair of options: with all of them, and with none.
+        everything = {"z_loss": 0.1, "softcap": 2.0, "label_smoothing": 0.1, "weight": torch.empty(V, dtype=dtype)}
+        for options in ({}, everything):
+            for target in (classes(4), torch.zeros(4, V, dtype=dtype)):
+                pulled(lab.cross_entropy(leaf(dtype, 4, V) * 1, target, inplace=inplace, **options))
     pulled(lab.cross_entropy(leaf(dtype, 2, 5, 4), classes(2, 4)))
     pulled(lab.cross_entropy(leaf(dtype, 4, 32), classes(4, of=torch.uint8)))
     for narrow in (torch.uint8, torch.int32, torch.int64):

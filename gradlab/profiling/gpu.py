@@ -114,7 +114,7 @@ def parts(devices: dict[str, str], folder: Path) -> list[Part]:
 def page(outcomes: Sequence[Outcome], plan: Sequence[Part], folder: Path, machine: dict[str, str]) -> str:
     """Markdown: the machine, what became of each part, the tables of those that left a file."""
     from gradlab.profiling.bench.file import read_json
-    from gradlab.profiling.bench.table import markdown
+    from gradlab.profiling.bench.words import markdown
 
     lines = [f"# {machine.get('gpu', 'CUDA')}", "", "Written by `make gpu`, which replaces it.", ""]
     lines += [f"- {key}: {value}" for key, value in machine.items()]

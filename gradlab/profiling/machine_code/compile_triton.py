@@ -60,7 +60,8 @@ def begun(source: ASTSource, where: Target, warps: int, stages: int) -> Callable
     def finish() -> str:
         passes: dict[str, Any] = {}
         backend.add_stages(passes, options, source.language)
-        made, metadata = module, {}
+        made = module
+        metadata: dict[str, Any] = {}
         for name, run in passes.items():
             if name != backend.binary_ext:
                 made = run(made, metadata)
