@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 from triton.compiler.code_generator import CodeGenerator
 
 from gradlab.profiling.machine_code.compile_triton import begun
+from gradlab.profiling.machine_code.launches_torch import every_kernel
 from gradlab.profiling.machine_code.targets import TARGETS
 from tests import variants
 
@@ -38,7 +39,7 @@ def place(node):
 @pytest.fixture
 def read(monkeypatch):
     """Kernel -> the places of the statements that the compiler's front end read."""
-    found, visit, there = {}, CodeGenerator.visit, set(variants.kernels())
+    found, visit, there = {}, CodeGenerator.visit, set(every_kernel())
 
     def noted(self, node):
         if isinstance(node, ast.stmt) and self.jit_fn in there:
@@ -67,7 +68,7 @@ def test_every_statement_of_every_kernel_compiles(arch, read):
 
     In a further dtype every kernel is compiled once.
     """
-    there = variants.kernels()
+    there = every_kernel()
     values = {}
     for dtype in DTYPES[arch]:
         begun_with, finished = set(), set()

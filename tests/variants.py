@@ -1,17 +1,14 @@
 """Every way in which the lab launches its Triton kernels: by the cases of the Specs, and by calls that no case makes."""
 
-import importlib
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-import gradlab.kernels
 import gradlab.torch as lab
 from gradlab.kernels import classes_triton
-from gradlab.kernels.launch_triton import KERNELS, recording
+from gradlab.kernels.launch_triton import recording
 from gradlab.kernels.spec import specs
 from gradlab.profiling.machine_code import launches_torch
 
@@ -22,14 +19,6 @@ class Variant(NamedTuple):
     source: launches_torch.Source
     warps: int
     stages: int
-
-
-def kernels():
-    """Every kernel and helper that a `*_triton.py` file of the lab defines."""
-    (room,) = gradlab.kernels.__path__
-    for file in sorted(Path(room).rglob("*_triton.py")):
-        importlib.import_module(".".join(["gradlab.kernels", *file.relative_to(room).with_suffix("").parts]))
-    return [k for k in KERNELS if k.fn.__module__.startswith("gradlab.kernels.")]
 
 
 def variants(dtype: str) -> Iterator[Variant]:

@@ -1,16 +1,20 @@
 """The Triton kernels that an op launches on torch, found by running it where launches are noted and not run."""
 
 import functools
+import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
+import gradlab.kernels
 from gradlab.autodiff.side_torch import SIDE
-from gradlab.kernels.launch_triton import Launch, recording, triton_dtype
+from gradlab.kernels.launch_triton import KERNELS, Launch, recording, triton_dtype
 from gradlab.kernels.spec import Array, Case, Spec
 from gradlab.profiling.machine_code.found import PARSER, Found, largest, passes
 
@@ -89,6 +93,14 @@ def source(noted: Launch) -> Source:
         constexprs={(noted.jit.arg_names.index(name),): value for name, value in constants.items()},
         attrs=attrs,
     )
+
+
+def every_kernel() -> list[JITFunction]:
+    """Every kernel and helper that a `*_triton.py` file of the lab defines, launched by an op or not."""
+    (room,) = gradlab.kernels.__path__
+    for file in sorted(Path(room).rglob("*_triton.py")):
+        importlib.import_module(".".join(["gradlab.kernels", *file.relative_to(room).with_suffix("").parts]))
+    return [k for k in KERNELS if k.fn.__module__.startswith("gradlab.kernels.")]
 
 
 class NoValues(TorchDispatchMode):
