@@ -99,7 +99,6 @@ def _many_classes(where: torch.device) -> tuple[torch.Tensor, ...]:
     """Classes in several programs a row, merged by a kernel of its own."""
     h, w = _drawn(where, 40, 72), _drawn(where, 700, 72, seed=1)
     y = lab.linear_cross_entropy(h, w, _classes(where, 40, 700))
-    assert isinstance(y, torch.Tensor)
     return y.detach(), *torch.autograd.grad(y, (h, w))
 
 
@@ -123,6 +122,7 @@ def _channels_last(where: torch.device) -> tuple[torch.Tensor, ...]:
     x = _drawn(where, 2, 32, 12, 12).detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     w = _drawn(where, 48, 32, 3, 3, seed=1)
     y = lab.max_pool2d(lab.conv2d(x, w, padding=1), 2)
+    assert isinstance(y, torch.Tensor)
     return y.detach(), *torch.autograd.grad(y, (x, w), _drawn(where, 2, 48, 6, 6, seed=2))
 
 
