@@ -6,10 +6,12 @@ where a compiler asks for that; interpreted, one block is the whole array, becau
 """
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -32,10 +34,26 @@ def launch(call: Callable[..., Any], *operands: jax.Array) -> Any:
     """`call(platform, *operands)` for the platform that the surrounding program is lowered for.
 
     The choice falls when the program is lowered, not when it is traced: an array on a CPU beside a GPU is interpreted,
-    and a program can be lowered for a machine that is not there.
+    and a program can be lowered for a machine that is not there. A symbolic size, of `jax.export`, is for a CPU alone,
+    where a block is the whole array.
     """
+    if _symbolic(operands):
+        branches = {"cpu": functools.partial(_of_any_size, call)}
+        return one_piece(functools.partial(jax.lax.platform_dependent, **branches))(*operands)
     branches = {name: functools.partial(call, name) for name in PLATFORMS}
     return one_piece(functools.partial(jax.lax.platform_dependent, **branches))(*operands)
+
+
+def _symbolic(arrays: Sequence[Any]) -> bool:
+    return any(jax.export.is_symbolic_dim(n) for x in arrays for n in x.shape)
+
+
+def _of_any_size(call: Callable[..., Any], *operands: jax.Array) -> Any:
+    # Private: Pallas refuses blocks of symbolic size unless an export says that they are meant.
+    from jax._src.pallas.core import pallas_export_experimental
+
+    with pallas_export_experimental(dynamic_shapes=True):
+        return call("cpu", *operands)
 
 
 def one_piece(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,6 +110,11 @@ def _mapped(arrays: Sequence[jax.Array], axes: Sequence[Any], *, program: Any) -
 
 
 def _lowered(ctx: Any, *operands: Any, program: Any) -> Any:
+    if _symbolic(program.in_avals) and any(name != "cpu" for name in ctx.module_context.platforms):
+        shapes = ", ".join(t.str_short(short_dtypes=True) for t in program.in_avals)
+        kernel = next(iter(re.findall(r"gradlab_(\w+?)_kernel", str(program))), "a kernel")
+        raise ValueError(f"{kernel}: operands are {shapes}, wanted known sizes: a compiled kernel has blocks of fixed "
+                         "sizes, only jax.export for platforms=('cpu',) takes a symbolic one")  # fmt: skip
     without = ctx.replace(avals_in=program.in_avals, avals_out=program.out_avals)
     return mlir.lower_fun(jaxpr_as_fun(program), multiple_results=True)(without, *operands)
 
