@@ -26,8 +26,8 @@ bench: $(READY)  ## time every op, hand-written against native
 docs: $(READY)  ## write README's table of ops and docs/ anew
 	$(PY) -m gradlab.profiling.pages
 
-gpu:  ## with CUDA: suite and benchmarks with compiled kernels: results/<gpu>/; installs nothing
-	@PYTHONPATH=. $(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m gradlab.profiling.gpu
+gpu:  ## with CUDA, on what is installed: PART=smoke first; then what is missing: results/<gpu>/
+	@PYTHONPATH=. $(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m gradlab.profiling.gpu $(PART)
 
 clean:  ## remove the environment and what was made
 	rm -rf .venv build dist demo report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -14,6 +14,7 @@ from torch.autograd.functional import hessian, jacobian
 
 import gradlab.torch as lab
 from gradlab.autodiff import batched_torch
+from gradlab.autodiff.check import check
 from gradlab.autodiff.side import as_tuple
 from gradlab.autodiff.side_torch import SIDE
 from gradlab.kernels.spec import specs
@@ -182,3 +183,9 @@ def test_what_the_lab_takes_from_torchs_older_vmap_is_there():
 
     same([_vmap(outer)(X)], [X[:, None].expand(3, 4, 5)])
     assert found == [{}, {1: 3}, {2: 4}, {1: 3, 2: 4}]
+
+
+def test_the_checks_report_of_an_op_has_its_batched_backward():
+    report = str(check("relu", side="torch", parts=["contract"]))
+    assert "vmap of the backward" in report
+    assert "no vmap" not in report

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from gradlab.profiling.bench import compare, table
+from gradlab.profiling.bench import words as words_of
 from gradlab.profiling.bench.compare import baseline, changes, slower
 from gradlab.profiling.bench.file import as_csv, document, write
 from gradlab.profiling.bench.numbers import FASTER, SAME, SLOWER, SUSPECT, UNCLEAR, Interval
@@ -117,7 +118,7 @@ def test_markdown():
         group(member(interpreted=True), NATIVE),
         group(member(problem="FAILED", note="no|luck", warm=())),
     ]
-    text = table.markdown(groups, {"gpu": "Some GPU"})
+    text = words_of.markdown(groups, {"gpu": "Some GPU"})
     assert "- gpu: Some GPU\n- precision: float32: full precision in every product, no TF32\n" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 5
@@ -139,13 +140,13 @@ def test_csv_has_a_line_a_member():
      (0.0, "0.00 ± 0.00 ns")],
 )  # fmt: skip
 def test_duration(seconds, said):
-    assert table.duration(Interval(seconds, seconds, seconds)) == said
-    assert table.seconds_in_words(None) == "–"
+    assert words_of.duration(Interval(seconds, seconds, seconds)) == said
+    assert words_of.seconds_in_words(None) == "–"
 
 
 @pytest.mark.parametrize(("size", "said"), [(12, "12 B"), (4_000, "4.00 kB"), (12_345_678, "12.3 MB"), (None, "–")])
 def test_sizes(size, said):
-    assert table.size_in_words(size) == said
+    assert words_of.size_in_words(size) == said
 
 
 def test_a_change_is_one_of_ratios_not_of_seconds():
@@ -202,5 +203,5 @@ def test_a_short_call_that_was_not_replayed_is_said():
         "not replayed from a graph: linear on jax, square, float32, forward, hand eager: ValueError: adam_step: stream"
     )
     assert said in shown([one])
-    assert said in table.markdown([one], {})
+    assert said in words_of.markdown([one], {})
     assert "not replayed" not in shown([group()])

@@ -28,6 +28,7 @@ from gradlab.jax import (
     sigmoid,
     tanh,
 )
+from gradlab.kernels.lower_pallas import lowered
 
 CALLS = {"cpu": None, "cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
 TARGETS = [(p, d) for p in ("cuda", "tpu") for d in ("float32", "bfloat16", "float16")] + [("cuda", "float64")]
@@ -185,14 +186,14 @@ KERNELS = {
 }
 
 
-def lowered(name, order, platform, dtype):
+def text_of(name, order, platform, dtype):
     """The program's text for a platform, of the value (0), the gradient (1) or the gradient of the gradient (2)."""
     fn, wrt, most, floats, ints = PROGRAMS[name]
     assert order <= most
     for _ in range(order):
         fn = gradient(fn, wrt)
     args = arrays(dtype, *floats) + arrays("int32", *ints)
-    return jax.jit(fn).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+    return lowered(jax.jit(fn), platform, *args).as_text()
 
 
 def kernels(text, call):
@@ -223,12 +224,12 @@ def test_lowers_to_compiled_kernels(platform, dtype, name):
     most = PROGRAMS[name][2]
     # The last derivative's program has the kernels of all before it: in one dtype each is lowered alone too.
     for order in range(most + 1) if dtype == "float32" else [most]:
-        found = kernels(lowered(name, order, platform, dtype), CALLS[platform])
+        found = kernels(text_of(name, order, platform, dtype), CALLS[platform])
         assert found == KERNELS[stem][order], f"order {order}"
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_has_no_compiled_kernel_on_a_cpu(name):
-    text = lowered(name, min(1, PROGRAMS[name][2]), "cpu", "float32")
+    text = text_of(name, min(1, PROGRAMS[name][2]), "cpu", "float32")
     assert "func.func public @main" in text
     assert not re.search("triton|tpu_custom_call|mosaic", text)

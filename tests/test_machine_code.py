@@ -9,16 +9,10 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
-
-import gradlab.torch as lab
 from gradlab.autodiff.side import installed
 from gradlab.kernels import elementwise_triton, linear_triton
-from gradlab.kernels.launch_triton import recording
 from gradlab.kernels.spec import spec, specs
-from gradlab.profiling.machine_code import compile_triton, inspection, launches_torch
+from gradlab.profiling.machine_code import compile_triton, inspection
 from gradlab.profiling.machine_code.inspection import Wanted, choose, find, inspect, read, targets
 from gradlab.profiling.machine_code.promises import hold, subjects
 from gradlab.profiling.machine_code.tools import tool
@@ -52,22 +46,6 @@ def test_promises_are_kept(op, dtype):
     assert {"atomics", "blocks", "spill_bytes"} <= {v.promise.fact for v in found}
 
 
-def test_no_kernel_is_left_out():
-    files = [
-        *(f"{name}_triton" for name in specs()),
-        "elementwise_triton",
-        "cross_entropy_fused_triton",
-        "row_sums_triton",
-    ]
-    modules = [importlib.import_module(f"gradlab.kernels.{name}") for name in files]
-    there = {k for m in modules for k, v in vars(m).items() if isinstance(v, JITFunction)}
-    soft = choose([spec("cross_entropy")], ["torch"], ["float32"], "distillation")
-    chosen = (*choose(list(specs().values()), ["torch"], ["float32"], None), *soft)
-    # Logits whose memory is given away become their gradient and are scaled by the last two: no Spec asks for that.
-    found = {f.kernel for s in chosen for f in find(s)} | {"fused", "scale"}
-    assert found == {k.strip("_").removesuffix("_kernel") for k in there if k.endswith("_kernel")}
-
-
 @pytest.mark.parametrize(
     ("op", "dtype", "case"),
     [("linear", "float64", "relu"), ("cross_entropy", "float16", "ignored class, weights"), ("max_pool2d", "float64", "dilated")],
@@ -76,19 +54,6 @@ def test_small_and_odd_sizes_compile_in_every_dtype(op, dtype, case):
     codes = inspect([op], sides=["torch"], dtypes=[dtype], case=case, lines=False)
     assert [code.error for code in codes if code.error] == []
     assert all(code.counts.instructions > 16 and code.registers > 7 for code in codes)
-
-
-@pytest.mark.parametrize("inplace", [False, True])
-def test_narrow_classes_and_logits_given_away_compile(inplace):
-    # What no Spec asks for: classes of a byte, and the gradient that is scaled in the memory of the logits.
-    with recording() as launches:
-        x = torch.zeros(4, 32, requires_grad=True)
-        lab.cross_entropy(x * 1, torch.zeros(4, dtype=torch.uint8), inplace=inplace).backward()
-    assert ({"_fused_kernel", "_scale_kernel"} <= {launch.jit.fn.__name__ for launch in launches}) is inplace
-    for launch in launches:
-        source = launches_torch.source(launch)
-        for arch in (80, 90):
-            triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": launch.warps})
 
 
 @pytest.fixture

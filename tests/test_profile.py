@@ -116,7 +116,8 @@ def test_graph_breaks_and_recompilations_of_torch_have_reasons():
             compiled(torch.ones(n))
         found = compilation.found()
     assert [count for _, count in found["breaks"]] == [2]
-    assert found["breaks"][0][0] == "Data-dependent branching (if y.sum() > 0:)"
+    # torch 2.11 does not quote the line.
+    assert found["breaks"][0][0] in ("Data-dependent branching", "Data-dependent branching (if y.sum() > 0:)")
     assert any("size mismatch at index 0. expected 3, actual 4" in reason for reason, _ in found["recompiled"])
     assert found["stages"]["AOTAutograd"] > 0
     torch._dynamo.reset()

@@ -3,7 +3,9 @@
 The ops come from their Specs: one with a new name is transformed here too.
 """
 
+import dataclasses
 import functools
+import gc
 import importlib
 
 import numpy as np
@@ -13,8 +15,10 @@ jax = pytest.importorskip("jax")
 pytest.importorskip("optax")
 
 import jax.numpy as jnp
+from jax import export
 
 from gradlab.jax import conv2d, cross_entropy, linear, relu
+from gradlab.kernels.lower_pallas import lowered
 from gradlab.kernels.spec import specs
 from gradlab.profiling.native import native
 
@@ -194,7 +198,7 @@ def test_mapped_and_lowered_for(platform, spec, case):
     first = any(p.values == (spec, case) for p in FIRST)
     for fn, args in ((jax.vmap(hand), mapped), (nested, twice))[: 2 if first else 1]:
         floats = [t.astype("float32") if t.dtype == "float64" else t for t in args]
-        text = jax.jit(fn).trace(*floats).lower(lowering_platforms=(platform,)).as_text()
+        text = lowered(jax.jit(fn), platform, *floats).as_text()
         assert text.count(f"@{TARGETS[platform]}") >= 1
 
 
@@ -274,3 +278,45 @@ def test_ensemble_of_networks(kind):
         for layers in LAYERS
     ]
     assert_close(*found)
+
+
+@pytest.mark.parametrize(("spec", "case"), FIRST)
+def test_no_tracer_outlives_its_trace(spec, case):
+    """Forward and derivatives, traced alone and mapped: each program has those before it in it."""
+    args, wrt = arrays(spec, case)
+    fn = there_and_back(next(functions(spec, case)), wrt)
+    gc.freeze()  # What is looked through for leaks, after every trace, is what this test makes.
+    with jax.checking_leaks():
+        jax.jit(jax.vmap(fn)).trace(*(t[None] for t in args))
+        if spec.order >= 2:
+            jax.jit(jax.grad(lambda *args: sum(g.sum() for g in fn(*args)[1]), wrt)).trace(*args)
+
+
+def of_any_size(spec, case):
+    """Shapes of the case's inputs whose rows, elements or images are as many as one likes, and that axis."""
+    axis = next(letter for letter in "BME" if letter in case.sizes)
+    (size,) = export.symbolic_shape("size")
+    given, wrt = arrays(spec, case)
+    letters = [a.axes for a in spec.present(case)]
+    shapes = [
+        [size if a == axis else n for a, n in zip(axes, t.shape, strict=True)]
+        for axes, t in zip(letters, given, strict=True)
+    ]
+    return [jax.ShapeDtypeStruct(shape, t.dtype) for shape, t in zip(shapes, given, strict=True)], axis, wrt
+
+
+@pytest.mark.parametrize(("spec", "case"), FIRST)
+def test_export_of_any_batch(spec, case):
+    shapes, axis, wrt = of_any_size(spec, case)
+    hand, theirs = (jax.jit(there_and_back(fn, wrt)) for fn in functions(spec, case))
+    program = export.export(hand)(*shapes)
+    given, _ = arrays(spec, dataclasses.replace(case, sizes={**case.sizes, axis: 6}))
+    assert_close(program.call(*given), theirs(*given))
+
+
+@pytest.mark.parametrize(("spec", "case"), FIRST)
+def test_export_of_any_batch_for_a_gpu_is_refused_in_a_line(spec, case):
+    shapes, _, _ = of_any_size(spec, case)
+    with pytest.raises(ValueError, match=r"^\w+: operands are .*wanted known sizes.*") as caught:
+        export.export(jax.jit(next(functions(spec, case))), platforms=("cuda",))(*shapes)
+    assert "\n" not in str(caught.value)

@@ -14,6 +14,7 @@ from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import adam_pallas as kernels
 from gradlab.kernels import rounding_pallas as rounding
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
+from gradlab.kernels.mesh_pallas import compiled
 
 
 class AdamState(NamedTuple):
@@ -54,7 +55,7 @@ def _step_bwd(update, kept, cotangents):
 
 
 _step_rule.defvjp(_step_fwd, _step_bwd)
-step = jax.jit(_step_rule, static_argnums=7)
+step = compiled(_step_rule, static_argnums=7)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(11,))
@@ -71,12 +72,12 @@ def _pullback_fwd(*args):
 
 
 _pullback_rule.defvjp(_pullback_fwd, _pullback_fwd)
-pullback = jax.jit(_pullback_rule, static_argnums=11)
+pullback = compiled(_pullback_rule, static_argnums=11)
 
 fixed = optimizer.fixed("adam_step: no derivative for b1, b2, eps, eps_root or weight_decay")
 
 # What is rounded, guarded or scaled has its step alone.
-plain_step = jax.jit(
+plain_step = compiled(
     optimizer.without_derivative(
         lambda p, g, m, v, x, w, lr, scalars, key, guarded: tuple(
             kernels.adam(p, g, m, v, x, w, lr, scalars, False, guarded, key)
@@ -187,6 +188,7 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
         one, scalars = _numbers("adam_step", lr, count, g.dtype, options | taken)
         key = None if dtype != jnp.bfloat16 else rounding.key_at(rounding.words(seed, number), count)
         row = plain_step(p, g, m, v, x[0] if x else None, w, one, scalars, key, found_inf is not None)
+        row = optimizer.parted((p, m, v, *x, w), row)
         new.append([*row[:3], row[3] if x else None, row[-1] if w is not None else None])
     p, mu, nu, nu_max, master = (structure.unflatten([leaf[k] for leaf in new]) for k in range(5))
     counted = jnp.where(found != 0, state.count, count) if found_inf is not None else count
@@ -209,7 +211,8 @@ def over_leaves(op: str, params: Any, grads: Any, state: AdamState, learning_rat
         if (g.dtype, decays) not in numbers:
             one, scalars = _numbers(op, lr, count, g.dtype, kept)
             numbers[g.dtype, decays] = one, fixed(scalars)
-        new.append(step(None if params is None else p, g, m, v, x[0] if x else None, *numbers[g.dtype, decays], update))
+        row = step(None if params is None else p, g, m, v, x[0] if x else None, *numbers[g.dtype, decays], update)
+        new.append(optimizer.parted((p, m, v, *x), row))
     trees = [structure.unflatten([leaf[k] for leaf in new]) for k in range(3 if state.nu_max is None else 4)]
     return trees[0], AdamState(count, *trees[1:])
 

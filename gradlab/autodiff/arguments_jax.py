@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradlab.autodiff.arguments import refuse
+from gradlab.kernels.mesh_pallas import gathered
 
 
 def as_arrays(op: str, arguments: dict[str, Any]) -> dict[str, jax.Array]:
-    """The arguments as jax arrays; NumPy arrays and numbers become one, as everywhere in jax.
+    """The arguments as jax arrays, whole on every device; NumPy arrays and numbers become one, as everywhere in jax.
 
     Raises:
         TypeError: something that is neither.
@@ -18,4 +19,4 @@ def as_arrays(op: str, arguments: dict[str, Any]) -> dict[str, jax.Array]:
     for argument, value in arguments.items():
         if not isinstance(value, (jax.Array, np.ndarray, np.generic, int, float)):
             refuse(op, argument, f"a {type(value).__name__}", "a jax.Array", TypeError)
-    return {argument: jnp.asarray(value) for argument, value in arguments.items()}
+    return {argument: gathered(jnp.asarray(value)) for argument, value in arguments.items()}

@@ -17,7 +17,8 @@ def raised(*tensors: torch.Tensor | None) -> list[Any]:
 
 def _cast(dtype: torch.dtype | None, tensors: tuple[torch.Tensor | None, ...]) -> list[Any]:
     first = next((t for t in tensors if isinstance(t, torch.Tensor)), None)
-    if first is None or not torch.is_autocast_enabled(first.device.type):
+    # Autocast knows no meta device, and refuses the question.
+    if first is None or first.is_meta or not torch.is_autocast_enabled(first.device.type):
         return list(tensors)
     wanted = torch.get_autocast_dtype(first.device.type) if dtype is None else dtype
     return [t.to(wanted) if isinstance(t, torch.Tensor) and _eligible(t) else t for t in tensors]

@@ -11,6 +11,7 @@ from gradlab.autodiff.elementwise_jax import times
 from gradlab.autodiff.losses import divisor
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import binary_cross_entropy_with_logits_pallas as kernels
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 _OP = "binary_cross_entropy_with_logits"
 
@@ -33,7 +34,7 @@ def _losses_bwd(den, kept, dy):
 
 
 _losses_rule.defvjp(_losses_fwd, _losses_bwd)
-losses = jax.jit(_losses_rule, static_argnums=(4,))
+losses = compiled(_losses_rule, static_argnums=(4,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -57,7 +58,7 @@ def _derivative_bwd(j, k, den, kept, u):
 
 
 _derivative_rule.defvjp(_derivative_fwd, _derivative_bwd)
-derivative = jax.jit(_derivative_rule, static_argnums=(5, 6, 7))
+derivative = compiled(_derivative_rule, static_argnums=(5, 6, 7))
 
 
 @public("binary_cross_entropy_with_logits")
@@ -99,7 +100,7 @@ def binary_cross_entropy_with_logits(logits: jax.Array, labels: jax.Array, *, we
         weights.append(value)
     den = divisor(_OP, reduction, x.size)
     if reduction == "none":
-        return derivative(None, x, t, *weights, 0, 0, 1)
+        return parted_like(derivative(None, x, t, *weights, 0, 0, 1), logits)
     return losses(x, t, *weights, den)
 
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
+from gradlab.kernels.mesh_pallas import gathered
+
 # What calls found: (array [2] on its way to the host, op, V, dtype of the classes).
 _pending: deque[tuple[Any, str, int, Any]] = deque()
 # Classes in int32 that stand for what int32 cannot hold: one that is ignored, and one out of range.
@@ -43,8 +45,13 @@ def unknown(t: jax.Array, V: int, ignore_index: int) -> jax.Array:
 
 
 def as_given(labels: Any) -> Any:
-    """NumPy's classes, and numbers, as a NumPy array: without x64 jax would wrap 64 bits round into 32."""
-    return np.asarray(labels) if isinstance(labels, (np.ndarray, np.generic, int)) else labels
+    """NumPy's classes, and numbers, as a NumPy array: without x64 jax would wrap 64 bits round into 32.
+
+    Those of jax whole on every device.
+    """
+    if isinstance(labels, (np.ndarray, np.generic, int)):
+        return np.asarray(labels)
+    return gathered(labels) if isinstance(labels, jax.Array) else labels
 
 
 def refuse_unknown(op: str, t: jax.Array | np.ndarray, V: int, ignore_index: int) -> None:

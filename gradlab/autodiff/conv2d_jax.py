@@ -13,6 +13,7 @@ from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.relu_jax import gated
 from gradlab.autodiff.window_jax import borders, steps, whole
 from gradlab.kernels import conv2d_pallas as kernels
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 from gradlab.kernels.window import Geometry
 
 
@@ -35,7 +36,7 @@ def _forward_bwd(geometry, relu, kept, dy):
 
 
 _forward_rule.defvjp(_forward_fwd, _forward_bwd)
-forward = jax.jit(_forward_rule, static_argnums=(4, 5))
+forward = compiled(_forward_rule, static_argnums=(4, 5))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -54,7 +55,7 @@ def _dgrad_bwd(geometry, kept, u):
 
 
 _dgrad_rule.defvjp(_dgrad_fwd, _dgrad_bwd)
-dgrad = jax.jit(_dgrad_rule, static_argnums=(3,))
+dgrad = compiled(_dgrad_rule, static_argnums=(3,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -73,7 +74,7 @@ def _wgrad_bwd(geometry, kept, v):
 
 
 _wgrad_rule.defvjp(_wgrad_fwd, _wgrad_bwd)
-wgrad = jax.jit(_wgrad_rule, static_argnums=(3,))
+wgrad = compiled(_wgrad_rule, static_argnums=(3,))
 
 
 @jax.custom_vjp
@@ -94,7 +95,7 @@ def _bias_sum_bwd(kept, v):
 
 
 _bias_sum_rule.defvjp(_bias_sum_fwd, _bias_sum_bwd)
-bias_sum = jax.jit(_bias_sum_rule)
+bias_sum = compiled(_bias_sum_rule)
 
 
 @public("conv2d")
@@ -126,7 +127,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
     arrays = as_arrays("conv2d", {"x": x, "kernel": kernel} | ({} if bias is None else {"bias": bias}))
     want_floats("conv2d", arrays)
     want_choice("conv2d", "activation", activation, (None, "relu"))
-    x, kernel, b = arrays["x"], arrays["kernel"], arrays.get("bias")
+    given, x, kernel, b = x, arrays["x"], arrays["kernel"], arrays.get("bias")
     want_rank("conv2d", "x", x, "[B H W C] or [H W C]", (3, 4))
     want_rank("conv2d", "kernel", kernel, "[R S D F]", (4,))
     R, S, D, F = kernel.shape
@@ -153,7 +154,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
     images = x if x.ndim == 4 else x[None]
     geometry = Geometry(step, spread, around, int(groups), image, (R, S))
     y = forward(images, kernel, b, None, geometry, activation == "relu")
-    return y if x.ndim == 4 else y[0]
+    return parted_like(y, given, [0]) if x.ndim == 4 else y[0]
 
 
 def by_spec(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activation=None):

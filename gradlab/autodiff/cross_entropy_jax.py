@@ -13,6 +13,7 @@ from gradlab.autodiff.classes_jax import as_given, narrow, refuse_unknown
 from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.row_sums_jax import Reduction, reduced
 from gradlab.kernels import cross_entropy_pallas as kernels
+from gradlab.kernels.mesh_pallas import compiled, parted_like, uniform
 
 _OP = "cross_entropy"
 
@@ -37,7 +38,7 @@ def _loss_bwd(options, squares, inplace, kept, cotangents):
 
 
 _loss_rule.defvjp(_loss_fwd, _loss_bwd)
-loss = jax.jit(_loss_rule, static_argnums=(4, 5, 6))
+loss = compiled(_loss_rule, static_argnums=(4, 5, 6))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
@@ -58,6 +59,7 @@ def _pullback_bwd(options, inplace, kept, u):
 
 
 pullback.defvjp(_pullback_fwd, _pullback_bwd)
+pullback = uniform(pullback)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -78,6 +80,7 @@ def _target_pullback_bwd(options, kept, u):
 
 
 target_pullback.defvjp(_target_pullback_fwd, _target_pullback_bwd)
+target_pullback = uniform(target_pullback)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
@@ -95,6 +98,7 @@ def _second_bwd(options, kept, cotangents):
 
 
 second.defvjp(_second_fwd, _second_bwd)
+second = uniform(second)
 
 
 @public(_OP)
@@ -161,6 +165,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | N
     y, z, _ = loss(x, t, q, w, chosen, bool(z_loss) or return_z_loss, inplace)
     found = reduced(y, z, t, w, V, chosen.ignore_index, asked)
     loss_, part = (r.reshape(shape if reduction == "none" else ()).astype(x.dtype) for r in found)
+    if reduction == "none":
+        rows = [i for i in range(len(shape) + 1) if i != axis % (len(shape) + 1)]
+        loss_, part = (parted_like(r, logits, rows) for r in (loss_, part))
     return (loss_, part) if return_z_loss else loss_
 
 

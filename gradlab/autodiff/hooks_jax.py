@@ -15,6 +15,7 @@ from gradlab.autodiff.arguments import dtype_name, refuse, want_floats
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.conv2d_jax import conv2d
 from gradlab.autodiff.linear_jax import linear
+from gradlab.kernels.mesh_pallas import parted_like
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
@@ -41,6 +42,7 @@ def dot_general(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, precisio
         TypeError: not an array, mixed or integer dtypes.
     """
     op = "dot_general"
+    given = lhs
     lhs, rhs = _operands(op, lhs, rhs, precision, preferred_element_type, out_sharding)
     (of_lhs, of_rhs), batch = dimension_numbers
     if any(map(len, batch)):
@@ -55,7 +57,7 @@ def dot_general(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, precisio
                f"{list(lhs.shape[-count:])} like lhs")  # fmt: skip
     K = math.prod(rhs.shape[:count])
     y = linear(lhs.reshape(*lhs.shape[:-count], K), rhs.reshape(K, math.prod(rhs.shape[count:])))
-    return y.reshape(*lhs.shape[:-count], *rhs.shape[count:])
+    return parted_like(y.reshape(*lhs.shape[:-count], *rhs.shape[count:]), given, range(lhs.ndim - count))
 
 
 def conv_general_dilated(lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int],

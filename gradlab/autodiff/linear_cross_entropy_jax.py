@@ -15,6 +15,7 @@ from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.row_sums_jax import Reduction, reduced
 from gradlab.kernels import linear_cross_entropy_pallas as kernels
 from gradlab.kernels.linear_cross_entropy_second_pallas import second as second_of
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 OP = "linear_cross_entropy"
 
@@ -37,7 +38,7 @@ def _rows_bwd(ignore_index, label_smoothing, softcap, kept, cotangents):
 
 
 _rows_rule.defvjp(_rows_fwd, _rows_bwd)
-rows = jax.jit(_rows_rule, static_argnums=(5, 6, 7))
+rows = compiled(_rows_rule, static_argnums=(5, 6, 7))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
@@ -57,7 +58,7 @@ def _pullback_bwd(ignore_index, label_smoothing, softcap, kept, u):
 
 
 _pullback_rule.defvjp(_pullback_fwd, _pullback_bwd)
-pullback = jax.jit(_pullback_rule, static_argnums=(7, 8, 9))
+pullback = compiled(_pullback_rule, static_argnums=(7, 8, 9))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9, 10))
@@ -75,7 +76,7 @@ def _second_bwd(*args):
 
 
 _second_rule.defvjp(_second_fwd, _second_bwd)
-second = jax.jit(_second_rule, static_argnums=(8, 9, 10))
+second = compiled(_second_rule, static_argnums=(8, 9, 10))
 
 
 @public(OP)
@@ -133,6 +134,8 @@ def linear_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Array
     asked = Reduction(reduction, float(z_loss), return_z_loss)
     found = reduced(y, lse * lse if z_loss or return_z_loss else lse, t, c, w.shape[1], ignored, asked)
     loss, part = (a.reshape(shape if reduction == "none" else ()).astype(h.dtype) for a in found)
+    if reduction == "none":
+        loss, part = (parted_like(a, hidden, range(len(shape))) for a in (loss, part))
     return (loss, part) if return_z_loss else loss
 
 

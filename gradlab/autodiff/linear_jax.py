@@ -11,6 +11,7 @@ from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.relu_jax import gated
 from gradlab.kernels import linear_pallas as kernels
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 # Where the gate of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
 MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
@@ -47,7 +48,7 @@ def _product_bwd(turned_a, turned_b, place, relu, kept, dy):
 
 
 _product_rule.defvjp(_product_fwd, _product_bwd)
-product = jax.jit(_product_rule, static_argnums=(4, 5, 6, 7))
+product = compiled(_product_rule, static_argnums=(4, 5, 6, 7))
 
 
 @jax.custom_vjp
@@ -68,7 +69,7 @@ def _column_sum_bwd(kept, ds):
 
 
 _column_sum_rule.defvjp(_column_sum_fwd, _column_sum_bwd)
-column_sum = jax.jit(_column_sum_rule)
+column_sum = compiled(_column_sum_rule)
 
 
 @public("linear")
@@ -94,7 +95,7 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
     arrays = as_arrays("linear", {"x": x, "kernel": kernel} | ({} if bias is None else {"bias": bias}))
     want_floats("linear", arrays)
     want_choice("linear", "activation", activation, (None, "relu"))
-    x, kernel, b = arrays["x"], arrays["kernel"], arrays.get("bias")
+    given, x, kernel, b = x, arrays["x"], arrays["kernel"], arrays.get("bias")
     if x.ndim == 0:
         refuse("linear", "x of shape []", "0-dimensional", "[... K]")
     want_rank("linear", "kernel", kernel, "[K N]", (2,))
@@ -104,7 +105,7 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
         want_size("linear", "bias", b, 0, "N", kernel.shape[1], "like kernel's last axis")
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y = product(rows, kernel, b, None, False, False, "", activation == "relu")
-    return y.reshape(*x.shape[:-1], kernel.shape[1])
+    return parted_like(y.reshape(*x.shape[:-1], kernel.shape[1]), given, range(x.ndim - 1))
 
 
 by_spec = linear

@@ -39,13 +39,15 @@ class Product(Function):
         in_dgrad, in_wgrad = MOVES[ctx.place]
         need_a, need_b, need_bias, *_ = ctx.needs_input_grad
         da = db = dbias = None
+        # Transposed by a call, not by .mT: torch.compile moves an attribute of what was saved into the forward, and
+        # compiled autograd of torch 2.13 then loses count of what was saved.
         if need_a:
             # A gate that stays at its operand is transposed with it.
-            gate_a = gate.mT if ctx.place == "b" else gate
-            da = Product.apply(dy, b.mT, None, gate_a, in_dgrad, False, _by_columns(a))
+            gate_a = gate.transpose(-2, -1) if ctx.place == "b" else gate
+            da = Product.apply(dy, b.transpose(-2, -1), None, gate_a, in_dgrad, False, _by_columns(a))
         if need_b:
-            gate_b = gate.mT if ctx.place == "a" else gate
-            db = Product.apply(a.mT, dy, None, gate_b, in_wgrad, False, _by_columns(b))
+            gate_b = gate.transpose(-2, -1) if ctx.place == "a" else gate
+            db = Product.apply(a.transpose(-2, -1), dy, None, gate_b, in_wgrad, False, _by_columns(b))
         if need_bias:
             dbias = ColumnSum.apply(dy, gate if ctx.place == "y" else None)
         return da, db, dbias, None, None, None, None

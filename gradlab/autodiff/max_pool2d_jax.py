@@ -12,6 +12,7 @@ from gradlab.autodiff.ranges_jax import public
 from gradlab.autodiff.window_jax import borders, steps
 from gradlab.kernels import max_pool2d_pallas as kernels
 from gradlab.kernels.max_pool2d import geometry as geometry_of
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 from gradlab.kernels.window import Geometry
 
 
@@ -31,7 +32,7 @@ def _forward_bwd(geometry, k, cotangents):
 
 
 _forward_rule.defvjp(_forward_fwd, _forward_bwd)
-forward = jax.jit(_forward_rule, static_argnums=(1,))
+forward = compiled(_forward_rule, static_argnums=(1,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -49,7 +50,7 @@ def _scatter_bwd(geometry, k, u):
 
 
 _scatter_rule.defvjp(_scatter_fwd, _scatter_bwd)
-scatter = jax.jit(_scatter_rule, static_argnums=(2,))
+scatter = compiled(_scatter_rule, static_argnums=(2,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -67,7 +68,7 @@ def _gather_bwd(geometry, k, dy):
 
 
 _gather_rule.defvjp(_gather_fwd, _gather_bwd)
-gather = jax.jit(_gather_rule, static_argnums=(2,))
+gather = compiled(_gather_rule, static_argnums=(2,))
 
 
 @public("max_pool2d")
@@ -94,7 +95,7 @@ def max_pool2d(x: jax.Array, window: int | Sequence[int], *, strides: int | Sequ
     """
     arrays = as_arrays("max_pool2d", {"x": x})
     want_floats("max_pool2d", arrays)
-    x = arrays["x"]
+    given, x = x, arrays["x"]
     want_rank("max_pool2d", "x", x, "[B H W C] or [H W C]", (3, 4))
     if 0 in x.shape[-3:]:
         refuse("max_pool2d", f"x of shape {list(x.shape)}", "empty", "at least one pixel and channel")
@@ -110,7 +111,7 @@ def max_pool2d(x: jax.Array, window: int | Sequence[int], *, strides: int | Sequ
         if k > n + sum(pad):
             refuse("max_pool2d", "window", repr(window), f"at most the {n + sum(pad)} {name} of the padded image")
     y, _ = forward(x if x.ndim == 4 else x[None], Geometry(step, spread, around, 1, image, size))
-    return y if x.ndim == 4 else y[0]
+    return parted_like(y, given, [0]) if x.ndim == 4 else y[0]
 
 
 def by_spec(x, *, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):

@@ -10,6 +10,7 @@ from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.losses import divisor
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import mse_loss_pallas as kernels
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -29,7 +30,7 @@ def _squares_bwd(den, kept, dy):
 
 
 _squares_rule.defvjp(_squares_fwd, _squares_bwd)
-squares = jax.jit(_squares_rule, static_argnums=(2,))
+squares = compiled(_squares_rule, static_argnums=(2,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -51,7 +52,7 @@ def _differences_bwd(num, den, kept, u):
 
 
 _differences_rule.defvjp(_differences_fwd, _differences_bwd)
-differences = jax.jit(_differences_rule, static_argnums=(4, 5))
+differences = compiled(_differences_rule, static_argnums=(4, 5))
 
 
 @public("mse_loss")
@@ -76,7 +77,9 @@ def mse_loss(predictions: jax.Array, targets: jax.Array, *, reduction: str = "me
     if x.shape != t.shape:
         refuse("mse_loss", "shape of targets", list(t.shape), f"{list(x.shape)} like predictions")
     den = divisor("mse_loss", reduction, x.size)
-    return differences(x, t, x, t, 1, 1) if reduction == "none" else squares(x, t, den)
+    if reduction == "none":
+        return parted_like(differences(x, t, x, t, 1, 1), predictions)
+    return squares(x, t, den)
 
 
 by_spec = mse_loss

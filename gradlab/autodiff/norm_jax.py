@@ -14,6 +14,7 @@ from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.optimizer_jax import GradientTransformation
 from gradlab.kernels import norm_pallas as kernels
 from gradlab.kernels.launch_pallas import accumulator
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 
 @jax.custom_vjp
@@ -31,7 +32,7 @@ def _squares_bwd(x, ds):
 
 
 _squares_rule.defvjp(_squares_fwd, _squares_bwd)
-squares = jax.jit(_squares_rule)
+squares = compiled(_squares_rule)
 
 
 @jax.custom_vjp
@@ -50,7 +51,7 @@ def _dot_bwd(kept, ds):
 
 
 _dot_rule.defvjp(_dot_fwd, _dot_bwd)
-dot = jax.jit(_dot_rule)
+dot = compiled(_dot_rule)
 
 
 @jax.custom_vjp
@@ -69,7 +70,7 @@ def _scale_bwd(kept, dy):
 
 
 _scale_rule.defvjp(_scale_fwd, _scale_bwd)
-scale = jax.jit(_scale_rule)
+scale = compiled(_scale_rule)
 
 
 def global_norm(tree: Any) -> jax.Array:
@@ -122,7 +123,9 @@ def clip_by_global_norm(max_norm: float | jax.Array) -> GradientTransformation:
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         _leaves("clip_by_global_norm", grads)
         factor = clip_factor(grads, max_norm)
-        return jax.tree.map(lambda g: scale(jnp.asarray(g), factor.astype(accumulator(g.dtype))), grads), state
+        return jax.tree.map(
+            lambda g: parted_like(scale(jnp.asarray(g), factor.astype(accumulator(g.dtype))), g), grads
+        ), state
 
     return GradientTransformation(lambda params: (), update)
 

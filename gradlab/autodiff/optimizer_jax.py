@@ -1,6 +1,6 @@
 """What the optimizers for jax have in common: optax's protocol, trees that must fit, scalars without a derivative."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gradlab.autodiff.arguments import FLOATS, refuse, want_floats
 from gradlab.autodiff.arguments_jax import as_arrays
+from gradlab.kernels.mesh_pallas import parted_like
 
 Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
 
@@ -84,6 +85,11 @@ def columns(op: str, grads: Any, trees: dict[str, Any],
             if array.shape != g.shape:
                 refuse(op, f"shape of {name}", list(array.shape), f"{list(g.shape)} like grads")
     return structure, list(zip(*found.values(), strict=True))
+
+
+def parted(before: Iterable[Any], after: Iterable[jax.Array]) -> list[jax.Array]:
+    """The arrays of a step, each parted over the Explicit axes of a mesh as the one that it takes the place of."""
+    return [parted_like(new, old) for old, new in zip(before, after, strict=False)]
 
 
 def number(op: str, argument: str, value: Any, dtype: Any) -> jax.Array:

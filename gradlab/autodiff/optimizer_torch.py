@@ -76,6 +76,13 @@ class OneLaunch(torch.optim.Optimizer):
                 subclass without memory of its own; a DTensor beside a plain one.
             ValueError: a parameter on a device without kernels, a mesh or placements that differ, an option refused.
         """
+        return self._stepped(closure)
+
+    # Inlined it would be compiled anew for each step number and state that it looks at on the host.
+    @torch.compiler.disable(
+        reason="the optimizers of gradlab step in one launch over addresses, which the host looks up"
+    )
+    def _stepped(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

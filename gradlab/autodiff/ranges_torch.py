@@ -5,7 +5,7 @@ Compiled, what stays is the range of each kernel: it is opened inside the regist
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 
@@ -24,7 +24,11 @@ def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(fn)
         def call(*args: P.args, **options: P.kwargs) -> R:
             # The compiler is asked first: its programs are then not guarded by whether ranges are on.
-            if torch.compiler.is_compiling() or ranges.opener is None:
+            if torch.compiler.is_compiling():
+                return fn(*args, **options)
+            if torch.jit.is_tracing():
+                _refuse_trace(fn.__name__)
+            if ranges.opener is None:
                 return fn(*args, **options)
             with ranges.opener.call("torch", op, fn, args, options):
                 return fn(*args, **options)
@@ -34,17 +38,25 @@ def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+def _refuse_trace(name: str) -> NoReturn:
+    """A trace holds numbers of its example, a mean's divisor among them, and would use them for other sizes."""
+    wanted = "torch.export.export or torch.compile, which follow sizes"
+    raise NotImplementedError(f"{name}: the call is recorded by torch.jit.trace, wanted {wanted}")
+
+
 class Direct(torch.autograd.Function):
     """A `torch.autograd.Function` that an eager call on plain tensors enters without torch's own preparations."""
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
-            if not memory.strange(args):
+        if torch.compiler.is_compiling():
+            return super().apply(*args)
+        if not memory.strange(args):
+            if not torch._C._are_functorch_transforms_active():
                 # torch's own `apply` binds arguments to forward's signature first, which takes longer than a kernel.
-                return super(torch.autograd.Function, cls).apply(*args)
-            if batched_torch.hides_batch(args):
-                return batched_torch.apply(cls, args)
+                return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+        elif batched_torch.hides_batch(args):
+            return batched_torch.apply(cls, args)
         return super().apply(*args)
 
 

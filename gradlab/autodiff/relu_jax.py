@@ -6,6 +6,7 @@ from gradlab.autodiff.arguments import want_floats
 from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import relu_pallas as kernels
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 
 @jax.custom_vjp
@@ -23,7 +24,7 @@ def _gated_bwd(gate, dy):
 
 
 _gated_rule.defvjp(_gated_fwd, _gated_bwd)
-gated = jax.jit(_gated_rule)
+gated = compiled(_gated_rule)
 
 
 @jax.custom_vjp
@@ -42,7 +43,7 @@ def _relu_bwd(y, dy):
 
 
 _relu_rule.defvjp(_relu_fwd, _relu_bwd)
-_relu = jax.jit(_relu_rule)
+_relu = compiled(_relu_rule)
 
 
 @public("relu")
@@ -60,7 +61,7 @@ def relu(x: jax.Array) -> jax.Array:
     """
     arrays = as_arrays("relu", {"x": x})
     want_floats("relu", arrays)
-    return _relu(arrays["x"])
+    return parted_like(_relu(arrays["x"]), x)
 
 
 by_spec = relu

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gradlab.kernels import row_sums_pallas as kernels
 from gradlab.kernels.launch_pallas import accumulator
+from gradlab.kernels.mesh_pallas import compiled
 
 
 class Reduction(NamedTuple):
@@ -34,7 +35,7 @@ def _total_bwd(shape, dr):
 
 
 _total_rule.defvjp(_total_fwd, _total_bwd)
-total = jax.jit(_total_rule)
+total = compiled(_total_rule)
 
 
 def divisors(like: jax.Array, M: int, t: jax.Array | None, w: jax.Array | None, V: int,

@@ -11,6 +11,7 @@ from gradlab.autodiff.arguments import refuse
 from gradlab.autodiff.optimizer_jax import GradientTransformation, Rate
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import sgd_pallas as kernels
+from gradlab.kernels.mesh_pallas import compiled
 from gradlab.kernels.sgd import LR
 
 
@@ -44,7 +45,7 @@ def _step_bwd(kept, cotangents):
 
 
 _step_rule.defvjp(_step_fwd, _step_bwd)
-step = jax.jit(_step_rule)
+step = compiled(_step_rule)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -68,7 +69,7 @@ def _pullback_bwd(with_p, scalars, cotangents):
 
 
 _pullback_rule.defvjp(_pullback_fwd, _pullback_bwd)
-pullback = jax.jit(_pullback_rule, static_argnums=3)
+pullback = compiled(_pullback_rule, static_argnums=3)
 
 fixed = optimizer.fixed("sgd_step: no derivative for learning_rate, momentum, dampening or weight_decay")
 
@@ -151,7 +152,10 @@ def _over_leaves(op, params, grads, state, learning_rate, options):
     structure, rows = optimizer.columns(op, grads, trees)
     options = {"lr": optimizer.rate(learning_rate, state.count), **options}
     scalars = {g.dtype: fixed(kernels.scalars(**options, dtype=g.dtype)) for g, *_ in rows}
-    new = [step(None if params is None else p, g, b if buffered else None, scalars[g.dtype]) for g, p, b in rows]
+    new = [
+        optimizer.parted((p, b), step(None if params is None else p, g, b if buffered else None, scalars[g.dtype]))
+        for g, p, b in rows
+    ]
     moved, *trace = (structure.unflatten([leaf[k] for leaf in new]) for k in range(2 if buffered else 1))
     return moved, SGDState(optimizer.following(state.count), trace[0] if buffered else state.trace)
 

@@ -24,6 +24,10 @@ class Side(Protocol):
         """A NumPy array on the default device or that of `like`; floats in `dtype`, integers as they or `like` are."""
         ...
 
+    def cast(self, array: Any, dtype: str) -> Any:
+        """An array of floats in another dtype, where it is."""
+        ...
+
     def take(self, value: Any) -> np.ndarray:
         """Back to NumPy, floats as float64."""
         ...

@@ -27,6 +27,9 @@ class JaxSide:
             return jnp.asarray(array, dtype)
         return jnp.asarray(array, jnp.int32 if like is None else like.dtype)
 
+    def cast(self, array: jax.Array, dtype: str) -> jax.Array:
+        return array.astype(dtype)
+
     def take(self, value: jax.Array) -> np.ndarray:
         return np.asarray(value, np.float64 if jnp.issubdtype(value.dtype, jnp.floating) else None)
 

@@ -35,6 +35,9 @@ class TorchSide:
             return tensor.to(device, getattr(torch, dtype))
         return tensor.to(device, None if like is None else like.dtype)
 
+    def cast(self, array: torch.Tensor, dtype: str) -> torch.Tensor:
+        return array.to(getattr(torch, dtype))
+
     def take(self, value: torch.Tensor) -> np.ndarray:
         value = value.detach().cpu()
         return (value.double() if value.is_floating_point() else value).numpy()

@@ -9,6 +9,7 @@ from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.elementwise_jax import times
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import sigmoid_pallas as kernels
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 
 @jax.custom_vjp
@@ -27,7 +28,7 @@ def _sigmoid_bwd(y, dy):
 
 
 _sigmoid_rule.defvjp(_sigmoid_fwd, _sigmoid_bwd)
-_sigmoid = jax.jit(_sigmoid_rule)
+_sigmoid = compiled(_sigmoid_rule)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -46,7 +47,7 @@ def _slope_bwd(k, kept, u):
 
 
 _slope_rule.defvjp(_slope_fwd, _slope_bwd)
-slope = jax.jit(_slope_rule, static_argnums=(2,))
+slope = compiled(_slope_rule, static_argnums=(2,))
 
 
 @public("sigmoid")
@@ -64,7 +65,7 @@ def sigmoid(x: jax.Array) -> jax.Array:
     """
     arrays = as_arrays("sigmoid", {"x": x})
     want_floats("sigmoid", arrays)
-    return _sigmoid(arrays["x"])
+    return parted_like(_sigmoid(arrays["x"]), x)
 
 
 by_spec = sigmoid

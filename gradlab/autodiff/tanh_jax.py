@@ -9,6 +9,7 @@ from gradlab.autodiff.arguments_jax import as_arrays
 from gradlab.autodiff.elementwise_jax import times
 from gradlab.autodiff.ranges_jax import public
 from gradlab.kernels import tanh_pallas as kernels
+from gradlab.kernels.mesh_pallas import compiled, parted_like
 
 
 @jax.custom_vjp
@@ -27,7 +28,7 @@ def _tanh_bwd(y, dy):
 
 
 _tanh_rule.defvjp(_tanh_fwd, _tanh_bwd)
-_tanh = jax.jit(_tanh_rule)
+_tanh = compiled(_tanh_rule)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -46,7 +47,7 @@ def _slope_bwd(k, kept, u):
 
 
 _slope_rule.defvjp(_slope_fwd, _slope_bwd)
-slope = jax.jit(_slope_rule, static_argnums=(2,))
+slope = compiled(_slope_rule, static_argnums=(2,))
 
 
 @public("tanh")
@@ -64,7 +65,7 @@ def tanh(x: jax.Array) -> jax.Array:
     """
     arrays = as_arrays("tanh", {"x": x})
     want_floats("tanh", arrays)
-    return _tanh(arrays["x"])
+    return parted_like(_tanh(arrays["x"]), x)
 
 
 by_spec = tanh

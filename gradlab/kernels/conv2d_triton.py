@@ -1,7 +1,7 @@
 """The three readings of a convolution and the sum for its bias, as Triton kernels: implicit GEMMs, no im2col buffer."""
 
 from collections.abc import Sequence
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 import torch
@@ -242,7 +242,7 @@ def _forward_fake(x, w, bias, gate, geometry, relu, channels_last):
     return empty(x, (x.shape[0], w.shape[0], *Geometry.of(geometry).result), channels_last)
 
 
-@op("conv2d", fake=_forward_fake)
+@op("conv2d", fake=_forward_fake, flops=lambda x, w, *_, out_shape: 2 * prod(out_shape) * prod(w[1:]))
 def forward(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, gate: torch.Tensor | None,
             geometry: Sequence[int], relu: bool, channels_last: bool) -> torch.Tensor:  # fmt: skip
     """y[B F P Q] = the correlation of x[B C H W] with w[F D R S], plus bias[F], then relu; 0 where gate[B F P Q] <= 0.
@@ -275,7 +275,7 @@ def _dgrad_fake(dy, w, gate, geometry, channels_last):
     return empty(dy, (dy.shape[0], w.shape[1] * geo.groups, *geo.image), channels_last)
 
 
-@op("conv2d_dgrad", fake=_dgrad_fake)
+@op("conv2d_dgrad", fake=_dgrad_fake, flops=lambda dy, w, *_, out_shape: 2 * prod(dy) * prod(w[1:]))
 def dgrad(dy: torch.Tensor, w: torch.Tensor, gate: torch.Tensor | None, geometry: Sequence[int],
           channels_last: bool) -> torch.Tensor:  # fmt: skip
     """dx[B C H W] of the cotangent dy[B F P Q], zeros in place of dy where gate <= 0.
@@ -308,7 +308,7 @@ def _wgrad_fake(dy, x, gate, geometry, channels_last):
     return empty(dy, (dy.shape[1], x.shape[1] // geo.groups, *geo.window), channels_last)
 
 
-@op("conv2d_wgrad", fake=_wgrad_fake)
+@op("conv2d_wgrad", fake=_wgrad_fake, flops=lambda dy, *_, out_shape: 2 * prod(dy) * prod(out_shape[1:]))
 def wgrad(dy: torch.Tensor, x: torch.Tensor, gate: torch.Tensor | None, geometry: Sequence[int],
           channels_last: bool) -> torch.Tensor:  # fmt: skip
     """dw[F D R S] of the cotangent dy[B F P Q], zeros in place of dy where gate <= 0.

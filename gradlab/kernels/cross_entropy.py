@@ -28,10 +28,10 @@ One pass: with m' = max(m, h), s' = s exp(m - m') + exp(h - m'): the running sum
 (Milakov and Gimelshein); sum_v r (max - h) is carried beside it and moves by R (m' - m). h - max <= 0 always, so no
 logit overflows. The cap stands before the mask of what is not there: a lane past V would enter as -C else.
 
-Traffic: forward reads M V logits, backward reads them again and writes M V numbers. A kernel that writes the gradient
-while forward has the logits, whose divisor a sum or a mean knows beforehand, saves the second read and holds a second
-array of M V elements until backward, which no second derivative and no other cotangent can do without the logits. So it
-runs where the gradient takes the memory of the logits alone: `inplace=True` of torch.
+Traffic: forward reads M V logits, backward reads them again and writes M V numbers. One kernel can write the gradient
+of a sum or a mean while forward reads the logits, their divisor being known beforehand. That saves the second read, but
+holds two arrays of M V elements until backward: a second derivative needs the logits too. So it is done only where the
+gradient takes the memory of the logits: `inplace=True` of torch.
 
 Precision: float32 or better inside and in y[m]; the result is rounded once to the logits' dtype. l is never formed for
 y: the row's maximum is subtracted first and the log of its sum second, so logits far from zero lose no digits.

@@ -56,7 +56,7 @@ def elementwise(jit: JITFunction, tensors: Sequence[torch.Tensor], *scalars: Any
     if all(t.is_contiguous() for t in tensors):
         # One row of neighbours, without a view of each tensor, which takes the host longer than a small kernel.
         M, N, written = 1, last.numel(), writes
-        parts = [part for t in tensors for part in (t, 0, 1)]
+        parts: list[Any] = [part for t in tensors for part in (t, 0, 1)]
     else:
         views = [matrix(t, last.stride()) for t in tensors]
         M, N = views[-1].shape

@@ -6,15 +6,21 @@ where a compiler asks for that; interpreted, one block is the whole array, becau
 """
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.custom_batching
+import jax.export
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as pltriton
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import batching, mlir
+from jax.sharding import ManualAxisType
+
+from gradlab.kernels.mesh_pallas import like, on_each_device, plain, varying
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -28,10 +34,26 @@ def launch(call: Callable[..., Any], *operands: jax.Array) -> Any:
     """`call(platform, *operands)` for the platform that the surrounding program is lowered for.
 
     The choice falls when the program is lowered, not when it is traced: an array on a CPU beside a GPU is interpreted,
-    and a program can be lowered for a machine that is not there.
+    and a program can be lowered for a machine that is not there. A symbolic size, of `jax.export`, is for a CPU alone,
+    where a block is the whole array.
     """
+    if _symbolic(operands):
+        branches = {"cpu": functools.partial(_of_any_size, call)}
+        return one_piece(functools.partial(jax.lax.platform_dependent, **branches))(*operands)
     branches = {name: functools.partial(call, name) for name in PLATFORMS}
     return one_piece(functools.partial(jax.lax.platform_dependent, **branches))(*operands)
+
+
+def _symbolic(arrays: Sequence[Any]) -> bool:
+    return any(jax.export.is_symbolic_dim(n) for x in arrays for n in x.shape)
+
+
+def _of_any_size(call: Callable[..., Any], *operands: jax.Array) -> Any:
+    # Private: Pallas refuses blocks of symbolic size unless an export says that they are meant.
+    from jax._src.pallas.core import pallas_export_experimental
+
+    with pallas_export_experimental(dynamic_shapes=True):
+        return call("cpu", *operands)
 
 
 def one_piece(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,26 +68,59 @@ def one_piece(fn: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         tree: Any
         leaves, tree = jax.tree.flatten(args)
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+        arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
+        settings = [None if i in arrays else leaf for i, leaf in enumerate(leaves)]
+        structure: Any = None
 
-        def of_arrays(*arrays: jax.Array) -> Any:
-            return fn(*tree.unflatten([dict(zip(places, arrays, strict=True)).get(i, x) for i, x in enumerate(leaves)]))
+        def flat(*given: jax.Array) -> list[jax.Array]:
+            nonlocal structure
+            there = dict(zip(arrays, given, strict=True))
+            found, structure = jax.tree.flatten(fn(*tree.unflatten([there.get(i, x) for i, x in enumerate(settings)])))
+            return found
 
-        return _one_piece(of_arrays, *(leaves[i] for i in places))
+        results = on_each_device(functools.partial(_one_piece, flat), list(arrays.values()))
+        return jax.tree.unflatten(structure, results)
 
     return call
 
 
-def _one_piece(fn: Callable[..., Any], *arrays: jax.Array) -> Any:
-    piece = jax.custom_batching.custom_vmap(fn)
+# A kernel's program as one operation. It is traced and lowered apart from what surrounds it, without the types that
+# say how arrays differ along a mesh's axes: inside, Pallas' interpreter mixes arrays that do with constants.
+_piece = Primitive("gradlab_launch")
+_piece.multiple_results = True
+_piece.def_impl(lambda *arrays, program: jaxpr_as_fun(program)(*arrays))
 
-    @piece.def_vmap
-    def mapped(size: int, is_mapped: Sequence[bool], *arrays: jax.Array) -> tuple[Any, Any]:
-        axes = tuple(0 if there else None for there in is_mapped)
-        results = _one_piece(jax.vmap(fn, axes, axis_size=size), *arrays)
-        return results, jax.tree.map(lambda _: True, results)
 
-    return piece(*arrays)
+def _one_piece(fn: Callable[..., list[jax.Array]], *arrays: jax.Array) -> list[jax.Array]:
+    # As a jaxpr, because a function would keep the tracers that it closes over alive.
+    program = jax.make_jaxpr(fn)(*(plain(x) for x in arrays))
+    return _piece.bind(*varying(arrays), program=program)
+
+
+@_piece.def_abstract_eval
+def _types(*operands: Any, program: Any) -> list[Any]:
+    return [like(result, operands) for result in program.out_avals]
+
+
+def _mapped(arrays: Sequence[jax.Array], axes: Sequence[Any], *, program: Any) -> tuple[list[jax.Array], list[int]]:
+    axes = [axis if isinstance(axis, int) else None for axis in axes]
+    size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    results = _one_piece(jax.vmap(jaxpr_as_fun(program), axes, axis_size=size), *arrays)
+    return results, [0] * len(results)
+
+
+def _lowered(ctx: Any, *operands: Any, program: Any) -> Any:
+    if _symbolic(program.in_avals) and any(name != "cpu" for name in ctx.module_context.platforms):
+        shapes = ", ".join(t.str_short(short_dtypes=True) for t in program.in_avals)
+        kernel = next(iter(re.findall(r"gradlab_(\w+?)_kernel", str(program))), "a kernel")
+        raise ValueError(f"{kernel}: operands are {shapes}, wanted known sizes: a compiled kernel has blocks of fixed "
+                         "sizes, only jax.export for platforms=('cpu',) takes a symbolic one")  # fmt: skip
+    without = ctx.replace(avals_in=program.in_avals, avals_out=program.out_avals)
+    return mlir.lower_fun(jaxpr_as_fun(program), multiple_results=True)(without, *operands)
+
+
+batching.primitive_batchers[_piece] = _mapped
+mlir.register_lowering(_piece, _lowered)
 
 
 def pallas(kernel: Callable[..., None], platform: str, grid: Sequence[int], in_specs: Sequence[pl.BlockSpec],
@@ -79,8 +134,12 @@ def pallas(kernel: Callable[..., None], platform: str, grid: Sequence[int], in_s
     if platform == "tpu":
         params = pltpu.CompilerParams(dimension_semantics=("parallel",) * len(grid))
     name = getattr(kernel, "func", kernel).__name__.strip("_")
+    # Within `one_piece` nothing varies along an axis of a mesh.
+    shapes = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, manual_axis_type=ManualAxisType()), out_shape
+    )
     return pl.pallas_call(
-        kernel, grid=tuple(grid), in_specs=list(in_specs), out_specs=out_specs, out_shape=out_shape,
+        kernel, grid=tuple(grid), in_specs=list(in_specs), out_specs=out_specs, out_shape=shapes,
         interpret=interpreted(platform), compiler_params=params, name=f"gradlab_{name}", **options,
     )  # fmt: skip
 

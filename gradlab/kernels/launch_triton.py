@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import triton.language as tl
+from torch.utils.flop_counter import register_flop_formula
 from triton.runtime.jit import JITFunction
 
 from gradlab.kernels import compiled_triton, ranges
@@ -198,9 +199,12 @@ def block(size: int, most: int, least: int = 16) -> int:
     return max(least, min(most, 1 << (size - 1).bit_length() if size > 1 else 1))
 
 
-def op(
-    name: str, fake: Callable, mutates: Sequence[str] = (), from_host: bool = False
-) -> Callable[[Callable], Callable]:
+def _no_product(*args: Any, **shapes: Any) -> int:
+    return 0
+
+
+def op(name: str, fake: Callable, mutates: Sequence[str] = (), from_host: bool = False,
+       flops: Callable[..., int] = _no_product) -> Callable[[Callable], Callable]:  # fmt: skip
     """Register a launching function as the custom op `gradlab::name`.
 
     Crossing the dispatcher costs tens of microseconds a call, so an eager call on plain tensors goes straight to
@@ -211,6 +215,8 @@ def op(
         fake: the same signature on tensors without data: gives the results' shapes, strides and dtypes.
         mutates: names of the arguments that are written.
         from_host: it calls `on_device`, so inductor leaves it out of the CUDA graphs that it makes.
+        flops: the FLOPs of its products, for `torch.utils.flop_counter.FlopCounterMode`, which counts nothing else of
+            torch's own layers either; of the op's arguments with a shape in place of each tensor, and `out_shape`.
     """
     tags = (torch.Tag.cudagraph_unsafe,) if from_host else ()
 
@@ -218,6 +224,7 @@ def op(
         checked = memory.addressable(name, fn)
         registered = torch.library.custom_op(f"gradlab::{name}", checked, mutates_args=mutates, tags=tags)
         registered.register_fake(fake)
+        register_flop_formula(getattr(torch.ops.gradlab, name))(flops)
         overload = getattr(torch.ops.gradlab, name).default
         names = list(inspect.signature(fn).parameters)
         written = [names.index(argument) for argument in mutates]

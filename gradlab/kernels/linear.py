@@ -48,8 +48,10 @@ def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
     """Normal inputs; with relu, drawn anew until no pre-activation lies where a difference would straddle the kink."""
     while True:
         arrays = normal(rng, case, spec)
-        z = reference(*arrays.values())
-        if case.use != "check" or "activation" not in case.static or np.abs(z).min(initial=1.0) > 0.02:
+        # A product of NumPy's takes seconds where it is large, and nothing there is differenced.
+        if case.use != "check" or "activation" not in case.static:
+            return arrays
+        if np.abs(reference(*arrays.values())).min(initial=1.0) > 0.02:
             return arrays
 
 

@@ -51,7 +51,9 @@ IGNORE = -100
 
 def chunk(M: int, K: int, V: int) -> int:
     """Vc, the classes whose dx lies in memory at once on the way back: at least 1024, about K, or 2^21 / M."""
-    return min(V, max(1024, *(1 << max(n, 1).bit_length() - 1 for n in (K, 2**21 // max(M, 1)))))
+    # Rows whose number an export of jax leaves open may be many.
+    few = 2**21 // max(M, 1) if isinstance(M, int) else 1
+    return min(V, max(1024, *(1 << max(n, 1).bit_length() - 1 for n in (K, few))))
 
 
 def reference(h, w, t, b=None, c=None, *, ignore_index=IGNORE, reduction="mean", label_smoothing=0.0, z_loss=0.0,

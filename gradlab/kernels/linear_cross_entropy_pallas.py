@@ -238,7 +238,8 @@ def _chunk(first: jax.Array, h: jax.Array, w: jax.Array, b: jax.Array | None, c:
 def _tile(platform: str, dtype: Any, M: int, K: int, V: int) -> tuple[int, int, int, int, int]:
     """BM, BK, BV, warps, stages: one block of rows when interpreted; tensor-core tiles in half precision when compiled."""
     if interpreted(platform):
-        return M, max(K, 1), min(V, max(128, 2**20 // M)), 4, 1
+        # Of rows whose number an export leaves open there may be many.
+        return M, max(K, 1), min(V, max(128, 2**20 // M if isinstance(M, int) else 0)), 4, 1
     if platform == "tpu":
         return 128, 128, 128, 4, 1
     if dtype in (jnp.float32, jnp.float64):

@@ -68,7 +68,17 @@ def _second_fake(uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing,
     return s.new_empty((*h.shape[:2], 2)), *empties(h, w, need_h, need_w, need_b, by_columns)
 
 
-@op("linear_cross_entropy_second", fake=_second_fake)
+def _second_flops(uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b,
+                  by_columns, *, out_shape):  # fmt: skip
+    (Z, M, K), V = h, w[-1]
+    given = (uh is not None) + (uw is not None)
+    # The logits and u for the sums, and for the gradients anew where they were not of one chunk.
+    passes = 2 if (need_h or need_w or need_b) and chunk(Z * M, K, V) < V else 1
+    results = need_h * (1 + (uw is not None)) + need_w * (1 + (uh is not None))
+    return 2 * Z * M * K * V * (passes * (1 + given) + results)
+
+
+@op("linear_cross_entropy_second", fake=_second_fake, flops=_second_flops)
 def second(uh: torch.Tensor | None, uw: torch.Tensor | None, ub: torch.Tensor | None, g: torch.Tensor,
            h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, b: torch.Tensor | None, c: torch.Tensor | None,
            s: torch.Tensor, ignore_index: int, label_smoothing: float, softcap: float, need_h: bool, need_w: bool,

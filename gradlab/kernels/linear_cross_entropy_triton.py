@@ -1,5 +1,7 @@
 """Linear and cross-entropy in one, there, back and back again, as Triton kernels: the logits stay in registers."""
 
+import math
+
 import torch
 import triton.language as tl
 
@@ -215,7 +217,7 @@ def _loss_fake(h, w, t, b, c, ignore_index, label_smoothing, softcap):
     return h.new_empty((*rows, 2), dtype=acc), h.new_empty((*rows, 3), dtype=acc)
 
 
-@op("linear_cross_entropy_loss", fake=_loss_fake)
+@op("linear_cross_entropy_loss", fake=_loss_fake, flops=lambda h, w, *_, out_shape: 2 * math.prod(h) * w[-1])
 def loss(h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, b: torch.Tensor | None, c: torch.Tensor | None,
          ignore_index: int, label_smoothing: float,
          softcap: float) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
@@ -273,7 +275,13 @@ def _pullback_fake(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, 
     return empties(h, w, need_h, need_w, need_b, by_columns)
 
 
-@op("linear_cross_entropy_pullback", fake=_pullback_fake)
+def _pullback_flops(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b, by_columns, *,
+                    out_shape):  # fmt: skip
+    # The logits once more, and what is needed of dgrad and wgrad.
+    return 2 * math.prod(h) * w[-1] * (1 + need_h + need_w)
+
+
+@op("linear_cross_entropy_pullback", fake=_pullback_fake, flops=_pullback_flops)
 def pullback(g: torch.Tensor, h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, b: torch.Tensor | None,
              c: torch.Tensor | None, s: torch.Tensor, ignore_index: int, label_smoothing: float, softcap: float,
              need_h: bool, need_w: bool, need_b: bool,

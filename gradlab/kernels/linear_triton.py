@@ -106,7 +106,7 @@ def _product_fake(a, b, bias, gate, place, relu, transposed):
     return _empty(a, b, transposed)
 
 
-@op("product", fake=_product_fake)
+@op("product", fake=_product_fake, flops=lambda a, b, *_, out_shape: 2 * math.prod(a) * b[-1])
 def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, gate: torch.Tensor | None,
             place: str, relu: bool, transposed: bool) -> torch.Tensor:  # fmt: skip
     """y[M N] = a[M K] b[K N] + bias[N], then relu; where gate <= 0, zeros stand in for `place`: "a", "b" or "y".

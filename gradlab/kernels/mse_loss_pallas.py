@@ -10,8 +10,8 @@ from gradlab.kernels.launch_pallas import accumulator
 
 
 # fmt: off
-def _differences_kernel(*refs, scale, has_b, has_t):
-    """y[m n] = scale (a[m n] - b[m n]) (x[m n] - t[m n]); grid (M/BM, 1); a program owns y[BM N]."""
+def _differences_kernel(*refs, num, den, has_b, has_t):
+    """y[m n] = num / den (a[m n] - b[m n]) (x[m n] - t[m n]); grid (M/BM, 1); a program owns y[BM N]."""
     *ins, y_ref = refs
     values = [ref[...].astype(accumulator(y_ref.dtype)) for ref in ins]
     a = values.pop(0)
@@ -20,6 +20,8 @@ def _differences_kernel(*refs, scale, has_b, has_t):
     x = values.pop(0)
     if has_t:
         x -= values.pop(0)
+    # Divided here: an export may leave the number of elements open.
+    scale = num / den if den else 0.0
     y_ref[...] = (a * x * scale).astype(y_ref.dtype)
 # fmt: on
 
@@ -32,6 +34,5 @@ def squares(x: jax.Array, t: jax.Array, den: int) -> jax.Array:
 
 def differences(a: jax.Array, b: jax.Array | None, x: jax.Array, t: jax.Array | None, num: int, den: int) -> jax.Array:
     """y = num / den (a - b) (x - t), one by one, zeros for b or t that is None. Up to 4 E read."""
-    scale = num / den if den else 0.0
-    kernel = functools.partial(_differences_kernel, scale=scale, has_b=b is not None, has_t=t is not None)
+    kernel = functools.partial(_differences_kernel, num=num, den=den, has_b=b is not None, has_t=t is not None)
     return elementwise(kernel, [x.dtype], *(v for v in (a, b, x, t) if v is not None))[0]

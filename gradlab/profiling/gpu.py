@@ -1,150 +1,249 @@
-"""`make gpu`: on a machine with CUDA, the whole suite and every benchmark with compiled kernels, in ten minutes.
+"""`make gpu`: on a machine with CUDA, first a minute that always leaves figures, then benchmarks and the suite.
 
-Each part is a process with a time limit; what it measured is on disk when it ends, and one that fails stops no other.
+`make gpu PART=smoke` launches every kernel once, holds it against the CPU, and times the four main ops. `make gpu` goes
+on with what is missing, within five and a half minutes; a later call goes on from there. `PART` names one part, or by
+its first words several. Each part is a process with a time limit, each row is on disk before the next one starts, and
+what fails stops nothing else. Needed are Python, NumPy and the frameworks; pytest and hypothesis for the suite.
 """
 
+import hashlib
 import importlib.util
 import itertools
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gradlab.autodiff.side import SIDES
-from gradlab.profiling.bench.row import MODES
-from gradlab.profiling.gpu_part import OK, SKIPPED, Outcome, execute
+from gradlab.profiling.gpu_part import FAILED, OK, SKIPPED, Outcome, execute
 from gradlab.profiling.machine import describe
 
 ROOT = Path(__file__).resolve().parents[2]
-# Seconds for everything, below the ten minutes that a borrowed machine gives a command.
-LIMIT = 560.0
-BUDGET = "0.15"
+# Seconds for a call, below the six minutes that a borrowed machine gives it; and for the first part of each side.
+LIMIT, SMOKE = 330.0, {"torch": 90.0, "jax": 60.0}
+# The share of a smoke part that comparisons may take.
+COMPARED = 0.6
 WORKERS = 8
 # Two frameworks share the GPU's memory, in the suite even in several processes.
-ENV = {"PYTHONPATH": str(ROOT), "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1", "COLUMNS": "100"}
+ENV = {"PYTHONPATH": str(ROOT), "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1", "COLUMNS": "100",
+       "KINETO_LOG_LEVEL": "99"}  # fmt: skip
+# What became of the parts of this package so far, beside their files.
+STATE = "parts.json"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A process of the run; `weight` is its share of the time that is left when it starts.
+    """A process of the run.
 
     Attributes:
+        name: one word, as `PART` takes it.
+        weight: its share of the time that is left when it starts.
+        most: seconds that it may take, whatever is left.
         missing: why it cannot run here, or nothing.
         file: the benchmark file that it writes.
     """
 
     name: str
     command: tuple[str, ...]
-    weight: float
+    weight: float = 1.0
+    most: float = LIMIT
     env: tuple[tuple[str, str], ...] = ()
     missing: str = ""
     file: str = ""
 
 
-def main() -> int:
-    """0 when all is well, 1 when a part failed or ran out of time, 2 without CUDA, 130 when interrupted."""
-    devices = {name: device(name) for name in SIDES}
-    if "cuda" not in devices.values():
-        seen = ", ".join(f"{name} sees {found}" for name, found in devices.items())
+def main(words: Sequence[str] | None = None, root: Path = ROOT, tiny: bool = False) -> int:
+    """0 when all is well, 1 when a part failed or was late, 2 without CUDA or such a part, 130 when interrupted."""
+    start = time.monotonic()
+    asked = [word for word in (sys.argv[1:] if words is None else words) if word]
+    found = devices()
+    if "cuda" not in found.values():
+        seen = ", ".join(f"{name} sees {device}" for name, device in found.items())
         print(f"gradlab gpu: no CUDA device here: {seen}", file=sys.stderr)
         return 2
     machine = describe()
-    folder = ROOT / "results" / slug(machine.get("gpu", "cuda"))
+    folder = root / "results" / slug(machine.get("gpu", "cuda"))
+    about = {"gpu": machine.get("gpu", "cuda"), "source": source()}
+    plan = parts(found, folder, about, tiny)
+    named = {part.name for part in plan for word in asked if part.name.startswith(word)}
+    if asked and not named:
+        print(f"gradlab gpu: no part {' '.join(asked)!r}; there are {', '.join(p.name for p in plan)}", file=sys.stderr)
+        return 2
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        outcomes = run(parts(devices, folder), folder, machine)
+        outcomes = run(plan, folder, machine, about, named, start + LIMIT)
     except KeyboardInterrupt:
         print(f"interrupted; what was finished is in {folder}", file=sys.stderr)
         return 130
     print(f"\n{folder / 'README.md'}")
-    for outcome in outcomes:
-        print(f"{outcome.name}: {outcome.verdict}, {outcome.seconds:.0f} s")
-    return 0 if all(outcome.verdict in (OK, SKIPPED) for outcome in outcomes) else 1
+    for part in plan:
+        outcome = outcomes.get(part.name)
+        print(f"{part.name}: " + (f"{outcome.verdict}, {outcome.seconds:.0f} s" if outcome else "not started"))
+    asked_for = [o for name, o in outcomes.items() if not named or name in named]
+    return 0 if all(outcome.verdict in (OK, SKIPPED) for outcome in asked_for) else 1
 
 
-def run(plan: Sequence[Part], folder: Path, machine: dict[str, str], limit: float = LIMIT) -> list[Outcome]:
-    """Run the parts one after another and rewrite the page after each."""
+def run(plan: Sequence[Part], folder: Path, machine: Mapping[str, str], about: Mapping[str, str], named: set[str],
+        end: float) -> dict[str, Outcome]:  # fmt: skip
+    """Run the parts that are named, or those that are not finished, until `end`; state and page are written after each.
+
+    Returns:
+        What became of each part that was started, now or by an earlier call for the same package and machine.
+    """
     # Imported late, with what it needs: a bare Python is to hear that there is no CUDA, not that a table is missing.
     from gradlab.profiling.files import write_whole
 
-    end = time.monotonic() + limit
-    outcomes: list[Outcome] = []
-    for i, part in enumerate(plan):
+    outcomes = earlier(folder, about)
+    due = [p for p in plan if (p.name in named if named else outcomes.get(p.name, _NONE).verdict != OK)]
+    for i, part in enumerate(due):
+        left = end - time.monotonic()
+        # A process takes seconds to import a framework: with less there is nothing to be had.
         if part.missing:
-            outcomes.append(Outcome(part.name, SKIPPED, 0.0, (part.missing,)))
-        else:
-            if part.file:
-                # An earlier run's numbers are not to stand for this one's.
-                (folder / part.file).unlink(missing_ok=True)
-            weights = [p.weight for p in plan[i:] if not p.missing]
-            share = max(1.0, end - time.monotonic()) * part.weight / sum(weights)
-            outcomes.append(execute(part.name, part.command, ROOT, {**ENV, **dict(part.env)}, share))
+            outcomes[part.name] = Outcome(part.name, SKIPPED, 0.0, (part.missing,))
+        elif left > min(10.0, part.most):
+            share = left * part.weight / sum(p.weight for p in due[i:] if not p.missing)
+            limit = min(part.most, max(share, min(left, 45.0)))
+            outcomes[part.name] = execute(part.name, part.command, ROOT, {**ENV, **dict(part.env)}, limit)
+        kept = {**about, "parts": {name: asdict(outcome) for name, outcome in outcomes.items()}}
+        write_whole(folder / STATE, json.dumps(kept, indent=1) + "\n")
         write_whole(folder / "README.md", page(outcomes, plan, folder, machine))
     return outcomes
 
 
-def parts(devices: dict[str, str], folder: Path) -> list[Part]:
-    """The suite, then each side in each dtype: what matters most comes first."""
-    suite: tuple[str, ...] = (sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider")
+_NONE = Outcome("", FAILED, 0.0, ())
+
+
+def earlier(folder: Path, about: Mapping[str, str]) -> dict[str, Outcome]:
+    """What became of the parts in earlier calls; nothing where the package or the machine was another."""
+    try:
+        found = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if any(found[key] != value for key, value in about.items()):
+            return {}
+        return {name: Outcome(**{**one, "tail": tuple(one["tail"])}) for name, one in found["parts"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def parts(found: Mapping[str, str], folder: Path, about: Mapping[str, str],
+          tiny: bool = False) -> list[Part]:  # fmt: skip
+    """What matters most comes first: smoke, then eager torch and compiled jax, the suite, the other modes.
+
+    Args:
+        tiny: sizes that take no time, and one op compared: to try the steps on a CPU.
+    """
+    plan = []
+    same = tuple(word for key, value in about.items() for word in (f"--{key}", value))
+    gone = {side: "" if device == "cuda" else f"no CUDA device for {side}, which sees {device}"
+            for side, device in found.items()}  # fmt: skip
+    for side in found:
+        seconds = SMOKE[side]
+        command = (
+            *_module("gpu_smoke"), "--side", side, *same, "--file", str(folder / f"smoke-{side}.json"),
+            "--rows", str(folder / f"smoke-{side}-rows.json"), "--seconds", str(COMPARED * seconds),
+            *(("--tiny", "--ops", "relu") if tiny else ()),
+        )  # fmt: skip
+        plan.append(
+            Part(f"smoke-{side}", command, 3, seconds, missing=gone[side], file=f"smoke-{side}-rows.json")
+        )  # fmt: skip
+
+    def rows(side: str, dtype: str, mode: str) -> Part:
+        name = f"{side}-{dtype}-{mode}"
+        command = (
+            *_module("gpu_rows"), "--side", side, "--dtype", dtype, "--mode", mode, *same,
+            "--file", str(folder / f"{name}.json"), *(("--tiny",) if tiny else ()),
+        )  # fmt: skip
+        return Part(name, command, missing=gone[side], file=f"{name}.json")
+
+    usual = {"torch": "eager", "jax": "compiled"}
+    other = {"torch": "compiled", "jax": "eager"}
+    both = list(itertools.product(("bfloat16", "float32"), found))
+    plan += [rows(side, dtype, usual[side]) for dtype, side in both]
+    plan += [suite(side, gone[side]) for side in found]
+    return plan + [rows(side, dtype, other[side]) for dtype, side in both]
+
+
+def suite(side: str, missing: str) -> Part:
+    """The tests of a side, on as many processes as help where pytest-xdist is there."""
+    command: tuple[str, ...] = (sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(WORKERS, cores) if importlib.util.find_spec("xdist") else 1
     if workers > 1:
-        suite += ("-n", str(workers))
+        command += ("-n", str(workers))
+    command += tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob(f"test_*_{side}.py")))
+    for package in ("pytest", "hypothesis"):
+        if importlib.util.find_spec(package) is None:
+            missing = missing or f"{package} is not installed"
     # Each worker's torch would start threads and compilers for every core.
     few = (("OMP_NUM_THREADS", str(max(1, cores // workers))), ("TORCHINDUCTOR_COMPILE_THREADS", "1"))
-    plan = [Part("suite", suite, weight=5, env=few)]
-    # Compiled comes last: each member costs seconds of a compiler, and what runs out of time should be that.
-    for mode, dtype, side in itertools.product(MODES, ("float32", "bfloat16"), devices):
-        name = f"{side}-{dtype}-{mode}.json"
-        command = (
-            sys.executable, "-m", "gradlab", "bench", "--side", side, "--dtype", dtype, "--mode", mode,
-            "--json", str(folder / name), "--budget", BUDGET, "--pass", "forward", "--pass", "forward+backward",
-        )  # fmt: skip
-        missing = "" if devices[side] == "cuda" else f"no CUDA device for {side}, which sees {devices[side]}"
-        plan.append(Part(f"benchmark, {side}, {dtype}, {mode}", command, weight=1, missing=missing, file=name))
-    return plan
+    return Part(f"suite-{side}", command, weight=2, env=few, missing=missing)
 
 
-def page(outcomes: Sequence[Outcome], plan: Sequence[Part], folder: Path, machine: dict[str, str]) -> str:
+def _module(name: str) -> tuple[str, ...]:
+    return sys.executable, "-m", f"gradlab.profiling.{name}"
+
+
+def page(outcomes: Mapping[str, Outcome], plan: Sequence[Part], folder: Path, machine: Mapping[str, str]) -> str:
     """Markdown: the machine, what became of each part, the tables of those that left a file."""
     from gradlab.profiling.bench.file import read_json
-    from gradlab.profiling.bench.table import markdown
+    from gradlab.profiling.bench.words import markdown
 
     lines = [f"# {machine.get('gpu', 'CUDA')}", "", "Written by `make gpu`, which replaces it.", ""]
     lines += [f"- {key}: {value}" for key, value in machine.items()]
     lines += ["", "| part | became | seconds | last line |", "| --- | --- | ---: | --- |"]
-    for outcome in outcomes:
+    for part in plan:
+        outcome = outcomes.get(part.name)
+        if outcome is None:
+            lines.append(f"| {part.name} | not started | | |")
+            continue
         last = next((line for line in reversed(outcome.tail) if line.strip()), "").replace("|", "/")
-        lines.append(f"| {outcome.name} | {outcome.verdict} | {outcome.seconds:.0f} | {last} |")
-    lines += [f"| {part.name} | not started | | |" for part in plan[len(outcomes) :]]
-    for outcome, part in zip(outcomes, plan, strict=False):
-        if part.file and (folder / part.file).exists():
+        lines.append(f"| {part.name} | {outcome.verdict} | {outcome.seconds:.0f} | {last} |")
+    for part in plan:
+        outcome = outcomes.get(part.name)
+        if part.file and outcome and (folder / part.file).exists():
             rows, document = read_json(folder / part.file)
             cut = "" if document["complete"] else ": not complete"
-            lines += ["", f"## {part.name.capitalize()}{cut}", "", f"Raw samples: [{part.file}]({part.file})", ""]
-            lines += [markdown(rows, {}).rstrip()]
-        if outcome.verdict not in (OK, SKIPPED):
+            lines += ["", f"## {part.name}{cut}", "", f"Raw samples: [{part.file}]({part.file})", ""]
+            lines += [markdown(rows, {}).rstrip()] if rows else []
+        if outcome and outcome.verdict not in (OK, SKIPPED):
             lines += ["", f"## {part.name}: {outcome.verdict}", "", "```", *outcome.tail, "```"]
     return "\n".join(lines) + "\n"
 
 
-def device(side: str) -> str:
-    """The kind of a side's default device, asked in a process of its own: this one is to hold none."""
-    code = f"from gradlab.autodiff.side import side; print(side({side!r}).device())"
+def source() -> str:
+    """What tells one state of the package from another, with git or without: a digest of its Python files."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "gradlab").rglob("*.py")):
+        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def devices() -> dict[str, str]:
+    """The kind of each side's default device, asked in processes of their own: this one is to hold none."""
+    code = "import sys; from gradlab.autodiff.side import side; print(side(sys.argv[1]).device())"
+    asked = {
+        side: subprocess.Popen(
+            [sys.executable, "-c", code, side], env={**os.environ, **ENV}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for side in SIDES
+    }  # fmt: skip
+    return {side: _answer(process) for side, process in asked.items()}
+
+
+def _answer(process: subprocess.Popen) -> str:
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, **ENV}, capture_output=True, text=True, timeout=120,
-            check=False,
-        )  # fmt: skip
+        out, error = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
+        process.kill()
         return "nothing within 120 s"
-    words = (done.stdout if done.returncode == 0 else done.stderr).split("\n")
+    words = (out if process.returncode == 0 else error).split("\n")
     return next((word.strip() for word in reversed(words) if word.strip()), "nothing")
 
 

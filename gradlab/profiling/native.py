@@ -11,11 +11,13 @@ class Native(NamedTuple):
 
     Attributes:
         around: what has to be entered for it to run, outside of what is timed.
+        needs: a package beside the framework; nothing for most.
     """
 
     label: str
     fn: Callable[..., Any]
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    needs: str = ""
 
 
 class Natives(Protocol):

@@ -152,8 +152,8 @@ NATIVE = {
     "tanh": Native("jnp.tanh", tanh),
     "cross_entropy": Native("jax.nn.log_softmax", cross_entropy),
     "linear_cross_entropy": Native("jnp.dot, jax.nn.log_softmax", linear_cross_entropy),
-    "adam": Native("optax.adam", adam),
-    "sgd": Native("optax.sgd", sgd),
+    "adam": Native("optax.adam", adam, needs="optax"),
+    "sgd": Native("optax.sgd", sgd, needs="optax"),
 }
 
 

@@ -20,7 +20,8 @@ from gradlab.profiling.bench import compare
 from gradlab.profiling.bench.file import write
 from gradlab.profiling.bench.row import HAND, MODES, NATIVE, PASSES, Group
 from gradlab.profiling.bench.sizes import sized
-from gradlab.profiling.bench.table import policy, show, show_changes
+from gradlab.profiling.bench.table import show, show_changes
+from gradlab.profiling.bench.words import policy
 from gradlab.profiling.bench.worker import ENVIRONMENT, Asked, work
 from gradlab.profiling.files import writable
 from gradlab.profiling.machine import describe

@@ -29,7 +29,7 @@ class Built:
 
 
 def measure(subject: Subject, direction: str, modes: Sequence[str], budget: float, ceilings: Ceilings, watch: Watch,
-            swept: float | None = None,
+            swept: float | None = None, fresh: bool = True,
             told: Callable[[str, float], object] = lambda stage, share: None) -> Group:  # fmt: skip
     """Build, prove and time every implementation of a subject in every mode, in one group.
 
@@ -37,6 +37,7 @@ def measure(subject: Subject, direction: str, modes: Sequence[str], budget: floa
         budget: seconds of timing, beside compilation and proof.
         ceilings, watch: of the subject's device.
         swept: the size relative to the case of the Spec that was scaled.
+        fresh: whether first calls are timed: each member is built twice, with nothing kept in memory in between.
         told: hears what is done, and the share of the timing that is over.
     """
     flops, moved = subject.work(direction)
@@ -45,21 +46,22 @@ def measure(subject: Subject, direction: str, modes: Sequence[str], budget: floa
         subject.side.device(), subject.seed, flops, moved, ceilings.bandwidth(moved), ceilings.rate(), swept=swept,
     )  # fmt: skip
     with subject.precise():
-        built = _build(subject, direction, modes, told)
+        built = _build(subject, direction, modes, fresh, told)
         return _time(subject, blank, built, budget, watch, functools.partial(told, "timing"))
 
 
-def _build(subject: Subject, direction: str, modes: Sequence[str], told: Callable[[str, float], object]) -> list[Built]:
-    """Every member called twice: with empty caches, and once more with what the first call left on disk."""
+def _build(subject: Subject, direction: str, modes: Sequence[str], fresh: bool,
+           told: Callable[[str, float], object]) -> list[Built]:  # fmt: skip
+    """Every member called twice, with empty caches and with what that left on disk; or once, caches as they are."""
     built = []
     for mode in modes:
         for name, implementation in subject.implementations.items():
             interpreted = name == HAND and subject.side.interpreted()
             built.append(Built(Member(name, implementation.label, mode, interpreted=interpreted)))
-    for attempt in ("first_call", "cached_call"):
+    for attempt in ("first_call", "cached_call") if fresh else ("",):
         natives(subject.side.name).forget()
         for one in built:
-            told(f"{one.member.name}: {attempt.replace('_', ' ')}", 0.0)
+            told(f"{one.member.name}: {attempt.replace('_', ' ') or 'call'}", 0.0)
             if one.sound:
                 _call(subject, direction, one, attempt)
     return built
@@ -77,7 +79,7 @@ def _call(subject: Subject, direction: str, one: Built, attempt: str) -> None:
             value = subject.side.wait(one.call())
             seconds = time.perf_counter() - start
         wrong = subject.difference(value, direction)
-        changes: dict[str, Any] = {"problem": WRONG, "note": wrong} if wrong else {attempt: seconds}
+        changes: dict[str, Any] = {"problem": WRONG, "note": wrong} if wrong else {attempt: seconds} if attempt else {}
     except Exception as error:
         note = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         changes = {"problem": FAILED, "note": note}

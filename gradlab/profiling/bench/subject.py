@@ -1,7 +1,7 @@
 """A case of an op on one side with fresh random inputs: its implementations as calls, and proof that each is right."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -10,13 +10,14 @@ import numpy as np
 from gradlab.autodiff.arguments import dtype_name
 from gradlab.autodiff.side import Side, as_tuple
 from gradlab.kernels.spec import Case, Spec
+from gradlab.profiling.bench import draw
 from gradlab.profiling.bench.peers import peers
 from gradlab.profiling.bench.row import BACKWARD, BOTH, COMPILED, FORWARD, HAND, NATIVE
 from gradlab.profiling.native import Native, native, natives
 
 
 class Subject:
-    """A case of an op on one side in one dtype; the numbers of its inputs follow from `seed`, on both sides alike."""
+    """A case of an op on one side in one dtype; the inputs follow from `seed`, small ones alike on both sides."""
 
     def __init__(self, op: Spec, case: Case, side: Side, dtype: str, seed: int) -> None:
         self.op, self.case, self.side, self.dtype, self.seed = op, case, side, dtype, seed
@@ -63,9 +64,8 @@ class Subject:
     @functools.cached_property
     def arrays(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Inputs and cotangents, never zeros: a GPU is faster on those than on numbers."""
-        sizes, rng = self.op.sizes(self.case), np.random.default_rng([self.seed, 1])
-        cotangents = (np.asarray(rng.standard_normal(a.shape(sizes))) for a in self.op.results(self.case))
-        return self._put(self.op.make(self.case, self.seed).values()), self._put(cotangents)
+        drawn = draw.inputs(self.op, self.case, self.side, self.seed)
+        return self._put(drawn), self._put(draw.cotangents(self.op, self.case, self.side, self.seed))
 
     @property
     def _wide(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -73,8 +73,15 @@ class Subject:
         widen = natives(self.side.name).widen
         return tuple(map(widen, inputs)), tuple(map(widen, cotangents))
 
-    def _put(self, arrays: Iterable[np.ndarray]) -> tuple[Any, ...]:
-        return tuple(self.side.put(a, self.dtype) for a in arrays)
+    def _put(self, arrays: list[Any]) -> tuple[Any, ...]:
+        put = []
+        # One after another, so that no two of the wide ones lie beside what is made of them.
+        while arrays:
+            a = arrays.pop(0)
+            put.append(
+                self.side.cast(a, self.dtype) if self.side.is_array(a) else self.side.put(np.asarray(a), self.dtype)
+            )
+        return tuple(put)
 
     @contextmanager
     def precise(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
-"""The benchmark's groups as tables for a terminal and as Markdown."""
+"""The benchmark's groups as tables for a terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from rich.console import Console
@@ -8,36 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 from gradlab.profiling.bench.compare import Change
-from gradlab.profiling.bench.numbers import FASTER, SLOWER, SUSPECT, Interval
-from gradlab.profiling.bench.row import BACKWARD, FORWARD, Group, Member
+from gradlab.profiling.bench.numbers import FASTER, SLOWER, SUSPECT
+from gradlab.profiling.bench.row import BACKWARD, FORWARD, Group
+from gradlab.profiling.bench.words import COSTS, TIMES, costs, not_replayed, notes, ratio_in_words, said, three, times
 
 # From this width on the times and what they cost stand beside each other, below it under each other.
 WIDE = 132
 SHORT = {FORWARD: "fwd", BACKWARD: "bwd"}
 STYLES = {FASTER: "green", SLOWER: "red", SUSPECT: "bold magenta", "WRONG": "bold red", "FAILED": "bold red",
           "THROTTLED": "bold red"}  # fmt: skip
-_TIME = (
-    "time: median of warm calls ± half its 95 % interval; / native: median over rounds of the time over that of the "
-    "native in the same mode (95 % interval); verdicts lie beyond the noise, which the native timed twice shows"
-)
-_FLOOR = (
-    "floor: the share that the floor has of the time; the floor is the op's least bytes and FLOPs over what a stream "
-    "of that size and a product reached in this run; SUSPECT: faster than that"
-)
-_COST = (
-    "first: the first call with empty caches, compilation included; cached: again, with what it left on disk; memory: "
-    "most in use beyond the inputs"
-)
-NO_GPU = "cold (an empty L2) and host (until a call returns) need CUDA"
-INTERPRETED = "interpreted: the kernels' source ran in an interpreter, whose time is never a kernel's speed"
-_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
-
-
-def policy(dtype: str) -> str:
-    """What every member of a group multiplies and adds in."""
-    if dtype in ("float32", "float64"):
-        return f"{dtype}: full precision in every product, no TF32"
-    return f"{dtype}: products summed in float32 by hand, as the framework chooses by native; proven against float32"
 
 
 def show(groups: Sequence[Group], console: Console) -> None:
@@ -61,33 +40,6 @@ def show(groups: Sequence[Group], console: Console) -> None:
                 console.print(Text(not_replayed(group, member), "yellow"), soft_wrap=True)
 
 
-def notes(groups: Sequence[Group]) -> list[str]:
-    """What the columns mean, as far as these groups have them."""
-    found = [_TIME, _FLOOR, _COST]
-    if any(group.device != "cuda" for group in groups):
-        found.append(NO_GPU)
-    if any(member.interpreted for group in groups for member in group.members):
-        found.append(INTERPRETED)
-    return found
-
-
-def said(group: Group, member: Member) -> str:
-    """A member's problem in a line."""
-    if member.problem:
-        return f"{member.problem}: {_where(group, member)}: {member.note}"
-    share = f"{group.share(member):.0%} of the floor"
-    return f"{SUSPECT}: {_where(group, member)}: {share}: the count or the measurement is off"
-
-
-def not_replayed(group: Group, member: Member) -> str:
-    """In a line why a short call was launched each time, with what the host costs in its time."""
-    return f"not replayed from a graph: {_where(group, member)}: {member.launched}"
-
-
-def _where(group: Group, member: Member) -> str:
-    return f"{group.op} on {group.side}, {group.case}, {group.dtype}, {group.direction}, {member.name}"
-
-
 def show_changes(found: Sequence[Change], console: Console) -> None:
     """What became faster or slower since the baseline, a line a member."""
     table = _table("", "pass", "implementation", "now / before", "verdict")
@@ -99,42 +51,20 @@ def show_changes(found: Sequence[Change], console: Console) -> None:
     console.print(table)
 
 
-def markdown(groups: Sequence[Group], machine: Mapping[str, str]) -> str:
-    """The same as a Markdown table with the machine above it, a line a member."""
-    lines = [f"- {key}: {value}" for key, value in machine.items()]
-    lines += [f"- precision: {policy(dtype)}" for dtype in dict.fromkeys(group.dtype for group in groups)]
-    head = (*_LABELS, "implementation", *TIMES, *COSTS, "function")
-    lines += ["", _line(head), _line([*["---"] * (len(_LABELS) + 1), *["---:"] * (len(TIMES) + len(COSTS)), "---"])]
-    for group in groups:
-        for member in group.members:
-            labels = (group.op, group.case, group.words, group.dtype, group.side, group.direction)
-            cells = [str(cell) for cell in (*_times(group, member), *_costs(group, member))]
-            lines.append(_line((*labels, member.name, *cells, f"`{member.label}`")))
-    lines += ["", *(f"{note}.  " for note in notes(groups)), ""]
-    lines += [f"- `{said(g, m)}`" for g in groups for m in g.members if m.problem or g.verdict(m) == SUSPECT]
-    lines += [f"- `{not_replayed(g, m)}`" for g in groups for m in g.members if m.launched]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-TIMES = ("time", "/ native", "verdict", "floor")
-COSTS = ("cold", "host", "GB/s", "TFLOP/s", "first", "cached", "memory")
-_LABELS = ("op", "case", "sizes", "dtype", "side", "pass")
-
-
 def _tables(section: Sequence[Group], wide: bool) -> Iterator[Table]:
     columns = ("pass", "implementation")
     if wide:
-        yield _filled(section, (*columns, *TIMES, *COSTS), lambda g, m: (*_times(g, m), *_costs(g, m)))
+        yield _filled(section, (*columns, *TIMES, *COSTS), lambda g, m: (*times(g, m), *costs(g, m)))
     else:
-        yield _filled(section, (*columns, *TIMES), _times)
-        yield _filled(section, (*columns, *COSTS), _costs)
+        yield _filled(section, (*columns, *TIMES), times)
+        yield _filled(section, (*columns, *COSTS), costs)
 
 
 def _filled(section, columns, cells) -> Table:
     table = _table(*columns)
     for group in section:
         for i, member in enumerate(group.members):
-            table.add_row("" if i else _short(group), member.name, *cells(group, member))
+            table.add_row("" if i else _short(group), member.name, *(_styled(c) for c in cells(group, member)))
     return table
 
 
@@ -144,30 +74,6 @@ def _table(*columns: str) -> Table:
         left = name in ("", "pass", "implementation", "verdict")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     return table
-
-
-def _times(group: Group, member: Member) -> tuple[str | Text, ...]:
-    ratio, verdict = group.ratio(member), _styled(group.verdict(member))
-    if not member.warm:
-        return "", "", verdict, ""
-    share = group.share(member)
-    return (
-        duration(member.time), ratio_in_words(ratio) if ratio else "1", verdict,
-        "–" if share is None else f"{share:.0%}",
-    )  # fmt: skip
-
-
-def _costs(group: Group, member: Member) -> tuple[str, ...]:
-    if not member.warm:
-        return ("",) * len(COSTS)
-    seconds = member.time.median
-    rates = ["–", "–"]
-    if not member.interpreted:
-        rates = [three(group.bytes / seconds / 1e9), f"{group.flops / seconds / 1e12:.3g}"]
-    medians = (sorted(kind)[len(kind) // 2] if kind else None for kind in (member.cold, member.host))
-    first, cached = (seconds_in_words(s) for s in (member.first_call, member.cached_call))
-    cold, host = (seconds_in_words(s) for s in medians)
-    return cold, host, *rates, first, cached, size_in_words(member.peak_bytes)
 
 
 def _ceilings(section: Sequence[Group]) -> str:
@@ -191,44 +97,6 @@ def _short(group: Group) -> str:
     return SHORT.get(group.direction, "both")
 
 
-def _styled(verdict: str) -> Text:
-    return Text(verdict, STYLES.get(verdict, ""))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
-
-
-def ratio_in_words(found: Interval) -> str:
-    """`2.00 (1.95–2.07)`: median and interval."""
-    return f"{three(found.median)} ({three(found.low)}–{three(found.high)})"
-
-
-def duration(time: Interval) -> str:
-    """`12.3 ± 0.4 ms`: median and half its interval, in the unit that suits the median."""
-    scale, unit = next((u for u in _UNITS if time.median >= u[0]), _UNITS[-1])
-    median, half = time.median / scale, (time.high - time.low) / 2 / scale
-    # No more decimals than the median has.
-    digits = min(len(three(value).partition(".")[2]) for value in (median, half))
-    return f"{three(median)} ± {half:.{digits}f} {unit}"
-
-
-def seconds_in_words(seconds: float | None) -> str:
-    """`12.3 ms`, or a dash."""
-    if seconds is None:
-        return "–"
-    scale, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
-    return f"{three(seconds / scale)} {unit}"
-
-
-def size_in_words(size: int | None) -> str:
-    """`12.3 MB`, or a dash."""
-    if size is None:
-        return "–"
-    scale, unit = next(((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= s), (1, "B"))
-    return f"{three(size / scale)} {unit}" if scale > 1 else f"{size} B"
-
-
-def three(value: float) -> str:
-    """Three digits and never an exponent: 0.12, 4.56, 78.9, 123, 12345."""
-    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+def _styled(cell: str) -> Text:
+    """A verdict in its colour, any other cell as it is."""
+    return Text(cell, STYLES.get(cell, ""))

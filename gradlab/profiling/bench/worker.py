@@ -1,6 +1,7 @@
 """The benchmark's part in one side's process: subjects one after another, told group by group."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,10 @@ class Asked:
         swept: passes that are timed along each op's largest case scaled down, instead of its cases as they are; the
             other passes are timed at that case alone.
         factors: how much smaller than that case along each axis, the smallest size first.
+        largest: each op's largest case alone; or, tiny, its first checked one: all the same steps in no time.
+        fresh: compilers find nothing in any group, which is what a first call is timed with; without it they keep what
+            they made, and no first call is told.
+        done: (op, case, pass) of the groups that an earlier run has.
     """
 
     ops: tuple[str, ...]
@@ -47,6 +52,10 @@ class Asked:
     sizes: str = ""
     swept: tuple[str, ...] = ()
     factors: tuple[int, ...] = FACTORS
+    largest: bool = False
+    tiny: bool = False
+    fresh: bool = True
+    done: frozenset[tuple[str, str, str]] = frozenset()
 
 
 # Variables of a measuring process, set before a framework is imported.
@@ -70,10 +79,11 @@ def work(tell: Callable[[Any], object], asked: Asked, folder: str) -> None:
         for subject in subjects(asked, side)
         for way in asked.passes
         if not asked.swept or way in asked.swept or subject[2] == 1
+        if (subject[0].name, subject[1].name, way) not in asked.done
     ]
     tell(("groups", len(plan)))
     compilers = natives(side.name)
-    if COMPILED in asked.modes:
+    if COMPILED in asked.modes and asked.fresh:
         # The first of all looks for the machine's instructions and the C++ compiler: no member's first call.
         tell(("at", f"{side.name}: compiler starts", 0.0))
         with compilers.fresh(f"{folder}/start"):
@@ -87,16 +97,20 @@ def work(tell: Callable[[Any], object], asked: Asked, folder: str) -> None:
                 tell(("at", f"{what}: {stage}", share))
 
             told("inputs and ceilings", 0.0)
-            with compilers.fresh(f"{folder}/{i}"):
+            with compilers.fresh(f"{folder}/{i}") if asked.fresh else nullcontext():
                 subject = Subject(op, case, side, asked.dtype, asked.seed)
-                group = measure(subject, way, asked.modes, asked.budget, ceilings, watch, swept=share, told=told)
+                group = measure(
+                    subject, way, asked.modes, asked.budget, ceilings, watch, swept=share, fresh=asked.fresh, told=told
+                )
             tell(("group", group))
 
 
 def subjects(asked: Asked, side: Side) -> Iterator[tuple[Spec, Case, float | None]]:
     """Each op's cases, or the sizes that its largest one is scaled to."""
     for op in map(spec, asked.ops):
-        timed = cases(op, side.device())
+        timed = cases(op, side.device()) if not asked.tiny else op.select("check")[:1]
+        if asked.largest:
+            timed = timed[-1:]
         if asked.sizes:
             timed = (sized(op, timed[-1], asked.sizes),)
         if asked.swept:

@@ -1,11 +1,15 @@
 """A kernel compiled by Triton for a machine that is not there; needs Triton, and neither torch nor jax."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
 
 from gradlab.profiling.machine_code.found import Found
 from gradlab.profiling.machine_code.targets import Target
@@ -23,8 +27,7 @@ class Binary:
 
 def compiled(found: Found, where: Target) -> Binary:
     """The kernel for an architecture, from Triton's cache where it was compiled before."""
-    # FP fusion is named because its default changes between Triton releases, and with it the last bit.
-    options = {"num_warps": found.warps, "num_stages": found.stages, "enable_fp_fusion": True}
+    options = _options(found.warps, found.stages)
     machine = GPUTarget(where.backend, where.number, where.lanes)
     if isinstance(found.source, str):
         # Triton takes IR as a file, whose name says what it is.
@@ -38,3 +41,35 @@ def compiled(found: Found, where: Target) -> Binary:
     # Warp specialisation adds warps to those asked for, and the compiled kernel says how many it has.
     warps = made.metadata.num_warps
     return Binary(made.asm[assembly], made.asm[code], made.metadata.shared, warps * where.lanes)
+
+
+def begun(source: ASTSource, where: Target, warps: int, stages: int) -> Callable[[], str]:
+    """Triton's front end run on the source, from Python to its IR; the call runs the other passes, to PTX or amdgcn.
+
+    Neither looks into a cache nor assembles: for who asks whether a kernel compiles, and wants no machine code.
+    """
+    machine = GPUTarget(where.backend, where.number, where.lanes)
+    backend = make_backend(machine)
+    options = backend.parse_options(_options(warps, stages))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions, modules = backend.get_codegen_implementation(options), backend.get_module_map()
+    module = source.make_ir(machine, options, functions, modules, context)
+
+    def finish() -> str:
+        passes: dict[str, Any] = {}
+        backend.add_stages(passes, options, source.language)
+        made = module
+        metadata: dict[str, Any] = {}
+        for name, run in passes.items():
+            if name != backend.binary_ext:
+                made = run(made, metadata)
+        return str(made)
+
+    return finish
+
+
+def _options(warps: int, stages: int) -> dict[str, Any]:
+    # FP fusion is named because its default changes between Triton releases, and with it the last bit.
+    return {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}

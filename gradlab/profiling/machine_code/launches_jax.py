@@ -13,6 +13,7 @@ from jax._src.lib.mlir import ir
 from gradlab.autodiff.side_jax import SIDE
 from gradlab.kernels import launch_pallas
 from gradlab.kernels.forking import Lock
+from gradlab.kernels.lower_pallas import lowered
 from gradlab.kernels.spec import Array, Case, Spec
 from gradlab.profiling.machine_code.found import Found, largest, passes
 from gradlab.profiling.machine_code.places import placed
@@ -52,11 +53,13 @@ def find(op: Spec, case: Case, dtype: str) -> list[Found]:
     noted: dict[Any, tuple[str, list[tuple[int, ...]]]] = {}
     with SIDE.double() if dtype == "float64" else nullcontext(), _located():
         for direction, run in passes(op, case, SIDE, fn):
-            program = jax.jit(run).trace(inputs, cotangents, seconds).lower(lowering_platforms=("cuda",))
+            program: Any = lowered(jax.jit(run), "cuda", inputs, cotangents, seconds)
             for name, text, warps, stages, grid in _calls(program.compiler_ir("stablehlo").operation):
                 noted.setdefault((name, text, warps, stages), (direction, []))[1].append(grid)
     if not noted:
-        raise RuntimeError(f"jax {jax.__version__} puts no Triton IR into its program ({CALL}), wanted jax 0.10")
+        raise RuntimeError(
+            f"jax {jax.__version__} puts no Triton IR into its program ({CALL}), wanted jax 0.10 or 0.11"
+        )
     found: list[Found] = []
     for (name, text, warps, stages), (direction, grids) in noted.items():
         short = name.removeprefix("gradlab_").removesuffix("_kernel")

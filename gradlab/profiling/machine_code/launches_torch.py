@@ -1,16 +1,20 @@
 """The Triton kernels that an op launches on torch, found by running it where launches are noted and not run."""
 
 import functools
+import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
+import gradlab.kernels
 from gradlab.autodiff.side_torch import SIDE
-from gradlab.kernels.launch_triton import Launch, recording, triton_dtype
+from gradlab.kernels.launch_triton import KERNELS, Launch, recording, triton_dtype
 from gradlab.kernels.spec import Array, Case, Spec
 from gradlab.profiling.machine_code.found import PARSER, Found, largest, passes
 
@@ -42,7 +46,7 @@ def find(op: Spec, case: Case, dtype: str) -> list[Found]:
     seconds = [t for a, t in zip(op.present(case), inputs, strict=True) if a.name in op.wrt]
     noted: dict[Any, tuple[str, list[Launch], Source]] = {}
     for direction, run in passes(op, case, SIDE, fn):
-        with recording() as launches, _NoValues():
+        with recording() as launches, NoValues():
             run(inputs, cotangents, seconds)
         for launch in launches:
             code = source(launch)
@@ -91,7 +95,15 @@ def source(noted: Launch) -> Source:
     )
 
 
-class _NoValues(TorchDispatchMode):
+def every_kernel() -> list[JITFunction]:
+    """Every kernel and helper that a `*_triton.py` file of the lab defines, launched by an op or not."""
+    (room,) = gradlab.kernels.__path__
+    for file in sorted(Path(room).rglob("*_triton.py")):
+        importlib.import_module(".".join(["gradlab.kernels", *file.relative_to(room).with_suffix("").parts]))
+    return [k for k in KERNELS if k.fn.__module__.startswith("gradlab.kernels.")]
+
+
+class NoValues(TorchDispatchMode):
     """Within it what torch itself does to large tensors is memory without values: nobody looks at them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

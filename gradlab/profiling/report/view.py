@@ -9,7 +9,7 @@ import numpy as np
 from gradlab.kernels.spec import spec
 from gradlab.profiling.bench.numbers import FASTER, SLOWER, SUSPECT
 from gradlab.profiling.bench.row import BACKWARD, FORWARD, HAND, Group, Member
-from gradlab.profiling.bench.table import duration, policy, ratio_in_words, seconds_in_words, size_in_words, three
+from gradlab.profiling.bench.words import duration, policy, ratio_in_words, seconds_in_words, size_in_words, three
 from gradlab.profiling.report.collect import DONE, Data
 
 NEEDS_GPU = "needs a GPU"

@@ -58,7 +58,7 @@ def trace(steps: Callable[[], Any], sink: Counting, program: Callable[[], str]) 
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-    with ranges.switched(sink), torch.profiler.profile(activities=activities) as profile:
+    with ranges.switched(sink), torch.profiler.profile(activities=activities, acc_events=True) as profile:
         taken = steps()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kineto.json"

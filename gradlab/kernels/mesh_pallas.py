@@ -1,0 +1,112 @@
+"""Arrays of several devices: what the arguments of a rule and the operands of a launch must agree on, and how they do.
+
+jax says in an array's type how it lies on a mesh. Pallas asks that all operands of a kernel say the same, and that no
+axis of the mesh is one that jax itself would part an array over:
+
+- Manual axes, inside `jax.shard_map`: each device runs the op on what it has. An array that is the same on every device
+  of an axis is cast to one that may differ there as soon as another argument differs; the cast's pullback is the sum
+  over that axis, so a replicated weight gets the gradient of the whole batch.
+- Explicit axes, as `jax.make_mesh` makes them: every device runs the op on the whole arrays, which are gathered before
+  it, and the leading axes of the result (all axes of an optimizer's) are parted again as those of the first argument.
+  So results and types are those of jax's own ops, at the cost in time and memory of one device doing it all.
+- Auto axes are in no type; the partitioner decides at compilation, and replicates a compiled kernel.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, ManualAxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+def compiled(rule: Callable[..., Any], static_argnums: int | Sequence[int] = ()) -> Callable[..., Any]:
+    """`jax.jit` of a custom_vjp rule whose arrays are brought to one type first."""
+    return jax.jit(uniform(rule), static_argnums=static_argnums)
+
+
+def uniform(rule: Callable[..., Any]) -> Any:
+    """A rule whose arrays are brought to one type first, where the pullback of doing so is jax's own."""
+
+    @functools.wraps(rule)
+    def call(*args: Any) -> Any:
+        tree: Any
+        leaves, tree = jax.tree.flatten(args)
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+        for i, array in zip(places, _alike([leaves[i] for i in places]), strict=True):
+            leaves[i] = array
+        return rule(*tree.unflatten(leaves))
+
+    return call
+
+
+def gathered(x: jax.Array) -> jax.Array:
+    """The array, whole on each device along the Explicit axes of its mesh."""
+    sharding = jax.typeof(x).sharding
+    if not any(place is not None for place in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, P(*[None] * x.ndim)))
+
+
+def parted_like(y: jax.Array, x: Any, axes: Iterable[int] | None = None) -> jax.Array:
+    """y whose leading axes are parted over the Explicit axes of a mesh as these axes of x are; all axes when not said."""
+    if not isinstance(x, jax.Array):
+        return y
+    sharding = jax.typeof(x).sharding
+    spec = sharding.spec if axes is None else [sharding.spec[axis] for axis in axes]
+    if not any(place is not None for place in spec):
+        return y
+    return jax.sharding.reshard(y, NamedSharding(sharding.mesh, P(*spec, *[None] * (y.ndim - len(spec)))))
+
+
+def on_each_device(fn: Callable[..., Any], operands: Sequence[jax.Array]) -> Any:
+    """`fn(*operands)`, run by each device on whole operands: Explicit axes are Manual within."""
+    mesh = _explicit_mesh(operands)
+    if mesh is None:
+        return fn(*operands)
+    axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
+    return jax.shard_map(fn, mesh=mesh, in_specs=P(), out_specs=P(), axis_names=axes)(*map(gathered, operands))
+
+
+def varying(operands: Sequence[jax.Array]) -> list[jax.Array]:
+    """The operands, cast so that all may differ along the Manual axes along which one does."""
+    axes = _axes([jax.typeof(x) for x in operands])
+    return [_vary(x, axes) for x in operands]
+
+
+def like(result: Any, operands: Sequence[Any]) -> Any:
+    """The type of a result, which lies on the mesh of operands of these types and differs there as they do."""
+    mesh = next((t.sharding.mesh for t in operands if not t.sharding.mesh.empty), None)
+    if mesh is None:
+        return result
+    sharding = NamedSharding(mesh, P(*[None] * result.ndim))
+    kind = ManualAxisType(varying=_axes(operands))
+    return jax.core.ShapedArray(result.shape, result.dtype, sharding=sharding, manual_axis_type=kind)
+
+
+def plain(x: jax.Array) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array that differs along no axis of a mesh."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=ManualAxisType())
+
+
+def _alike(arrays: list[jax.Array]) -> list[jax.Array]:
+    mesh = _explicit_mesh(arrays)
+    if mesh is not None:
+        arrays = [jax.sharding.reshard(x, NamedSharding(mesh, P(*[None] * x.ndim))) for x in arrays]
+    return varying(arrays)
+
+
+def _explicit_mesh(arrays: Sequence[jax.Array]) -> Any:
+    """The mesh with Explicit axes that one of the arrays lies on, or None."""
+    meshes = (jax.typeof(x).sharding.mesh for x in arrays)
+    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+
+
+def _axes(types: Sequence[Any]) -> frozenset[Any]:
+    return frozenset().union(*(t.manual_axis_type.varying for t in types))
+
+
+def _vary(x: jax.Array, axes: frozenset[Any]) -> jax.Array:
+    missing = tuple(sorted(axes - jax.typeof(x).manual_axis_type.varying, key=str))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x

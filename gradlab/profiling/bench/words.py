@@ -1,0 +1,143 @@
+"""The benchmark's groups in words and as Markdown: NumPy alone, for machines where nothing else is installed."""
+
+from collections.abc import Mapping, Sequence
+
+from gradlab.profiling.bench.numbers import SUSPECT, Interval
+from gradlab.profiling.bench.row import Group, Member
+
+_TIME = (
+    "time: median of warm calls ± half its 95 % interval; / native: median over rounds of the time over that of the "
+    "native in the same mode (95 % interval); verdicts lie beyond the noise, which the native timed twice shows"
+)
+_FLOOR = (
+    "floor: the share that the floor has of the time; the floor is the op's least bytes and FLOPs over what a stream "
+    "of that size and a product reached in this run; SUSPECT: faster than that"
+)
+_COST = (
+    "first: the first call with empty caches, compilation included; cached: again, with what it left on disk; memory: "
+    "most in use beyond the inputs"
+)
+NO_GPU = "cold (an empty L2) and host (until a call returns) need CUDA"
+INTERPRETED = "interpreted: the kernels' source ran in an interpreter, whose time is never a kernel's speed"
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+
+def policy(dtype: str) -> str:
+    """What every member of a group multiplies and adds in."""
+    if dtype in ("float32", "float64"):
+        return f"{dtype}: full precision in every product, no TF32"
+    return f"{dtype}: products summed in float32 by hand, as the framework chooses by native; proven against float32"
+
+
+def notes(groups: Sequence[Group]) -> list[str]:
+    """What the columns mean, as far as these groups have them."""
+    found = [_TIME, _FLOOR, _COST]
+    if any(group.device != "cuda" for group in groups):
+        found.append(NO_GPU)
+    if any(member.interpreted for group in groups for member in group.members):
+        found.append(INTERPRETED)
+    return found
+
+
+def said(group: Group, member: Member) -> str:
+    """A member's problem in a line."""
+    if member.problem:
+        return f"{member.problem}: {_where(group, member)}: {member.note}"
+    share = f"{group.share(member):.0%} of the floor"
+    return f"{SUSPECT}: {_where(group, member)}: {share}: the count or the measurement is off"
+
+
+def not_replayed(group: Group, member: Member) -> str:
+    """In a line why a short call was launched each time, with what the host costs in its time."""
+    return f"not replayed from a graph: {_where(group, member)}: {member.launched}"
+
+
+def _where(group: Group, member: Member) -> str:
+    return f"{group.op} on {group.side}, {group.case}, {group.dtype}, {group.direction}, {member.name}"
+
+
+def markdown(groups: Sequence[Group], machine: Mapping[str, str]) -> str:
+    """The same as a Markdown table with the machine above it, a line a member."""
+    lines = [f"- {key}: {value}" for key, value in machine.items()]
+    lines += [f"- precision: {policy(dtype)}" for dtype in dict.fromkeys(group.dtype for group in groups)]
+    head = (*_LABELS, "implementation", *TIMES, *COSTS, "function")
+    lines += ["", _line(head), _line([*["---"] * (len(_LABELS) + 1), *["---:"] * (len(TIMES) + len(COSTS)), "---"])]
+    for group in groups:
+        for member in group.members:
+            labels = (group.op, group.case, group.words, group.dtype, group.side, group.direction)
+            cells = [str(cell) for cell in (*times(group, member), *costs(group, member))]
+            lines.append(_line((*labels, member.name, *cells, f"`{member.label}`")))
+    lines += ["", *(f"{note}.  " for note in notes(groups)), ""]
+    lines += [f"- `{said(g, m)}`" for g in groups for m in g.members if m.problem or g.verdict(m) == SUSPECT]
+    lines += [f"- `{not_replayed(g, m)}`" for g in groups for m in g.members if m.launched]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+TIMES = ("time", "/ native", "verdict", "floor")
+COSTS = ("cold", "host", "GB/s", "TFLOP/s", "first", "cached", "memory")
+_LABELS = ("op", "case", "sizes", "dtype", "side", "pass")
+
+
+def times(group: Group, member: Member) -> tuple[str, ...]:
+    """A member's cells below TIMES."""
+    ratio, verdict = group.ratio(member), group.verdict(member)
+    if not member.warm:
+        return "", "", verdict, ""
+    share = group.share(member)
+    return (
+        duration(member.time), ratio_in_words(ratio) if ratio else "1", verdict,
+        "–" if share is None else f"{share:.0%}",
+    )  # fmt: skip
+
+
+def costs(group: Group, member: Member) -> tuple[str, ...]:
+    """A member's cells below COSTS."""
+    if not member.warm:
+        return ("",) * len(COSTS)
+    seconds = member.time.median
+    rates = ["–", "–"]
+    if not member.interpreted:
+        rates = [three(group.bytes / seconds / 1e9), f"{group.flops / seconds / 1e12:.3g}"]
+    medians = (sorted(kind)[len(kind) // 2] if kind else None for kind in (member.cold, member.host))
+    first, cached = (seconds_in_words(s) for s in (member.first_call, member.cached_call))
+    cold, host = (seconds_in_words(s) for s in medians)
+    return cold, host, *rates, first, cached, size_in_words(member.peak_bytes)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def ratio_in_words(found: Interval) -> str:
+    """`2.00 (1.95–2.07)`: median and interval."""
+    return f"{three(found.median)} ({three(found.low)}–{three(found.high)})"
+
+
+def duration(time: Interval) -> str:
+    """`12.3 ± 0.4 ms`: median and half its interval, in the unit that suits the median."""
+    scale, unit = next((u for u in _UNITS if time.median >= u[0]), _UNITS[-1])
+    median, half = time.median / scale, (time.high - time.low) / 2 / scale
+    # No more decimals than the median has.
+    digits = min(len(three(value).partition(".")[2]) for value in (median, half))
+    return f"{three(median)} ± {half:.{digits}f} {unit}"
+
+
+def seconds_in_words(seconds: float | None) -> str:
+    """`12.3 ms`, or a dash."""
+    if seconds is None:
+        return "–"
+    scale, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
+    return f"{three(seconds / scale)} {unit}"
+
+
+def size_in_words(size: int | None) -> str:
+    """`12.3 MB`, or a dash."""
+    if size is None:
+        return "–"
+    scale, unit = next(((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= s), (1, "B"))
+    return f"{three(size / scale)} {unit}" if scale > 1 else f"{size} B"
+
+
+def three(value: float) -> str:
+    """Three digits and never an exponent: 0.12, 4.56, 78.9, 123, 12345."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"

@@ -1,0 +1,150 @@
+"""Every way in which the lab launches its Triton kernels: by the cases of the Specs, and by calls that no case makes."""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+import gradlab.torch as lab
+from gradlab.kernels import classes_triton
+from gradlab.kernels.launch_triton import recording
+from gradlab.kernels.spec import specs
+from gradlab.profiling.machine_code import launches_torch
+
+
+class Variant(NamedTuple):
+    """A kernel as one launch has it: Triton's source, which holds the constants, and the options."""
+
+    source: launches_torch.Source
+    warps: int
+    stages: int
+
+
+def variants(dtype: str) -> Iterator[Variant]:
+    """What the checked cases of every op launch in a dtype, and what CALLS launch."""
+    for op in specs().values():
+        for case in op.select("check"):
+            for found in launches_torch.find(op, case, dtype):
+                yield Variant(found.source, found.warps, found.stages)
+    for call in CALLS:
+        with recording() as launches, launches_torch.NoValues():
+            call(getattr(torch, dtype))
+        for launch in launches:
+            yield Variant(launches_torch.source(launch), launch.warps, launch.stages)
+
+
+def leaf(dtype, *shape, strides=None):
+    """Memory that nobody touches, of any strides; it requires a gradient."""
+    made = torch.empty(shape, dtype=dtype) if strides is None else torch.empty_strided(shape, strides, dtype=dtype)
+    return made.requires_grad_()
+
+
+def pulled(y):
+    """The backward of y, with a cotangent of its strides."""
+    y.backward(torch.empty_strided(y.shape, y.stride(), dtype=y.dtype))
+
+
+def classes(*shape, of=torch.int64):
+    return torch.zeros(shape, dtype=of)
+
+
+def losses(dtype):
+    """Gradients over the logits and beside them, rows too long to be held, pixels, channels last, classes of a byte."""
+    for inplace, reduction in itertools.product((False, True), ("mean", "sum", "none")):
+        x = leaf(dtype, 4, 32)
+        pulled(lab.cross_entropy(x * 1, classes(4), inplace=inplace, reduction=reduction))
+    for inplace, V in itertools.product((False, True), (32, 20000)):
+        # Not every pair of options: with all of them, and with none.
+        everything = {"z_loss": 0.1, "softcap": 2.0, "label_smoothing": 0.1, "weight": torch.empty(V, dtype=dtype)}
+        for options in ({}, everything):
+            for target in (classes(4), torch.zeros(4, V, dtype=dtype)):
+                pulled(lab.cross_entropy(leaf(dtype, 4, V) * 1, target, inplace=inplace, **options))
+    pulled(lab.cross_entropy(leaf(dtype, 2, 5, 4), classes(2, 4)))
+    pulled(lab.cross_entropy(leaf(dtype, 4, 32), classes(4, of=torch.uint8)))
+    for narrow in (torch.uint8, torch.int32, torch.int64):
+        classes_triton.unknown(classes(6, of=narrow), 5, -100)
+
+
+def derivatives(dtype):
+    """Derivatives of the third order, of all that has them."""
+    for fn in (lab.sigmoid, lab.tanh):
+        x = leaf(dtype, 40)
+        y = fn(x)
+        for _ in range(3):
+            (y,) = torch.autograd.grad(y, x, torch.empty_like(y), create_graph=True)
+    x, t = leaf(dtype, 40), leaf(dtype, 40)
+    y = lab.binary_cross_entropy_with_logits(x, t, reduction="none")
+    for of in (x, t, x):
+        (y,) = torch.autograd.grad(y, of, torch.empty_like(y), create_graph=True)
+
+
+def chunks_of_classes(dtype):
+    """Classes in several programs a row, whose statistics a second kernel merges; whole tiles of K."""
+    for K, more in ((64, {}), (20, {"softcap": 3.0, "label_smoothing": 0.1, "weight": torch.empty(700, dtype=dtype)})):
+        h, w, b = leaf(dtype, 16, K), leaf(dtype, 700, K), leaf(dtype, 700) if more else None
+        pulled(lab.linear_cross_entropy(h, w, classes(16), b, **more))
+
+
+def steps(dtype):
+    """Functional steps whose rate is a number."""
+    p = leaf(dtype, 40)
+    pulled(lab.adam_step(p, p, p, p, step=1)[0])
+
+
+def products(dtype):
+    """Whole tiles of K; a bias and a gate."""
+    x, w, b = leaf(dtype, 16, 64), leaf(dtype, 32, 64), leaf(dtype, 32)
+    pulled(lab.linear(x, w, b))
+    pulled(lab.linear(x, w, b, activation="relu"))
+
+
+def images(dtype):
+    """Many channels and few; channels last and first; offsets within 32 bits and past them, of images that lie far apart."""
+    for far, last, groups in itertools.product((False, True), (False, True), (1, 4)):
+        strides = (2**30 if far else 32 * 64, *((1, 32 * 8, 32) if last else (64, 8, 1)))
+
+        def image(size=8, strides=strides):
+            return leaf(dtype, 2, 32, size, size, strides=strides)
+
+        for activation in (None, "relu"):
+            w, b = leaf(dtype, 32, 32 // groups, 3, 3), leaf(dtype, 32)
+            y = lab.conv2d(image(), w, b, groups=groups, padding=1, activation=activation)
+            y.backward(image().detach())
+        x = image()
+        (dx,) = torch.autograd.grad(lab.max_pool2d(x, 2), x, image(4), create_graph=True)
+        dx.backward(image().detach())
+
+
+def optimizers(dtype):
+    """All that a step can have: one launch for each; tensors at odd addresses among them."""
+    one = torch.ones(())
+    for offset, make in itertools.product((0, 1), STEPS):
+        p = torch.empty(41, dtype=dtype)[offset:].requires_grad_()
+        p.grad = torch.empty(41, dtype=dtype)[offset:]
+        optimizer = make(p)
+        optimizer.step()
+        if isinstance(optimizer, torch.optim.Adam):
+            optimizer.grad_scale, optimizer.found_inf = one, one * 0
+            optimizer.step()
+        lab.clip_grad_norm_([p], 1.0)
+
+
+def masters(dtype):
+    """Master weights, of both halves: each has its own rounding."""
+    for half, more in ((torch.float16, {}), (torch.bfloat16, {"amsgrad": True, "state_dtype": torch.bfloat16})):
+        p = torch.empty(41, dtype=half).requires_grad_()
+        p.grad = torch.empty(41, dtype=half)
+        lab.Adam([p], master_weights=True, **more).step()
+
+
+STEPS = (
+    lambda p: lab.SGD([p], max_norm=1.0),
+    lambda p: lab.SGD([p], momentum=0.9),
+    lambda p: lab.Adam([p], max_norm=1.0),
+    lambda p: lab.Adam([p], lr=torch.tensor(0.1), amsgrad=True, fused=True),
+    lambda p: lab.Adam([p], amsgrad=True, state_dtype=torch.bfloat16),
+    lambda p: lab.Adam([p], state_dtype=torch.bfloat16),
+)
+
+CALLS = (losses, derivatives, chunks_of_classes, steps, products, images, optimizers, masters)
