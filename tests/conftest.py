@@ -42,6 +42,28 @@ def _seeded():
         torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def triton_cpu(tmp_path_factory):
+    """Triton's back end `cpu` is active, with a cache of the module's own."""
+    import triton
+    from triton.backends import Backend, backends
+    from triton.runtime.driver import driver
+
+    from gradlab.kernels.cpu.compiler import CPUBackend
+    from gradlab.kernels.cpu.driver import CPUDriver
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backends, "cpu", Backend(CPUBackend, CPUDriver))
+        patch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.mktemp("kernels")))
+        patch.setattr(triton.knobs.cache, "manager_class", None)
+        before = driver._active
+        driver.set_active(CPUDriver())
+        yield
+        # From Triton 3.8 on a kernel asks the active driver to unload it: it has to go before the driver does.
+        gc.collect()
+        driver._active = before
+
+
 @pytest.fixture
 def blocks_of(monkeypatch):
     """A function of (platform, modules of kernels): from then on they interpret that platform's blocks.
