@@ -87,6 +87,43 @@ def test_nested_branches_with_early_returns():
 
 
 @triton.jit
+def last_kernel(flag_ptr, x_ptr, out_ptr, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at)
+    y = chosen_once(x, tl.load(flag_ptr))
+    tl.store(out_ptr + at, y)
+
+
+@triton.jit
+def chosen_once(x, flag):
+    if flag > 0:
+        return x * 2
+    return x + 1
+
+
+@triton.jit
+def scalar_once(flag):
+    if flag > 0:
+        return 7
+    return flag
+
+
+@triton.jit
+def scalar_kernel(flag_ptr, out_ptr):
+    tl.store(out_ptr, scalar_once(tl.load(flag_ptr)))
+
+
+def test_two_ways_to_one_place_with_other_values():
+    x, out, number = torch.randn(8), torch.empty(8), torch.empty(1, dtype=torch.int32)
+    for flag in (1, -3):
+        given = torch.tensor([flag], dtype=torch.int32)
+        last_kernel[(1,)](given, x, out, BLOCK=8)
+        assert torch.equal(out, x * 2 if flag > 0 else x + 1)
+        scalar_kernel[(1,)](given, number)
+        assert number.item() == (7 if flag > 0 else flag)
+
+
+@triton.jit
 def chosen(x, flag):
     if flag > 2:
         return x * 2

@@ -25,6 +25,7 @@ def block_pointer_kernel(x_ptr, y_ptr, M, N, stride, BM: tl.constexpr, BN: tl.co
         y = tl.advance(y, (BN, 0))
 
 
+@pytest.mark.filterwarnings("ignore:tl.make_block_ptr is deprecated")
 def test_block_pointers_advance_and_stop_at_the_boundary():
     x = torch.randn(7, 40)[:, :37]
     y = torch.full((7, 37), 9.0)
@@ -71,7 +72,7 @@ def shapes_kernel(x_ptr, y_ptr, out_ptr, N: tl.constexpr):
     flat = tl.reshape(tl.trans(tl.reshape(y, (N // 4, 4))), (N,))
     tl.store(out_ptr + 8 * N + at, flat)
     spread = tl.broadcast_to(tl.expand_dims(tl.sum(cube, 2), 2), (2, N // 4, 2))
-    tl.store(out_ptr + 9 * N + at, tl.view(spread, (N,)))
+    tl.store(out_ptr + 9 * N + at, tl.reshape(spread, (N,)))
 
 
 def test_shapes():

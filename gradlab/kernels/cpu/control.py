@@ -8,6 +8,7 @@ from gradlab.kernels.cpu.atomics import compare_and_swap, read_modify_write
 from gradlab.kernels.cpu.carried import carry
 from gradlab.kernels.cpu.dot import dot
 from gradlab.kernels.cpu.elementwise import RULES
+from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Uniform
 from gradlab.kernels.cpu.messages import check, print_values
 from gradlab.kernels.cpu.reduction import reduce, scan
@@ -15,12 +16,13 @@ from gradlab.kernels.cpu.shaping import SHAPINGS, shape_anew
 from gradlab.kernels.cpu.stores import store_scalar, store_together
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Block, Operation
-from gradlab.kernels.cpu.values import Buffer, NotLowered
+from gradlab.kernels.cpu.values import Buffer, Index, NotLowered, Position, contiguous
 
 # What writes memory, or has to happen where it stands.
 EFFECTS = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "gpu.barrier", "ttg.barrier", "tt.call"}
 # Importing the library enters its rule.
 assert library.call in RULES.values()
+_TERMINATORS = {"scf.yield", "scf.condition", "tt.return", "tt.map_elementwise.return", "cf.br", "cf.cond_br"}
 _NOTHING = {"llvm.intr.assume", "ttg.local_barrier", "scf.reduce"}
 
 
@@ -29,7 +31,8 @@ def lower_operations(tiles: Tiles, operations: Sequence[Operation]) -> Operation
     at = 0
     while at < len(operations):
         op, following = operations[at], operations[at + 1 :]
-        if op.name in ("scf.yield", "scf.condition", "tt.return", "cf.br", "cf.cond_br"):
+        tiles.at = op
+        if op.name in _TERMINATORS:
             return op
         if op.name == "tt.store" and op.operand_types[0].shape:
             at += store_together(tiles, operations[at:], _define)
@@ -63,11 +66,23 @@ def _define(tiles: Tiles, op: Operation) -> None:
     """A scalar now, a tensor when it is wanted."""
     if op.name in SHAPINGS and shape_anew(tiles, op):
         return
+    if op.name == "arith.constant" and isinstance(op.attributes["value"], list):
+        tiles.env[op.result] = _table(tiles, op)
+        return
     if any(kind.shape for kind in op.result_types):
         tiles.define(op)
         return
     with tiles.b.lanes(0):
         tiles.env[op.result] = _scalar(tiles, op)
+
+
+def _table(tiles: Tiles, op: Operation) -> Buffer:
+    """A tensor of different constants, in memory that is only read."""
+    shape, element = op.type.shape, op.type.element
+    kind = types.in_memory(element)
+    written = "i8" if element == "i1" else element
+    items = ", ".join(f"{kind} {types.constant(value, written)}" for value in op.attributes["value"])
+    return Buffer(tiles.b.table(f"[{op.type.elements} x {kind}] [{items}]"), shape, contiguous(shape), element)
 
 
 def _scalar(tiles: Tiles, op: Operation) -> Lane:
@@ -251,20 +266,23 @@ def lower_blocks(tiles: Tiles, blocks: Sequence[Block], leave: str, results: Seq
         done = lower_operations(tiles, block.operations)
         tiles.later.pop()
         assert done is not None
-        if done.name == "tt.return":
+        if done.name in ("tt.return", "tt.map_elementwise.return"):
             values = hand_on(done.operands, results)
             returned.append((b.block, values))
             b.jump(leave)
             continue
         targets = done.attributes["to"]
-        for label, names in targets:
+        # Each way on has a block of its own: both may lead to one place, with other values.
+        ways = [b.label() for _ in targets] if len(targets) > 1 else []
+        if ways:
+            b.branch(scalar_register(tiles.scalar(done.operands[0])), *ways)
+        for way, (label, names) in itertools.zip_longest(ways, targets):
+            if way is not None:
+                b.start(way)
+                tiles.forget()
             values = hand_on(names, memory[label])
             incoming[label].append((b.block, values))
-        if done.name == "cf.br":
-            b.jump(labels[targets[0][0]])
-        else:
-            condition = tiles.scalar(done.operands[0])
-            b.branch(scalar_register(condition), labels[targets[0][0]], labels[targets[1][0]])
+            b.jump(labels[label])
     for label, holes in phis.items():
         for i, (line, ssa, llvm_type) in enumerate(holes):
             sources = ", ".join(f"[ {values[i]}, %{source} ]" for source, values in incoming[label])
@@ -278,6 +296,37 @@ def lower_blocks(tiles: Tiles, blocks: Sequence[Block], leave: str, results: Seq
     return scalars
 
 
+def _map(tiles: Tiles, op: Operation) -> None:
+    """`tt.map_elementwise`: a region of scalars for every element, or for so many neighbours at once."""
+    shape, pack = op.operand_types[0].shape, op.attributes.get("pack", 1)
+    (blocks,), b = op.regions, tiles.b
+    buffers = [tiles.buffer(kind.shape, kind.element) for kind in op.result_types]
+    elements = [kind.element for kind in op.result_types for _ in range(pack)]
+
+    def body(index: Index) -> None:
+        places = [(*index[:-1], _next(b, index[-1], pack, i)) for i in range(pack)]
+        given = [tiles.lane(name, place) for name in op.operands for place in places]
+        for (name, _), value in zip(blocks[0].arguments, given, strict=True):
+            tiles.env[name] = value
+        found = lower_blocks(tiles, blocks, b.label(), [None] * len(elements), elements)
+        for i, value in enumerate(found):
+            tiles.write(buffers[i // pack], places[i % pack], value)
+
+    tiles.nest((*shape[:-1], shape[-1] // pack), -1, 0, body)
+    for name, buffer in zip(op.results, buffers, strict=True):
+        tiles.env[name] = buffer
+
+
+def _next(b: Emitter, place: Position | None, pack: int, more: int) -> Position | None:
+    """The place of one of `pack` neighbours, of which `place` counts the first."""
+    if pack == 1:
+        return place
+    if place is None or place.known is not None:
+        at = pack * (place.known or 0 if place else 0) + more
+        return Position(str(at), at)
+    return Position(b.emit(f"add nuw nsw i32 {b.emit(f'mul nuw nsw i32 {place.ssa}, {pack}')}, {more}"))
+
+
 def _barrier(tiles: Tiles, op: Operation) -> None:
     """A barrier orders memory; the loads before it are settled by now."""
 
@@ -286,4 +335,5 @@ _ROOTS: dict[str, Callable[[Tiles, Operation], None]] = {
     "scf.for": _for, "scf.while": _while, "scf.if": _if, "tt.call": _call, "tt.reduce": reduce, "tt.scan": scan,
     "tt.dot": dot, "tt.store": store_scalar, "tt.atomic_rmw": read_modify_write, "tt.atomic_cas": compare_and_swap,
     "tt.assert": check, "tt.print": print_values, "gpu.barrier": _barrier, "ttg.barrier": _barrier,
+    "tt.map_elementwise": _map,
 }  # fmt: skip

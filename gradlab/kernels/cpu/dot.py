@@ -6,11 +6,12 @@ accumulators; at each k it reads the vectors of b and one scalar of a for each r
 
 from collections.abc import Sequence
 
-from gradlab.kernels.cpu import dot_amx, packing, types
+from gradlab.kernels.cpu import dot_amx, floats, lanes, packing, types
 from gradlab.kernels.cpu.emit import Emitter
+from gradlab.kernels.cpu.lanes import registers
 from gradlab.kernels.cpu.tiles import Tiles
-from gradlab.kernels.cpu.ttir import Operation
-from gradlab.kernels.cpu.values import Buffer, Lazy, NotLowered
+from gradlab.kernels.cpu.ttir import Operation, Type
+from gradlab.kernels.cpu.values import Buffer, Index, Lazy, NotLowered
 
 # Rows and vectors of the accumulators by bits of a register: 32 registers of 512 bits, 16 of 256, 32 of 128 on aarch64.
 SHAPES = {512: (8, 2), 256: (4, 2), 128: (4, 4)}
@@ -19,11 +20,13 @@ SHAPES = {512: (8, 2), 256: (4, 2), 128: (4, 4)}
 def dot(tiles: Tiles, op: Operation) -> None:
     """d = a b + c, with a[M K], b[K N], c[M N]; or a product for each place of one more axis in front."""
     kind = op.result_types[0]
-    element = kind.element
+    # A narrow accumulator is held in float32 and rounded once.
+    element = types.computed(kind.element)
     if element not in ("f32", "f64", "i32"):
         raise NotLowered(op, f"a dot that accumulates in {element}")
-    c_name = op.operands[2]
-    c, zero = _accumulator(tiles, c_name, op)
+    if element == "f32" and "f64" in (given.element for given in op.operand_types[:2]):
+        raise NotLowered(op, "a dot of float64 that accumulates in float32")
+    c, zero = _accumulator(tiles, op.operands[2], op)
     batches = kind.shape[0] if len(kind.shape) == 3 else 1
     left, right = op.operands[:2]
     if dot_amx.covers(tiles, op):
@@ -32,12 +35,31 @@ def dot(tiles: Tiles, op: Operation) -> None:
         a, b, multiply = packing.either_way(tiles, left, element), packing.rows(tiles, right, element), _product
     for batch in range(batches):
         multiply(tiles.b, _part(tiles, a, batch), _part(tiles, b, batch), _part(tiles, c, batch), zero)
-    tiles.env[op.results[0]] = c
+    tiles.env[op.results[0]] = c if element == kind.element else _rounded(tiles, c, kind)
+
+
+def _rounded(tiles: Tiles, wide: Buffer, kind: Type) -> Buffer:
+    """An accumulator in the type of the dot's result."""
+    narrow, b = tiles.buffer(kind.shape, kind.element), tiles.b
+    along = len(kind.shape) - 1
+    width = min(b.vector_bits // types.bits(wide.element), kind.shape[along])
+
+    def body(index: Index) -> None:
+        value = floats.converted(b, wide.element, kind.element, registers(b, tiles.read(wide, index)))
+        tiles.write(narrow, index, lanes.made(b, value, kind.element))
+
+    tiles.nest(kind.shape, along, width if width > 1 else 0, body)
+    return narrow
 
 
 def _accumulator(tiles: Tiles, name: str, op: Operation) -> tuple[Buffer, bool]:
     """Memory that holds c and takes d, and whether c is zero and not there yet."""
     value, kind = tiles.env[name], tiles.types[name]
+    element = types.computed(kind.element)
+    if element != kind.element:
+        wide = tiles.buffer(kind.shape, element)
+        tiles.fill([(wide, name)], cast=lambda x, source, target: packing.cast(tiles.b, x, source, target))
+        return wide, False
     if isinstance(value, Buffer) and name in tiles.owned and len(tiles.users[name]) == 1:
         return value, False
     if isinstance(value, Lazy) and value.op.name == "arith.constant" and value.op.attributes["value"] == 0:

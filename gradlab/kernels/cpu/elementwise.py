@@ -305,7 +305,7 @@ def _float_to_integer(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
 def _float_to_float(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
     source, t = op.operand_types[0].element, _result(op)
     if op.attributes.get("rounding") in ("rtz", 0) and types.bits(source) > types.bits(t):
-        raise NotImplementedError(f"a conversion of {source} to {t} that rounds toward zero")
+        return lanes.made(b, floats.truncated(b, source, t, registers(b, operands[0])), t)
     return lanes.made(b, floats.converted(b, source, t, registers(b, operands[0])), t)
 
 

@@ -132,6 +132,12 @@ class Emitter:
         """Declare a function that the module calls."""
         self.declarations[name] = f"declare {result} @{name}({arguments})"
 
+    def table(self, constants: str) -> str:
+        """The address of constants that stand in the module, given as LLVM writes an array."""
+        name = f"@table.{len(self.declarations)}"
+        self.declarations[name] = f"{name} = internal unnamed_addr constant {constants}, align 64"
+        return name
+
     def helper(self, name: str, element: str, write: Callable[..., str], *operands: str) -> str:
         """Call the internal function `name` on operands of one type; `write(%x0, %x1, ...)` writes its body, once.
 

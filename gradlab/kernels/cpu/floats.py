@@ -3,8 +3,9 @@
 from gradlab.kernels.cpu import types
 from gradlab.kernels.cpu.emit import Emitter
 
-# Exponent bias and mantissa bits of 8-bit floats; the first has no infinity, and its NaN is all ones.
-_SMALL = {"f8E4M3FN": (7, 3), "f8E5M2": (15, 2)}
+# Exponent bias, mantissa bits and largest magnitude of 8-bit floats. E5M2 alone has infinities; the NaN of E4M3FN is
+# all ones, and that of those that end in UZ is what would be -0.
+_SMALL = {"f8E4M3FN": (7, 3, 0x7E), "f8E5M2": (15, 2, 0x7B), "f8E4M3FNUZ": (8, 3, 0x7F), "f8E5M2FNUZ": (16, 2, 0x7F)}
 
 
 def widened(b: Emitter, element: str, value: str) -> tuple[str, str]:
@@ -17,7 +18,8 @@ def widened(b: Emitter, element: str, value: str) -> tuple[str, str]:
         word = b.convert("zext", "bf16", "i32", value)
         return b.bitcast("i32", "f32", b.op("shl", "i32", word, b.constant(16, "i32"))), "f32"
     if element in _SMALL:
-        return b.helper(f"from_{element}", "i32", lambda x: _from_small(b, element, x), _word(b, element, value)), "f32"
+        word = b.helper(f"from_{element}", "i32", lambda x: _from_small(b, element, x), _word(b, element, value))
+        return b.bitcast("i32", "f32", word), "f32"
     raise NotImplementedError(f"arithmetic on {element}")
 
 
@@ -49,6 +51,21 @@ def converted(b: Emitter, source: str, target: str, value: str) -> str:
     return b.convert("fpext", "f32", "f64", value) if target == "f64" else narrowed(b, target, value)
 
 
+def truncated(b: Emitter, source: str, target: str, value: str) -> str:
+    """A float as a narrower one, rounded toward zero: the nearest, and one step back where it is further out."""
+    found, wide = converted(b, source, target, value), "f64" if source == "f64" else "f32"
+    exact = converted(b, source, wide, value)
+    beyond = b.compare(
+        "ogt",
+        wide,
+        b.intrinsic("fabs", wide, converted(b, target, wide, found)),
+        b.intrinsic("fabs", wide, exact),
+    )
+    word = f"i{types.bits(target)}"
+    stepped = b.op("sub", word, b.bitcast(target, word, found), b.convert("zext", "i1", word, beyond))
+    return b.bitcast(word, target, stepped)
+
+
 def _word(b: Emitter, element: str, value: str) -> str:
     return b.convert("zext", element, "i32", value)
 
@@ -76,16 +93,20 @@ def _odd_single(b: Emitter, value: str) -> str:
 
 
 def _from_small(b: Emitter, element: str, word: str) -> str:
-    bias, mantissa = _SMALL[element]
+    bias, mantissa, _ = _SMALL[element]
     magnitude = b.op("and", "i32", word, b.constant(0x7F, "i32"))
     sign = b.op("shl", "i32", b.op("and", "i32", word, b.constant(0x80, "i32")), b.constant(24, "i32"))
     # As a float32 with the small exponent in place of its own; the product mends the bias, subnormals included.
     shifted = b.bitcast("i32", "f32", b.op("shl", "i32", magnitude, b.constant(23 - mantissa, "i32")))
     value = b.op("fmul", "f32", shifted, b.constant(2.0 ** (127 - bias), "f32"))
     value = b.bitcast("f32", "i32", value)
+    nan = b.constant(0x7FC00000, "i32")
+    if element.endswith("UZ"):
+        special = b.compare("eq", "i32", word, b.constant(0x80, "i32"))
+        return b.select(special, "i32", nan, b.op("or", "i32", value, sign))
     if element == "f8E4M3FN":
         special = b.compare("eq", "i32", magnitude, b.constant(0x7F, "i32"))
-        value = b.select(special, "i32", b.constant(0x7FC00000, "i32"), value)
+        value = b.select(special, "i32", nan, value)
     else:
         special = b.compare("uge", "i32", magnitude, b.constant(0x7C, "i32"))
         exponent = b.constant(0x7F800000, "i32")
@@ -95,9 +116,8 @@ def _from_small(b: Emitter, element: str, word: str) -> str:
 
 
 def _to_small(b: Emitter, element: str, word: str) -> str:
-    bias, mantissa = _SMALL[element]
+    bias, mantissa, largest = _SMALL[element]
     cut = 23 - mantissa
-    largest = 0x7E if element == "f8E4M3FN" else 0x7B
     magnitude = b.op("and", "i32", word, b.constant(0x7FFFFFFF, "i32"))
     sign = b.op("and", "i32", b.op("lshr", "i32", word, b.constant(24, "i32")), b.constant(0x80, "i32"))
     # Normal numbers: round the bits that are cut, then mend the bias.
@@ -118,5 +138,10 @@ def _to_small(b: Emitter, element: str, word: str) -> str:
     over = b.compare("uge", "i32", magnitude, b.constant(0x7F800000, "i32"))
     found = b.select(over, "i32", b.constant(largest, "i32"), found)
     nan = b.compare("ugt", "i32", magnitude, b.constant(0x7F800000, "i32"))
+    if element.endswith("UZ"):
+        # There is no -0: its bits are the NaN.
+        zero = b.compare("eq", "i32", found, b.constant(0, "i32"))
+        signed = b.select(zero, "i32", found, b.op("or", "i32", found, sign))
+        return b.select(nan, "i32", b.constant(0x80, "i32"), signed)
     found = b.select(nan, "i32", b.constant(0x7F, "i32"), found)
     return b.op("or", "i32", found, sign)

@@ -6,7 +6,9 @@ from gradlab.kernels.cpu import floats, lanes
 from gradlab.kernels.cpu.elementwise import floating, function, rule
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, registers
-from gradlab.kernels.cpu.mathematics import FUNCTIONS
+from gradlab.kernels.cpu.library_c import C_FUNCTIONS, c_function
+from gradlab.kernels.cpu.library_words import WORDS
+from gradlab.kernels.cpu.mathematics import FUNCTIONS, STATISTICS
 from gradlab.kernels.cpu.ttir import Operation
 
 _INTRINSICS = {
@@ -22,10 +24,20 @@ def call(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
     symbol, t = str(op.attributes["symbol"]), op.type.element
     if symbol.startswith("__nv_"):
         for name in _names(symbol.removeprefix("__nv_").removeprefix("fast_")):
+            if name in WORDS:
+                return WORDS[name](b, op, operands)
             if name in _INTRINSICS:
                 return _intrinsic(b, _INTRINSICS[name], t, operands)
             if name in FUNCTIONS:
                 return function(b, name, t, operands)
+            if name in STATISTICS:
+                return floating(b, t, operands, lambda wide, *values, name=name: STATISTICS[name](b, wide, *values))
+            if name in _FORMULAS:
+                return floating(b, t, operands, lambda wide, *values, name=name: _FORMULAS[name](b, wide, *values))
+            if name == "powi":
+                return _whole_power(b, op, operands)
+            if name in C_FUNCTIONS:
+                return c_function(b, name, op, operands)
             if name in _QUESTIONS:
                 source = op.operand_types[0].element
                 value, wide = floats.widened(b, source, registers(b, operands[0]))
@@ -48,6 +60,63 @@ def _names(name: str) -> list[str]:
 
 def _intrinsic(b: Emitter, name: str, t: str, operands: list[Lane]) -> Lane:
     return floating(b, t, operands, lambda wide, *values: b.intrinsic(name, wide, *values))
+
+
+def _whole_power(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
+    """x^n for an integer n."""
+    t = op.type.element
+    n = b.convert("sitofp", "i32", "f64", registers(b, operands[1]))
+    x = floats.converted(b, t, "f64", registers(b, operands[0]))
+    return lanes.made(b, floats.converted(b, "f64", t, FUNCTIONS["pow"](b, "f64", x, n)), t)
+
+
+def _arithmetic(instruction: str) -> Callable[..., str]:
+    return lambda b, t, *values: b.op(instruction, t, *values)
+
+
+def _reciprocal(b: Emitter, t: str, x: str) -> str:
+    return b.op("fdiv", t, b.constant(1.0, t), x)
+
+
+def _exp10(b: Emitter, t: str, x: str) -> str:
+    return FUNCTIONS["pow"](b, t, b.constant(10.0, t), x)
+
+
+def _difference(b: Emitter, t: str, x: str, y: str) -> str:
+    """x - y where that is positive, else 0; NaN of NaN."""
+    behind = b.compare("ole", t, x, y)
+    return b.select(behind, t, b.constant(0.0, t), b.op("fsub", t, x, y))
+
+
+def _saturated(b: Emitter, t: str, x: str) -> str:
+    """Held between 0 and 1; NaN becomes 0."""
+    return b.intrinsic("minnum", t, b.intrinsic("maxnum", t, x, b.constant(0.0, t)), b.constant(1.0, t))
+
+
+def _inverse(name: str) -> Callable[..., str]:
+    return lambda b, t, *values: _reciprocal(b, t, FUNCTIONS[name](b, t, *values))
+
+
+def _of_pi(name: str) -> Callable[..., str]:
+    """sin or cos of pi x: what is left of a turn is exact before it is multiplied."""
+
+    def write(b: Emitter, t: str, x: str) -> str:
+        half = b.op("fmul", t, x, b.constant(0.5, t))
+        turn = b.intrinsic("roundeven", t, half)
+        rest = b.op("fsub", t, x, b.op("fmul", t, turn, b.constant(2.0, t)))
+        wide = b.convert("fpext", t, "f64", rest) if t == "f32" else rest
+        value = FUNCTIONS[name](b, "f64", b.op("fmul", "f64", wide, b.constant(3.141592653589793, "f64")))
+        return b.convert("fptrunc", "f64", "f32", value) if t == "f32" else value
+
+    return write
+
+
+# Names after `_rn`, and an f or a d before, are taken off: `__nv_fadd_rn` is `add`.
+_FORMULAS: dict[str, Callable[..., str]] = {
+    "add": _arithmetic("fadd"), "sub": _arithmetic("fsub"), "mul": _arithmetic("fmul"), "div": _arithmetic("fdiv"),
+    "fdividef": _arithmetic("fdiv"), "rcp": _reciprocal, "exp10": _exp10, "fdim": _difference, "saturate": _saturated,
+    "rcbrt": _inverse("cbrt"), "rhypot": _inverse("hypot"), "sinpi": _of_pi("sin"), "cospi": _of_pi("cos"),
+}  # fmt: skip
 
 
 def _is_nan(b: Emitter, t: str, x: str) -> str:

@@ -8,6 +8,7 @@ fastest; several threads may run ranges of one grid at once. The result is 0, or
 
 import copy
 import dataclasses
+import re
 
 from gradlab.kernels.cpu import types
 from gradlab.kernels.cpu.control import lower_blocks
@@ -24,6 +25,7 @@ _PARAMETERS = (
     "ptr noalias readonly %args, i64 %begin, i64 %end, i32 %grid0, i32 %grid1, i32 %grid2, ptr noalias %scratch, "
     "ptr noalias %report"
 )
+_WAY_OUT = "GRADLAB_CPU=interpret or TRITON_INTERPRET=1 runs it in Triton's interpreter"
 _ATOMIC = {"tt.atomic_rmw", "tt.atomic_cas"}
 
 
@@ -64,16 +66,28 @@ def lower(text: str, machine: Machine, fusion: bool = True) -> Lowered:
     Raises:
         Unsupported: the kernel uses what is not compiled for CPUs.
     """
-    module = parse(text)
-    kernel = module.kernel
     try:
-        return _Kernel(module, kernel, machine, fusion).lowered()
+        module = parse(text)
+    except ValueError as error:
+        named = re.search(r'tt\.func public @"?([^"(\s]+)', text)
+        raise Unsupported(f"{named[1] if named else 'a kernel'}: {error}; {_WAY_OUT}") from None
+    writer = _Kernel(module, module.kernel, machine, fusion)
+    try:
+        return writer.lowered()
     except NotLowered as error:
-        place = module.where(error.op.location)
-        raise Unsupported(
-            f"{kernel.name}: {error} ({error.op.name} at {place.file}:{place.line}); GRADLAB_CPU=interpret or "
-            "TRITON_INTERPRET=1 runs it in Triton's interpreter"
-        ) from None
+        raise _unsupported(module, error.op, str(error)) from None
+    except (ArithmeticError, AssertionError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+        # What this compiler does not foresee is an error of the kernel's line all the same.
+        op = writer.at
+        if op is None:
+            raise
+        raise _unsupported(module, op, f"{type(error).__name__} in the compiler for CPUs: {error}") from error
+
+
+def _unsupported(module: Module, op: Operation, reason: str) -> Unsupported:
+    place = module.where(op.location)
+    reason = " ".join(reason.split())
+    return Unsupported(f"{module.kernel.name}: {reason} ({op.name} at {place.file}:{place.line}); {_WAY_OUT}")
 
 
 class _Kernel(Tiles):

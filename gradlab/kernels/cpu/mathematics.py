@@ -10,7 +10,9 @@ give the same bits. ULPS says how far a result is from the exact one at most.
 from collections.abc import Callable
 
 from gradlab.kernels.cpu import mathematics_error_function as error_function
+from gradlab.kernels.cpu import mathematics_error_inverse as error_inverse
 from gradlab.kernels.cpu import mathematics_exponential as exponential
+from gradlab.kernels.cpu import mathematics_hyperbolic as hyperbolic
 from gradlab.kernels.cpu import mathematics_inverse as inverse
 from gradlab.kernels.cpu import mathematics_logarithm as logarithm
 from gradlab.kernels.cpu import mathematics_power as power
@@ -23,6 +25,7 @@ ULPS = {
     "exp": (1.0, 1.0), "exp2": (1.0, 1.0), "expm1": (1.5, 2.0), "tanh": (1.0, 2.0), "sinh": (2.0, 2.0),
     "cosh": (1.5, 1.5), "log": (1.0, 1.0), "log2": (1.0, 1.5), "log10": (1.0, 1.5), "log1p": (1.0, 1.0),
     "sin": (1.0, 1.5), "cos": (1.0, 1.5), "tan": (2.0, 2.0), "asin": (1.5, 1.5), "acos": (1.5, 1.5), "atan": (2.0, 2.0),
+    "asinh": (1.0, 3.0), "acosh": (1.0, 3.0), "atanh": (1.0, 3.0),
     "atan2": (2.0, 2.0), "erf": (1.0, 1.5), "erfc": (0.6, 4.0), "pow": (0.6, 1.5), "rsqrt": (0.6, 0.6),
     "cbrt": (0.6, 0.6), "hypot": (0.6, 1.5), "sqrt": (0.5, 0.5), "fmod": (0.0, 0.0),
 }  # fmt: skip
@@ -84,6 +87,7 @@ FUNCTIONS: dict[str, Function] = {
             trigonometry.sin, trigonometry.cos, trigonometry.tan,
             inverse.asin, inverse.acos, inverse.atan, inverse.atan2,
             error_function.erf, error_function.erfc,
+            hyperbolic.asinh, hyperbolic.acosh, hyperbolic.atanh,
             power.pow, power.rsqrt, power.cbrt, power.hypot,
         )
     },
@@ -91,5 +95,11 @@ FUNCTIONS: dict[str, Function] = {
     "abs": _intrinsic("fabs"),
     "fmod": _remainder,
 }  # fmt: skip
+
+# Beside these, what the C library has no name for.
+STATISTICS: dict[str, Function] = {
+    write.__name__: _entered(write.__name__, write)
+    for write in (error_inverse.erfinv, error_inverse.erfcinv, error_inverse.normcdf, error_inverse.normcdfinv)
+}
 
 PREDICATES: dict[str, Function] = {"isnan": _class(0x3), "isinf": _class(0x204), "isfinite": _class(0x1F8)}

@@ -56,6 +56,8 @@ class Tiles:
         self.holding: frozenset[str] = frozenset()
         # Buffers that a loop carries, which an operation may overwrite.
         self.owned: set[str] = set()
+        # What is being lowered, for an error to name.
+        self.at: Operation | None = None
         self.stack = 0
         self.scratch = 0
         self.messages: list[tuple[str, str]] = []

@@ -5,6 +5,7 @@ a pointer "*f32". bfloat16 and 8-bit floats are integers in registers: LLVM's ow
 some CPUs, and it has no 8-bit floats.
 """
 
+import functools
 import math
 import struct
 
@@ -80,9 +81,7 @@ def constant(value: float | int | bool, element: str) -> str:
         return f"0xH{_half_bits(float(value)):04X}"
     if element == "bf16":
         return str(_bfloat_bits(float(value)))
-    if value == 0:
-        return "128" if math.copysign(1, value) < 0 and "UZ" not in element else "0"
-    raise NotImplementedError(f"a constant {value} of type {element}")
+    return str(_small_bits(float(value), element))
 
 
 def from_bits(word: int, element: str) -> float:
@@ -95,7 +94,7 @@ def from_bits(word: int, element: str) -> float:
         return struct.unpack("<e", struct.pack("<H", word))[0]
     if element == "bf16":
         return struct.unpack("<f", struct.pack("<I", word << 16))[0]
-    raise NotImplementedError(f"a constant 0x{word:X} of type {element}")
+    return _small_values(element)[word]
 
 
 def _single(value: float) -> float:
@@ -117,3 +116,39 @@ def _bfloat_bits(value: float) -> int:
         return 0x7FC0
     word = struct.unpack("<I", struct.pack("<f", _single(value)))[0]
     return (word + 0x7FFF + ((word >> 16) & 1)) >> 16 & 0xFFFF
+
+
+@functools.cache
+def _small_values(element: str) -> list[float]:
+    """The value of each of the 256 bit patterns of an 8-bit float."""
+    exponent_bits = int(element[3])
+    mantissa_bits = 7 - exponent_bits
+    no_negative_zero = element.endswith("UZ")
+    bias = 11 if "B11" in element else 2 ** (exponent_bits - 1) - (not no_negative_zero)
+    values = []
+    for word in range(256):
+        exponent, mantissa = (word & 0x7F) >> mantissa_bits, word & ((1 << mantissa_bits) - 1)
+        if exponent:
+            value = (1 + mantissa / 2**mantissa_bits) * 2.0 ** (exponent - bias)
+        else:
+            value = mantissa / 2**mantissa_bits * 2.0 ** (1 - bias)
+        if no_negative_zero:
+            value = math.nan if word == 0x80 else value
+        elif element == "f8E4M3FN":
+            value = math.nan if word & 0x7F == 0x7F else value
+        elif exponent == 2**exponent_bits - 1:
+            value = math.nan if mantissa else math.inf
+        values.append(-value if word & 0x80 else value)
+    return values
+
+
+def _small_bits(value: float, element: str) -> int:
+    """The nearest 8-bit float, the even one of two; what is too large is the largest, as where a kernel converts."""
+    values = _small_values(element)
+    if value != value:
+        return next(word for word, other in enumerate(values) if other != other)
+    if value == 0:
+        return 0x80 if math.copysign(1, value) < 0 and not element.endswith("UZ") else 0
+    near = [word for word, other in enumerate(values) if math.isfinite(other) and (other < 0) == (value < 0)]
+    held = min(max(value, min(values[word] for word in near)), max(values[word] for word in near))
+    return min(near, key=lambda word: (abs(values[word] - held), word & 1))
