@@ -13,7 +13,7 @@ from triton.language.extra.cuda import libdevice
 
 pytestmark = pytest.mark.usefixtures("triton_cpu")
 
-DTYPES = "int8 uint8 int16 int32 int64 float16 bfloat16 float32 float64".split()
+DTYPES = ["int8", "uint8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"]
 
 
 # Casts.
@@ -166,7 +166,7 @@ def test_integer_arithmetic(dtype):
     ]  # fmt: skip
     bits = torch.iinfo(dtype).bits
     mask = (1 << bits) - 1 if bits < 64 else -1
-    names = "// % >> << bits range abs cdiv".split()
+    names = ["//", "%", ">>", "<<", "bits", "range", "abs", "cdiv"]
     for name, part, w in zip(names[: 7 + divided], out.split(256), want, strict=False):
         assert torch.equal(part.long() & mask, w & mask), name
 

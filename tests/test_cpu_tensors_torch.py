@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("triton_cpu")
 def block_pointer_kernel(x_ptr, y_ptr, M, N, stride, BM: tl.constexpr, BN: tl.constexpr):
     x = tl.make_block_ptr(x_ptr, (M, N), (stride, 1), (0, 0), (BM, BN), (1, 0))
     y = tl.make_block_ptr(y_ptr, (N, M), (1, N), (0, 0), (BN, BM), (0, 1))
-    for _ in range(0, tl.cdiv(N, BN)):
+    for _ in range(tl.cdiv(N, BN)):
         tile = tl.load(x, boundary_check=(0, 1), padding_option="zero")
         tl.store(y, tl.trans(tile) * 2, boundary_check=(0, 1))
         x = tl.advance(x, (0, BN))
@@ -38,7 +38,7 @@ def descriptor_kernel(x_ptr, y_ptr, z_ptr, M, N, BM: tl.constexpr, BN: tl.conste
     x = tl.make_tensor_descriptor(x_ptr, [M, N], [N, 1], [BM, BN])
     y = tl.make_tensor_descriptor(y_ptr, [M, N], [N, 1], [BM, BN])
     z = tl.make_tensor_descriptor(z_ptr, [N], [1], [BN])
-    for j in range(0, tl.cdiv(N, BN)):
+    for j in range(tl.cdiv(N, BN)):
         at = [tl.program_id(0) * BM, j * BN]
         tile = x.load(at)
         y.store(at, tile + 1)
@@ -92,7 +92,7 @@ def test_shapes():
 def gather_kernel(x_ptr, index_ptr, out_ptr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, AXIS: tl.constexpr):
     rows, columns = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :]
     x = tl.load(x_ptr + rows * N + columns)
-    if AXIS == 0:
+    if AXIS == 0:  # noqa: SIM108
         at = tl.arange(0, K)[:, None] * N + columns
     else:
         at = rows * K + tl.arange(0, K)[None, :]
@@ -338,7 +338,7 @@ def test_batched_dots():
 def collatz(x, y):
     steps = y * 0
     while x != 1:
-        if x % 2 == 0:
+        if x % 2 == 0:  # noqa: SIM108
             x = x // 2
         else:
             x = 3 * x + 1
