@@ -45,7 +45,15 @@ def _refuse_trace(name: str) -> NoReturn:
 
 
 class Direct(torch.autograd.Function):
-    """A `torch.autograd.Function` that an eager call on plain tensors enters without torch's own preparations."""
+    """A `torch.autograd.Function` that an eager call on plain tensors enters without torch's own preparations.
+
+    Where torch.autograd batches a backward, it is applied by its own vmap rule. No range is opened: for rules whose
+    backward launches nothing.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.vmap = staticmethod(batched_torch.through(cls.vmap))  # type: ignore[method-assign]
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
@@ -61,16 +69,12 @@ class Direct(torch.autograd.Function):
 
 
 class Function(Direct):
-    """A `torch.autograd.Function` whose backward opens a range, in whichever thread autograd runs it.
-
-    Where torch.autograd batches a backward, the Function is applied by its own vmap rule.
-    """
+    """A `torch.autograd.Function` whose backward opens a range, in whichever thread autograd runs it."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.setup_context = staticmethod(_noted(cls.setup_context))  # type: ignore[method-assign]
         cls.backward = staticmethod(_ranged(cls, cls.backward))  # type: ignore[method-assign]
-        cls.vmap = staticmethod(batched_torch.through(cls.vmap))  # type: ignore[method-assign]
 
 
 def _noted(setup_context: Callable[..., None]) -> Callable[..., None]:

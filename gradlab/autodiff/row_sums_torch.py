@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.ranges_torch import Direct, Function
+from gradlab.autodiff.ranges_torch import Direct
 from gradlab.kernels import row_sums_triton as kernels
 from gradlab.kernels.launch_triton import accumulator
 
@@ -20,7 +20,7 @@ class Reduction(NamedTuple):
 
 
 class Count(Direct):
-    """d[2] = (sum of w[t[m]] over the rows not ignored, their number); nothing goes back, so no range is opened."""
+    """d[2] = (sum of w[t[m]] over the rows not ignored, their number); nothing goes back."""
 
     @staticmethod
     def forward(t, w, V, ignore_index, wide):
@@ -40,8 +40,8 @@ class Count(Direct):
         return Count.apply(t, w, V, ignore_index, wide), 0
 
 
-class Total(Function):
-    """The sum of y[M]. Linear: its pullback is a broadcast."""
+class Total(Direct):
+    """The sum of y[M]. Linear: its pullback is a broadcast, which launches nothing."""
 
     @staticmethod
     def forward(y):
