@@ -24,6 +24,8 @@ def divided(b: Emitter, name: str, element: str, x: Lane, y: Lane) -> Lane:
     if b.width and isinstance(y, Uniform) and y.known is not None and y.known > 0 and types.bits(element) <= 32:
         # By a constant LLVM multiplies.
         return lanes.made(b, b.op(_LLVM[name], element, registers(b, x), registers(b, y)), element)
+    if b.width and isinstance(y, Uniform) and types.bits(element) <= 32:
+        return lanes.made(b, _by_reciprocal(b, name, element, registers(b, x), y), element)
     divisor = _safe(b, name, element, registers(b, x), y)
     if b.width and types.bits(element) <= 32:
         return lanes.made(b, _by_float(b, name, element, registers(b, x), divisor), element)
@@ -63,3 +65,24 @@ def _by_float(b: Emitter, name: str, element: str, x: str, y: str) -> str:
     if name.startswith("div"):
         return whole
     return b.op("sub", element, x, b.op("mul", element, whole, y))
+
+
+def _by_reciprocal(b: Emitter, name: str, element: str, x: str, y: Uniform) -> str:
+    """By one divisor for all lanes: its reciprocal in float64, once, and a product for each lane.
+
+    (|x| + 1/2) / |y| is at least 1/2 / |y| away from a whole number, and rounding moves it by less than 2^-21 / |y|.
+    """
+    signed = name.endswith("si")
+    to, back = ("sitofp", "fptosi") if signed else ("uitofp", "fptoui")
+    with b.lanes(0):
+        divisor = b.select(b.compare("eq", element, y.ssa, "0"), element, "1", y.ssa)
+        reciprocal = b.op("fdiv", "f64", b.constant(1.0, "f64"), b.convert(to, element, "f64", divisor))
+    value = b.convert(to, element, "f64", x)
+    half = b.constant(0.5, "f64")
+    half = b.intrinsic("copysign", "f64", half, value) if signed else half
+    product = b.op("fmul", "f64", b.op("fadd", "f64", value, half), b.splat("f64", reciprocal))
+    # Only the smallest number by -1 is out of range.
+    whole = b.emit(f"freeze {b.type(element)} {b.convert(back, 'f64', element, product)}")
+    if name.startswith("div"):
+        return whole
+    return b.op("sub", element, x, b.op("mul", element, whole, b.splat(element, divisor)))

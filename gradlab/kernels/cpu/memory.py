@@ -170,7 +170,23 @@ def _store_vector(b: Emitter, base: str, value: str, mask: str | None, element: 
     return ""
 
 
+def _gather_words(b: Emitter, addresses: str, mask: str | None, rest: str, element: str) -> str:
+    """Elements of a byte or two by the aligned words around them: there is no narrower gather."""
+    narrow = f"i{types.bits(element)}"
+    address = b.emit(f"ptrtoint <{b.width} x ptr> {addresses} to {b.type('i64')}")
+    aligned = b.op("and", "i64", address, b.constant(-4, "i64"))
+    around = b.emit(f"inttoptr {b.type('i64')} {aligned} to <{b.width} x ptr>")
+    word = _gather(b, around, mask, "zeroinitializer", "i32")
+    # Little-endian: an element's bits begin at 8 times its place in the word.
+    place = b.op("and", "i32", b.convert("trunc", "i64", "i32", address), b.constant(3, "i32"))
+    bits = b.op("lshr", "i32", word, b.op("shl", "i32", place, b.constant(3, "i32")))
+    found = b.bitcast(narrow, element, b.convert("trunc", "i32", narrow, bits))
+    return found if mask is None else b.select(mask, element, found, rest)
+
+
 def _gather(b: Emitter, addresses: str, mask: str | None, rest: str, element: str) -> str:
+    if types.size(element) < 4 and b.vector_bits >= 256:
+        return _gather_words(b, addresses, mask, rest, element)
     kind, pointers, truth = b.type(element), f"<{b.width} x ptr>", b.type("i1")
     name = f"llvm.masked.gather.{b.suffix(element)}.v{b.width}p0"
     b.declare(name, kind, f"{pointers}, i32, {truth}, {kind}")
