@@ -138,8 +138,8 @@ def test_several_programs_and_split_sums(device, dtype, groups, D, index, monkey
     """Small tiles and a GPU's splits: few channels share an axis with the taps, many are walked tap by tap; the weight's
     gradient is a sum of partial ones; offsets have 32 or 64 bits."""
     monkeypatch.setattr(kernels, "index", lambda *tensors: index)
-    monkeypatch.setattr(kernels, "_tile", lambda a, M, K, N: Tile(16, 16, 16))
-    monkeypatch.setattr(kernels, "fill", lambda device: 512)
+    monkeypatch.setattr(kernels, "_tile", lambda *_: Tile(16, 16, 16))
+    monkeypatch.setattr(kernels, "parts", lambda device, programs, size: 256 // programs + 1)
     grids, launch = {}, kernels.launch
     monkeypatch.setattr(
         kernels, "launch", lambda jit, grid, *a, **k: (grids.update({jit: grid}), launch(jit, grid, *a, **k))

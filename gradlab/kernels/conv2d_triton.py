@@ -10,7 +10,7 @@ import triton.language as tl
 from gradlab.kernels.images_triton import empty, index
 from gradlab.kernels.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
 from gradlab.kernels.linear_triton import column_sum
-from gradlab.kernels.sizes_triton import Tile, fill, tile
+from gradlab.kernels.sizes_triton import Tile, parts, tile
 from gradlab.kernels.window import Geometry
 
 
@@ -320,10 +320,10 @@ def wgrad(dy: torch.Tensor, x: torch.Tensor, gate: torch.Tensor | None, geometry
     (B, F, P, Q), D, (R, S) = dy.shape, dw.shape[1], geo.window
     M, N, K = F // geo.groups, D * R * S, B * P * Q
     packed = _packed(dy, D)
-    BM, BK, BN, warps, stages = _tile(dy, M, K, N if packed else D)
+    BM, BK, BN, warps, stages = _tile(dy, M, K, N if packed else D, "weight gradient")
     columns = -(-N // BN) if packed else -(-D // BN) * R * S
     # Enough programs to fill the device, each with some rows to add.
-    wanted = fill(dy.device) // 2 // (-(-M // BM) * columns * geo.groups) + 1
+    wanted = parts(dy.device, -(-M // BM) * columns * geo.groups, (dy.numel() + x.numel()) * dy.element_size())
     Z = max(1, min(wanted, K // (8 * BK)))
     part = dw.unsqueeze(0) if Z == 1 else dy.new_empty((Z, *dw.shape), dtype=accumulator(dy.dtype))
     launch(
@@ -378,5 +378,5 @@ def _packed(a: torch.Tensor, channels: int) -> bool:
     return channels < 16
 
 
-def _tile(a: torch.Tensor, M: int, K: int, N: int) -> Tile:
-    return tile("convolution" if a.stride(1) == 1 else "scattered convolution", a, M, K, N)
+def _tile(a: torch.Tensor, M: int, K: int, N: int, what: str = "convolution") -> Tile:
+    return tile(what if a.stride(1) == 1 else f"scattered {what}", a, M, K, N)

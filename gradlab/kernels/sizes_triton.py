@@ -47,6 +47,9 @@ _TILES: dict[tuple[str, str, bool], _Most] = {
     ("scattered convolution", "cuda", True): _Most(64, 32, 128, 8, small=64 * 64),
     ("convolution", "cpu", False): _Most(128, 32, 64),
     ("convolution", "cpu", True): _Most(128, 32, 64),
+    # Both operands lie along K, and are transposed or packed in whole vectors of it.
+    ("weight gradient", "cpu", False): _Most(128, 64, 64),
+    ("weight gradient", "cpu", True): _Most(128, 64, 64),
     ("logits", "cuda", False): _Most(64, 16, 64),
     ("logits", "cuda", True): _Most(128, 64, 128, 8),
     ("logits", "cpu", False): _Most(64, 128, 128),
@@ -54,18 +57,23 @@ _TILES: dict[tuple[str, str, bool], _Most] = {
 }
 # Programs that fill the device: about four for each multiprocessor of a large GPU; a few for each core of a CPU.
 _FILL = {"cuda": 512, "cpu": 16}
+# Bytes of operands that stay in a core's second-level cache while programs with the same rows follow each other.
+_SHARED = 2**20
 
 
 def tile(what: str, like: torch.Tensor, M: int, K: int, N: int) -> Tile:
     """The tile of a product y[M N] = a[M K] b[K N] for operands like `like`, no larger than the product needs.
 
     Args:
-        what: "product", "convolution", "scattered convolution" (channels are no neighbours in memory) or "logits".
+        what: "product", "logits", "convolution" or "weight gradient"; "scattered " stands in front of the last two where
+            channels are no neighbours in memory.
     """
     device, half = sized_for(like.device), like.dtype in (torch.float16, torch.bfloat16)
     if device == "cpu" and what == "product" and M * N >= _FILL["cpu"] * 256 * 256:
         what = "large product"
-    most = _TILES.get((what, device, half)) or _TILES["convolution", device, half]
+    # What has no entry of its own takes that of its kind.
+    kinds = (what, what.removeprefix("scattered "), what.replace("weight gradient", "convolution"), "convolution")
+    most = next(_TILES[key] for kind in kinds if (key := (kind, device, half)) in _TILES)
     BM, BK, BN = block(M, most.M), block(K, most.K), block(N, most.N)
     if device == "cuda" and not half:
         BK = most.K
@@ -75,3 +83,16 @@ def tile(what: str, like: torch.Tensor, M: int, K: int, N: int) -> Tile:
 def fill(device: torch.device) -> int:
     """How many programs a launch is split into at least, where its work can be split."""
     return _FILL[sized_for(device)]
+
+
+def parts(device: torch.device, programs: int, size: int) -> int:
+    """Into how many parts the sum of a weight gradient is split, each of which `programs` work on.
+
+    On a CPU the programs of one part, one tap each, run one after another and read the same rows: they find them in the
+    second-level cache. It depends on sizes alone, so that any number of threads gives the same bits.
+
+    Args:
+        size: bytes of both operands.
+    """
+    wanted = fill(device) // 2 // programs + 1
+    return wanted if sized_for(device) == "cuda" else max(wanted, -(-size // _SHARED))

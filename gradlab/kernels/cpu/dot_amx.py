@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from gradlab.kernels.cpu import packing
 from gradlab.kernels.cpu.emit import Emitter
-from gradlab.kernels.cpu.packing import LINE, column, moved, transposed
+from gradlab.kernels.cpu.lanes import registers
+from gradlab.kernels.cpu.packing import LINE, column, columns, moved, transposed
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Buffer, Position
@@ -50,8 +51,10 @@ def pairs(tiles: Tiles, name: str) -> Buffer:
 
     def interleaved(front: tuple[Position | None, ...], k: str, n: str) -> None:
         with e.lanes(across):
-            low, high = (column(tiles, name, "bf16", front, moved(e, k, i, False), moved(e, n, 0, True))
-                         for i in (0, 1))  # fmt: skip
+            low, high = (
+                registers(e, column(tiles, name, "bf16", front, moved(e, k, i, False), moved(e, n, 0, True)))
+                for i in (0, 1)
+            )
             order = ", ".join(f"i32 {i // 2 + i % 2 * across}" for i in range(2 * across))
             kind = e.type("bf16")
             pair = e.emit(f"shufflevector {kind} {low}, {kind} {high}, <{2 * across} x i32> <{order}>")
@@ -59,8 +62,7 @@ def pairs(tiles: Tiles, name: str) -> Buffer:
 
     def turned(front: tuple[Position | None, ...], k: str, n: str) -> None:
         with e.lanes(DEEP):
-            found = [column(tiles, name, "bf16", front, moved(e, k, 0, True), moved(e, n, i, False))
-                     for i in range(COLUMNS)]  # fmt: skip
+            found = columns(tiles, name, "bf16", front, moved(e, k, 0, True), n, COLUMNS)
         with e.lanes(COLUMNS):
             words = [e.emit(f"bitcast <{DEEP} x i16> {one} to <{COLUMNS} x i32>") for one in found]
             words = transposed(e, words, "i32")

@@ -46,8 +46,7 @@ def _transposed_rows(tiles: Tiles, name: str, element: str) -> Buffer:
 
     def block(front: tuple[Position | None, ...], r: str, c: str) -> None:
         with e.lanes(lanes_):
-            vectors = [column(tiles, name, element, front, moved(e, r, 0, True), moved(e, c, i, False))
-                       for i in range(lanes_)]  # fmt: skip
+            vectors = columns(tiles, name, element, front, moved(e, r, 0, True), c, lanes_)
             for i, row in enumerate(transposed(e, vectors, element)):
                 tiles.write(buffer, (*front, moved(e, r, i, False), moved(e, c, 0, True)), Vector(row, element))
 
@@ -87,13 +86,35 @@ def blocks(tiles: Tiles, name: str, high: int, wide: int,
     twice(tiles, [name], all_of_it)
 
 
+def columns(tiles: Tiles, name: str, element: str, front: tuple[Position | None, ...], r: Position | None,
+            c: str, count: int) -> list[str]:  # fmt: skip
+    """Vectors of so many columns from c on, in another type.
+
+    They are evaluated in a loop, by way of memory: written out for each column, a convolution's addresses would be most
+    of a kernel's code.
+    """
+    e, width = tiles.b, tiles.b.width
+    block = Buffer(e.slot(count * width, element), (count, width), (width, 1), element)
+    inner = Position("0", 0, True)
+
+    def one(i: str, _: Sequence[str]) -> list[str]:
+        with e.lanes(0):
+            here = Position(e.emit(f"add nuw nsw i32 {c}, {i}"))
+        tiles.write(block, (moved(e, i, 0, False), inner), column(tiles, name, element, front, r, here))
+        return []
+
+    e.loop(count, 1, [], one)
+    tiles.forget()
+    return [registers(e, tiles.read(block, (moved(e, str(i), 0, False), inner))) for i in range(count)]
+
+
 def column(tiles: Tiles, name: str, element: str, front: tuple[Position | None, ...], r: Position | None,
-           c: Position | None) -> str:  # fmt: skip
+           c: Position | None) -> Lane:  # fmt: skip
     """A vector of an operand, in another type."""
     tiles.forget()
     found = cast(tiles.b, tiles.lane(name, (*front, r, c)), tiles.types[name].element, element)
     tiles.forget()
-    return registers(tiles.b, found)
+    return found
 
 
 def moved(b: Emitter, counter: str, more: int, laned: bool) -> Position:
