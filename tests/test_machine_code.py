@@ -15,7 +15,6 @@ from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code import compile_triton, inspection
 from gradlab.profiling.machine_code.inspection import Wanted, choose, find, inspect, read, targets
 from gradlab.profiling.machine_code.promises import hold, subjects
-from gradlab.profiling.machine_code.tools import tool
 
 
 def verdicts(op, sides, dtype):
@@ -70,7 +69,7 @@ def test_a_tile_that_is_too_large_is_caught_and_its_spills_are_what_ptxas_says(m
     (code,) = read(Wanted((subject,), (target,)))
     ptx = compile_triton.compiled(inspection.find(subject)[0], target).assembly
     machine = re.search(r"\.target (\w+)", ptx).group(1)
-    command = [tool("ptxas"), f"--gpu-name={machine}", "-v", "-lineinfo"]
+    command = [compile_triton.assembler(target), f"--gpu-name={machine}", "-v", "-lineinfo"]
     done = subprocess.run(
         [*command, "-o", "/dev/null", "/dev/stdin"], input=ptx, capture_output=True, text=True, check=True
     )
@@ -79,6 +78,27 @@ def test_a_tile_that_is_too_large_is_caught_and_its_spills_are_what_ptxas_says(m
     assert code.counts.spill_bytes == stores + loads
     assert words == f"product, bfloat16, sm_90: spill_bytes is {stores + loads}"
     assert code.registers == int(re.search(r"Used (\d+) registers", done.stderr).group(1))
+
+
+def test_what_the_lab_takes_of_tritons_inside():
+    """Its compiler's passes, its assemblers, and its reader of Python: whatever moves in a release is named here."""
+    from triton._C.libtriton import ir
+    from triton.backends.compiler import Language
+    from triton.backends.nvidia import compiler as nvidia
+    from triton.compiler import make_backend
+    from triton.compiler.code_generator import CodeGenerator
+
+    target = inspection.target("sm_90")
+    backend = make_backend(compile_triton.GPUTarget("cuda", 90, 32))
+    assert callable(ir.context)
+    assert callable(ir.load_dialects)
+    assert backend.binary_ext == "cubin"
+    passes = {}
+    backend.add_stages(passes, backend.parse_options(compile_triton._options(4, 3)), Language.TRITON)
+    assert list(passes) == ["ttir", "ttgir", "llir", "ptx", "cubin"]
+    assert nvidia.get_ptxas(90).path
+    assert compile_triton.assembler(target).is_file()
+    assert callable(CodeGenerator.visit)
 
 
 def test_one_element_a_thread_is_caught(monkeypatch):
