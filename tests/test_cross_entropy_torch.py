@@ -470,7 +470,7 @@ BAD = {
     "integer logits": (lambda: lab.cross_entropy(X.int(), I), TypeError, "dtype of input is int32, wanted one of float64"),
     "reduction": (lambda: lab.cross_entropy(X, I, reduction="avg"), ValueError, "reduction is 'avg', wanted one of 'none'"),
     "ignore_index": (lambda: lab.cross_entropy(X, I, ignore_index=1.5), TypeError, "ignore_index is 1.5, wanted an int"),
-    "device": (lambda: lab.cross_entropy(X, I.to("meta")), ValueError, "device of target is meta, wanted cpu or cuda"),
+    "device": (lambda: lab.cross_entropy(X, I.to("meta")), ValueError, "device of target is meta, wanted cpu like input"),
     "no tensor": (lambda: lab.cross_entropy(X, [0, 1]), TypeError, "target is a list, wanted a torch.Tensor"),
     "soft shape": (lambda: lab.cross_entropy(X, X[:1]), ValueError, r"shape of soft target is \[1, 3\], wanted \[2, 3\] like input"),
     "soft dtype": (lambda: lab.cross_entropy(X, X.double()), TypeError, "dtype of target is float64, wanted float32 like input"),

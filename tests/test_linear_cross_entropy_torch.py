@@ -348,7 +348,7 @@ BAD = {
     "boolean target": (lambda: lab.linear_cross_entropy(H, W, T.bool()), TypeError, "dtype of target is bool, wanted int64, int32 or uint8"),
     "mixed": (lambda: lab.linear_cross_entropy(H, W.double(), T), TypeError, "dtype of linear_weight is float64, wanted float32 like input"),
     "integer weight": (lambda: lab.linear_cross_entropy(H, W, T, weight=T.new_ones(5)), TypeError, "dtype of weight is int64, wanted one of float64"),
-    "device": (lambda: lab.linear_cross_entropy(H, W, T.to("meta")), ValueError, "device of target is meta, wanted cpu or cuda"),
+    "device": (lambda: lab.linear_cross_entropy(H, W, T.to("meta")), ValueError, "device of target is meta, wanted cpu like input"),
     "reduction": (lambda: lab.linear_cross_entropy(H, W, T, reduction="avg"), ValueError, "reduction is 'avg', wanted one of 'none'"),
     "ignore_index": (lambda: lab.linear_cross_entropy(H, W, T, ignore_index=1.5), TypeError, "ignore_index is 1.5, wanted an int"),
     "smoothing": (lambda: lab.linear_cross_entropy(H, W, T, label_smoothing=1.5), ValueError, "label_smoothing is 1.5, wanted a number from 0 to 1"),

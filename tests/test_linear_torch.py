@@ -238,7 +238,7 @@ BAD = {
     "complex": (lambda: lab.linear(T(2, 3) * 1j, T(4, 3)), TypeError, "dtype of input is complex64"),
     "no tensor": (lambda: lab.linear([1.0], T(4, 1)), TypeError, "input is a list, wanted a torch.Tensor"),
     "sparse": (lambda: lab.linear(T(2, 3).to_sparse(), T(4, 3)), TypeError, "layout of input is torch.sparse_coo"),
-    "device": (lambda: lab.linear(T(2, 3), T(4, 3, device="meta")), ValueError, "device of weight is meta, wanted cpu or cuda"),
+    "device": (lambda: lab.linear(T(2, 3), T(4, 3, device="meta")), ValueError, "device of weight is meta, wanted cpu like input"),
     "activation": (lambda: lab.linear(T(2, 3), T(4, 3), activation="gelu"), ValueError, "activation is 'gelu', wanted one of"),
 }  # fmt: skip
 

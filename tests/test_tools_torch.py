@@ -146,6 +146,17 @@ def test_an_exported_program_takes_another_batch(strict):
             assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_convolution_takes_other_images(strict):
+    net = torch.nn.Sequential(lab.Conv2d(1, 2, 3, padding=1), lab.MaxPool2d(2)).double()
+    draw = lambda n: torch.randn(n, 1, 2 * n + 4, 2 * n + 2, dtype=torch.float64)
+    free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(net, (draw(3),), dynamic_shapes=(free,), strict=strict).module()
+    for n in (3, 5):
+        x = draw(n)
+        assert torch.equal(program(x), net(x))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
 @OPS
 def test_trace_is_refused_in_a_line(name):

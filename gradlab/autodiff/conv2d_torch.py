@@ -27,13 +27,15 @@ class Forward(Function):
         x, w, _, gate, ctx.geometry, relu = inputs
         # A fused relu is a gate on y whose sign y itself carries.
         ctx.save_for_backward(x, w, output if relu else gate)
+        # Asked in the backward, dynamo copies the cotangent first, and export with dynamic sizes fails.
+        ctx.last = lies_channels_last(x), lies_channels_last(w)
 
     @staticmethod
     def backward(ctx, dy):
         x, w, gate = ctx.saved_tensors
         need_x, need_w, need_bias, *_ = ctx.needs_input_grad
-        dx = Dgrad.apply(dy, w, gate, ctx.geometry, lies_channels_last(x)) if need_x else None
-        dw = Wgrad.apply(dy, x, gate, ctx.geometry, lies_channels_last(w)) if need_w else None
+        dx = Dgrad.apply(dy, w, gate, ctx.geometry, ctx.last[0]) if need_x else None
+        dw = Wgrad.apply(dy, x, gate, ctx.geometry, ctx.last[1]) if need_w else None
         db = BiasSum.apply(dy, gate) if need_bias else None
         return dx, dw, db, None, None, None
 

@@ -32,6 +32,8 @@ class Product(Function):
         # A fused relu is a gate on y whose sign y itself carries.
         ctx.save_for_backward(a, b, output if relu else gate)
         ctx.place = "y" if relu else place
+        # Asked in the backward, dynamo copies the cotangent first.
+        ctx.by_columns = _by_columns(a), _by_columns(b)
 
     @staticmethod
     def backward(ctx, dy):
@@ -44,10 +46,10 @@ class Product(Function):
         if need_a:
             # A gate that stays at its operand is transposed with it.
             gate_a = gate.transpose(-2, -1) if ctx.place == "b" else gate
-            da = Product.apply(dy, b.transpose(-2, -1), None, gate_a, in_dgrad, False, _by_columns(a))
+            da = Product.apply(dy, b.transpose(-2, -1), None, gate_a, in_dgrad, False, ctx.by_columns[0])
         if need_b:
             gate_b = gate.transpose(-2, -1) if ctx.place == "a" else gate
-            db = Product.apply(a.transpose(-2, -1), dy, None, gate_b, in_wgrad, False, _by_columns(b))
+            db = Product.apply(a.transpose(-2, -1), dy, None, gate_b, in_wgrad, False, ctx.by_columns[1])
         if need_bias:
             dbias = ColumnSum.apply(dy, gate if ctx.place == "y" else None)
         return da, db, dbias, None, None, None, None

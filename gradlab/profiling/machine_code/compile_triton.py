@@ -9,6 +9,7 @@ from typing import Any
 import triton
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource, make_backend
 
 from gradlab.profiling.machine_code.found import Found
@@ -68,6 +69,11 @@ def begun(source: ASTSource, where: Target, warps: int, stages: int) -> Callable
         return str(made)
 
     return finish
+
+
+def assembler(where: Target) -> Path:
+    """The ptxas that Triton takes for an architecture: it has two, and from 3.9 on the newer one is for sm_90 too."""
+    return Path(get_ptxas(where.number).path)
 
 
 def _options(warps: int, stages: int) -> dict[str, Any]:

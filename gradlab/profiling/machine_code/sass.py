@@ -1,12 +1,13 @@
 """NVIDIA's machine code read: instructions by kind and by source line, registers, stack, shared memory."""
 
 import functools
+import importlib
 import re
 from collections import Counter
 
 from gradlab.profiling.machine_code.counts import Counts
 from gradlab.profiling.machine_code.targets import RESERVED, Target
-from gradlab.profiling.machine_code.tools import has, say
+from gradlab.profiling.machine_code.tools import say
 
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)")
 _PLACE = re.compile(r'//## File "(.*?)", line (\d+)')
@@ -95,8 +96,7 @@ def relined(ptx: str, file: str) -> str:
 def assembled(ptx: str, where: Target) -> bytes:
     """The PTX assembled as Triton does it."""
     named = re.search(r"\.target\s+(\w+)", ptx)
-    # Triton carries a newer ptxas for Blackwell; where it has none the common one knows the architecture.
-    program = "ptxas-blackwell" if where.name == "sm_100" and has("ptxas-blackwell") else "ptxas"
+    program = importlib.import_module("gradlab.profiling.machine_code.compile_triton").assembler(where)
     words = ("-lineinfo", f"--gpu-name={named.group(1) if named else where.name}")
     made = say(program, *words, data=ptx.encode(), suffix=".ptx", out="kernel.cubin")
     assert isinstance(made, bytes)

@@ -30,16 +30,8 @@ def tool(name: str) -> str:
     return on_path
 
 
-def has(name: str) -> bool:
-    """Whether the tool is there."""
-    try:
-        return bool(tool(name))
-    except ModuleNotFoundError:
-        return False
-
-
-def say(name: str, *words: str, data: bytes, suffix: str, out: str = "") -> str | bytes:
-    """What a tool prints about `data`, which it is given as a file; with `out`, the file of that name that it writes.
+def say(name: str | Path, *words: str, data: bytes, suffix: str, out: str = "") -> str | bytes:
+    """What a tool, by name or path, prints about `data`, which it gets as a file; with `out`, the file that it writes.
 
     Raises:
         RuntimeError: the tool fails; its first line says why.
@@ -49,8 +41,9 @@ def say(name: str, *words: str, data: bytes, suffix: str, out: str = "") -> str 
         file.write_bytes(data)
         made = Path(folder) / out
         words = (*words, str(file), *(("-o", str(made)) if out else ()))
-        done = subprocess.run([tool(name), *words], capture_output=True, text=True, check=False)
+        program = name if isinstance(name, Path) else tool(name)
+        done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
         if done.returncode:
             lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            raise RuntimeError(f"{name}: {lines[0] if lines else f'exit {done.returncode}'}")
+            raise RuntimeError(f"{Path(name).name}: {lines[0] if lines else f'exit {done.returncode}'}")
         return made.read_bytes() if out else done.stdout
