@@ -33,7 +33,7 @@ def subject(request):
 @pytest.mark.parametrize("direction", PASSES)
 @pytest.mark.parametrize("implementation", [HAND, NATIVE])
 def test_op(benchmark, subject, direction, implementation):
-    """Eager; a few rounds each, so that interpreted kernels do not take the day."""
+    """Eager; a few rounds each, so that Triton's interpreter (`GRADLAB_CPU=interpret`) does not take the day."""
     op, case, side = subject.op, subject.case, subject.side
     flops, moved = subject.work(direction)
     benchmark.group = f"{op.name}, {case.name}, {side.name}, {direction}"

@@ -1,10 +1,14 @@
 """What every test shares: deterministic examples, and the device that torch's tests run on."""
 
 import gc
+import hashlib
 import importlib.util
 import os
+import shutil
 import signal
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -12,6 +16,30 @@ from hypothesis import settings
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many processes as cores already: threads of one would only wait for those of another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Seconds after which compiled kernels of another state of the compiler are thrown away.
+STALE = 24 * 3600
+
+
+def _kernels() -> str:
+    """This checkout's folder of compiled kernels: one for each state of the CPU's compiler, shared by all processes."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted((root / "gradlab/kernels/cpu").glob("*.py")):
+        digest.update(path.read_bytes())
+    folder = root / ".pytest_cache/triton" / digest.hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        for other in folder.parent.iterdir():
+            if time.time() - other.stat().st_mtime > STALE:
+                shutil.rmtree(other, ignore_errors=True)
+    return str(folder)
+
+
+# A kernel is compiled once, not in each process and each run; Triton moves a whole file to its place.
+if not os.environ.get("TRITON_CACHE_DIR"):
+    os.environ["TRITON_CACHE_DIR"] = _kernels()
 
 # A suite that a script starts in the background is born deaf to Ctrl-C, and so would be what its tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -81,6 +81,15 @@ def test_an_interpreted_kernel_gets_no_verdict_and_no_rate():
     assert shown([]) == ""
 
 
+def test_a_kernel_on_a_cpu_has_a_verdict_and_pallas_says_what_it_is_there():
+    for side, said in (("torch", False), ("jax", True)):
+        one = dataclasses.replace(group(device="cpu"), side=side)
+        text = " ".join(shown([one]).split())
+        assert "SLOWER" in text
+        assert ("Pallas, interpreted by XLA-compiled code" in text) is said
+        assert "never a kernel's speed" not in text
+
+
 @pytest.mark.parametrize(("median", "wanted"), [(1e-3, SLOWER), (0.25e-3, SUSPECT), (0.45e-3, FASTER), (0.5e-3, SAME)])
 def test_verdicts(median, wanted):
     one = group(member(median=median), NATIVE)

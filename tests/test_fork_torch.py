@@ -95,7 +95,8 @@ def test_a_forked_child_runs_kernels_at_once(tmp_path, where, how):
     script = tmp_path / "forks.py"
     script.write_text(SCRIPT)
     root = str(Path(__file__).parents[1])
-    run = subprocess.run([sys.executable, str(script), where], env={**os.environ, "PYTHONPATH": root, "GRADLAB_CPU": how, "TRITON_CACHE_DIR": str(tmp_path)},
+    settings = {"PYTHONPATH": root, "GRADLAB_CPU": how, "TRITON_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run([sys.executable, str(script), where], env={**os.environ, **settings},
                          capture_output=True, text=True, timeout=240, check=False)  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "0", "-14: it waited for a lock; 3: a wrong value, or a language left switched"

@@ -18,7 +18,6 @@ pytest.importorskip("safetensors")
 
 from safetensors.numpy import load_file, save_file
 
-from gradlab.autodiff.side import side
 from gradlab.workloads import checkpoint, command, layouts, training
 from gradlab.workloads.catalogue import WORKLOADS
 from gradlab.workloads.command import Asked
@@ -106,7 +105,6 @@ def test_four_runs_agree(workload):
             pytest.importorskip(module)
         found = started(plan(workload, one, batch=32))
         curves[one] = [loss for loss, _ in zip(found.steps(), range(3), strict=False)]
-        # Every row is slow where convolutions are interpreted.
         found.data = found.data._replace(test_x=found.data.test_x[:70], test_t=found.data.test_t[:70])
         assert 0 < found.test() <= 1
     against = curves["torch", "native"]
@@ -460,8 +458,6 @@ def test_the_command_itself(tmp_path, name):
 
 def test_kernels_are_named_as_they_ran(run):
     result = training.run(plan("linear-regression", run, epochs=2), WORKLOADS["linear-regression"].load(0, None))
-    assert result.kernels == (
-        "native" if run[1] == "native" else "interpreted" if side(run[0]).interpreted() else "compiled"
-    )
+    assert result.kernels == ("native" if run[1] == "native" else "compiled")
     assert len(result.losses) == 2
     assert importlib.import_module(f"gradlab.workloads.trainer_{run[0]}")

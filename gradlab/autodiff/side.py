@@ -74,7 +74,10 @@ class Side(Protocol):
         ...
 
     def interpreted(self) -> bool:
-        """Whether hand-written kernels are interpreted on the default device: their time is no kernel's speed."""
+        """Whether the kernels' source runs as Python on the default device: then its time is no kernel's speed.
+
+        Pallas' interpreter is not that: it writes a kernel as array operations, which XLA compiles.
+        """
         ...
 
 

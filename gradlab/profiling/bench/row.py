@@ -26,7 +26,7 @@ class Member:
         mode: "eager" or "compiled".
         problem: WRONG or FAILED and then not timed, THROTTLED, or nothing.
         note: what the problem is, in a line.
-        interpreted: whether the kernels were interpreted: then no time here is a kernel's speed.
+        interpreted: whether the kernels' source ran in Triton's interpreter: then no time here is a kernel's speed.
         launched: why a short call was not replayed from a graph: launching may be what its time shows.
         repeat: calls a sample.
         warm: calls back to back, the device included; replayed from a graph where `replayed`.

@@ -18,7 +18,8 @@ _COST = (
     "most in use beyond the inputs"
 )
 NO_GPU = "cold (an empty L2) and host (until a call returns) need CUDA"
-INTERPRETED = "interpreted: the kernels' source ran in an interpreter, whose time is never a kernel's speed"
+INTERPRETED = "interpreted: the kernels' source ran in Triton's interpreter, whose time is never a kernel's speed"
+PALLAS = "hand on jax on a CPU: Pallas, interpreted by XLA-compiled code: what its kernels become is one XLA program"
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 
@@ -36,6 +37,8 @@ def notes(groups: Sequence[Group]) -> list[str]:
         found.append(NO_GPU)
     if any(member.interpreted for group in groups for member in group.members):
         found.append(INTERPRETED)
+    if any(group.side == "jax" and group.device == "cpu" for group in groups):
+        found.append(PALLAS)
     return found
 
 

@@ -77,8 +77,8 @@ def _headlines(data: Data, groups: Sequence[Group]) -> list[dict[str, str]]:
     if unfinished:
         lines.append({"tone": "bad", "text": f"Not all of it is here: {', '.join(unfinished)} did not finish."})
     if any(m.interpreted for g in groups for m in g.members):
-        text = "No GPU here: kernels by hand ran in an interpreter, whose time is never a kernel's speed. "
-        lines.append({"tone": "soft", "text": text + "Their machine code below was compiled for GPUs all the same."})
+        text = "Kernels by hand ran in Triton's interpreter, whose time is never a kernel's speed. "
+        lines.append({"tone": "soft", "text": text + "Their machine code below was compiled all the same."})
     return lines
 
 

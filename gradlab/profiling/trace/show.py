@@ -37,7 +37,7 @@ def show(side: str, found: Mapping[str, Any], console: Console) -> None:
         table.add_row(f"{len(rest)} more", count, unit(seconds), f"{seconds / whole:.1%}", style="dim")
     console.print(table)
     if found["interpreted"]:
-        say(console, "Interpreted: these kernels run as Python or as plain XLA, and no time here is a kernel's speed.")
+        say(console, "Interpreted: these kernels run as Python, and no time here is a kernel's speed.")
     compilation(side, found, console)
 
 

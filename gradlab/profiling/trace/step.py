@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from gradlab.autodiff.side import side
 from gradlab.profiling import ranges
 from gradlab.profiling.ranges_label import Label, Sink
 
@@ -126,7 +127,8 @@ def _serve(job: Job, make: Callable[[Job], Step], said: Any) -> None:
             counting = Counting(ranges.sink())
             found = {"copy": watch.copy_rate()}
             _captured(step, job, counting)
-        found |= {"what": step.what, "interpreted": step.interpreted, "pid": os.getpid(), **compilation.found()}
+        found |= {"what": step.what, "interpreted": step.interpreted, "device": side(job.side).device()}
+        found |= {"pid": os.getpid(), **compilation.found()}
         found["labels"] = [[label._asdict(), count] for label, count in counting.counts.items()]
         found["job"] = asdict(job)
     beside = Path(f"{job.out}.{os.getpid()}")

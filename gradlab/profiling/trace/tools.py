@@ -70,8 +70,8 @@ def run(tool: str, jobs: Sequence[Job], module: str, folder: Path, console: Cons
         kernels = watcher.read(_done(tool, job, reading), found)
         say(console, found["what"])
         _table(kernels, watcher.NOTE, console)
-        if found["interpreted"]:
-            say(console, "The hand-written kernels were interpreted on the CPU: a GPU's profiler sees none of them.")
+        if found["device"] == "cpu":
+            say(console, "The hand-written kernels ran on the CPU: a GPU's profiler sees none of them.")
         compilation(job.side, found, console)
     return 0
 
