@@ -33,7 +33,7 @@ def test_a_readme_without_marks_is_said():
 
 
 PROFILE = (ROOT / "docs" / "profile.md").read_text()
-PAGES = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("check", "bench", "inspect", "profile")]
+PAGES = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("check", "bench", "inspect", "profile", "cpu")]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README + "".join(PAGES), re.S)
 
 
