@@ -108,6 +108,20 @@ def test_an_inlined_instruction_goes_to_the_line_that_called_it():
     assert sass.relined(ptx, "other.py") == ptx
 
 
+def test_an_instruction_inlined_twice_goes_to_the_line_that_called_it_as_triton_3_9_says():
+    ptx = (
+        '\t.file\t1 "/b/op_triton.py"\n\t.file\t2 "/b/many_triton.py"\n\t.file\t3 "/a/standard.py"\n'
+        "\t.loc\t2 36 21, function_name $L__info_string0, inlined_at 1 90 14 // many_triton.py:36:21\n"
+        "\t.loc\t3 7 7, function_name $L__info_string1, inlined_at 2 36 21 // standard.py:7:7\n"
+        "\t.loc\t3 8 8, function_name $L__info_string1, inlined_at 2 99 99 // standard.py:8:8\n"
+        "\t.loc\t1 91 23                         // op_triton.py:91:23\n"
+    )
+    assert sass.relined(ptx, "/here/op_triton.py").splitlines()[3:] == [
+        "\t.loc\t1 90 14", "\t.loc\t1 90 14",
+        "\t.loc\t3 8 8, function_name $L__info_string1, inlined_at 2 99 99 // standard.py:8:8", "\t.loc\t1 91 23",
+    ]  # fmt: skip
+
+
 def test_an_operation_of_pallas_stands_on_the_innermost_line_of_its_kernel():
     text = """module {
   tt.func public @k() {

@@ -77,20 +77,38 @@ def resources(cubin: bytes, where: Target) -> tuple[int, int, int]:
 def relined(ptx: str, file: str) -> str:
     """The PTX with each instruction on the line of `file` that it was inlined to.
 
-    SASS names only the innermost line, which of a `tl.sum` lies in Triton; the comments of the PTX name the callers.
+    SASS names only the innermost line, which of a `tl.sum` lies in Triton; the comments of the PTX name the callers,
+    and from Triton 3.9 on its directives, of each the next one.
     """
     numbers = {path: number for number, path in re.findall(r'\.file\s+(\d+)\s+"(.*?)"', ptx)}
     number = next((n for path, n in numbers.items() if _same(path, file)), None)
     if number is None:
         return ptx
 
+    caller: dict[tuple[str, ...], tuple[str, ...]] = {}
+
     def moved(found: re.Match[str]) -> str:
+        place = tuple(map(str, found.group("file", "line", "column")))
+        if found.group("caller"):
+            caller[place] = tuple(found.group("caller").split())
+        here, steps = caller.get(place, place) if place[0] != number else place, 0
+        while here[0] != number and here in caller and steps < len(caller):
+            here, steps = caller[here], steps + 1
+        if here[0] == number:
+            return f"\t.loc\t{number} {here[1]} {here[2]}\n"
         for name, line, column in re.findall(r"([^\s:\[\]]+):(\d+):(\d+)", found.group("frames")):
             if _same(name, file):
                 return f"\t.loc\t{number} {line} {column}\n"
         return found.group(0)
 
-    return re.sub(r"^\t\.loc\t[^\n]*?//(?P<frames>[^\n]*)\n", moved, ptx, flags=re.M)
+    return _LOC.sub(moved, ptx)
+
+
+_LOC = re.compile(
+    r"^\t\.loc\t(?P<file>\d+) (?P<line>\d+) (?P<column>\d+)"
+    r"(?:, function_name \S+, inlined_at (?P<caller>\d+ \d+ \d+))?\s*//(?P<frames>[^\n]*)\n",
+    re.M,
+)
 
 
 def assembled(ptx: str, where: Target) -> bytes:
