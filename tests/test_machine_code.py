@@ -70,7 +70,7 @@ def forward_alone(monkeypatch):
 
 def test_a_tile_that_is_too_large_is_caught_and_its_spills_are_what_ptxas_says(monkeypatch, forward_alone):
     assert broken("linear", "torch") == []
-    monkeypatch.setattr(linear_triton, "_tile", lambda a, M, K, N: (128, 32, 128, 2, 2))
+    monkeypatch.setattr(linear_triton, "tile", lambda what, a, M, K, N: (128, 32, 128, 2, 2))
     (words,) = broken("linear", "torch")
     (subject,), (target,) = choose([spec("linear")], ["torch"], ["bfloat16"], None), targets(["sm_90"], None)
     (code,) = read(Wanted((subject,), (target,)))

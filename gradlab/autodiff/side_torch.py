@@ -40,7 +40,7 @@ class TorchSide:
 
     def take(self, value: torch.Tensor) -> np.ndarray:
         value = value.detach().cpu()
-        return (value.double() if value.is_floating_point() else value).numpy()
+        return (value.double() if value.is_floating_point() else value).resolve_neg().numpy()
 
     def is_array(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor)
