@@ -50,9 +50,13 @@ class Cache(FileCacheManager):
         """As Triton's own, without a folder for each file on its way."""
         path = os.path.join(self.cache_dir, filename)
         on_its_way = f"{path}.{os.getpid()}.{threading.get_ident()}"
-        with open(on_its_way, "wb") as file:
-            file.write(data if isinstance(data, bytes) else str(data).encode())
-        os.replace(on_its_way, path)
+        try:
+            with open(on_its_way, "wb") as file:
+                file.write(data if isinstance(data, bytes) else str(data).encode())
+            os.replace(on_its_way, path)
+        except OSError:
+            Path(on_its_way).unlink(missing_ok=True)
+            raise
         return path
 
     def get_group(self, filename: str) -> dict[str, str] | None:

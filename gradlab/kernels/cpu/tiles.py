@@ -109,7 +109,7 @@ class Tiles:
         found = self._memo.get(key)
         if found is None:
             if isinstance(value, Buffer):
-                found = self._read(value, index)
+                found = memory.load(self.b, self._place(value, index), None, None)
             elif isinstance(value, Lazy):
                 found = self._evaluate(value, index)
             else:
@@ -163,10 +163,7 @@ class Tiles:
     def read(self, buffer: Buffer, index: Index) -> Lane:
         """A buffer's lanes at a place, as they are now."""
         with self.b.steady(False):
-            return self._read(buffer, index)
-
-    def _read(self, buffer: Buffer, index: Index) -> Lane:
-        return memory.load(self.b, self._place(buffer, index), None, None)
+            return memory.load(self.b, self._place(buffer, index), None, None)
 
     def write(self, buffer: Buffer, index: Index, value: Lane) -> None:
         """Lanes into a buffer; a value without lanes into one place."""
