@@ -27,8 +27,13 @@ PARSER = Lock()
 TARGET = GPUTarget("cpu", platform.machine(), 1)
 
 
-class _Prepared:
-    """A kernel with, for each of its arguments, where among the launch's it stands and whether it is a tensor."""
+class Prepared:
+    """A kernel with, for each of its arguments, where among the launch's it stands and whether it is a tensor.
+
+    Attributes:
+        numbers: for each argument of the machine code, which of the launch's arguments it is.
+        tensors: whether that is a tensor, whose address is taken.
+    """
 
     __slots__ = ("kernel", "numbers", "tensors")
 
@@ -38,7 +43,7 @@ class _Prepared:
         self.tensors = [isinstance(args[i], torch.Tensor) for i in self.numbers]
 
 
-_prepared: dict[tuple, _Prepared] = {}
+_prepared: dict[tuple, Prepared] = {}
 
 
 def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: dict[str, Any]) -> None:
@@ -48,29 +53,38 @@ def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: d
         args: tensors, integers and floats in the kernel's order.
         constants: the kernel's `tl.constexpr` parameters by name.
     """
-    # What of the arguments the code depends on: dtypes, which integers are 1, which are past 32 bits.
+    found = prepared(jit, args, constants)
+    values = [args[i].data_ptr() if tensor else args[i] for i, tensor in zip(found.numbers, found.tensors, strict=True)]
+    x, y, z = (*grid, 1, 1)[:3]
+    found.kernel((x, y, z), values)
+
+
+def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> Prepared:
+    """The kernel of such a launch, compiled at the first."""
+    # What of the arguments the code depends on: dtypes, which integers are 1, which are past 32 bits. Most are integers.
     key = (
         jit,
         *[
-            a.dtype
+            # As `kind` has it, without a call for each.
+            (1 if a == 1 else 32 if -(2**31) <= a < 2**31 else 64)
+            if a.__class__ is int
+            else a.dtype
             if isinstance(a, torch.Tensor)
             else float
-            if type(a) is float
-            else (1 if a == 1 else 32 if -(2**31) <= a < 2**31 else 64)
             for a in args
         ],
         *constants.values(),
     )
     found = _prepared.get(key)
     if found is None:
-        found = _prepared[key] = _prepare(jit, args, constants)
-    values = [args[i].data_ptr() if tensor else args[i] for i, tensor in zip(found.numbers, found.tensors, strict=True)]
-    x, y, z = (*grid, 1, 1)[:3]
-    found.kernel((x, y, z), values)
+        kernel = Kernel(compiled(jit, args, constants), torch.get_num_threads)
+        found = _prepared[key] = Prepared(kernel, list(jit.arg_names), args)
+    return found
 
 
-def _prepare(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> _Prepared:
-    return _Prepared(Kernel(compiled(jit, args, constants), torch.get_num_threads), list(jit.arg_names), args)
+def kind(number: float) -> Any:
+    """What of a number in a launch's arguments the code depends on."""
+    return float if isinstance(number, float) else 1 if number == 1 else 32 if -(2**31) <= number < 2**31 else 64
 
 
 def compiled(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> Binary:

@@ -105,6 +105,11 @@ def interpreted(device: torch.device) -> bool:
     return device.type != "cuda" and _interpreting and _recorded is None
 
 
+def bare(device: torch.device) -> bool:
+    """Whether a launch on this device is nothing but a call of machine code of the CPU: nobody notes or names it."""
+    return device.type == "cpu" and not (_interpreting or _gpu_sizes) and _recorded is None and ranges.opener is None
+
+
 def _from_environment() -> bool:
     chosen = os.environ.get("GRADLAB_CPU", "compile")
     if chosen not in ("compile", "interpret"):
