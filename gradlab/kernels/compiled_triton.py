@@ -129,5 +129,12 @@ _SHORT: dict[str, str] = {
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """How Triton writes an element type in a signature."""
-    return _SHORT[str(dtype).removeprefix("torch.")]
+    """How Triton writes an element type in a signature.
+
+    Raises:
+        TypeError: none of its own kernels takes such tensors.
+    """
+    found = _SHORT.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise TypeError(f"a kernel's argument is a tensor of {dtype}, wanted one of {', '.join(_SHORT)}")
+    return found
