@@ -182,6 +182,27 @@ def test_a_parameter_and_a_subclass_with_memory_are_tensors():
         assert x.detach().tolist() == [2.0] * 8
 
 
+class View:
+    """What Triton takes for a tensor though it is none: a type and an address."""
+
+    def __init__(self, address, device="cpu"):
+        self.address = address
+        self.dtype = torch.float32
+        self.device = device
+
+    def data_ptr(self):
+        return self.address
+
+
+def test_an_object_with_a_type_and_an_address_is_a_tensor():
+    x = torch.ones(8)
+    double_kernel[(1,)](View(x[3:].data_ptr()), 4, BLOCK=8)
+    assert x.tolist() == [1, 1, 1, 2, 2, 2, 2, 1]
+    with pytest.raises(ValueError, match="double_kernel: x_ptr is a View on cuda:0, wanted a tensor on the CPU"):
+        double_kernel[(1,)](View(x.data_ptr(), "cuda:0"), 4, BLOCK=8)
+    assert x.sum() == 12
+
+
 class Wrapper(torch.Tensor):
     """A tensor that is made of others, as a DTensor is."""
 
