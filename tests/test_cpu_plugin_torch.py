@@ -135,6 +135,15 @@ def test_one_binary_serves_what_only_a_gpu_tells_apart(compiled):
     assert len(compiled) == 2
 
 
+def test_a_compiled_kernel_is_launched_with_its_constants_too():
+    x, y, out = torch.ones(8), torch.ones(8), torch.zeros(8)
+    compiled = fresh(add_kernel)[(1,)](x, y, out, 8, 0.5, BLOCK=8)
+    compiled[1, 1, 1](x, y, out, 5, 1.0, 8)
+    assert out.tolist() == [2.0] * 5 + [1.5] * 3
+    with pytest.raises(TypeError, match="add_kernel: 4 arguments were given, wanted 6, constants among them"):
+        compiled[1, 1, 1](x, y, out, 8)
+
+
 def test_an_option_that_nobody_knows_is_refused():
     with pytest.raises(KeyError, match="num_wraps"):
         added(num_wraps=4)

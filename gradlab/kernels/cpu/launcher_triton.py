@@ -21,6 +21,7 @@ class Launcher:
 
     def __init__(self, src: Any, metadata: Any) -> None:
         self._pick = picker(list(src.signature.values()))
+        self._wanted = len(src.signature)
         self._kernel: Kernel | None = None
         self._pointers: list[int] = []
         self._count = 0
@@ -31,9 +32,13 @@ class Launcher:
             self._bind(kernel)
         if enter is not None:
             enter(launch_metadata)
-        values = list(self._pick(args))
+        try:
+            values = list(self._pick(args))
+        except (IndexError, ValueError):
+            values = []
         if len(values) != self._count:
-            raise TypeError(f"{kernel.binary.name}: {len(values)} arguments were given, wanted {self._count}")
+            wanted = f"wanted {self._wanted}, constants among them"
+            raise TypeError(f"{kernel.binary.name}: {len(args)} arguments were given, {wanted}")
         for index in self._pointers:
             value = values[index]
             if type(value) in _PLAIN and value.is_cpu and not value.is_neg():
