@@ -36,7 +36,8 @@ class Located(Kernel):
     def at(self, op: Operation | None) -> None:
         self._at = op
         if op is not None:
-            self.b.lines.append(f"{_MARK}{self._line(op)}")
+            self.b.mark = f"{_MARK}{self._line(op)}"
+            self.b.lines.append(self.b.mark)
 
     def _line(self, op: Operation) -> int:
         place = self.module.where(op.location)
