@@ -98,7 +98,7 @@ def test_bfloat16_keeps_infinities_and_nan():
 def _text():
     a, b, c = (torch.empty(64, 64, dtype=t) for t in (torch.bfloat16, torch.bfloat16, torch.float32))
     constants = {"M": 64, "N": 64, "BK": 64, "ACC": tl.float32}
-    source = compiled_triton._source(_dot_kernel, (a, 64, 1, b, 64, 1, c, 64), constants)
+    source = compiled_triton.source(_dot_kernel, (a, 64, 1, b, 64, 1, c, 64), constants)
     found = triton.compile(source, target=compiled_triton.TARGET, options={"enable_fp_fusion": True})
     return str(found.asm["ttir"])
 
@@ -154,7 +154,7 @@ def test_the_mask_of_a_tiles_only_row_is_asked_once():
         y = torch.full((64,), -1.0)
         compiled_triton.run(_row_kernel, (1,), (x, y, m, 2, N), {"B": 64})
         assert torch.equal(y, torch.where(torch.arange(64) < live, x, -1.0)), (m, N)
-    source = compiled_triton._source(_row_kernel, (x, x, 3, 2, 64), {"B": 64})
+    source = compiled_triton.source(_row_kernel, (x, x, 3, 2, 64), {"B": 64})
     made = triton.compile(source, target=compiled_triton.TARGET, options={"enable_fp_fusion": True})
     # The whole row's loop has none, the other one.
     assert len(re.findall("call .*@llvm.masked.store", made.asm["llir"])) == 1

@@ -92,13 +92,15 @@ def compiled(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
     cache_triton.install()
     # A checkout that is not installed has no entry point by which Triton finds the back end.
     backends.setdefault("cpu", Backend(compiler=CPUBackend, driver=CPUDriver))
-    source = _source(jit, args, constants)
+    made = source(jit, args, constants)
     with PARSER:
-        found = triton.compile(source, target=TARGET, options={"enable_fp_fusion": True})
+        found = triton.compile(made, target=TARGET, options={"enable_fp_fusion": True})
     return Binary.unseal(found.asm["obj"])
 
 
-def _source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> ASTSource:
+def source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any],
+           kind: type[ASTSource] = ASTSource) -> ASTSource:  # fmt: skip
+    """A launch as the compiler takes it, in Triton's words or those of a class of its own."""
     signature, fixed = {}, dict(constants)
     for parameter, value in zip(jit.params, args, strict=False):
         name = parameter.name
@@ -111,7 +113,7 @@ def _source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) ->
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
     signature |= dict.fromkeys(fixed, "constexpr")
-    return ASTSource(
+    return kind(
         fn=jit,
         signature={name: signature[name] for name in jit.arg_names},
         constexprs={(jit.arg_names.index(name),): value for name, value in fixed.items()},
@@ -127,5 +129,12 @@ _SHORT: dict[str, str] = {
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """How Triton writes an element type in a signature."""
-    return _SHORT[str(dtype).removeprefix("torch.")]
+    """How Triton writes an element type in a signature.
+
+    Raises:
+        TypeError: none of its own kernels takes such tensors.
+    """
+    found = _SHORT.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise TypeError(f"a kernel's argument is a tensor of {dtype}, wanted one of {', '.join(_SHORT)}")
+    return found

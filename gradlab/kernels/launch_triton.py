@@ -44,6 +44,7 @@ class Launch:
 
 
 _recorded: list[Launch] | None = None
+_recorded_for = "cuda"
 
 
 def _stop_recording() -> None:
@@ -55,11 +56,15 @@ _lock = Lock(_stop_recording)
 
 
 @contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Within it, launches choose a GPU's sizes and are noted, not run: what machine code is read from, GPU or none."""
-    global _recorded
+def recording(device: str = "cuda") -> Iterator[list[Launch]]:
+    """Within it, launches choose a GPU's sizes, or a CPU's, and are noted, not run: what machine code is read from.
+
+    Args:
+        device: whose tiles launches take: "cuda" or "cpu".
+    """
+    global _recorded, _recorded_for
     with _lock:
-        _recorded = []
+        _recorded, _recorded_for = [], device
         try:
             yield _recorded
         finally:
@@ -90,7 +95,9 @@ def interpreting() -> Iterator[None]:
 
 def sized_for(device: torch.device) -> str:
     """Whose tiles launches on this device take: "cuda" or "cpu"."""
-    return "cuda" if device.type == "cuda" or _gpu_sizes or _recorded is not None else "cpu"
+    if _recorded is not None:
+        return _recorded_for
+    return "cuda" if device.type == "cuda" or _gpu_sizes else "cpu"
 
 
 def interpreted(device: torch.device) -> bool:

@@ -7,6 +7,7 @@ base classes is imported here before a kernel is compiled.
 import dataclasses
 import functools
 import hashlib
+import platform
 import re
 import sys
 from pathlib import Path
@@ -59,6 +60,12 @@ class CPUBackend(BaseBackend):
     instrumentation = None
     # The file that a launch loads: an object file, `binary.Binary.seal`.
     binary_ext = "obj"
+
+    def __init__(self, target: GPUTarget) -> None:
+        # Code is made for the CPU that runs this; torch.compile names none.
+        if isinstance(target.arch, str) and target.arch not in ("", platform.machine()):
+            raise ValueError(f"cpu: the target's architecture is {target.arch!r}, wanted {platform.machine()!r}")
+        super().__init__(target)
 
     @staticmethod
     def supports_target(target: GPUTarget) -> bool:

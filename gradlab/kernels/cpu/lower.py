@@ -56,12 +56,13 @@ class Lowered:
     messages: list[tuple[str, str]]
 
 
-def lower(text: str, machine: Machine, fusion: bool = True) -> Lowered:
+def lower(text: str, machine: Machine, fusion: bool = True, writing: "type[Kernel] | None" = None) -> Lowered:
     """The LLVM IR of printed Triton IR.
 
     Args:
         text: what Triton's front end gives after its own passes, with locations.
         fusion: whether a product and a sum may be rounded once.
+        writing: what writes the function: `Kernel`, or one that writes source lines beside it (`located.Located`).
 
     Raises:
         Unsupported: the kernel uses what is not compiled for CPUs.
@@ -71,7 +72,7 @@ def lower(text: str, machine: Machine, fusion: bool = True) -> Lowered:
     except ValueError as error:
         named = re.search(r'tt\.func public @"?([^"(\s]+)', text)
         raise Unsupported(f"{named[1] if named else 'a kernel'}: {error}; {_WAY_OUT}") from None
-    writer = _Kernel(module, module.kernel, machine, fusion)
+    writer = (writing or Kernel)(module, module.kernel, machine, fusion)
     try:
         return writer.lowered()
     except NotLowered as error:
@@ -90,7 +91,9 @@ def _unsupported(module: Module, op: Operation, reason: str) -> Unsupported:
     return Unsupported(f"{module.kernel.name}: {reason} ({op.name} at {place.file}:{place.line}); {_WAY_OUT}")
 
 
-class _Kernel(Tiles):
+class Kernel(Tiles):
+    """The function of one kernel while it is written."""
+
     def __init__(self, module: Module, kernel: Function, machine: Machine, fusion: bool) -> None:
         super().__init__(Emitter(machine.vector_bits, fusion, machine.matrices), kernel)
         self.module = module

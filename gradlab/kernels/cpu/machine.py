@@ -88,6 +88,25 @@ def assembly(ir: str, machine: Machine) -> str:
         return target.emit_assembly(module)
 
 
+def read(ir: str, machine: Machine, size: bool = True) -> tuple[str, int]:
+    """The assembly text of a module of IR text for who reads it, and bytes of its machine code.
+
+    The text has LLVM's comments, which say what is a loop and what is spilled. Machine code is made once more to be
+    weighed, unless `size` says otherwise; then it weighs 0.
+    """
+    llvm = _binding()
+    with _lock:
+        module, target = _optimized(ir, machine)
+        # Making code changes a module: each is made from its own.
+        other = llvm.parse_bitcode(module.as_bitcode()) if size else None
+        target.set_asm_verbosity(True)
+        text = target.emit_assembly(module)
+        if other is None:
+            return text, 0
+        binary = llvm.ObjectFileRef.from_data(_target(machine).emit_object(other))
+        return text, sum(section.size() for section in binary.sections() if section.is_text())
+
+
 class Code:
     """An object file in this process's memory; its functions live as long as it does."""
 
