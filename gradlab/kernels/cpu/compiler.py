@@ -161,8 +161,8 @@ def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
     lowered = lower.lower(text, host(), options.enable_fp_fusion)
     named = re.search(r'tt\.func public @"?([^"(\s]+)', text)
     metadata["name"] = named[1] if named else lowered.name
-    # Triton's runtime asks how much of a GPU's shared memory a kernel needs.
-    metadata["shared"] = 0
+    # Triton's runtime asks how much of a GPU's shared memory a kernel needs, and hosts divide what there is by it.
+    metadata["shared"] = 1
     metadata["launch"] = {
         "name": metadata["name"], "entry": lowered.name, "arguments": lowered.arguments, "scratch": lowered.scratch,
         "messages": lowered.messages, "stored": lowered.stored, "ordered": lowered.ordered,

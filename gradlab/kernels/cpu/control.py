@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from gradlab.kernels.cpu import lanes, library, types
+from gradlab.kernels.cpu import assembly, lanes, library, types
 from gradlab.kernels.cpu.atomics import compare_and_swap, read_modify_write
 from gradlab.kernels.cpu.carried import carry
 from gradlab.kernels.cpu.dot import dot
@@ -20,8 +20,8 @@ from gradlab.kernels.cpu.values import Buffer, Index, NotLowered, Position, cont
 
 # What writes memory, or has to happen where it stands.
 EFFECTS = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "gpu.barrier", "ttg.barrier", "tt.call"}
-# Importing the library enters its rule.
-assert library.call in RULES.values()
+# Importing a file enters its rules.
+assert {library.call, assembly.assembly}.issubset(RULES.values())
 _TERMINATORS = {"scf.yield", "scf.condition", "tt.return", "tt.map_elementwise.return", "cf.br", "cf.cond_br"}
 _NOTHING = {"llvm.intr.assume", "ttg.local_barrier", "scf.reduce"}
 

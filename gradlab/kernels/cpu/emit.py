@@ -63,8 +63,6 @@ class Emitter:
         self.matrices = matrices
         self.width = 0
         self.block = "entry"
-        # A comment that stands in front of what is written from here on, wherever that is put.
-        self.mark = ""
         self.lines: list[Line] = []
         self.slots: list[str] = []
         self.declarations: dict[str, str] = {}
@@ -138,7 +136,7 @@ class Emitter:
         line = f"  {name} = {text}"
         for scope in self._open[depth + 1 :]:
             if scope.before is not None:
-                scope.before += [self.mark, line] if self.mark else [line]
+                scope.before.append(line)
                 assert scope.parent is not None
                 self._defined[name] = scope.parent
                 break
@@ -163,7 +161,7 @@ class Emitter:
     def loop_scope(self) -> Iterator[None]:
         """Within it, a loop is written, from its head to its last branch; code in front of it may be added to."""
         before: list[Line] = []
-        self.lines += [before, self.mark] if self.mark else [before]
+        self.lines.append(before)
         self._open.append(Scope(self._open[-1], before))
         try:
             yield

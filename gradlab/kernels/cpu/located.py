@@ -4,8 +4,10 @@ A launch compiles without it: lines cost compile time, and the code is the same.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane
 from gradlab.kernels.cpu.lower import NAME, Kernel
 from gradlab.kernels.cpu.ttir import Operation
@@ -13,9 +15,31 @@ from gradlab.kernels.cpu.values import Index, Lazy
 
 # In front of what was written for a line; a comment to LLVM.
 _MARK = "; line "
+_RESULT = re.compile(r"  (%[\w.]+) = ")
 _LABEL = re.compile(r"^[\w.]+:$")
 # Numbers of metadata that the function without lines has no use for.
 _FIRST = 100
+
+
+class Noting(Emitter):
+    """Notes for which line each name is made: its instruction may be written in front of a loop.
+
+    Attributes:
+        line: that code is written for now.
+        places: line of each name.
+    """
+
+    line = 0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.places: dict[str, int] = {}
+        super().__init__(*args, **options)
+
+    def name(self) -> str:
+        """A fresh SSA name."""
+        made = super().name()
+        self.places[made] = self.line
+        return made
 
 
 class Located(Kernel):
@@ -25,6 +49,8 @@ class Located(Kernel):
     that calls it.
     """
 
+    emitter = Noting
+    b: Noting
     _at: Operation | None = None
 
     @property
@@ -36,8 +62,8 @@ class Located(Kernel):
     def at(self, op: Operation | None) -> None:
         self._at = op
         if op is not None:
-            self.b.mark = f"{_MARK}{self._line(op)}"
-            self.b.lines.append(self.b.mark)
+            self.b.line = self._line(op)
+            self.b.lines.append(f"{_MARK}{self.b.line}")
 
     def _line(self, op: Operation) -> int:
         place = self.module.where(op.location)
@@ -54,14 +80,21 @@ class Located(Kernel):
         return found
 
     def _text(self, head: list[str], body: list[str]) -> str:
-        return located(super()._text(head, body), self._file(), self.module.where(self.kernel.location).line)
+        first = self.module.where(self.kernel.location).line
+        return located(super()._text(head, body), self.b.places, self._file(), first)
 
 
-def located(ir: str, file: str, first: int) -> str:
-    """The module with marks turned into LLVM's debug locations; `first` is the line of the function."""
+def located(ir: str, places: Mapping[str, int], file: str, first: int) -> str:
+    """The module with LLVM's debug locations.
+
+    Args:
+        ir: with a mark in front of what is written for a line.
+        places: lines of names, where they are known.
+        first: the line of the function.
+    """
     lines: set[int] = set()
     define = f"define i64 @{NAME}("
-    rows = list(_rows(ir.splitlines(), define, first, lines))
+    rows = list(_rows(ir.splitlines(), define, places, first, lines))
     folder, _, name = file.rpartition("/")
     unit, source, kind, function, flags = range(_FIRST, _FIRST + 5)
     program = f"language: DW_LANG_Python, file: !{source}, isOptimized: true, emissionKind: LineTablesOnly"
@@ -79,7 +112,7 @@ def located(ir: str, file: str, first: int) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _rows(rows: list[str], define: str, first: int, lines: set[int]) -> Iterator[str]:
+def _rows(rows: list[str], define: str, places: Mapping[str, int], first: int, lines: set[int]) -> Iterator[str]:
     inside, line = False, first
     for row in rows:
         if row.startswith(define):
@@ -91,8 +124,10 @@ def _rows(rows: list[str], define: str, first: int, lines: set[int]) -> Iterator
         elif row.startswith(_MARK):
             line = int(row.removeprefix(_MARK)) or first
         elif inside and row and not _LABEL.match(row):
-            lines.add(line)
-            yield f"{row}, !dbg !{_number(line)}"
+            named = _RESULT.match(row)
+            here = (places.get(named.group(1)) if named else None) or line
+            lines.add(here)
+            yield f"{row}, !dbg !{_number(here)}"
         else:
             yield row
 

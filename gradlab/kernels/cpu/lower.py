@@ -94,8 +94,10 @@ def _unsupported(module: Module, op: Operation, reason: str) -> Unsupported:
 class Kernel(Tiles):
     """The function of one kernel while it is written."""
 
+    emitter: type[Emitter] = Emitter
+
     def __init__(self, module: Module, kernel: Function, machine: Machine, fusion: bool) -> None:
-        super().__init__(Emitter(machine.vector_bits, fusion, machine.matrices), kernel)
+        super().__init__(self.emitter(machine.vector_bits, fusion, machine.matrices), kernel)
         self.module = module
         self.kernel = kernel
         self.machine = machine
