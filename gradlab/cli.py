@@ -86,9 +86,11 @@ def bench(op: Op = None, side: SideOption = None,
 @app.command()
 def inspect(op: Op = None, side: SideOption = None,
             arch: Annotated[list[str] | None, typer.Option(
-                help="sm_80, sm_86, sm_89, sm_90, sm_100, gfx942, with commas between; sm_90 when not given.")] = None,
+                help="sm_80, sm_86, sm_89, sm_90, sm_100, gfx942, with commas between; sm_90 when not given. This CPU: "
+                "native; others: x86-64-v3, sapphirerapids, neoverse-v2.")] = None,
             dtype: Annotated[list[str] | None, typer.Option(
-                help="float64, float32, float16, bfloat16, with commas between; bfloat16 when not given.")] = None,
+                help="float64, float32, float16, bfloat16, with commas between; bfloat16 when not given, float32 for "
+                "CPUs.")] = None,
             case: Annotated[str | None, typer.Option(help="A case of the op; its largest when not given.")] = None,
             gpu: Annotated[str | None, typer.Option(help="Whose waves and floor: A100, H100, H200, B200, ...")] = None,
             lines: Annotated[bool, typer.Option("--lines", help="Each line's instructions beside it.")] = False,

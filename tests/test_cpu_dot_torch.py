@@ -2,6 +2,7 @@
 and loops that are written with and without masks."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_bfloat16_keeps_infinities_and_nan():
 def _text():
     a, b, c = (torch.empty(64, 64, dtype=t) for t in (torch.bfloat16, torch.bfloat16, torch.float32))
     constants = {"M": 64, "N": 64, "BK": 64, "ACC": tl.float32}
-    source = compiled_triton._source(_dot_kernel, (a, 64, 1, b, 64, 1, c, 64), constants)
+    source = compiled_triton.source(_dot_kernel, (a, 64, 1, b, 64, 1, c, 64), constants)
     found = triton.compile(source, target=compiled_triton.TARGET, options={"enable_fp_fusion": True})
     return str(found.asm["ttir"])
 
@@ -138,3 +139,22 @@ def test_whole_tiles_and_tiles_at_an_edge(first, N, live):
     i = (torch.arange(64) + first + 2**31) % 2**32 - 2**31
     assert torch.equal(y, torch.where(i < N, x, -1.0))
     assert (y >= 0).sum() == live
+
+
+@JITFunction
+def _row_kernel(x_ptr, y_ptr, m, M, N, B: tl.constexpr):
+    rows, columns = m + tl.arange(0, 1), tl.arange(0, B)
+    inside = (rows < M)[:, None] & (columns < N)[None, :]
+    tl.store(y_ptr + columns[None, :], tl.load(x_ptr + columns[None, :], mask=inside, other=0.0), mask=inside)
+
+
+def test_the_mask_of_a_tiles_only_row_is_asked_once():
+    x = torch.arange(1.0, 65.0)
+    for m, N, live in ((1, 64, 64), (1, 63, 63), (2, 64, 0), (2, 63, 0)):
+        y = torch.full((64,), -1.0)
+        compiled_triton.run(_row_kernel, (1,), (x, y, m, 2, N), {"B": 64})
+        assert torch.equal(y, torch.where(torch.arange(64) < live, x, -1.0)), (m, N)
+    source = compiled_triton.source(_row_kernel, (x, x, 3, 2, 64), {"B": 64})
+    made = triton.compile(source, target=compiled_triton.TARGET, options={"enable_fp_fusion": True})
+    # The whole row's loop has none, the other one.
+    assert len(re.findall("call .*@llvm.masked.store", made.asm["llir"])) == 1

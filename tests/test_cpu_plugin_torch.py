@@ -135,6 +135,27 @@ def test_one_binary_serves_what_only_a_gpu_tells_apart(compiled):
     assert len(compiled) == 2
 
 
+def test_a_host_may_divide_a_gpus_resources_by_a_kernels():
+    kernel = add_kernel.warmup(*torch.zeros(3, 5), 5, 2.0, BLOCK=16, grid=(1,))
+    kernel._init_handles()
+    has = driver.active.utils.get_device_properties(driver.active.get_current_device())
+    threads = kernel.metadata.num_warps * has["warpSize"]
+    programs = min(has["max_num_regs"] // (kernel.n_regs * threads), has["max_shared_mem"] // kernel.metadata.shared)
+    assert programs > 1000
+    out = torch.empty(5)
+    kernel[(1, 1, 1)](torch.ones(5), torch.ones(5), out, 5, 2.0, 16)
+    assert out.tolist() == [3.0] * 5
+
+
+def test_a_compiled_kernel_is_launched_with_its_constants_too():
+    x, y, out = torch.ones(8), torch.ones(8), torch.zeros(8)
+    compiled = fresh(add_kernel)[(1,)](x, y, out, 8, 0.5, BLOCK=8)
+    compiled[1, 1, 1](x, y, out, 5, 1.0, 8)
+    assert out.tolist() == [2.0] * 5 + [1.5] * 3
+    with pytest.raises(TypeError, match="add_kernel: 4 arguments were given, wanted 6, constants among them"):
+        compiled[1, 1, 1](x, y, out, 8)
+
+
 def test_an_option_that_nobody_knows_is_refused():
     with pytest.raises(KeyError, match="num_wraps"):
         added(num_wraps=4)
@@ -180,6 +201,27 @@ def test_a_parameter_and_a_subclass_with_memory_are_tensors():
     for x in (torch.nn.Parameter(torch.ones(8)), torch.ones(8).as_subclass(Named)):
         double_kernel[(1,)](x, 8, BLOCK=8)
         assert x.detach().tolist() == [2.0] * 8
+
+
+class View:
+    """What Triton takes for a tensor though it is none: a type and an address."""
+
+    def __init__(self, address, device="cpu"):
+        self.address = address
+        self.dtype = torch.float32
+        self.device = device
+
+    def data_ptr(self):
+        return self.address
+
+
+def test_an_object_with_a_type_and_an_address_is_a_tensor():
+    x = torch.ones(8)
+    double_kernel[(1,)](View(x[3:].data_ptr()), 4, BLOCK=8)
+    assert x.tolist() == [1, 1, 1, 2, 2, 2, 2, 1]
+    with pytest.raises(ValueError, match="double_kernel: x_ptr is a View on cuda:0, wanted a tensor on the CPU"):
+        double_kernel[(1,)](View(x.data_ptr(), "cuda:0"), 4, BLOCK=8)
+    assert x.sum() == 12
 
 
 class Wrapper(torch.Tensor):
@@ -366,14 +408,14 @@ def test_a_folder_that_cannot_be_written_is_replaced(monkeypatch, compiled):
 
 def test_a_folder_that_becomes_unwritable_is_read_and_replaced(monkeypatch, compiled):
     added()
-    real = os.makedirs
+    real = os.replace
 
-    def refuse(name, *args, **kwargs):
-        if "tmp.pid_" in str(name) and "gradlab-triton-" not in str(name):
-            raise PermissionError(13, "Permission denied", name)
-        return real(name, *args, **kwargs)
+    def refuse(source, target):
+        if "gradlab-triton-" not in str(target):
+            raise PermissionError(13, "Permission denied", target)
+        return real(source, target)
 
-    monkeypatch.setattr(os, "makedirs", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     added()
     assert len(compiled) == 1
     cache_triton._say.cache_clear()

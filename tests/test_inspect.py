@@ -15,10 +15,10 @@ from gradlab.kernels.promise import Promise
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code import amdgcn, command, gpus, inspection, places, sass, source_view, tools
 from gradlab.profiling.machine_code.code import Code
-from gradlab.profiling.machine_code.counts import Counts
+from gradlab.profiling.machine_code.counts import Counts, CPUCounts
 from gradlab.profiling.machine_code.gpus import Ceilings
 from gradlab.profiling.machine_code.promises import hold, subjects
-from gradlab.profiling.machine_code.targets import TARGETS, occupancy
+from gradlab.profiling.machine_code.targets import CPUS, TARGETS, occupancy
 
 OPS = ", ".join(specs())
 SIDE = "torch" if importlib.util.find_spec("torch") else "jax"
@@ -178,7 +178,7 @@ def test_a_floor_names_its_ceiling():
     assert gpus.floor(2e12, 48e9, "bfloat16", h200) == gpus.Floor(0.01, "4.8 TB/s, datasheet")
     measured = Ceilings({"bfloat16": 500e12}, 4.3e12, "measured")
     assert gpus.floor(1e12, 0, "bfloat16", measured) == gpus.Floor(0.002, "500 TFLOP/s, measured")
-    assert {g.arch for g in gpus.GPUS.values()} == set(TARGETS) == set(gpus.USUAL)
+    assert {g.arch for g in gpus.GPUS.values()} == set(TARGETS) - set(CPUS) == set(gpus.USUAL)
     assert all(gpus.GPUS[name].arch == arch for arch, name in gpus.USUAL.items())
 
 
@@ -193,6 +193,23 @@ def code(**changes):
             "kernel": "product", "variant": 1, "direction": "forward", "grid": (2048,), "threads": 256,
             "registers": 116, "blocks": 2, "occupancy": 0.25, "limiter": "registers", "shared_dynamic": 98304,
             "counts": counts, "gpu": "H200", "waves": 7.76, "floor": 2.78e-4, "ceiling": "989.4 TFLOP/s, datasheet",
+            "file": "gradlab/kernels/linear_triton.py", "line": 13, **changes,
+        }
+    )  # fmt: skip
+
+
+def cpu_code(**changes):
+    """The same of a CPU."""
+    inner = CPUCounts(
+        instructions=60, loads=12, wide_loads=8, stores=4, wide_stores=4, bits=256, fmas=32, gathers=2, masked=6,
+        divisions=1,
+    )  # fmt: skip
+    return Code(
+        **{
+            "op": "linear", "case": "transformer", "side": SIDE, "dtype": "float32", "arch": "native",
+            "kernel": "product", "variant": 1, "direction": "forward", "grid": (512,), "threads": 1, "registers": 13,
+            "counts": dataclasses.replace(inner, instructions=729, lines={36: 10, 46: 90}), "inner": inner,
+            "cpu": "znver3", "vector_bits": 256, "stack": 262640, "scratch": 287616, "size": 3953,
             "file": "gradlab/kernels/linear_triton.py", "line": 13, **changes,
         }
     )  # fmt: skip
@@ -219,6 +236,13 @@ def with_counts(**changes):
         (Promise("tensor", least=4), code(), True),
         (Promise("tensor", least=5), code(), False),
         (Promise("spill_bytes", most=0), code(error="ptxas died"), False),
+        (Promise("inner_width", least=1, archs=CPUS), cpu_code(), True),
+        (Promise("inner_width", least=1, archs=CPUS), cpu_code(vector_bits=512), False),
+        (Promise("inner_share", least=0.75, archs=CPUS), cpu_code(), True),
+        (Promise("inner_share", least=0.76, archs=CPUS), cpu_code(), False),
+        (Promise("inner_gathers", most=1, archs=CPUS), cpu_code(), False),
+        (Promise("products", least=32, archs=CPUS), cpu_code(), True),
+        (Promise("registers", most=12, archs=CPUS), cpu_code(), False),
     ],
 )
 def test_promise(promise, kernel, kept):
@@ -251,7 +275,7 @@ def test_every_promise_is_of_a_number_and_a_case_that_are_there():
         assert op.promises
         for promise in op.promises:
             assert promise.least is not None or promise.most is not None
-            code().fact(promise.fact)
+            (cpu_code() if promise.archs[0] in CPUS else code()).fact(promise.fact)
             inspection.case_of(op, promise.case or None)
     with pytest.raises(AttributeError):
         code().fact("speed")
@@ -266,10 +290,10 @@ def test_source_has_its_counts_beside_it():
     assert source_view.source(code(file="gone.py")) == []
 
 
-def run(monkeypatch, capsys, *words):
-    """(exit code, stdout, stderr) of the command with these words, 80 columns wide."""
+def run(monkeypatch, capsys, *words, columns=80):
+    """(exit code, stdout, stderr) of the command with these words, so many columns wide."""
     monkeypatch.setattr(sys, "argv", ["gradlab", "inspect", *words])
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit) as stop:
         cli.main()
     out, err = capsys.readouterr()
@@ -319,6 +343,34 @@ def test_table_fits_80_columns_and_the_file_holds_every_number(monkeypatch, caps
     }
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_cpus_table_fits_its_terminal_and_the_file_holds_every_number(monkeypatch, capsys, reads, tmp_path, columns):
+    spilt = dataclasses.replace(cpu_code().inner, spill_bytes=123456, spill_stores=2, scalars=3)
+    reads += [
+        cpu_code(called=("memcpy", "memset")),
+        cpu_code(variant=12, direction="backward", inner=spilt),
+        cpu_code(variant=2, error="Unsupported: no"),
+    ]
+    file = tmp_path / "codes.json"
+    words = ("linear", "--side", SIDE, "--arch", "native", "--lines", "--json", str(file))
+    status, out, _ = run(monkeypatch, capsys, *words, columns=columns)
+    assert status == 1
+    table = [line for line in out.splitlines() if not line.startswith("not compiled: ")]
+    assert max(map(len, table)) <= columns
+    assert f"linear on {SIDE}, float32, native; transformer: " in out
+    assert "znver3, vectors of 256 bits\n" in out
+    row = "product        forward   256     -  537 K  32   12/16    2    6    -   1   729"
+    assert (row if columns == 80 else f"{row}   13 3.86 K      512\n") in out
+    assert " 121 K " in out
+    assert "product calls memcpy, memset\n" in out
+    assert "    90   46" in out
+    assert ("programs" in out) == (columns == 120)
+    row = json.loads(file.read_text())["kernels"][0]
+    assert (row["vector_bits"], row["called"], row["size"]) == (256, ["memcpy", "memset"], 3953)
+    assert (row["instructions"], row["inner"]["instructions"], row["inner"]["fmas"]) == (729, 60, 32)
+    assert "lines" not in row["inner"]
+
+
 def test_lines(monkeypatch, capsys, reads):
     reads.append(code())
     _, out, _ = run(monkeypatch, capsys, "linear", "--side", SIDE, "--lines")
@@ -364,14 +416,15 @@ def test_ctrl_c_keeps_what_was_read(monkeypatch, capsys, reads, tmp_path, check)
     [
         (["conv9d"], f"unknown op 'conv9d'; the lab has {OPS}"),
         (["relu", "--side", "numpy"], "unknown side 'numpy'; the lab has torch, jax"),
-        (["relu", "--arch", "sm_90,sm_9"], "inspect: unknown architecture 'sm_9'; the lab has sm_80, sm_86, sm_89, sm_90, sm_100, gfx942"),
+        (["relu", "--arch", "sm_90,sm_9"], "inspect: unknown architecture 'sm_9'; the lab has sm_80, sm_86, sm_89, sm_90, sm_100, gfx942, native, x86-64-v3, sapphirerapids, neoverse-v2"),
         (["relu", "--dtype", "int8"], "inspect: unknown dtype 'int8'; the lab has float64, float32, float16, bfloat16"),
         (["relu", "--case", "tiny"], "inspect: relu has no case 'tiny'; it has one, odd, activations, large, transformer"),
         (["--case", "tiny"], "inspect: no op has a case 'tiny'"),
         (["relu", "--gpu", "H300"], "inspect: unknown GPU 'H300'; the lab has A100, A100-PCIe, A10, L4, H100, H100-PCIe, H200, B200, MI300X"),
         (["relu", "--gpu", "A100", "--arch", "sm_90"], "inspect: A100 is sm_80, wanted a GPU of sm_90"),
         (["relu", "--json", "/nowhere/x.json"], "inspect: cannot write /nowhere/x.json: No such file or directory"),
-        (["relu", "--check", "--arch", "gfx942"], "inspect: no promise speaks of gfx942, wanted one of sm_80, sm_90"),
+        (["relu", "--check", "--arch", "gfx942"], "inspect: no promise speaks of gfx942, wanted one of native, neoverse-v2, sapphirerapids, sm_80, sm_90, x86-64-v3"),
+        (["relu", "--gpu", "A100", "--arch", "native"], "inspect: A100 is sm_80, wanted a GPU of native"),
         (["relu", "--json", "/proc/x.json"], "inspect: cannot write /proc/x.json: No such file or directory"),
         (["relu", "--json", "/"], "inspect: cannot write /: it is a folder"),
         (["relu", "--check", "--lines"], "inspect: --check takes no --case, --gpu or --lines: the promises name their cases"),
@@ -382,7 +435,7 @@ def test_user_errors_are_one_line_and_exit_with_2(monkeypatch, capsys, words, me
 
 
 def test_launches_that_are_not_found_are_one_row_and_break_every_promise(monkeypatch, capsys):
-    def lost(subject):
+    def lost(subject, device):
         raise RuntimeError("no Triton IR")
 
     monkeypatch.setattr(inspection, "find", lost)
@@ -404,6 +457,21 @@ def test_jax_alone_has_nothing_for_amd(monkeypatch, capsys):
     assert (
         err == "gradlab: inspect: nothing to compile: jax's kernels are lowered for CUDA, wanted an sm_ architecture\n"
     )
+
+
+def test_jax_alone_has_nothing_for_a_cpu(monkeypatch, capsys):
+    pytest.importorskip("jax")
+    said = "on a CPU jax's kernels are XLA's code, wanted --side torch or an sm_ architecture"
+    status, out, err = run(monkeypatch, capsys, "relu", "--side", "jax", "--arch", "native")
+    assert (status, out, err) == (2, "", f"gradlab: inspect: nothing to compile: {said}\n")
+
+
+def test_llvmlite_that_is_missing_is_one_line(monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llvmlite" else real(name))
+    status, out, err = run(monkeypatch, capsys, "relu", "--side", SIDE, "--arch", "native,neoverse-v2")
+    said = "inspect needs llvmlite, which compiles for native, neoverse-v2: pip install 'gradlab[torch]'"
+    assert (status, out, err) == (2, "", f"gradlab: {said}\n")
 
 
 def test_a_missing_tool_is_one_line(monkeypatch, capsys):

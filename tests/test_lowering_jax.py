@@ -28,6 +28,7 @@ from gradlab.jax import (
     sigmoid,
     tanh,
 )
+from gradlab.kernels.launch_pallas import launch
 from gradlab.kernels.lower_pallas import lowered
 
 CALLS = {"cpu": None, "cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
@@ -233,3 +234,26 @@ def test_has_no_compiled_kernel_on_a_cpu(name):
     text = text_of(name, min(1, PROGRAMS[name][2]), "cpu", "float32")
     assert "func.func public @main" in text
     assert not re.search("triton|tpu_custom_call|mosaic", text)
+
+
+def test_a_launch_is_traced_for_the_platforms_it_is_lowered_for():
+    traced = []
+
+    def call(platform, x):
+        traced.append(platform)
+        return x + 1
+
+    program = jax.jit(lambda x: launch(call, x)).trace(jnp.ones(3))
+    program.lower(lowering_platforms=("cpu",))
+    assert traced == ["cpu"]
+    program.lower(lowering_platforms=("tpu",))
+    assert traced == ["cpu", "tpu"]
+    both = program.lower(lowering_platforms=("cpu", "cuda")).as_text()
+    assert traced == ["cpu", "tpu", "cuda"]
+    assert "platform_index" in both or "case" in both
+
+
+def test_a_launch_holds_no_array():
+    x = jnp.ones(3)
+    with pytest.raises(TypeError, match=r"^launch: .* holds x, wanted arrays among its operands alone$"):
+        launch(lambda platform, y: x + y, x)

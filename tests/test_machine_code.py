@@ -65,7 +65,7 @@ def test_small_and_odd_sizes_compile_in_every_dtype(op, dtype, case):
 @pytest.fixture
 def forward_alone(monkeypatch):
     """From then on only the kernels of the forward are found: what is spoilt on purpose need not be compiled thrice."""
-    monkeypatch.setattr(inspection, "find", lambda subject: [f for f in find(subject) if f.direction == "forward"])
+    monkeypatch.setattr(inspection, "find", lambda *of: [f for f in find(*of) if f.direction == "forward"])
 
 
 def test_a_tile_that_is_too_large_is_caught_and_its_spills_are_what_ptxas_says(monkeypatch, forward_alone):

@@ -174,3 +174,6 @@ def test_forward_mode_is_refused_not_wrong(device):
     x = torch.randn(3, device=device)
     with pytest.raises(NotImplementedError, match="jvp"):
         torch.func.jvp(lab.relu, (x,), (x,))
+    # Nothing here requires a gradient, so that an eager call would be its forward alone: the tangent must be seen.
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        lab.relu(torch.autograd.forward_ad.make_dual(x, x))

@@ -42,13 +42,14 @@ def want_broadcast(op: str, argument: str, array: Any, shape: Sequence[int], lik
 
 def want_floats(op: str, arrays: Mapping[str, Any]) -> None:
     """Refuse arrays that are not all of one of the lab's floating dtypes."""
-    first = next(iter(arrays))
+    first, wanted = next(iter(arrays.items()))
     for argument, array in arrays.items():
-        name = dtype_name(array)
-        if name not in FLOATS:
-            refuse(op, f"dtype of {argument}", name, f"one of {', '.join(FLOATS)}", TypeError)
-        if name != dtype_name(arrays[first]):
-            refuse(op, f"dtype of {argument}", name, f"{dtype_name(arrays[first])} like {first}", TypeError)
+        if array is wanted or array.dtype != wanted.dtype:
+            name = dtype_name(array)
+            if name not in FLOATS:
+                refuse(op, f"dtype of {argument}", name, f"one of {', '.join(FLOATS)}", TypeError)
+            if array.dtype != wanted.dtype:
+                refuse(op, f"dtype of {argument}", name, f"{dtype_name(wanted)} like {first}", TypeError)
 
 
 def want_choice(op: str, argument: str, came: Any, choices: Collection[Any]) -> None:

@@ -7,12 +7,17 @@ import torch
 
 from gradlab.autodiff.arguments import refuse
 from gradlab.autodiff.shards_torch import DEVICES, is_sharded
+from gradlab.kernels.memory_triton import PLAIN
 
 
 def want_tensors(op: str, tensors: Mapping[str, Any]) -> None:
     """Refuse what is not a strided tensor, is on a device without kernels, or is not beside the first one."""
     first = next(iter(tensors))
+    beside = tensors[first]
     for argument, tensor in tensors.items():
+        # What nearly every call brings, by three looks that cost the host little.
+        if type(tensor) in PLAIN and tensor.is_cpu and tensor.layout is torch.strided and beside.is_cpu:
+            continue
         if not isinstance(tensor, torch.Tensor):
             refuse(op, argument, f"a {type(tensor).__name__}", "a torch.Tensor", TypeError)
         if is_sharded(tensor):
@@ -23,5 +28,5 @@ def want_tensors(op: str, tensors: Mapping[str, Any]) -> None:
         # Without data there is no kernel to run: what a result's shape, strides and dtype are is known all the same.
         if tensor.device.type not in DEVICES and not tensor.is_meta:
             refuse(op, f"device of {argument}", tensor.device, " or ".join(DEVICES))
-        if tensor.device != tensors[first].device:
-            refuse(op, f"device of {argument}", tensor.device, f"{tensors[first].device} like {first}")
+        if tensor.device != beside.device:
+            refuse(op, f"device of {argument}", tensor.device, f"{beside.device} like {first}")

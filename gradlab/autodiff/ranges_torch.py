@@ -44,6 +44,15 @@ def _refuse_trace(name: str) -> NoReturn:
     raise NotImplementedError(f"{name}: the call is recorded by torch.jit.trace, wanted {wanted}")
 
 
+def unrecorded(args: tuple[Any, ...]) -> bool:
+    """Whether nobody asks for a derivative of these arguments, backward or forward: a Function is its forward alone."""
+    if torch.is_grad_enabled():
+        for a in args:
+            if isinstance(a, torch.Tensor) and a.requires_grad:
+                return False
+    return torch.autograd.forward_ad._current_level < 0
+
+
 class Direct(torch.autograd.Function):
     """A `torch.autograd.Function` that an eager call on plain tensors enters without torch's own preparations.
 
@@ -61,6 +70,8 @@ class Direct(torch.autograd.Function):
             return super().apply(*args)
         if not memory.strange(args):
             if not torch._C._are_functorch_transforms_active():
+                if unrecorded(args):
+                    return cls.forward(*args)
                 # torch's own `apply` binds arguments to forward's signature first, which takes longer than a kernel.
                 return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
         elif batched_torch.hides_batch(args):

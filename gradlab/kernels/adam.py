@@ -40,7 +40,7 @@ import math
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, Promise, spills
+from gradlab.kernels.promise import ALWAYS, Promise, in_vectors, spills, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
@@ -124,6 +124,8 @@ SPEC = Spec(
         Promise("spill_bytes", most=0, case="large, amsgrad"),
         Promise("wide_loads", least=9, kernels=("adam_pullback",), case="large, amsgrad"),
         Promise("wide_stores", least=5, kernels=("adam_pullback",), case="large, amsgrad"),
+        *in_vectors("adam", "adam_pullback"),
+        unspilled("adam"),
     ),
     source="Kingma and Ba, ICLR 2015",
 )

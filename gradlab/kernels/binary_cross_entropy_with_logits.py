@@ -21,7 +21,7 @@ Source: Good, Rational Decisions, Journal of the Royal Statistical Society B 14,
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, streams
+from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Arrays, Case, Spec
 
 
@@ -83,6 +83,9 @@ SPEC = Spec(
         # A mean's cotangent comes expanded on torch: its one element is loaded over and over.
         Promise("wide_loads", least=1, kernels=("derivative", "times")),
         Promise("wide_stores", least=1, kernels=("derivative", "times")),
+        # On a CPU that is a gather.
+        *in_vectors("losses", "derivative", "times", but=("derivative", "times")),
+        unspilled("losses", "times"),
     ),
     source="Good, Rational Decisions, 1952",
 )

@@ -1,7 +1,8 @@
 """The lab's kernels on a CPU: compiled by `kernels/cpu` whichever back end Triton itself has active, and kept by key.
 
 A compiled kernel depends on dtypes, on which integers are 1 and which are past 32 bits, and on the constants. It does not
-depend on whether sizes and addresses are multiples of 16: a CPU's vectors load from anywhere.
+depend on whether sizes and addresses are multiples of 16: a CPU's vectors load from anywhere. Nor on constants that a
+kernel has for GPUs alone, such as the geometry of a convolution.
 """
 
 import platform
@@ -27,18 +28,26 @@ PARSER = Lock()
 TARGET = GPUTarget("cpu", platform.machine(), 1)
 
 
-class _Prepared:
-    """A kernel with, for each of its arguments, where among the launch's it stands and whether it is a tensor."""
+class Prepared:
+    """A kernel with, for each of its arguments, where among the launch's it stands and whether it is a tensor.
+
+    Attributes:
+        numbers: for each argument of the machine code, which of the launch's arguments it is.
+        tensors: whether that is a tensor, whose address is taken.
+    """
 
     __slots__ = ("kernel", "numbers", "tensors")
 
-    def __init__(self, kernel: Kernel, names: Sequence[str], args: Sequence[Any]) -> None:
+    def __init__(self, kernel: Kernel, jit: JITFunction, args: Sequence[Any]) -> None:
         self.kernel = kernel
+        names = [*jit.arg_names[: len(args)], *ANY.get(jit, ())]
         self.numbers = [names.index(name) for name, _ in kernel.binary.arguments]
-        self.tensors = [isinstance(args[i], torch.Tensor) for i in self.numbers]
+        self.tensors = [i < len(args) and isinstance(args[i], torch.Tensor) for i in self.numbers]
 
 
-_prepared: dict[tuple, _Prepared] = {}
+_prepared: dict[tuple, Prepared] = {}
+# Constants of kernels that are arguments here, by name: `launch_triton.kernel_of_any`.
+ANY: dict[JITFunction, tuple[str, ...]] = {}
 
 
 def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: dict[str, Any]) -> None:
@@ -48,29 +57,40 @@ def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: d
         args: tensors, integers and floats in the kernel's order.
         constants: the kernel's `tl.constexpr` parameters by name.
     """
-    # What of the arguments the code depends on: dtypes, which integers are 1, which are past 32 bits.
-    key = (
-        jit,
-        *[
-            a.dtype
-            if isinstance(a, torch.Tensor)
-            else float
-            if type(a) is float
-            else (1 if a == 1 else 32 if -(2**31) <= a < 2**31 else 64)
-            for a in args
-        ],
-        *constants.values(),
-    )
-    found = _prepared.get(key)
-    if found is None:
-        found = _prepared[key] = _prepare(jit, args, constants)
+    found = prepared(jit, args, constants)
+    if jit in ANY:
+        args = (*args, *[constants[name] for name in ANY[jit]])
     values = [args[i].data_ptr() if tensor else args[i] for i, tensor in zip(found.numbers, found.tensors, strict=True)]
     x, y, z = (*grid, 1, 1)[:3]
     found.kernel((x, y, z), values)
 
 
-def _prepare(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> _Prepared:
-    return _Prepared(Kernel(compiled(jit, args, constants), torch.get_num_threads), list(jit.arg_names), args)
+def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> Prepared:
+    """The kernel of such a launch, compiled at the first."""
+    # What of the arguments the code depends on: dtypes, which integers are 1, which are past 32 bits. Most are integers.
+    key = (
+        jit,
+        *[
+            # As `kind` has it, without a call for each.
+            (1 if a == 1 else 32 if -(2**31) <= a < 2**31 else 64)
+            if a.__class__ is int
+            else a.dtype
+            if isinstance(a, torch.Tensor)
+            else float
+            for a in args
+        ],
+        *(constants.values() if jit not in ANY else [v for name, v in constants.items() if name not in ANY[jit]]),
+    )
+    found = _prepared.get(key)
+    if found is None:
+        kernel = Kernel(compiled(jit, args, constants), torch.get_num_threads)
+        found = _prepared[key] = Prepared(kernel, jit, args)
+    return found
+
+
+def kind(number: float) -> Any:
+    """What of a number in a launch's arguments the code depends on."""
+    return float if isinstance(number, float) else 1 if number == 1 else 32 if -(2**31) <= number < 2**31 else 64
 
 
 def compiled(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> Binary:
@@ -78,14 +98,17 @@ def compiled(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
     cache_triton.install()
     # A checkout that is not installed has no entry point by which Triton finds the back end.
     backends.setdefault("cpu", Backend(compiler=CPUBackend, driver=CPUDriver))
-    source = _source(jit, args, constants)
+    made = source(jit, args, constants)
     with PARSER:
-        found = triton.compile(source, target=TARGET, options={"enable_fp_fusion": True})
+        found = triton.compile(made, target=TARGET, options={"enable_fp_fusion": True})
     return Binary.unseal(found.asm["obj"])
 
 
-def _source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> ASTSource:
-    signature, fixed = {}, dict(constants)
+def source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any],
+           kind: type[ASTSource] = ASTSource) -> ASTSource:  # fmt: skip
+    """A launch as the compiler takes it, in Triton's words or those of a class of its own."""
+    any_value = ANY.get(jit, ())
+    signature, fixed = dict.fromkeys(any_value, "i32"), {k: v for k, v in constants.items() if k not in any_value}
     for parameter, value in zip(jit.params, args, strict=False):
         name = parameter.name
         if isinstance(value, torch.Tensor):
@@ -97,7 +120,7 @@ def _source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) ->
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
     signature |= dict.fromkeys(fixed, "constexpr")
-    return ASTSource(
+    return kind(
         fn=jit,
         signature={name: signature[name] for name in jit.arg_names},
         constexprs={(jit.arg_names.index(name),): value for name, value in fixed.items()},
@@ -113,5 +136,12 @@ _SHORT: dict[str, str] = {
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """How Triton writes an element type in a signature."""
-    return _SHORT[str(dtype).removeprefix("torch.")]
+    """How Triton writes an element type in a signature.
+
+    Raises:
+        TypeError: none of its own kernels takes such tensors.
+    """
+    found = _SHORT.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise TypeError(f"a kernel's argument is a tensor of {dtype}, wanted one of {', '.join(_SHORT)}")
+    return found

@@ -29,7 +29,7 @@ Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning,
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, HALF, spills, streams, tensor_cores
+from gradlab.kernels.promise import ALWAYS, HALF, fused, spills, streams, tensor_cores
 from gradlab.kernels.spec import Arrays, Case, Spec, normal
 from gradlab.kernels.window import output, pads, pair
 
@@ -128,6 +128,7 @@ SPEC = Spec(
         *ALWAYS,
         *spills(float64=256),
         *tensor_cores("forward", "dgrad", "wgrad"),
+        *fused("forward", "dgrad", "wgrad"),
         # As torch lays images out, channels are not neighbours in memory; as jax does, they are.
         streams("forward", "dgrad", "wgrad", share=0.6, sides=("jax",), dtypes=(*HALF, "float32")),
     ),

@@ -222,10 +222,11 @@ def forward(x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array 
         # An empty sum: one zero channel says it.
         x, w, D = jnp.zeros((*x.shape[:3], G), x.dtype), jnp.zeros((*w.shape[:2], 1, F), w.dtype), 1
     N, halo, (down, across) = F // G, _halo(geometry), _rows(geometry)
+    biased, gated = bias is not None, gate is not None
 
     def call(platform: str, x: jax.Array, w: jax.Array, *given: jax.Array) -> jax.Array:
         left = list(given)
-        c, g = (None if t is None else left.pop(0) for t in (bias, gate))
+        c, g = (left.pop(0) if there else None for there in (biased, gated))
         if interpreted(platform):
             return whole.forward(x, w, c, g, geometry, relu)
         x, w = _lay(x, geometry), w.reshape(-1, D, F)
@@ -245,11 +246,11 @@ def forward(x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array 
         specs = [
             _seen(platform, x.shape[:1], BM, tall + halo, BM + halo, deep),
             pl.BlockSpec((T, deep, BN), lambda i, g, j: (0, 0, g * columns + j)),
-            *[row] * (bias is not None), *[tile] * (gate is not None),
+            *[row] * biased, *[tile] * gated,
         ]  # fmt: skip
         kernel = functools.partial(
             _forward_kernel, phases=_phases(geometry), BM=BM, BK=BK, walked=platform == "cuda",
-            bias=bias is not None, relu=relu, gated=gate is not None,
+            bias=biased, relu=relu, gated=gated,
         )  # fmt: skip
         shape = jax.ShapeDtypeStruct((tall, G * wide), x.dtype)
         grid = (tall // BM, G, columns)
@@ -268,25 +269,25 @@ def dgrad(dy: jax.Array, w: jax.Array, gate: jax.Array | None, geometry: Geometr
     B, D, F, G = dy.shape[0], w.shape[2], w.shape[3], geometry.groups
     if 0 in (B, D, F):
         return jnp.zeros((B, *geometry.image, G * D), dy.dtype)
-    halo, phases = _halo(geometry), _phases(geometry)
+    halo, phases, dtype, gated = _halo(geometry), _phases(geometry), dy.dtype, gate is not None
 
     def call(platform: str, w: jax.Array, *given: jax.Array) -> jax.Array:
         if interpreted(platform):
             return whole.dgrad(given[0], w, given[1] if len(given) > 1 else None, geometry)
         rows, w = [_spread(t, geometry) for t in given], w.reshape(-1, D, F)
         M, T = rows[0].shape[0], w.shape[0]
-        BM, BK, BN, warps, stages = _tile(platform, dy.dtype, M, F // G, D)
+        BM, BK, BN, warps, stages = _tile(platform, dtype, M, F // G, D)
         tall, deep, wide = M + -M % BM, F // G + -(F // G) % BK, D + -D % BN
         operands = [jnp.pad(_split(t, G, deep), ((halo, tall - M), (0, 0))) for t in rows]
         operands.insert(1, pad(_split(w, G, deep), T, wide, 1))
         columns = wide // BN
         seen = _seen(platform, (), BM, tall + halo, BM + halo, deep)
-        specs = [seen, pl.BlockSpec((T, BN, deep), lambda i, g, j: (0, j, g)), *[seen] * (gate is not None)]
+        specs = [seen, pl.BlockSpec((T, BN, deep), lambda i, g, j: (0, j, g)), *[seen] * gated]
         out = pl.BlockSpec((len(phases), BM, BN), lambda i, g, j: (0, i, g * columns + j))
         kernel = functools.partial(
-            _dgrad_kernel, phases=phases, BM=BM, BK=BK, walked=platform == "cuda", halo=halo, gated=gate is not None,
+            _dgrad_kernel, phases=phases, BM=BM, BK=BK, walked=platform == "cuda", halo=halo, gated=gated,
         )  # fmt: skip
-        shape = jax.ShapeDtypeStruct((len(phases), tall, G * wide), dy.dtype)
+        shape = jax.ShapeDtypeStruct((len(phases), tall, G * wide), dtype)
         grid = (tall // BM, G, columns)
         dx = pallas(kernel, platform, grid, specs, out, shape, warps=warps, stages=stages)(*operands)
         return _gather(_join(dx[:, :M], G, D), B, geometry)
@@ -304,13 +305,14 @@ def wgrad(dy: jax.Array, x: jax.Array, gate: jax.Array | None, geometry: Geometr
     D, N, T, halo, phases = x.shape[3] // G, F // G, R * S, _halo(geometry), _phases(geometry)
     if 0 in (B, D, F):
         return jnp.zeros((R, S, D, F), dy.dtype)
+    dtype, gated = dy.dtype, gate is not None
 
     def call(platform: str, x: jax.Array, *given: jax.Array) -> jax.Array:
         if interpreted(platform):
             return whole.wgrad(given[0], x, given[1] if len(given) > 1 else None, geometry)
         x, rows = _lay(x, geometry), [_spread(t, geometry) for t in given]
         M, walked = x.shape[1], platform == "cuda"
-        BD, BM, BN, warps, stages = _tile(platform, dy.dtype, D, M, N)
+        BD, BM, BN, warps, stages = _tile(platform, dtype, D, M, N)
         if platform == "tpu":
             BM = block(platform, M, 1024, least=128)
         deep, wide, blocks = D + -D % BD, N + -N % BN, -(-M // BM)
@@ -332,12 +334,12 @@ def wgrad(dy: jax.Array, x: jax.Array, gate: jax.Array | None, geometry: Geometr
         out = pl.BlockSpec((None, None if walked else T, BD, BN), lambda z, t, g, d, n: (z, t, d, g * columns + n))
         kernel = functools.partial(
             _wgrad_kernel, phases=phases, steps=steps, BM=BM, walked=walked, geometry=geometry,
-            width=_rows(geometry)[1], gated=gate is not None,
+            width=_rows(geometry)[1], gated=gated,
         )  # fmt: skip
-        shape = jax.ShapeDtypeStruct((Z, T, deep, G * wide), dy.dtype if Z == 1 else accumulator(dy.dtype))
+        shape = jax.ShapeDtypeStruct((Z, T, deep, G * wide), dtype if Z == 1 else accumulator(dtype))
         dw = pallas(kernel, platform, (Z, *grid), specs, out, shape, warps=warps, stages=stages)(*operands)
         if Z > 1:
-            dw = column_sum(dw.reshape(Z, -1), None).reshape(dw.shape[1:]).astype(dy.dtype)
+            dw = column_sum(dw.reshape(Z, -1), None).reshape(dw.shape[1:]).astype(dtype)
         return _join(dw.reshape(shape.shape[1:])[:, :D], G, N).reshape(R, S, D, F)
 
     return launch(call, x, *(t for t in (dy, gate) if t is not None))

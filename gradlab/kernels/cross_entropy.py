@@ -48,7 +48,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise
+from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, in_vectors
 from gradlab.kernels.spec import Arrays, Case, Spec
 
 IGNORE = -100
@@ -155,6 +155,8 @@ SPEC = Spec(
             Promise(kind, least=least, kernels=(*more, "pullback", "second"), case="vocabulary")
             for kind, least, more in (("wide_loads", 4, ("loss",)), ("wide_stores", 2, ()))
         ),
+        # Each row's label stands beside the classes.
+        *in_vectors("loss", "pullback", "second", "total", "count", but=("pullback", "second")),
     ),
     source="Milakov and Gimelshein, arXiv:1805.02867",
 )

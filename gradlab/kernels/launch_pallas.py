@@ -7,7 +7,7 @@ where a compiler asks for that; interpreted, one block is the whole array, becau
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,14 +34,16 @@ def launch(call: Callable[..., Any], *operands: jax.Array) -> Any:
     """`call(platform, *operands)` for the platform that the surrounding program is lowered for.
 
     The choice falls when the program is lowered, not when it is traced: an array on a CPU beside a GPU is interpreted,
-    and a program can be lowered for a machine that is not there. A symbolic size, of `jax.export`, is for a CPU alone,
-    where a block is the whole array.
+    and a program can be lowered for a machine that is not there. What a GPU or a TPU runs is traced then, so `call`
+    may hold sizes and settings, but no array. A symbolic size, of `jax.export`, is for a CPU alone, where a block is
+    the whole array.
     """
+    for name, cell in zip(call.__code__.co_freevars, call.__closure__ or (), strict=True):
+        if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(cell.cell_contents)):
+            raise TypeError(f"launch: {call.__qualname__} holds {name}, wanted arrays among its operands alone")
     if _symbolic(operands):
-        branches = {"cpu": functools.partial(_of_any_size, call)}
-        return one_piece(functools.partial(jax.lax.platform_dependent, **branches))(*operands)
-    branches = {name: functools.partial(call, name) for name in PLATFORMS}
-    return one_piece(functools.partial(jax.lax.platform_dependent, **branches))(*operands)
+        return _whole({"cpu": functools.partial(_of_any_size, call)}, operands)
+    return _whole({name: functools.partial(call, name) for name in PLATFORMS}, operands)
 
 
 def _symbolic(arrays: Sequence[Any]) -> bool:
@@ -70,16 +72,12 @@ def one_piece(fn: Callable[..., Any]) -> Callable[..., Any]:
         leaves, tree = jax.tree.flatten(args)
         arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
         settings = [None if i in arrays else leaf for i, leaf in enumerate(leaves)]
-        structure: Any = None
 
-        def flat(*given: jax.Array) -> list[jax.Array]:
-            nonlocal structure
+        def rebuilt(*given: jax.Array) -> Any:
             there = dict(zip(arrays, given, strict=True))
-            found, structure = jax.tree.flatten(fn(*tree.unflatten([there.get(i, x) for i, x in enumerate(settings)])))
-            return found
+            return fn(*tree.unflatten([there.get(i, x) for i, x in enumerate(settings)]))
 
-        results = on_each_device(functools.partial(_one_piece, flat), list(arrays.values()))
-        return jax.tree.unflatten(structure, results)
+        return _whole({"": rebuilt}, list(arrays.values()))
 
     return call
 
@@ -88,35 +86,99 @@ def one_piece(fn: Callable[..., Any]) -> Callable[..., Any]:
 # say how arrays differ along a mesh's axes: inside, Pallas' interpreter mixes arrays that do with constants.
 _piece = Primitive("gradlab_launch")
 _piece.multiple_results = True
-_piece.def_impl(lambda *arrays, program: jaxpr_as_fun(program)(*arrays))
 
 
-def _one_piece(fn: Callable[..., list[jax.Array]], *arrays: jax.Array) -> list[jax.Array]:
-    # As a jaxpr, because a function would keep the tracers that it closes over alive.
-    program = jax.make_jaxpr(fn)(*(plain(x) for x in arrays))
-    return _piece.bind(*varying(arrays), program=program)
+class _Programs:
+    """The programs of one operation, one for each platform or one for all (""): the first is traced, others on demand.
+
+    A program is kept as a jaxpr, because a function would keep the tracers that it closes over alive.
+
+    Attributes:
+        first: the program that the operation's types are taken from.
+    """
+
+    def __init__(self, branches: Mapping[str, Callable[..., list[jax.Array]]], types: Sequence[Any]) -> None:
+        name = next(iter(branches))
+        self.first = jax.make_jaxpr(branches[name])(*types)
+        self._traced, self._later = {name: self.first}, {n: fn for n, fn in branches.items() if n != name}
+        self._types, self._x64 = tuple(types), jax.config.jax_enable_x64  # type: ignore[attr-defined]
+
+    def branches(self, names: Sequence[str]) -> dict[str, Callable[..., list[jax.Array]]]:
+        """For each platform among `names` that there is a program for, the program as a function; all where it is one."""
+        for name in self._later.keys() & set(names):
+            with jax.enable_x64(self._x64):
+                self._traced[name] = jax.make_jaxpr(self._later.pop(name))(*self._types)
+        return {name: jaxpr_as_fun(program) for name, program in self._traced.items() if name in ("", *names)}
+
+    def __repr__(self) -> str:
+        return str(self.first)
+
+    def mapped(self, axes: Sequence[int | None], size: int, types: Sequence[Any]) -> "_Programs":
+        """The programs of the mapped operation."""
+        branches = {name: functools.partial(self._one, name) for name in (*self._traced, *self._later)}
+        return _Programs({n: jax.vmap(fn, tuple(axes), axis_size=size) for n, fn in branches.items()}, types)
+
+    def _one(self, name: str, *arrays: jax.Array) -> list[jax.Array]:
+        return self.branches([name])[name](*arrays)
+
+
+def _whole(branches: Mapping[str, Callable[..., Any]], arrays: Sequence[jax.Array]) -> Any:
+    """The results of one operation on arrays, in the structure that its branches return."""
+    structure: Any = None
+
+    def flat(fn: Callable[..., Any], *given: jax.Array) -> list[jax.Array]:
+        nonlocal structure
+        found, structure = jax.tree.flatten(fn(*given))
+        return found
+
+    def bind(*arrays: jax.Array) -> list[jax.Array]:
+        flattened = {name: functools.partial(flat, fn) for name, fn in branches.items()}
+        return _bound(_Programs(flattened, [plain(x) for x in arrays]), arrays)
+
+    results = on_each_device(bind, arrays)
+    return jax.tree.unflatten(structure, results)
+
+
+def _bound(programs: _Programs, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    return _piece.bind(*varying(arrays), programs=programs)
+
+
+@_piece.def_impl
+def _run(*arrays: jax.Array, programs: _Programs) -> list[jax.Array]:
+    (device,) = {d.platform for x in arrays for d in x.devices()}
+    # Devices of CUDA call their platform gpu.
+    (program,) = programs.branches(["cuda" if device == "gpu" else device]).values()
+    return program(*arrays)
 
 
 @_piece.def_abstract_eval
-def _types(*operands: Any, program: Any) -> list[Any]:
-    return [like(result, operands) for result in program.out_avals]
+def _types(*operands: Any, programs: _Programs) -> list[Any]:
+    return [like(result, operands) for result in programs.first.out_avals]
 
 
-def _mapped(arrays: Sequence[jax.Array], axes: Sequence[Any], *, program: Any) -> tuple[list[jax.Array], list[int]]:
+def _mapped(
+    arrays: Sequence[jax.Array], axes: Sequence[Any], *, programs: _Programs
+) -> tuple[list[jax.Array], list[int]]:
     axes = [axis if isinstance(axis, int) else None for axis in axes]
     size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
-    results = _one_piece(jax.vmap(jaxpr_as_fun(program), axes, axis_size=size), *arrays)
+    results = _bound(programs.mapped(axes, size, [plain(x) for x in arrays]), arrays)
     return results, [0] * len(results)
 
 
-def _lowered(ctx: Any, *operands: Any, program: Any) -> Any:
-    if _symbolic(program.in_avals) and any(name != "cpu" for name in ctx.module_context.platforms):
+def _lowered(ctx: Any, *operands: Any, programs: _Programs) -> Any:
+    wanted, program = ctx.module_context.platforms, programs.first
+    if _symbolic(program.in_avals) and any(name != "cpu" for name in wanted):
         shapes = ", ".join(t.str_short(short_dtypes=True) for t in program.in_avals)
         kernel = next(iter(re.findall(r"gradlab_(\w+?)_kernel", str(program))), "a kernel")
         raise ValueError(f"{kernel}: operands are {shapes}, wanted known sizes: a compiled kernel has blocks of fixed "
                          "sizes, only jax.export for platforms=('cpu',) takes a symbolic one")  # fmt: skip
+    branches = programs.branches(wanted)
+    # One platform, or one program for all of them; else the running program chooses, or jax says which one is missing.
+    chosen: Callable[..., Any] = functools.partial(jax.lax.platform_dependent, **branches)
+    if "" in branches or (len(wanted) == 1 and branches):
+        (chosen,) = branches.values()
     without = ctx.replace(avals_in=program.in_avals, avals_out=program.out_avals)
-    return mlir.lower_fun(jaxpr_as_fun(program), multiple_results=True)(without, *operands)
+    return mlir.lower_fun(chosen, multiple_results=True)(without, *operands)
 
 
 batching.primitive_batchers[_piece] = _mapped

@@ -31,6 +31,20 @@ def kernel(fn: Callable) -> JITFunction:
     return KERNELS[-1]
 
 
+def kernel_of_any(*names: str) -> Callable[[Callable], JITFunction]:
+    """Decorate a kernel whose constants of these names, integers, are arguments on a CPU: compiled once for all values.
+
+    A GPU folds them into addresses of every element; a CPU's loops have their own for that.
+    """
+
+    def decorated(fn: Callable) -> JITFunction:
+        jit = kernel(fn)
+        compiled_triton.ANY[jit] = names
+        return jit
+
+    return decorated
+
+
 @dataclasses.dataclass(frozen=True)
 class Launch:
     """One launch as a compiler sees it: the kernel, its arguments and its options."""
@@ -44,6 +58,7 @@ class Launch:
 
 
 _recorded: list[Launch] | None = None
+_recorded_for = "cuda"
 
 
 def _stop_recording() -> None:
@@ -55,11 +70,15 @@ _lock = Lock(_stop_recording)
 
 
 @contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Within it, launches choose a GPU's sizes and are noted, not run: what machine code is read from, GPU or none."""
-    global _recorded
+def recording(device: str = "cuda") -> Iterator[list[Launch]]:
+    """Within it, launches choose a GPU's sizes, or a CPU's, and are noted, not run: what machine code is read from.
+
+    Args:
+        device: whose tiles launches take: "cuda" or "cpu".
+    """
+    global _recorded, _recorded_for
     with _lock:
-        _recorded = []
+        _recorded, _recorded_for = [], device
         try:
             yield _recorded
         finally:
@@ -90,12 +109,19 @@ def interpreting() -> Iterator[None]:
 
 def sized_for(device: torch.device) -> str:
     """Whose tiles launches on this device take: "cuda" or "cpu"."""
-    return "cuda" if device.type == "cuda" or _gpu_sizes or _recorded is not None else "cpu"
+    if _recorded is not None:
+        return _recorded_for
+    return "cuda" if device.type == "cuda" or _gpu_sizes else "cpu"
 
 
 def interpreted(device: torch.device) -> bool:
     """Whether kernels on this device run in Triton's interpreter, whose time is no kernel's speed."""
     return device.type != "cuda" and _interpreting and _recorded is None
+
+
+def bare(device: torch.device) -> bool:
+    """Whether a launch on this device is nothing but a call of machine code of the CPU: nobody notes or names it."""
+    return device.type == "cpu" and not (_interpreting or _gpu_sizes) and _recorded is None and ranges.opener is None
 
 
 def _from_environment() -> bool:

@@ -28,7 +28,7 @@ Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2; the 
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, HALF, spills, streams, tensor_cores
+from gradlab.kernels.promise import ALWAYS, HALF, fused, spills, streams, tensor_cores
 from gradlab.kernels.spec import Arrays, Case, Spec, normal
 
 
@@ -86,6 +86,7 @@ SPEC = Spec(
         *ALWAYS,
         *spills(float32=8, float64=128),
         *tensor_cores("product"),
+        *fused("product"),
         streams("product", share=0.6, dtypes=(*HALF, "float32")),
     ),
     source="Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2",

@@ -43,7 +43,7 @@ et al., PaLM, arXiv:2204.02311; label smoothing: Szegedy et al., arXiv:1512.0056
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, spills, tensor_cores
+from gradlab.kernels.promise import ALWAYS, fused, spills, tensor_cores
 from gradlab.kernels.spec import Arrays, Case, Spec, normal
 
 IGNORE = -100
@@ -127,6 +127,11 @@ SPEC = Spec(
     kept="h, w, b, t, c, three numbers a row",
     # Not kept, but rounded on its way: dx, of which dh, dw and db are sums.
     kept_slope=1.0,
-    promises=(*ALWAYS, *spills(float32=8, float64=128), *tensor_cores("statistics", "pullback", "product")),
+    promises=(
+        *ALWAYS,
+        *spills(float32=8, float64=128),
+        *tensor_cores("statistics", "pullback", "product"),
+        *fused("statistics", "pullback", "product"),
+    ),
     source="Milakov and Gimelshein, arXiv:1805.02867; Wijmans et al., arXiv:2411.09009",
 )  # fmt: skip

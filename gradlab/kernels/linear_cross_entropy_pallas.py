@@ -131,7 +131,7 @@ def loss(h: jax.Array, w: jax.Array, t: jax.Array, b: jax.Array | None, c: jax.A
 
     softcap 0 is none. In the accumulator's dtype. A class outside [0, V) gives NaN.
     """
-    (M, K), V = h.shape, w.shape[1]
+    (M, K), V, biased, weighted = h.shape, w.shape[1], b is not None, c is not None
     acc = accumulator(h.dtype)
     shared = {"ignore": ignore_index, "hard": 1 - label_smoothing, "spread": label_smoothing / V}
     if M == 0:
@@ -155,7 +155,7 @@ def loss(h: jax.Array, w: jax.Array, t: jax.Array, b: jax.Array | None, c: jax.A
             *[pl.BlockSpec((1, N), place)] * len(rest),
         ]  # fmt: skip
         kernel = functools.partial(
-            _statistics_kernel, V=V, apart=apart, tiles=each, BV=BV, BK=BK, bias=b is not None, weights=c is not None,
+            _statistics_kernel, V=V, apart=apart, tiles=each, BV=BV, BK=BK, bias=biased, weights=weighted,
             cap=softcap, last=splits == 1, **shared,
         )  # fmt: skip
         out = pl.BlockSpec((BM, 1), lambda i, s: (s * rows + i, 0))
@@ -208,18 +208,16 @@ def pullback(g: tuple[jax.Array, ...], h: jax.Array, w: jax.Array, t: jax.Array,
 def _chunk(first: jax.Array, h: jax.Array, w: jax.Array, b: jax.Array | None, c: jax.Array | None,
            rows: tuple[jax.Array, ...], cap: float, numbers: dict[str, Any]) -> jax.Array:  # fmt: skip
     """dx[M N] of the N classes from `first` on; rows are t, dy, dl and s."""
-    (M, K), N = h.shape, w.shape[1]
+    (M, K), N, biased, weighted, count = h.shape, w.shape[1], b is not None, c is not None, len(rows)
 
     def call(platform: str, first: jax.Array, h: jax.Array, w: jax.Array, *others: jax.Array) -> jax.Array:
         BM, BK, BV, warps, stages = _tile(platform, h.dtype, M, K, N)
         BV = N if interpreted(platform) else BV
         column, line = pl.BlockSpec((BM, 1), lambda i, j: (i, 0)), pl.BlockSpec((1, BV), lambda i, j: (0, j))
-        columns = [pad(a.reshape(M, 1), BM, 1) for a in others[: len(rows)]]
-        lines = [pad(a.reshape(1, N), 1, BV) for a in others[len(rows) :]]
+        columns = [pad(a.reshape(M, 1), BM, 1) for a in others[:count]]
+        lines = [pad(a.reshape(1, N), 1, BV) for a in others[count:]]
         h, w = pad(h, BM, BK), pad(w, BK, BV)
-        kernel = functools.partial(
-            _pullback_kernel, BK=BK, bias=b is not None, weights=c is not None, cap=cap, **numbers
-        )
+        kernel = functools.partial(_pullback_kernel, BK=BK, bias=biased, weights=weighted, cap=cap, **numbers)
         specs = [
             pl.BlockSpec((BM, h.shape[1]), lambda i, j: (i, 0)), pl.BlockSpec((w.shape[0], BV), lambda i, j: (0, j)),
             pl.BlockSpec((1, 1), lambda i, j: (0, 0)), *[column] * len(columns), *[line] * len(lines),

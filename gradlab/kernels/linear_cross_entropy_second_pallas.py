@@ -109,16 +109,16 @@ def second(u: tuple[jax.Array, jax.Array, jax.Array | None], g: tuple[jax.Array,
 def _chunk(first: jax.Array, x: jax.Array, u: jax.Array, rows: tuple[jax.Array, ...], c: jax.Array | None, dtype: Any,
            sums: bool, numbers: dict[str, Any]) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """The rows' sums, grown by a chunk's, or dx and X[M N] of it; rows are t, dy, dl, s and the sums so far."""
-    M, N = x.shape
+    (M, N), weighted, count = x.shape, c is not None, 2 + len(rows)
 
     def call(platform: str, first: jax.Array, *operands: jax.Array) -> list[jax.Array]:
         BM, BV = (M, N) if interpreted(platform) else (8, block(platform, N, 256, least=128))
         x, u = (pad(a, BM, BV) for a in operands[:2])
-        columns = [pad(a.reshape(M, 1), BM, 1) for a in operands[2 : 2 + len(rows)]]
-        lines = [pad(a.reshape(1, N), 1, BV) for a in operands[2 + len(rows) :]]
+        columns = [pad(a.reshape(M, 1), BM, 1) for a in operands[2:count]]
+        lines = [pad(a.reshape(1, N), 1, BV) for a in operands[count:]]
         column, whole = pl.BlockSpec((BM, 1), lambda i: (i, 0)), pl.BlockSpec((BM, x.shape[1]), lambda i: (i, 0))
         one, line = pl.BlockSpec((1, 1), lambda i: (0, 0)), pl.BlockSpec((1, x.shape[1]), lambda i: (0, 0))
-        kernel = functools.partial(_second_kernel, BV=BV, weights=c is not None, sums=sums, **numbers)
+        kernel = functools.partial(_second_kernel, BV=BV, weights=weighted, sums=sums, **numbers)
         specs = [whole, whole, one, *[column] * len(columns), *[line] * len(lines)]
         shape = jax.ShapeDtypeStruct(columns[-1].shape, x.dtype) if sums else jax.ShapeDtypeStruct(x.shape, dtype)
         results = pallas(

@@ -78,6 +78,7 @@ def product(a: jax.Array, b: jax.Array, bias: jax.Array | None, gate: jax.Array 
         b, K = jnp.zeros((N, 1) if turned_b else (1, N), a.dtype), 1
         gate, place = (gate, place) if place == "y" else (None, "")
     given = [t for t in (a, b, bias if bias is None or grows else bias.reshape(1, N), gate) if t is not None]
+    biased = bias is not None
 
     def call(platform: str, a: jax.Array, b: jax.Array, *others: jax.Array) -> jax.Array:
         BM, BK, BN, warps, stages = _tile(platform, a.dtype, M, K, N)
@@ -97,13 +98,13 @@ def product(a: jax.Array, b: jax.Array, bias: jax.Array | None, gate: jax.Array 
         # fmt: on
         if grows:
             tiles["c"] = tiles["y"]
-        names = ["a", "b"] + ["c"] * (bias is not None) + [place] * bool(place)
+        names = ["a", "b"] + ["c"] * biased + [place] * bool(place)
         operands = [pad(t, *tiles[name][0]) for name, t in zip(names, (a, b, *others), strict=True)]
         specs = [pl.BlockSpec(*tiles[name][1:]) for name in names]
         grid = (-(-M // BM), -(-N // BN))
         kernel = functools.partial(
             _product_kernel, K=whole, BK=BK, turned_a=turned_a, turned_b=turned_b,
-            bias=bias is not None, relu=relu, place=place,
+            bias=biased, relu=relu, place=place,
         )  # fmt: skip
         shape = jax.ShapeDtypeStruct((grid[0] * BM, grid[1] * BN), dtype)
         out = pl.BlockSpec(*tiles["y"][1:])
@@ -124,9 +125,9 @@ def column_sum(a: jax.Array, gate: jax.Array | None) -> jax.Array:
 
     A tall matrix is summed in two passes, Z partial rows first: no atomics, so the same bits each time.
     """
-    M, N = a.shape
+    (M, N), dtype, acc = a.shape, a.dtype, accumulator(a.dtype)
     if 0 in (M, N):
-        return jnp.zeros(N, a.dtype)
+        return jnp.zeros(N, dtype)
 
     def call(platform: str, *operands: jax.Array) -> jax.Array:
         M = operands[0].shape[0]
@@ -136,12 +137,11 @@ def column_sum(a: jax.Array, gate: jax.Array | None) -> jax.Array:
         padded = [pad(t, Z * rows, BN) for t in operands]
         spec = pl.BlockSpec((rows, BN), lambda z, j: (z, j))
         kernel = functools.partial(_column_sum_kernel, M=rows, BM=BM, gated=len(operands) > 1)
-        dtype = accumulator(a.dtype) if Z > 1 else a.dtype
-        shape = jax.ShapeDtypeStruct((Z, padded[0].shape[1]), dtype)
+        shape = jax.ShapeDtypeStruct((Z, padded[0].shape[1]), acc if Z > 1 else dtype)
         out = pl.BlockSpec((1, BN), lambda z, j: (z, j))
         grid = (Z, padded[0].shape[1] // BN)
         partial = pallas(kernel, platform, grid, [spec] * len(padded), out, shape)(*padded)[:, :N]
-        return partial[0] if Z == 1 else call(platform, partial).astype(a.dtype)
+        return partial[0] if Z == 1 else call(platform, partial).astype(dtype)
 
     return launch(call, *(t for t in (a, gate) if t is not None))
 

@@ -26,7 +26,7 @@ Source: Krizhevsky, Sutskever and Hinton, ImageNet classification with deep conv
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, streams
+from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, in_vectors, streams
 from gradlab.kernels.spec import Arrays, Case, Spec
 from gradlab.kernels.window import Geometry, output, pair
 
@@ -118,6 +118,8 @@ SPEC = Spec(
         streams("max", "scatter", "gather", sides=("jax",)),
         # Windows of stride 2 read every other pixel of a row; what they write is dense.
         Promise("wide_stores", least=1, kernels=("max", "scatter", "gather"), sides=("torch",)),
+        # Windows' places are no neighbours; what is computed of them is in vectors.
+        *in_vectors("max", "scatter", "gather", but=("max", "scatter", "gather")),
     ),
     source="Krizhevsky, Sutskever and Hinton, NIPS 2012",
 )

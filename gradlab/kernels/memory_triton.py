@@ -26,7 +26,8 @@ _LAZY = _bits("Negative", "Conjugate", "ZeroTensor")
 # A subclass without a dispatch of its own has no such key, but torch_function of its own.
 _SUBCLASS = _bits("Python")
 _keys_of = torch._C._dispatch_keys
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+# Classes whose instances have no dispatch of their own.
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 _KINDS = {
     "Batched": "a batched tensor of vmap", "FuncTorchGradWrapper": "a tensor of torch.func's transforms",
     "Functionalize": "a functional tensor", "Meta": "a meta tensor", "Sparse": "a sparse tensor",
@@ -44,13 +45,13 @@ def strange(args: tuple) -> int:
     for a in args:
         if isinstance(a, torch.Tensor):
             found |= _keys_of(a).raw_repr()
-            if type(a) not in _PLAIN:
+            if type(a) not in PLAIN:
                 found |= _SUBCLASS
         elif isinstance(a, list | tuple):
             for t in a:
                 if isinstance(t, torch.Tensor):
                     found |= _keys_of(t).raw_repr()
-                    if type(t) not in _PLAIN:
+                    if type(t) not in PLAIN:
                         found |= _SUBCLASS
     return found & _STRANGE
 
@@ -67,7 +68,7 @@ def wrapped(found: int) -> bool:
 
 def kind(t: torch.Tensor) -> str:
     """What a tensor is, for an error: its class, or what stands in for its memory."""
-    if type(t) not in _PLAIN:
+    if type(t) not in PLAIN:
         return f"a {type(t).__name__}"
     found = str(_keys_of(t))
     return next((said for name, said in _KINDS.items() if name in found), f"a tensor of {found}")

@@ -17,7 +17,7 @@ Precision: float32 or better in every sum; the result is rounded once. Kept for 
 Source: Gauss, Theoria motus corporum coelestium, 1809; the bilinear rule is elementary.
 """
 
-from gradlab.kernels.promise import ALWAYS, Promise, spills, streams
+from gradlab.kernels.promise import ALWAYS, Promise, in_vectors, spills, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -67,6 +67,9 @@ SPEC = Spec(
         # A mean's cotangent comes expanded on torch: its one element is loaded over and over.
         Promise("wide_loads", least=1, kernels=("differences",)),
         Promise("wide_stores", least=1, kernels=("differences",)),
+        # On a CPU that is a gather.
+        *in_vectors("squares", "differences", but=("differences",)),
+        unspilled("squares", "differences"),
     ),
     source="Gauss, Theoria motus, 1809",
 )

@@ -17,7 +17,7 @@ Source: Nair and Hinton, Rectified Linear Units Improve Restricted Boltzmann Mac
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, HALF, NO_SPILLS, Promise, streams
+from gradlab.kernels.promise import ALWAYS, HALF, NO_SPILLS, Promise, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -54,6 +54,13 @@ SPEC = Spec(
     draw=draw,
     order=3,
     kept="y",
-    promises=(*ALWAYS, NO_SPILLS, streams("gate"), Promise("occupancy", least=0.75, dtypes=(*HALF, "float32"))),
+    promises=(
+        *ALWAYS,
+        NO_SPILLS,
+        streams("gate"),
+        Promise("occupancy", least=0.75, dtypes=(*HALF, "float32")),
+        *in_vectors("gate"),
+        unspilled("gate"),
+    ),
     source="Nair and Hinton, ICML 2010",
 )

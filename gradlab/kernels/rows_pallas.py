@@ -180,10 +180,11 @@ def run(kernel: Callable[..., None], arrays: Mapping[str, jax.Array | None], res
         options: ignore_index, eps, smooth, cap.
     """
     (M, V), acc = like.shape, accumulator(like.dtype)
-    there = {name: array for name, array in arrays.items() if array is not None}
+    dtype, there = like.dtype, {name: array for name, array in arrays.items() if array is not None}
+    names = tuple(there)
 
     def call(platform: str, *given: jax.Array) -> list[jax.Array]:
-        operands, specs, (BM, BV) = blocks(platform, M, V, dict(zip(there, given, strict=True)), tiles)
+        operands, specs, (BM, BV) = blocks(platform, M, V, dict(zip(names, given, strict=True)), tiles)
         o = Settings(*options, V, BV, platform == "tpu", interpreted(platform))
         rows, columns = M + -M % BM, V + -V % BV
         grid = (rows // BM, columns // BV) if tiles else (rows // BM,)
@@ -191,11 +192,11 @@ def run(kernel: Callable[..., None], arrays: Mapping[str, jax.Array | None], res
             "rows": (pl.BlockSpec((BM, 1), lambda i, j=0: (i, 0)), jax.ShapeDtypeStruct((rows, 1), acc)),
             "table": (
                 pl.BlockSpec((BM, BV if tiles else columns), lambda i, j=0: (i, j)),
-                jax.ShapeDtypeStruct((rows, columns), like.dtype),
+                jax.ShapeDtypeStruct((rows, columns), dtype),
             ),
         }
         outs, shapes = zip(*(kinds[kind] for kind in results), strict=True)
-        body = functools.partial(kernel, names=tuple(there), o=o)
+        body = functools.partial(kernel, names=names, o=o)
         found = pallas(body, platform, grid, specs, list(outs), list(shapes), **launching)(*operands)
         return [f[:M, 0] if kind == "rows" else f[:M, :V] for kind, f in zip(results, found, strict=True)]
 

@@ -23,7 +23,7 @@ Source: Sutskever, Martens, Dahl and Hinton, On the importance of initialization
 2013, section 2, with PyTorch's b (theirs divided by -lr).
 """
 
-from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise
+from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, in_vectors, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 LR = 1e-3
@@ -74,6 +74,8 @@ SPEC = Spec(
         Promise("wide_stores", least=2, kernels=("sgd",)),
         Promise("wide_loads", least=2, kernels=("sgd_pullback",)),
         Promise("wide_stores", least=3, kernels=("sgd_pullback",)),
+        *in_vectors("sgd", "sgd_pullback"),
+        unspilled("sgd", "sgd_pullback"),
     ),
     source="Sutskever et al., ICML 2013",
 )

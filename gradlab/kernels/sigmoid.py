@@ -20,7 +20,7 @@ Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., table 2.3.
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, HALF, NO_SPILLS, Promise, streams
+from gradlab.kernels.promise import ALWAYS, HALF, NO_SPILLS, Promise, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -63,6 +63,8 @@ SPEC = Spec(
         NO_SPILLS,
         streams("sigmoid", "slope", "times"),
         Promise("occupancy", least=0.75, dtypes=(*HALF, "float32")),
+        *in_vectors("sigmoid", "slope", "times"),
+        unspilled("sigmoid", "slope", "times"),
     ),
     source="Griewank and Walther, Evaluating Derivatives, 2nd ed., table 2.3",
 )

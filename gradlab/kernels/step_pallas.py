@@ -41,11 +41,13 @@ def step(kernel: Callable[..., None], wholes: Sequence[jax.Array], operands: Seq
     if like.size == 0:
         return [jnp.zeros(like.shape, d) for d in results] + ([] if sums is None else [jnp.zeros((), sums)])
 
+    shape, size, single, many = like.shape, like.size, len(wholes), len(operands) + len(results) > MANY
+
     def call(platform: str, *given: jax.Array) -> list[jax.Array]:
-        many = like.dtype == jnp.float64 and len(operands) + len(results) > MANY
-        flat, tile, grid = _cut(platform, given[len(wholes) :], BE // 2 if many else BE)
+        wide = many and given[single].dtype == jnp.float64
+        flat, tile, grid = _cut(platform, given[single:], BE // 2 if wide else BE)
         each = math.prod(tile.block_shape)
-        specs = [pl.BlockSpec(w.shape, lambda i: (0, 0)) for w in wholes] + [tile] * len(flat)
+        specs = [pl.BlockSpec(w.shape, lambda i: (0, 0)) for w in given[:single]] + [tile] * len(flat)
         shapes = [jax.ShapeDtypeStruct(flat[0].shape, d) for d in results]
         outs = [tile] * len(results)
         if sums is not None:
@@ -59,15 +61,15 @@ def step(kernel: Callable[..., None], wholes: Sequence[jax.Array], operands: Seq
                 refs[-1] = _Summed(refs[-1])
             if platform == "cuda":
                 last = len(refs) - (sums is not None)
-                refs[len(wholes) : last] = [_Masked(ref, like.size, each) for ref in refs[len(wholes) : last]]
+                refs[single:last] = [_Masked(ref, size, each) for ref in refs[single:last]]
             kernel(*refs, **({"numbers": lambda: _numbers(tile.block_shape)} if numbered else {}))
 
         body.__name__ = getattr(kernel, "func", kernel).__name__
         found = pallas(
             body, platform, [grid], specs, outs, shapes, warps=8,
-            input_output_aliases={len(wholes) + i: k for i, k in aliases.items()},
-        )(*given[: len(wholes)], *flat)  # fmt: skip
-        arrays = [t.reshape(-1)[: like.size].reshape(like.shape) for t in found[: len(results)]]
+            input_output_aliases={single + i: k for i, k in aliases.items()},
+        )(*given[:single], *flat)  # fmt: skip
+        arrays = [t.reshape(-1)[:size].reshape(shape) for t in found[: len(results)]]
         # Interpreted there is one program, and its part is the sum.
         return arrays + [
             t[0, 0] if interpreted(platform) else fold(t.reshape(t.shape[0], -1)) for t in found[len(results) :]

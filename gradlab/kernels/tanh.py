@@ -21,7 +21,7 @@ Source: Cody and Waite, Software Manual for the Elementary Functions, 1980, chap
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, HALF, NO_SPILLS, Promise, streams
+from gradlab.kernels.promise import ALWAYS, HALF, NO_SPILLS, Promise, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -63,6 +63,8 @@ SPEC = Spec(
         NO_SPILLS,
         streams("tanh", "slope", "times"),
         Promise("occupancy", least=0.75, dtypes=(*HALF, "float32")),
+        *in_vectors("tanh", "slope", "times"),
+        unspilled("tanh", "slope", "times"),
     ),
     source="Cody and Waite, Software Manual for the Elementary Functions, 1980, chapter 13",
 )

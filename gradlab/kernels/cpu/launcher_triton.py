@@ -21,6 +21,7 @@ class Launcher:
 
     def __init__(self, src: Any, metadata: Any) -> None:
         self._pick = picker(list(src.signature.values()))
+        self._wanted = len(src.signature)
         self._kernel: Kernel | None = None
         self._pointers: list[int] = []
         self._count = 0
@@ -31,9 +32,13 @@ class Launcher:
             self._bind(kernel)
         if enter is not None:
             enter(launch_metadata)
-        values = list(self._pick(args))
+        try:
+            values = list(self._pick(args))
+        except (IndexError, ValueError):
+            values = []
         if len(values) != self._count:
-            raise TypeError(f"{kernel.binary.name}: {len(values)} arguments were given, wanted {self._count}")
+            wanted = f"wanted {self._wanted}, constants among them"
+            raise TypeError(f"{kernel.binary.name}: {len(args)} arguments were given, {wanted}")
         for index in self._pointers:
             value = values[index]
             if type(value) in _PLAIN and value.is_cpu and not value.is_neg():
@@ -63,7 +68,7 @@ def address(value: Any, kernel: Kernel, index: int) -> int:
     # triton.reinterpret wraps a tensor to give it another dtype.
     tensor = getattr(value, "base", value) if not isinstance(value, torch.Tensor) else value
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{kernel.binary.name}: {name} is a {_kind(value)}, wanted a tensor on the CPU")
+        return _address_alone(value, f"{kernel.binary.name}: {name} is a {_kind(value)}")
     where = f"{kernel.binary.name}: {name} is a {_kind(tensor)}"
     if tensor.device.type != "cpu":
         raise ValueError(f"{where} on {tensor.device}, wanted a tensor on the CPU")
@@ -76,6 +81,20 @@ def address(value: Any, kernel: Kernel, index: int) -> int:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise TypeError(f"{where} without memory of its own, wanted a plain tensor ({reason})") from None
+
+
+def _address_alone(value: Any, where: str) -> int:
+    """The memory of what is no tensor: Triton takes every object with a `data_ptr()` and a dtype.
+
+    Such an object is an address with a type, or a view that torch does not have (of negative strides, for instance).
+    """
+    device = getattr(value, "device", None)
+    if device is not None and torch.device(device).type != "cpu":
+        raise ValueError(f"{where} on {device}, wanted a tensor on the CPU")
+    data_ptr = getattr(value, "data_ptr", None)
+    if data_ptr is None:
+        raise TypeError(f"{where}, wanted a tensor on the CPU")
+    return operator.index(data_ptr())
 
 
 def picker(signature: Sequence[Any]) -> Callable[[Sequence[Any]], Sequence[Any]]:

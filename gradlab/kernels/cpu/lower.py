@@ -12,7 +12,7 @@ import re
 
 from gradlab.kernels.cpu import types
 from gradlab.kernels.cpu.control import lower_blocks
-from gradlab.kernels.cpu.emit import Emitter
+from gradlab.kernels.cpu.emit import Emitter, written
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Uniform
 from gradlab.kernels.cpu.machine import Machine
 from gradlab.kernels.cpu.tiles import Tiles
@@ -56,12 +56,13 @@ class Lowered:
     messages: list[tuple[str, str]]
 
 
-def lower(text: str, machine: Machine, fusion: bool = True) -> Lowered:
+def lower(text: str, machine: Machine, fusion: bool = True, writing: "type[Kernel] | None" = None) -> Lowered:
     """The LLVM IR of printed Triton IR.
 
     Args:
         text: what Triton's front end gives after its own passes, with locations.
         fusion: whether a product and a sum may be rounded once.
+        writing: what writes the function: `Kernel`, or one that writes source lines beside it (`located.Located`).
 
     Raises:
         Unsupported: the kernel uses what is not compiled for CPUs.
@@ -71,7 +72,7 @@ def lower(text: str, machine: Machine, fusion: bool = True) -> Lowered:
     except ValueError as error:
         named = re.search(r'tt\.func public @"?([^"(\s]+)', text)
         raise Unsupported(f"{named[1] if named else 'a kernel'}: {error}; {_WAY_OUT}") from None
-    writer = _Kernel(module, module.kernel, machine, fusion)
+    writer = (writing or Kernel)(module, module.kernel, machine, fusion)
     try:
         return writer.lowered()
     except NotLowered as error:
@@ -90,9 +91,13 @@ def _unsupported(module: Module, op: Operation, reason: str) -> Unsupported:
     return Unsupported(f"{module.kernel.name}: {reason} ({op.name} at {place.file}:{place.line}); {_WAY_OUT}")
 
 
-class _Kernel(Tiles):
+class Kernel(Tiles):
+    """The function of one kernel while it is written."""
+
+    emitter: type[Emitter] = Emitter
+
     def __init__(self, module: Module, kernel: Function, machine: Machine, fusion: bool) -> None:
-        super().__init__(Emitter(machine.vector_bits, fusion, machine.matrices), kernel)
+        super().__init__(self.emitter(machine.vector_bits, fusion, machine.matrices), kernel)
         self.module = module
         self.kernel = kernel
         self.machine = machine
@@ -132,7 +137,7 @@ class _Kernel(Tiles):
             self.env[name] = value
         b.block = "program_body"
         lower_blocks(self, self.kernel.blocks, "next", [], [])
-        body = b.lines
+        body = written(b.lines)
         names = [(name.lstrip("%"), kind.element) for name, kind in arguments]
         operations = list(self.kernel.walk()) + [op for f in self.module.functions.values() for op in f.walk()]
         return Lowered(
@@ -187,8 +192,6 @@ class _Kernel(Tiles):
             "  ret i64 0",
             "}",
             f"attributes #0 = {{ nounwind {width} }}",
-            "!1 = distinct !{!1, !2}",
-            '!2 = !{!"llvm.loop.unroll.count", i32 4}',
         ]
         return "\n".join(lines) + "\n"
 

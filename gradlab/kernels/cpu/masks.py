@@ -49,11 +49,13 @@ def twice(tiles: "Tiles", names: Iterable[str], write: Callable[[], None]) -> No
     one, other, after = b.label(), b.label(), b.label()
     b.branch(whole.ssa, one, other)
     b.start(one)
-    write()
+    with b.branch_scope():
+        write()
     b.jump(after)
     tiles.holding = before
     b.start(other)
-    write()
+    with b.branch_scope():
+        write()
     b.jump(after)
     b.start(after)
 
@@ -76,11 +78,13 @@ def _comparisons(tiles: "Tiles", names: Iterable[str]) -> Iterator[Operation]:
         seen.add(name)
         if value.op.name == "arith.andi" or value.op.name in _RELABELLING:
             todo += value.op.operands
-        elif value.op.name == "arith.cmpi":
+        elif value.op.name in ("arith.cmpi", "tt.splat"):
             yield value.op
 
 
 def _decidable(tiles: "Tiles", leaf: Operation) -> bool:
+    if leaf.name == "tt.splat":
+        return tiles.types[leaf.result].element == "i1"
     return _corner(tiles, leaf) is not None and not tiles.loads(leaf.result)
 
 
@@ -100,6 +104,10 @@ def _corner(tiles: "Tiles", leaf: Operation) -> tuple[int, bool] | None:
 
 def _at_corners(tiles: "Tiles", leaf: Operation) -> Iterator[Lane]:
     """What holds if a comparison holds everywhere: it does at one corner, and its growing side has not wrapped."""
+    if leaf.name == "tt.splat":
+        # One truth for the whole tile, such as whether its only row is one.
+        yield tiles.scalar(leaf.operands[0])
+        return
     corner = _corner(tiles, leaf)
     assert corner is not None
     side, last = corner

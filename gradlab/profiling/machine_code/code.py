@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from gradlab.profiling.machine_code.counts import Counts
+from gradlab.profiling.machine_code.counts import Counts, CPUCounts
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,17 @@ class Code:
         direction: the first pass that launches it: forward, backward, or second (the backward of the backward).
         grid: programs of its largest launch; threads: of one program (a block).
         options: what tells variants apart on torch: the kernel's compile-time constants, with warps and stages.
-        registers: of a thread.
+        registers: of a thread; on a CPU the vector registers that the code names.
         stack, shared_static, shared_dynamic: of a thread; of a block, without the 1 KiB that CUDA keeps.
         blocks: resident at once on one multiprocessor; None, as the next two, where the lab has no rule (AMD).
         occupancy: the share of the multiprocessor's warps that they make up.
         limiter: what allows no more: warps, blocks, registers or shared memory.
-        counts: instructions by kind, and by line of `file`.
+        counts: instructions by kind, and by line of `file`; `CPUCounts` on a CPU.
+        inner: those of the innermost loops, on a CPU; None on a GPU.
+        cpu, vector_bits: LLVM's name of the CPU, and bits of a vector; "" and 0 on a GPU, as what follows.
+        scratch: bytes of tiles that a thread keeps beside its stack.
+        size: of the machine code.
+        called: functions that it calls and that are no part of it.
         gpu: the GPU that waves and floor are for.
         waves: grid / (multiprocessors x blocks).
         floor: seconds that the op's whole pass takes at least, the FLOPs and least bytes of its Spec under the named
@@ -52,6 +57,12 @@ class Code:
     occupancy: float | None = None
     limiter: str = ""
     counts: Counts = dataclasses.field(default_factory=Counts)
+    inner: CPUCounts | None = None
+    cpu: str = ""
+    vector_bits: int = 0
+    scratch: int = 0
+    size: int = 0
+    called: tuple[str, ...] = ()
     gpu: str = ""
     waves: float | None = None
     floor: float | None = None
@@ -80,14 +91,23 @@ class Code:
         if name in SHARES:
             some, all_ = (sum(getattr(self.counts, n) for n in names) for names in SHARES[name])
             return some / all_ if all_ else None
+        if self.inner is not None and name.startswith(INNER):
+            if name == f"{INNER}width":
+                return self.inner.bits / self.vector_bits
+            return getattr(self.inner, name.removeprefix(INNER))
         return getattr(self, name) if hasattr(self, name) else getattr(self.counts, name)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, the counts among them and the lines by number."""
         values = dataclasses.asdict(self)
         counts = values.pop("counts")
-        return {**values, "grid": list(self.grid), "indicative": self.indicative, **counts}
+        if self.inner is not None:
+            # Lines are of the whole code.
+            del values["inner"]["lines"]
+        return {**values, "grid": list(self.grid), "called": list(self.called), "indicative": self.indicative, **counts}
 
 
+# What a promise says of innermost loops, in front of what is counted.
+INNER = "inner_"
 # Parts and wholes of what is counted, for promises.
 SHARES = {"wide_share": (("wide_loads", "wide_stores"), ("loads", "stores"))}

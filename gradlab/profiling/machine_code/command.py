@@ -18,6 +18,7 @@ from gradlab.profiling.machine_code.gpus import gpu
 from gradlab.profiling.machine_code.inspection import Wanted, choose, read, targets
 from gradlab.profiling.machine_code.promises import Verdict, hold, subjects
 from gradlab.profiling.machine_code.report import show, show_verdicts
+from gradlab.profiling.machine_code.targets import CPU, CPUS
 
 # Raised when a key changes its meaning or goes; a new key is no reason.
 SCHEMA = 1
@@ -57,10 +58,13 @@ def inspect(asked: Asked, console: Console) -> int:
         raise ValueError("inspect: --check takes no --case, --gpu or --lines: the promises name their cases")
     if asked.check:
         dtypes = split(asked.dtypes) or ["float32", "bfloat16"]
-        wanted = Wanted(subjects(ops, sides or None, dtypes), targets(split(asked.archs) or ["sm_80", "sm_90"], None))
+        there = targets(split(asked.archs) or ["sm_80", "sm_90"], None)
+        wanted = Wanted(subjects(ops, sides or None, dtypes, [t.name for t in there]), there, size=False)
     else:
-        chosen = choose(ops, sides or None, split(asked.dtypes) or ["bfloat16"], asked.case)
-        wanted = Wanted(chosen, targets(_archs(asked), asked.gpu), asked.gpu, None, asked.lines)
+        archs = _archs(asked)
+        usual = "float32" if set(archs) <= set(CPUS) else "bfloat16"
+        chosen = choose(ops, sides or None, split(asked.dtypes) or [usual], asked.case)
+        wanted = Wanted(chosen, targets(archs, asked.gpu), asked.gpu, None, asked.lines)
     spoken = {arch for op in ops for promise in op.promises for arch in promise.archs}
     if asked.check and not any(t.name in spoken for t in wanted.targets):
         names = ", ".join(t.name for t in wanted.targets)
@@ -75,6 +79,8 @@ def inspect(asked: Asked, console: Console) -> int:
         pass
     if not asked.check:
         show(codes, console, asked.lines)
+        if any(code.inner for code in codes) and "jax" in (sides or installed()):
+            console.print("jax: no rows on a CPU, where its kernels are XLA's code", style="dim", highlight=False)
     verdicts = hold(ops, sides or installed(), codes) if asked.check and complete else []
     if asked.check and complete:
         show_verdicts(verdicts, console)
@@ -84,7 +90,9 @@ def inspect(asked: Asked, console: Console) -> int:
         console.print(f"interrupted: {len(codes)} kernels read", style="bold red", highlight=False)
         return 130
     if not codes:
-        raise ValueError("inspect: nothing to compile: jax's kernels are lowered for CUDA, wanted an sm_ architecture")
+        on_cpu = all(isinstance(t, CPU) for t in wanted.targets)
+        why = "on a CPU jax's kernels are XLA's code" if on_cpu else "jax's kernels are lowered for CUDA"
+        raise ValueError(f"inspect: nothing to compile: {why}, wanted {'--side torch or ' * on_cpu}an sm_ architecture")
     return 1 if any(v.broken for v in verdicts) or any(c.error for c in codes) else 0
 
 

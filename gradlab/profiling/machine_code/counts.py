@@ -34,3 +34,44 @@ class Counts:
     spills: int = 0
     spill_bytes: int = 0
     lines: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CPUCounts(Counts):
+    """The same of a CPU's code, of all of it or of its innermost loops.
+
+    `tensor` are on tiles (AMX, MMLA); `loads` and `stores` move what the kernel computes with, wide ones several
+    elements at once; `spills` stand in loops, that over programs among them, and are apart from the other accesses.
+
+    Attributes:
+        bits: of the widest vector that is worked on.
+        spill_stores: those of the spills that go to the stack; what comes back alone is most often a constant, which
+            would have to be loaded from elsewhere.
+        fmas: products and sums in one.
+        gathers, scatters: of lanes from addresses of their own, be it lane by lane.
+        masked: accesses that leave lanes out.
+        scalars: arithmetic on one float at a time, comparisons not among them: loops branch on them.
+        divisions: and square roots, of floats and integers.
+        calls: of functions outside of the kernel.
+    """
+
+    bits: int = 0
+    spill_stores: int = 0
+    fmas: int = 0
+    gathers: int = 0
+    scatters: int = 0
+    masked: int = 0
+    scalars: int = 0
+    divisions: int = 0
+    calls: int = 0
+
+    @property
+    def products(self) -> int:
+        """FMAs, of vectors or of tiles."""
+        return self.fmas + self.tensor
+
+    @property
+    def share(self) -> float | None:
+        """The part of loads and stores that move several elements at once; None where there are none."""
+        accesses = self.loads + self.stores
+        return (self.wide_loads + self.wide_stores) / accesses if accesses else None

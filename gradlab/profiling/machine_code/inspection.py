@@ -18,7 +18,7 @@ from gradlab.profiling.machine_code import amdgcn, sass
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.found import PARSER, Found
 from gradlab.profiling.machine_code.gpus import Ceilings, floor, gpu, gpu_for
-from gradlab.profiling.machine_code.targets import Target, occupancy, target
+from gradlab.profiling.machine_code.targets import CPU, Target, occupancy, target
 from gradlab.profiling.machine_code.tools import tool
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,6 +44,7 @@ class Wanted:
         gpu: whose waves and floor are worked out, where it is of the architecture; else the architecture's usual one.
         ceilings: by architecture, measured ones in place of a datasheet's.
         lines: whether instructions are counted by source line, which assembles inlined kernels once more.
+        size: whether a CPU's code is weighed, for which it is made once more.
     """
 
     subjects: tuple[Subject, ...]
@@ -51,6 +52,7 @@ class Wanted:
     gpu: str | None = None
     ceilings: Mapping[str, Ceilings] | None = None
     lines: bool = False
+    size: bool = True
 
 
 def inspect(ops: Sequence[str] | None = None, *, sides: Sequence[str] | None = None, archs: Sequence[str] = ("sm_90",),
@@ -60,8 +62,9 @@ def inspect(ops: Sequence[str] | None = None, *, sides: Sequence[str] | None = N
 
     Args:
         ops: names, or None for every op.
-        sides: "torch", "jax" or both; None for all that are installed. jax is left out on AMD's architectures.
-        archs: sm_80, sm_86, sm_89, sm_90, sm_100, gfx942.
+        sides: "torch", "jax" or both; None for all that are installed. jax is left out where Pallas is not lowered to
+            Triton: on AMD's architectures and on CPUs.
+        archs: sm_80, sm_86, sm_89, sm_90, sm_100, gfx942; native, x86-64-v3, sapphirerapids, neoverse-v2.
         dtypes: float64, float32, float16, bfloat16.
         case: a case of the ops by name; None for the largest of each.
         gpu: whose waves and floor are worked out; None for a usual one of each architecture.
@@ -119,6 +122,9 @@ def targets(archs: Sequence[str], named: str | None) -> tuple[Target, ...]:
         raise ValueError(f"inspect: {gpu(named).name} is {gpu(named).arch}, wanted a GPU of {', '.join(archs)}")
     for name in ("ptxas", "cuobjdump", "nvdisasm") if any(t.backend == "cuda" for t in found) else ():
         tool(name)
+    if any(isinstance(t, CPU) for t in found) and importlib.util.find_spec("llvmlite") is None:
+        names = ", ".join(t.name for t in found if isinstance(t, CPU))
+        raise ModuleNotFoundError(f"inspect needs llvmlite, which compiles for {names}: pip install 'gradlab[torch]'")
     return found
 
 
@@ -134,12 +140,15 @@ def read(wanted: Wanted) -> Iterator[Code]:
         for subject in wanted.subjects:
             # Pallas is lowered for CUDA: it has no kernels for the others.
             where = [t for t in wanted.targets if subject.side == "torch" or t.backend == "cuda"]
-            try:
-                found = find(subject) if where else []
-            except Exception as error:
-                begun = [pool.submit(_lost, subject, t, error) for t in where]
-            else:
-                begun = [pool.submit(_read, wanted, subject, f, t) for t in where for f in found]
+            begun: list[Future[Code]] = []
+            for device in ("cuda", "cpu"):
+                there = [t for t in where if isinstance(t, CPU) == (device == "cpu")]
+                try:
+                    found = find(subject, device) if there else []
+                except Exception as error:
+                    begun += [pool.submit(_lost, subject, t, error) for t in there]
+                else:
+                    begun += [pool.submit(_read, wanted, subject, f, t) for t in there for f in found]
             for done in ahead:
                 yield done.result()
             ahead = begun
@@ -149,11 +158,11 @@ def read(wanted: Wanted) -> Iterator[Code]:
         pool.shutdown(cancel_futures=True)
 
 
-def find(subject: Subject) -> list[Found]:
-    """The kernels that it launches."""
+def find(subject: Subject, device: str = "cuda") -> list[Found]:
+    """The kernels that it launches on "cuda" or, on torch, on "cpu"."""
     module = importlib.import_module(f"gradlab.profiling.machine_code.launches_{subject.side}")
     with PARSER:
-        return module.find(subject.op, subject.case, subject.dtype)
+        return module.find(subject.op, subject.case, subject.dtype, *([device] if device != "cuda" else []))
 
 
 def _read(wanted: Wanted, subject: Subject, found: Found, where: Target) -> Code:
@@ -165,6 +174,11 @@ def _read(wanted: Wanted, subject: Subject, found: Found, where: Target) -> Code
         "options": {**found.options, "warps": str(found.warps), "stages": str(found.stages)},
     }  # fmt: skip
     try:
+        if isinstance(where, CPU):
+            compiler = importlib.import_module("gradlab.profiling.machine_code.compile_cpu")
+            return Code(
+                **{**blank, "options": found.options}, **compiler.facts(found.source, where, wanted.lines, wanted.size)
+            )
         return Code(**blank, **_machine(wanted, found, where), **_least(wanted, subject, found.direction, where))
     except Exception as error:
         return Code(**blank, error=_words(error))

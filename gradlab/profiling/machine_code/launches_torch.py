@@ -14,6 +14,7 @@ from triton.runtime.jit import JITFunction
 
 import gradlab.kernels
 from gradlab.autodiff.side_torch import SIDE
+from gradlab.kernels import compiled_triton
 from gradlab.kernels.launch_triton import KERNELS, Launch, recording, triton_dtype
 from gradlab.kernels.spec import Array, Case, Spec
 from gradlab.profiling.machine_code.found import PARSER, Found, largest, passes
@@ -31,8 +32,8 @@ class Source(ASTSource):
             return super().make_ir(*args, **options)
 
 
-def find(op: Spec, case: Case, dtype: str) -> list[Found]:
-    """Every kernel of the op's forward, backward and second backward, each once."""
+def find(op: Spec, case: Case, dtype: str, device: str = "cuda") -> list[Found]:
+    """Every kernel of the op's forward, backward and second backward, each once, with tiles of a GPU or of a CPU."""
     sizes = op.sizes(case)
     fn = functools.partial(SIDE.op(op.name), **op.options(case))
 
@@ -44,13 +45,15 @@ def find(op: Spec, case: Case, dtype: str) -> list[Found]:
     inputs = [empty(a) for a in op.present(case)]
     cotangents = [empty(a) for a in op.results(case)]
     seconds = [t for a, t in zip(op.present(case), inputs, strict=True) if a.name in op.wrt]
-    noted: dict[Any, tuple[str, list[Launch], Source]] = {}
+    noted: dict[Any, tuple[str, list[Launch], ASTSource]] = {}
     for direction, run in passes(op, case, SIDE, fn):
-        with recording() as launches, NoValues():
+        with recording(device) as launches, NoValues():
             run(inputs, cotangents, seconds)
         for launch in launches:
-            code = source(launch)
-            key = (launch.jit, code.hash(), launch.warps, launch.stages)
+            # A CPU has no warps, and one code for arguments that only a GPU tells apart.
+            on_cpu = device == "cpu"
+            code = cpu_source(launch) if on_cpu else source(launch)
+            key = (launch.jit, code.hash(), *(() if on_cpu else (launch.warps, launch.stages)))
             noted.setdefault(key, (direction, [], code))[1].append(launch)
     found: list[Found] = []
     for direction, launches, code in noted.values():
@@ -93,6 +96,11 @@ def source(noted: Launch) -> Source:
         constexprs={(noted.jit.arg_names.index(name),): value for name, value in constants.items()},
         attrs=attrs,
     )
+
+
+def cpu_source(noted: Launch) -> ASTSource:
+    """A recorded launch as the CPU's compiler takes it."""
+    return compiled_triton.source(noted.jit, noted.args, noted.constants, Source)
 
 
 def every_kernel() -> list[JITFunction]:

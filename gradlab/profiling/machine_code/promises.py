@@ -27,11 +27,14 @@ class Verdict:
     broken: tuple[str, ...]
 
 
-def subjects(ops: Sequence[Spec], sides: Sequence[str] | None, dtypes: Sequence[str]) -> tuple[Subject, ...]:
-    """The cases that the promises speak of, each once."""
+def subjects(ops: Sequence[Spec], sides: Sequence[str] | None, dtypes: Sequence[str],
+             archs: Sequence[str] = ("sm_80", "sm_90")) -> tuple[Subject, ...]:  # fmt: skip
+    """The cases that the promises speak of on these architectures, each once."""
     named: dict[tuple[str, ...], Subject] = {}
     for s in choose(ops, sides, dtypes, None):
         for promise in s.op.promises:
+            if not set(promise.archs).intersection(archs):
+                continue
             case = case_of(s.op, promise.case or None)
             named[s.op.name, case.name, s.side, s.dtype] = Subject(s.op, case, s.side, s.dtype)
     return tuple(named.values())

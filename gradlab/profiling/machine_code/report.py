@@ -9,9 +9,11 @@ from rich.text import Text
 
 from gradlab.kernels.promise import HALF, Promise
 from gradlab.kernels.spec import spec
+from gradlab.profiling.machine_code import report_cpu
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.promises import Verdict
 from gradlab.profiling.machine_code.source_view import source
+from gradlab.profiling.machine_code.targets import CPUS
 
 # Eleven columns and the spaces between them: 79 characters.
 WIDTHS = {
@@ -35,15 +37,19 @@ def show(codes: Sequence[Code], console: Console, lines: bool = False) -> None:
         rows = list(group)
         sizes = ", ".join(f"{axis} {n}" for axis, n in next(c for c in spec(op).cases if c.name == case).sizes.items())
         console.print(Text.assemble((f"{op} on {side}, {dtype}, {arch}", "bold"), f"; {case}: {sizes}"))
-        console.print(_table(rows))
+        console.print(report_cpu.table(rows, console.width) if arch in CPUS else _table(rows))
         for direction, floor, ceiling in dict.fromkeys((c.direction, c.floor, c.ceiling) for c in rows if c.floor):
             gpu = next(c.gpu for c in rows if c.gpu)
             console.print(Text(f"{direction}: at least {duration(floor)} on {gpu} ({ceiling})", "dim"))
+        for words in report_cpu.words(rows):
+            console.print(Text(words, "dim"))
         console.print()
         for code in rows if lines else ():
             _show_source(code, console)
-    if codes:
+    if any(code.arch not in CPUS for code in codes):
         console.print(Text(NOTES, "dim"))
+    if any(code.arch in CPUS for code in codes):
+        console.print(Text(report_cpu.notes(console.width), "dim"))
     if any(code.indicative for code in codes):
         console.print(Text(INDICATIVE, "dim"))
     for code in codes:
@@ -113,10 +119,11 @@ def _cells(code: Code) -> tuple[str | Text, ...]:
     if code.error:
         return code.name, code.direction, Text("!", "bold red")
     n = code.counts
-    spill = Text(_bytes(n.spill_bytes), "bold red") if n.spill_bytes else "-"
+    spill = Text(report_cpu.size(n.spill_bytes), "bold red") if n.spill_bytes else "-"
     wide, accesses = n.wide_loads + n.wide_stores, n.loads + n.stores
     return (
-        code.name, code.direction, str(code.registers), spill, _bytes(code.shared_static + code.shared_dynamic),
+        code.name, code.direction, str(code.registers), spill,
+        report_cpu.size(code.shared_static + code.shared_dynamic),
         "-" if code.occupancy is None else f"{code.occupancy:.0%}", _SHORT.get(code.limiter, code.limiter or "-"),
         str(n.tensor or "-"), f"{wide}/{accesses}", str(n.instructions),
         "-" if code.waves is None else f"{code.waves:.3g}",
@@ -134,9 +141,3 @@ def _show_source(code: Code, console: Console) -> None:
             row.truncate(console.width, overflow="ellipsis")
             console.print(row)
         console.print()
-
-
-def _bytes(n: int) -> str:
-    if n == 0:
-        return "-"
-    return f"{n} B" if n < 1024 else f"{n / 1024:.3g} K"

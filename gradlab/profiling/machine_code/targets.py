@@ -11,7 +11,7 @@ class Target:
 
     Attributes:
         name: as on the command line.
-        backend: "cuda" or "hip", Triton's word for it.
+        backend: "cuda" or "hip", Triton's word for it; "cpu".
         number: what Triton calls the architecture within its backend.
         lanes: threads of a warp (a wavefront).
         warps, blocks, shared: the most that are resident at once; 0 where occupancy is not worked out.
@@ -26,8 +26,24 @@ class Target:
     shared: int = 0
 
 
+@dataclass(frozen=True)
+class CPU(Target):
+    """A CPU that code is assembled for; `lanes` is 1.
+
+    Attributes:
+        triple, cpu, features: LLVM's words; none of them for the CPU that this process runs on.
+        bits: of a vector register.
+    """
+
+    triple: str = ""
+    cpu: str = ""
+    features: str = ""
+    bits: int = 0
+
+
 _KIB = 1024
-TARGETS = {
+_X86, _ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+TARGETS: dict[str, Target] = {
     t.name: t
     for t in (
         Target("sm_80", "cuda", 80, 32, 64, 32, 164 * _KIB),
@@ -36,8 +52,14 @@ TARGETS = {
         Target("sm_90", "cuda", 90, 32, 64, 32, 228 * _KIB),
         Target("sm_100", "cuda", 100, 32, 64, 32, 228 * _KIB),
         Target("gfx942", "hip", "gfx942", 64),
+        CPU("native", "cpu", "", 1),
+        CPU("x86-64-v3", "cpu", "", 1, triple=_X86, cpu="x86-64-v3", bits=256),
+        CPU("sapphirerapids", "cpu", "", 1, triple=_X86, cpu="sapphirerapids",
+            features="+amx-tile,+amx-bf16,+amx-int8", bits=512),
+        CPU("neoverse-v2", "cpu", "", 1, triple=_ARM, cpu="neoverse-v2", bits=128),
     )
-}
+}  # fmt: skip
+CPUS = tuple(name for name, t in TARGETS.items() if isinstance(t, CPU))
 
 # What CUDA keeps of every block's shared memory for itself.
 RESERVED = 1024
