@@ -408,14 +408,14 @@ def test_a_folder_that_cannot_be_written_is_replaced(monkeypatch, compiled):
 
 def test_a_folder_that_becomes_unwritable_is_read_and_replaced(monkeypatch, compiled):
     added()
-    real = os.makedirs
+    real = os.replace
 
-    def refuse(name, *args, **kwargs):
-        if "tmp.pid_" in str(name) and "gradlab-triton-" not in str(name):
-            raise PermissionError(13, "Permission denied", name)
-        return real(name, *args, **kwargs)
+    def refuse(source, target):
+        if "gradlab-triton-" not in str(target):
+            raise PermissionError(13, "Permission denied", target)
+        return real(source, target)
 
-    monkeypatch.setattr(os, "makedirs", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     added()
     assert len(compiled) == 1
     cache_triton._say.cache_clear()
