@@ -251,8 +251,9 @@ def test_its_figures_are_drawn(opened):
 
 
 @pytest.fixture
-def every_op(browser, collected, tmp_path, monkeypatch):
-    """A page of all ops with the longest words that a row can have, in a window of 1280 pixels."""
+def every_op(opened, collected, tmp_path, monkeypatch):
+    """A page of all ops with the longest words that a row can have, in the window of 1280 pixels; then the old one."""
+    before = opened.current_url
     monkeypatch.setattr(page, "_of_op", lambda *args: [])
     names = tuple(specs())
     hand = Member("hand", "by hand", "compiled", warm=(1.234e-3, 1.239e-3) * 5)
@@ -269,9 +270,9 @@ def every_op(browser, collected, tmp_path, monkeypatch):
         kernels=[{**kernel, "op": op, "registers": 255, "spill_bytes": 12345} for op in names],
         promises=[{**promise, "op": op} for promise in collected[0].promises[:1] * 12 for op in names],
     ), tmp_path)  # fmt: skip
-    browser.set_window_size(1280, 900)
-    browser.get((tmp_path / "report.html").as_uri())
-    return browser
+    opened.get((tmp_path / "report.html").as_uri())
+    yield opened
+    opened.get(before)
 
 
 def test_every_op_is_seen_without_scrolling_sideways(every_op):
