@@ -419,6 +419,21 @@ def test_prints_and_assertions(capfd):
 
 
 @triton.jit
+def dependent_kernel(x_ptr, y_ptr):
+    i = tl.arange(0, 8)
+    tl.extra.cuda.gdc_wait()
+    x = tl.load(x_ptr + i)
+    tl.extra.cuda.gdc_launch_dependents()
+    tl.store(y_ptr + i, x + 1)
+
+
+def test_a_launch_waits_for_nothing_where_launches_are_over():
+    x, y = torch.arange(8.0), torch.zeros(8)
+    dependent_kernel[(1,)](x, y, launch_pdl=True)
+    assert torch.equal(y, x + 1)
+
+
+@triton.jit
 def assembly_kernel(x_ptr):
     x = tl.load(x_ptr)
     y = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)

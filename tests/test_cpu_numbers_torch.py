@@ -246,9 +246,11 @@ FLOATS = {
     "cospi": lambda x: (x * math.pi).cos(), "saturatef": lambda x: x.clamp(0, 1), "rint": torch.round,
     "tgamma": lambda x: torch.tensor([math.gamma(v) for v in x.tolist()], dtype=x.dtype), "trunc": torch.trunc,
     "j0": lambda x: by_mpmath("besselj", 0, x), "y1": lambda x: by_mpmath("bessely", 1, x),
+    "cyl_bessel_i0": lambda x: by_mpmath("besseli", 0, x), "cyl_bessel_i1": lambda x: by_mpmath("besseli", 1, x),
     "erfcinv": lambda x: torch.erfinv(1 - x), "logb": lambda x: x.abs().log2().floor(),
 }  # fmt: skip
 RANGES = {"acosh": (1, 9), "atanh": (-1, 1), "erfinv": (-1, 1), "normcdfinv": (0, 1), "erfcinv": (0, 2), "y1": (0, 9)}
+RANGES |= dict.fromkeys(("cyl_bessel_i0", "cyl_bessel_i1"), (-40, 40))
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -270,6 +272,10 @@ def test_library_functions_at_their_ends():
     assert said("normcdfinv", 0.0, 1.0, 0.5) == [-math.inf, math.inf, 0.0]
     assert said("acosh", 1.0, math.inf) == [0.0, math.inf]
     assert all(map(math.isnan, said("erfinv", 1.5, math.nan, -2.0) + said("acosh", 0.5) + said("atanh", 2.0)))
+    assert said("cyl_bessel_i0", 0.0, -math.inf, 1000.0) == [1.0, math.inf, math.inf]
+    assert said("cyl_bessel_i1", 0.0, -math.inf, 1e-30) == [0.0, -math.inf, pytest.approx(5e-31)]
+    # Finite, where e^x is not: x = 711 in float64.
+    assert mapped("cyl_bessel_i0", torch.tensor([711.0], dtype=torch.float64)).isfinite().all()
     assert said("erfinv", 1e-30) == [pytest.approx(8.862269e-31, rel=1e-6)]
 
 

@@ -135,6 +135,18 @@ def test_one_binary_serves_what_only_a_gpu_tells_apart(compiled):
     assert len(compiled) == 2
 
 
+def test_a_host_may_divide_a_gpus_resources_by_a_kernels():
+    kernel = add_kernel.warmup(*torch.zeros(3, 5), 5, 2.0, BLOCK=16, grid=(1,))
+    kernel._init_handles()
+    has = driver.active.utils.get_device_properties(driver.active.get_current_device())
+    threads = kernel.metadata.num_warps * has["warpSize"]
+    programs = min(has["max_num_regs"] // (kernel.n_regs * threads), has["max_shared_mem"] // kernel.metadata.shared)
+    assert programs > 1000
+    out = torch.empty(5)
+    kernel[(1, 1, 1)](torch.ones(5), torch.ones(5), out, 5, 2.0, 16)
+    assert out.tolist() == [3.0] * 5
+
+
 def test_a_compiled_kernel_is_launched_with_its_constants_too():
     x, y, out = torch.ones(8), torch.ones(8), torch.zeros(8)
     compiled = fresh(add_kernel)[(1,)](x, y, out, 8, 0.5, BLOCK=8)
@@ -396,14 +408,14 @@ def test_a_folder_that_cannot_be_written_is_replaced(monkeypatch, compiled):
 
 def test_a_folder_that_becomes_unwritable_is_read_and_replaced(monkeypatch, compiled):
     added()
-    real = os.makedirs
+    real = os.replace
 
-    def refuse(name, *args, **kwargs):
-        if "tmp.pid_" in str(name) and "gradlab-triton-" not in str(name):
-            raise PermissionError(13, "Permission denied", name)
-        return real(name, *args, **kwargs)
+    def refuse(source, target):
+        if "gradlab-triton-" not in str(target):
+            raise PermissionError(13, "Permission denied", target)
+        return real(source, target)
 
-    monkeypatch.setattr(os, "makedirs", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     added()
     assert len(compiled) == 1
     cache_triton._say.cache_clear()

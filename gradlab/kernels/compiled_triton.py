@@ -1,7 +1,8 @@
 """The lab's kernels on a CPU: compiled by `kernels/cpu` whichever back end Triton itself has active, and kept by key.
 
 A compiled kernel depends on dtypes, on which integers are 0 or 1 and which are past 32 bits, and on the constants. It does
-not depend on whether sizes and addresses are multiples of 16: a CPU's vectors load from anywhere.
+not depend on whether sizes and addresses are multiples of 16: a CPU's vectors load from anywhere. Nor on constants that a
+kernel has for GPUs alone, such as the geometry of a convolution.
 """
 
 import platform
@@ -37,13 +38,16 @@ class Prepared:
 
     __slots__ = ("kernel", "numbers", "tensors")
 
-    def __init__(self, kernel: Kernel, names: Sequence[str], args: Sequence[Any]) -> None:
+    def __init__(self, kernel: Kernel, jit: JITFunction, args: Sequence[Any]) -> None:
         self.kernel = kernel
+        names = [*jit.arg_names[: len(args)], *ANY.get(jit, ())]
         self.numbers = [names.index(name) for name, _ in kernel.binary.arguments]
-        self.tensors = [isinstance(args[i], torch.Tensor) for i in self.numbers]
+        self.tensors = [i < len(args) and isinstance(args[i], torch.Tensor) for i in self.numbers]
 
 
 _prepared: dict[tuple, Prepared] = {}
+# Constants of kernels that are arguments here, by name: `launch_triton.kernel_of_any`.
+ANY: dict[JITFunction, tuple[str, ...]] = {}
 
 
 def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: dict[str, Any]) -> None:
@@ -54,6 +58,8 @@ def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: d
         constants: the kernel's `tl.constexpr` parameters by name.
     """
     found = prepared(jit, args, constants)
+    if jit in ANY:
+        args = (*args, *[constants[name] for name in ANY[jit]])
     values = [args[i].data_ptr() if tensor else args[i] for i, tensor in zip(found.numbers, found.tensors, strict=True)]
     x, y, z = (*grid, 1, 1)[:3]
     found.kernel((x, y, z), values)
@@ -73,12 +79,12 @@ def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
             else float
             for a in args
         ],
-        *constants.values(),
+        *(constants.values() if jit not in ANY else [v for name, v in constants.items() if name not in ANY[jit]]),
     )
     found = _prepared.get(key)
     if found is None:
         kernel = Kernel(compiled(jit, args, constants), torch.get_num_threads)
-        found = _prepared[key] = Prepared(kernel, list(jit.arg_names), args)
+        found = _prepared[key] = Prepared(kernel, jit, args)
     return found
 
 
@@ -103,7 +109,8 @@ def compiled(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
 def source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any],
            kind: type[ASTSource] = ASTSource) -> ASTSource:  # fmt: skip
     """A launch as the compiler takes it, in Triton's words or those of a class of its own."""
-    signature, fixed = {}, dict(constants)
+    any_value = ANY.get(jit, ())
+    signature, fixed = dict.fromkeys(any_value, "i32"), {k: v for k, v in constants.items() if k not in any_value}
     for parameter, value in zip(jit.params, args, strict=False):
         name = parameter.name
         if isinstance(value, torch.Tensor):

@@ -8,14 +8,16 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.images_triton import empty, index
-from gradlab.kernels.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
+from gradlab.kernels.launch_triton import accumulator, block, kernel, kernel_of_any, launch, op, triton_dtype
 from gradlab.kernels.linear_triton import column_sum
 from gradlab.kernels.sizes_triton import Tile, parts, tile
 from gradlab.kernels.window import Geometry
 
+_GEOMETRY = ("R", "S", "SH", "SW", "DH", "DW", "TOP", "LEFT")
+
 
 # fmt: off
-@kernel
+@kernel_of_any(*_GEOMETRY)
 def _forward_kernel(
     x_ptr, x_b, x_c, x_h, x_w,
     w_ptr, w_f, w_d, w_r, w_s,
@@ -76,7 +78,7 @@ def _forward_kernel(
     tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=here)
 
 
-@kernel
+@kernel_of_any(*_GEOMETRY)
 def _dgrad_kernel(
     u_ptr, u_b, u_f, u_p, u_q,
     w_ptr, w_f, w_d, w_r, w_s,
@@ -151,7 +153,7 @@ def _dgrad_kernel(
     tl.store(x_ptr + at, acc.to(x_ptr.dtype.element_ty), mask=here)
 
 
-@kernel
+@kernel_of_any(*_GEOMETRY)
 def _wgrad_kernel(
     u_ptr, u_b, u_f, u_p, u_q,
     x_ptr, x_b, x_c, x_h, x_w,

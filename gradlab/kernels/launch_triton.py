@@ -31,6 +31,20 @@ def kernel(fn: Callable) -> JITFunction:
     return KERNELS[-1]
 
 
+def kernel_of_any(*names: str) -> Callable[[Callable], JITFunction]:
+    """Decorate a kernel whose constants of these names, integers, are arguments on a CPU: compiled once for all values.
+
+    A GPU folds them into addresses of every element; a CPU's loops have their own for that.
+    """
+
+    def decorated(fn: Callable) -> JITFunction:
+        jit = kernel(fn)
+        compiled_triton.ANY[jit] = names
+        return jit
+
+    return decorated
+
+
 @dataclasses.dataclass(frozen=True)
 class Launch:
     """One launch as a compiler sees it: the kernel, its arguments and its options."""

@@ -77,7 +77,8 @@ def _each(tiles: Tiles, op: Operation, one, masked: bool) -> None:
             inside, after, before = b.label(), b.label(), b.block
             b.branch(registers(b, mask), inside, after)
             b.start(inside)
-            found = one(b, address, *operands[1:])
+            with b.branch_scope():
+                found = one(b, address, *operands[1:])
             end = b.block
             b.jump(after)
             b.start(after)

@@ -11,8 +11,10 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 from triton import knobs
 from triton.runtime.cache import FileCacheManager
@@ -39,10 +41,23 @@ class Cache(FileCacheManager):
     def put(self, data: str | bytes, filename: str, binary: bool = True) -> str:
         """Keep a file, and give its path."""
         try:
-            return super().put(data, filename, binary)
+            return self._put(data, filename)
         except OSError as error:
             self._retreat(error)
-            return super().put(data, filename, binary)
+            return self._put(data, filename)
+
+    def _put(self, data: Any, filename: str) -> str:
+        """As Triton's own, without a folder for each file on its way."""
+        path = os.path.join(self.cache_dir, filename)
+        on_its_way = f"{path}.{os.getpid()}.{threading.get_ident()}"
+        try:
+            with open(on_its_way, "wb") as file:
+                file.write(data if isinstance(data, bytes) else str(data).encode())
+            os.replace(on_its_way, path)
+        except OSError:
+            Path(on_its_way).unlink(missing_ok=True)
+            raise
+        return path
 
     def get_group(self, filename: str) -> dict[str, str] | None:
         """The paths of a kernel's files, or None where it has to be compiled."""

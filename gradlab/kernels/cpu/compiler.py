@@ -84,6 +84,8 @@ class CPUBackend(BaseBackend):
         own = {field.name for field in dataclasses.fields(Options)} - fixed
         given = {name: value for name, value in opts.items() if name in own and value is not None}
         given["enable_fp_fusion"] = _fusion(given.get("enable_fp_fusion"))
+        # Triton asserts that integers do not overflow in debug mode alone; what it computes for that takes time always.
+        given["sanitize_overflow"] = given.get("sanitize_overflow", True) and given.get("debug", False)
         options = Options(**given)
         for name in opts.keys() & _foreign():
             # Triton refuses a keyword of a launch that the options do not have.
@@ -125,8 +127,8 @@ class CPUBackend(BaseBackend):
         stages["obj"] = _obj
 
 
-def _ttir(module: Any, metadata: dict[str, Any]) -> Any:
-    """Triton's own passes, those that its GPU back ends begin with."""
+def _ttir(module: Any, metadata: dict[str, Any]) -> str:
+    """Triton's own passes, those that its GPU back ends begin with; as text, which is printed once."""
     from triton._C.libtriton import ir, passes
 
     manager = ir.pass_manager(module.context)
@@ -147,7 +149,7 @@ def _ttir(module: Any, metadata: dict[str, Any]) -> Any:
         if add is not None:
             add(manager)
     manager.run(module, "make_ttir")
-    return module
+    return str(module)
 
 
 def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
@@ -159,8 +161,8 @@ def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
     lowered = lower.lower(text, host(), options.enable_fp_fusion)
     named = re.search(r'tt\.func public @"?([^"(\s]+)', text)
     metadata["name"] = named[1] if named else lowered.name
-    # Triton's runtime asks how much of a GPU's shared memory a kernel needs.
-    metadata["shared"] = 0
+    # Triton's runtime asks how much of a GPU's shared memory a kernel needs, and hosts divide what there is by it.
+    metadata["shared"] = 1
     metadata["launch"] = {
         "name": metadata["name"], "entry": lowered.name, "arguments": lowered.arguments, "scratch": lowered.scratch,
         "messages": lowered.messages, "stored": lowered.stored, "ordered": lowered.ordered,

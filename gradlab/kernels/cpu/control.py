@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-from gradlab.kernels.cpu import lanes, library, types
+from gradlab.kernels.cpu import assembly, lanes, library, types
 from gradlab.kernels.cpu.atomics import compare_and_swap, read_modify_write
 from gradlab.kernels.cpu.carried import carry
 from gradlab.kernels.cpu.dot import dot
@@ -20,8 +20,8 @@ from gradlab.kernels.cpu.values import Buffer, Index, NotLowered, Position, cont
 
 # What writes memory, or has to happen where it stands.
 EFFECTS = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "gpu.barrier", "ttg.barrier", "tt.call"}
-# Importing the library enters its rule.
-assert library.call in RULES.values()
+# Importing a file enters its rules.
+assert {library.call, assembly.assembly}.issubset(RULES.values())
 _TERMINATORS = {"scf.yield", "scf.condition", "tt.return", "tt.map_elementwise.return", "cf.br", "cf.cond_br"}
 _NOTHING = {"llvm.intr.assume", "ttg.local_barrier", "scf.reduce"}
 
@@ -124,22 +124,23 @@ def _for(tiles: Tiles, op: Operation) -> None:
     assert isinstance(step, Uniform)
     t = types.llvm(first.element)
     head, body, leave, before = b.label(), b.label(), b.label(), b.block
-    b.jump(head)
-    b.start(head)
-    i = b.name()
-    at = len(b.lines)
-    b.lines.append("")
-    carried.enter(before)
-    predicate = "ult" if op.attributes.get("unsigned") else "slt"
-    b.branch(b.emit(f"icmp {predicate} {t} {i}, {last.ssa}"), body, leave)
-    b.start(body)
-    tiles.env[counter] = Uniform(i, first.element)
-    lower_operations(tiles, block.operations)
-    carried.leave(ends)
-    following = b.emit(f"add {t} {i}, {step.ssa}")
-    b.lines[at] = f"  {i} = phi {t} [ {first.ssa}, %{before} ], [ {following}, %{b.block} ]"
-    carried.close(b.block)
-    b.jump(head)
+    with b.loop_scope():
+        b.jump(head)
+        b.start(head)
+        i = b.name()
+        at = len(b.lines)
+        b.lines.append("")
+        carried.enter(before)
+        predicate = "ult" if op.attributes.get("unsigned") else "slt"
+        b.branch(b.emit(f"icmp {predicate} {t} {i}, {last.ssa}"), body, leave)
+        b.start(body)
+        tiles.env[counter] = Uniform(i, first.element)
+        lower_operations(tiles, block.operations)
+        carried.leave(ends)
+        following = b.emit(f"add {t} {i}, {step.ssa}")
+        b.lines[at] = f"  {i} = phi {t} [ {first.ssa}, %{before} ], [ {following}, %{b.block} ]"
+        carried.close(b.block)
+        b.jump(head)
     b.start(leave)
     carried.results(op.results)
 
@@ -151,21 +152,22 @@ def _while(tiles: Tiles, op: Operation) -> None:
     condition, ends = deciding.terminator, _yielded(going)
     carried = carry(tiles, deciding, deciding.arguments, op.operands, ends, affine=False)
     head, body, leave, before = b.label(), b.label(), b.label(), b.block
-    b.jump(head)
-    b.start(head)
-    carried.enter(before)
-    lower_operations(tiles, deciding.operations)
-    handed = condition.operands[1:]
-    for (name, _), given in zip(going.arguments, handed, strict=True):
-        tiles.env[name] = tiles.env[given]
-    go_on = tiles.scalar(condition.operands[0])
-    assert isinstance(go_on, Uniform)
-    b.branch(go_on.ssa, body, leave)
-    b.start(body)
-    lower_operations(tiles, going.operations)
-    carried.leave(ends)
-    carried.close(b.block)
-    b.jump(head)
+    with b.loop_scope():
+        b.jump(head)
+        b.start(head)
+        carried.enter(before)
+        lower_operations(tiles, deciding.operations)
+        handed = condition.operands[1:]
+        for (name, _), given in zip(going.arguments, handed, strict=True):
+            tiles.env[name] = tiles.env[given]
+        go_on = tiles.scalar(condition.operands[0])
+        assert isinstance(go_on, Uniform)
+        b.branch(go_on.ssa, body, leave)
+        b.start(body)
+        lower_operations(tiles, going.operations)
+        carried.leave(ends)
+        carried.close(b.block)
+        b.jump(head)
     b.start(leave)
     for name, given in zip(op.results, handed, strict=True):
         tiles.env[name] = tiles.env[given]
@@ -185,12 +187,13 @@ def _if(tiles: Tiles, op: Operation) -> None:
         values: list[str] = []
         if region:
             (block,) = region
-            done = lower_operations(tiles, block.operations)
-            for buffer, name in zip(buffers, done.operands if done else [], strict=True):
-                if buffer is None:
-                    values.append(scalar_register(tiles.scalar(name)))
-                else:
-                    tiles.materialize(name, buffer)
+            with b.branch_scope():
+                done = lower_operations(tiles, block.operations)
+                for buffer, name in zip(buffers, done.operands if done else [], strict=True):
+                    if buffer is None:
+                        values.append(scalar_register(tiles.scalar(name)))
+                    else:
+                        tiles.materialize(name, buffer)
         ends.append((b.block, values))
         b.jump(after)
     b.start(after)
@@ -249,7 +252,7 @@ def lower_blocks(tiles: Tiles, blocks: Sequence[Block], leave: str, results: Seq
                 tiles.materialize(name, buffer)
         return values
 
-    for number, block in enumerate(blocks):
+    def write(number: int, block: Block) -> None:
         if number:
             b.start(labels[block.label])
             phis[block.label] = []
@@ -270,7 +273,7 @@ def lower_blocks(tiles: Tiles, blocks: Sequence[Block], leave: str, results: Seq
             values = hand_on(done.operands, results)
             returned.append((b.block, values))
             b.jump(leave)
-            continue
+            return
         targets = done.attributes["to"]
         # Each way on has a block of its own: both may lead to one place, with other values.
         ways = [b.label() for _ in targets] if len(targets) > 1 else []
@@ -280,9 +283,16 @@ def lower_blocks(tiles: Tiles, blocks: Sequence[Block], leave: str, results: Seq
             if way is not None:
                 b.start(way)
                 tiles.forget()
-            values = hand_on(names, memory[label])
+            with b.branch_scope():
+                values = hand_on(names, memory[label])
             incoming[label].append((b.block, values))
             b.jump(labels[label])
+
+    # The first block is on every way to the others.
+    write(0, blocks[0])
+    for number, block in enumerate(blocks[1:], 1):
+        with b.branch_scope():
+            write(number, block)
     for label, holes in phis.items():
         for i, (line, ssa, llvm_type) in enumerate(holes):
             sources = ", ".join(f"[ {values[i]}, %{source} ]" for source, values in incoming[label])

@@ -15,6 +15,8 @@ from gradlab.kernels.cpu.values import Buffer, Index, Lazy, NotLowered
 
 # Rows and vectors of the accumulators by bits of a register: 32 registers of 512 bits, 16 of 256, 32 of 128 on aarch64.
 SHAPES = {512: (8, 2), 256: (4, 2), 128: (4, 4)}
+# Places along K in one pass of the micro-kernel's loop.
+UNROLL = 4
 
 
 def dot(tiles: Tiles, op: Operation) -> None:
@@ -127,42 +129,53 @@ def _micro_kernel(e: Emitter, rows: int, vectors: int, width: int, K: int, eleme
         lines.append(f"  %c{i}_{j} = getelementptr inbounds {scalar}, ptr %c, i64 {i * c_stride + j * width}")
         if not zero:
             lines.append(f"  %first{i}_{j} = load {vector}, ptr %c{i}_{j}, align {align}")
+    unroll = min(UNROLL, K)
     lines += ["  br label %loop", "loop:", "  %k = phi i64 [ 0, %entry ], [ %next, %loop ]"]
     for i, j in places:
         first = "zeroinitializer" if zero else f"%first{i}_{j}"
-        lines.append(f"  %sum{i}_{j} = phi {vector} [ {first}, %entry ], [ %new{i}_{j}, %loop ]")
+        lines.append(f"  %sum{i}_{j} = phi {vector} [ {first}, %entry ], [ %new{unroll - 1}_{i}_{j}, %loop ]")
     lines += [
         f"  %b_offset = mul nuw nsw i64 %k, {b_stride}",
         f"  %a_offset = mul nuw nsw i64 %k, {a_strides[1]}",
         f"  %b_here = getelementptr inbounds {scalar}, ptr %b, i64 %b_offset",
         f"  %a_here = getelementptr inbounds {scalar}, ptr %a, i64 %a_offset",
     ]
-    for j in range(vectors):
-        lines.append(f"  %b_at{j} = getelementptr inbounds {scalar}, ptr %b_here, i64 {j * width}")
-        lines.append(f"  %b{j} = load {vector}, ptr %b_at{j}, align {align}")
-    for i in range(rows):
-        lines.append(f"  %a_at{i} = getelementptr inbounds {scalar}, ptr %a_here, i64 {i * a_strides[0]}")
-        lines.append(f"  %a{i} = load {scalar}, ptr %a_at{i}, align {align}")
-        lines.append(f"  %one{i} = insertelement {vector} poison, {scalar} %a{i}, i64 0")
-        lines.append(f"  %all{i} = shufflevector {vector} %one{i}, {vector} poison, <{width} x i32> zeroinitializer")
-        lines += [line for j in range(vectors) for line in _accumulate(e, i, j, element, vector, width)]
+    for u in range(unroll):
+        for j in range(vectors):
+            place = u * b_stride + j * width
+            lines.append(f"  %b_at{u}_{j} = getelementptr inbounds {scalar}, ptr %b_here, i64 {place}")
+            lines.append(f"  %b{u}_{j} = load {vector}, ptr %b_at{u}_{j}, align {align}")
+        for i in range(rows):
+            here, place = f"{u}_{i}", u * a_strides[1] + i * a_strides[0]
+            lines.append(f"  %a_at{here} = getelementptr inbounds {scalar}, ptr %a_here, i64 {place}")
+            lines.append(f"  %a{here} = load {scalar}, ptr %a_at{here}, align {align}")
+            lines.append(f"  %one{here} = insertelement {vector} poison, {scalar} %a{here}, i64 0")
+            lines.append(
+                f"  %all{here} = shufflevector {vector} %one{here}, {vector} poison, <{width} x i32> zeroinitializer"
+            )
+            lines += [line for j in range(vectors) for line in _accumulate(e, u, i, j, element, vector, width)]
+    last = unroll - 1
     lines += [
-        "  %next = add nuw nsw i64 %k, 1",
+        f"  %next = add nuw nsw i64 %k, {unroll}",
         f"  %more = icmp ult i64 %next, {K}",
-        "  br i1 %more, label %loop, label %done, !llvm.loop !1",
+        "  br i1 %more, label %loop, label %done",
         "done:",
     ]
-    lines += [f"  store {vector} %new{i}_{j}, ptr %c{i}_{j}, align {align}" for i, j in places]
+    lines += [f"  store {vector} %new{last}_{i}_{j}, ptr %c{i}_{j}, align {align}" for i, j in places]
     e.helpers[name] = "\n".join([*lines, "  ret void", "}"])
     return name
 
 
-def _accumulate(e: Emitter, i: int, j: int, element: str, vector: str, width: int) -> list[str]:
+def _accumulate(e: Emitter, u: int, i: int, j: int, element: str, vector: str, width: int) -> list[str]:
+    """The product of row i and vector j at the u-th k of a pass, added."""
+    before, now = f"%new{u - 1}_{i}_{j}" if u else f"%sum{i}_{j}", f"{u}_{i}_{j}"
+    factors = f"%all{u}_{i}", f"%b{u}_{j}"
     if element == "i32":
         return [
-            f"  %product{i}_{j} = mul {vector} %all{i}, %b{j}",
-            f"  %new{i}_{j} = add {vector} %sum{i}_{j}, %product{i}_{j}",
+            f"  %product{now} = mul {vector} {', '.join(factors)}",
+            f"  %new{now} = add {vector} {before}, %product{now}",
         ]
     name = f"llvm.fma.v{width}{element}"
     e.declare(name, vector, f"{vector}, {vector}, {vector}")
-    return [f"  %new{i}_{j} = call {vector} @{name}({vector} %all{i}, {vector} %b{j}, {vector} %sum{i}_{j})"]
+    given = ", ".join(f"{vector} {value}" for value in (*factors, before))
+    return [f"  %new{now} = call {vector} @{name}({given})"]

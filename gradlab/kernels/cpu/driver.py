@@ -107,7 +107,8 @@ class Utilities:
             loaded = Kernel(Binary.unseal(kernel), _threads())
         except Broken as error:
             raise RuntimeError(f"{name}: {error}; TRITON_ALWAYS_COMPILE=1 compiles it anew") from None
-        return loaded, loaded, 0, 0, _PLENTY
+        # Hosts divide a GPU's registers by a thread's to find how many programs it holds.
+        return loaded, loaded, 1, 0, _PLENTY
 
     def unload_module(self, module: "Kernel") -> None:
         """Code goes with the last who holds it."""

@@ -2,12 +2,48 @@
 
 Code is written either for one element (`width` 0) or for `width` lanes at once; every method that makes a type or a
 constant follows the width that holds where it is called.
+
+An instruction that only computes is written once, and in front of the outermost loop in which its operands are known:
+what LLVM's optimiser would otherwise find out, at the cost of all the rest of compiling a kernel.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from gradlab.kernels.cpu import types
+
+_OPERAND = re.compile(r"%[\w.]+")
+# Instructions whose result depends on their operands alone, and which may be executed though nobody wants the result.
+# Divisions are among them: `integers` writes none whose divisor may trap.
+_COMPUTES = {
+    "add", "sub", "mul", "shl", "lshr", "ashr", "and", "or", "xor", "sdiv", "udiv", "srem", "urem",
+    "fadd", "fsub", "fmul", "fdiv", "frem", "fneg", "icmp", "fcmp", "select", "freeze",
+    "trunc", "zext", "sext", "fptrunc", "fpext", "fptosi", "fptoui", "sitofp", "uitofp", "bitcast", "ptrtoint",
+    "inttoptr", "getelementptr", "insertelement", "extractelement", "shufflevector",
+}  # fmt: skip
+
+
+class Scope:
+    """A stretch of code all of which is reached through its beginning: a function's body, a loop's, a branch's.
+
+    Attributes:
+        depth: how many scopes are around it.
+        parent: the next one around it.
+        before: of a loop, the lines in front of it, which may still be added to.
+    """
+
+    __slots__ = ("before", "depth", "parent")
+
+    def __init__(self, parent: "Scope | None" = None, before: "list[Line] | None" = None) -> None:
+        self.parent = parent
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.before = before
+
+
+# A line of text, or lines that are added to while those after them are written.
+Line = str | list[Any]
 
 
 class Emitter:
@@ -27,22 +63,110 @@ class Emitter:
         self.matrices = matrices
         self.width = 0
         self.block = "entry"
-        self.lines: list[str] = []
+        self.lines: list[Line] = []
         self.slots: list[str] = []
         self.declarations: dict[str, str] = {}
         self.helpers: dict[str, str] = {}
         self._names = 0
+        # The scopes around what is being written, outermost first.
+        self._open = [Scope()]
+        # Where each name is defined; what is not here is an argument's or another name of the whole function.
+        self._defined: dict[str, Scope] = {}
+        self._computed: dict[str, tuple[str, Scope]] = {}
+        # A scope as it would be, were the code in which memory is steady one.
+        self._steady: Scope | None = None
 
     def name(self) -> str:
-        """A fresh SSA name."""
+        """A fresh SSA name, of a value that is defined here."""
         self._names += 1
-        return f"%t{self._names}"
+        name = f"%t{self._names}"
+        self._defined[name] = self._open[-1]
+        return name
 
     def emit(self, text: str) -> str:
         """Write an instruction with a result, and give the result's name."""
+        if text[: text.find(" ")] in _COMPUTES:
+            return self.compute(text)
         name = self.name()
         self.lines.append(f"  {name} = {text}")
         return name
+
+    def compute(self, text: str) -> str:
+        """The name of what an instruction without effects gives; it is written where nothing that is known gives it."""
+        return self._once(text, text, 0)
+
+    def read(self, text: str, anywhere: bool = False) -> str:
+        """The name of what a load gives; as `compute` within what `steady` encloses.
+
+        Args:
+            anywhere: the address can be read whether or not this place is reached.
+        """
+        if self._steady is None:
+            name = self.name()
+            self.lines.append(f"  {name} = {text}")
+            return name
+        first, last = self._steady, len(self._open) - 1
+        # Nothing may be read in front of a branch that is perhaps not taken.
+        while last >= first.depth and (anywhere or self._open[last].before is not None):
+            last -= 1
+        return self._once(f"{id(first)} {text}", text, max(last, first.depth - 1))
+
+    @contextmanager
+    def steady(self, holds: bool = True) -> Iterator[None]:
+        """Within it no memory changes that is read there; or, where that does not hold, any may."""
+        before = self._steady
+        self._steady = Scope(self._open[-1]) if holds else None
+        try:
+            yield
+        finally:
+            self._steady = before
+
+    def _once(self, key: str, text: str, depth: int) -> str:
+        found = self._computed.get(key)
+        if found is not None and self._around(found[1]):
+            return found[0]
+        for operand in _OPERAND.findall(text):
+            scope = self._defined.get(operand)
+            while scope is not None and not self._around(scope):
+                # Defined in a loop or a branch that is over: known in all of what is around that.
+                scope = scope.parent
+            if scope is not None and scope.depth > depth:
+                depth = scope.depth
+        name = self.name()
+        line = f"  {name} = {text}"
+        for scope in self._open[depth + 1 :]:
+            if scope.before is not None:
+                scope.before.append(line)
+                assert scope.parent is not None
+                self._defined[name] = scope.parent
+                break
+        else:
+            self.lines.append(line)
+        self._computed[key] = name, self._defined[name]
+        return name
+
+    def _around(self, scope: Scope) -> bool:
+        return scope.depth < len(self._open) and self._open[scope.depth] is scope
+
+    @contextmanager
+    def branch_scope(self) -> Iterator[None]:
+        """Within it, code is written that is not always reached: what it computes is not known after it."""
+        self._open.append(Scope(self._open[-1]))
+        try:
+            yield
+        finally:
+            self._open.pop()
+
+    @contextmanager
+    def loop_scope(self) -> Iterator[None]:
+        """Within it, a loop is written, from its head to its last branch; code in front of it may be added to."""
+        before: list[Line] = []
+        self.lines.append(before)
+        self._open.append(Scope(self._open[-1], before))
+        try:
+            yield
+        finally:
+            self._open.pop()
 
     def do(self, text: str) -> None:
         """Write an instruction without a result."""
@@ -126,7 +250,7 @@ class Emitter:
         last = f", {extra.split()[0]}" if extra else ""
         self.declare(full, kind, ", ".join([kind] * len(operands)) + last)
         given = ", ".join(f"{kind} {operand}" for operand in operands) + (f", {extra}" if extra else "")
-        return self.emit(f"call {flags + ' ' if flags else ''}{kind} @{full}({given})")
+        return self.compute(f"call {flags + ' ' if flags else ''}{kind} @{full}({given})")
 
     def declare(self, name: str, result: str, arguments: str) -> None:
         """Declare a function that the module calls."""
@@ -148,10 +272,12 @@ class Emitter:
         full = f"{name}.{self.suffix(element)}"
         if full not in self.helpers:
             self.helpers[full] = ""
-            lines, block, self.lines, self.block = self.lines, self.block, [], "entry"
+            around = self.lines, self.block, self._open
+            self.lines, self.block, self._open = [], "entry", [Scope()]
             names = [f"%x{i}" for i in range(len(operands))]
             result = write(*names)
-            body, self.lines, self.block = self.lines, lines, block
+            body = written(self.lines)
+            self.lines, self.block, self._open = around
             takes = ", ".join(f"{kind} {operand}" for operand in names)
             self.helpers[full] = "\n".join(
                 [
@@ -163,7 +289,7 @@ class Emitter:
                 ]
             )
         given = ", ".join(f"{kind} {operand}" for operand in operands)
-        return self.emit(f"call {kind} @{full}({given})")
+        return self.compute(f"call {kind} @{full}({given})")
 
     def splat(self, element: str, value: str) -> str:
         """A scalar in every lane."""
@@ -202,21 +328,34 @@ class Emitter:
         """
         if count <= step:
             return list(body("0", [value for _, value in carried]))
-        head, leave, before = self.label(), self.label(), self.block
-        self.jump(head)
-        self.start(head)
-        i, holes = self.name(), []
-        at = len(self.lines)
-        self.lines.append("")
-        for _ in carried:
-            holes.append((self.name(), len(self.lines)))
+        leave = self.label()
+        with self.loop_scope():
+            head, before = self.label(), self.block
+            self.jump(head)
+            self.start(head)
+            i, holes = self.name(), []
+            at = len(self.lines)
             self.lines.append("")
-        after = body(i, [name for name, _ in holes])
-        following = self.emit(f"add nuw nsw i32 {i}, {step}")
-        more = self.emit(f"icmp ult i32 {following}, {count}")
-        self.lines[at] = f"  {i} = phi i32 [ 0, %{before} ], [ {following}, %{self.block} ]"
-        for (name, line), (kind, first), last in zip(holes, carried, after, strict=True):
-            self.lines[line] = f"  {name} = phi {kind} [ {first}, %{before} ], [ {last}, %{self.block} ]"
-        self.branch(more, head, leave)
+            for _ in carried:
+                holes.append((self.name(), len(self.lines)))
+                self.lines.append("")
+            after = body(i, [name for name, _ in holes])
+            following = self.emit(f"add nuw nsw i32 {i}, {step}")
+            more = self.emit(f"icmp ult i32 {following}, {count}")
+            self.lines[at] = f"  {i} = phi i32 [ 0, %{before} ], [ {following}, %{self.block} ]"
+            for (name, line), (kind, first), last in zip(holes, carried, after, strict=True):
+                self.lines[line] = f"  {name} = phi {kind} [ {first}, %{before} ], [ {last}, %{self.block} ]"
+            self.branch(more, head, leave)
         self.start(leave)
         return list(after)
+
+
+def written(lines: Iterable[Line]) -> list[str]:
+    """Lines of text, with those that were added to where they stand."""
+    found: list[str] = []
+    for line in lines:
+        if isinstance(line, str):
+            found.append(line)
+        else:
+            found += written(line)
+    return found

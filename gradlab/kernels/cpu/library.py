@@ -8,7 +8,7 @@ from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, registers
 from gradlab.kernels.cpu.library_c import C_FUNCTIONS, c_function
 from gradlab.kernels.cpu.library_words import WORDS
-from gradlab.kernels.cpu.mathematics import FUNCTIONS, STATISTICS
+from gradlab.kernels.cpu.mathematics import FUNCTIONS, SPECIAL
 from gradlab.kernels.cpu.ttir import Operation
 
 _INTRINSICS = {
@@ -30,8 +30,8 @@ def call(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
                 return _intrinsic(b, _INTRINSICS[name], t, operands)
             if name in FUNCTIONS:
                 return function(b, name, t, operands)
-            if name in STATISTICS:
-                return floating(b, t, operands, lambda wide, *values, name=name: STATISTICS[name](b, wide, *values))
+            if name in SPECIAL:
+                return floating(b, t, operands, lambda wide, *values, name=name: SPECIAL[name](b, wide, *values))
             if name in _FORMULAS:
                 return floating(b, t, operands, lambda wide, *values, name=name: _FORMULAS[name](b, wide, *values))
             if name == "powi":

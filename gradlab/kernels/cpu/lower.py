@@ -12,7 +12,7 @@ import re
 
 from gradlab.kernels.cpu import types
 from gradlab.kernels.cpu.control import lower_blocks
-from gradlab.kernels.cpu.emit import Emitter
+from gradlab.kernels.cpu.emit import Emitter, written
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Uniform
 from gradlab.kernels.cpu.machine import Machine
 from gradlab.kernels.cpu.tiles import Tiles
@@ -137,7 +137,7 @@ class Kernel(Tiles):
             self.env[name] = value
         b.block = "program_body"
         lower_blocks(self, self.kernel.blocks, "next", [], [])
-        body = b.lines
+        body = written(b.lines)
         names = [(name.lstrip("%"), kind.element) for name, kind in arguments]
         operations = list(self.kernel.walk()) + [op for f in self.module.functions.values() for op in f.walk()]
         return Lowered(
@@ -192,8 +192,6 @@ class Kernel(Tiles):
             "  ret i64 0",
             "}",
             f"attributes #0 = {{ nounwind {width} }}",
-            "!1 = distinct !{!1, !2}",
-            '!2 = !{!"llvm.loop.unroll.count", i32 4}',
         ]
         return "\n".join(lines) + "\n"
 

@@ -49,11 +49,13 @@ def twice(tiles: "Tiles", names: Iterable[str], write: Callable[[], None]) -> No
     one, other, after = b.label(), b.label(), b.label()
     b.branch(whole.ssa, one, other)
     b.start(one)
-    write()
+    with b.branch_scope():
+        write()
     b.jump(after)
     tiles.holding = before
     b.start(other)
-    write()
+    with b.branch_scope():
+        write()
     b.jump(after)
     b.start(after)
 

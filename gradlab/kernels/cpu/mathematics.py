@@ -9,6 +9,7 @@ give the same bits. ULPS says how far a result is from the exact one at most.
 
 from collections.abc import Callable
 
+from gradlab.kernels.cpu import mathematics_bessel as bessel
 from gradlab.kernels.cpu import mathematics_error_function as error_function
 from gradlab.kernels.cpu import mathematics_error_inverse as error_inverse
 from gradlab.kernels.cpu import mathematics_exponential as exponential
@@ -97,9 +98,12 @@ FUNCTIONS: dict[str, Function] = {
 }  # fmt: skip
 
 # Beside these, what the C library has no name for.
-STATISTICS: dict[str, Function] = {
+SPECIAL: dict[str, Function] = {
     write.__name__: _entered(write.__name__, write)
-    for write in (error_inverse.erfinv, error_inverse.erfcinv, error_inverse.normcdf, error_inverse.normcdfinv)
-}
+    for write in (
+        error_inverse.erfinv, error_inverse.erfcinv, error_inverse.normcdf, error_inverse.normcdfinv,
+        bessel.cyl_bessel_i0, bessel.cyl_bessel_i1,
+    )
+}  # fmt: skip
 
 PREDICATES: dict[str, Function] = {"isnan": _class(0x3), "isinf": _class(0x204), "isfinite": _class(0x1F8)}

@@ -120,10 +120,11 @@ def _everywhere(name: str, x: Number, kernel: Kernel) -> Number:
     some, done, before = b.label(), b.label(), b.block
     b.branch(_is_far(x).any(), some, done)
     b.start(some)
-    if b.width:
-        mended = x.outlined(f"math.{name}.some", lambda x, near: _lane_by_lane(name, x, near, kernel), near)
-    else:
-        mended = _one(name, x, kernel)
+    with b.branch_scope():
+        if b.width:
+            mended = x.outlined(f"math.{name}.some", lambda x, near: _lane_by_lane(name, x, near, kernel), near)
+        else:
+            mended = _one(name, x, kernel)
     after = b.block
     b.jump(done)
     b.start(done)
@@ -145,8 +146,10 @@ def _lane_by_lane(name: str, x: Number, near: Number, kernel: Kernel) -> Number:
         with b.lanes(0):
             b.branch(_is_far(element).text, far, done)
             b.start(far)
-            result = _one(name, element, kernel)
-        placed = b.emit(f"insertelement {kind} {carried[0]}, {types.llvm(x.element)} {result.text}, i32 {i}")
+        with b.branch_scope():
+            with b.lanes(0):
+                result = _one(name, element, kernel)
+            placed = b.emit(f"insertelement {kind} {carried[0]}, {types.llvm(x.element)} {result.text}, i32 {i}")
         b.jump(done)
         b.start(done)
         return [b.emit(f"phi {kind} [ {carried[0]}, %{before} ], [ {placed}, %{far} ]")]

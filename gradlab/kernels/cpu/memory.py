@@ -110,10 +110,16 @@ def _load_scalar(b: Emitter, p: Lane, mask: Lane | None, other: Lane | None) -> 
     element = types.pointee(p.element)
     kind, align = types.llvm(element), types.size(element)
     if mask is None:
-        return lanes.made(b, b.emit(f"load {kind}, ptr {_base(p)}, align {align}"), element)
+        return lanes.made(b, b.read(f"load {kind}, ptr {_base(p)}, align {align}"), element)
     rest = registers(b, other) if other is not None else types.constant(0, element)
+    held = registers(b, mask)
+    if align <= 8:
+        # Where nothing is to be read, the first argument is: no branch, and the same in front of a loop.
+        address = b.select(held, "ptr", _base(p), "%args")
+        value = b.read(f"load {kind}, ptr {address}, align {align}", anywhere=True)
+        return lanes.made(b, b.select(held, element, value, rest), element)
     read, after, before = b.label(), b.label(), b.block
-    b.branch(registers(b, mask), read, after)
+    b.branch(held, read, after)
     b.start(read)
     value = b.emit(f"load {kind}, ptr {_base(p)}, align {align}")
     b.jump(after)
@@ -151,11 +157,11 @@ def _load_one_for_all(b: Emitter, p: Pointer, mask: Lane | None, other: Lane | N
 def _load_vector(b: Emitter, base: str, mask: str | None, rest: str, element: str) -> str:
     kind, align = b.type(element), types.size(element)
     if mask is None:
-        return b.emit(f"load {kind}, ptr {base}, align {align}")
+        return b.read(f"load {kind}, ptr {base}, align {align}")
     truth = b.type("i1")
     name = f"llvm.masked.load.{b.suffix(element)}.p0"
     b.declare(name, kind, f"ptr, i32, {truth}, {kind}")
-    return b.emit(f"call {kind} @{name}(ptr {base}, i32 {align}, {truth} {mask}, {kind} {rest})")
+    return b.read(f"call {kind} @{name}(ptr {base}, i32 {align}, {truth} {mask}, {kind} {rest})")
 
 
 def _store_vector(b: Emitter, base: str, value: str, mask: str | None, element: str) -> str:
@@ -191,7 +197,7 @@ def _gather(b: Emitter, addresses: str, mask: str | None, rest: str, element: st
     name = f"llvm.masked.gather.{b.suffix(element)}.v{b.width}p0"
     b.declare(name, kind, f"{pointers}, i32, {truth}, {kind}")
     held = mask or "splat (i1 true)"
-    return b.emit(
+    return b.read(
         f"call {kind} @{name}({pointers} {addresses}, i32 {types.size(element)}, {truth} {held}, {kind} {rest})"
     )
 
@@ -225,12 +231,14 @@ def _either(
     one, each, after = b.label(), b.label(), b.label()
     b.branch(every_lane(b, same), one, each)
     b.start(one)
-    base = b.emit(f"getelementptr {kind}, ptr {p.base}, {types.llvm(t)} {first}")
-    x = together(base)
+    with b.branch_scope():
+        base = b.emit(f"getelementptr {kind}, ptr {p.base}, {types.llvm(t)} {first}")
+        x = together(base)
     from_one = b.block
     b.jump(after)
     b.start(each)
-    y = apart()
+    with b.branch_scope():
+        y = apart()
     from_each = b.block
     b.jump(after)
     b.start(after)

@@ -83,7 +83,8 @@ def blocks(tiles: Tiles, name: str, high: int, wide: int,
             matrix(())
 
     tiles.forget()
-    twice(tiles, [name], all_of_it)
+    with e.steady():
+        twice(tiles, [name], all_of_it)
 
 
 def columns(tiles: Tiles, name: str, element: str, front: tuple[Position | None, ...], r: Position | None,

@@ -46,7 +46,7 @@ def reduce(tiles: Tiles, op: Operation) -> None:
             for buffer, value in zip(buffers, found, strict=True):
                 tiles.write(buffer, index[:axis] + index[axis + 1 :], value)
 
-    tiles.nest(shape, along, width, one_result, skip=axis)
+    tiles.nest(shape, along, width, one_result, skip=axis, steady=True)
     for name, value in zip(op.results, buffers or scalars, strict=True):
         tiles.env[name] = value
 
@@ -90,7 +90,7 @@ def scan(tiles: Tiles, op: Operation) -> None:
 
         b.loop(count - 1, 1, [(b.type(t), registers(b, x)) for t, x in zip(elements, values, strict=True)], following)
 
-    tiles.nest(shape, along, width, one_line, skip=axis)
+    tiles.nest(shape, along, width, one_line, skip=axis, steady=True)
     for name, buffer in zip(op.results, buffers, strict=True):
         tiles.env[name] = buffer
 

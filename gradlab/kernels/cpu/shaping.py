@@ -122,11 +122,12 @@ def _histogram(tiles: Tiles, op: Operation) -> bool:
         inside, after = b.label(), b.label()
         b.branch(held, inside, after)
         b.start(inside)
-        place = b.emit(
-            f"getelementptr inbounds {types.llvm(t)}, ptr {y.base}, {types.llvm(n.element)} {registers(b, n)}"
-        )
-        old = b.emit(f"load {types.llvm(t)}, ptr {place}")
-        b.do(f"store {types.llvm(t)} {b.op('add', t, old, '1')}, ptr {place}")
+        with b.branch_scope():
+            place = b.emit(
+                f"getelementptr inbounds {types.llvm(t)}, ptr {y.base}, {types.llvm(n.element)} {registers(b, n)}"
+            )
+            old = b.emit(f"load {types.llvm(t)}, ptr {place}")
+            b.do(f"store {types.llvm(t)} {b.op('add', t, old, '1')}, ptr {place}")
         b.jump(after)
         b.start(after)
 

@@ -52,7 +52,7 @@ def store_together(tiles: Tiles, operations: Sequence[Operation], define: Callab
             memory.store(tiles.b, p, value, mask[0] if mask else None)
 
     operands = [name for op in group for name in op.operands]
-    twice(tiles, operands, lambda: tiles.nest(shape, along, width, body, loose))
+    twice(tiles, operands, lambda: tiles.nest(shape, along, width, body, loose, steady=True))
     return count
 
 

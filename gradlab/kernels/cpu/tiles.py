@@ -109,7 +109,7 @@ class Tiles:
         found = self._memo.get(key)
         if found is None:
             if isinstance(value, Buffer):
-                found = self.read(value, index)
+                found = memory.load(self.b, self._place(value, index), None, None)
             elif isinstance(value, Lazy):
                 found = self._evaluate(value, index)
             else:
@@ -161,8 +161,9 @@ class Tiles:
         return Buffer(base, shape, strides, element)
 
     def read(self, buffer: Buffer, index: Index) -> Lane:
-        """A buffer's lanes at a place."""
-        return memory.load(self.b, self._place(buffer, index), None, None)
+        """A buffer's lanes at a place, as they are now."""
+        with self.b.steady(False):
+            return memory.load(self.b, self._place(buffer, index), None, None)
 
     def write(self, buffer: Buffer, index: Index, value: Lane) -> None:
         """Lanes into a buffer; a value without lanes into one place."""
@@ -221,23 +222,25 @@ class Tiles:
             for (buffer, _), value in zip(pairs, found, strict=True):
                 self.write(buffer, index, value)
 
-        twice(self, [name for _, name in pairs], lambda: self.nest(shape, along, width, body, loose))
+        twice(self, [name for _, name in pairs], lambda: self.nest(shape, along, width, body, loose, steady=True))
 
     # Loops.
 
     def nest(self, shape: Sequence[int], along: int, width: int, body: Callable[[Index], None],
-             outermost: bool = False, skip: int | None = None) -> None:  # fmt: skip
+             outermost: bool = False, skip: int | None = None, steady: bool = False) -> None:  # fmt: skip
         """Loops over every axis, `along` in steps of `width` lanes and innermost; `body` writes one place.
 
         Args:
             outermost: the axis of the lanes is the outermost loop: what is looked at once a vector (whether addresses
                 turn out to be neighbours) is then not looked at again for each row.
             skip: an axis that the body goes over itself.
+            steady: what the body reads is not written there, or only at the place where it was read.
         """
         axes = [axis for axis in range(len(shape)) if axis not in (along, skip)]
         if along >= 0 and along != skip:
             axes = [along, *axes] if outermost else [*axes, along]
-        self._nest(axes, shape, along, width, body, [None] * len(shape))
+        with self.b.steady(steady):
+            self._nest(axes, shape, along, width, body, [None] * len(shape))
 
     def _nest(self, axes: list[int], shape: Sequence[int], along: int, width: int, body: Callable[[Index], None],
               index: list[Position | None]) -> None:  # fmt: skip

@@ -244,7 +244,9 @@ class _Reader:
             return operation
         head, colon, types = rest.rpartition(" : ")
         if not colon:
-            head, types = rest, ""
+            # An operation without operands may print its results' types alone.
+            head, arrow, types = rest.partition("-> ")
+            types = arrow + types
         if _PLAIN.fullmatch(head):
             self.use(operation, head[1:].split(", "), scope)
         elif head:
@@ -252,7 +254,7 @@ class _Reader:
             read_head(operation, head, types, self.strings)
         if operation.attributes:
             rename(operation.attributes)
-        if found[1] or " -> " in types:
+        if found[1] or "-> " in types:
             self.define(operation, found[1], result_types(operation, types), scope)
         return operation
 

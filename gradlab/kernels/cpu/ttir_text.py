@@ -75,7 +75,7 @@ def read_type(text: str) -> Type:
 @lru_cache(maxsize=4096)
 def read_types(text: str) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """The types behind an operation's last colon: before the arrow, and after it where there is one."""
-    for arrow in (" -> ", " to "):
+    for arrow in ("-> ", " to "):
         before, found, after = text.rpartition(arrow)
         if found:
             return _list(before), _list(after)
