@@ -277,13 +277,14 @@ def test_bad_input_is_one_line(call, error, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_cpu_compiles_one_kernel_for_all_geometries(monkeypatch):
+def test_a_cpu_compiles_one_kernel_for_all_geometries_and_sizes(monkeypatch):
     made, compiled = [], compiled_triton.compiled
     monkeypatch.setattr(compiled_triton, "_prepared", {})
+    monkeypatch.setattr(compiled_triton, "_kernels", {})
     monkeypatch.setattr(compiled_triton, "compiled", lambda jit, *rest: made.append(jit) or compiled(jit, *rest))
     w = torch.randn(4, 3, 3, 2, dtype=torch.float64)
-    for padding, stride, dilation in ((0, 1, 1), (1, 1, 2), ((2, 1), 1, (1, 3))):
-        x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    for images, padding, stride, dilation in ((2, 0, 1, 1), (1, 1, 1, 1), (2, (2, 1), 1, (1, 3))):
+        x = torch.randn(images, 3, 9, 8, dtype=torch.float64)
         options = {"stride": stride, "padding": padding, "dilation": dilation}
         close(conv2d(x, w, None, **options), F.conv2d(x, w, None, **options), 18)
     assert len(made) == 1

@@ -15,6 +15,7 @@ pytest.importorskip("llvmlite")
 inductor = pytest.importorskip("torch._inductor")
 
 import torch.nn.functional as F
+import triton.language as tl
 from torch import nn
 from torch._dynamo.utils import counters
 from triton.backends import Backend, backends
@@ -183,6 +184,25 @@ def test_dropout_keeps_the_same_elements_back_as_forth():
     assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     # Within five standard deviations of the mean.
     assert abs((y == 0).double().mean().item() - 0.25) < 5 * (0.25 * 0.75 / 4000) ** 0.5
+
+
+@triton.heuristics({"BLOCK": lambda given: triton.next_power_of_2(min(given["n"], 64))})
+@triton.jit
+def scaled_sum_kernel(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    kept = at < n
+    tl.store(out_ptr + at, tl.load(x_ptr + at, mask=kept) + 2 * tl.load(y_ptr + at, mask=kept), mask=kept)
+
+
+def test_a_users_kernel_within_a_compiled_function(compiled):
+    def function(x, y):
+        out, n = torch.empty_like(x), x.numel()
+        scaled_sum_kernel[lambda meta: (triton.cdiv(n, meta["BLOCK"]),)](x.sin(), y, out, n)
+        return out * 3
+
+    x, y = normal(100), normal(100, seed=1)
+    torch.testing.assert_close(torch.compile(function, fullgraph=True)(x, y), (x.sin() + 2 * y) * 3)
+    assert len(compiled) == 3
 
 
 def test_a_graph_comes_back_from_inductors_cache(compiled):

@@ -440,10 +440,19 @@ def assembly_kernel(x_ptr):
     tl.store(x_ptr, y)
 
 
-def test_what_is_not_lowered_names_op_kernel_and_line():
+@triton.jit
+def acting_kernel(x_ptr):
+    at = tl.arange(0, 4)
+    tl.inline_asm_elementwise("nanosleep.u32 $1;", "=r,r", [at], dtype=tl.int32, is_pure=False, pack=1)
+    tl.store(x_ptr + at, at)
+
+
+@pytest.mark.parametrize(("kernel", "instruction"), [(assembly_kernel, "mov.b32"), (acting_kernel, "nanosleep")])
+def test_what_is_not_lowered_names_op_kernel_and_line(kernel, instruction):
     with pytest.raises(Unsupported) as caught:
-        assembly_kernel[(1,)](torch.ones(1, dtype=torch.int32))
+        kernel[(1,)](torch.ones(4, dtype=torch.int32))
     said = str(caught.value)
     assert "\n" not in said
-    for word in ("assembly_kernel", "tt.elementwise_inline_asm", "test_cpu_language_torch.py:", "TRITON_INTERPRET=1"):
+    name = kernel.fn.__name__
+    for word in (name, instruction, "tt.elementwise_inline_asm", "test_cpu_language_torch.py:", "TRITON_INTERPRET=1"):
         assert word in said

@@ -24,6 +24,7 @@ from gradlab.kernels.cpu import cache_triton, machine
 def afresh(monkeypatch):
     """Nothing is compiled yet in this process."""
     monkeypatch.setattr(compiled_triton, "_prepared", {})
+    monkeypatch.setattr(compiled_triton, "_kernels", {})
 
 
 def on(monkeypatch, **other):

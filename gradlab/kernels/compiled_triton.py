@@ -46,6 +46,8 @@ class Prepared:
 
 
 _prepared: dict[tuple, Prepared] = {}
+# By what the compiler is told, which is less: several launches have one kernel.
+_kernels: dict[tuple, Kernel] = {}
 # Constants of kernels that are arguments here, by name: `launch_triton.kernel_of_any`.
 ANY: dict[JITFunction, tuple[str, ...]] = {}
 
@@ -83,7 +85,11 @@ def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
     )
     found = _prepared.get(key)
     if found is None:
-        kernel = Kernel(compiled(jit, args, constants), torch.get_num_threads)
+        made = source(jit, args, constants)
+        same = (jit, *made.signature.items(), *made.constants.items())
+        kernel = _kernels.get(same)
+        if kernel is None:
+            kernel = _kernels[same] = Kernel(compiled(jit, args, constants), torch.get_num_threads)
         found = _prepared[key] = Prepared(kernel, jit, args)
     return found
 
@@ -117,8 +123,9 @@ def source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any],
             signature[name] = f"*{type_name(value.dtype)}"
         elif isinstance(value, float):
             signature[name] = parameter.annotation_type or "fp32"
-        elif value in (0, 1):
-            # A step of 1 has neighbours, and one of 0 the same element over and over.
+        elif value in (0, 1) and not name.isupper():
+            # A stride: by 1 neighbours are known, and by 0 an element that is read over and over. Sizes, which have
+            # capital letters, are as they come.
             fixed[name] = int(value)
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"

@@ -7,22 +7,27 @@ from gradlab.kernels.cpu.elementwise import rule
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane
 from gradlab.kernels.cpu.ttir import Operation
+from gradlab.kernels.cpu.values import NotLowered
 
 # Programmatic dependent launch: on a CPU the launch before has ended, and the next one begins after this one.
 _NOTHING = {"griddepcontrol.wait", "griddepcontrol.launch_dependents", "nop"}
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
-@rule("tt.elementwise_inline_asm")
-def assembly(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
-    """0, which nobody reads, for instructions that do nothing here.
+def check(op: Operation) -> None:
+    """Refuse assembly that does something: also where nobody reads its result, it may have been written to act.
 
     Raises:
-        NotImplementedError: the assembly computes something.
+        NotLowered: an instruction is not one of those that do nothing here.
     """
     text = _COMMENT.sub("", str(op.attributes["assembly"]))
-    instructions = [part.strip() for part in re.split(r"[;\n]", text) if part.strip()]
-    foreign = [one for one in instructions if one not in _NOTHING]
-    if foreign or not instructions:
-        raise NotImplementedError(f"a GPU's assembly is not compiled for CPUs: {'; '.join(foreign)[:60]!r}")
+    for instruction in re.split(r"[;\n]", text):
+        if instruction.strip() not in {"", *_NOTHING}:
+            raise NotLowered(op, f"a GPU's assembly is not compiled for CPUs: {instruction.strip()[:60]!r}")
+
+
+@rule("tt.elementwise_inline_asm")
+def nothing(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
+    """0, which nobody reads: what passes the check gives no value."""
+    check(op)
     return lanes.known(0, op.type.element)

@@ -21,7 +21,7 @@ from gradlab.kernels.cpu.values import Buffer, Index, NotLowered, Position, cont
 # What writes memory, or has to happen where it stands.
 EFFECTS = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "gpu.barrier", "ttg.barrier", "tt.call"}
 # Importing a file enters its rules.
-assert {library.call, assembly.assembly}.issubset(RULES.values())
+assert {library.call, assembly.nothing}.issubset(RULES.values())
 _TERMINATORS = {"scf.yield", "scf.condition", "tt.return", "tt.map_elementwise.return", "cf.br", "cf.cond_br"}
 _NOTHING = {"llvm.intr.assume", "ttg.local_barrier", "scf.reduce"}
 
@@ -64,6 +64,8 @@ def _names(op: Operation) -> Iterator[str]:
 
 def _define(tiles: Tiles, op: Operation) -> None:
     """A scalar now, a tensor when it is wanted."""
+    if op.name == "tt.elementwise_inline_asm":
+        assembly.check(op)
     if op.name in SHAPINGS and shape_anew(tiles, op):
         return
     if op.name == "arith.constant" and isinstance(op.attributes["value"], list):
