@@ -173,6 +173,25 @@ def test_a_class_out_of_range_inside_jit_is_checkifys_to_tell():
     assert checked(x, t.at[1].set(-100))[0].get() is None
 
 
+def test_a_class_out_of_range_is_told_under_vmap_and_in_a_loop():
+    x, t = jnp.zeros((3, 5)), jnp.asarray([[0, 1, 2], [3, 4, 9]])
+    words = "cross_entropy: labels.ravel()[2] is 9, wanted a class in [0, 5)"
+    mapped = checkify.checkify(jax.jit(jax.vmap(lambda t: lab.cross_entropy(x, t))))
+    assert words in mapped(t)[0].get()
+    assert words in checkify.checkify(jax.checkpoint(jax.vmap(lambda t: lab.cross_entropy(x, t), 1)))(t.T)[0].get()
+    looped = checkify.checkify(jax.jit(lambda t: jax.lax.map(lambda t: lab.cross_entropy(x, t), t)))
+    assert words in looped(t)[0].get()
+    assert mapped(t % 5)[0].get() is None
+
+
+def test_the_check_of_classes_has_no_effect_on_a_program_that_nobody_checks():
+    # An effect would keep jit from its own dispatch: 150 microseconds a call.
+    x, t = jnp.zeros((3, 5)), jnp.zeros(3, "int32")
+    for step in (lab.cross_entropy, jax.value_and_grad(lab.cross_entropy)):
+        assert not jax.make_jaxpr(jax.jit(step))(x, t).effects
+        assert jax.jit(step).lower(x, t).as_text().count("gradlab_guard") == 0
+
+
 def test_a_class_out_of_range_on_an_accelerator_is_told_late_and_nothing_waits():
     class Late:
         """An array on its way."""

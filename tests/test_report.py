@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from gradlab.autodiff.side import SIDES
-from gradlab.profiling.bench.row import FORWARD, Group, Member
+from gradlab.kernels.spec import specs
+from gradlab.profiling.bench.row import BACKWARD, FORWARD, Group, Member
 from gradlab.profiling.report import command, page, theme
 from gradlab.profiling.report.collect import DONE, FAILED, STOPPED, Data, collect
 from gradlab.profiling.report.command import Asked, run
@@ -247,6 +248,43 @@ def test_its_figures_are_drawn(opened):
     )
     assert len(sizes) == 4
     assert all(width > 250 and height > 60 and paths > 10 for width, height, paths in sizes), sizes
+
+
+@pytest.fixture
+def every_op(opened, collected, tmp_path, monkeypatch):
+    """A page of all ops with the longest words that a row can have, in the window of 1280 pixels; then the old one."""
+    before = opened.current_url
+    monkeypatch.setattr(page, "_of_op", lambda *args: [])
+    names = tuple(specs())
+    hand = Member("hand", "by hand", "compiled", warm=(1.234e-3, 1.239e-3) * 5)
+    native = Member("native", "theirs", "compiled", warm=(1.236e-3, 1.236e-3, 1.2e-3, 1.3e-3, 1.236e-3) * 2)
+    group = dataclasses.replace(GROUP, members=(hand, native), twin=native.warm)
+    groups = [
+        dataclasses.replace(group, op=op, side=side, direction=way).as_json()
+        for op in names for side in SIDES for way in (FORWARD, BACKWARD)
+    ]  # fmt: skip
+    (check,), kernel = collected[0].checks, collected[0].kernels[0]
+    page.write(dataclasses.replace(
+        collected[0], scope={**collected[0].scope, "ops": list(names)}, groups=groups,
+        checks=[{**check, "op": op, "findings": [{**check["findings"][0], "verdict": "inconclusive"}]} for op in names],
+        kernels=[{**kernel, "op": op, "registers": 255, "spill_bytes": 12345} for op in names],
+        promises=[{**promise, "op": op} for promise in collected[0].promises[:1] * 12 for op in names],
+    ), tmp_path)  # fmt: skip
+    opened.get((tmp_path / "report.html").as_uri())
+    yield opened
+    opened.get(before)
+
+
+def test_every_op_is_seen_without_scrolling_sideways(every_op):
+    inside, across = every_op.execute_script(
+        "const t = document.querySelector('#summary .scroll'); return [t.clientWidth, t.scrollWidth]"
+    )
+    assert across <= inside
+    places = every_op.execute_script(
+        "return [...document.querySelectorAll('nav a')].map(a => a.getBoundingClientRect()).map(r => [r.left, r.right])"
+    )
+    assert len(places) == len(specs()) + 2
+    assert all(left >= 0 and right <= 1280 for left, right in places)
 
 
 def cells(driver, table, column):

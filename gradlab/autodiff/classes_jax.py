@@ -2,13 +2,14 @@
 
 import functools
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
+from gradlab.autodiff.checkify_jax import guarded
 from gradlab.kernels.mesh_pallas import gathered
 
 # What calls found: (array [2] on its way to the host, op, V, dtype of the classes).
@@ -54,32 +55,44 @@ def as_given(labels: Any) -> Any:
     return gathered(labels) if isinstance(labels, jax.Array) else labels
 
 
-def refuse_unknown(op: str, t: jax.Array | np.ndarray, V: int, ignore_index: int) -> None:
-    """Raise an IndexError for a class in t that is neither in [0, V) nor ignore_index.
+def refuse_unknown(op: str, t: jax.Array | np.ndarray, V: int, ignore_index: int) -> Any:
+    """t; an IndexError for a class in it that is neither in [0, V) nor ignore_index.
 
     Concrete classes on a CPU, NumPy's among them: at once. On an accelerator looking would make the host wait, so what
     is found travels beside whatever comes next, and a later call that finds it arrived raises. A traced class has no
-    value yet: there a check of `jax.experimental.checkify` stands, which costs nothing unless the program is wrapped in
-    it.
+    value yet: there a check of `jax.experimental.checkify` stands in what is given back, which costs nothing unless the
+    program is wrapped in it.
     """
     if t.size == 0:
-        return
+        return t
     if isinstance(t, jax.core.Tracer):
-        row, value = unknown(t, V, ignore_index)
-        value = value.astype(t.dtype)
-        checkify.debug_check(row < 0, f"{op}: labels.ravel()[{{row}}] is {{value}}, wanted a class in [0, {V})",
-                             row=row, value=value)  # fmt: skip
-        return
+        return guarded(t, Known(op, V, ignore_index))
     if isinstance(t, jax.Array) and any(d.platform != "cpu" for d in t.devices()):
         raise_late()
         note(unknown(t, V, ignore_index), op, V, t.dtype)
-        return
+        return t
     classes = np.asarray(t)
     wrong = _wrong(classes, V, ignore_index)
     if wrong.any():
         place = tuple(int(i) for i in np.unravel_index(int(wrong.argmax()), classes.shape))
         where = f"labels[{', '.join(map(str, place))}]" if place else "labels"
         raise IndexError(f"{op}: {where} is {classes[place]}, wanted a class in [0, {V})")
+    return t
+
+
+class Known(NamedTuple):
+    """checkify's check that every class of labels is in [0, V) or ignored."""
+
+    op: str
+    V: int
+    ignore_index: int
+
+    def __call__(self, t: jax.Array, size: int) -> None:
+        row, value = unknown(t, self.V, self.ignore_index)
+        checkify.debug_check(
+            row < 0, f"{self.op}: labels.ravel()[{{row}}] is {{value}}, wanted a class in [0, {self.V})",
+            row=row % size, value=value.astype(t.dtype),
+        )  # fmt: skip
 
 
 def narrow(t: jax.Array | np.ndarray, ignore_index: int) -> tuple[jax.Array, int]:

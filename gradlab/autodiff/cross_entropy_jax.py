@@ -157,7 +157,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | N
     if jnp.issubdtype(target.dtype, jnp.floating):
         q = jnp.moveaxis(target, axis, -1).reshape(-1, V)
     else:
-        refuse_unknown(_OP, labels, V, chosen.ignore_index)
+        labels = refuse_unknown(_OP, labels, V, chosen.ignore_index)
         t, ignored = narrow(labels.reshape(-1), chosen.ignore_index)
         chosen = chosen._replace(ignore_index=ignored)
     x = x.reshape(-1, V)

@@ -125,7 +125,7 @@ def linear_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Array
     )  # fmt: skip
     h, w, t, b, c = given["hidden"], given["kernel"], given["labels"], given.get("bias"), given.get("weight")
     _want_shapes(h, w, t, b, c)
-    refuse_unknown(OP, labels, w.shape[1], chosen.ignore_index)
+    labels = refuse_unknown(OP, labels, w.shape[1], chosen.ignore_index)
     # Said to be constants, so that nobody waits for a gradient that is not there.
     c = None if c is None else jax.lax.stop_gradient(c)
     shape, M = t.shape, math.prod(t.shape)

@@ -1,9 +1,10 @@
 """What the optimizers for torch have in common: a step of all parameters of one dtype and device in one launch."""
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 
@@ -44,6 +45,10 @@ class OneLaunch(torch.optim.Optimizer):
     # Parameters whose state began in the step that is being made.
     _begun: set[torch.Tensor] = frozenset()  # type: ignore[assignment]
 
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        _outside_of_compile()
+        return super().__new__(cls)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self._own}}
 
@@ -78,10 +83,6 @@ class OneLaunch(torch.optim.Optimizer):
         """
         return self._stepped(closure)
 
-    # Inlined it would be compiled anew for each step number and state that it looks at on the host.
-    @torch.compiler.disable(
-        reason="the optimizers of gradlab step in one launch over addresses, which the host looks up"
-    )
     def _stepped(self, closure: Callable[[], Any] | None) -> Any:
         loss = None
         if closure is not None:
@@ -219,3 +220,14 @@ def _lie_like(model: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return t
     strides = zip(t.stride(), model.stride(), t.shape, strict=True)
     return t if all(a == b or n == 1 for a, b, n in strides) else torch.empty_like(model).copy_(t)
+
+
+@functools.cache
+def _outside_of_compile() -> None:
+    """Keep torch.compile out of the step: inlined it would be compiled anew for each number and state that it looks at.
+
+    When the first optimizer is made, not when this file is imported: torch imports its compiler for it, which takes
+    seconds, and does so for any optimizer of its own.
+    """
+    reason = "the optimizers of gradlab step in one launch over addresses, which the host looks up"
+    OneLaunch._stepped = torch.compiler.disable(OneLaunch._stepped, reason=reason)  # type: ignore[method-assign]

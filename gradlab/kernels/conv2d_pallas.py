@@ -6,7 +6,8 @@ a tap (r, s) is a phase and a constant shift of rows, and each program reads den
 no stride. H' >= P + the farthest tap, W' alike, so that a shift which leaves an image only meets zeros, or rows that
 are cropped: M / (B P Q) - 1 is the price, 7 % for a 3 x 3 window over 28 x 28.
 
-On a TPU a program is handed its BM rows and a halo of the farthest shift; on a GPU it reads where it likes.
+On a TPU a program is handed its BM rows and a halo of the farthest shift; on a GPU it reads where it likes. Interpreted,
+one program takes all of a group: conv2d_whole_pallas.py.
 """
 
 import functools
@@ -17,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from gradlab.kernels import conv2d_whole_pallas as whole
+from gradlab.kernels.conv2d_whole_pallas import dot
 from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, one_piece, pad, pallas
 from gradlab.kernels.linear_pallas import column_sum
 from gradlab.kernels.window import Geometry
@@ -41,7 +44,7 @@ def _forward_kernel(*refs, phases, BM, BK, walked, bias, relu, gated):
     for phase in phases:
         def step(tap, shift, k, total, index=phase.number):
             x, w = x_ref[index, pl.ds(start + shift, BM), k], w_ref[tap, k, :]
-            return total + _dot(x, w, 1, 0)
+            return total + dot(x, w, 1, 0)
         y = _taps(phase, w_ref.shape[1], BK, walked, step, y)
     if bias:
         y = y + others[0][...].astype(acc)
@@ -63,7 +66,7 @@ def _dgrad_kernel(*refs, phases, BM, BK, walked, halo, gated):
             dz = dz_ref[m, k]
             if gated:
                 dz = jnp.where(others[0][m, k] <= 0, jnp.zeros_like(dz), dz)
-            return total + _dot(dz, w_ref[tap, :, k], 1, 1)
+            return total + dot(dz, w_ref[tap, :, k], 1, 1)
         dx = _taps(phase, w_ref.shape[2], BK, walked, step, jnp.zeros(dx_ref.shape[1:], acc))
         dx_ref[phase.number] = dx.astype(dx_ref.dtype)
 
@@ -79,7 +82,7 @@ def _wgrad_kernel(*refs, phases, steps, BM, walked, geometry, width, gated):
         dz = dz_ref[m, :]
         if gated:
             dz = jnp.where(others[0][m, :] <= 0, jnp.zeros_like(dz), dz)
-        return total + _dot(x_ref[index, pl.ds(start + i * BM + shift, BM), :], dz, 0, 0)
+        return total + dot(x_ref[index, pl.ds(start + i * BM + shift, BM), :], dz, 0, 0)
 
     zero = jnp.zeros(dw_ref.shape[-2:], acc)
     if walked:
@@ -91,13 +94,6 @@ def _wgrad_kernel(*refs, phases, steps, BM, walked, geometry, width, gated):
             dw_ref[tap] = add(index, shift, 0, zero).astype(dw_ref.dtype)
         _taps(phase, 1, 1, False, keep, None)
 # fmt: on
-
-
-def _dot(a, b, in_a, in_b):
-    """The sum over axis `in_a` of a and `in_b` of b, never in TF32, carried in float32 or better."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype in (jnp.float32, jnp.float64) else None
-    axes = (((in_a,), (in_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=accumulator(a.dtype))
 
 
 def _taps(phase, K, BK, walked, step, total):
@@ -227,9 +223,15 @@ def forward(x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array 
         x, w, D = jnp.zeros((*x.shape[:3], G), x.dtype), jnp.zeros((*w.shape[:2], 1, F), w.dtype), 1
     N, halo, (down, across) = F // G, _halo(geometry), _rows(geometry)
     biased, gated = bias is not None, gate is not None
-    others = [None if bias is None else bias.reshape(1, F), None if gate is None else _spread(gate, geometry)]
 
-    def call(platform: str, x: jax.Array, w: jax.Array, *others: jax.Array) -> jax.Array:
+    def call(platform: str, x: jax.Array, w: jax.Array, *given: jax.Array) -> jax.Array:
+        left = list(given)
+        c, g = (left.pop(0) if there else None for there in (biased, gated))
+        if interpreted(platform):
+            return whole.forward(x, w, c, g, geometry, relu)
+        x, w = _lay(x, geometry), w.reshape(-1, D, F)
+        others = [] if c is None else [c.reshape(1, F)]
+        others += [] if g is None else [_spread(g, geometry)]
         M, T = x.shape[1:2] + w.shape[:1]
         BM, BK, BN, warps, stages = _tile(platform, x.dtype, M, D, N)
         tall, deep, wide = M + -M % BM, D + -D % BK, N + -N % BN
@@ -252,12 +254,10 @@ def forward(x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array 
         )  # fmt: skip
         shape = jax.ShapeDtypeStruct((tall, G * wide), x.dtype)
         grid = (tall // BM, G, columns)
-        return _join(
-            pallas(kernel, platform, grid, specs, tile, shape, warps=warps, stages=stages)(*operands)[:M], G, N
-        )
+        y = pallas(kernel, platform, grid, specs, tile, shape, warps=warps, stages=stages)(*operands)
+        return _join(y[:M], G, N).reshape(B, down, across, F)[:, :P, :Q]
 
-    y = launch(call, _lay(x, geometry), w.reshape(-1, D, F), *(t for t in others if t is not None))
-    return y.reshape(B, down, across, F)[:, :P, :Q]
+    return launch(call, x, w, *(t for t in (bias, gate) if t is not None))
 
 
 @one_piece
@@ -271,7 +271,10 @@ def dgrad(dy: jax.Array, w: jax.Array, gate: jax.Array | None, geometry: Geometr
         return jnp.zeros((B, *geometry.image, G * D), dy.dtype)
     halo, phases, dtype, gated = _halo(geometry), _phases(geometry), dy.dtype, gate is not None
 
-    def call(platform: str, w: jax.Array, *rows: jax.Array) -> jax.Array:
+    def call(platform: str, w: jax.Array, *given: jax.Array) -> jax.Array:
+        if interpreted(platform):
+            return whole.dgrad(given[0], w, given[1] if len(given) > 1 else None, geometry)
+        rows, w = [_spread(t, geometry) for t in given], w.reshape(-1, D, F)
         M, T = rows[0].shape[0], w.shape[0]
         BM, BK, BN, warps, stages = _tile(platform, dtype, M, F // G, D)
         tall, deep, wide = M + -M % BM, F // G + -(F // G) % BK, D + -D % BN
@@ -287,10 +290,9 @@ def dgrad(dy: jax.Array, w: jax.Array, gate: jax.Array | None, geometry: Geometr
         shape = jax.ShapeDtypeStruct((len(phases), tall, G * wide), dtype)
         grid = (tall // BM, G, columns)
         dx = pallas(kernel, platform, grid, specs, out, shape, warps=warps, stages=stages)(*operands)
-        return _join(dx[:, :M], G, D)
+        return _gather(_join(dx[:, :M], G, D), B, geometry)
 
-    rows = [_spread(t, geometry) for t in (dy, gate) if t is not None]
-    return _gather(launch(call, w.reshape(-1, D, F), *rows), B, geometry)
+    return launch(call, w, *(t for t in (dy, gate) if t is not None))
 
 
 @one_piece
@@ -305,7 +307,10 @@ def wgrad(dy: jax.Array, x: jax.Array, gate: jax.Array | None, geometry: Geometr
         return jnp.zeros((R, S, D, F), dy.dtype)
     dtype, gated = dy.dtype, gate is not None
 
-    def call(platform: str, x: jax.Array, *rows: jax.Array) -> jax.Array:
+    def call(platform: str, x: jax.Array, *given: jax.Array) -> jax.Array:
+        if interpreted(platform):
+            return whole.wgrad(given[0], x, given[1] if len(given) > 1 else None, geometry)
+        x, rows = _lay(x, geometry), [_spread(t, geometry) for t in given]
         M, walked = x.shape[1], platform == "cuda"
         BD, BM, BN, warps, stages = _tile(platform, dtype, D, M, N)
         if platform == "tpu":
@@ -335,10 +340,9 @@ def wgrad(dy: jax.Array, x: jax.Array, gate: jax.Array | None, geometry: Geometr
         dw = pallas(kernel, platform, (Z, *grid), specs, out, shape, warps=warps, stages=stages)(*operands)
         if Z > 1:
             dw = column_sum(dw.reshape(Z, -1), None).reshape(dw.shape[1:]).astype(dtype)
-        return _join(dw.reshape(shape.shape[1:])[:, :D], G, N)
+        return _join(dw.reshape(shape.shape[1:])[:, :D], G, N).reshape(R, S, D, F)
 
-    rows = [_spread(t, geometry) for t in (dy, gate) if t is not None]
-    return launch(call, _lay(x, geometry), *rows).reshape(R, S, D, F)
+    return launch(call, x, *(t for t in (dy, gate) if t is not None))
 
 
 def bias_sum(dy: jax.Array, gate: jax.Array | None) -> jax.Array:
@@ -361,9 +365,7 @@ def _seen(platform, lead, BM, rows, window, width, place=lambda i, g, j: (i, g))
 
 
 def _tile(platform: str, dtype, M: int, K: int, N: int) -> tuple[int, int, int, int, int]:
-    """BM, BK, BN, warps, stages: one block when interpreted; tensor-core tiles in half precision when compiled."""
-    if interpreted(platform):
-        return M, K, N, 4, 1
+    """BM, BK, BN, warps, stages: tensor-core tiles in half precision."""
     if platform == "tpu":
         return 128, 128, 128, 4, 1
     if dtype in (jnp.float32, jnp.float64):

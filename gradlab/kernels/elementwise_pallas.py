@@ -1,5 +1,6 @@
 """How every elementwise Pallas kernel is launched: over blocks of the flattened arrays, padded to whole ones."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,8 +27,12 @@ def times(a: jax.Array, b: jax.Array) -> jax.Array:
     return elementwise(_times_kernel, [b.dtype], a, b)[0]
 
 
-def elementwise(kernel: Callable[..., None], dtypes: Sequence[Any], *arrays: jax.Array) -> list[jax.Array]:
-    """Launch `kernel` over arrays of one shape: a ref for each, then one for each result; results of these dtypes."""
+def elementwise(kernel: Callable[..., None], dtypes: Sequence[Any], *arrays: jax.Array,
+                told: bool = False) -> list[jax.Array]:  # fmt: skip
+    """Launch `kernel` over arrays of one shape: a ref for each, then one for each result; results of these dtypes.
+
+    `told`: the kernel takes `interpreted`, whether it is.
+    """
     shape = arrays[0].shape
     E = math.prod(shape)
     if E == 0:
@@ -42,7 +47,8 @@ def elementwise(kernel: Callable[..., None], dtypes: Sequence[Any], *arrays: jax
         spec = pl.BlockSpec((BM, N), lambda i, j: (i, j))
         shapes = [jax.ShapeDtypeStruct(flat[0].shape, dtype) for dtype in dtypes]
         grid = (flat[0].shape[0] // BM, 1)
-        found = pallas(kernel, platform, grid, [spec] * len(flat), [spec] * len(shapes), shapes, warps=8)(*flat)
+        body = functools.partial(kernel, interpreted=interpreted(platform)) if told else kernel
+        found = pallas(body, platform, grid, [spec] * len(flat), [spec] * len(shapes), shapes, warps=8)(*flat)
         return [y.reshape(-1)[:E].reshape(shape) for y in found]
 
     return launch(call, *arrays)

