@@ -57,3 +57,17 @@ def test_gathers_of_every_width(dtype, first):
     y = torch.empty(64, dtype=dtype)
     compiled_triton.run(_gather_kernel, (1,), (x, i, y, 50), {"B": 64})
     assert torch.equal(y, torch.where(i < 50, x[i.clamp(max=49)], torch.ones((), dtype=dtype)))
+
+
+@JITFunction
+def _stepped_kernel(x_ptr, step, y_ptr, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(y_ptr + i, tl.load(x_ptr + i * step))
+
+
+def test_a_step_of_0_or_1_is_not_taken_for_another():
+    x = torch.arange(64.0)
+    for step in (0, 1, 3, 2, 1, 0):
+        y = torch.empty(16)
+        compiled_triton.run(_stepped_kernel, (1,), (x, step, y), {"N": 16})
+        assert torch.equal(y, x[torch.arange(16) * step]), step

@@ -138,7 +138,8 @@ def test_instructions_stand_on_their_lines():
     codes = inspect(["sigmoid"], sides=["torch"], archs=["native"], dtypes=["float32"])
     for code in codes:
         text = (inspection.ROOT / code.file).read_text().splitlines()
-        assert 0.8 * code.counts.instructions <= sum(code.lines.values()) <= code.counts.instructions
+        # What is loaded once in front of all loops, constants and registers that are kept, stands on no line.
+        assert 0.65 * code.counts.instructions <= sum(code.lines.values()) <= code.counts.instructions
         assert all(text[line - 1].strip() for line in code.lines)
     sigmoid = next(c for c in codes if c.kernel == "sigmoid")
     text = (inspection.ROOT / sigmoid.file).read_text().splitlines()

@@ -83,8 +83,7 @@ SPEC = Spec(
         # A mean's cotangent comes expanded on torch: its one element is loaded over and over.
         Promise("wide_loads", least=1, kernels=("derivative", "times")),
         Promise("wide_stores", least=1, kernels=("derivative", "times")),
-        # On a CPU that is a gather.
-        *in_vectors("losses", "derivative", "times", but=("derivative", "times")),
+        *in_vectors("losses", "derivative", "times"),
         unspilled("losses", "times"),
     ),
     source="Good, Rational Decisions, 1952",

@@ -1,7 +1,7 @@
 """The lab's kernels on a CPU: compiled by `kernels/cpu` whichever back end Triton itself has active, and kept by key.
 
-A compiled kernel depends on dtypes, on which integers are 1 and which are past 32 bits, and on the constants. It does not
-depend on whether sizes and addresses are multiples of 16: a CPU's vectors load from anywhere. Nor on constants that a
+A compiled kernel depends on dtypes, on which integers are 0 or 1 and which are past 32 bits, and on the constants. It does
+not depend on whether sizes and addresses are multiples of 16: a CPU's vectors load from anywhere. Nor on constants that a
 kernel has for GPUs alone, such as the geometry of a convolution.
 """
 
@@ -69,12 +69,12 @@ def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: d
 
 def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> Prepared:
     """The kernel of such a launch, compiled at the first."""
-    # What of the arguments the code depends on: dtypes, which integers are 1, which are past 32 bits. Most are integers.
+    # What of the arguments the code depends on: dtypes, which integers are 0 or 1, which are past 32 bits. Most are integers.
     key = (
         jit,
         *[
             # As `kind` has it, without a call for each.
-            (1 if a == 1 else 32 if -(2**31) <= a < 2**31 else 64)
+            (a if a == 1 or a == 0 else 32 if -(2**31) <= a < 2**31 else 64)
             if a.__class__ is int
             else a.dtype
             if isinstance(a, torch.Tensor)
@@ -96,7 +96,9 @@ def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
 
 def kind(number: float) -> Any:
     """What of a number in a launch's arguments the code depends on."""
-    return float if isinstance(number, float) else 1 if number == 1 else 32 if -(2**31) <= number < 2**31 else 64
+    if isinstance(number, float):
+        return float
+    return int(number) if number in (0, 1) else 32 if -(2**31) <= number < 2**31 else 64
 
 
 def compiled(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> Binary:
@@ -121,9 +123,10 @@ def source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any],
             signature[name] = f"*{type_name(value.dtype)}"
         elif isinstance(value, float):
             signature[name] = parameter.annotation_type or "fp32"
-        elif value == 1 and not name.isupper():
-            # A stride, by which neighbours are known. Sizes, which have capital letters, are as they come.
-            fixed[name] = 1
+        elif value in (0, 1) and not name.isupper():
+            # A stride: by 1 neighbours are known, and by 0 an element that is read over and over. Sizes, which have
+            # capital letters, are as they come.
+            fixed[name] = int(value)
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
     signature |= dict.fromkeys(fixed, "constexpr")

@@ -67,8 +67,7 @@ SPEC = Spec(
         # A mean's cotangent comes expanded on torch: its one element is loaded over and over.
         Promise("wide_loads", least=1, kernels=("differences",)),
         Promise("wide_stores", least=1, kernels=("differences",)),
-        # On a CPU that is a gather.
-        *in_vectors("squares", "differences", but=("differences",)),
+        *in_vectors("squares", "differences"),
         unspilled("squares", "differences"),
     ),
     source="Gauss, Theoria motus, 1809",

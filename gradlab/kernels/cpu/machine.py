@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import sys
@@ -17,6 +18,10 @@ from typing import Any
 # Held around LLVM's calls, and by a fork: llvmlite's own lock would stay closed in a child that it is taken in.
 _lock = threading.RLock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+# Names of what is linked: none is used twice.
+_libraries = itertools.count()
 
 
 class NoCompiler(ImportError):
@@ -111,21 +116,24 @@ class Code:
     """An object file in this process's memory; its functions live as long as it does."""
 
     def __init__(self, binary: bytes) -> None:
-        llvm = _binding()
-        machine = host()
-        empty = llvm.parse_assembly(f'target triple = "{machine.triple}"\n')
-        with _lock:
-            # The engine owns its target: one of its own.
-            self._engine = llvm.create_mcjit_compiler(empty, _target(machine))
-            self._engine.add_object_file(llvm.ObjectFileRef.from_data(binary))
-            self._engine.finalize_object()
+        self._binary = binary
+        # What was linked for each function that was asked for.
+        self._linked: dict[str, Any] = {}
 
     def address(self, name: str) -> int:
         """Where a function begins."""
-        found = self._engine.get_function_address(name)
-        if not found:
-            raise ValueError(f"the object file has no function {name!r}")
-        return found
+        with _lock:
+            found = self._linked.get(name)
+            if found is None:
+                builder = _binding().JITLibraryBuilder().add_object_img(self._binary).add_current_process()
+                try:
+                    found = builder.export_symbol(name).link(_linker(), f"kernel{next(_libraries)}")
+                except RuntimeError as error:
+                    if name not in str(error):
+                        raise
+                    raise ValueError(f"the object file has no function {name!r}") from None
+                self._linked[name] = found
+            return found[name]
 
     def function(self, name: str, result: Any, *arguments: Any) -> Any:
         """A function as ctypes calls it, without the interpreter's lock."""
@@ -133,6 +141,12 @@ class Code:
         # The function holds its memory.
         call.code = self
         return call
+
+
+@functools.cache
+def _linker() -> Any:
+    """The process's only one: to make one takes five times as long as to link a kernel."""
+    return _binding().create_lljit_compiler(_target(host()), suppress_errors=True)
 
 
 def _optimized(ir: str, machine: Machine) -> tuple[Any, Any]:

@@ -35,6 +35,7 @@ def pointee(element: str) -> str:
     return element[1:]
 
 
+@functools.cache
 def bits(element: str) -> int:
     """Bits of one element in a register; an address has 64."""
     return 64 if is_pointer(element) else BITS[element]
@@ -45,6 +46,7 @@ def size(element: str) -> int:
     return max(1, bits(element) // 8)
 
 
+@functools.cache
 def llvm(element: str) -> str:
     """The LLVM type of one element in a register."""
     if is_pointer(element):
