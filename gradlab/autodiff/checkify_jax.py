@@ -20,7 +20,7 @@ _guard.def_abstract_eval(lambda x, *, check, size: [x])
 mlir.register_lowering(_guard, lambda ctx, x, *, check, size: [x])
 
 
-def guarded(x: jax.Array, check: Callable[[jax.Array, int], None]) -> jax.Array:
+def guarded(x: jax.Array, check: Callable[..., None]) -> jax.Array:
     """x, of which checkify makes `check(x, size)`, where size is x's.
 
     Args:
@@ -34,7 +34,7 @@ def _mapped(arrays: Any, axes: Any, **params: Any) -> tuple[list[jax.Array], lis
     return _guard.bind(jax.numpy.moveaxis(arrays[0], axes[0], 0), **params), [0]
 
 
-def _checked(*given: Any, check: Callable[[jax.Array, int], None], size: int) -> Any:
+def _checked(*given: Any, check: Callable[..., None], size: int) -> Any:
     """checkify's rule: that of a jitted function which makes the check, whatever else checkify hands its rules."""
 
     def run(x: jax.Array) -> jax.Array:

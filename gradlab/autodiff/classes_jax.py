@@ -2,7 +2,8 @@
 
 import functools
 from collections import deque
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,8 @@ def refuse_unknown(op: str, t: jax.Array | np.ndarray, V: int, ignore_index: int
     return t
 
 
-class Known(NamedTuple):
+@dataclass(frozen=True)
+class Known:
     """checkify's check that every class of labels is in [0, V) or ignored."""
 
     op: str

@@ -1,6 +1,6 @@
 """tanh of a block in registers, and the soft cap of logits that is made of it: what several Pallas kernels call."""
 
-import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,15 @@ def rational(x: jax.Array) -> jax.Array:
     # From there on it is 1.
     x = jnp.clip(x, -9.02, 9.02)
     g = x * x
-    above, below = (functools.reduce(lambda sum_, c: sum_ * g + c, which) for which in (_ABOVE, _BELOW))
-    return jnp.clip(x * above / below, -1, 1)
+    return jnp.clip(x * _polynomial(_ABOVE, g) / _polynomial(_BELOW, g), -1, 1)
+
+
+def _polynomial(coefficients: Sequence[float], g: jax.Array) -> jax.Array:
+    """Of g, by Horner; the highest coefficient first."""
+    total = jnp.full_like(g, coefficients[0])
+    for c in coefficients[1:]:
+        total = total * g + c
+    return total
 
 
 def capped(x: jax.Array, cap: float) -> jax.Array:
