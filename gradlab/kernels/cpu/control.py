@@ -7,6 +7,7 @@ from gradlab.kernels.cpu import assembly, lanes, library, types
 from gradlab.kernels.cpu.atomics import compare_and_swap, read_modify_write
 from gradlab.kernels.cpu.carried import carry
 from gradlab.kernels.cpu.dot import dot
+from gradlab.kernels.cpu.dot_scaled import dot_scaled
 from gradlab.kernels.cpu.elementwise import RULES
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Uniform
@@ -347,5 +348,5 @@ _ROOTS: dict[str, Callable[[Tiles, Operation], None]] = {
     "scf.for": _for, "scf.while": _while, "scf.if": _if, "tt.call": _call, "tt.reduce": reduce, "tt.scan": scan,
     "tt.dot": dot, "tt.store": store_scalar, "tt.atomic_rmw": read_modify_write, "tt.atomic_cas": compare_and_swap,
     "tt.assert": check, "tt.print": print_values, "gpu.barrier": _barrier, "ttg.barrier": _barrier,
-    "tt.map_elementwise": _map,
+    "tt.map_elementwise": _map, "tt.dot_scaled": dot_scaled,
 }  # fmt: skip
