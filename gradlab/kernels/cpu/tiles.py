@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from gradlab.kernels.cpu import lanes, memory, steps, types
+from gradlab.kernels.cpu.chains import Chains
 from gradlab.kernels.cpu.elementwise import RULES, compute
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.indexing import RELABELLED
@@ -50,6 +51,7 @@ class Tiles:
         self.definitions: dict[str, Operation] = {}
         self.users: dict[str, list[Operation]] = {}
         self.later: list[Sequence[Operation]] = []
+        self._chains = Chains(self.users)
         # Loads that nothing has evaluated for good: a store may still change what they read.
         self.pending: set[str] = set()
         # Truth values that hold everywhere in the loops being written.
@@ -321,6 +323,7 @@ class Tiles:
 
     def define(self, op: Operation) -> None:
         """Note an operation's tensors as lazy; evaluate at once what is wanted often and takes long."""
+        long = self._chains.long(self.env, op)
         for i, name in enumerate(op.results):
             self.env[name] = Lazy(op, i)
             if op.name == "tt.load":
@@ -331,7 +334,7 @@ class Tiles:
                 continue
             again = any(u.name in ("tt.expand_dims", "tt.broadcast") or u.block is not op.block for u in users)
             twice = op.name in TRANSCENDENTAL and len(users) > 1 and any(u.name == "tt.reduce" for u in users)
-            if (again and self.expensive(name)) or twice:
+            if (again and self.expensive(name)) or twice or (long and self._chains.wanted_twice(name)):
                 self.env[name] = self.materialize(name)
                 self.pending.discard(name)
 
