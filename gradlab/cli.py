@@ -108,7 +108,7 @@ def inspect(op: Op = None, side: SideOption = None,
 
 @app.command()
 def report(op: Op = None, side: SideOption = None,
-           quick: Annotated[bool, typer.Option("--quick", help="A part of everything: under three minutes.")] = False,
+           quick: Annotated[bool, typer.Option("--quick", help="A part of everything: a few minutes.")] = False,
            train: Annotated[bool, typer.Option("--train", help="The demo's training too.")] = False,
            out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("report")) -> None:  # fmt: skip
     """Check, inspect and time every op, and write one page to look at: report/report.html."""

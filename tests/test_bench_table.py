@@ -65,6 +65,13 @@ def test_a_kernels_times_ratio_verdict_and_rates():
     assert "interpreted" not in text
 
 
+def test_a_cpus_flops_are_counted_in_giga():
+    text = shown([group(rate=250e9, flops=50_000_000)])
+    assert "TFLOP/s" not in text
+    assert "ceilings 1000 GB/s, 250 GFLOP/s" in text
+    assert words(text[text.index("GFLOP/s") :], "hand eager")[3:7] == ["–", "–", "200", "50"]
+
+
 def test_it_fits_80_columns_and_uses_a_wide_terminal():
     long = group(member(median=123.4567), member("Liger-Kernel", 0.5, mode="compiled"), NATIVE)
     assert max(map(len, shown([long]).splitlines())) <= 80

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from gradlab.kernels.cpu import lanes, memory, steps, types
+from gradlab.kernels.cpu.chains import Chains
 from gradlab.kernels.cpu.elementwise import RULES, compute
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.indexing import RELABELLED
@@ -51,6 +52,7 @@ class Tiles:
         self.definitions: dict[str, Operation] = {}
         self.users: dict[str, list[Operation]] = {}
         self.later: list[Sequence[Operation]] = []
+        self._chains = Chains(self.users)
         # Loads that nothing has evaluated for good: a store may still change what they read.
         self.pending: set[str] = set()
         # Truth values that hold everywhere in the loops being written.
@@ -323,6 +325,7 @@ class Tiles:
 
     def define(self, op: Operation) -> None:
         """Note an operation's tensors as lazy; evaluate at once what is wanted often and takes long."""
+        long = self._chains.long(self.env, op)
         for i, name in enumerate(op.results):
             self.env[name] = Lazy(op, i)
             if op.name == "tt.load":
@@ -335,7 +338,8 @@ class Tiles:
             twice = op.name in TRANSCENDENTAL and len(users) > 1 and any(u.name == "tt.reduce" for u in users)
             # A row or a column of a tile: where in an image it lies is asked for each of its loads.
             edge = 1 in kind.shape and op.name.startswith(DIVISIONS) and len(users) > 1
-            if (again and self.expensive(name)) or twice or edge:
+            chained = long and self._chains.wanted_twice(name)
+            if (again and self.expensive(name)) or twice or edge or chained:
                 self.env[name] = self.materialize(name)
                 self.pending.discard(name)
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from gradlab.profiling.bench.compare import Change
 from gradlab.profiling.bench.numbers import FASTER, SLOWER, SUSPECT
 from gradlab.profiling.bench.row import BACKWARD, FORWARD, Group
-from gradlab.profiling.bench.words import COSTS, TIMES, costs, not_replayed, notes, ratio_in_words, said, three, times
+from gradlab.profiling.bench.words import TIMES, Rate, costs, not_replayed, notes, ratio_in_words, said, three, times
 
 # From this width on the times and what they cost stand beside each other, below it under each other.
 WIDE = 132
@@ -52,12 +52,12 @@ def show_changes(found: Sequence[Change], console: Console) -> None:
 
 
 def _tables(section: Sequence[Group], wide: bool) -> Iterator[Table]:
-    columns = ("pass", "implementation")
+    columns, unit = ("pass", "implementation"), Rate.of(section)
     if wide:
-        yield _filled(section, (*columns, *TIMES, *COSTS), lambda g, m: (*times(g, m), *costs(g, m)))
+        yield _filled(section, (*columns, *TIMES, *unit.costs), lambda g, m: (*times(g, m), *costs(g, m, unit)))
     else:
         yield _filled(section, (*columns, *TIMES), times)
-        yield _filled(section, (*columns, *COSTS), costs)
+        yield _filled(section, (*columns, *unit.costs), lambda g, m: costs(g, m, unit))
 
 
 def _filled(section, columns, cells) -> Table:
@@ -77,12 +77,12 @@ def _table(*columns: str) -> Table:
 
 
 def _ceilings(section: Sequence[Group]) -> str:
-    group = section[0]
+    group, unit = section[0], Rate.of(section)
     noises = ", ".join(f"{_short(g)} {g.noise:.1%}" for g in section if g.twin)
     clocks = group.clocks
     # The seeds stand in the file.
     said = [f"noise {noises or 'unknown'}"]
-    said += [f"ceilings {three(group.bandwidth / 1e9)} GB/s, {group.rate / 1e12:.3g} TFLOP/s"]
+    said += [f"ceilings {three(group.bandwidth / 1e9)} GB/s, {unit.words(group.rate)} {unit.name}"]
     said += [f"{clocks['sm_mhz']:.0f} MHz, {clocks['celsius']:.0f} °C"] if clocks else []
     dropped = sum(g.dropped for g in section)
     return "; ".join(said + [f"{dropped} throttled rounds dropped"] * (dropped > 0))

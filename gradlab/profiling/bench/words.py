@@ -1,6 +1,7 @@
 """The benchmark's groups in words and as Markdown: NumPy alone, for machines where nothing else is installed."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from gradlab.profiling.bench.numbers import SUSPECT, Interval
 from gradlab.profiling.bench.row import Group, Member
@@ -63,12 +64,13 @@ def markdown(groups: Sequence[Group], machine: Mapping[str, str]) -> str:
     """The same as a Markdown table with the machine above it, a line a member."""
     lines = [f"- {key}: {value}" for key, value in machine.items()]
     lines += [f"- precision: {policy(dtype)}" for dtype in dict.fromkeys(group.dtype for group in groups)]
-    head = (*_LABELS, "implementation", *TIMES, *COSTS, "function")
+    unit = Rate.of(groups)
+    head = (*_LABELS, "implementation", *TIMES, *unit.costs, "function")
     lines += ["", _line(head), _line([*["---"] * (len(_LABELS) + 1), *["---:"] * (len(TIMES) + len(COSTS)), "---"])]
     for group in groups:
         for member in group.members:
             labels = (group.op, group.case, group.words, group.dtype, group.side, group.direction)
-            cells = [str(cell) for cell in (*times(group, member), *costs(group, member))]
+            cells = [str(cell) for cell in (*times(group, member), *costs(group, member, unit))]
             lines.append(_line((*labels, member.name, *cells, f"`{member.label}`")))
     lines += ["", *(f"{note}.  " for note in notes(groups)), ""]
     lines += [f"- `{said(g, m)}`" for g in groups for m in g.members if m.problem or g.verdict(m) == SUSPECT]
@@ -77,8 +79,30 @@ def markdown(groups: Sequence[Group], machine: Mapping[str, str]) -> str:
 
 
 TIMES = ("time", "/ native", "verdict", "floor")
-COSTS = ("cold", "host", "GB/s", "TFLOP/s", "first", "cached", "memory")
+COSTS = ("cold", "host", "GB/s", "FLOP/s", "first", "cached", "memory")
 _LABELS = ("op", "case", "sizes", "dtype", "side", "pass")
+
+
+class Rate(NamedTuple):
+    """A unit of FLOPs a second."""
+
+    scale: float
+    name: str
+
+    @classmethod
+    def of(cls, groups: Sequence[Group]) -> "Rate":
+        """The one that suits the devices of these groups."""
+        return cls(1e12, "TFLOP/s") if max((g.rate for g in groups), default=0.0) >= 1e12 else cls(1e9, "GFLOP/s")
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """COSTS, with this unit's name."""
+        return tuple(self.name if name == "FLOP/s" else name for name in COSTS)
+
+    def words(self, rate: float) -> str:
+        """The number alone, three digits of it."""
+        value = rate / self.scale
+        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def times(group: Group, member: Member) -> tuple[str, ...]:
@@ -93,14 +117,14 @@ def times(group: Group, member: Member) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def costs(group: Group, member: Member) -> tuple[str, ...]:
-    """A member's cells below COSTS."""
+def costs(group: Group, member: Member, unit: Rate) -> tuple[str, ...]:
+    """A member's cells below COSTS, FLOPs a second in this unit."""
     if not member.warm:
         return ("",) * len(COSTS)
     seconds = member.time.median
     rates = ["–", "–"]
     if not member.interpreted:
-        rates = [three(group.bytes / seconds / 1e9), f"{group.flops / seconds / 1e12:.3g}"]
+        rates = [three(group.bytes / seconds / 1e9), unit.words(group.flops / seconds)]
     medians = (sorted(kind)[len(kind) // 2] if kind else None for kind in (member.cold, member.host))
     first, cached = (seconds_in_words(s) for s in (member.first_call, member.cached_call))
     cold, host = (seconds_in_words(s) for s in medians)
