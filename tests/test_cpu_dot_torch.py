@@ -158,3 +158,25 @@ def test_the_mask_of_a_tiles_only_row_is_asked_once():
     made = triton.compile(source, target=compiled_triton.TARGET, options={"enable_fp_fusion": True})
     # The whole row's loop has none, the other one.
     assert len(re.findall("call .*@llvm.masked.store", made.asm["llir"])) == 1
+
+
+@JITFunction
+def _sums_kernel(x_ptr, rows_ptr, all_ptr, N, B: tl.constexpr):
+    m, n = tl.arange(0, 4)[:, None], tl.arange(0, B)[None, :]
+    x = tl.load(x_ptr + m * B + n, mask=n < N, other=1000.0)
+    tl.store(rows_ptr + tl.arange(0, 4), tl.max(tl.where(n < N, x, -1.0), axis=1))
+    tl.store(all_ptr, tl.sum(tl.sum(tl.where(n < N, x, 0.0), axis=0), axis=0))
+
+
+@pytest.mark.parametrize("N", [64, 63, 1])
+def test_reductions_of_whole_tiles_and_of_tiles_at_an_edge(N):
+    x, rows, total = torch.rand(4, 64), torch.empty(4), torch.empty(1)
+    compiled_triton.run(_sums_kernel, (1,), (x, rows, total, N), {"B": 64})
+    assert torch.equal(rows, x[:, :N].amax(1))
+    torch.testing.assert_close(total[0], x[:, :N].sum(), rtol=256 * 2**-24, atol=0)
+    source = compiled_triton.source(_sums_kernel, (x, rows, total, N), {"B": 64})
+    text = str(triton.compile(source, target=compiled_triton.TARGET, options={"enable_fp_fusion": True}).asm["ttir"])
+    ir = lower.lower(text, dataclasses.replace(machine.host(), vector_bits=256)).ir
+    # Each reduction's loop over a whole tile has no mask.
+    masked, plain = (len(re.findall(pattern, ir)) for pattern in ("call .*@llvm.masked.load", "load <8 x float>"))
+    assert 0 < masked <= plain

@@ -1,5 +1,7 @@
 """Triton's language on a CPU: blocks, shapes, sorts, scans, reductions and dots of tensors; against torch."""
 
+import threading
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -147,6 +149,51 @@ def test_sort_topk_and_flip(dtype):
     assert torch.equal(down, x.sort(1, descending=True).values)
     assert torch.equal(top, x.topk(8, 1).values)
     assert torch.equal(turned, x.flip(1))
+
+
+@triton.jit
+def chain_kernel(x_ptr, y_ptr, B: tl.constexpr, N: tl.constexpr):
+    at = tl.arange(0, B)
+    x = tl.load(x_ptr + at)
+    for _ in tl.static_range(N):
+        x = tl.where(x > 0, tl.sum(x) - x, x + 1)
+    tl.store(y_ptr + at, x)
+
+
+def test_code_grows_with_a_chain_whose_every_link_is_reduced_not_with_its_square():
+    x = torch.tensor([3, -2, 5, -7, 1, 0, -1, 4])
+    out = torch.empty_like(x)
+    sizes = []
+    for links in (20, 80):
+        sizes.append(chain_kernel[(1,)](x, out, B=8, N=links).asm["llir"].count("\n"))
+        wanted = x
+        for _ in range(links):
+            wanted = torch.where(wanted > 0, wanted.sum() - wanted, wanted + 1)
+        assert torch.equal(out, wanted)
+    assert sizes[1] < 5 * sizes[0]
+
+
+@triton.jit
+def wide_kernel(x_ptr, y_ptr, at_ptr, N, B: tl.constexpr):
+    row, column = tl.program_id(0) * N, tl.arange(0, B)
+    x = tl.load(x_ptr + row + column, mask=column < N, other=float("-inf")).to(tl.float32)
+    tl.store(at_ptr + tl.program_id(0), tl.argmax(x, 0))
+    e = tl.exp(x - tl.max(x))
+    tl.store(y_ptr + row + column, tl.cumsum(e / tl.sum(e), 0), mask=column < N)
+
+
+def test_a_tile_of_65536_elements_needs_no_stack():
+    # A thread's stack is set small: what a tile of this width keeps lies elsewhere.
+    x, y, at = torch.randn(2, 50001), torch.empty(2, 50001), torch.empty(2, dtype=torch.int32)
+    before = threading.stack_size(2**19)
+    try:
+        thread = threading.Thread(target=lambda: wide_kernel[(2,)](x, y, at, 50001, B=65536))
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(before)
+    assert at.tolist() == x.argmax(1).tolist()
+    torch.testing.assert_close(y, x.double().softmax(1).cumsum(1).float(), rtol=50001**0.5 * 2**-23, atol=1e-6)
 
 
 @triton.jit

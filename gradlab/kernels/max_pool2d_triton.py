@@ -1,6 +1,7 @@
 """The maximum of each window, and the selection that is its pullback there and back, as Triton kernels.
 
-What a kernel writes is dense, so its elements are counted in the order in which they lie: offset and number are one.
+Where in the image an element lies takes divisions. A tile of rows and columns makes them for its rows and not for its
+elements, which is what a CPU wants; a GPU wants neighbours in a tile, and has time for divisions.
 """
 
 from collections.abc import Sequence
@@ -17,93 +18,153 @@ from gradlab.kernels.launch_triton import (
     kernel,
     launch,
     op,
+    sized_for,
     triton_dtype,
 )  # fmt: skip
 from gradlab.kernels.window import Geometry
 
 # The taps of a larger window are walked in a loop.
 UNROLLED = 32
+# Elements of one program.
+TILE = 1024
 
 
 # fmt: off
 @kernel
-def _place(e, C, P, Q, LAST: tl.constexpr):
-    """b, c, p, q of the e-th element: channels run fastest where they lie last, else columns do."""
+def _place(m, n, C, P, Q, LAST: tl.constexpr):
+    """b, c, p, q of row m and column n: rows (b p q) of channels where these lie last, else rows (b c p) of q."""
     if LAST:
-        c = e % C
-        q = e // C % Q
-        p = e // C // Q % P
-        b = e // C // Q // P
+        b = m // Q // P
+        c = n
+        p = m // Q % P
+        q = m % Q
     else:
-        q = e % Q
-        p = e // Q % P
-        c = e // Q // P % C
-        b = e // Q // P // C
+        b = m // P // C
+        c = m // P % C
+        p = m % P
+        q = n
     return b, c, p, q
+
+
+@kernel
+def _tile(tile, M, N, INDEX: tl.constexpr, FLAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """m, n, the element's number and whether it is there: rows m[BM 1] of columns n[1 BN], or BN neighbours if FLAT."""
+    if FLAT:
+        e = tile.to(INDEX) * BN + tl.arange(0, BN)[None, :]
+        m = e // N
+        n = e % N
+        here = e < M.to(INDEX) * N
+    else:
+        tiles_n = tl.cdiv(N, BN)
+        m = (tile // tiles_n).to(INDEX) * BM + tl.arange(0, BM)[:, None]
+        n = (tile % tiles_n).to(INDEX) * BN + tl.arange(0, BN)[None, :]
+        e = m * N + n
+        here = (m < M) & (n < N)
+    return m, n, e, here
 
 
 @kernel
 def _max_kernel(
     x_ptr, x_b, x_c, x_h, x_w,
     y_ptr, k_ptr,
-    E, C, H, W, P, Q,
+    M, N, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr, UNROLL: tl.constexpr,
-    LAST: tl.constexpr, INDEX: tl.constexpr, BE: tl.constexpr,
+    LAST: tl.constexpr, INDEX: tl.constexpr, FLAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """y[b c p q] = max_rs x[b c i j], k its first tap; grid (E/BE), E = B C P Q; a program owns BE results."""
-    e = tl.program_id(0).to(INDEX) * BE + tl.arange(0, BE)
-    b, c, p, q = _place(e, C, P, Q, LAST)
+    """y[b c p q] = max_rs x[b c i j], k its first tap; grid (M/BM * N/BN), or (M N/BN) if FLAT, M rows of N results; a program owns BM BN results."""
+    m, n, e, here = _tile(tl.program_id(0), M, N, INDEX, FLAT, BM, BN)
+    b, c, p, q = _place(m, n, C, P, Q, LAST)
     image = b * x_b + c * x_c
-    best = tl.full((BE,), float("-inf"), x_ptr.dtype.element_ty)
-    found = tl.full((BE,), -1, tl.int32)
+    best = tl.full((BM, BN), float("-inf"), x_ptr.dtype.element_ty)
+    found = tl.full((BM, BN), -1, tl.int32)
     for tap in tl.range(R * S, loop_unroll_factor=UNROLL):
         i = p * SH - TOP + tap // S * DH
         j = q * SW - LEFT + tap % S * DW
-        inside = (e < E) & (i >= 0) & (i < H) & (j >= 0) & (j < W)
-        x = tl.load(x_ptr + image + i * x_h + j * x_w, mask=inside, other=float("-inf"))
+        inside = here & ((i >= 0) & (i < H)) & ((j >= 0) & (j < W))
+        x = tl.load(x_ptr + (image + i * x_h + j * x_w), mask=inside, other=float("-inf"))
         # The first tap inside counts even at -inf, and a NaN over every number, as in torch.
         higher = inside & ((x > best) | (x != x) | (found < 0))
         best = tl.where(higher, x, best)
         found = tl.where(higher, tap, found)
-    tl.store(y_ptr + e, best, mask=e < E)
-    tl.store(k_ptr + e, found.to(k_ptr.dtype.element_ty), mask=e < E)
+    tl.store(y_ptr + e, best, mask=here)
+    tl.store(k_ptr + e, found.to(k_ptr.dtype.element_ty), mask=here)
+
+
+@kernel
+def _class(
+    u_ptr, u_b, u_c, u_p, u_q,
+    k_ptr, k_b, k_c, k_p, k_q,
+    b, c, m, n, here, over, left, P, Q,
+    R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+    STEP_H: tl.constexpr, STEP_W: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, UNROLL: tl.constexpr,
+    ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):
+    """sum of u[b c p q] where k names the pixel that lies `over` rows and `left` columns past the window m, n."""
+    # A window p has its tap r on the row where SH m + over = SH p + DH r: r0, r0 + STEP_H, ...; r0 is R where none has.
+    r0 = over * 0 + R
+    for t in tl.static_range(0, STEP_H):
+        r0 = tl.where((t * DH) % SH == over % SH, t, r0)
+    s0 = left * 0 + S
+    for t in tl.static_range(0, STEP_W):
+        s0 = tl.where((t * DW) % SW == left % SW, t, s0)
+    total = tl.zeros((BM, BN), dtype=ACC)
+    for tap in tl.range(TAPS_H * TAPS_W, loop_unroll_factor=UNROLL):
+        r = r0 + tap // TAPS_W * STEP_H
+        s = s0 + tap % TAPS_W * STEP_W
+        # The division leaves no rest, and so rounds no negative number.
+        p = m + (over - r * DH) // SH
+        q = n + (left - s * DW) // SW
+        inside = here & ((r < R) & (p >= 0) & (p < P)) & ((s < S) & (q >= 0) & (q < Q))
+        k = tl.load(k_ptr + (b * k_b + c * k_c + p * k_p + q * k_q), mask=inside, other=-1).to(tl.int32)
+        u = tl.load(u_ptr + (b * u_b + c * u_c + p * u_p + q * u_q), mask=inside, other=0.0).to(ACC)
+        total += tl.where(k == r * S + s, u, 0.0)
+    return total
 
 
 @kernel
 def _scatter_kernel(
     u_ptr, u_b, u_c, u_p, u_q,
     k_ptr, k_b, k_c, k_p, k_q,
-    x_ptr,
-    E, C, H, W, P, Q,
+    x_ptr, x_b, x_c, x_h, x_w,
+    M, N, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr, UNROLL: tl.constexpr,
-    STEP_H: tl.constexpr, STEP_W: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr,
-    LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BE: tl.constexpr,
+    STEP_H: tl.constexpr, STEP_W: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, PAIRED: tl.constexpr,
+    LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """x[b c i j] = sum of u[b c p q] where k names (i, j), over the taps r0, r0 + STEP_H, ... and s0, ... that a window has on the pixel; grid (E/BE), E = B C H W; a program owns BE pixels."""
-    e = tl.program_id(0).to(INDEX) * BE + tl.arange(0, BE)
-    b, c, i, j = _place(e, C, H, W, LAST)
-    # A window has its tap r on row i where i + TOP - DH r = SH p; r0 is the first that leaves no rest, or R.
-    r0 = (i * 0 + R).to(tl.int32)
-    for t in tl.static_range(0, STEP_H):
-        r0 = tl.where((i + TOP) % SH == (t * DH) % SH, t, r0)
-    s0 = (j * 0 + S).to(tl.int32)
-    for t in tl.static_range(0, STEP_W):
-        s0 = tl.where((j + LEFT) % SW == (t * DW) % SW, t, s0)
-    total = tl.zeros((BE,), dtype=ACC)
-    for n in tl.range(TAPS_H * TAPS_W, loop_unroll_factor=UNROLL):
-        r = r0 + n // TAPS_W * STEP_H
-        s = s0 + n % TAPS_W * STEP_W
-        down = i + TOP - r * DH
-        across = j + LEFT - s * DW
-        p = down // SH
-        q = across // SW
-        inside = (e < E) & (r < R) & (s < S) & (down >= 0) & (across >= 0) & (p < P) & (q < Q)
-        k = tl.load(k_ptr + b * k_b + c * k_c + p * k_p + q * k_q, mask=inside, other=-1).to(tl.int32)
-        here = inside & (k == r * S + s)
-        total += tl.load(u_ptr + b * u_b + c * u_c + p * u_p + q * u_q, mask=here, other=0.0).to(ACC)
-    tl.store(x_ptr + e, total.to(x_ptr.dtype.element_ty), mask=e < E)
+    """x[b c i j] = sum of u[b c p q] where k names (i, j), over the pixels of one residue class mod the stride, or of both classes of columns if PAIRED; grid (M/BM * N/BN * SH SW), M rows of N pixels; a program owns BM BN pixels of its class."""
+    classes_w = 1 if PAIRED else SW
+    residue = tl.program_id(0) % (SH * classes_w)
+    tile = tl.program_id(0) // (SH * classes_w)
+    tiles_n = tl.cdiv(N, BN)
+    m, n, _, here = _tile(tile, M, N, INDEX, False, BM, BN)
+    b, c, m, n = _place(m, n, C, tl.cdiv(H, SH), tl.cdiv(W, SW), LAST)
+    i = m * SH + residue // classes_w
+    over = residue // classes_w + TOP
+    left = residue % classes_w + LEFT
+    total = _class(
+        u_ptr, u_b, u_c, u_p, u_q,
+        k_ptr, k_b, k_c, k_p, k_q,
+        b, c, m, n, here, over, left, P, Q,
+        R, S, SH, SW, DH, DW, STEP_H, STEP_W, TAPS_H, TAPS_W, UNROLL, ACC, BM, BN,
+    )
+    if PAIRED:
+        # Columns 2 n and 2 n + 1 are neighbours: one tile of twice as many.
+        odd = _class(
+            u_ptr, u_b, u_c, u_p, u_q,
+            k_ptr, k_b, k_c, k_p, k_q,
+            b, c, m, n, here, over, left + 1, P, Q,
+            R, S, SH, SW, DH, DW, STEP_H, STEP_W, TAPS_H, TAPS_W, UNROLL, ACC, BM, BN,
+        )
+        total = tl.interleave(total, odd)
+        j = ((tile % tiles_n).to(INDEX) * (2 * BN) + tl.arange(0, 2 * BN))[None, :]
+        rows = ((tile // tiles_n).to(INDEX) * BM + tl.arange(0, BM))[:, None] < M
+        here = rows & (i < H) & (j < W)
+    else:
+        j = n * SW + residue % classes_w
+        here = here & (i < H) & (j < W)
+    tl.store(x_ptr + (b * x_b + c * x_c + i * x_h + j * x_w), total.to(x_ptr.dtype.element_ty), mask=here)
 
 
 @kernel
@@ -111,20 +172,20 @@ def _gather_kernel(
     u_ptr, u_b, u_c, u_h, u_w,
     k_ptr, k_b, k_c, k_p, k_q,
     y_ptr,
-    E, C, H, W, P, Q,
+    M, N, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr, UNROLL: tl.constexpr,
-    LAST: tl.constexpr, INDEX: tl.constexpr, BE: tl.constexpr,
+    LAST: tl.constexpr, INDEX: tl.constexpr, FLAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """y[b c p q] = u[b c i j] at the tap k; grid (E/BE), E = B C P Q; a program owns BE results."""
-    e = tl.program_id(0).to(INDEX) * BE + tl.arange(0, BE)
-    b, c, p, q = _place(e, C, P, Q, LAST)
-    k = tl.load(k_ptr + b * k_b + c * k_c + p * k_p + q * k_q, mask=e < E, other=-1).to(tl.int32)
+    """y[b c p q] = u[b c i j] at the tap k; grid (M/BM * N/BN), or (M N/BN) if FLAT, M rows of N results; a program owns BM BN results."""
+    m, n, e, here = _tile(tl.program_id(0), M, N, INDEX, FLAT, BM, BN)
+    b, c, p, q = _place(m, n, C, P, Q, LAST)
+    k = tl.load(k_ptr + (b * k_b + c * k_c + p * k_p + q * k_q), mask=here, other=-1).to(tl.int32)
     i = p * SH - TOP + k // S * DH
     j = q * SW - LEFT + k % S * DW
-    inside = (e < E) & (k >= 0) & (i >= 0) & (i < H) & (j >= 0) & (j < W)
-    u = tl.load(u_ptr + b * u_b + c * u_c + i * u_h + j * u_w, mask=inside, other=0.0)
-    tl.store(y_ptr + e, u, mask=e < E)
+    inside = here & (k >= 0) & (i >= 0) & (i < H) & (j >= 0) & (j < W)
+    u = tl.load(u_ptr + (b * u_b + c * u_c + i * u_h + j * u_w), mask=inside, other=0.0)
+    tl.store(y_ptr + e, u, mask=here)
 # fmt: on
 
 
@@ -142,7 +203,8 @@ def forward(x: torch.Tensor, geometry: Sequence[int], channels_last: bool) -> tu
     and a byte are written for each result (four bytes for windows of more than 128 taps).
     """
     y, k = _forward_fake(x, geometry, channels_last)
-    _launch(_max_kernel, geometry, channels_last, [x], [y, k])
+    (R, S), (M, N) = Geometry.of(geometry).window, _rows(y, channels_last)
+    _launch(_max_kernel, geometry, channels_last, M, N, [x], [y, k], R * S)
     return y, k
 
 
@@ -154,16 +216,24 @@ def _scatter_fake(u, k, geometry, channels_last):
 def scatter(u: torch.Tensor, k: torch.Tensor, geometry: Sequence[int], channels_last: bool) -> torch.Tensor:
     """dx[B C H W]: the sum of u[B C P Q] over the windows whose tap k names the pixel; each pixel is written once.
 
+    The pixels of one residue class mod the stride meet the same taps, of windows that are neighbours.
+
     Any strides. u and k are read once from memory, R S / (SH SW) times in all; dx is written.
     """
     geo = Geometry.of(geometry)
     dx = _scatter_fake(u, k, geometry, channels_last)
     # Taps that meet one row are STEP apart: DH STEP is the next multiple of SH. None lies past the window.
+    (SH, SW), (H, W) = geo.stride, geo.image
     steps = [min(n, s // gcd(s, d)) for n, s, d in zip(geo.window, geo.stride, geo.dilation, strict=True)]
     taps = [-(-n // step) for n, step in zip(geo.window, steps, strict=True)]
+    (B, C), paired = dx.shape[:2], SW == 2 and not channels_last
+    rows, columns = -(-H // SH), -(-W // SW)
+    M, N = (B * rows * columns, C) if channels_last else (B * C * rows, columns)
     _launch(
-        _scatter_kernel, geometry, channels_last, [u, k], [dx], ACC=triton_dtype(accumulator(u.dtype)),
-        STEP_H=steps[0], STEP_W=steps[1], TAPS_H=taps[0], TAPS_W=taps[1],
+        _scatter_kernel, geometry, channels_last, M, N, [u, k, dx], [dx], taps[0] * taps[1],
+        classes=SH if paired else SH * SW,
+        ACC=triton_dtype(accumulator(u.dtype)), STEP_H=steps[0], STEP_W=steps[1], TAPS_H=taps[0], TAPS_W=taps[1],
+        PAIRED=paired,
     )  # fmt: skip
     return dx
 
@@ -176,25 +246,39 @@ def _gather_fake(u, k, geometry, channels_last):
 def gather(u: torch.Tensor, k: torch.Tensor, geometry: Sequence[int], channels_last: bool) -> torch.Tensor:
     """y[B C P Q] = u[B C H W] at the taps k[B C P Q], 0 where k is -1. Any strides; as many reads as results."""
     y = _gather_fake(u, k, geometry, channels_last)
-    _launch(_gather_kernel, geometry, channels_last, [u, k], [y])
+    _launch(_gather_kernel, geometry, channels_last, *_rows(y, channels_last), [u, k], [y], 1)
     return y
 
 
-def _launch(jit, geometry: Sequence[int], last: bool, reads: Sequence[torch.Tensor], writes: Sequence[torch.Tensor],
-            **constants: Any) -> None:  # fmt: skip
-    """Launch over the elements of what is written."""
+def _rows(y: torch.Tensor, last: bool) -> tuple[int, int]:
+    """Rows and columns of an image as it lies in memory."""
+    N = y.shape[1 if last else 3]
+    return y.numel() // N if N else 0, N
+
+
+def _launch(jit, geometry: Sequence[int], last: bool, M: int, N: int, tensors: Sequence[torch.Tensor],
+            writes: Sequence[torch.Tensor], taps: int, classes: int = 0, **constants: Any) -> None:  # fmt: skip
+    """Launch over M rows of N columns, of each of so many classes; kernels take the strides of `tensors`."""
     geo = Geometry.of(geometry)
     (R, S), (SH, SW), (DH, DW), (P, Q) = geo.window, geo.stride, geo.dilation, geo.result
-    E = writes[0].numel()
-    BE = block(E, 1024)
+    if not classes:
+        constants["FLAT"] = sized_for(writes[0].device) == "cuda"
+    if constants.get("FLAT"):
+        BM, BN = 1, block(M * N, TILE)
+        tiles = -(-M * N // BN)
+    else:
+        size = TILE // 2 if constants.get("PAIRED") else TILE
+        BN = block(N, size, least=1)
+        BM = block(M, size // BN, least=1)
+        tiles = -(-M // BM) * -(-N // BN)
     # fmt: off
     launch(
-        jit, [-(-E // BE)],
-        *(part for t in reads for part in (t, *t.stride())),
-        *writes,
-        E, writes[0].shape[1], *geo.image, P, Q,
+        jit, [tiles * max(classes, 1)],
+        *(part for t in tensors for part in (t, *t.stride())),
+        *(t for t in writes if not any(t is other for other in tensors)),
+        M, N, writes[0].shape[1], *geo.image, P, Q,
         R=R, S=S, SH=SH, SW=SW, DH=DH, DW=DW, TOP=geo.pads[0][0], LEFT=geo.pads[1][0],
-        UNROLL=R * S if R * S <= UNROLLED else 1,
-        **constants, LAST=last, INDEX=index(*reads, *writes), BE=BE, writes=writes,
+        UNROLL=taps if taps <= UNROLLED else 1,
+        **constants, LAST=last, INDEX=index(*tensors, *writes), BM=BM, BN=BN, writes=writes,
     )
     # fmt: on

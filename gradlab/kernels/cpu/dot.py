@@ -14,7 +14,10 @@ from gradlab.kernels.cpu.ttir import Operation, Type
 from gradlab.kernels.cpu.values import Buffer, Index, Lazy, NotLowered
 
 # Rows and vectors of the accumulators by bits of a register: 32 registers of 512 bits, 16 of 256, 32 of 128 on aarch64.
-SHAPES = {512: (8, 2), 256: (4, 2), 128: (4, 4)}
+# Two products a cycle that take four cycles each want more than eight of them.
+SHAPES = {512: (8, 2), 256: (6, 2), 128: (4, 4)}
+# Rows of the strips at the end where the rows, a power of two, are no multiple of the accumulators'.
+LAST = 4
 # Places along K in one pass of the micro-kernel's loop.
 UNROLL = 4
 
@@ -88,8 +91,7 @@ def _product(e: Emitter, a: Buffer, b: Buffer, c: Buffer, zero: bool) -> None:
     vectors = max(1, min(vectors, N // width))
     rows = min(M, rows if vectors > 1 else 2 * rows)
     kind = types.llvm(element)
-
-    name = _micro_kernel(e, rows, vectors, width, K, element, a.strides, b.strides[0], c.strides[0], zero)
+    whole = M - next(rest for rest in range(0, M + 1, min(M, LAST)) if (M - rest) % rows == 0)
 
     def moved(base: str, offset: str) -> str:
         return e.emit(f"getelementptr inbounds {kind}, ptr {base}, i64 {offset}")
@@ -98,16 +100,24 @@ def _product(e: Emitter, a: Buffer, b: Buffer, c: Buffer, zero: bool) -> None:
         j = e.emit(f"zext nneg i32 {n} to i64")
         b_here = moved(b.base, j)
 
-        def along_m(m: str, _: Sequence[str]) -> list[str]:
-            i = e.emit(f"zext nneg i32 {m} to i64")
-            a_here = moved(a.base, e.emit(f"mul nuw nsw i64 {i}, {a.strides[0]}"))
-            row = e.emit(f"mul nuw nsw i64 {i}, {c.strides[0]}")
-            c_here = moved(c.base, e.emit(f"add nuw nsw i64 {row}, {j}"))
-            e.do(f"call void @{name}(ptr {a_here}, ptr {b_here}, ptr {c_here})")
-            return []
+        def strips(first: int, count: int, rows: int) -> None:
+            if not count:
+                return
+            name = _micro_kernel(e, rows, vectors, width, K, element, a.strides, b.strides[0], c.strides[0], zero)
 
-        # Sizes are powers of two: no rows are left over.
-        e.loop(M, rows, [], along_m)
+            def along_m(m: str, _: Sequence[str]) -> list[str]:
+                i = e.emit(f"zext nneg i32 {m} to i64")
+                i = e.emit(f"add nuw nsw i64 {i}, {first}")
+                a_here = moved(a.base, e.emit(f"mul nuw nsw i64 {i}, {a.strides[0]}"))
+                row = e.emit(f"mul nuw nsw i64 {i}, {c.strides[0]}")
+                c_here = moved(c.base, e.emit(f"add nuw nsw i64 {row}, {j}"))
+                e.do(f"call void @{name}(ptr {a_here}, ptr {b_here}, ptr {c_here})")
+                return []
+
+            e.loop(count, rows, [], along_m)
+
+        strips(0, whole, rows)
+        strips(whole, M - whole, min(LAST, M))
         return []
 
     with e.lanes(0):

@@ -41,8 +41,12 @@ def load(b: Emitter, p: Lane, mask: Lane | None, other: Lane | None) -> Lane:
     return Vector(_gather(b, registers(b, p), held, rest, element), element)
 
 
-def store(b: Emitter, p: Lane, value: Lane, mask: Lane | None) -> None:
-    """Write the lanes of `value` where the lanes of `p` point to, and nothing where the mask does not hold."""
+def store(b: Emitter, p: Lane, value: Lane, mask: Lane | None, ask: bool = True) -> None:
+    """Write the lanes of `value` where the lanes of `p` point to, and nothing where the mask does not hold.
+
+    Args:
+        ask: whether to ask at run time if the mask holds for all lanes, where masked stores are slow.
+    """
     element = types.pointee(p.element)
     mask = _unless_known(mask)
     if isinstance(mask, Uniform) and mask.known == 0:
@@ -57,7 +61,7 @@ def store(b: Emitter, p: Lane, value: Lane, mask: Lane | None) -> None:
     held = registers(b, mask) if mask is not None else None
     stored = registers(b, value)
     if _neighbours(p):
-        _store_vector(b, _base(p), stored, held, element)
+        _store_vector(b, _base(p), stored, held, element, ask)
         return
     if isinstance(p, Pointer) and isinstance(p.offset, Vector):
         _either(b, p, held, None, lambda base: _store_vector(b, base, stored, held, element),
@@ -159,21 +163,38 @@ def _load_vector(b: Emitter, base: str, mask: str | None, rest: str, element: st
     if mask is None:
         return b.read(f"load {kind}, ptr {base}, align {align}")
     truth = b.type("i1")
+    if align < 4 and b.vector_bits == 256:
+        # Narrower than a masked load can be.
+        def apart() -> str:
+            return _gather_words(b, lanes.addresses(b, _ramp_from(base, element)), mask, rest, element)
+
+        return _whole_or(b, mask, element, lambda: _load_vector(b, base, None, rest, element), apart)
     name = f"llvm.masked.load.{b.suffix(element)}.p0"
     b.declare(name, kind, f"ptr, i32, {truth}, {kind}")
     return b.read(f"call {kind} @{name}(ptr {base}, i32 {align}, {truth} {mask}, {kind} {rest})")
 
 
-def _store_vector(b: Emitter, base: str, value: str, mask: str | None, element: str) -> str:
+def _store_vector(b: Emitter, base: str, value: str, mask: str | None, element: str, ask: bool = True) -> str:
     kind, align = b.type(element), types.size(element)
     if mask is None:
         b.do(f"store {kind} {value}, ptr {base}, align {align}")
         return ""
-    truth = b.type("i1")
-    name = f"llvm.masked.store.{b.suffix(element)}.p0"
-    b.declare(name, "void", f"{kind}, ptr, i32, {truth}")
-    b.do(f"call void @{name}({kind} {value}, ptr {base}, i32 {align}, {truth} {mask})")
-    return ""
+
+    def masked() -> str:
+        truth = b.type("i1")
+        name = f"llvm.masked.store.{b.suffix(element)}.p0"
+        b.declare(name, "void", f"{kind}, ptr, i32, {truth}")
+        b.do(f"call void @{name}({kind} {value}, ptr {base}, i32 {align}, {truth} {mask})")
+        return ""
+
+    if b.vector_bits == 512 or not ask:
+        return masked()
+    # Without mask registers a masked store is slow, or one of each lane: at most the last vector of a row is one.
+    return _whole_or(b, mask, None, lambda: _store_vector(b, base, value, None, element), masked)
+
+
+def _ramp_from(base: str, element: str) -> Pointer:
+    return Pointer(base, Ramp(lanes.known(0, "i64"), 1, "i64"), "*" + element)
 
 
 def _gather_words(b: Emitter, addresses: str, mask: str | None, rest: str, element: str) -> str:
@@ -228,12 +249,19 @@ def _either(
     same = b.emit(f"icmp eq {b.type(t)} {wanted}, {offset}")
     if mask is not None:
         same = b.op("or", "i1", same, b.op("xor", "i1", mask, "splat (i1 true)"))
+    return _whole_or(
+        b, same, element,
+        lambda: together(b.emit(f"getelementptr {kind}, ptr {p.base}, {types.llvm(t)} {first}")), apart,
+    )  # fmt: skip
+
+
+def _whole_or(b: Emitter, mask: str, element: str | None, whole: Callable[[], str], apart: Callable[[], str]) -> str:
+    """`whole()` where a truth value holds in every lane, else `apart()`; their value, if any."""
     one, each, after = b.label(), b.label(), b.label()
-    b.branch(every_lane(b, same), one, each)
+    b.branch(every_lane(b, mask), one, each)
     b.start(one)
     with b.branch_scope():
-        base = b.emit(f"getelementptr {kind}, ptr {p.base}, {types.llvm(t)} {first}")
-        x = together(base)
+        x = whole()
     from_one = b.block
     b.jump(after)
     b.start(each)

@@ -6,9 +6,10 @@ from gradlab.kernels.cpu import lanes
 from gradlab.kernels.cpu.elementwise import RULES, compute
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, Uniform, Vector, registers
+from gradlab.kernels.cpu.masks import twice
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation
-from gradlab.kernels.cpu.values import Index, NotLowered, Position
+from gradlab.kernels.cpu.values import Buffer, Index, NotLowered, Position
 
 # Partial results that are carried side by side, so that one does not wait for another.
 CHAINS = 4
@@ -23,8 +24,7 @@ def reduce(tiles: Tiles, op: Operation) -> None:
         along = axis
     width = tiles.width(shape, along, op.operands)
     left = shape[:axis] + shape[axis + 1 :]
-    buffers = [tiles.buffer(left, element) for element in elements] if left else []
-    scalars: list[Lane] = []
+    buffers = [tiles.buffer(left, element) for element in elements]
     # Lanes along the reduced axis are joined at the end; along another one they are results side by side.
     across = along == axis and width > 0
     step = width if across else 1
@@ -39,16 +39,24 @@ def reduce(tiles: Tiles, op: Operation) -> None:
         found = _fold(tiles, op, shape[axis], step, across, elements, at)
         if across:
             found = _join_lanes(tiles, op, found)
-        if not buffers:
-            scalars.extend(found)
-            return
         with tiles.b.lanes(0 if across else tiles.b.width):
             for buffer, value in zip(buffers, found, strict=True):
                 tiles.write(buffer, index[:axis] + index[axis + 1 :], value)
 
-    tiles.nest(shape, along, width, one_result, skip=axis, steady=True)
-    for name, value in zip(op.results, buffers or scalars, strict=True):
-        tiles.env[name] = value
+    def write() -> None:
+        tiles.nest(shape, along, width, one_result, skip=axis, steady=True)
+
+    if tiles.b.vector_bits < 512:
+        twice(tiles, op.operands, write)
+    else:
+        write()
+    for name, buffer in zip(op.results, buffers, strict=True):
+        tiles.env[name] = buffer if left else _scalar(tiles, buffer)
+
+
+def _scalar(tiles: Tiles, buffer: Buffer) -> Lane:
+    with tiles.b.lanes(0):
+        return tiles.read(buffer, ())
 
 
 def scan(tiles: Tiles, op: Operation) -> None:
@@ -118,7 +126,9 @@ def _defined(tiles: Tiles, env: dict[str, Lane], name: str) -> Lane:
 def _fold(tiles: Tiles, op: Operation, count: int, step: int, across: bool, elements: list[str], at) -> list[Lane]:
     """All `count` places joined, `step` of them at once, in CHAINS chains that are joined pairwise at the end."""
     b, passes = tiles.b, count // step
-    chains = CHAINS if passes >= 2 * CHAINS else 2 if passes >= 4 else 1
+    # Sixteen registers hold the constants of one function at most.
+    few = b.vector_bits == 256 and any(tiles.transcendental(name) for name in op.operands)
+    chains = CHAINS if passes >= 2 * CHAINS and not few else 2 if passes >= 4 else 1
     parts = [at(Position(str(i * step), i * step, across)) for i in range(chains)]
     stride = chains * step
     if count > stride:

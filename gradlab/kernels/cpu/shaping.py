@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from gradlab.kernels.cpu import lanes, memory, types
 from gradlab.kernels.cpu.lanes import Pointer, Ramp, Uniform, Vector, registers
+from gradlab.kernels.cpu.masks import twice
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Buffer, Index, contiguous
@@ -39,11 +40,31 @@ def _carried(tiles: Tiles, buffer: Buffer) -> bool:
 
 def _join(tiles: Tiles, op: Operation) -> bool:
     """y[... 0] = a, y[... 1] = b."""
-    shape, element = op.type.shape, op.type.element
-    y = tiles.buffer(shape, element)
-    for i, name in enumerate(op.operands):
-        _write_part(tiles, y, name, i, shape[:-1], contiguous(shape)[:-1])
+    (*front, _), element = op.type.shape, op.type.element
+    shape, b = tuple(front), tiles.b
+    y = tiles.buffer(op.type.shape, element)
     tiles.env[op.result] = y
+    along, strides = len(shape) - 1, contiguous(y.shape)[:-1]
+    width = tiles.width(shape, along, op.operands) if shape else 0
+    if not width or element == "i1" or types.is_pointer(element):
+        for i, name in enumerate(op.operands):
+            _write_part(tiles, y, name, i, shape, strides)
+        return True
+    rows = Buffer(y.base, shape, strides, element)
+
+    def body(index: Index) -> None:
+        kind = b.type(element)
+        left, right = (registers(b, tiles.lane(name, index)) for name in op.operands)
+        p = tiles.place(rows, index)
+        for half in range(2):
+            picked = [i // 2 + i % 2 * width for i in range(half * width, (half + 1) * width)]
+            order = f"<{width} x i32> {b.vector('i32', picked)}"
+            pairs = b.emit(f"shufflevector {kind} {left}, {kind} {right}, {order}")
+            start = lanes.moved(b, Pointer(p.base, None, p.element), lanes.known(half * width, "i64"))
+            there = lanes.moved(b, start, Ramp(lanes.known(0, "i64"), 1, "i64"))
+            memory.store(b, there, Vector(pairs, element), None)
+
+    twice(tiles, op.operands, lambda: tiles.nest(shape, along, width, body))
     return True
 
 

@@ -10,18 +10,26 @@ from gradlab.kernels.cpu.values import Affine, Buffer, Lazy, Value
 RUNTIME = -(2**40)
 
 Env = Mapping[str, Value]
+Found = dict[tuple[str, int], int | None]
 
 
-def step(env: Env, name: str, axis: int) -> int | None:
-    """The step of a name's tensor along an axis: a number, RUNTIME, or None where it differs or is not known."""
+def step(env: Env, name: str, axis: int, found: Found | None = None) -> int | None:
+    """The step of a name's tensor along an axis: a number, RUNTIME, or None where it differs or is not known.
+
+    Args:
+        found: steps that are known by now: without them a tensor would be looked at once for each way that leads to it.
+    """
     value = env.get(name)
     if isinstance(value, Affine):
-        return step(env, value.start, axis)
+        return step(env, value.start, axis, found)
     if isinstance(value, Buffer):
         return 0 if value.shape[axis] == 1 else None
     if not isinstance(value, Lazy):
         return 0
-    return _step(env, value.op, axis)
+    found = {} if found is None else found
+    if (name, axis) not in found:
+        found[name, axis] = _step(env, value.op, axis, found)
+    return found[name, axis]
 
 
 def known(env: Env, name: str) -> int | None:
@@ -38,7 +46,7 @@ def known(env: Env, name: str) -> int | None:
     return None
 
 
-def _step(env: Env, op: Operation, axis: int) -> int | None:
+def _step(env: Env, op: Operation, axis: int, found: Found) -> int | None:
     name, operands = op.name, op.operands
     if name in ("tt.splat", "arith.constant"):
         return 0
@@ -46,18 +54,18 @@ def _step(env: Env, op: Operation, axis: int) -> int | None:
         return 1
     if name == "tt.expand_dims":
         added = op.attributes["axis"]
-        return 0 if axis == added else step(env, operands[0], axis - (axis > added))
+        return 0 if axis == added else step(env, operands[0], axis - (axis > added), found)
     if name == "tt.broadcast":
-        return 0 if op.operand_types[0].shape[axis] == 1 else step(env, operands[0], axis)
+        return 0 if op.operand_types[0].shape[axis] == 1 else step(env, operands[0], axis, found)
     if name == "tt.trans":
-        return step(env, operands[0], op.attributes["order"][axis])
+        return step(env, operands[0], op.attributes["order"][axis], found)
     if name == "tt.reshape":
         return None if op.result_types[0].shape[axis] != 1 else 0
     if name in ("arith.extsi", "arith.extui", "arith.trunci", "tt.bitcast"):
-        return step(env, operands[0], axis)
+        return step(env, operands[0], axis, found)
     if name == "tt.split":
         return None
-    steps = [step(env, operand, axis) for operand in operands]
+    steps = [step(env, operand, axis, found) for operand in operands]
     if name in ("arith.addi", "tt.addptr", "arith.subi"):
         a, c = steps
         if c == 0 or (a == 0 and name != "arith.subi"):

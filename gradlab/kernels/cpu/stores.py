@@ -46,10 +46,13 @@ def store_together(tiles: Tiles, operations: Sequence[Operation], define: Callab
     width = tiles.width(shape, along, values)
     loose = any(tiles.step(name, along) is None for name in pointers)
 
+    # Beside a function of `math` there is no register left for the answer.
+    ask = not any(tiles.transcendental(name) for name in values)
+
     def body(index: Index) -> None:
         found = [[tiles.lane(name, index) for name in op.operands] for op in group]
         for p, value, *mask in found:
-            memory.store(tiles.b, p, value, mask[0] if mask else None)
+            memory.store(tiles.b, p, value, mask[0] if mask else None, ask)
 
     operands = [name for op in group for name in op.operands]
     twice(tiles, operands, lambda: tiles.nest(shape, along, width, body, loose, steady=True))

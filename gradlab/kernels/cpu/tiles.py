@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from gradlab.kernels.cpu import lanes, memory, steps, types
+from gradlab.kernels.cpu.chains import Chains
 from gradlab.kernels.cpu.elementwise import RULES, compute
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.indexing import RELABELLED
@@ -28,7 +29,8 @@ EXPENSIVE = {
     "tt.histogram",
     "tt.gather",
 }
-EXPENSIVE_PREFIXES = ("arith.div", "arith.rem", "math.")
+DIVISIONS = ("arith.div", "arith.rem")
+EXPENSIVE_PREFIXES = (*DIVISIONS, "math.")
 CHEAP_MATH = {"math.absf", "math.fma", "math.absi"}
 TRANSCENDENTAL = {f"math.{name}" for name in ("exp", "exp2", "log", "log2", "tanh", "erf", "sin", "cos", "powf")}
 
@@ -50,6 +52,7 @@ class Tiles:
         self.definitions: dict[str, Operation] = {}
         self.users: dict[str, list[Operation]] = {}
         self.later: list[Sequence[Operation]] = []
+        self._chains = Chains(self.users)
         # Loads that nothing has evaluated for good: a store may still change what they read.
         self.pending: set[str] = set()
         # Truth values that hold everywhere in the loops being written.
@@ -109,7 +112,7 @@ class Tiles:
         found = self._memo.get(key)
         if found is None:
             if isinstance(value, Buffer):
-                found = memory.load(self.b, self._place(value, index), None, None)
+                found = memory.load(self.b, self.place(value, index), None, None)
             elif isinstance(value, Lazy):
                 found = self._evaluate(value, index)
             else:
@@ -163,18 +166,19 @@ class Tiles:
     def read(self, buffer: Buffer, index: Index) -> Lane:
         """A buffer's lanes at a place, as they are now."""
         with self.b.steady(False):
-            return memory.load(self.b, self._place(buffer, index), None, None)
+            return memory.load(self.b, self.place(buffer, index), None, None)
 
     def write(self, buffer: Buffer, index: Index, value: Lane) -> None:
         """Lanes into a buffer; a value without lanes into one place."""
-        place = self._place(buffer, index)
+        place = self.place(buffer, index)
         if lanes.is_scalar(place):
             with self.b.lanes(0):
                 memory.store(self.b, place, value, None)
         else:
             memory.store(self.b, place, value, None)
 
-    def _place(self, buffer: Buffer, index: Index) -> Pointer:
+    def place(self, buffer: Buffer, index: Index) -> Pointer:
+        """Where a buffer's lanes at a place lie."""
         offset, step = lanes.known(0, "i64"), 0
         for place, stride, size in zip(index, buffer.strides, buffer.shape, strict=True):
             if place is None or size == 1:
@@ -321,6 +325,7 @@ class Tiles:
 
     def define(self, op: Operation) -> None:
         """Note an operation's tensors as lazy; evaluate at once what is wanted often and takes long."""
+        long = self._chains.long(self.env, op)
         for i, name in enumerate(op.results):
             self.env[name] = Lazy(op, i)
             if op.name == "tt.load":
@@ -331,7 +336,10 @@ class Tiles:
                 continue
             again = any(u.name in ("tt.expand_dims", "tt.broadcast") or u.block is not op.block for u in users)
             twice = op.name in TRANSCENDENTAL and len(users) > 1 and any(u.name == "tt.reduce" for u in users)
-            if (again and self.expensive(name)) or twice:
+            # A row or a column of a tile: where in an image it lies is asked for each of its loads.
+            edge = 1 in kind.shape and op.name.startswith(DIVISIONS) and len(users) > 1
+            chained = long and self._chains.wanted_twice(name)
+            if (again and self.expensive(name)) or twice or edge or chained:
                 self.env[name] = self.materialize(name)
                 self.pending.discard(name)
 
