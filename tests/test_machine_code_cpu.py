@@ -12,7 +12,7 @@ from gradlab.kernels import elementwise_triton, launch_triton
 from gradlab.kernels.cpu import lower, machine
 from gradlab.kernels.cpu.located import Located
 from gradlab.kernels.spec import spec, specs
-from gradlab.profiling.machine_code import assembly, compile_cpu, inspection
+from gradlab.profiling.machine_code import assembly, compile_cpu_triton, inspection
 from gradlab.profiling.machine_code.inspection import Wanted, choose, find, inspect, read
 from gradlab.profiling.machine_code.launches_torch import NoValues, cpu_source, every_kernel
 from gradlab.profiling.machine_code.promises import hold, subjects
@@ -85,7 +85,7 @@ def test_every_kernel_of_the_lab_is_assembled_for_aarch64():
                 seen[launch.jit] = cpu_source(launch)
     assert {k for k in every_kernel() if k.fn.__name__.endswith("_kernel")} <= set(seen)
     for kernel, source in seen.items():
-        made = compile_cpu.compiled(source, TARGETS[ARM], size=False)
+        made = compile_cpu_triton.compiled(source, TARGETS[ARM], size=False)
         found = assembly.read(made.assembly, made.machine.triple, made.machine.vector_bits, lower.NAME)
         # A sum of losses is one number; every other kernel works on vectors.
         assert found.inner.bits == 128 or not found.inner.wide_loads, kernel.fn.__name__
@@ -118,9 +118,9 @@ def test_rows_that_are_no_neighbours_are_caught(monkeypatch, once):
 def test_looking_at_lines_changes_no_instruction(op, arch):
     (subject,) = choose([spec(op)], ["torch"], ["float32"], None)
     where = TARGETS[arch]
-    target = compile_cpu.machine_of(where)
+    target = compile_cpu_triton.machine_of(where)
     for found in find(subject, "cpu")[:2]:
-        text = compile_cpu.front(found.source)
+        text = compile_cpu_triton.front(found.source)
         plain, located = (lower.lower(text, target, writing=writing).ir for writing in (None, Located))
         assert machine.object_code(plain, target)
         a, b = (code(machine.read(ir, target, size=False)[0], arch) for ir in (plain, located))

@@ -7,7 +7,7 @@ one axis in the lanes of a vector, and evaluates its expression once for each pl
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from gradlab.kernels.cpu import lanes, memory, steps, types
+from gradlab.kernels.cpu import costs, lanes, memory, steps, types
 from gradlab.kernels.cpu.chains import Chains
 from gradlab.kernels.cpu.elementwise import RULES, compute
 from gradlab.kernels.cpu.emit import Emitter
@@ -19,20 +19,6 @@ from gradlab.kernels.cpu.values import Affine, Buffer, Index, Lazy, NotLowered, 
 
 # Bytes of buffers on the stack; larger or further ones lie in the thread's scratch memory.
 STACK = 2**18
-# What takes long enough that doing it twice is worse than memory.
-EXPENSIVE = {
-    "tt.load",
-    "tt.reduce",
-    "arith.divf",
-    "tt.extern_elementwise",
-    "tt.precise_divf",
-    "tt.histogram",
-    "tt.gather",
-}
-DIVISIONS = ("arith.div", "arith.rem")
-EXPENSIVE_PREFIXES = (*DIVISIONS, "math.")
-CHEAP_MATH = {"math.absf", "math.fma", "math.absi"}
-TRANSCENDENTAL = {f"math.{name}" for name in ("exp", "exp2", "log", "log2", "tanh", "erf", "sin", "cos", "powf")}
 
 
 class Tiles:
@@ -335,9 +321,9 @@ class Tiles:
             if kind.elements == 1 or not users or types.is_pointer(kind.element):
                 continue
             again = any(u.name in ("tt.expand_dims", "tt.broadcast") or u.block is not op.block for u in users)
-            twice = op.name in TRANSCENDENTAL and len(users) > 1 and any(u.name == "tt.reduce" for u in users)
+            twice = op.name in costs.TRANSCENDENTAL and len(users) > 1 and any(u.name == "tt.reduce" for u in users)
             # A row or a column of a tile: where in an image it lies is asked for each of its loads.
-            edge = 1 in kind.shape and op.name.startswith(DIVISIONS) and len(users) > 1
+            edge = 1 in kind.shape and op.name.startswith(costs.DIVISIONS) and len(users) > 1
             chained = long and self._chains.wanted_twice(name)
             if (again and self.expensive(name)) or twice or edge or chained:
                 self.env[name] = self.materialize(name)
@@ -345,27 +331,11 @@ class Tiles:
 
     def expensive(self, name: str) -> bool:
         """Whether evaluating a tensor takes longer than reading it from memory."""
-        return self._involves(
-            name, lambda op: op in EXPENSIVE or (op.startswith(EXPENSIVE_PREFIXES) and op not in CHEAP_MATH)
-        )
+        return costs.expensive(self.env, name)
 
     def transcendental(self, name: str) -> bool:
         """Whether evaluating a tensor takes a function of `math`."""
-        return self._involves(name, lambda op: op in TRANSCENDENTAL)
-
-    def _involves(self, name: str, wanted: Callable[[str], bool]) -> bool:
-        seen: set[str] = set()
-        todo = [name]
-        while todo:
-            one = todo.pop()
-            value = self.env.get(one)
-            if one in seen or not isinstance(value, Lazy):
-                continue
-            seen.add(one)
-            if wanted(value.op.name):
-                return True
-            todo += value.op.operands
-        return False
+        return costs.transcendental(self.env, name)
 
     def settle(self, coming: Iterable[Operation]) -> None:
         """Before memory changes: evaluate the loads that `coming` operations, or later ones, still want."""

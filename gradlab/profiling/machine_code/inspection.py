@@ -175,7 +175,7 @@ def _read(wanted: Wanted, subject: Subject, found: Found, where: Target) -> Code
     }  # fmt: skip
     try:
         if isinstance(where, CPU):
-            compiler = importlib.import_module("gradlab.profiling.machine_code.compile_cpu")
+            compiler = importlib.import_module("gradlab.profiling.machine_code.compile_cpu_triton")
             return Code(
                 **{**blank, "options": found.options}, **compiler.facts(found.source, where, wanted.lines, wanted.size)
             )

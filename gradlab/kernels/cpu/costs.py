@@ -1,0 +1,47 @@
+"""Which operations take long: what decides whether a lazy tensor is evaluated anew or read from memory."""
+
+from collections.abc import Callable, Mapping
+
+from gradlab.kernels.cpu.values import Lazy, Value
+
+# What takes long enough that doing it twice is worse than memory.
+EXPENSIVE = {
+    "tt.load",
+    "tt.reduce",
+    "arith.divf",
+    "tt.extern_elementwise",
+    "tt.precise_divf",
+    "tt.histogram",
+    "tt.gather",
+}
+DIVISIONS = ("arith.div", "arith.rem")
+EXPENSIVE_PREFIXES = (*DIVISIONS, "math.")
+CHEAP_MATH = {"math.absf", "math.fma", "math.absi"}
+TRANSCENDENTAL = {f"math.{name}" for name in ("exp", "exp2", "log", "log2", "tanh", "erf", "sin", "cos", "powf")}
+
+
+def expensive(env: Mapping[str, Value], name: str) -> bool:
+    """Whether evaluating a tensor takes longer than reading it from memory."""
+    return _involves(
+        env, name, lambda op: op in EXPENSIVE or (op.startswith(EXPENSIVE_PREFIXES) and op not in CHEAP_MATH)
+    )
+
+
+def transcendental(env: Mapping[str, Value], name: str) -> bool:
+    """Whether evaluating a tensor takes a function of `math`."""
+    return _involves(env, name, lambda op: op in TRANSCENDENTAL)
+
+
+def _involves(env: Mapping[str, Value], name: str, wanted: Callable[[str], bool]) -> bool:
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        one = todo.pop()
+        value = env.get(one)
+        if one in seen or not isinstance(value, Lazy):
+            continue
+        seen.add(one)
+        if wanted(value.op.name):
+            return True
+        todo += value.op.operands
+    return False
