@@ -21,8 +21,8 @@ from tests import variants
 
 # bfloat16 meets the newest instructions of the tensor cores on sm_90; float32 and float64 have none or few.
 DTYPES = {"sm_90": ("bfloat16",), "sm_80": ("float32", "float64")}
-# Constants that are sizes or dtypes and choose no path.
-SIZES = re.compile("B[A-Z]|TILE|WORDS|ACC|DTYPE|STATE")
+# Constants that are sizes or dtypes and choose no path; FLAT is for GPUs, and a CPU's other value is compiled for CPUs.
+SIZES = re.compile("B[A-Z]|TILE|WORDS|ACC|DTYPE|STATE|FLAT")
 
 
 def statements(kernel):
