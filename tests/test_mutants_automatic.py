@@ -1,6 +1,7 @@
 """The operators that make mutants of a rule, and a sample of their mutants against the check."""
 
 import ast
+import functools
 import random
 from pathlib import Path
 
@@ -145,10 +146,15 @@ def test_line_and_words():
     assert str(first) == f"{first.line}: sign: return kernels.three(x) -> return kernels.three(-x)"
 
 
+@functools.cache
+def mutants_of(path):
+    """Every mutant of a file: several tests look at them, and making them takes seconds."""
+    return tuple(mutants(path.read_text()))
+
+
 @pytest.mark.parametrize("path", FILES, ids=[p.stem for p in FILES])
 def test_every_mutant_compiles_and_differs(path):
-    source = path.read_text()
-    made = list(mutants(source))
+    source, made = path.read_text(), mutants_of(path)
     assert made
     assert len({m.source for m in made} | {ast.unparse(ast.parse(source))}) == len(made) + 1
     for m in made[::5]:
@@ -158,14 +164,14 @@ def test_every_mutant_compiles_and_differs(path):
 
 def test_equivalent_are_mutants():
     """An entry that no mutant matches any more has outlived its rule."""
-    made = {(p.stem, m.text, m.change) for p in FILES for m in mutants(p.read_text())}
+    made = {(p.stem, m.text, m.change) for p in FILES for m in mutants_of(p)}
     for file, text, change, reason in EQUIVALENT:
         assert (file, text, change) in made
         assert reason
 
 
 def test_overlooked_are_mutated():
-    made = {(p.stem, m.text) for p in FILES for m in mutants(p.read_text())}
+    made = {(p.stem, m.text) for p in FILES for m in mutants_of(p)}
     assert {(file, text) for file, text, _ in OVERLOOKED} <= made
 
 

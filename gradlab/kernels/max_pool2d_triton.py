@@ -53,7 +53,8 @@ def _tile(tile, M, N, INDEX: tl.constexpr, FLAT: tl.constexpr, BM: tl.constexpr,
         e = tile.to(INDEX) * BN + tl.arange(0, BN)[None, :]
         m = e // N
         n = e % N
-        here = m < M
+        # M is a constant where there is one row.
+        here = e < tl.cast(M, INDEX) * N
     else:
         tiles_n = tl.cdiv(N, BN)
         m = (tile // tiles_n).to(INDEX) * BM + tl.arange(0, BM)[:, None]
