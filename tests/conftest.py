@@ -93,6 +93,21 @@ def triton_cpu(tmp_path_factory):
 
 
 @pytest.fixture
+def compiled(monkeypatch):
+    """The LLVM IR of every kernel that the CPU's compiler made machine code of so far."""
+    from gradlab.kernels.cpu import machine
+
+    found, real = [], machine.object_code
+
+    def noted(ir, host):
+        found.append(ir)
+        return real(ir, host)
+
+    monkeypatch.setattr(machine, "object_code", noted)
+    return found
+
+
+@pytest.fixture
 def blocks_of(monkeypatch):
     """A function of (platform, modules of kernels): from then on they interpret that platform's blocks.
 

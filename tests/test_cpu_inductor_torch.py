@@ -21,7 +21,6 @@ from torch._dynamo.utils import counters
 from triton.backends import Backend, backends
 from triton.runtime.driver import driver
 
-from gradlab.kernels.cpu import machine
 from gradlab.kernels.cpu.compiler import CPUBackend
 from gradlab.kernels.cpu.driver import CPUDriver
 
@@ -50,19 +49,6 @@ def cpu(monkeypatch, tmp_path):
         yield
     torch._dynamo.reset()
     driver._active = before
-
-
-@pytest.fixture
-def compiled(monkeypatch):
-    """The LLVM IR of every kernel compiled to machine code so far."""
-    found, real = [], machine.object_code
-
-    def noted(ir, host):
-        found.append(ir)
-        return real(ir, host)
-
-    monkeypatch.setattr(machine, "object_code", noted)
-    return found
 
 
 def normal(*shape, dtype=torch.float32, seed=0):

@@ -48,19 +48,6 @@ def cpu(monkeypatch, tmp_path):
     driver._active = before
 
 
-@pytest.fixture
-def compiled(monkeypatch):
-    """Names of the kernels compiled to machine code so far."""
-    names, real = [], machine.object_code
-
-    def noted(ir, host):
-        names.append(ir)
-        return real(ir, host)
-
-    monkeypatch.setattr(machine, "object_code", noted)
-    return names
-
-
 def fresh(kernel):
     """A kernel as a new process has it: nothing is compiled in memory."""
     return triton.JITFunction(kernel.fn, debug=kernel.debug)

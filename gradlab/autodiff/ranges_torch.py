@@ -45,7 +45,7 @@ def _refuse_trace(name: str) -> NoReturn:
 
 
 def unrecorded(args: tuple[Any, ...]) -> bool:
-    """Whether nobody asks for a derivative of these arguments, backward or forward: a Function is its forward alone."""
+    """Whether autograd records nothing for these arguments, in reverse or forward mode: `apply` is `forward` then."""
     if torch.is_grad_enabled():
         for a in args:
             if isinstance(a, torch.Tensor) and a.requires_grad:

@@ -89,7 +89,7 @@ def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
         same = (jit, *made.signature.items(), *made.constants.items())
         kernel = _kernels.get(same)
         if kernel is None:
-            kernel = _kernels[same] = Kernel(compiled(jit, args, constants), torch.get_num_threads)
+            kernel = _kernels[same] = Kernel(compiled(made), torch.get_num_threads)
         found = _prepared[key] = Prepared(kernel, jit, args)
     return found
 
@@ -101,12 +101,11 @@ def kind(number: float) -> Any:
     return int(number) if number in (0, 1) else 32 if -(2**31) <= number < 2**31 else 64
 
 
-def compiled(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> Binary:
+def compiled(made: ASTSource) -> Binary:
     """The machine code of a launch, out of Triton's cache on disk where it is there."""
     cache_triton.install()
     # A checkout that is not installed has no entry point by which Triton finds the back end.
     backends.setdefault("cpu", Backend(compiler=CPUBackend, driver=CPUDriver))
-    made = source(jit, args, constants)
     with PARSER:
         found = triton.compile(made, target=TARGET, options={"enable_fp_fusion": True})
     return Binary.unseal(found.asm["obj"])

@@ -56,7 +56,7 @@ def elementwise(jit: JITFunction, tensors: Sequence[torch.Tensor], *scalars: Any
     """
     last = tensors[-1]
     contiguous = all(t.is_contiguous() for t in tensors)
-    if contiguous and 1 < last.numel() < 2**31 and bare(last.device):
+    if contiguous and 0 < last.numel() < 2**31 and bare(last.device):
         _row(jit, tensors, scalars, constants)
         return
     if contiguous:

@@ -120,7 +120,7 @@ def interpreted(device: torch.device) -> bool:
 
 
 def bare(device: torch.device) -> bool:
-    """Whether a launch on this device is nothing but a call of machine code of the CPU: nobody notes or names it."""
+    """Whether a launch on this device runs the CPU's machine code with a CPU's tiles, unrecorded and in no named range."""
     return device.type == "cpu" and not (_interpreting or _gpu_sizes) and _recorded is None and ranges.opener is None
 
 

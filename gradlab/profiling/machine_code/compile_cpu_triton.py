@@ -1,20 +1,17 @@
 """One kernel compiled for a CPU, this one or one that is not there: its assembly, with lines or without."""
 
-import platform
 from dataclasses import dataclass
 from typing import Any
 
 from triton._C.libtriton import ir
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from gradlab.kernels.compiled_triton import TARGET
 from gradlab.kernels.cpu import located, lower, machine
 from gradlab.kernels.cpu.compiler import CPUBackend
 from gradlab.kernels.cpu.machine import Machine
 from gradlab.profiling.machine_code.assembly import read
 from gradlab.profiling.machine_code.targets import CPU
-
-TARGET = GPUTarget("cpu", platform.machine(), 1)
 
 
 @dataclass(frozen=True)
