@@ -107,6 +107,17 @@ def interpreting() -> Iterator[None]:
         _interpreting = before
 
 
+@contextmanager
+def noting(note: Callable[[JITFunction], None]) -> Iterator[None]:
+    """Within it, `note` is called with each kernel in front of its launch."""
+    global _note
+    before, _note = _note, note
+    try:
+        yield
+    finally:
+        _note = before
+
+
 def sized_for(device: torch.device) -> str:
     """Whose tiles launches on this device take: "cuda" or "cpu"."""
     if _recorded is not None:
@@ -120,8 +131,9 @@ def interpreted(device: torch.device) -> bool:
 
 
 def bare(device: torch.device) -> bool:
-    """Whether a launch on this device runs the CPU's machine code with a CPU's tiles, unrecorded and in no named range."""
-    return device.type == "cpu" and not (_interpreting or _gpu_sizes) and _recorded is None and ranges.opener is None
+    """Whether a launch on this device runs the CPU's machine code with a CPU's tiles, unnoted and in no named range."""
+    unnoted = _recorded is None and _note is None and ranges.opener is None
+    return device.type == "cpu" and unnoted and not (_interpreting or _gpu_sizes)
 
 
 def _from_environment() -> bool:
@@ -132,6 +144,7 @@ def _from_environment() -> bool:
 
 
 _gpu_sizes = False
+_note: Callable[[JITFunction], None] | None = None
 _interpreting = _from_environment()
 
 
@@ -166,6 +179,8 @@ def launch(jit: JITFunction, grid: Sequence[int], *args: Any, writes: Sequence[t
 
 def _run(jit: JITFunction, grid: Sequence[int], args: tuple, writes: Sequence[torch.Tensor], warps: int, stages: int,
          constants: dict[str, Any]) -> None:  # fmt: skip
+    if _note is not None:
+        _note(jit)
     device = writes[0].device
     if device.type != "cuda":
         if _interpreting:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -41,13 +40,7 @@ def kernels() -> set[str]:
 def counted() -> Iterator[set[str]]:
     """The names of the kernels that run within it."""
     names: set[str] = set()
-    run = launch_triton._run
-
-    def noted(jit: Any, *args: Any) -> None:
-        names.add(_name(jit))
-        run(jit, *args)
-
-    with patch.object(launch_triton, "_run", noted):
+    with launch_triton.noting(lambda jit: names.add(_name(jit))):
         yield names
 
 
