@@ -12,6 +12,7 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.launch_triton import block, capturing, kernel, launch
+from gradlab.kernels.plans_triton import looks
 
 
 class Note(NamedTuple):
@@ -70,6 +71,7 @@ def unknown(t: torch.Tensor, V: int, ignore_index: int) -> torch.Tensor:
     return f
 
 
+@looks
 def refuse_unknown(op: str, t: torch.Tensor, V: int, D: int, ignore_index: int) -> None:
     """Raise an IndexError for a class in t[N D] that is neither in [0, V) nor ignore_index; on CUDA, at a later call.
 

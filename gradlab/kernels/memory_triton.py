@@ -26,6 +26,7 @@ _LAZY = _bits("Negative", "Conjugate", "ZeroTensor")
 # A subclass without a dispatch of its own has no such key, but torch_function of its own.
 _SUBCLASS = _bits("Python")
 _keys_of = torch._C._dispatch_keys
+_PLANLESS = _STRANGE | (_bits("CUDA") & ~_bits("CPU"))
 # Classes whose instances have no dispatch of their own.
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 _KINDS = {
@@ -54,6 +55,27 @@ def strange(args: tuple) -> int:
                     if type(t) not in PLAIN:
                         found |= _SUBCLASS
     return found & _STRANGE
+
+
+def signature(args: tuple) -> tuple[int, tuple | None]:
+    """The keys as `strange` gives them; and of tensors on a CPU what a launch depends on besides addresses.
+
+    The second is None for tensors in a list, on CUDA, or with any such key.
+    """
+    found, parts = 0, []
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            found |= _keys_of(a).raw_repr()
+            if found & _PLANLESS or type(a) not in PLAIN:
+                return strange(args), None
+            parts.append((a.dtype, a.shape, a.stride()))
+        elif isinstance(a, list | tuple):
+            if a and isinstance(a[0], torch.Tensor):
+                return strange(args), None
+            parts.append(tuple(a))
+        else:
+            parts.append(a)
+    return 0, tuple(parts)
 
 
 def has_memory(t: torch.Tensor) -> bool:
