@@ -277,9 +277,12 @@ def op(name: str, fake: Callable, mutates: Sequence[str] = (), from_host: bool =
         def call(*args: Any) -> Any:
             if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
                 return fn(*args) if plans_triton.noting() else overload(*args)
-            found, signature = memory.signature(args)
+            signature = memory.signature(args) if bare() else None
+            if signature is not None:
+                return planned(signature, args)
+            found = memory.strange(args)
             if not found:
-                return fn(*args) if signature is None or not bare() else planned(signature, args)
+                return fn(*args)
             return lazily_registered(*args) if memory.wrapped(found) else lazily(*args)
 
         return call

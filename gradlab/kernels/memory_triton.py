@@ -8,7 +8,7 @@ torch's dispatch keys tell all of them apart in one question; they are private, 
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,7 +26,9 @@ _LAZY = _bits("Negative", "Conjugate", "ZeroTensor")
 # A subclass without a dispatch of its own has no such key, but torch_function of its own.
 _SUBCLASS = _bits("Python")
 _keys_of = torch._C._dispatch_keys
-_PLANLESS = _STRANGE | (_bits("CUDA") & ~_bits("CPU"))
+_NOT_CPU = _STRANGE | (_bits("CUDA") & ~_bits("CPU"))
+# What else an op takes, and is told apart by its type and value.
+_VALUES = {int, float, bool, str, type(None)}
 # Classes whose instances have no dispatch of their own.
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 _KINDS = {
@@ -57,25 +59,25 @@ def strange(args: tuple) -> int:
     return found & _STRANGE
 
 
-def signature(args: tuple) -> tuple[int, tuple | None]:
-    """The keys as `strange` gives them; and of tensors on a CPU what a launch depends on besides addresses.
+def signature(args: Iterable[Any]) -> tuple | None:
+    """What a call depends on besides addresses and elements; None unless all tensors are plain ones on a CPU.
 
-    The second is None for tensors in a list, on CUDA, or with any such key.
+    None too for lists of tensors, and for what is neither a tensor, a number, a string nor a list of these.
     """
-    found, parts = 0, []
+    parts: list[Any] = []
     for a in args:
-        if isinstance(a, torch.Tensor):
-            found |= _keys_of(a).raw_repr()
-            if found & _PLANLESS or type(a) not in PLAIN:
-                return strange(args), None
-            parts.append((a.dtype, a.shape, a.stride()))
-        elif isinstance(a, list | tuple):
-            if a and isinstance(a[0], torch.Tensor):
-                return strange(args), None
-            parts.append(tuple(a))
+        kind = type(a)
+        if kind in PLAIN:
+            if _keys_of(a).raw_repr() & _NOT_CPU:
+                return None
+            parts += (a.dtype, a.shape, a.stride(), a.requires_grad)
+        elif kind in _VALUES:
+            parts += (kind, a)
+        elif kind in (list, tuple) and _VALUES.issuperset(kinds := [type(value) for value in a]):
+            parts += (*kinds, *a)
         else:
-            parts.append(a)
-    return 0, tuple(parts)
+            return None
+    return tuple(parts)
 
 
 def has_memory(t: torch.Tensor) -> bool:

@@ -1,14 +1,15 @@
-"""What an eager call of an op on a CPU comes to, kept by the shapes, strides and dtypes of its arguments.
+"""What an eager call on tensors of a CPU comes to, kept by the signature of its arguments.
 
-Calls that differ in addresses alone allocate the same memory and launch the same kernels with the same numbers. At the
-second of them the op runs on stand-ins for its arguments, and what it asks for is noted, not done: a plan, which later
-calls follow without its Python. An op that does more than allocate, view and launch (it computes with torch's own ops,
-or steps a list of tensors) has no plan, and runs as it stands.
+Calls that differ in addresses and elements alone allocate the same memory and launch the same kernels with the same
+numbers. At the second of them the function runs on stand-ins for its arguments, and what it asks for is noted: a plan.
+Later calls follow the plan, without the function's own Python, which takes the host longer than a small kernel. What
+looks at values has to say so (`looks`), or it has no plan, and runs as it stands.
 """
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,24 +19,27 @@ from triton.runtime.jit import JITFunction
 from gradlab.kernels import compiled_triton
 from gradlab.kernels.cpu.launching import Grid, Kernel
 
-# Signatures that an op keeps; where there are ever new ones, the old make room.
+# Signatures that a function keeps; where there are ever new ones, the old make room.
 MOST = 1024
 # Elements of a tensor from which on a launch takes much longer than the host does, and stand-ins are no small matter.
-_LARGE = 2**22
+_LARGE = 2**20
 _CPU = torch.device("cpu")
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _aten = torch.ops.aten
 _ALLOCATIONS = {
     _aten.empty.memory_format, _aten.empty_like.default, _aten.empty_strided.default, _aten.new_empty.default,
     _aten.new_empty_strided.default,
 }  # fmt: skip
+# Ops of torch whose results are not known by their arguments' signatures, or that count how often they ran.
+_UNKNOWN = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
 
 
 class Unplanned(Exception):
-    """The op does what no plan can follow."""
+    """The function does what no plan can follow."""
 
 
 class _Noting(threading.local):
-    """What the op that runs on stand-ins in this thread has asked for: launches, and looks at its arguments' values."""
+    """What the function that runs on stand-ins in this thread has asked for."""
 
     steps: list[tuple[Any, ...]] | None = None
 
@@ -44,12 +48,18 @@ _noting = _Noting()
 
 
 def noting() -> bool:
-    """Whether an op runs on stand-ins in this thread."""
+    """Whether a function runs on stand-ins in this thread."""
     return _noting.steps is not None
 
 
+def unplanned() -> None:
+    """Say that no plan can do what follows: it remembers something from one call to the next."""
+    if noting():
+        raise Unplanned
+
+
 def noted(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: dict[str, Any]) -> bool:
-    """Note a launch instead of running it, in an op that runs on stand-ins; elsewhere False."""
+    """Note a launch where it is not to run, for a plan; elsewhere False."""
     if _noting.steps is None:
         return False
     _noting.steps.append((jit, grid, args, constants))
@@ -57,65 +67,84 @@ def noted(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants:
 
 
 def looks(fn: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a function that looks at the values of an op's arguments, to refuse some: a plan calls it in its place."""
+    """Decorate a function that refuses some values of the tensors it is given: a plan calls it in its place."""
 
     @functools.wraps(fn)
     def call(*args: Any) -> None:
         if _noting.steps is None:
             fn(*args)
         else:
-            _noting.steps.append((fn, *args))
+            _noting.steps.append((fn, args, {}, None))
 
     return call
 
 
-class _Allocations(TorchDispatchMode):
-    """Keeps what is allocated within it; views pass, anything else raises Unplanned."""
+class _Torch(TorchDispatchMode):
+    """Keeps what is allocated within it, and notes the ops of torch that compute; views pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: list[tuple[Any, ...]]) -> None:
         super().__init__()
         self.made: list[torch.Tensor] = []
+        self._steps = steps
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _UNKNOWN.intersection(func.tags):
+            raise Unplanned
+        result = func(*args, **kwargs)
         if func in _ALLOCATIONS:
-            self.made.append(func(*args, **(kwargs or {})))
-            return self.made[-1]
-        if func.is_view:
-            return func(*args, **(kwargs or {}))
-        raise Unplanned
+            self.made.append(result)
+        elif not isinstance(result, torch.Tensor):
+            raise Unplanned
+        elif not func.is_view:
+            self._steps.append((func, args, kwargs, result))
+        return result
 
 
 class _Memory:
-    """The op's memory by number: the tensors among its arguments, then what it makes."""
+    """The function's memory by number: its tensors among the arguments, what it allocates, what torch's ops give it."""
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
-        self.tensors = tensors
-        self._numbers = {t.untyped_storage().data_ptr(): i for i, t in enumerate(tensors) if t.numel()}
+        self.tensors: list[torch.Tensor] = []
+        self._numbers: dict[int, int] = {}
+        for t in tensors:
+            self.add(t)
+
+    def add(self, t: torch.Tensor) -> bool:
+        """Number a tensor, unless it lies in memory that has a number."""
+        storage = t.untyped_storage().data_ptr()
+        if t.numel() and storage in self._numbers:
+            return False
+        self._numbers[storage] = len(self.tensors)
+        self.tensors.append(t)
+        return True
 
     def address(self, t: torch.Tensor) -> tuple[int, int] | None:
         """The number of the memory that a tensor lies in, and bytes from its start; None for one without elements."""
         if not t.numel():
             return None
-        number = self._numbers[t.untyped_storage().data_ptr()]
+        number = self._numbers.get(t.untyped_storage().data_ptr())
+        if number is None:
+            raise Unplanned
         return number, t.data_ptr() - self.tensors[number].data_ptr()
 
-    def place(self, t: torch.Tensor) -> "_Place":
-        """How a tensor is made of its memory.
-
-        Raises:
-            Unplanned: it is not a view of it in torch's own sense.
-        """
-        for number, own in enumerate(self.tensors):
-            if own is t:
-                return _Place(number, None)
-        found = self.address(t)
-        if found is None or t.dtype != self.tensors[found[0]].dtype:
+    def place(self, value: Any) -> Any:
+        """A tensor as its place in memory; anything else as it is."""
+        if isinstance(value, list | tuple) and any(isinstance(t, torch.Tensor) for t in value):
             raise Unplanned
-        return _Place(found[0], (t.shape, t.stride(), found[1] // t.itemsize))
+        if not isinstance(value, torch.Tensor):
+            return value
+        for number, own in enumerate(self.tensors):
+            if own is value:
+                return _Place(number, None)
+        found = self.address(value)
+        if found is None or value.dtype != self.tensors[found[0]].dtype:
+            raise Unplanned
+        return _Place(found[0], (value.shape, value.stride(), found[1] // value.itemsize))
 
 
 class _Place(NamedTuple):
-    """A tensor in numbered memory: as it was given or made, or a view of it: shape, stride, elements past its start."""
+    """A tensor in numbered memory: as it is there, or a view of it: shape, stride, elements past its start."""
 
     number: int
     view: tuple[torch.Size, tuple[int, ...], int] | None
@@ -129,81 +158,111 @@ class _Place(NamedTuple):
         return t.as_strided(shape, stride, t.storage_offset() + past)
 
 
+class _Launch(NamedTuple):
+    """Numbers in the order of the kernel's slots, and which slots are addresses: of which memory, bytes past its start."""
+
+    kernel: Kernel
+    grid: Grid
+    values: list[Any]
+    addresses: list[tuple[int, int, int]]
+
+
+class _Call(NamedTuple):
+    """A function of torch, or one that looks at values; whether its result is new memory."""
+
+    fn: Callable[..., Any]
+    args: list[Any]
+    options: dict[str, Any]
+    kept: bool
+
+
 class Plan:
-    """An op's allocations and launches, for arguments of one signature.
+    """What a function allocates, launches and calls, for arguments of one signature.
 
     Args:
-        fn: the op.
-        args: such arguments; they are neither read nor written.
+        fn: the function.
+        args, options: such arguments; they are neither read nor written.
 
     Raises:
-        Unplanned: the op does more.
+        Unplanned: the function does more.
     """
 
-    def __init__(self, fn: Callable[..., Any], args: Sequence[Any]) -> None:
-        self._given = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
-        stands = {i: torch.empty_strided(args[i].shape, args[i].stride(), dtype=args[i].dtype) for i in self._given}
+    def __init__(self, fn: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> None:
+        given = [*args, *options.values()]
+        self._given = [i for i, a in enumerate(given) if isinstance(a, torch.Tensor)]
+        for i in self._given:
+            a = given[i]
+            given[i] = torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=_CPU)
+            given[i].requires_grad_(a.requires_grad)
         _noting.steps = steps = []
         try:
-            with _Allocations() as allocations:
-                result = fn(*[stands.get(i, a) for i, a in enumerate(args)])
+            with _Torch(steps) as torch_mode:
+                result = fn(*given[: len(args)], **dict(zip(options, given[len(args) :], strict=True)))
         finally:
             _noting.steps = None
-        memory = _Memory([*stands.values(), *allocations.made])
-        self._looks = [(look, [memory.place(a) if isinstance(a, torch.Tensor) else a for a in given])
-                       for look, *given in steps if not isinstance(look, JITFunction)]  # fmt: skip
-        self._launches = [_launch(memory, *step) for step in steps if isinstance(step[0], JITFunction)]
+        self._made = [(t.shape, t.stride(), t.dtype) for t in torch_mode.made]
+        memory = _Memory([given[i] for i in self._given] + torch_mode.made)
+        self._steps = [_launch(memory, *s) if isinstance(s[0], JITFunction) else _call(memory, *s) for s in steps]
         self._alone = isinstance(result, torch.Tensor)
         self._results = [memory.place(t) for t in ([result] if self._alone else result or ())]
-        self._made = [(t.shape, t.stride(), t.dtype) for t in allocations.made]
-        self._make_as_given(len(stands))
+        self._make_as_given()
 
-    def _make_as_given(self, arguments: int) -> None:
-        """What the op gives as a view of all of one piece of memory is made in that shape at once."""
+    def _make_as_given(self) -> None:
+        """What is given back as a view of all of one piece of memory is made in that shape at once."""
         numbers = [place.number for place in self._results]
-        if min(numbers, default=arguments) < arguments:
+        if min(numbers, default=len(self._given)) < len(self._given):
             raise Unplanned
+        used = {a.number for step in self._steps if isinstance(step, _Call) for a in step.args if isinstance(a, _Place)}
         for i, (number, view) in enumerate(self._results):
-            shape, stride, dtype = self._made[number - arguments]
-            if view is not None and numbers.count(number) == 1 and view[2] == 0:
-                if _extent(view[0], view[1]) == _extent(shape, stride):
-                    self._made[number - arguments] = (view[0], view[1], dtype)
-                    self._results[i] = _Place(number, None)
+            made = number - len(self._given)
+            if view is None or made >= len(self._made) or number in used or numbers.count(number) > 1:
+                continue
+            shape, stride, dtype = self._made[made]
+            if not view[2] and _extent(*view[:2]) == _extent(shape, stride):
+                self._made[made] = (view[0], view[1], dtype)
+                self._results[i] = _Place(number, None)
 
     def __call__(self, args: Sequence[Any]) -> Any:
-        """What the op does and gives."""
+        """What the function does and gives; `args` are its arguments and then its options' values."""
         memory = [args[i] for i in self._given]
-        for look, given in self._looks:
-            look(*[a.of(memory) if a.__class__ is _Place else a for a in given])
-        memory += [torch.empty_strided(shape, stride, dtype=dtype, device=_CPU) for shape, stride, dtype in self._made]
+        for shape, stride, dtype in self._made:
+            memory.append(torch.empty_strided(shape, stride, dtype=dtype, device=_CPU))
         starts = [t.data_ptr() for t in memory]
-        for kernel, grid, values, addresses in self._launches:
-            values = values.copy()
-            for slot, number, past in addresses:
-                values[slot] = starts[number] + past
-            kernel(grid, values)
+        for step in self._steps:
+            if step.__class__ is _Launch:
+                kernel, grid, values, addresses = step
+                values = values.copy()
+                for slot, number, past in addresses:
+                    values[slot] = starts[number] + past
+                kernel(grid, values)
+            else:
+                fn, given, options, kept = step
+                result = fn(*[a.of(memory) if a.__class__ is _Place else a for a in given], **options)
+                if kept:
+                    memory.append(result)
+                    starts.append(result.data_ptr())
         if self._alone:
             return self._results[0].of(memory)
         return tuple([place.of(memory) for place in self._results]) or None
 
 
 def _launch(memory: _Memory, jit: JITFunction, grid: Sequence[int], args: Sequence[Any],
-            constants: dict[str, Any]) -> tuple[Kernel, Grid, list[Any], list[tuple[int, int, int]]]:  # fmt: skip
-    """A kernel, its grid, the numbers in its slots, and which slots are addresses: whose, and bytes past its start."""
+            constants: dict[str, Any]) -> _Launch:  # fmt: skip
     found = compiled_triton.prepared(jit, args, constants)
     values, addresses = found.values(args, constants), []
     for slot, (number, tensor) in enumerate(zip(found.numbers, found.tensors, strict=True)):
-        if tensor:
-            start = memory.address(args[number])
-            values[slot] = 0
-            if start is not None:
-                addresses.append((slot, *start))
-    return found.kernel, _three(grid), values, addresses
-
-
-def _three(grid: Sequence[int]) -> Grid:
+        start = memory.address(args[number]) if tensor else None
+        if start is not None:
+            addresses.append((slot, *start))
     x, y, z = (*grid, 1, 1)[:3]
-    return x, y, z
+    return _Launch(found.kernel, (x, y, z), values, addresses)
+
+
+def _call(memory: _Memory, fn: Callable[..., Any], args: Sequence[Any], options: dict[str, Any], result: Any) -> _Call:
+    if any(isinstance(value, torch.Tensor) for value in options.values()):
+        raise Unplanned
+    places = [memory.place(a) for a in args]
+    return _Call(fn, places, options, result is not None and memory.add(result))
 
 
 def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
@@ -212,40 +271,40 @@ def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
 
 
 class Plans:
-    """An op with its plans, by signature."""
+    """A function with its plans, by signature."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
         # True: seen once; False: there is no plan.
-        self._kept: dict[tuple, Plan | bool] = {}
+        self._kept: dict[Any, Plan | bool] = {}
         _EVERY.append(self._kept)
 
-    def __call__(self, signature: tuple, args: Sequence[Any]) -> Any:
-        """What the op does and gives for arguments of that signature."""
+    def __call__(self, signature: Any, args: Sequence[Any], options: Mapping[str, Any] = _NONE) -> Any:
+        """What the function does and gives for arguments of that signature."""
         plan = self._kept.get(signature)
         if plan.__class__ is Plan:
-            return plan(args)
+            return plan((*args, *options.values()) if options else args)
         if plan is None:
             if len(self._kept) >= MOST:
                 self._kept.clear()
             self._kept[signature] = True
-        elif plan is True:
-            self._kept[signature] = self._planned(args)
-        return self._fn(*args)
+        elif plan is True and not noting():
+            self._kept[signature] = self._planned(args, options)
+        return self._fn(*args, **options)
 
-    def _planned(self, args: Sequence[Any]) -> Plan | bool:
-        if any(isinstance(a, torch.Tensor) and a.numel() > _LARGE for a in args):
+    def _planned(self, args: Sequence[Any], options: Mapping[str, Any]) -> Plan | bool:
+        if any(isinstance(a, torch.Tensor) and a.numel() > _LARGE for a in (*args, *options.values())):
             return False
         try:
-            return Plan(self._fn, args)
+            return Plan(self._fn, args, options)
         except Unplanned:
             return False
 
 
-_EVERY: list[dict[tuple, Plan | bool]] = []
+_EVERY: list[dict[Any, Plan | bool]] = []
 
 
 def forget() -> None:
-    """Make all plans anew: what they were made with has changed."""
+    """Make all plans anew: something that they were made with has changed."""
     for kept in _EVERY:
         kept.clear()
