@@ -218,4 +218,5 @@ def test_no_file_is_past_reading():
 def test_the_version_stands_in_the_citation_and_the_changelog():
     assert f"\nversion: {gradlab.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
-    assert newest and newest[1] == gradlab.__version__
+    assert newest
+    assert newest[1] == gradlab.__version__
