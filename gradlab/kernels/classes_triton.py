@@ -14,7 +14,6 @@ import triton.language as tl
 from gradlab.kernels.launch_triton import block, capturing, kernel, launch
 from gradlab.kernels.plans_triton import looks
 
-
 # Classes that the host looks at one by one.
 FEW = 64
 
