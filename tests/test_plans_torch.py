@@ -101,7 +101,7 @@ def test_arguments_are_refused_after_others_that_equal_them_passed():
         lab.cross_entropy(x, t, ignore_index=True)
     with pytest.raises(ValueError, match="requires a gradient"), torch.no_grad():
         lab.cross_entropy(x, t, w.requires_grad_())
-    with pytest.raises(TypeError, match="lab.relu|relu: input is a list"):
+    with pytest.raises(TypeError, match="relu: input is a list"):
         lab.relu([1.0])
 
 

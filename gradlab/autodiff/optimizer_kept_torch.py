@@ -35,8 +35,9 @@ class Kept:
         """For each place of a row the tensors of all parameters; None where they are to be looked at one by one."""
         if options != self._options or len(params) != len(self._params) or not all(map(is_, params, self._params)):
             return None
-        columns, looked_at = [params, [p.grad for p in params]], [True, True]
-        found = list(map(states.get, params))
+        columns: list[list[Any]] = [params, [p.grad for p in params]]
+        looked_at = [True, True]
+        found: list[Any] = list(map(states.get, params))
         for place in self._places:
             looked_at.append(isinstance(place, str))
             if looked_at[-1] and not all(found):

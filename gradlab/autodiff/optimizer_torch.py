@@ -103,11 +103,12 @@ class OneLaunch(torch.optim.Optimizer):
         moving = self._moving()
         params, options = [p for _, _, p in moving], self._options()
         self._begun, self._scalars = set(), {}
-        columns = self._kept.columns(params, self.state, options) if self._kept else None
-        if columns is not None:
+        last = self._kept
+        columns = last.columns(params, self.state, options) if last is not None else None
+        if last is not None and columns is not None:
             clip = self._clip(params)
             scalars = [x for _, group, p in moving for x in self._numbers(group, p)]
-            self._step_all(columns, scalars, self._kept.late, clip)
+            self._step_all(columns, scalars, last.late, clip)
             return loss
         for _, group, p in moving:
             self._refuse_row(group, p)
@@ -121,7 +122,7 @@ class OneLaunch(torch.optim.Optimizer):
             batches[time, p.device, *[t.dtype for t in row.tensors]].append(_local(row, p))
         for batch in sorted(batches, key=lambda found: found[0]):
             self._launch(batches[batch], clip)
-        self._kept = kept(*batches.values(), self.state, options) if len(batches) == 1 else None
+        self._kept = kept(next(iter(batches.values())), self.state, options) if len(batches) == 1 else None
         return loss
 
     def _options(self) -> tuple[Any, ...] | None:

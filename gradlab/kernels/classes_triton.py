@@ -15,7 +15,7 @@ from gradlab.kernels.launch_triton import block, capturing, kernel, launch
 from gradlab.kernels.plans_triton import looks
 
 # Classes that the host looks at one by one.
-FEW = 64
+FEW = 256
 
 
 class Note(NamedTuple):
@@ -82,9 +82,9 @@ def refuse_unknown(op: str, t: torch.Tensor, V: int, D: int, ignore_index: int) 
     """
     if not t.is_cuda and t.numel() <= FEW:
         # torch's ops below take the host ten times as long.
-        wrong = [row for row, value in enumerate(t.tolist()) if not 0 <= value < V and value != ignore_index]
-        if wrong:
-            raise IndexError(_said(op, wrong[0], int(t[wrong[0]]), V, D))
+        for row, value in enumerate(t.tolist()):
+            if not 0 <= value < V and value != ignore_index:
+                raise IndexError(_said(op, row, value, V, D))
         return
     if not t.is_cuda:
         # torch converts a number to the tensor's dtype first: uint8 255 would equal an ignore_index of -1.

@@ -194,7 +194,8 @@ class Plan:
             a = given[i]
             given[i] = torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=_CPU)
             given[i].requires_grad_(a.requires_grad)
-        _noting.steps = steps = []
+        steps: list[tuple[Any, ...]] = []
+        _noting.steps = steps
         try:
             with _Torch(steps) as torch_mode:
                 result = fn(*given[: len(args)], **dict(zip(options, given[len(args) :], strict=True)))
@@ -229,7 +230,7 @@ class Plan:
             memory.append(torch.empty_strided(shape, stride, dtype=dtype, device=_CPU))
         starts = [t.data_ptr() for t in memory]
         for step in self._steps:
-            if step.__class__ is _Launch:
+            if isinstance(step, _Launch):
                 kernel, grid, values, addresses = step
                 values = values.copy()
                 for slot, number, past in addresses:
