@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from gradlab.kernels import known_triton
 from gradlab.kernels.cpu import cache_triton
 from gradlab.kernels.cpu.binary import Binary
 from gradlab.kernels.cpu.compiler import CPUBackend
@@ -105,8 +106,14 @@ def compiled(made: ASTSource) -> Binary:
     cache_triton.install()
     # A checkout that is not installed has no entry point by which Triton finds the back end.
     backends.setdefault("cpu", Backend(compiler=CPUBackend, driver=CPUDriver))
+    options = {"enable_fp_fusion": True}
     with PARSER:
-        found = triton.compile(made, target=TARGET, options={"enable_fp_fusion": True})
+        name = known_triton.key(made, CPUBackend(TARGET), options)
+        known = known_triton.find(name, made)
+        if known is not None:
+            return known
+        found = triton.compile(made, target=TARGET, options=options)
+        known_triton.keep(name, found.hash)
     return Binary.unseal(found.asm["obj"])
 
 
