@@ -12,6 +12,7 @@ import hashlib
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton import knobs
@@ -27,7 +28,7 @@ from gradlab.kernels.cpu.compiler import CPUBackend
 FOLDER = "gradlab"
 
 
-def key(made: ASTSource, backend: CPUBackend, options: dict[str, object]) -> str | None:
+def key(made: ASTSource, backend: CPUBackend, options: dict[str, Any]) -> str | None:
     """The name of a kernel here; None where Triton is to be asked."""
     asked = (
         knobs.compilation.always_compile, knobs.compilation.override, knobs.compilation.dump_ir,
