@@ -162,7 +162,8 @@ def _run(kernel: Any, operands: list[jax.Array], shape: tuple[int, ...], geometr
     body = functools.partial(kernel, geometry=geometry, **options)
 
     def group(*parts: jax.Array) -> Any:
-        specs = [pl.BlockSpec(t.shape) for t in (*parts, out)]
+        seen: list[Any] = [*parts, out]
+        specs = [pl.BlockSpec(t.shape) for t in seen]
         return pallas(body, "cpu", (1,), specs[:-1], specs[-1], out)(*parts)
 
     if G == 1:
