@@ -102,9 +102,8 @@ class _Programs:
     """
 
     def __init__(self, first: Any, branches: Mapping[str, Told], types: Sequence[Any]) -> None:
-        name = next(iter(branches))
-        self.first = first
-        self._traced, self._later = {name: self.first}, {n: fn for n, fn in branches.items() if n != name}
+        self.first, self._branches = first, branches
+        self._traced = {next(iter(branches)): first}
         self._types, self._x64 = tuple(types), jax.config.jax_enable_x64  # type: ignore[attr-defined]
         self._run: dict[str, Callable[..., list[jax.Array]]] = {}
         self._maps: dict[Any, _Programs] = {}
@@ -114,12 +113,20 @@ class _Programs:
 
         Each is a `jax.jit`: what is lowered in several places of a program is lowered once.
         """
-        for name in self._later.keys() & set(names):
+        found = {}
+        for name in ("", *names):
+            if name in self._branches:
+                if name not in self._run:
+                    self._run[name] = jax.jit(jaxpr_as_fun(self._program(name)))
+                found[name] = self._run[name]
+        return found
+
+    def _program(self, name: str) -> Any:
+        # Several threads may lower at once: what two of them trace is the same.
+        if name not in self._traced:
             with jax.enable_x64(self._x64):
-                self._traced[name], _ = traced(self._later.pop(name), self._types)
-        for name in self._traced.keys() & {"", *names} - self._run.keys():
-            self._run[name] = jax.jit(jaxpr_as_fun(self._traced[name]))
-        return {name: fn for name, fn in self._run.items() if name in ("", *names)}
+                self._traced[name], _ = traced(self._branches[name], self._types)
+        return self._traced[name]
 
     def __repr__(self) -> str:
         return str(self.first)
@@ -129,15 +136,14 @@ class _Programs:
         if (axes, size) not in self._maps:
             branches = {
                 name: Told(jax.vmap(functools.partial(self._one, name), axes, axis_size=size))
-                for name in (*self._traced, *self._later)
+                for name in self._branches
             }
             first, _ = traced(next(iter(branches.values())), types)
             self._maps[axes, size] = _Programs(first, branches, types)
         return self._maps[axes, size]
 
     def _one(self, name: str, *arrays: jax.Array) -> list[jax.Array]:
-        self.branches([name])
-        return jaxpr_as_fun(self._traced[name])(*arrays)
+        return jaxpr_as_fun(self._program(name))(*arrays)
 
 
 def _whole(branches: Mapping[str, Callable[..., Any]], arrays: Sequence[jax.Array]) -> Any:
