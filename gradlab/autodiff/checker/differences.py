@@ -142,7 +142,8 @@ def _window(f: Callable[[float], np.ndarray], middle: np.ndarray, step: float, u
             up, down = f(h), f(-h)
             if level == 0:
                 grain = _grain(middle, up, down)
-            largest = np.maximum(largest, np.maximum(np.abs(up), np.abs(down)))
+            # Outside the domain a value is NaN: its slope then is too, but not the size of the others.
+            largest = np.fmax(largest, np.fmax(np.abs(up), np.abs(down)))
             bends.append(np.abs(up - 2 * middle + down) / h)
             row = [(up - down) / (2 * h)]
             tried.append((h, row[0]))
@@ -194,7 +195,7 @@ def _noise(windows: list[_Window], unit: float) -> float:
 
 def _sizes(*values: np.ndarray) -> np.ndarray:
     """The magnitude that each result's rounding is relative to: its own, or the typical one where it is cancelled."""
-    largest = np.max([np.abs(v) for v in values], axis=0)
+    largest = np.fmax.reduce([np.abs(v) for v in values])
     finite = largest[np.isfinite(largest)]
     return np.maximum(largest, np.sqrt(np.mean(finite**2)) if finite.size else 0.0)
 
