@@ -31,7 +31,8 @@ def check(target: str | Callable[..., Any] | None = None, *args: Any, reference:
         args: of the function: arrays of one framework in any nesting. Floats are differentiated, in float64 whatever
             their dtype; integer arrays are constants.
         reference: the same function, right: called with the arguments as they came, returns arrays of any kind.
-        order: 1 for the gradient, 2 for the second derivative too; when not given, 2 where the function has one.
+        order: 1 for the gradient, 2 for the second derivative too, which has to exist then; when not given, 2 where the
+            function has one.
         cases: options of the function: a mapping of lists, checked as their product, or a list of mappings.
         seed: of cotangents, directions and drawn inputs.
         raises: raise instead of returning a report that says wrong; what is inconclusive is printed to standard error.

@@ -207,7 +207,23 @@ def _resized(subject: Subject, length: Callable[[int], int]) -> list[np.ndarray]
         if i not in subject.wrt and a.dtype.kind in "iu":
             arrays[i] = np.where(a >= least, a % least, a)
     changed = any(a.shape != b.shape for a, b in zip(arrays, subject.arrays, strict=True))
-    return arrays if changed and _takes(subject, arrays) else None
+    # Indices that were distinct stay so: who writes to places twice has no gradient to speak of.
+    places = [(a, b) for i, (a, b) in enumerate(zip(subject.arrays, arrays, strict=True)) if i not in subject.wrt]
+    if not changed or any(not _distinct(a) <= _distinct(b) or _moved(a, b) for a, b in places):
+        return None
+    return arrays if _takes(subject, arrays) else None
+
+
+def _distinct(a: np.ndarray) -> set[int]:
+    """The axes along which no number comes twice."""
+    if a.dtype.kind not in "iu":
+        return set()
+    return {k for k in range(a.ndim) if (np.diff(np.sort(a, k), axis=k) != 0).all()}
+
+
+def _moved(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether indices of several axes had to be made smaller: they may be places of a layout."""
+    return a.ndim > 1 and a.dtype.kind in "iu" and not set(b.flat) <= set(a.flat)
 
 
 def _takes(subject: Subject, arrays: list[np.ndarray]) -> bool:

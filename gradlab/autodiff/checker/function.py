@@ -25,7 +25,7 @@ from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.second import second
 from gradlab.autodiff.checker.state import changed, state
-from gradlab.autodiff.checker.subject import Subject, subject
+from gradlab.autodiff.checker.subject import UNITS, Subject, subject
 
 PARTS = ("derivative", "facts", "contract", "second", "precision", "edges", "reference")
 
@@ -45,7 +45,7 @@ class Plan:
         budget: seconds; parts that find it spent do not run, and that is said.
         kept_slope: what `precision` allows for results that are kept in a low dtype.
         raises: raise what the arguments do wrong; a finding otherwise.
-        asked_second: a second derivative that does not exist is inconclusive, not a note.
+        asked_second: a second derivative that does not exist is wrong, not a note.
         started: called with what runs next and the part of the budget that is spent.
     """
 
@@ -204,6 +204,7 @@ class Run:
             self._note(f"{s.op}: without a gradient, so not judged: result {', '.join(map(str, without))}")
             self.p.values = values
             self.probe.middle = joined(values) if values else np.zeros(0)
+        self.probe.noise = max(EPS, s.eps / 2, *(UNITS[d] for d in s.result_dtypes))
         drawn = [self.rng.standard_normal(y.shape) for y in self.p.values]
         self.probe.cotangents = [s.side.take(c) for c in s.put_like_results(drawn)]
         if drawn:
@@ -257,7 +258,7 @@ class Run:
             elif plan.order == 2 and any(s.arrays[i].size for i in s.wrt):
                 with self.part("second") as runs:
                     if runs:
-                        second(p, self.rng, light, plan.asked_second)
+                        second(p, self.rng, light, plan.asked_second or s.trusted)
             with self.part("precision") as runs:
                 for dtype in lower(s.dtypes if plan.dtypes is None else plan.dtypes) if runs else ():
                     precision(p, dtype, plan.kept_slope)

@@ -50,6 +50,18 @@ class Guarded(TorchFunctionMode):
         return ", ".join(said)
 
 
+class Watched(TorchFunctionMode):
+    """Whether a function of torch is called whose name holds a word."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.word, self.seen = word, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= self.word in getattr(func, "__name__", "")
+        return func(*args, **(kwargs or {}))
+
+
 def _odd(buffer: torch.Tensor) -> torch.Tensor:
     """Filled with NaN, or with a strange integer."""
     if buffer.is_floating_point() or buffer.is_complex():

@@ -198,10 +198,11 @@ def bounded(probe: Probe, line: Line) -> bool:
     phi = _Along(probe, line)
     steps = [phi.unit * 2.0**-k for k in (4, 8, 12, 16, 20, 24)]
     with np.errstate(invalid="ignore", over="ignore"):
-        sizes = [max(abs(phi(h) - phi.middle), abs(phi(-h) - phi.middle)) / h for h in steps if h > phi.finest]
+        sizes = [np.max(np.abs([phi(h) - phi.middle, phi(-h) - phi.middle])) / h for h in steps if h > phi.finest]
     if len(sizes) < 4 or not np.isfinite(sizes).all():
         return False
-    return all(s <= 8 * max(sizes[:2]) + phi.rounding(h) for s, h in zip(sizes, steps, strict=False))
+    rounding = 64 * probe.subject.eps * phi.size
+    return all(s <= 8 * max(sizes[:2]) + rounding / h for s, h in zip(sizes, steps, strict=False))
 
 
 def _slopes(probe: Probe, line: Line, got: float, least: float, thorough: bool) -> list[_Slope]:

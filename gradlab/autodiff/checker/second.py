@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gradlab.autodiff.checker.derivative import Probe, joined, uneven
-from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, Finding
+from gradlab.autodiff.checker.finding import OK, WRONG, Finding
 from gradlab.autodiff.checker.judge import judge
 from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.checker.subject import Subject
@@ -47,7 +47,7 @@ def second(p: Promises, rng: np.random.Generator, light: Promises | None = None,
     moved by steps. With a constant dy the same numbers must come out for the inputs.
 
     Args:
-        asked: say inconclusive where there is none; a note otherwise.
+        asked: where there is none that is wrong; a note otherwise.
         light: the same function at a cut of large inputs, where a constant dy is looked at.
     """
     rules = importlib.import_module(f"gradlab.autodiff.checker.contract_{p.probe.subject.side.name}")
@@ -72,7 +72,7 @@ def second(p: Promises, rng: np.random.Generator, light: Promises | None = None,
     except Exception as error:
         why = f"has no second derivative: {first_line(error)}"
         if asked:
-            p.say(CHECK, INCONCLUSIVE, f"{why}; order=1 checks the first alone")
+            p.say(CHECK, WRONG, f"{why}; order=1 checks the first alone")
         else:
             p.note(f"{p.probe.subject.op}: {why}")
 

@@ -10,7 +10,9 @@ import numpy as np
 from gradlab.autodiff.side import SIDES, Side
 from gradlab.autodiff.side import side as side_of
 
-FLOATS = ("float64", "float32", "float16", "bfloat16")
+# Each with what rounding to it may change, relative.
+UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+FLOATS = tuple(UNITS)
 
 
 class Subject:
@@ -64,7 +66,7 @@ class Subject:
     @property
     def eps(self) -> float:
         """The spacing of numbers around 1 that everything is worked out in."""
-        return 2.0 ** -{"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[self.working]
+        return 2 * UNITS[self.working]
 
     def flat(self, *leaves: Any) -> tuple[Any, ...]:
         """The function's float results that have a gradient, for the side's own arrays."""
