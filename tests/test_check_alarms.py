@@ -10,6 +10,8 @@ import gradlab
 from gradlab.autodiff.checker import apart, held
 
 torch = pytest.importorskip("torch")
+from tests.sweeps.everyday_torch import EVERYDAY
+
 F = torch.nn.functional
 
 
@@ -72,6 +74,9 @@ RIGHT = {
     "float32 inside": (lambda x: (x.float().sin() * 3).double(), (normal(6),)),
     "a float32 result": (lambda x: x.float().sin(), (normal(6),)),
     "a module in float32": (torch.nn.Linear(4, 3), (torch.randn(2, 4),)),
+    "distinct places": (lambda x, src, i: x.scatter(0, i, src), (normal(5), normal(3), torch.tensor([4, 0, 2]))),
+    "memory as it lies": (lambda x: torch.as_strided(x, (2, 2), (1, 2)).sin(), (normal(3, 4),)),
+    "whole numbers": (torch.floor, (8 * normal(4, 5),)),
     "no shape but one": (F.pdist, (normal(5, 3),)),
 }  # fmt: skip
 
@@ -132,6 +137,13 @@ def test_module_parameters_are_inputs_by_name():
     module = Module()
     report = gradlab.check(lambda x: module(x), normal(2, 4), raises=False, parts=("derivative",))
     assert report.verdict == "ok"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_staircase_of_a_low_precision_has_no_slope_of_its_own(dtype):
+    for fn in (lambda x: x.to(dtype), lambda x: x.to(dtype).double()):
+        report = gradlab.check(fn, 3 * normal(4, 4), order=1, raises=False, parts=("derivative", "edges"))
+        assert report.verdict != "wrong", report
 
 
 def test_low_precision_says_what_it_cannot_see():
@@ -233,3 +245,13 @@ def test_a_child_sends_what_it_found_before_it_died():
     assert died == "killed by SIGKILL"
     sent, died = apart.apart(lambda send: __import__("time").sleep(60), patience=0.1)
     assert (sent, died) == ([], "it said nothing for 0.1 s")
+
+
+@pytest.mark.parametrize("name", EVERYDAY)
+def test_what_people_differentiate_every_day_makes_no_alarm(name):
+    """One seed each here, another for each function; `python -m tests.sweeps.everyday_torch` takes ten."""
+    seed = sum(map(ord, name)) % 1000
+    torch.manual_seed(seed)
+    fn, args = EVERYDAY[name]()
+    report = gradlab.check(fn, *args, order=1, seed=seed, raises=False)
+    assert report.verdict != "wrong", report

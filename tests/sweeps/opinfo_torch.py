@@ -16,7 +16,24 @@ from tests.sweeps.sweep import Sample, share, summary, sweep
 # Samples of each operator.
 FIRST = 2
 # Gradients of torch that are wrong where the function is differentiable, looked at one by one.
-KNOWN: dict[str, str] = {}
+KNOWN: dict[str, str] = {
+    "linalg.det": "0 for a singular matrix, whose determinant still has a slope",
+    "index_reduce.amax": "half of the gradient at a tie with a value that is left out (include_self=False)",
+    "index_reduce.amin": "half of the gradient at a tie with a value that is left out (include_self=False)",
+    "scatter_reduce.amax": "half of the gradient at a tie with a value that is left out (include_self=False)",
+    "scatter_reduce.amin": "half of the gradient at a tie with a value that is left out (include_self=False)",
+    "native_group_norm": "the gradients of mean and rstd are lost when the first result is not used",
+    "nn.functional.max_unpool1d": "indices that overlap: what is overwritten gets a gradient",
+    "nn.functional.max_unpool2d": "indices that overlap: what is overwritten gets a gradient",
+    "nn.functional.max_unpool3d": "indices that overlap: what is overwritten gets a gradient",
+    "nn.functional.pixel_shuffle": "backward raises for an empty batch",
+    "nn.functional.pixel_unshuffle": "backward raises for an empty batch",
+    "nextafter": "the gradient is 0, the slope 1",
+    "hypot": "NaN at (0, 0)",
+    "as_strided_scatter": "a view that overlaps: what is overwritten gets a gradient",
+    "normal": "not differentiable by definition: a fixed seed makes it smooth in its mean",
+    "to_sparse": "0 for elements that are 0, by definition: they are not stored",
+}
 
 
 def samples() -> list[Sample]:

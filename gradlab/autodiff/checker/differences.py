@@ -175,8 +175,8 @@ def _grain(middle: np.ndarray, up: np.ndarray, down: np.ndarray) -> float:
         if not np.array_equal(a, single, equal_nan=True):
             return 0.0
         bits |= np.bitwise_or.reduce(single.view(np.uint32), axis=None, initial=0)
-    # Of the 23 bits behind the first: bfloat16 has 7, float16 10.
-    for unit, lost, own in ((2.0**-8, 0xFFFF, 0x1F0000), (2.0**-11, 0x1FFF, 0xFFFF), (2.0**-24, 0, 0x1FFF)):
+    # Of the 23 bits behind the first: bfloat16 has 7, float16 10. Small whole numbers do not use the last of these.
+    for unit, lost, own in ((2.0**-8, 0xFFFF, 0x30000), (2.0**-11, 0x1FFF, 0x6000), (2.0**-24, 0, 0x1FFF)):
         if not bits & lost and bits & own:
             return unit
     return 0.0

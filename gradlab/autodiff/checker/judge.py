@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +132,7 @@ def _finding(probe: Probe, i: int, check: str, pairs: list[Pair], rng: np.random
         "part": pair.off / (max(pair.scale, pair.natural) or 1.0),
     }  # fmt: skip
     subject = probe.subject
-    common = {"op": subject.op, "side": subject.side.name, "case": subject.case}
+    common: dict[str, Any] = {"op": subject.op, "side": subject.side.name, "case": subject.case}
     if verdict == WRONG:
         place = None if uniform else locate(probe, i, rng, tiles.get(name))
         if place is not None:
