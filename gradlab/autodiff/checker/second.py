@@ -29,7 +29,7 @@ class Pulled(Subject):
         results = s.results or [f" {k}" * (len(first.cotangents) > 1) for k in range(len(first.cotangents))]
         names = [*s.names, *(f"d{name}" if name.strip() else f"dy{name}" for name in results)]
         super().__init__(s.side, gradients, leaves, {}, s.op, s.case, names, [f"d{s.names[i]}" for i in s.wrt])
-        self.names = names
+        self.names, self.working = names, s.working
         # dy is a number of its own only when it is asked to be: a loss hands over one that needs no gradient.
         self.wrt = [*s.wrt, *range(self.count, len(leaves))] if moving else list(s.wrt)
         self.pulled = self.side.pullback(self.flat, self.wrt)
@@ -84,7 +84,8 @@ def _probe(p: Promises, rng: np.random.Generator, moving: bool, weights: list[np
     arrays = [*first.arrays, *first.cotangents]
     weights = [rng.standard_normal(first.gradients[i].shape) for i in first.subject.wrt] if weights is None else weights
     found = dict(zip(subject.wrt, subject.gradients(arrays, weights), strict=True))
-    return Probe(subject, arrays, weights, found, joined([first.gradients[i] for i in first.subject.wrt]))
+    middle = joined([first.gradients[i] for i in first.subject.wrt])
+    return Probe(subject, arrays, weights, found, middle, noise=first.noise)
 
 
 def _all_right(p: Promises, probe: Probe, rng: np.random.Generator) -> bool:
