@@ -137,6 +137,12 @@ def test_large_tensors_have_no_stand_ins(monkeypatch):
     assert called(lambda a: gate(a, a), torch.randn(8))
 
 
+def test_memory_that_a_function_lets_go_is_not_held_to_its_end(monkeypatch):
+    monkeypatch.setattr(plans_triton, "_SCRATCH", 16)
+    assert called(lambda a: gate(gate(a, a), a), torch.randn(16))
+    assert not called(lambda a: gate(gate(gate(a, a), a), a), torch.randn(16))
+
+
 def test_the_old_make_room_for_the_new(monkeypatch):
     monkeypatch.setattr(plans_triton, "MOST", 3)
     plans = Plans(lambda a: gate(a, a))

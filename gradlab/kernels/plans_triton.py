@@ -7,6 +7,7 @@ looks at values has to say so (`looks`), or it has no plan, and runs as it stand
 """
 
 import functools
+import mmap
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -23,6 +24,8 @@ from gradlab.kernels.cpu.launching import Grid, Kernel
 MOST = 1024
 # Elements of a tensor from which on a launch takes much longer than the host does, and stand-ins are no small matter.
 _LARGE = 2**20
+# Elements of memory that is not given back: a plan holds all of it to the end, where the function lets go between.
+_SCRATCH = 2**14
 _CPU = torch.device("cpu")
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _aten = torch.ops.aten
@@ -191,9 +194,7 @@ class Plan:
         given = [*args, *options.values()]
         self._given = [i for i, a in enumerate(given) if isinstance(a, torch.Tensor)]
         for i in self._given:
-            a = given[i]
-            given[i] = torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=_CPU)
-            given[i].requires_grad_(a.requires_grad)
+            given[i] = _stand_in(given[i])
         steps: list[tuple[Any, ...]] = []
         _noting.steps = steps
         try:
@@ -209,6 +210,9 @@ class Plan:
         if result is not None and not (type(results) is tuple and results and all(map(torch.is_tensor, results))):
             raise Unplanned
         self._results = [memory.place(t) for t in results or ()]
+        kept = {place.number - len(self._given) for place in self._results}
+        if sum(t.numel() for i, t in enumerate(torch_mode.made) if i not in kept) > _SCRATCH:
+            raise Unplanned
         self._make_as_given()
 
     def _make_as_given(self) -> None:
@@ -267,6 +271,15 @@ def _call(memory: _Memory, fn: Callable[..., Any], args: Sequence[Any], options:
         raise Unplanned
     places = [memory.place(a) for a in args]
     return _Call(fn, places, options, result is not None and memory.add(result))
+
+
+def _stand_in(t: torch.Tensor) -> torch.Tensor:
+    """A tensor like `t` in address space of its own, which takes no memory until it is written."""
+    if not t.numel():
+        return torch.empty_like(t)
+    extent = _extent(t.shape, t.stride())
+    held = torch.frombuffer(mmap.mmap(-1, extent * t.itemsize), dtype=t.dtype, count=extent)
+    return held.as_strided(t.shape, t.stride()).requires_grad_(t.requires_grad)
 
 
 def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
