@@ -276,7 +276,7 @@ def _call(memory: _Memory, fn: Callable[..., Any], args: Sequence[Any], options:
 def _stand_in(t: torch.Tensor) -> torch.Tensor:
     """A tensor like `t` in address space of its own, which takes no memory until it is written."""
     if not t.numel():
-        return torch.empty_like(t)
+        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=_CPU).requires_grad_(t.requires_grad)
     extent = _extent(t.shape, t.stride())
     held = torch.frombuffer(mmap.mmap(-1, extent * t.itemsize), dtype=t.dtype, count=extent)
     return held.as_strided(t.shape, t.stride()).requires_grad_(t.requires_grad)
