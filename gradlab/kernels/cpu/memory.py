@@ -11,6 +11,9 @@ from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
 
 
+LINE = 64
+
+
 def load(b: Emitter, p: Lane, mask: Lane | None, other: Lane | None) -> Lane:
     """The elements that the lanes of `p` point to; where the mask does not hold `other`, or 0, and nothing is read."""
     element = types.pointee(p.element)
@@ -249,10 +252,25 @@ def _either(
     same = b.emit(f"icmp eq {b.type(t)} {wanted}, {offset}")
     if mask is not None:
         same = b.op("or", "i1", same, b.op("xor", "i1", mask, "splat (i1 true)"))
-    return _whole_or(
-        b, same, element,
-        lambda: together(b.emit(f"getelementptr {kind}, ptr {p.base}, {types.llvm(t)} {first}")), apart,
-    )  # fmt: skip
+
+    def neighbours() -> str:
+        base = b.emit(f"getelementptr {kind}, ptr {p.base}, {types.llvm(t)} {first}")
+        _prefetch(b, base, element is None)
+        return together(base)
+
+    return _whole_or(b, same, element, neighbours, apart)
+
+
+def _prefetch(b: Emitter, base: str, written: bool) -> None:
+    """Ask for the cache line after an address, which the loop around this one comes to.
+
+    Rows that lie far apart are gone down one vector at a time, so that no stream of neighbours is seen that the CPU
+    would read ahead of.
+    """
+    b.declare("llvm.prefetch.p0", "void", "ptr, i32, i32, i32")
+    with b.lanes(0):
+        ahead = b.emit(f"getelementptr i8, ptr {base}, i64 {LINE}")
+        b.do(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 {int(written)}, i32 3, i32 1)")
 
 
 def _whole_or(b: Emitter, mask: str, element: str | None, whole: Callable[[], str], apart: Callable[[], str]) -> str:

@@ -23,6 +23,16 @@ def either_way(tiles: Tiles, name: str, element: str) -> Buffer:
     return buffer
 
 
+def columns_of(tiles: Tiles, name: str, element: str) -> Buffer:
+    """The operand with columns contiguous, which lies so in memory."""
+    kind, value = tiles.types[name], tiles.env[name]
+    if isinstance(value, Buffer) and value.element == element and value.strides[-2] == 1:
+        return value
+    buffer = tiles.buffer(kind.shape, element, strides(kind.shape, element, columns_first=True))
+    tiles.fill([(buffer, name)], len(kind.shape) - 2, lambda x, source, target: cast(tiles.b, x, source, target))
+    return buffer
+
+
 def rows(tiles: Tiles, name: str, element: str) -> Buffer:
     """The operand with rows contiguous."""
     kind, value = tiles.types[name], tiles.env[name]

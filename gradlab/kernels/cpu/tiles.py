@@ -192,7 +192,9 @@ class Tiles:
         """Evaluate a tensor into memory."""
         kind = self.types[name]
         buffer = buffer or self.buffer(kind.shape, kind.element)
-        self.fill([(buffer, name)])
+        # What is not read from memory has no order of its own.
+        along = buffer.strides.index(1) if 1 in buffer.strides and not self.loads(name) else None
+        self.fill([(buffer, name)], along)
         return buffer
 
     def fill(self, pairs: Sequence[tuple[Buffer, str]], along: int | None = None,
