@@ -96,7 +96,7 @@ def carry(tiles: Tiles, block: Block, arguments: Sequence[tuple[str, Type]], sta
 def _strides(tiles: Tiles, kind: Type, name: str, end: str, result: str) -> tuple[int, ...] | None:
     """How a carried tensor lies: an accumulator as it is stored after the loop."""
     op = tiles.definitions.get(end)
-    if op is None or op.name != "tt.dot" or op.operands[2] != name or not orientation.stands(tiles, op, result):
+    if op is None or op.name != "tt.dot" or op.operands[2] != name or not orientation.by_columns(tiles, op, result):
         return None
     return packing.strides(kind.shape, kind.element, columns_first=True)
 

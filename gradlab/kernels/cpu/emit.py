@@ -111,6 +111,16 @@ class Emitter:
             last -= 1
         return self._once(f"{id(first)} {text}", text, max(last, first.depth - 1))
 
+    def once(self, key: str, write: Callable[[], str]) -> str:
+        """What `write` gives, a value read from memory over several blocks; written once, as `read`, but where it stands."""
+        if self._steady is None:
+            return write()
+        key = f"{id(self._steady)} {key}"
+        found = self._computed.get(key)
+        if found is None or not self._around(found[1]):
+            found = self._computed[key] = write(), self._open[-1]
+        return found[0]
+
     @contextmanager
     def steady(self, holds: bool = True) -> Iterator[None]:
         """Within it no memory changes that is read there; or, where that does not hold, any may."""

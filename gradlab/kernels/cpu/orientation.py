@@ -1,7 +1,7 @@
 """Which way round a dot's accumulator lies in memory: its columns contiguous where it is stored along them.
 
-A product and its transpose are the same sums: d = a b is d^T = b^T a^T. Where rows of a and of the result are neighbours
-in memory, as the pixels of an image are, the transpose needs no transposing.
+A product and its transpose are the same sums: d = a b is d^T = b^T a^T. Where a and the result lie along their first
+axis, as the pixels of an image do, the transpose is read and stored in whole vectors.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +33,8 @@ class _Ahead(Mapping[str, Value]):
         return len(self._tiles.definitions)
 
 
-def stands(tiles: Tiles, op: Operation, result: str) -> bool:
-    """Whether the accumulator of a dot is to lie column by column: a is read, and `result` is stored, along the rows."""
+def by_columns(tiles: Tiles, op: Operation, result: str) -> bool:
+    """Whether a dot's accumulator is to lie column by column: a is read, and `result` stored, along the first axis."""
     if len(op.result_types[0].shape) != 2 or dot_amx.covers(tiles, op):
         return False
     ahead = _Ahead(tiles)

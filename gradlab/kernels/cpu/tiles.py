@@ -43,6 +43,8 @@ class Tiles:
         self.pending: set[str] = set()
         # Truth values that hold everywhere in the loops being written.
         self.holding: frozenset[str] = frozenset()
+        # Those that hold in the lanes of a place.
+        self.held: frozenset[tuple[str, Index]] = frozenset()
         # Buffers that a loop carries, which an operation may overwrite.
         self.owned: set[str] = set()
         # What is being lowered, for an error to name.
@@ -92,7 +94,7 @@ class Tiles:
         value = self.env[name]
         if not isinstance(value, (Lazy, Buffer, Affine)):
             return value
-        if name in self.holding:
+        if name in self.holding or (name, index) in self.held:
             return lanes.known(1, "i1")
         key = (name, index)
         found = self._memo.get(key)
