@@ -16,6 +16,7 @@ from gradlab.kernels.launch_triton import (
     accumulator,
     block,
     kernel,
+    kernel_of_cpus,
     launch,
     op,
     sized_for,
@@ -123,7 +124,7 @@ def _class(
     return total
 
 
-@kernel
+@kernel_of_cpus
 def _class_of(
     u_ptr, u_b, u_c, u_p, u_q,
     k_ptr, k_b, k_c, k_p, k_q,
@@ -146,7 +147,7 @@ def _class_of(
     return total
 
 
-@kernel
+@kernel_of_cpus
 def _square_kernel(
     u_ptr, u_b, u_c, u_p, u_q,
     k_ptr, k_b, k_c, k_p, k_q,
@@ -159,11 +160,30 @@ def _square_kernel(
     """x[b c i j] = sum of u[b c p q] where k names (i, j), for strides of 2: what four pixels' windows hold is read once; grid (M/BM * N/BN), M rows of N squares of pixels; a program owns BM BN squares."""
     m, n, _, here = _tile(tl.program_id(0), M, N, INDEX, False, BM, BN)
     b, c, m, n = _place(m, n, C, tl.cdiv(H, 2), tl.cdiv(W, 2), LAST)
-    # fmt: off
-    a00 = _class_of(u_ptr, u_b, u_c, u_p, u_q, k_ptr, k_b, k_c, k_p, k_q, b, c, m, n, here, P, Q, R, S, SH, SW, DH, DW, TOP, LEFT, ACC, BM, BN)
-    a01 = _class_of(u_ptr, u_b, u_c, u_p, u_q, k_ptr, k_b, k_c, k_p, k_q, b, c, m, n, here, P, Q, R, S, SH, SW, DH, DW, TOP, LEFT + 1, ACC, BM, BN)
-    a10 = _class_of(u_ptr, u_b, u_c, u_p, u_q, k_ptr, k_b, k_c, k_p, k_q, b, c, m, n, here, P, Q, R, S, SH, SW, DH, DW, TOP + 1, LEFT, ACC, BM, BN)
-    a11 = _class_of(u_ptr, u_b, u_c, u_p, u_q, k_ptr, k_b, k_c, k_p, k_q, b, c, m, n, here, P, Q, R, S, SH, SW, DH, DW, TOP + 1, LEFT + 1, ACC, BM, BN)
+    a00 = _class_of(
+        u_ptr, u_b, u_c, u_p, u_q,
+        k_ptr, k_b, k_c, k_p, k_q,
+        b, c, m, n, here, P, Q,
+        R, S, SH, SW, DH, DW, TOP, LEFT, ACC, BM, BN,
+    )
+    a01 = _class_of(
+        u_ptr, u_b, u_c, u_p, u_q,
+        k_ptr, k_b, k_c, k_p, k_q,
+        b, c, m, n, here, P, Q,
+        R, S, SH, SW, DH, DW, TOP, LEFT + 1, ACC, BM, BN,
+    )
+    a10 = _class_of(
+        u_ptr, u_b, u_c, u_p, u_q,
+        k_ptr, k_b, k_c, k_p, k_q,
+        b, c, m, n, here, P, Q,
+        R, S, SH, SW, DH, DW, TOP + 1, LEFT, ACC, BM, BN,
+    )
+    a11 = _class_of(
+        u_ptr, u_b, u_c, u_p, u_q,
+        k_ptr, k_b, k_c, k_p, k_q,
+        b, c, m, n, here, P, Q,
+        R, S, SH, SW, DH, DW, TOP + 1, LEFT + 1, ACC, BM, BN,
+    )
     upper = tl.interleave(a00, a01)
     lower = tl.interleave(a10, a11)
     tiles_n = tl.cdiv(N, BN)

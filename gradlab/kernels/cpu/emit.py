@@ -112,7 +112,7 @@ class Emitter:
         return self._once(f"{id(first)} {text}", text, max(last, first.depth - 1))
 
     def once(self, key: str, write: Callable[[], str]) -> str:
-        """What `write` gives, a value read from memory over several blocks; written once, as `read`, but where it stands."""
+        """What `write` gives, which reads memory in blocks of its own; written once, as `read`, but where it stands."""
         if self._steady is None:
             return write()
         key = f"{id(self._steady)} {key}"

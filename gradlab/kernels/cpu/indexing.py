@@ -118,10 +118,10 @@ def _reshape(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
     (joined, b), here = (tiles.definitions[op.operands[0]], tiles.b), index[-1]
     assert here is not None
     element, width = joined.type.element, b.width
-    (*half, _), narrower = _reshape_from(tiles, op, index, width)
+    there, narrower = _reshape_from(tiles, op, index, width)
     with b.lanes(narrower):
         kind = b.type(element)
-        x, y = (registers(b, tiles.lane(name, tuple(half))) for name in joined.operands)
+        x, y = (registers(b, tiles.lane(name, there[:-1])) for name in joined.operands)
     if here.lanes and width:
         order = b.vector("i32", [i // 2 + i % 2 * narrower for i in range(width)])
         return Vector(b.emit(f"shufflevector {kind} {x}, {kind} {y}, <{width} x i32> {order}"), element)

@@ -10,7 +10,6 @@ from gradlab.kernels.cpu import lanes, types
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
 
-
 # Bytes of a cache line, and of the smallest page: memory is readable by whole pages.
 LINE = 64
 PAGE = 4096
@@ -250,7 +249,9 @@ def _store_head(b: Emitter, base: str, value: str, mask: str, element: str) -> s
     while size:
         kind, half = f"<{2 * size} x {scalar}>", f"<{size} x {scalar}>"
         low, high = (
-            b.emit(f"shufflevector {kind} {value}, {kind} poison, <{size} x i32> {b.vector('i32', range(at, at + size))}")
+            b.emit(
+                f"shufflevector {kind} {value}, {kind} poison, <{size} x i32> {b.vector('i32', range(at, at + size))}"
+            )
             for at in (0, size)
         )
         write, after, before = b.label(), b.label(), b.block

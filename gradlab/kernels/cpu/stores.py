@@ -56,7 +56,7 @@ def store_together(tiles: Tiles, operations: Sequence[Operation], define: Callab
     ask = not any(tiles.transcendental(name) for name in values)
 
     operands = [name for op in group for name in op.operands]
-    short = 1 < len([n for n in shape if n > 1]) and width and 1 < shape[along] // width <= SHORT
+    short = len([n for n in shape if n > 1]) > 1 and width and 1 < shape[along] // width <= SHORT
 
     def body(index: Index) -> None:
         if short and tiles.b.vector_bits < 512:
