@@ -1,11 +1,11 @@
-"""gradlab: gradients by hand, twice.
+"""gradlab: neural-network layers with hand-written gradients.
 
 Every layer is written once as a Triton kernel under a `torch.autograd.Function` (`gradlab.torch`) and once as a Pallas
-kernel under a `jax.custom_vjp` (`gradlab.jax`), proven against finite differences and against each other
+kernel under a `jax.custom_vjp` (`gradlab.jax`), checked against finite differences and against each other
 (`gradlab.check`), and timed beside the native layers (`gradlab bench`). Importing `gradlab` imports neither framework.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 import os
 from typing import TYPE_CHECKING, Any

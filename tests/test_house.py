@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import gradlab
 from gradlab.kernels.spec import specs
 
 ROOT = Path(__file__).parents[1]
@@ -212,3 +213,10 @@ def test_wheel_holds_what_git_holds(tmp_path):
 def test_no_file_is_past_reading():
     long = {str(p.relative_to(ROOT)): n for p in FILES if (n := len(p.read_text().splitlines())) > 400}
     assert not long, "a file past 400 lines has a second idea in it"
+
+
+def test_the_version_stands_in_the_citation_and_the_changelog():
+    assert f"\nversion: {gradlab.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert newest
+    assert newest[1] == gradlab.__version__

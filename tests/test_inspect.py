@@ -64,6 +64,14 @@ def test_sass_is_counted_by_kind_and_line():
     assert sass.count(SASS).lines == {}
 
 
+@pytest.mark.parametrize(
+    ("data", "said"), [(b"", "no ELF file of 64 bits"), (b"\x7fELF\x02" + bytes(59), "no section of code")]
+)
+def test_what_is_no_cubin_is_said(data, said):
+    with pytest.raises(ValueError, match=f"cubin: {said}"):
+        sass.read([data], "sm_90a")
+
+
 AMD = """
 \t.file\t1 "/b" "op_triton.py"
 \t.file\t2 "/a/triton" "standard.py"

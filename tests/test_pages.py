@@ -33,7 +33,9 @@ def test_a_readme_without_marks_is_said():
 
 
 PROFILE = (ROOT / "docs" / "profile.md").read_text()
-PAGES = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("check", "bench", "inspect", "profile", "cpu")]
+PAGES = [
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("layers", "check", "bench", "inspect", "profile", "cpu")
+]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README + "".join(PAGES), re.S)
 
 
@@ -80,7 +82,16 @@ def test_the_profiles_page_names_what_there_is():
 
 
 def test_commands_that_the_readme_names_exist():
-    named = set(re.findall(r"(?:`|^)make (\w+)", README, re.M))
+    named = set(re.findall(r"(?:`|^)make (\w+)", README + (ROOT / "docs" / "commands.md").read_text(), re.M))
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
     assert named >= {"demo", "test", "gpu"}
     assert named <= targets, named - targets
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_links_to_files_lead_to_one(path):
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(), flags=re.S)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", prose)
+    assert not [link for link in links if not (path.parent / link).exists()]

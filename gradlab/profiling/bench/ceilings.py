@@ -16,6 +16,8 @@ from gradlab.profiling.bench.clock import Call, Timer
 # Most bytes of a stream, far beyond any cache, and the sides of the products.
 LARGEST = {"cpu": 2**27, "cuda": 2**31}
 PRODUCTS = {"cpu": (512, 1024), "cuda": (4096, 8192)}
+# The same where only the steps are tried.
+TINY, TINY_PRODUCTS = 2**20, (64, 128)
 SAMPLES = 7
 
 
@@ -34,27 +36,30 @@ class Works(Protocol):
 
 
 class Ceilings:
-    """The ceilings of one side's default device in one dtype, each measured when it is first asked for."""
+    """The ceilings of one side's default device in one dtype, each measured when it is first asked for.
 
-    def __init__(self, side: Side, dtype: str, timer: Timer) -> None:
+    With `tiny` they are those of a small stream and small products, which take no time and say nothing of the device.
+    """
+
+    def __init__(self, side: Side, dtype: str, timer: Timer, tiny: bool = False) -> None:
         self._works: Any = importlib.import_module(f"gradlab.profiling.bench.ceilings_{side.name}")
         self._side, self._dtype, self._timer = side, dtype, timer
-        self._kind = "cuda" if side.device() == "cuda" else "cpu"
+        kind = "cuda" if side.device() == "cuda" else "cpu"
+        self._largest, self._products = (TINY, TINY_PRODUCTS) if tiny else (LARGEST[kind], PRODUCTS[kind])
         self.bandwidth_at = functools.cache(self._bandwidth_at)
         self.rate = functools.cache(self._rate)
 
     def bandwidth(self, size: int) -> float:
         """Bytes a second of a stream of about `size` bytes, and never less than that of the largest."""
-        largest = LARGEST[self._kind]
-        nearest = min(largest, 2 ** max(16, (size - 1).bit_length()))
-        return max(self.bandwidth_at(nearest), self.bandwidth_at(largest))
+        nearest = min(self._largest, 2 ** max(16, (size - 1).bit_length()))
+        return max(self.bandwidth_at(nearest), self.bandwidth_at(self._largest))
 
     def _bandwidth_at(self, size: int) -> float:
         return self._best(self._works.stream(size, self._dtype))
 
     def _rate(self) -> float:
         """FLOPs a second of a square product; the better one of two sizes."""
-        return max(self._best(self._works.product(n, self._dtype)) for n in PRODUCTS[self._kind])
+        return max(self._best(self._works.product(n, self._dtype)) for n in self._products)
 
     def _best(self, work: Work) -> float:
         self._side.wait(work.call())

@@ -35,7 +35,8 @@ class Asked:
         swept: passes that are timed along each op's largest case scaled down, instead of its cases as they are; the
             other passes are timed at that case alone.
         factors: how much smaller than that case along each axis, the smallest size first.
-        largest: each op's largest case alone; or, tiny, its first checked one: all the same steps in no time.
+        largest: each op's largest case alone; or, tiny, its first checked one and tiny ceilings: all the same steps in
+            no time.
         fresh: compilers find nothing in any group, which is what a first call is timed with; without it they keep what
             they made, and no first call is told.
         done: (op, case, pass) of the groups that an earlier run has.
@@ -88,7 +89,7 @@ def work(tell: Callable[[Any], object], asked: Asked, folder: str) -> None:
         tell(("at", f"{side.name}: compiler starts", 0.0))
         with compilers.fresh(f"{folder}/start"):
             side.wait(side.compiled(lambda x: x + x)(side.put(np.ones(8), asked.dtype)))
-    ceilings = Ceilings(side, asked.dtype, timers(side)["warm"])
+    ceilings = Ceilings(side, asked.dtype, timers(side)["warm"], asked.tiny)
     with ranges.off(), Watch(side.device()) as watch:
         for i, ((op, case, share), way) in enumerate(plan):
             what = f"{op.name} on {side.name}, {case.name}, {way}"

@@ -16,6 +16,7 @@ from gradlab.autodiff.side import side as side_of
 from gradlab.kernels.spec import Case, Spec, spec, specs
 from gradlab.profiling.machine_code import amdgcn, sass
 from gradlab.profiling.machine_code.code import Code
+from gradlab.profiling.machine_code.counts import Counts
 from gradlab.profiling.machine_code.found import PARSER, Found
 from gradlab.profiling.machine_code.gpus import Ceilings, floor, gpu, gpu_for
 from gradlab.profiling.machine_code.targets import CPU, Target, occupancy, target
@@ -136,24 +137,30 @@ def read(wanted: Wanted) -> Iterator[Code]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool = ThreadPoolExecutor(cores)
     try:
-        ahead: list[Future[Code]] = []
+        ahead: list[Future[list[Code]]] = []
         for subject in wanted.subjects:
             # Pallas is lowered for CUDA: it has no kernels for the others.
             where = [t for t in wanted.targets if subject.side == "torch" or t.backend == "cuda"]
-            begun: list[Future[Code]] = []
+            begun: list[Future[list[Code]]] = []
             for device in ("cuda", "cpu"):
                 there = [t for t in where if isinstance(t, CPU) == (device == "cpu")]
                 try:
                     found = find(subject, device) if there else []
                 except Exception as error:
                     begun += [pool.submit(_lost, subject, t, error) for t in there]
-                else:
-                    begun += [pool.submit(_read, wanted, subject, f, t) for t in there for f in found]
+                    continue
+                for t in there:
+                    if isinstance(t, CPU):
+                        begun += [pool.submit(_assembled, wanted, subject, f, t) for f in found]
+                    else:
+                        compiled = [pool.submit(_compiled, wanted, f, t) for f in found]
+                        # After them: whoever waits for a compiler does not hold the thread that it needs.
+                        begun.append(pool.submit(_read, wanted, subject, t, found, compiled))
             for done in ahead:
-                yield done.result()
+                yield from done.result()
             ahead = begun
         for done in ahead:
-            yield done.result()
+            yield from done.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -165,60 +172,95 @@ def find(subject: Subject, device: str = "cuda") -> list[Found]:
         return module.find(subject.op, subject.case, subject.dtype, *([device] if device != "cuda" else []))
 
 
-def _read(wanted: Wanted, subject: Subject, found: Found, where: Target) -> Code:
+def _blank(subject: Subject, found: Found, where: Target) -> dict[str, Any]:
+    """What of a kernel is known before it is compiled."""
     file = str(Path(found.file).resolve().relative_to(ROOT)) if Path(found.file).is_relative_to(ROOT) else found.file
-    blank: dict[str, Any] = {
+    return {
         "op": subject.op.name, "case": subject.case.name, "side": subject.side, "dtype": subject.dtype,
         "arch": where.name, "kernel": found.kernel, "variant": found.variant, "direction": found.direction,
-        "grid": found.grid, "file": file, "line": found.line,
-        "options": {**found.options, "warps": str(found.warps), "stages": str(found.stages)},
+        "grid": found.grid, "file": file, "line": found.line, "options": found.options,
     }  # fmt: skip
+
+
+def _assembled(wanted: Wanted, subject: Subject, found: Found, where: CPU) -> list[Code]:
+    """A kernel for a CPU."""
+    blank = _blank(subject, found, where)
     try:
-        if isinstance(where, CPU):
-            compiler = importlib.import_module("gradlab.profiling.machine_code.compile_cpu_triton")
-            return Code(
-                **{**blank, "options": found.options}, **compiler.facts(found.source, where, wanted.lines, wanted.size)
-            )
-        return Code(**blank, **_machine(wanted, found, where), **_least(wanted, subject, found.direction, where))
+        compiler = importlib.import_module("gradlab.profiling.machine_code.compile_cpu_triton")
+        return [Code(**blank, **compiler.facts(found.source, where, wanted.lines, wanted.size))]
     except Exception as error:
-        return Code(**blank, error=_words(error))
+        return [Code(**blank, error=_words(error))]
 
 
-def _lost(subject: Subject, where: Target, error: Exception) -> Code:
+def _compiled(wanted: Wanted, found: Found, where: Target) -> Any:
+    """A kernel for a GPU and what is known of it before it is taken apart, or the error that says why there is none."""
+    try:
+        made = importlib.import_module("gradlab.profiling.machine_code.compile_triton").compiled(found, where)
+        return made, _machine(wanted, found, where, made)
+    except Exception as error:
+        return error
+
+
+def _read(wanted: Wanted, subject: Subject, where: Target, found: Sequence[Found],
+          compiled: Sequence[Future[Any]]) -> list[Code]:  # fmt: skip
+    """The kernels of a subject on one GPU."""
+    made = [future.result() for future in compiled]
+    try:
+        counted = iter(_counted([m[0] for m in made if not isinstance(m, Exception)], where))
+    except Exception as error:
+        made, counted = [error] * len(made), iter(())
+    codes = []
+    for f, m in zip(found, made, strict=True):
+        blank = _blank(subject, f, where)
+        blank["options"] = {**f.options, "warps": str(f.warps), "stages": str(f.stages)}
+        if isinstance(m, Exception):
+            codes.append(Code(**blank, error=_words(m)))
+        else:
+            facts, lines = m[1]
+            counts = replace(next(counted), lines=lines)
+            codes.append(Code(**blank, **facts, counts=counts, **_least(wanted, subject, f.direction, where)))
+    return codes
+
+
+def _counted(made: Sequence[Any], where: Target) -> list[Counts]:
+    """Instructions of each kernel."""
+    if where.backend != "cuda":
+        return [amdgcn.count(m.assembly) for m in made]
+    return sass.read([m.code for m in made], sass.machine(made[0].assembly, where)) if made else []
+
+
+def _lost(subject: Subject, where: Target, error: Exception) -> list[Code]:
     """In place of the kernels of a subject whose launches are not found."""
     s = subject
-    return Code(s.op.name, s.case.name, s.side, s.dtype, where.name, "?", 1, "", (), error=_words(error))
+    return [Code(s.op.name, s.case.name, s.side, s.dtype, where.name, "?", 1, "", (), error=_words(error))]
 
 
 def _words(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _machine(wanted: Wanted, found: Found, where: Target) -> dict[str, Any]:
-    """What the machine code says, and how it fills a multiprocessor."""
-    compiler = importlib.import_module("gradlab.profiling.machine_code.compile_triton")
-    made = compiler.compiled(found, where)
-    file = found.file if wanted.lines else ""
+def _machine(wanted: Wanted, found: Found, where: Target, made: Any) -> tuple[dict[str, Any], dict[int, int]]:
+    """What the machine code needs, how it fills a multiprocessor, and its instructions by line where that is wanted."""
+    file, lines = found.file if wanted.lines else "", {}
     if where.backend == "cuda":
         registers, stack, static = sass.resources(made.code, where)
-        relined = sass.relined(made.assembly, file) if file else made.assembly
-        again = relined != made.assembly
-        counts = sass.read(made.code, "" if again else file)
-        if again:
+        if file:
             # Another table of lines may cost the assembler an instruction: counted is what Triton's launch runs.
-            counts = replace(counts, lines=sass.read(sass.assembled(relined, where), file).lines)
+            relined = sass.relined(made.assembly, file)
+            lines = sass.lines(made.code if relined == made.assembly else sass.assembled(relined, where), file)
     else:
         registers, stack, static = amdgcn.resources(made.assembly)
-        counts = amdgcn.count(made.assembly, file)
+        if file:
+            lines = dict(amdgcn.count(made.assembly, file).lines)
     full = occupancy(where, registers, made.threads, made.shared + static)
     machine = gpu_for(where, wanted.gpu)
     return {
         "threads": made.threads, "registers": registers, "stack": stack, "shared_static": static,
-        "shared_dynamic": made.shared, "counts": counts, "gpu": machine.name,
+        "shared_dynamic": made.shared, "gpu": machine.name,
         "blocks": full.blocks if full else None, "occupancy": full.share if full else None,
         "limiter": full.limiter if full else "",
         "waves": math.prod(found.grid) / (machine.multiprocessors * full.blocks) if full and full.blocks else None,
-    }  # fmt: skip
+    }, lines  # fmt: skip
 
 
 def _least(wanted: Wanted, subject: Subject, direction: str, where: Target) -> dict[str, Any]:

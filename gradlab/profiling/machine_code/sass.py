@@ -2,14 +2,19 @@
 
 import functools
 import importlib
+import itertools
 import re
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Sequence
 
 from gradlab.profiling.machine_code.counts import Counts
+from gradlab.profiling.machine_code.cubin import instructions
 from gradlab.profiling.machine_code.targets import RESERVED, Target
 from gradlab.profiling.machine_code.tools import say
 
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)")
+_OFFSET = re.compile(r"^\s+/\*([0-9a-f]+)\*/")
 _PLACE = re.compile(r'//## File "(.*?)", line (\d+)')
 _KINDS = {
     "tensor": re.compile(r"(H|HG|D|I|IG|Q|QG|O|B|UTC[A-Z]*)MMA\b"),
@@ -26,11 +31,30 @@ _WIDTH = re.compile(r"\.(?:U|S)?(8|16|64|128|256)\b")
 _BULK = re.compile(r"(UTMA|UBLK)")
 
 
+def read(cubins: Sequence[bytes], machine: str) -> list[Counts]:
+    """Count the instructions of each kernel.
+
+    One process takes all of them apart, as one stretch of code: nvdisasm needs 0.4 s to begin, whatever it is given.
+
+    Args:
+        machine: what they are assembled for, as PTX has it: "sm_90a".
+    """
+    codes = [instructions(cubin) for cubin in cubins]
+    text = str(say("nvdisasm", "-b", machine.replace("sm_", "SM"), data=b"".join(codes), suffix=".bin"))
+    ends = list(itertools.accumulate(map(len, codes)))
+    rows: list[list[str]] = [[] for _ in codes]
+    for row in text.splitlines():
+        found = _OFFSET.match(row)
+        if found:
+            rows[bisect_right(ends, int(found.group(1), 16))].append(row)
+    return [count("\n".join(of_one)) for of_one in rows]
+
+
 @functools.lru_cache(1024)
-def read(cubin: bytes, file: str = "") -> Counts:
-    """Count a kernel's instructions; by source line where the name of its file is given."""
-    text = say("nvdisasm", "-c", "-ndf", *(["-g"] if file else []), data=cubin, suffix=".cubin")
-    return count(str(text), file)
+def lines(cubin: bytes, file: str) -> dict[int, int]:
+    """Count a kernel's instructions by line of the source file of that name."""
+    text = say("nvdisasm", "-c", "-ndf", "-g", data=cubin, suffix=".cubin")
+    return dict(count(str(text), file).lines)
 
 
 def count(text: str, file: str = "") -> Counts:
@@ -113,12 +137,17 @@ _LOC = re.compile(
 
 def assembled(ptx: str, where: Target) -> bytes:
     """The PTX assembled as Triton does it."""
-    named = re.search(r"\.target\s+(\w+)", ptx)
     program = importlib.import_module("gradlab.profiling.machine_code.compile_triton").assembler(where)
-    words = ("-lineinfo", f"--gpu-name={named.group(1) if named else where.name}")
+    words = ("-lineinfo", f"--gpu-name={machine(ptx, where)}")
     made = say(program, *words, data=ptx.encode(), suffix=".ptx", out="kernel.cubin")
     assert isinstance(made, bytes)
     return made
+
+
+def machine(ptx: str, where: Target) -> str:
+    """What the PTX is written for, which may be more than the architecture has everywhere: "sm_90a"."""
+    named = re.search(r"\.target\s+(\w+)", ptx)
+    return named.group(1) if named else where.name
 
 
 def _bits(name: str) -> int:
