@@ -155,7 +155,9 @@ def multiply(b: Emitter, x: Uniform, y: Uniform) -> Uniform:
 
 
 def shifted(b: Emitter, x: Lane, y: Lane) -> Lane:
-    """x + y of integers, one of which has lanes: what is one scalar in all lanes is added apart."""
+    """x + y of integers, one of which has lanes; what is one scalar in all lanes stays apart where loops move it."""
+    if not b.across:
+        return Vector(b.op("add", x.element, registers(b, x), registers(b, y)), x.element)
     vectors, by = [], known(0, x.element)
     for part in (x, y):
         assert not isinstance(part, Pointer)

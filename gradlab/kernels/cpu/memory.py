@@ -330,7 +330,8 @@ def _either(
 
     def neighbours() -> str:
         base = b.emit(f"getelementptr {kind}, ptr {p.base}, {types.llvm(t)} {first}")
-        _prefetch(b, base, element is None)
+        if b.across:
+            _prefetch(b, base, element is None)
         return together(base)
 
     return _whole_or(b, same, element, neighbours, apart)

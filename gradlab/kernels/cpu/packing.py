@@ -93,7 +93,7 @@ def blocks(tiles: Tiles, name: str, high: int, wide: int,
             matrix(())
 
     tiles.forget()
-    with e.steady():
+    with e.steady(), e.moving_across():
         twice(tiles, [name], all_of_it)
 
 

@@ -233,7 +233,7 @@ class Tiles:
         axes = [axis for axis in range(len(shape)) if axis not in (along, skip)]
         if along >= 0 and along != skip:
             axes = [along, *axes] if outermost else [*axes, along]
-        with self.b.steady(steady):
+        with self.b.steady(steady), self.b.moving_across(outermost):
             self._nest(axes, shape, along, width, body, [None] * len(shape))
 
     def _nest(self, axes: list[int], shape: Sequence[int], along: int, width: int, body: Callable[[Index], None],
