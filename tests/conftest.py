@@ -70,6 +70,13 @@ def _seeded():
         torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _planned_anew():
+    """A test that changes a tile or a kernel is not answered by a plan that another one made."""
+    if "gradlab.kernels.plans_triton" in sys.modules:
+        sys.modules["gradlab.kernels.plans_triton"].forget()
+
+
 @pytest.fixture(scope="module")
 def triton_cpu(tmp_path_factory):
     """Triton's back end `cpu` is active, with a cache of the module's own."""

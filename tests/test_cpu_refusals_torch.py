@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import gradlab.torch as lab
-from gradlab.kernels import compiled_triton, elementwise_triton
+from gradlab.kernels import compiled_triton
 from gradlab.kernels.cpu import cache_triton, machine
 
 
@@ -25,7 +25,6 @@ def afresh(monkeypatch):
     """Nothing is compiled yet in this process."""
     monkeypatch.setattr(compiled_triton, "_prepared", {})
     monkeypatch.setattr(compiled_triton, "_kernels", {})
-    monkeypatch.setattr(elementwise_triton, "_rows", {})
 
 
 def on(monkeypatch, **other):

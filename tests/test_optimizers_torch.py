@@ -139,3 +139,65 @@ def test_a_subclass_that_is_not_known_is_one_line(name, where):
     said = "a gradient" if name == "clip_grad_norm_" else where
     with pytest.raises(TypeError, match=f"^{name}: {said} is a TwoTensor, wanted a plain torch.Tensor or a DTensor$"):
         lab.clip_grad_norm_([p], 1.0) if name == "clip_grad_norm_" else PAIRS[name][0]([p]).step()
+
+
+def _changes():
+    """What a user may do between two steps, to both optimizers alike."""
+
+    def state(optimizer):
+        for s in optimizer.state.values():
+            s.update({name: t.clone() for name, t in s.items() if isinstance(t, torch.Tensor)})
+
+    def lying_otherwise(optimizer):
+        p = optimizer.param_groups[0]["params"][0]
+        p.grad = p.grad.t().contiguous().t()
+
+    def left_out(optimizer):
+        optimizer.param_groups[0]["params"][1].grad = None
+
+    return {
+        "nothing": lambda optimizer: None,
+        "rate": lambda optimizer: optimizer.param_groups[0].update(lr=0.5),
+        "decay": lambda optimizer: optimizer.param_groups[1].update(weight_decay=0.3),
+        "state": state,
+        "state forgotten": lambda optimizer: optimizer.state.clear(),
+        "data": lambda optimizer: setattr(p := optimizer.param_groups[0]["params"][0], "data", p.data * 2),
+        "lying otherwise": lying_otherwise,
+        "left out": left_out,
+        "group": lambda optimizer: optimizer.add_param_group({"params": [optimizer.more]}),
+    }
+
+
+@pytest.mark.parametrize("change", _changes())
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+def test_a_step_like_the_last_sees_what_was_changed(name, change):
+    options = {"lr": 1e-2, "weight_decay": 0.1} | ({"momentum": 0.9} if name == "SGD" else {"amsgrad": True})
+    made = []
+    for module in (lab, torch.optim):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(*shape)) for shape in ((3, 4), (5,), (2, 3, 4), (7,))]
+        optimizer = getattr(module, name)([{"params": params[:2]}, {"params": params[2:3]}], **options)
+        optimizer.more = params[3]
+        for turn in range(6):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            if turn == 3:
+                assert module is torch.optim or optimizer._kept is not None
+                _changes()[change](optimizer)
+            optimizer.step()
+        made.append(params)
+    for ours, native in zip(*made, strict=True):
+        torch.testing.assert_close(ours, native, atol=1e-6, rtol=1e-5)
+
+
+def test_a_gradient_that_does_not_fit_is_refused_after_one_that_did():
+    p = torch.nn.Parameter(torch.randn(4))
+    optimizer = lab.Adam([p])
+    for _ in range(3):
+        p.grad = torch.randn(4)
+        optimizer.step()
+    optimizer.state[p]["exp_avg"] = torch.zeros(3)
+    before = p.detach().clone()
+    with pytest.raises(ValueError, match=r"shape of exp_avg is \[3\]"):
+        optimizer.step()
+    assert torch.equal(p, before)

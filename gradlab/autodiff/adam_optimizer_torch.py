@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from gradlab.autodiff.arguments import refuse, want_bool, want_choice
-from gradlab.autodiff.optimizer_torch import OneLaunch, Row
-from gradlab.autodiff.shards_torch import local, part_of
+from gradlab.autodiff.optimizer_torch import OneLaunch, Row, nothing
+from gradlab.autodiff.shards_torch import part_of
 from gradlab.kernels import adam_triton as kernels
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
 from gradlab.kernels.rounding_triton import key
@@ -93,7 +93,7 @@ class Adam(OneLaunch, torch.optim.Adam):
     def _row(self, group: dict[str, Any], p: torch.Tensor, number: int) -> Row:
         """(p, g, m, v, largest v, master); learning rate and step where they are on the device; the rounding's key."""
         assert p.grad is not None
-        state, none = self.state[p], local(p).new_empty(0)
+        state, none = self.state[p], nothing(p.dtype, p.device)
         dtype = self._dtype_of("exp_avg", p)
         if not state:
             # On the host, as torch keeps it: reading it must not wait for the device.
@@ -105,16 +105,28 @@ class Adam(OneLaunch, torch.optim.Adam):
             state["master"] = p.detach().to(torch.float32, memory_format=torch.preserve_format)
         step, rate = self._step_of(group, p, state), group["lr"]
         at_hand = not isinstance(rate, torch.Tensor) or rate.device != p.device
-        scalars = kernels.scalars(
-            lr=float(rate) if at_hand else 1.0, step=math.inf if step.numel() else float(state["step"]),
-            beta1=float(group["betas"][0]), beta2=float(group["betas"][1]), eps=float(group["eps"]),
-            weight_decay=float(group["weight_decay"]), maximize=group["maximize"],
-            decoupled=group["decoupled_weight_decay"],
-        )  # fmt: skip
+        scalars = self._scalars_of(group, math.inf if step.numel() else state["step"].item(), at_hand)
         master = state["master"] if self.master_weights and p.dtype in HALF else none
-        top = state["max_exp_avg_sq"] if group["amsgrad"] else none.to(dtype)
+        top = state["max_exp_avg_sq"] if group["amsgrad"] else nothing(dtype, p.device)
         tensors = (p, p.grad, state["exp_avg"], state["exp_avg_sq"], top, master)
-        return Row(tensors, scalars, (none if at_hand else rate, step, self._key(number, p)))
+        key = self._key(number, p) if self.state_dtype == torch.bfloat16 else 0
+        return Row(tensors, scalars, (none if at_hand else rate, step, key))
+
+    def _scalars_of(self, group: dict[str, Any], turn: float, at_hand: bool) -> list[float]:
+        """The kernel's scalars, worked out once for all parameters of a group that are at the same step."""
+        scalars = self._scalars.get((id(group), turn, at_hand))
+        if scalars is None:
+            scalars = self._scalars[id(group), turn, at_hand] = kernels.scalars(
+                lr=float(group["lr"]) if at_hand else 1.0, step=turn, beta1=float(group["betas"][0]),
+                beta2=float(group["betas"][1]), eps=float(group["eps"]), weight_decay=float(group["weight_decay"]),
+                maximize=group["maximize"], decoupled=group["decoupled_weight_decay"],
+            )  # fmt: skip
+        return scalars
+
+    def _numbers(self, group: dict[str, Any], p: torch.Tensor) -> list[float]:
+        step = self.state[p]["step"]
+        step += 1
+        return self._scalars_of(group, step.item(), True)
 
     def _key(self, number: int, p: torch.Tensor) -> int:
         """Of the rounding: ranks that hold different parts of a parameter round them apart."""
@@ -127,7 +139,7 @@ class Adam(OneLaunch, torch.optim.Adam):
         found = isinstance(getattr(self, "found_inf", None), torch.Tensor)
         if not (found or group["fused"] or self.state_dtype == torch.bfloat16 or step.device.type != "cpu"):
             step += 1
-            return step.new_empty(0)
+            return nothing(step.dtype, step.device)
         # Whether the step is made is known on the device alone; there it stays, for reading it would wait.
         state["step"] = step.to(p.device, torch.float32, non_blocking=True)
         return state["step"]

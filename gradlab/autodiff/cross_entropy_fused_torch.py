@@ -15,6 +15,7 @@ from gradlab.autodiff.row_sums_torch import Reduction, divisors, joined, reduced
 from gradlab.kernels import cross_entropy_fused_triton as kernels
 from gradlab.kernels import cross_entropy_triton as plain
 from gradlab.kernels import row_sums_triton as sums
+from gradlab.kernels.plans_triton import unplanned
 
 _OP = "cross_entropy"
 # The version at which logits were given away: until somebody writes to them again, they hold no logits.
@@ -100,6 +101,8 @@ def _want_one_backward(taken: bool, *cotangents: torch.Tensor | None) -> None:
 def onto(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None, options: Options,
          asked: Reduction, leaf: bool) -> tuple[torch.Tensor, torch.Tensor] | None:  # fmt: skip
     """The loss of logits x[N V D], and what the z-loss added; None where no gradient asks for their memory."""
+    # Which logits were given away is remembered.
+    unplanned()
     _want_place(x, q, leaf)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return None

@@ -11,6 +11,8 @@ import torch
 from gradlab.autodiff import shards_torch as shards
 from gradlab.autodiff.arguments import FLOATS, dtype_name, refuse
 from gradlab.autodiff.arguments_torch import DEVICES
+from gradlab.autodiff.optimizer_kept_torch import Kept, kept
+from gradlab.kernels import memory_triton as memory
 from gradlab.kernels.launch_triton import capturing
 from gradlab.kernels.many_triton import dense
 
@@ -44,6 +46,10 @@ class OneLaunch(torch.optim.Optimizer):
     grad_norm: torch.Tensor | None = None
     # Parameters whose state began in the step that is being made.
     _begun: set[torch.Tensor] = frozenset()  # type: ignore[assignment]
+    # The last step, where the next may be made like it.
+    _kept: Kept | None = None
+    # What is the same for all parameters of a group whose numbers of steps are, in the step that is being made.
+    _scalars: dict[tuple[Any, ...], list[float]]
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         _outside_of_compile()
@@ -66,6 +72,10 @@ class OneLaunch(torch.optim.Optimizer):
 
     def _row(self, group: dict[str, Any], p: torch.Tensor, number: int) -> Row:
         """The step of parameter `number`, counted over all groups, that begins here."""
+        raise NotImplementedError
+
+    def _numbers(self, group: dict[str, Any], p: torch.Tensor) -> list[float]:
+        """The scalars of the parameter's step that begins here, where one was made before."""
         raise NotImplementedError
 
     def _dtype_of(self, key: str, p: torch.Tensor) -> torch.dtype:
@@ -91,20 +101,39 @@ class OneLaunch(torch.optim.Optimizer):
         # Everything is looked at before anything is written: an error leaves no half-made step behind.
         self._refuse_options()
         moving = self._moving()
+        params, options = [p for _, _, p in moving], self._options()
+        self._begun, self._scalars = set(), {}
+        last = self._kept
+        columns = last.columns(params, self.state, options) if last is not None else None
+        if last is not None and columns is not None:
+            clip = self._clip(params)
+            scalars = [x for _, group, p in moving for x in self._numbers(group, p)]
+            self._step_all(columns, scalars, last.late, clip)
+            return loss
         for _, group, p in moving:
             self._refuse_row(group, p)
-        clip = self._clip([p for _, _, p in moving])
+        clip = self._clip(params)
         batches: dict[tuple, list[Row]] = defaultdict(list)
-        self._begun = set()
-        times: dict[torch.Tensor, int] = {}
+        times: dict[int, int] = {}
         for number, group, p in moving:
             row = self._row(group, p, number)
             # A parameter that is there twice takes its second step in a launch behind the first.
-            times[p] = times.get(p, -1) + 1
-            batches[times[p], p.device, *(t.dtype for t in row.tensors)].append(_local(row, p))
+            time = times[id(p)] = times.get(id(p), -1) + 1
+            batches[time, p.device, *[t.dtype for t in row.tensors]].append(_local(row, p))
         for batch in sorted(batches, key=lambda found: found[0]):
             self._launch(batches[batch], clip)
+        self._kept = kept(next(iter(batches.values())), self.state, options) if len(batches) == 1 else None
         return loss
+
+    def _options(self) -> tuple[Any, ...] | None:
+        """What a step depends on besides tensors, a rate and how often it was made; None where it is on the device."""
+        found: list[Any] = [getattr(self, name) for name in self._own]
+        for group in self.param_groups:
+            rate = group["lr"]
+            found += [0 if isinstance(rate, float) else rate, len(group["params"])]
+            found += [value for option, value in group.items() if option not in ("params", "lr")]
+        amp = [getattr(self, name, None) for name in ("found_inf", "grad_scale")]
+        return None if any(isinstance(t, torch.Tensor) for t in amp) else memory.signature(found)
 
     def _moving(self) -> list[tuple[int, dict[str, Any], torch.Tensor]]:
         """The parameters that have a gradient, with their groups, numbered over all."""
@@ -177,6 +206,12 @@ class OneLaunch(torch.optim.Optimizer):
                     given.copy_(used[i])
 
 
+@functools.cache
+def nothing(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor without elements, which stands where a row has none; one for all."""
+    return torch.empty(0, dtype=dtype, device=device)
+
+
 def want_steppable(name: str, tensors: dict[str, torch.Tensor]) -> None:
     """Refuse what is sparse, complex, of another dtype than the lab's, or on a device without kernels."""
     for what, t in tensors.items():
@@ -217,6 +252,8 @@ def _local(row: Row, p: torch.Tensor) -> Row:
 def _lie_like(model: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """`t`, or a copy of it that lies as the model does; a place that the kernel does not touch has no elements."""
     if not t.numel():
+        return t
+    if t.stride() == model.stride():
         return t
     strides = zip(t.stride(), model.stride(), t.shape, strict=True)
     return t if all(a == b or n == 1 for a, b, n in strides) else torch.empty_like(model).copy_(t)

@@ -12,6 +12,8 @@ import torch
 from gradlab.autodiff import batched_torch
 from gradlab.kernels import memory_triton as memory
 from gradlab.kernels import ranges
+from gradlab.kernels.launch_triton import bare
+from gradlab.kernels.plans_triton import Plans
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,6 +23,8 @@ def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate the public function of `op`: an eager call opens a range of its name, shapes, FLOPs and bytes."""
 
     def decorate(fn: Callable[P, R]) -> Callable[P, R]:
+        planned = Plans(fn)
+
         @functools.wraps(fn)
         def call(*args: P.args, **options: P.kwargs) -> R:
             # The compiler is asked first: its programs are then not guarded by whether ranges are on.
@@ -29,13 +33,25 @@ def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             if torch.jit.is_tracing():
                 _refuse_trace(fn.__name__)
             if ranges.opener is None:
-                return fn(*args, **options)
+                signature = _signature(args, options)
+                return fn(*args, **options) if signature is None else planned(signature, args, options)
             with ranges.opener.call("torch", op, fn, args, options):
                 return fn(*args, **options)
 
         return call
 
     return decorate
+
+
+def _signature(args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...] | None:
+    """What a call depends on where it computes alone: autograd records nothing, and nobody else takes part."""
+    if not bare() or torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return None
+    values = (*args, *options.values()) if options else args
+    if not unrecorded(values) or torch.is_autocast_enabled("cpu"):
+        return None
+    found = memory.signature(values)
+    return None if found is None else (len(args), *options, *found)
 
 
 def _refuse_trace(name: str) -> NoReturn:

@@ -8,9 +8,8 @@ import torch
 from gradlab.autodiff.arguments import refuse, want_floats
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.optimizer_torch import OneLaunch, Row
+from gradlab.autodiff.optimizer_torch import OneLaunch, Row, nothing
 from gradlab.autodiff.ranges_torch import Function, public
-from gradlab.autodiff.shards_torch import local
 from gradlab.kernels import sgd_triton as kernels
 from gradlab.kernels.sgd import LR
 
@@ -59,11 +58,18 @@ class SGD(OneLaunch, torch.optim.SGD):
                 self._begun.add(p)
             # As in torch, both steps of a parameter that is there twice are the first then.
             first = p in self._begun
-        scalars = kernels.scalars(
-            lr=float(group["lr"]), momentum=momentum, dampening=float(group["dampening"]), first=first,
-            weight_decay=float(group["weight_decay"]), nesterov=group["nesterov"], maximize=group["maximize"],
-        )  # fmt: skip
-        return Row((p, p.grad, local(p).new_empty(0) if buffer is None else buffer), scalars)
+        buffer = nothing(p.dtype, p.device) if buffer is None else buffer
+        return Row((p, p.grad, buffer), self._numbers(group, p, first))
+
+    def _numbers(self, group: dict[str, Any], p: torch.Tensor, first: bool = False) -> list[float]:
+        scalars = self._scalars.get((id(group), first))
+        if scalars is None:
+            scalars = self._scalars[id(group), first] = kernels.scalars(
+                lr=float(group["lr"]), momentum=float(group["momentum"]), dampening=float(group["dampening"]),
+                first=first, weight_decay=float(group["weight_decay"]), nesterov=group["nesterov"],
+                maximize=group["maximize"],
+            )  # fmt: skip
+        return scalars
 
     def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple],
                   clip: torch.Tensor | None) -> None:  # fmt: skip

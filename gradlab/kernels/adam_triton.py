@@ -250,7 +250,7 @@ def _adam(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], exp_avg
     rates = [wide[lr.data_ptr()] for lr in lrs]
     columns = [params, grads, exp_avgs, exp_avg_sqs]
     columns += [max_exp_avg_sqs or [exp_avgs[0].new_empty(0)] * T, masters or [params[0].new_empty(0)] * T]
-    late = [[t.data_ptr() if t.numel() else 0 for t in row] if row else [0] * T for row in (rates, steps)]
+    late = [[t.data_ptr() for t in row] if row else [0] * T for row in (rates, steps)]
     # fmt: off
     launch_many(
         _adam_kernel, columns, (0, 2, 3, 4, 5), scalars,

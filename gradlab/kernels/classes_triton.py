@@ -12,6 +12,10 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.launch_triton import block, capturing, kernel, launch
+from gradlab.kernels.plans_triton import looks
+
+# Classes that the host looks at one by one.
+FEW = 256
 
 
 class Note(NamedTuple):
@@ -70,11 +74,18 @@ def unknown(t: torch.Tensor, V: int, ignore_index: int) -> torch.Tensor:
     return f
 
 
+@looks
 def refuse_unknown(op: str, t: torch.Tensor, V: int, D: int, ignore_index: int) -> None:
     """Raise an IndexError for a class in t[N D] that is neither in [0, V) nor ignore_index; on CUDA, at a later call.
 
     t comes flat; D says how it was, so that the message can name the place.
     """
+    if not t.is_cuda and t.numel() <= FEW:
+        # torch's ops below take the host ten times as long.
+        for row, value in enumerate(t.tolist()):
+            if not 0 <= value < V and value != ignore_index:
+                raise IndexError(_said(op, row, value, V, D))
+        return
     if not t.is_cuda:
         # torch converts a number to the tensor's dtype first: uint8 255 would equal an ignore_index of -1.
         wide = t.to(torch.int64)

@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from gradlab.kernels import known_triton
 from gradlab.kernels.cpu import cache_triton
 from gradlab.kernels.cpu.binary import Binary
 from gradlab.kernels.cpu.compiler import CPUBackend
@@ -32,24 +33,31 @@ class Prepared:
     """A kernel with, for each of its arguments, where among the launch's it stands and whether it is a tensor.
 
     Attributes:
+        jit: the kernel's source, which its number in a key stands for as long as this holds it.
         numbers: for each argument of the machine code, which of the launch's arguments it is.
         tensors: whether that is a tensor, whose address is taken.
     """
 
-    __slots__ = ("kernel", "numbers", "tensors")
+    __slots__ = ("_any", "jit", "kernel", "numbers", "tensors")
 
     def __init__(self, kernel: Kernel, jit: JITFunction, args: Sequence[Any]) -> None:
-        self.kernel = kernel
-        names = [*jit.arg_names[: len(args)], *ANY.get(jit, ())]
+        self.kernel, self.jit, self._any = kernel, jit, ANY.get(id(jit), ())
+        names = [*jit.arg_names[: len(args)], *self._any]
         self.numbers = [names.index(name) for name, _ in kernel.binary.arguments]
         self.tensors = [i < len(args) and isinstance(args[i], torch.Tensor) for i in self.numbers]
+
+    def values(self, args: Sequence[Any], constants: dict[str, Any]) -> list[Any]:
+        """Addresses and numbers in the order of the machine code's arguments."""
+        if self._any:
+            args = (*args, *[constants[name] for name in self._any])
+        return [args[i].data_ptr() if tensor else args[i] for i, tensor in zip(self.numbers, self.tensors, strict=True)]
 
 
 _prepared: dict[tuple, Prepared] = {}
 # By what the compiler is told, which is less: several launches have one kernel.
 _kernels: dict[tuple, Kernel] = {}
-# Constants of kernels that are arguments here, by name: `launch_triton.kernel_of_any`.
-ANY: dict[JITFunction, tuple[str, ...]] = {}
+# Constants of kernels that are arguments here, by name, for the kernel's id: `launch_triton.kernel_of_any`.
+ANY: dict[int, tuple[str, ...]] = {}
 
 
 def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: dict[str, Any]) -> None:
@@ -60,20 +68,19 @@ def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: d
         constants: the kernel's `tl.constexpr` parameters by name.
     """
     found = prepared(jit, args, constants)
-    if jit in ANY:
-        args = (*args, *[constants[name] for name in ANY[jit]])
-    values = [args[i].data_ptr() if tensor else args[i] for i, tensor in zip(found.numbers, found.tensors, strict=True)]
     x, y, z = (*grid, 1, 1)[:3]
-    found.kernel((x, y, z), values)
+    found.kernel((x, y, z), found.values(args, constants))
 
 
 def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> Prepared:
     """The kernel of such a launch, compiled at the first."""
+    any_value = ANY.get(id(jit), ())
     # What of the arguments the code depends on: dtypes, which integers are 0 or 1, which are past 32 bits. Most are integers.
     key = (
-        jit,
+        # A kernel's own hash is that of its source, which takes longer than the look-up.
+        id(jit),
         *[
-            # As `kind` has it, without a call for each.
+            # Not by a function, whose call for each would take longer than the rest.
             (a if a == 1 or a == 0 else 32 if -(2**31) <= a < 2**31 else 64)
             if a.__class__ is int
             else a.dtype
@@ -81,7 +88,7 @@ def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
             else float
             for a in args
         ],
-        *(constants.values() if jit not in ANY else [v for name, v in constants.items() if name not in ANY[jit]]),
+        *(constants.values() if not any_value else [v for name, v in constants.items() if name not in any_value]),
     )
     found = _prepared.get(key)
     if found is None:
@@ -94,27 +101,26 @@ def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
     return found
 
 
-def kind(number: float) -> Any:
-    """What of a number in a launch's arguments the code depends on."""
-    if isinstance(number, float):
-        return float
-    return int(number) if number in (0, 1) else 32 if -(2**31) <= number < 2**31 else 64
-
-
 def compiled(made: ASTSource) -> Binary:
     """The machine code of a launch, out of Triton's cache on disk where it is there."""
     cache_triton.install()
     # A checkout that is not installed has no entry point by which Triton finds the back end.
     backends.setdefault("cpu", Backend(compiler=CPUBackend, driver=CPUDriver))
+    options = {"enable_fp_fusion": True}
     with PARSER:
-        found = triton.compile(made, target=TARGET, options={"enable_fp_fusion": True})
+        name = known_triton.key(made, CPUBackend(TARGET), options)
+        known = known_triton.find(name, made)
+        if known is not None:
+            return known
+        found = triton.compile(made, target=TARGET, options=options)
+        known_triton.keep(name, found.hash)
     return Binary.unseal(found.asm["obj"])
 
 
 def source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any],
            kind: type[ASTSource] = ASTSource) -> ASTSource:  # fmt: skip
     """A launch as the compiler takes it, in Triton's words or those of a class of its own."""
-    any_value = ANY.get(jit, ())
+    any_value = ANY.get(id(jit), ())
     signature, fixed = dict.fromkeys(any_value, "i32"), {k: v for k, v in constants.items() if k not in any_value}
     for parameter, value in zip(jit.params, args, strict=False):
         name = parameter.name

@@ -8,9 +8,7 @@ import torch
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import compiled_triton
-from gradlab.kernels.compiled_triton import Prepared
-from gradlab.kernels.launch_triton import bare, block, kernel, launch, op
+from gradlab.kernels.launch_triton import block, kernel, launch, op
 
 # Elements of one program.
 TILE = 4096
@@ -55,11 +53,7 @@ def elementwise(jit: JITFunction, tensors: Sequence[torch.Tensor], *scalars: Any
     The axes are taken in the order in which the last tensor lies in memory, which its tiles follow.
     """
     last = tensors[-1]
-    contiguous = all(t.is_contiguous() for t in tensors)
-    if contiguous and 0 < last.numel() < 2**31 and bare(last.device):
-        _row(jit, tensors, scalars, constants)
-        return
-    if contiguous:
+    if all(t.is_contiguous() for t in tensors):
         # One row of neighbours, without a view of each tensor, which takes the host longer than a small kernel.
         M, N, written = 1, last.numel(), writes
         parts: list[Any] = [part for t in tensors for part in (t, 0, 1)]
@@ -79,24 +73,6 @@ def elementwise(jit: JITFunction, tensors: Sequence[torch.Tensor], *scalars: Any
         **constants, BM=BM, BN=BN, writes=written,
     )
     # fmt: on
-
-
-_rows: dict[tuple, Prepared] = {}
-
-
-def _row(
-    jit: JITFunction, tensors: Sequence[torch.Tensor], scalars: Sequence[float], constants: dict[str, Any]
-) -> None:
-    """A launch over one row of neighbours on a CPU, the way of most eager calls: the kernel is found by dtypes alone."""
-    N = tensors[-1].numel()
-    BN = block(N, TILE)
-    key = (jit, BN, *[t.dtype for t in tensors], *[compiled_triton.kind(s) for s in scalars], *constants.values())
-    found = _rows.get(key)
-    if found is None:
-        like = [part for t in tensors for part in (t, 0, 1)]
-        found = _rows[key] = compiled_triton.prepared(jit, [*like, *scalars, 1, N], {**constants, "BM": 1, "BN": BN})
-    values = [part for t in tensors for part in (t.data_ptr(), 0, 1)] + [*scalars, 1, N]
-    found.kernel((-(-N // BN), 1, 1), [values[i] for i in found.numbers])
 
 
 def matrix(t: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:

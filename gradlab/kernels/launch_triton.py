@@ -17,7 +17,7 @@ import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import compiled_triton, ranges
+from gradlab.kernels import compiled_triton, plans_triton, ranges
 from gradlab.kernels import memory_triton as memory
 from gradlab.kernels.forking import Lock
 
@@ -44,7 +44,7 @@ def kernel_of_any(*names: str) -> Callable[[Callable], JITFunction]:
 
     def decorated(fn: Callable) -> JITFunction:
         jit = kernel(fn)
-        compiled_triton.ANY[jit] = names
+        compiled_triton.ANY[id(jit)] = names
         return jit
 
     return decorated
@@ -135,10 +135,9 @@ def interpreted(device: torch.device) -> bool:
     return device.type != "cuda" and _interpreting and _recorded is None
 
 
-def bare(device: torch.device) -> bool:
-    """Whether a launch on this device runs the CPU's machine code with a CPU's tiles, unnoted and in no named range."""
-    unnoted = _recorded is None and _note is None and ranges.opener is None
-    return device.type == "cpu" and unnoted and not (_interpreting or _gpu_sizes)
+def bare() -> bool:
+    """Whether a launch on a CPU runs its machine code with a CPU's tiles, unnoted and in no named range."""
+    return _recorded is None and _note is None and ranges.opener is None and not (_interpreting or _gpu_sizes)
 
 
 def _from_environment() -> bool:
@@ -171,6 +170,8 @@ def launch(jit: JITFunction, grid: Sequence[int], *args: Any, writes: Sequence[t
         return
     if _recorded is not None:
         _recorded.append(Launch(jit, tuple(grid), args, warps, stages, constants))
+        return
+    if plans_triton.noted(jit, grid, args, constants):
         return
     if ranges.opener is None:
         _run(jit, grid, args, writes, warps, stages, constants)
@@ -254,8 +255,8 @@ def op(name: str, fake: Callable, mutates: Sequence[str] = (), from_host: bool =
     """Register a launching function as the custom op `gradlab::name`.
 
     Crossing the dispatcher costs tens of microseconds a call, so an eager call on plain tensors goes straight to
-    the function; a compiler, a tracing mode or a wrapped tensor gets the registered op. Lazy tensors are made real
-    here, in front of both.
+    the function, on a CPU by its plan; a compiler, a tracing mode or a wrapped tensor gets the registered op. Lazy
+    tensors are made real here, in front of both.
 
     Args:
         fake: the same signature on tensors without data: gives the results' shapes, strides and dtypes.
@@ -275,11 +276,15 @@ def op(name: str, fake: Callable, mutates: Sequence[str] = (), from_host: bool =
         names = list(inspect.signature(fn).parameters)
         written = [names.index(argument) for argument in mutates]
         lazily, lazily_registered = (memory.resolving(name, f, written) for f in (fn, overload))
+        planned = plans_triton.Plans(fn)
 
         @functools.wraps(fn)
         def call(*args: Any) -> Any:
             if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-                return overload(*args)
+                return fn(*args) if plans_triton.noting() else overload(*args)
+            signature = memory.signature(args) if bare() else None
+            if signature is not None:
+                return planned(signature, args)
             found = memory.strange(args)
             if not found:
                 return fn(*args)

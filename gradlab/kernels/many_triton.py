@@ -7,12 +7,16 @@ order: the number of them not past a program names the tensor that the program w
 
 import struct
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from itertools import accumulate, chain
+from operator import or_
 from typing import Any
 
 import torch
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
+from gradlab.kernels import ranges
 from gradlab.kernels.launch_triton import (
     accumulator,
     block,
@@ -85,6 +89,8 @@ def times(factor, x):
 
 def dense(t: torch.Tensor) -> torch.Tensor:
     """The tensor itself when its elements fill their memory without gaps or overlaps, else a contiguous copy."""
+    if t.is_contiguous():
+        return t
     expected = 1
     for stride, size in sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n != 1):
         if stride != expected:
@@ -120,49 +126,38 @@ def launch_many(jit: JITFunction, columns: Sequence[Sequence[torch.Tensor]], wri
     Raises:
         TypeError: a tensor is bfloat16 and Triton's interpreter runs the kernel, which knows no such numbers.
     """
-    tensors = list(zip(*columns, strict=True))
-    each = len(scalars) // max(len(tensors), 1)
-    rows = [
-        (row, scalars[each * i : each * (i + 1)], words[i] if words else ())
-        for i, row in enumerate(tensors)
-        if row[0].numel()
-    ]
-    if not rows:
+    sizes = [t.numel() for t in columns[0]]
+    T, each = len(sizes), len(scalars) // max(len(sizes), 1)
+    if 0 in sizes:
+        there = [i for i in range(T) if sizes[i]]
+        scalars = [x for i in there for x in scalars[each * i : each * (i + 1)]]
+        columns, words = [[column[i] for i in there] for column in columns], [words[i] for i in there if words]
+        sizes, T = [sizes[i] for i in there], len(there)
+    if not T:
         return
-    first = rows[0][0]
+    first = [column[0] for column in columns]
     if interpreted(first[0].device) and any(t.dtype == torch.bfloat16 for t in first):
         # What it reads by address no copy in float32 can stand in for.
         raise TypeError(
             f"{op}: a tensor is bfloat16, wanted float64, float32 or float16 under GRADLAB_CPU=interpret: Triton's "
             "interpreter has no bfloat16"
         )
-    dtype, named = first[0].dtype, dtypes or {"DTYPE": 0}
-    constants |= {"ACC": triton_dtype(accumulator(dtype)), "BE": chunk}
-    constants |= {name: triton_dtype(first[i].dtype) for name, i in named.items()}
-    _launch_table(op, jit, rows, chunk, args, constants)
-
-
-def _launch_table(op: str, jit: JITFunction, rows: list, BE: int, args: Sequence[torch.Tensor | None],
-                  constants: dict[str, Any]) -> None:  # fmt: skip
-    words: list[int] = []
-    firsts, chunks = [], 0
-    for row, values, more in rows:
-        size = row[0].numel()
-        words += [t.data_ptr() if t.numel() else 0 for t in row] + [size]
-        words += struct.unpack(f"{len(values)}q", struct.pack(f"{len(values)}d", *values))
-        words += more
-        firsts.append(chunks)
-        chunks += -(-size // BE)
-    table = on_device(words + firsts, torch.int64, rows[0][0][0].device, op)
-    T = len(rows)
-    aligned = all(t.data_ptr() % 16 == 0 for row, *_ in rows for t in row if t.numel())
+    # By columns, each in one pass: thousands of tensors take the host longer than their kernel.
+    addresses = [[t.data_ptr() for t in column] for column in columns]
+    bits = struct.unpack(f"{len(scalars)}q", struct.pack(f"{len(scalars)}d", *scalars))
+    table = [*addresses, sizes, *(bits[i::each] for i in range(each)), *zip(*words, strict=True)]
+    starts = list(accumulate([-(-size // chunk) for size in sizes], initial=0))
+    on = on_device([*chain.from_iterable(zip(*table, strict=True)), *starts[:-1]], torch.int64, first[0].device, op)
+    named = {"DTYPE": 0} if dtypes is None else dtypes
     # fmt: off
     launch(
-        jit, [chunks],
-        table,
+        jit, [starts[-1]],
+        on,
         T,
-        *(table if a is None else a for a in args),
-        ALIGNED=aligned, WORDS=len(words) // T, BT=block(T, 2**20, least=1), **constants, writes=[table], warps=8,
-        holds=[t for row, *_ in rows for t in row if t.numel()],
+        *(on if a is None else a for a in args),
+        **{name: triton_dtype(first[i].dtype) for name, i in named.items()}, ACC=triton_dtype(accumulator(first[0].dtype)),
+        ALIGNED=not reduce(or_, chain.from_iterable(addresses)) % 16, WORDS=len(table), BT=block(T, 2**20, least=1),
+        BE=chunk, **constants, writes=[on], warps=8,
+        holds=[] if ranges.opener is None else [t for t in chain.from_iterable(columns) if t.numel()],
     )
     # fmt: on

@@ -8,7 +8,9 @@ torch's dispatch keys tell all of them apart in one question; they are private, 
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -26,8 +28,13 @@ _LAZY = _bits("Negative", "Conjugate", "ZeroTensor")
 # A subclass without a dispatch of its own has no such key, but torch_function of its own.
 _SUBCLASS = _bits("Python")
 _keys_of = torch._C._dispatch_keys
+_NOT_CPU = _STRANGE | (_bits("CUDA") & ~_bits("CPU"))
+# What else an op takes, and is told apart by its type and value.
+_VALUES = {int, float, bool, str, type(None), torch.dtype}
 # Classes whose instances have no dispatch of their own.
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = set(PLAIN)
+_raw_repr = torch._C.DispatchKeySet.raw_repr
 _KINDS = {
     "Batched": "a batched tensor of vmap", "FuncTorchGradWrapper": "a tensor of torch.func's transforms",
     "Functionalize": "a functional tensor", "Meta": "a meta tensor", "Sparse": "a sparse tensor",
@@ -47,13 +54,38 @@ def strange(args: tuple) -> int:
             found |= _keys_of(a).raw_repr()
             if type(a) not in PLAIN:
                 found |= _SUBCLASS
-        elif isinstance(a, list | tuple):
-            for t in a:
-                if isinstance(t, torch.Tensor):
-                    found |= _keys_of(t).raw_repr()
-                    if type(t) not in PLAIN:
-                        found |= _SUBCLASS
+        elif isinstance(a, list | tuple) and a and isinstance(a[0], torch.Tensor):
+            # An optimizer's lists are long: not one by one.
+            found |= reduce(or_, map(_raw_repr, map(_keys_of, a)))
+            if not _PLAIN.issuperset(map(type, a)):
+                found |= _SUBCLASS
     return found & _STRANGE
+
+
+def signature(args: Iterable[Any]) -> tuple | None:
+    """What a call depends on besides addresses and elements; None unless all tensors are plain ones on a CPU.
+
+    None too for lists of tensors, and for what is neither a tensor, a number, a string nor a list of these.
+    """
+    parts: list[Any] = []
+    for a in args:
+        kind = type(a)
+        if kind in PLAIN:
+            if _keys_of(a).raw_repr() & _NOT_CPU:
+                return None
+            parts += (a.dtype, a.shape, a.stride(), a.requires_grad)
+        elif kind in _VALUES:
+            parts += (kind, a)
+        elif kind in (list, tuple) and _VALUES.issuperset(kinds := [type(value) for value in a]):
+            parts += (*kinds, *a)
+        else:
+            return None
+    return tuple(parts)
+
+
+def plain(tensors: list[Any]) -> bool:
+    """Whether all are tensors, no one wrapped, lazy or of a class of its own."""
+    return _PLAIN.issuperset(map(type, tensors)) and not strange((tensors,))
 
 
 def has_memory(t: torch.Tensor) -> bool:

@@ -6,6 +6,7 @@ kernel is launched. This module is imported with Triton itself: torch and LLVM w
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -172,6 +173,10 @@ def _times(call: Callable[[], Any], milliseconds: float, least: int) -> list[flo
 def _launcher(src: Any, metadata: Any) -> Any:
     from gradlab.kernels.cpu.launcher_triton import Launcher
 
+    if "torch._inductor.runtime.triton_heuristics" in sys.modules:
+        from gradlab.kernels.cpu import ahead_torch
+
+        ahead_torch.install()
     return Launcher(src, metadata)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from gradlab.kernels.cpu.binary import Binary
 from gradlab.kernels.cpu.machine import Code
 from gradlab.kernels.cpu.slots import Slots
-from gradlab.kernels.cpu.threads import Team
+from gradlab.kernels.cpu.threads import LONGEST, Team
 
 # Seconds of work from which on a second thread is worth waking.
 SPREAD = 200e-6
@@ -83,7 +83,8 @@ class Kernel:
                 return
         memory = self._take()
         self._slots.write(memory.arguments, values)
-        if programs * self._seconds < SPREAD:
+        expected = programs * self._seconds
+        if expected < SPREAD or (expected < LONGEST and self._threads() == 1):
             start = time.perf_counter()
             failure = self._run(memory, memory.address, 0, programs, grid)
             # A launch that had to wait for its CPU says little; a few that last make themselves heard.

@@ -89,6 +89,16 @@ def object_code(ir: str, machine: Machine) -> bytes:
         return target.emit_object(module)
 
 
+def position_independent(ir: str, machine: Machine, entry: str, name: str) -> bytes:
+    """The object file of a module of IR text for a linker, its function `entry` called `name`."""
+    llvm = _binding()
+    with _lock:
+        module, _ = _optimized(ir.replace(f"@{entry}(", f'@"{name}"('), machine)
+        found = llvm.Target.from_triple(machine.triple)
+        target = found.create_target_machine(cpu=machine.cpu, features=machine.features, opt=2, reloc="pic")
+        return target.emit_object(module)
+
+
 def assembly(ir: str, machine: Machine) -> str:
     """The assembly text of a module of IR text."""
     with _lock:
