@@ -207,11 +207,18 @@ def _resized(subject: Subject, length: Callable[[int], int]) -> list[np.ndarray]
         if i not in subject.wrt and a.dtype.kind in "iu":
             arrays[i] = np.where(a >= least, a % least, a)
     changed = any(a.shape != b.shape for a, b in zip(arrays, subject.arrays, strict=True))
-    # Indices that were distinct stay so: who writes to places twice has no gradient to speak of.
-    places = [(a, b) for i, (a, b) in enumerate(zip(subject.arrays, arrays, strict=True)) if i not in subject.wrt]
-    if not changed or any(not _distinct(a) <= _distinct(b) or _moved(a, b) for a, b in places):
+    if not changed or (subject.side.name == "torch" and _collide(subject, arrays)):
         return None
     return arrays if _takes(subject, arrays) else None
+
+
+def _collide(subject: Subject, arrays: list[np.ndarray]) -> bool:
+    """Whether indices that were distinct no longer are: torch's writes to a place twice have no gradient to speak of.
+
+    jax gives the gradient of such a write to who wrote last.
+    """
+    places = [(a, b) for i, (a, b) in enumerate(zip(subject.arrays, arrays, strict=True)) if i not in subject.wrt]
+    return any(not _distinct(a) <= _distinct(b) or _moved(a, b) for a, b in places)
 
 
 def _distinct(a: np.ndarray) -> set[int]:
