@@ -34,7 +34,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def check(target: Annotated[str | None, typer.Argument(
               help=f"One of {', '.join(specs())}, or FILE.py::function; all ops when not given.")] = None,
-          side: SideOption = None, order: Annotated[int, typer.Option(min=1, max=2)] = 2, seed: Seed = 0,
+          side: SideOption = None, order: Annotated[int | None, typer.Option(min=1, max=2)] = None, seed: Seed = 0,
           shapes: Annotated[str | None, typer.Option(
               help='Arguments of FILE.py::function: "x[3 4], w[4 5], t[3]: int<5".')] = None,
           dtype: Annotated[list[str] | None, typer.Option(

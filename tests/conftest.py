@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,10 @@ def _kernels() -> str:
 # A kernel is compiled once, not in each process and each run; Triton moves a whole file to its place.
 if not os.environ.get("TRITON_CACHE_DIR"):
     os.environ["TRITON_CACHE_DIR"] = _kernels()
+
+# Triton's dialect in jaxlib has no module of its own. MLIR looks for one again at each operation of a kernel that is
+# lowered, and behind pytest's hook for imports that is a third of the time; an empty one is found once.
+sys.modules.setdefault("jaxlib.mlir.dialects.tt", types.ModuleType("tt"))
 
 # A suite that a script starts in the background is born deaf to Ctrl-C, and so would be what its tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 
 from gradlab import jax as lab
 from gradlab.kernels import elementwise_pallas
+from tests.quick_jax import jit
 
 OPS = {"sigmoid": (lab.sigmoid, jax.nn.sigmoid), "tanh": (lab.tanh, jnp.tanh)}
 
@@ -97,7 +98,7 @@ def test_every_order(op):
         g = lambda x: f(x).sum()
         for _ in range(5):
             g = lambda x, g=g: jax.grad(g)(x).sum()
-        return jax.jit(jax.vmap(g))(x[:, None])
+        return jit(jax.vmap(g))(x[:, None])
 
     np.testing.assert_allclose(fifth(op[0]), fifth(op[1]), rtol=1e-10, atol=1e-11)
 
@@ -105,14 +106,14 @@ def test_every_order(op):
 def test_transformations(op):
     x = drawn(3, 4, 5)
     for axis in range(3):
-        np.testing.assert_allclose(*(jax.jit(jax.vmap(f, in_axes=axis, out_axes=1))(x) for f in op), rtol=1e-14)
+        np.testing.assert_allclose(*(jit(jax.vmap(f, in_axes=axis, out_axes=1))(x) for f in op), rtol=1e-14)
     scalars = [lambda x, f=f: (f(x) ** 2).sum() for f in op]
-    np.testing.assert_allclose(*(jax.jit(jax.vmap(jax.grad(f)))(x) for f in scalars), rtol=1e-12)
-    np.testing.assert_allclose(*(jax.jit(jax.jacrev(jax.jacrev(f)))(x[0, 0]) for f in scalars), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(*(jit(jax.vmap(jax.grad(f)))(x) for f in scalars), rtol=1e-12)
+    np.testing.assert_allclose(*(jit(jax.jacrev(jax.jacrev(f)))(x[0, 0]) for f in scalars), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(
-        *(jax.jit(lambda x, f=f: jax.lax.scan(lambda c, r: (c, f(r)), 0, x)[1])(x) for f in op), rtol=1e-14
+        *(jit(lambda x, f=f: jax.lax.scan(lambda c, r: (c, f(r)), 0, x)[1])(x) for f in op), rtol=1e-14
     )
-    np.testing.assert_allclose(*(jax.jit(jax.grad(jax.checkpoint(f)))(x) for f in scalars), rtol=1e-12)
+    np.testing.assert_allclose(*(jit(jax.grad(jax.checkpoint(f)))(x) for f in scalars), rtol=1e-12)
 
 
 def test_bad_input_is_one_line(op):

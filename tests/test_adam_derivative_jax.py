@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 from gradlab.autodiff import adam_jax
 from gradlab.jax import AdamState, adam, adam_init, adam_step, adamw, cross_entropy, linear
 from gradlab.kernels import adam_pallas
+from tests.quick_jax import jit
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -190,7 +191,7 @@ def test_derivative_through_training(maximum):
             start = (p, 0 * p, 0 * p + 0.1, *((0 * p + 0.2,) if maximum else ()))
             return (jax.lax.scan(body, start, length=3)[0][0] ** 2).sum()
 
-        return jax.jit(jax.grad(loss, (0, 1)))
+        return jit(jax.grad(loss, (0, 1)))
 
     want = after(by_formula())(p, 0.1)
     assert_close(after(by_hand())(p, 0.1), want)
@@ -216,7 +217,7 @@ def test_meta_learning():
         carry = params, adam_init(params, amsgrad=True)
         return loss(jax.lax.scan(body, carry, length=3)[0][0])
 
-    both = jax.jit(jax.value_and_grad(after, (0, 1)))
+    both = jit(jax.value_and_grad(after, (0, 1)))
     learned = lambda params, rate: both(params, rate)[0]
     dparams, drate = both(start, 0.05)[1]
     assert learned(start, 0.05) < loss(start)

@@ -17,6 +17,7 @@ from gradlab.jax import conv2d
 from gradlab.kernels import conv2d_pallas, linear_pallas
 from gradlab.kernels.lower_pallas import lowered
 from tests.pairs import pairs, pairwise
+from tests.quick_jax import jit
 
 EPS = 2.0**-53
 
@@ -116,7 +117,7 @@ def test_hessian_and_third_order_are_those_of_lax():
         third = jax.grad(lambda x: (jax.grad(lambda x: (jax.grad(cubed)(x, kernel) ** 2).sum())(x) ** 2).sum())(x)
         return hessian, third / jnp.abs(third).max()
 
-    got, want = (jax.jit(functools.partial(derivatives, layer))(x, kernel) for layer in (conv2d, native))
+    got, want = (jit(functools.partial(derivatives, layer))(x, kernel) for layer in (conv2d, native))
     assert jnp.abs(want[0]).max() > 0
     close(got, want, 100)
 
@@ -126,12 +127,12 @@ def test_transformations():
     plain = conv2d(x, kernel, bias, padding=1)
     one = jax.jit(lambda x, k=kernel: conv2d(x, k, bias, padding=1))
     close(one(x), plain, 0)
-    close(jax.jit(jax.vmap(one))(x), plain, 12)
+    close(jit(jax.vmap(one))(x), plain, 12)
     close(one(x[0]), plain[0], 12)
     kernels = jnp.stack([kernel, -kernel])
-    close(jax.jit(jax.vmap(lambda k: conv2d(x, k, bias, padding=1)))(kernels)[1], one(x, -kernel), 12)
+    close(jit(jax.vmap(lambda k: conv2d(x, k, bias, padding=1)))(kernels)[1], one(x, -kernel), 12)
     of_kernel = jax.jit(jax.grad(lambda k, x: (conv2d(x, k, bias, padding=1) ** 2).sum()))
-    samples = jax.jit(jax.vmap(of_kernel, (None, 0)))(kernel, x)
+    samples = jit(jax.vmap(of_kernel, (None, 0)))(kernel, x)
     whole = of_kernel(kernel, x)
     close(samples.sum(0), whole, 100)
     square = drawn(D=2, F=2, R=3, S=3)
@@ -142,9 +143,9 @@ def test_transformations():
     def scanned(x, step):
         return jax.lax.scan(step, x, None, length=2)[0].sum()
 
-    want = jax.jit(jax.grad(lambda x: jnp.tanh(conv2d(jnp.tanh(conv2d(x, square[1])), square[1])).sum()))(square[0])
+    want = jit(jax.grad(lambda x: jnp.tanh(conv2d(jnp.tanh(conv2d(x, square[1])), square[1])).sum()))(square[0])
     for step in (body, jax.checkpoint(body)):
-        close(jax.jit(jax.grad(lambda x, step=step: scanned(x, step)))(square[0]), want, 40)
+        close(jit(jax.grad(lambda x, step=step: scanned(x, step)))(square[0]), want, 40)
 
 
 def test_empty_batch_and_same_bits():

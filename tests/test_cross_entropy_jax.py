@@ -16,6 +16,7 @@ from jax.test_util import check_grads
 
 from gradlab.jax import cross_entropy
 from gradlab.kernels import row_sums_pallas, rows_pallas
+from tests.quick_jax import jit
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -197,7 +198,7 @@ def test_full_hessian_and_derivative_by_cotangent():
         def pull(x, dy):
             return jax.vjp(lambda x: fn(x, t, reduction="none"), x)[1](dy)[0]
 
-        return jax.jit(lambda x, dy: (jax.jacrev(jax.grad(fn))(x, t), jax.jacrev(pull, (0, 1))(x, dy)))(x, dy)
+        return jit(lambda x, dy: (jax.jacrev(jax.grad(fn))(x, t), jax.jacrev(pull, (0, 1))(x, dy)))(x, dy)
 
     assert_close(second(cross_entropy), second(native), 5)
 
@@ -227,7 +228,7 @@ def test_vmap_is_a_loop():
 def test_gradient_of_each_sample_and_under_other_transformations():
     x, t, _ = draw(4, 5)
     want = jax.grad(native)(x, t)
-    each = jax.jit(jax.vmap(jax.grad(lambda row, c: cross_entropy(row[None], c[None]))))(x, t)
+    each = jit(jax.vmap(jax.grad(lambda row, c: cross_entropy(row[None], c[None]))))(x, t)
     assert_close(each / 4, want, 5)
     assert_close(jax.grad(jax.jit(cross_entropy))(x, t), want, 5)
     assert_close(jax.grad(jax.checkpoint(cross_entropy))(x, t), want, 5)
@@ -235,7 +236,7 @@ def test_gradient_of_each_sample_and_under_other_transformations():
     def scanned(x):
         return jax.lax.scan(lambda s, r: (s + cross_entropy(r[0][None], r[1][None]), None), 0.0, (x, t))[0] / 4
 
-    assert_close(jax.jit(jax.grad(scanned))(x), want, 5)
+    assert_close(jit(jax.grad(scanned))(x), want, 5)
 
 
 # Precision, unknown classes and refusals.

@@ -1,5 +1,6 @@
 """Launches: where a kernel runs, with whose sizes, and what is noted instead of run."""
 
+import inspect
 import threading
 
 import pytest
@@ -11,7 +12,7 @@ import triton.language as tl
 import gradlab.torch as lab
 from gradlab.kernels import classes_triton as classes
 from gradlab.kernels import launch_triton as gate
-from gradlab.kernels import linear_triton, relu_triton
+from gradlab.kernels import linear_triton, relu_triton, source_triton
 from gradlab.profiling.machine_code.compile_triton import begun
 from gradlab.profiling.machine_code.launches_torch import source
 from gradlab.profiling.machine_code.targets import TARGETS
@@ -161,3 +162,14 @@ def test_no_event_is_asked_while_a_graph_is_captured(captured):
         assert len(classes._pending) == 1
     finally:
         classes._pending.clear()
+
+
+def test_a_kernels_source_is_cut_out_as_inspect_would():
+    # Where Triton takes lines otherwise, `made` is to follow, or to go.
+    assert source_triton.jit.inspect is inspect
+    assert len(gate.KERNELS) > 50
+    for jit in gate.KERNELS:
+        assert (jit.raw_src, jit.starting_line_number) == inspect.getsourcelines(jit.fn), jit.fn.__name__
+    made = eval("lambda x: x")
+    with pytest.raises(OSError, match="source"):
+        source_triton.lines(made)

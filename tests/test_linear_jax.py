@@ -15,6 +15,7 @@ from jax.test_util import check_grads
 
 from gradlab.jax import linear
 from gradlab.kernels import elementwise_pallas, linear_pallas
+from tests.quick_jax import jit
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -229,7 +230,7 @@ def test_full_hessian(activation):
 
     def hessian(fn):
         every = (0, 1, 2)
-        return jax.jit(jax.jacrev(jax.grad(scalar(fn, activation=activation), every), every))(*args)
+        return jit(jax.jacrev(jax.grad(scalar(fn, activation=activation), every), every))(*args)
 
     assert_close(hessian(linear), hessian(native), 24)
 
@@ -239,7 +240,7 @@ def test_third_order():
 
     def third(fn):
         d = jax.grad(scalar(fn, activation="relu"), argnums=1)
-        return jax.jit(jax.jacrev(jax.jacrev(jax.jacrev(d, 1), 0), 2))(x, w, b)
+        return jit(jax.jacrev(jax.jacrev(jax.jacrev(d, 1), 0), 2))(x, w, b)
 
     assert_close(third(linear), third(native), 24)
 
@@ -267,7 +268,7 @@ def test_gradient_of_each_sample():
     (x, w, b), _ = draw((4,), 5, 3)
 
     def each(fn):
-        return jax.jit(jax.vmap(jax.grad(scalar(fn, activation="relu"), (1, 2)), (0, None, None)))(x, w, b)
+        return jit(jax.vmap(jax.grad(scalar(fn, activation="relu"), (1, 2)), (0, None, None)))(x, w, b)
 
     assert_close(each(linear), each(native), 5)
 
@@ -289,7 +290,7 @@ def test_gradient_through_scan():
         def loss(w, b):
             return jax.lax.scan(lambda h, _: (jnp.tanh(fn(h, w, b)), None), x, length=5)[0].sum()
 
-        return jax.jit(jax.grad(loss, (0, 1)))(w, b)
+        return jit(jax.grad(loss, (0, 1)))(w, b)
 
     assert_close(gradients(linear), gradients(native), 5 * 16)
 

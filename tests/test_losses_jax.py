@@ -15,6 +15,7 @@ from gradlab import jax as lab
 from gradlab.kernels import elementwise_pallas, linear_pallas, reduce_pallas
 from gradlab.profiling.native_jax import NATIVE
 from tests.pairs import pairwise
+from tests.quick_jax import jit
 
 REDUCTIONS = ["none", "mean", "sum"]
 
@@ -129,7 +130,7 @@ def test_orders_past_the_second():
         g = lambda x: f(x**2, t).sum()
         for _ in range(4):
             g = lambda x, g=g: jax.grad(g)(x).sum()
-        return jax.jit(g)(x)
+        return jit(g)(x)
 
     np.testing.assert_allclose(fourth(lab.mse_loss), fourth(OPS["mse_loss"][1]), rtol=1e-12)
     third = jax.grad(
@@ -152,7 +153,7 @@ def test_transformations(op):
         reduction = next(turn)
         results = lambda f: lambda *a: f(*a, reduction=reduction)
         scalar = lambda f: lambda *a: jnp.cos(f(*a, reduction=reduction)).sum()
-        found = [jax.jit(transform((scalar if bent else results)(f)))(*args) for f in op]
+        found = [jit(transform((scalar if bent else results)(f)))(*args) for f in op]
         np.testing.assert_allclose(*found, rtol=1e-11, atol=1e-13)
 
     close(lambda f: jax.vmap(f, in_axes=(1, 1)), x, t)

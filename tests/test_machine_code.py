@@ -151,6 +151,7 @@ def test_a_pallas_tile_that_is_too_large_is_caught(monkeypatch):
     jax.clear_caches()
     real = step_pallas.pallas
     monkeypatch.setattr(step_pallas, "pallas", lambda *args, **options: real(*args, **{**options, "warps": 1}))
+    monkeypatch.setattr(inspection, "find", lambda *of: [f for f in find(*of) if f.kernel == "adam_pullback"])
     words = broken("adam", "jax")
     jax.clear_caches()
     assert any(w.startswith("adam_pullback, bfloat16, sm_90: spill_bytes is ") for w in words), words

@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 from gradlab.jax import max_pool2d
 from gradlab.kernels import elementwise_pallas
 from tests.pairs import pairwise
+from tests.quick_jax import jit
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -133,17 +134,14 @@ def test_transformations():
     x = drawn(3, 2, 4, 4, 2)
     for axis in range(3):
         got, want = (
-            jax.jit(jax.vmap(lambda x, f=f: f(x, 2, strides=1), in_axes=axis, out_axes=1))(x)
-            for f in (max_pool2d, native)
+            jit(jax.vmap(lambda x, f=f: f(x, 2, strides=1), in_axes=axis, out_axes=1))(x) for f in (max_pool2d, native)
         )
         np.testing.assert_array_equal(got, want)
     losses = [lambda x, f=f: (f(x, 2, strides=1) ** 2).sum() for f in (max_pool2d, native)]
     small = drawn(3, 3, 3, 1)
-    np.testing.assert_allclose(*(jax.jit(jax.vmap(jax.grad(f)))(small) for f in losses))
-    np.testing.assert_allclose(*(jax.jit(jax.jacrev(jax.jacrev(f)))(small[0]) for f in losses))
-    np.testing.assert_array_equal(
-        *(jax.jit(jax.jacrev(lambda x, f=f: f(x, 2)))(small[0]) for f in (max_pool2d, native))
-    )
+    np.testing.assert_allclose(*(jit(jax.vmap(jax.grad(f)))(small) for f in losses))
+    np.testing.assert_allclose(*(jit(jax.jacrev(jax.jacrev(f)))(small[0]) for f in losses))
+    np.testing.assert_array_equal(*(jit(jax.jacrev(lambda x, f=f: f(x, 2)))(small[0]) for f in (max_pool2d, native)))
 
 
 @pytest.mark.parametrize(

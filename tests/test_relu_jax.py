@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 
 from gradlab.jax import relu
 from gradlab.kernels import elementwise_pallas, relu_pallas
+from tests.quick_jax import jit
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -89,7 +90,7 @@ def test_third_order():
     x, _ = draw((4,))
 
     def third(fn):
-        return jax.jit(jax.jacrev(jax.jacrev(jax.grad(lambda x: (fn(x) ** 4).sum()))))(x)
+        return jit(jax.jacrev(jax.jacrev(jax.grad(lambda x: (fn(x) ** 4).sum()))))(x)
 
     # x^4 by powers: three products, so a few roundings.
     np.testing.assert_allclose(third(relu), third(jax.nn.relu), rtol=8 * jnp.finfo("float64").eps)

@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 from gradlab.jax import SGDState, sgd, sgd_step
 from gradlab.kernels import sgd as spec
 from gradlab.kernels import sgd_pallas, step_pallas
+from tests.quick_jax import jit
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -284,8 +285,8 @@ def test_derivatives_of_the_update_alone(options):
         update, (after, _) = optax.sgd(0.1, **options).update(g, (first, optax.EmptyState()))
         return sum((jnp.sin(t) * p).sum() for t in jax.tree.leaves((update, after)))
 
-    assert_close(*(jax.jit(jax.grad(f))(g) for f in (ours, theirs)))
-    assert_close(jax.jit(jax.jacrev(jax.grad(ours)))(g), jax.jit(jax.jacrev(jax.grad(theirs)))(g))
+    assert_close(*(jit(jax.grad(f))(g) for f in (ours, theirs)))
+    assert_close(jit(jax.jacrev(jax.grad(ours)))(g), jit(jax.jacrev(jax.grad(theirs)))(g))
 
 
 @pytest.mark.parametrize("options", STEPS)
@@ -304,9 +305,9 @@ def test_derivatives_through_training(options):
 
         return loss
 
-    assert_close(jax.jit(jax.grad(after(hand)))(p), jax.jit(jax.grad(after(native)))(p))
-    assert_close(jax.jit(jax.grad(jax.checkpoint(after(hand))))(p), jax.jit(jax.grad(after(native)))(p))
-    hessians = [jax.jit(jax.jacrev(jax.grad(after(f))))(p) for f in (hand, native)]
+    assert_close(jit(jax.grad(after(hand)))(p), jit(jax.grad(after(native)))(p))
+    assert_close(jit(jax.grad(jax.checkpoint(after(hand))))(p), jit(jax.grad(after(native)))(p))
+    hessians = [jit(jax.jacrev(jax.grad(after(f))))(p) for f in (hand, native)]
     assert_close(*hessians)
 
 

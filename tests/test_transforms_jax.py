@@ -21,6 +21,7 @@ from gradlab.jax import conv2d, cross_entropy, linear, relu
 from gradlab.kernels.lower_pallas import lowered
 from gradlab.kernels.spec import specs
 from gradlab.profiling.native import native
+from tests.quick_jax import jit
 
 # A mapped kernel is more steps of the interpreter, so the cases are few and small.
 PICKED = {
@@ -106,7 +107,7 @@ def test_vmap(spec, case):
     mapped, wrt = arrays(spec, case, 3)
     hand, theirs = (there_and_back(fn, wrt) for fn in functions(spec, case))
     # Row by row, a native program serves all patterns.
-    theirs = jax.jit(theirs)
+    theirs = jit(theirs)
     chosen = list(dict.fromkeys(patterns(len(mapped))))
     first = any(p.values == (spec, case) for p in FIRST)
     for axes in chosen if first else chosen[-1:]:
@@ -114,7 +115,7 @@ def test_vmap(spec, case):
         axes = tuple(a if a is None or t.ndim > 1 else 0 for a, t in zip(axes, mapped, strict=True))
         args = [t[0] if a is None else jnp.moveaxis(t, 0, a) for a, t in zip(axes, mapped, strict=True)]
         rows = [theirs(*(t[0 if a is None else k] for a, t in zip(axes, mapped, strict=True))) for k in range(3)]
-        assert_close(jax.jit(jax.vmap(hand, axes))(*args), jax.tree.map(lambda *r: np.stack(r), *rows))
+        assert_close(jit(jax.vmap(hand, axes))(*args), jax.tree.map(lambda *r: np.stack(r), *rows))
 
 
 @pytest.mark.parametrize(("spec", "case"), FIRST)
@@ -123,20 +124,20 @@ def test_vmap_of_vmap(spec, case):
     mapped, wrt = arrays(spec, case, 2)
     args = [jnp.stack([t, t[::-1]]) if i == 0 else t for i, t in enumerate(mapped)]
     inner = tuple(0 if i == 0 else None for i in range(len(args)))
-    results = [jax.jit(jax.vmap(jax.vmap(there_and_back(fn, wrt), inner)))(*args) for fn in functions(spec, case)]
+    results = [jit(jax.vmap(jax.vmap(there_and_back(fn, wrt), inner)))(*args) for fn in functions(spec, case)]
     assert_close(*results)
 
 
 @pytest.mark.parametrize(("spec", "case"), LAST)
 def test_jacrev(spec, case):
     args, wrt = arrays(spec, case)
-    assert_close(*(jax.jit(jax.jacrev(fn, wrt))(*args) for fn in functions(spec, case)))
+    assert_close(*(jit(jax.jacrev(fn, wrt))(*args) for fn in functions(spec, case)))
 
 
 @pytest.mark.parametrize(("spec", "case"), TWICE)
 def test_hessian(spec, case):
     args, wrt = arrays(spec, case)
-    assert_close(*(jax.jit(jax.jacrev(jax.grad(total(fn), wrt), wrt))(*args) for fn in functions(spec, case)))
+    assert_close(*(jit(jax.jacrev(jax.grad(total(fn), wrt), wrt))(*args) for fn in functions(spec, case)))
 
 
 @pytest.mark.parametrize(("spec", "case"), LAST_TWICE)
@@ -147,7 +148,7 @@ def test_jacrev_of_jacrev_of_each_of_a_batch(spec, case):
     def bent(fn):
         return lambda *args: tuple(jnp.sin(y).ravel()[:2] for y in fn(*args))
 
-    found = [jax.jit(jax.vmap(jax.jacrev(jax.jacrev(bent(fn)))))(*mapped) for fn in functions(spec, case)]
+    found = [jit(jax.vmap(jax.jacrev(jax.jacrev(bent(fn)))))(*mapped) for fn in functions(spec, case)]
     assert_close(*found)
 
 
@@ -181,7 +182,7 @@ def test_derivative_through_a_loop(spec, case, way):
             """The Hessian's pullback of one vector: a whole Hessian would map the loop over every element."""
             return sum((g * jnp.cos(g.size + t)).sum() for g, t in zip(once(*moving), moving, strict=True))
 
-        results.append(jax.jit(jax.grad(along, every) if spec.order >= 2 else once)(*moving))
+        results.append(jit(jax.grad(along, every) if spec.order >= 2 else once)(*moving))
     assert_close(*results)
 
 
@@ -250,7 +251,7 @@ def test_gradient_of_each_sample(kind):
 
     def each(layers):
         one = lambda params, x, t: kind(layers, params, x[None], t[None])
-        return jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))(params, x, t)
+        return jit(jax.vmap(jax.grad(one), (None, 0, 0)))(params, x, t)
 
     samples = [each(layers) for layers in LAYERS]
     assert_close(*samples)
@@ -261,10 +262,10 @@ def test_gradient_of_each_sample(kind):
 @NETWORKS
 def test_hessian_of_a_network(kind):
     params, x, t = network(kind)
-    hessians = [jax.jit(jax.jacrev(jax.grad(functools.partial(kind, layers))))(params, x, t) for layers in LAYERS]
+    hessians = [jit(jax.jacrev(jax.grad(functools.partial(kind, layers))))(params, x, t) for layers in LAYERS]
     assert_close(*hessians)
     if kind is perceptron:
-        again = jax.jit(jax.jacrev(jax.jacrev(functools.partial(kind, LAYERS[0]))))(params, x, t)
+        again = jit(jax.jacrev(jax.jacrev(functools.partial(kind, LAYERS[0]))))(params, x, t)
         assert_close(again, hessians[1])
 
 
@@ -274,7 +275,7 @@ def test_ensemble_of_networks(kind):
     params, x, t = network(kind)
     many = jax.tree.map(lambda p: jnp.stack([p, -p, 2 * p]), params)
     found = [
-        jax.jit(jax.vmap(jax.value_and_grad(functools.partial(kind, layers)), (0, None, None)))(many, x, t)
+        jit(jax.vmap(jax.value_and_grad(functools.partial(kind, layers)), (0, None, None)))(many, x, t)
         for layers in LAYERS
     ]
     assert_close(*found)

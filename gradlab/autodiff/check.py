@@ -1,9 +1,11 @@
 """The check's door: `gradlab.check` for an op of the lab by name, or for anybody's function."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from gradlab.autodiff.checker.finding import WRONG
 from gradlab.autodiff.checker.function import PARTS, Plan, check_function
 from gradlab.autodiff.checker.ops import check_op
 from gradlab.autodiff.checker.progress import bar
@@ -16,22 +18,26 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 
 def check(target: str | Callable[..., Any] | None = None, *args: Any, reference: Callable[..., Any] | None = None,
-          order: int = 2, cases: Any = None, seed: int = 0, raises: bool = True,
+          order: int | None = None, cases: Any = None, seed: int = 0, raises: bool = True, strict: bool = False,
           side: str | Sequence[str] | None = None, dtypes: Sequence[str] | None = None,
           parts: Sequence[str] | None = None, tiles: Mapping[str, Sequence[int]] | None = None,
           replays: int | None = None, compiled: bool = False, budget: float | None = None,
           started: Callable[[str, float], None] | None = None) -> Report:  # fmt: skip
-    """Prove the gradients of a function of torch tensors or jax arrays, or of an op of the lab.
+    """Check the gradients of a function of torch tensors or jax arrays, or of an op of the lab.
 
     Args:
-        target: a function; or an op's name, None for every op.
+        target: a function; a torch module, whose parameters are inputs by their names (`lambda x: module(x)` leaves
+            them out); or an op's name, None for every op.
         args: of the function: arrays of one framework in any nesting. Floats are differentiated, in float64 whatever
             their dtype; integer arrays are constants.
         reference: the same function, right: called with the arguments as they came, returns arrays of any kind.
-        order: 1 for the gradient, 2 for the second derivative too.
+        order: 1 for the gradient, 2 for the second derivative too, which has to exist then; when not given, 2 where the
+            function has one.
         cases: options of the function: a mapping of lists, checked as their product, or a list of mappings.
         seed: of cotangents, directions and drawn inputs.
-        raises: raise instead of returning a report that is not true.
+        raises: raise instead of returning a report that says wrong; what is inconclusive is printed to standard error.
+            Without, bad arguments of the function and a function that raises are findings too.
+        strict: raise for what is inconclusive as well.
         side: for an op: "torch", "jax" or several; all that are installed when not given.
         dtypes: low precisions to judge against float64; those of the arguments when not given.
         parts: which of "derivative", "facts", "contract", "second", "precision", "edges", "reference"; all of them.
@@ -45,19 +51,20 @@ def check(target: str | Callable[..., Any] | None = None, *args: Any, reference:
         A Report: prints as a table, true when all is well; `.findings`, `.to_json()`, `.plot(path)`.
 
     Raises:
-        GradientError: something is not ok, and `raises`; the message is the first finding.
+        GradientError: something is wrong, and `raises`; the message is the first finding.
         ValueError: an unknown op, side, part or dtype, no float argument or result, NaN in an argument, a budget that
             one call nearly fills.
         TypeError: arguments that are not arrays of one framework.
     """
-    if order not in (1, 2):
+    if order not in (None, 1, 2):
         raise ValueError(f"check: order is {order!r}, wanted 1 or 2")
     if budget is not None and not budget > 0:
         raise ValueError(f"check: budget is {budget!r}, wanted seconds above 0")
     _want_known("parts", parts, PARTS)
     _want_known("dtypes", dtypes, _DTYPES)
     report = Report()
-    plan = Plan(order, seed, dtypes, PARTS if parts is None else tuple(parts), tiles, replays, compiled, budget)
+    plan = Plan(order or 2, seed, dtypes, PARTS if parts is None else tuple(parts), tiles, replays, compiled, budget)
+    plan.raises, plan.asked_second = raises, order == 2
     if started is not None:
         plan.started = started
     with nullcontext() if started is not None else bar(plan):
@@ -70,8 +77,11 @@ def check(target: str | Callable[..., Any] | None = None, *args: Any, reference:
             check_function(target, args, reference, cases, plan, report)
         else:
             raise TypeError(f"check: target is a {type(target).__name__}, wanted a function or an op's name")
-    if raises and not report:
-        raise GradientError(report)
+    if raises:
+        if report.verdict == WRONG or (strict and not report):
+            raise GradientError(report)
+        for finding in report.wrong():
+            print(finding.message, file=sys.stderr)
     return report
 
 

@@ -40,6 +40,27 @@ class Side(Protocol):
         """The name of an array's dtype: "float32", "int64", ...; "" for what is no array."""
         ...
 
+    def foreign(self, array: Any) -> str:
+        """What an array is that NumPy has none for, "sparse_coo" or "key<fry>"; "" for all others."""
+        ...
+
+    def dense(self, array: Any) -> Any:
+        """The array itself, or a sparse one written out, differentiably."""
+        ...
+
+    def functional(self, fn: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """A module as a function of its trainable parameters and its arguments, and these by name; others as they are.
+
+        The function takes the dictionary first; it is `fn` itself, and the dictionary empty, where `fn` is no module
+        that has any.
+        """
+        ...
+
+    def differentiable(self, fn: Callable[..., tuple[Any, ...]], args: Sequence[Any],
+                       wrt: Sequence[int]) -> list[str]:  # fmt: skip
+        """For each result of `fn` its dtype, or "" when it has no gradient: detached, or behind stop_gradient."""
+        ...
+
     def flatten(self, tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any], list[tuple[str, str]]]:
         """Leaves of nested containers, what puts them back, and each leaf's path: its first key and the rest."""
         ...

@@ -38,6 +38,22 @@ class JaxSide:
     def dtype(self, array: Any) -> str:
         return str(array.dtype) if isinstance(array, jax.Array) else ""
 
+    def foreign(self, array: Any) -> str:
+        held = isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.extended)
+        return str(array.dtype) if held else ""
+
+    def dense(self, array: jax.Array) -> jax.Array:
+        return array
+
+    def functional(self, fn: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+        return fn, {}
+
+    def differentiable(self, fn: Callable[..., tuple[Any, ...]], args: Sequence[jax.Array],
+                       wrt: Sequence[int]) -> list[str]:  # fmt: skip
+        program = jax.make_jaxpr(fn)(*args)
+        reached = _reached(program.jaxpr, [i in wrt for i in range(len(args))])
+        return [str(y.dtype) if has else "" for y, has in zip(program.out_avals, reached, strict=True)]
+
     def flatten(self, tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any], list[tuple[str, str]]]:
         pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
         paths = [(str(getattr(p[0], "idx", "")), jax.tree_util.keystr(p[1:])) if p else ("", "") for p, _ in pairs]
@@ -51,7 +67,8 @@ class JaxSide:
                     full[i] = value
                 return as_tuple(fn(*full))
 
-            return jax.vjp(of_wrt, *(args[i] for i in wrt))[1](tuple(cotangents))
+            results, pull = jax.vjp(of_wrt, *(args[i] for i in wrt))
+            return pull(tuple(c.astype(y.dtype) for y, c in zip(results, cotangents, strict=True)))
 
         return vjp
 
@@ -85,6 +102,23 @@ class JaxSide:
 
     def interpreted(self) -> bool:
         return False
+
+
+def _reached(program: Any, moving: Sequence[bool]) -> list[bool]:
+    """Which results of a program depend on the inputs that move, other than through stop_gradient."""
+    reached = {v for v, moves in zip(program.invars, moving, strict=True) if moves}
+    for equation in program.eqns:
+        # A literal is no variable, and cannot be hashed on every version.
+        into = [not hasattr(v, "val") and v in reached for v in equation.invars]
+        inner = equation.params.get("jaxpr")
+        if equation.primitive.name == "stop_gradient":
+            out = [False] * len(equation.outvars)
+        elif equation.primitive.name in ("jit", "pjit") and inner is not None:
+            out = _reached(inner.jaxpr, into)
+        else:
+            out = [any(into)] * len(equation.outvars)
+        reached |= {v for v, hit in zip(equation.outvars, out, strict=True) if hit}
+    return [not hasattr(v, "val") and v in reached for v in program.outvars]
 
 
 SIDE = JaxSide()

@@ -39,7 +39,9 @@ class TorchSide:
         return array.to(getattr(torch, dtype))
 
     def take(self, value: torch.Tensor) -> np.ndarray:
-        value = value.detach().cpu()
+        value = self.dense(value.detach()).cpu()
+        if value._is_zerotensor():
+            value = torch.zeros(value.shape, dtype=value.dtype)
         return (value.double() if value.is_floating_point() else value).resolve_neg().numpy()
 
     def is_array(self, value: Any) -> bool:
@@ -47,6 +49,28 @@ class TorchSide:
 
     def dtype(self, array: Any) -> str:
         return str(array.dtype).removeprefix("torch.") if isinstance(array, torch.Tensor) else ""
+
+    def foreign(self, array: Any) -> str:
+        if not isinstance(array, torch.Tensor):
+            return ""
+        if array.is_nested:
+            return "nested"
+        return "" if array.layout == torch.strided else str(array.layout).removeprefix("torch.")
+
+    def dense(self, array: torch.Tensor) -> torch.Tensor:
+        return array if array.layout == torch.strided else array.to_dense()
+
+    def functional(self, fn: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+        if not isinstance(fn, torch.nn.Module):
+            return fn, {}
+        parameters = {name: p.detach() for name, p in fn.named_parameters() if p.requires_grad}
+        return (Functional(fn) if parameters else fn), parameters
+
+    def differentiable(self, fn: Callable[..., tuple[Any, ...]], args: Sequence[torch.Tensor],
+                       wrt: Sequence[int]) -> list[str]:  # fmt: skip
+        with torch.enable_grad():
+            results = fn(*(_leaf(a) if i in wrt else a for i, a in enumerate(args)))
+        return [self.dtype(y) if y.requires_grad else "" for y in results]
 
     def flatten(self, tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any], list[tuple[str, str]]]:
         pairs, structure = pytree.tree_flatten_with_path(tree)
@@ -67,7 +91,8 @@ class TorchSide:
             args = [_leaf(a) if i in wrt and not a.requires_grad else a for i, a in enumerate(args)]
             with torch.enable_grad():
                 moving = [args[i] for i in wrt]
-                pairs = [(y, c) for y, c in zip(as_tuple(fn(*args)), cotangents, strict=True) if y.requires_grad]
+                results = as_tuple(fn(*args))
+                pairs = [(y, c.to(y.dtype)) for y, c in zip(results, cotangents, strict=True) if y.requires_grad]
                 if not pairs:
                     return tuple(torch.zeros_like(t) for t in moving)
                 # An argument that no output depends on has the gradient 0, as it has in jax.
@@ -110,6 +135,25 @@ class TorchSide:
 
     def interpreted(self) -> bool:
         return interpreted(self._device)
+
+
+class Functional:
+    """A module as a function of its trainable parameters, by name, and of its arguments.
+
+    Its other float tensors are in the dtype that its parameters come in, where they were before.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module, self.__name__ = module, type(module).__name__
+        frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+        own = {p.dtype for p in module.parameters() if p.requires_grad}
+        others = {**frozen, **dict(module.named_buffers())}
+        self._others = {name: t for name, t in others.items() if t.dtype in own}
+
+    def __call__(self, parameters: dict[str, torch.Tensor], *args: Any, **options: Any) -> Any:
+        dtype = next(iter(parameters.values())).dtype
+        others = {name: t.to(dtype) for name, t in self._others.items() if t.dtype != dtype}
+        return torch.func.functional_call(self.module, {**others, **parameters}, args, options)
 
 
 def _leaf(t: torch.Tensor) -> torch.Tensor:

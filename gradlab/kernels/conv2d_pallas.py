@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 
 from gradlab.kernels import conv2d_whole_pallas as whole
 from gradlab.kernels.conv2d_whole_pallas import dot
+from gradlab.kernels.interpret_pallas import program_id
 from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, one_piece, pad, pallas
 from gradlab.kernels.linear_pallas import column_sum
 from gradlab.kernels.window import Geometry
@@ -39,7 +40,7 @@ def _forward_kernel(*refs, phases, BM, BK, walked, bias, relu, gated):
     """y[m n] = sum_{t k} x[phase(t), m + shift(t), k] w[t k n] + c[n]; grid (M/BM, G, N/BN); a program owns y[BM BN]."""
     x_ref, w_ref, *others, y_ref = refs
     acc = accumulator(y_ref.dtype)
-    start = pl.program_id(0) * BM if walked else 0
+    start = program_id(0) * BM if walked else 0
     y = jnp.zeros(y_ref.shape, acc)
     for phase in phases:
         def step(tap, shift, k, total, index=phase.number):
@@ -59,7 +60,7 @@ def _dgrad_kernel(*refs, phases, BM, BK, walked, halo, gated):
     """dx[phase, m, n] = sum_{t in phase, k} dz[m - shift(t), k] w[t n k]; grid (M/BM, G, N/BN); a program owns dx[:, BM, BN]."""
     dz_ref, w_ref, *others, dx_ref = refs
     acc = accumulator(dx_ref.dtype)
-    start = (pl.program_id(0) * BM if walked else 0) + halo
+    start = (program_id(0) * BM if walked else 0) + halo
     for phase in phases:
         def step(tap, shift, k, total):
             m = pl.ds(start - shift, BM)
@@ -75,7 +76,7 @@ def _wgrad_kernel(*refs, phases, steps, BM, walked, geometry, width, gated):
     """dw[z t d n] = sum_m x[phase(t), m + shift(t), d] dz[m n], z-th rows; grid (Z, RS, G, D/BD, N/BN), or RS in one program."""
     x_ref, dz_ref, *others, dw_ref = refs
     acc = accumulator(x_ref.dtype)
-    start = pl.program_id(0) * (steps * BM) if walked else 0
+    start = program_id(0) * (steps * BM) if walked else 0
 
     def add(index, shift, i, total):
         m = pl.ds(i * BM, BM)
@@ -86,7 +87,7 @@ def _wgrad_kernel(*refs, phases, steps, BM, walked, geometry, width, gated):
 
     zero = jnp.zeros(dw_ref.shape[-2:], acc)
     if walked:
-        index, shift = _locate(geometry, width, pl.program_id(1))
+        index, shift = _locate(geometry, width, program_id(1))
         dw_ref[...] = loop(steps, lambda i, total: add(index, shift, i, total), zero).astype(dw_ref.dtype)
         return
     for phase in phases:

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 # fmt: off
 def _whole_forward_kernel(*refs, geometry, bias, relu, gated):
-    """y[p b q n] = sum_{r s k} X[r][p b q, s k] w[r s k n] + c[n]; grid (G,); a program owns y of its group."""
+    """y[p b q n] = sum_{r s k} X[r][p b q, s k] w[r s k n] + c[n]; grid (1,) for each group; a program owns y of its group."""
     x_ref, w_ref, *others, y_ref = refs
     N, side_by_side = w_ref.shape[-1], _columns(x_ref, geometry)
     y = jnp.zeros((math.prod(y_ref.shape[:-1]), N), accumulator(y_ref.dtype))
@@ -49,7 +49,7 @@ def _whole_forward_kernel(*refs, geometry, bias, relu, gated):
 
 
 def _whole_dgrad_kernel(*refs, geometry, gated):
-    """dx[a b h B w k] = sum of dz[p b q n] w[r s k n] over all that meet there; grid (G,); a program owns dx of its group."""
+    """dx[a b h B w k] = sum of dz[p b q n] w[r s k n] over all that meet there; grid (1,) for each group; a program owns dx of its group."""
     dz_ref, w_ref, *others, dx_ref = refs
     (_, S, D, N), (P, B, Q, _), tall = w_ref.shape, dz_ref.shape, dx_ref.shape[2]
     rows, columns = _places(geometry)
@@ -71,7 +71,7 @@ def _whole_dgrad_kernel(*refs, geometry, gated):
 
 
 def _whole_wgrad_kernel(*refs, geometry, gated):
-    """dw[r s k n] = sum_{p b q} X[r][p b q, s k] dz[p b q n]; grid (G,); a program owns dw of its group."""
+    """dw[r s k n] = sum_{p b q} X[r][p b q, s k] dz[p b q n]; grid (1,) for each group; a program owns dw of its group."""
     x_ref, dz_ref, *others, dw_ref = refs
     dz, side_by_side = _gated(dz_ref, others, gated), _columns(x_ref, geometry)
     for first, rows in _stretches(dw_ref.shape):
@@ -155,17 +155,21 @@ def _turned(t: jax.Array) -> jax.Array:
     return t.transpose(1, 0, 2, 3)
 
 
-def _of_group(shape: tuple[int, ...], groups: int) -> pl.BlockSpec:
-    """The block of the g-th program: its part of the last axis."""
-    return pl.BlockSpec((*shape[:-1], shape[-1] // groups), lambda g: (*[0] * (len(shape) - 1), g))
-
-
 def _run(kernel: Any, operands: list[jax.Array], shape: tuple[int, ...], geometry: Geometry, **options: Any) -> Any:
+    """The kernel of each group on its part of every last axis; groups are mapped, which is one batched product a tap."""
     G = geometry.groups
-    specs = [_of_group(t.shape, G) for t in operands]
-    out = jax.ShapeDtypeStruct(shape, operands[0].dtype)
+    out = jax.ShapeDtypeStruct((*shape[:-1], shape[-1] // G), operands[0].dtype)
     body = functools.partial(kernel, geometry=geometry, **options)
-    return pallas(body, "cpu", (G,), specs, _of_group(shape, G), out)(*operands)
+
+    def group(*parts: jax.Array) -> Any:
+        seen: list[Any] = [*parts, out]
+        specs = [pl.BlockSpec(t.shape) for t in seen]
+        return pallas(body, "cpu", (1,), specs[:-1], specs[-1], out)(*parts)
+
+    if G == 1:
+        return group(*operands)
+    parts = [t.reshape(*t.shape[:-1], G, t.shape[-1] // G) for t in operands]
+    return jax.vmap(group, in_axes=-2, out_axes=-2)(*parts).reshape(shape)
 
 
 def forward(x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array | None, geometry: Geometry,

@@ -7,7 +7,7 @@ where a compiler asks for that; interpreted, one block is the whole array, becau
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,9 @@ from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 from jax.sharding import ManualAxisType
 
+from gradlab.kernels import interpret_pallas
 from gradlab.kernels.mesh_pallas import like, on_each_device, plain, varying
+from gradlab.kernels.traced_pallas import Told, traced
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -73,8 +75,10 @@ def one_piece(fn: Callable[..., Any]) -> Callable[..., Any]:
         arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
         settings = [None if i in arrays else leaf for i, leaf in enumerate(leaves)]
 
+        places = tuple(arrays)
+
         def rebuilt(*given: jax.Array) -> Any:
-            there = dict(zip(arrays, given, strict=True))
+            there = dict(zip(places, given, strict=True))
             return fn(*tree.unflatten([there.get(i, x) for i, x in enumerate(settings)]))
 
         return _whole({"": rebuilt}, list(arrays.values()))
@@ -97,46 +101,73 @@ class _Programs:
         first: the program that the operation's types are taken from.
     """
 
-    def __init__(self, branches: Mapping[str, Callable[..., list[jax.Array]]], types: Sequence[Any]) -> None:
-        name = next(iter(branches))
-        self.first = jax.make_jaxpr(branches[name])(*types)
-        self._traced, self._later = {name: self.first}, {n: fn for n, fn in branches.items() if n != name}
+    def __init__(self, first: Any, branches: Mapping[str, Told], types: Sequence[Any]) -> None:
+        self.first, self._branches = first, branches
+        self._traced = {next(iter(branches)): first}
         self._types, self._x64 = tuple(types), jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        self._run: dict[str, Callable[..., list[jax.Array]]] = {}
+        self._maps: dict[Any, _Programs] = {}
 
     def branches(self, names: Sequence[str]) -> dict[str, Callable[..., list[jax.Array]]]:
-        """For each platform among `names` that there is a program for, the program as a function; all where it is one."""
-        for name in self._later.keys() & set(names):
+        """For each platform among `names` that there is a program for, the program as a function; all where it is one.
+
+        Each is a `jax.jit`: what is lowered in several places of a program is lowered once.
+        """
+        found = {}
+        for name in ("", *names):
+            if name in self._branches:
+                if name not in self._run:
+                    self._run[name] = jax.jit(jaxpr_as_fun(self._program(name)))
+                found[name] = self._run[name]
+        return found
+
+    def _program(self, name: str) -> Any:
+        # Several threads may lower at once: what two of them trace is the same.
+        if name not in self._traced:
             with jax.enable_x64(self._x64):
-                self._traced[name] = jax.make_jaxpr(self._later.pop(name))(*self._types)
-        return {name: jaxpr_as_fun(program) for name, program in self._traced.items() if name in ("", *names)}
+                self._traced[name], _ = traced(self._branches[name], self._types)
+        return self._traced[name]
 
     def __repr__(self) -> str:
         return str(self.first)
 
-    def mapped(self, axes: Sequence[int | None], size: int, types: Sequence[Any]) -> "_Programs":
+    def mapped(self, axes: tuple[int | None, ...], size: int, types: Sequence[Any]) -> "_Programs":
         """The programs of the mapped operation."""
-        branches = {name: functools.partial(self._one, name) for name in (*self._traced, *self._later)}
-        return _Programs({n: jax.vmap(fn, tuple(axes), axis_size=size) for n, fn in branches.items()}, types)
+        if (axes, size) not in self._maps:
+            branches = {
+                name: Told(jax.vmap(functools.partial(self._one, name), axes, axis_size=size))
+                for name in self._branches
+            }
+            first, _ = traced(next(iter(branches.values())), types)
+            self._maps[axes, size] = _Programs(first, branches, types)
+        return self._maps[axes, size]
 
     def _one(self, name: str, *arrays: jax.Array) -> list[jax.Array]:
-        return self.branches([name])[name](*arrays)
+        return jaxpr_as_fun(self._program(name))(*arrays)
 
 
 def _whole(branches: Mapping[str, Callable[..., Any]], arrays: Sequence[jax.Array]) -> Any:
     """The results of one operation on arrays, in the structure that its branches return."""
+    told = tuple((name, Told(fn)) for name, fn in branches.items())
     structure: Any = None
 
-    def flat(fn: Callable[..., Any], *given: jax.Array) -> list[jax.Array]:
-        nonlocal structure
-        found, structure = jax.tree.flatten(fn(*given))
-        return found
-
     def bind(*arrays: jax.Array) -> list[jax.Array]:
-        flattened = {name: functools.partial(flat, fn) for name, fn in branches.items()}
-        return _bound(_Programs(flattened, [plain(x) for x in arrays]), arrays)
+        nonlocal structure
+        types = tuple(plain(x) for x in arrays)
+        first, structure = traced(told[0][1], types)
+        known = all(fn.known for _, fn in told)
+        return _bound((_kept if known else _made)(first, told, types), arrays)
 
     results = on_each_device(bind, arrays)
     return jax.tree.unflatten(structure, results)
+
+
+def _made(first: Any, told: tuple[tuple[str, Told], ...], types: tuple[Any, ...]) -> _Programs:
+    return _Programs(first, dict(told), types)
+
+
+# By their first: as long as jax keeps that one, the others are kept too, and what they were mapped to.
+_kept = functools.lru_cache(maxsize=1024)(_made)
 
 
 def _bound(programs: _Programs, arrays: Sequence[jax.Array]) -> list[jax.Array]:
@@ -159,17 +190,25 @@ def _types(*operands: Any, programs: _Programs) -> list[Any]:
 def _mapped(
     arrays: Sequence[jax.Array], axes: Sequence[Any], *, programs: _Programs
 ) -> tuple[list[jax.Array], list[int]]:
-    axes = [axis if isinstance(axis, int) else None for axis in axes]
+    axes = tuple(axis if isinstance(axis, int) else None for axis in axes)
     size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
     results = _bound(programs.mapped(axes, size, [plain(x) for x in arrays]), arrays)
     return results, [0] * len(results)
+
+
+def _kernels(program: Any) -> Iterator[str]:
+    """The names of a program's kernels, as they stand in its names of scopes."""
+    for eqn in program.jaxpr.eqns:
+        yield from re.findall(r"gradlab_(\w+?)_kernel", f"{eqn.source_info.name_stack} {eqn.params.get('name', '')}")
+        if eqn.primitive is _piece:
+            yield from _kernels(eqn.params["programs"].first)
 
 
 def _lowered(ctx: Any, *operands: Any, programs: _Programs) -> Any:
     wanted, program = ctx.module_context.platforms, programs.first
     if _symbolic(program.in_avals) and any(name != "cpu" for name in wanted):
         shapes = ", ".join(t.str_short(short_dtypes=True) for t in program.in_avals)
-        kernel = next(iter(re.findall(r"gradlab_(\w+?)_kernel", str(program))), "a kernel")
+        kernel = next(_kernels(program), "a kernel")
         raise ValueError(f"{kernel}: operands are {shapes}, wanted known sizes: a compiled kernel has blocks of fixed "
                          "sizes, only jax.export for platforms=('cpu',) takes a symbolic one")  # fmt: skip
     branches = programs.branches(wanted)
@@ -188,22 +227,48 @@ mlir.register_lowering(_piece, _lowered)
 def pallas(kernel: Callable[..., None], platform: str, grid: Sequence[int], in_specs: Sequence[pl.BlockSpec],
            out_specs: Any, out_shape: Any, *, warps: int = 4, stages: int = 3,
            **options: Any) -> Callable[..., Any]:  # fmt: skip
-    """`pl.pallas_call` with the platform's backend and the kernel's name on it."""
+    """`pl.pallas_call` with the platform's backend and the kernel's name on it.
+
+    Interpreted, one program over whole arrays is run on them.
+    """
     params: Any = None
     if platform == "cuda":
         # Without these parameters Pallas takes Mosaic GPU, which has no jnp.dot.
         params = pltriton.CompilerParams(num_warps=warps, num_stages=stages)
     if platform == "tpu":
         params = pltpu.CompilerParams(dimension_semantics=("parallel",) * len(grid))
-    name = getattr(kernel, "func", kernel).__name__.strip("_")
+    name = "gradlab_" + getattr(kernel, "func", kernel).__name__.strip("_")
     # Within `one_piece` nothing varies along an axis of a mesh.
     shapes = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, manual_axis_type=ManualAxisType()), out_shape
     )
-    return pl.pallas_call(
+    call = pl.pallas_call(
         kernel, grid=tuple(grid), in_specs=list(in_specs), out_specs=out_specs, out_shape=shapes,
-        interpret=interpreted(platform), compiler_params=params, name=f"gradlab_{name}", **options,
+        interpret=interpreted(platform), compiler_params=params, name=name, **options,
     )  # fmt: skip
+    return (
+        _interpreted(kernel, name, grid, in_specs, out_specs, out_shape, call, **options)
+        if interpreted(platform)
+        else call
+    )
+
+
+def _interpreted(kernel: Callable[..., None], name: str, grid: Sequence[int], in_specs: Sequence[pl.BlockSpec],
+                 out_specs: Any, out_shape: Any, call: Callable[..., Any],
+                 input_output_aliases: Mapping[int, int] | None = None) -> Callable[..., Any]:  # fmt: skip
+    """One program over whole arrays, run on them; `call` where there are more."""
+    results, structure = jax.tree.flatten(out_shape)
+    specs = [*in_specs, *jax.tree.leaves(out_specs)]
+
+    def run(*operands: jax.Array) -> Any:
+        if not interpret_pallas.whole(grid, specs, [*operands, *results]):
+            return call(*operands)
+        with jax.named_scope(name):
+            return jax.tree.unflatten(
+                structure, interpret_pallas.run(kernel, operands, results, input_output_aliases or {})
+            )
+
+    return run
 
 
 def block(platform: str, size: int, most: int, least: int = 16) -> int:
@@ -228,7 +293,7 @@ def loop(steps: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
     """`fori_loop` inside a kernel; counts in int32, which is what a TPU indexes with also when x64 is on."""
     if steps == 1:
         # Interpreted, which is where blocks are whole, a loop would be compiled for nothing.
-        return body(jnp.int32(0), start)
+        return body(0 if interpret_pallas.alone() else jnp.int32(0), start)
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(steps), body, start)
 
 

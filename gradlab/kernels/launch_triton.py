@@ -17,7 +17,7 @@ import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import compiled_triton, plans_triton, ranges
+from gradlab.kernels import compiled_triton, plans_triton, ranges, source_triton
 from gradlab.kernels import memory_triton as memory
 from gradlab.kernels.forking import Lock
 
@@ -27,8 +27,13 @@ KERNELS: list[JITFunction] = []
 
 def kernel(fn: Callable) -> JITFunction:
     """Decorate a Triton kernel of this lab, which `launch` runs on CUDA and on a CPU."""
-    KERNELS.append(JITFunction(fn))
+    KERNELS.append(source_triton.made(fn))
     return KERNELS[-1]
+
+
+def kernel_of_cpus(fn: Callable) -> JITFunction:
+    """Decorate a kernel that is launched on CPUs alone, where another one does the same for a GPU."""
+    return JITFunction(fn)
 
 
 def kernel_of_any(*names: str) -> Callable[[Callable], JITFunction]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from gradlab.kernels.class_chunks_pallas import chunks, cotangent
+from gradlab.kernels.interpret_pallas import program_id
 from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
 from gradlab.kernels.linear_pallas import column_sum, product, product_into
 from gradlab.kernels.rows_pallas import fold
@@ -61,7 +62,7 @@ def _statistics_kernel(*refs, V, apart, tiles, BV, BK, bias, weights, ignore, ha
     t = t_ref[...]
     N = w_ref.shape[1]
     # Apart, w's block is this program's; else it is all of w, and the program's tiles start further on.
-    first, start = (pl.program_id(1) * N, 0) if apart else (0, pl.program_id(1) * tiles)
+    first, start = (program_id(1) * N, 0) if apart else (0, program_id(1) * tiles)
 
     def step(i, carry):
         top, total, picked, chosen, far, weight = carry
@@ -117,7 +118,7 @@ def _pullback_kernel(*refs, V, BK, bias, weights, ignore, hard, spread, cap):
     acc = rows[-1].dtype
     BV = d_ref.shape[1]
     x = _logits(h_ref, w_ref, b_ref, slice(None), BV, BK, acc)
-    v = first_ref[...] + pl.program_id(1) * BV + jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    v = first_ref[...] + program_id(1) * BV + jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
     c = None if c_ref is None else c_ref[...].astype(acc)
     rows = [ref[...] for ref in rows]
     _, _, d, _, _ = cotangent(capped(x, cap), v, rows, c, V=V, ignore=ignore, hard=hard, spread=spread)

@@ -2,7 +2,7 @@
 
 Calls that differ in addresses and elements alone allocate the same memory and launch the same kernels with the same
 numbers. At the second of them the function runs on stand-ins for its arguments, and what it asks for is noted: a plan.
-Later calls follow the plan, without the function's own Python, which takes the host longer than a small kernel. What
+That call and later ones follow the plan, without the function's own Python, which takes the host longer than a small kernel. What
 looks at values has to say so (`looks`), or it has no plan, and runs as it stands.
 """
 
@@ -205,7 +205,10 @@ class Plan:
         memory = _Memory([given[i] for i in self._given] + torch_mode.made)
         self._steps = [_launch(memory, *s) if isinstance(s[0], JITFunction) else _call(memory, *s) for s in steps]
         self._alone = isinstance(result, torch.Tensor)
-        self._results = [memory.place(t) for t in ([result] if self._alone else result or ())]
+        results = (result,) if self._alone else result
+        if result is not None and not (type(results) is tuple and results and all(map(torch.is_tensor, results))):
+            raise Unplanned
+        self._results = [memory.place(t) for t in results or ()]
         self._make_as_given()
 
     def _make_as_given(self) -> None:
@@ -283,14 +286,14 @@ class Plans:
     def __call__(self, signature: Any, args: Sequence[Any], options: Mapping[str, Any] = _NONE) -> Any:
         """What the function does and gives for arguments of that signature."""
         plan = self._kept.get(signature)
-        if plan.__class__ is Plan:
-            return plan((*args, *options.values()) if options else args)
         if plan is None:
             if len(self._kept) >= MOST:
                 self._kept.clear()
             self._kept[signature] = True
         elif plan is True and not noting():
-            self._kept[signature] = self._planned(args, options)
+            plan = self._kept[signature] = self._planned(args, options)
+        if isinstance(plan, Plan):
+            return plan((*args, *options.values()) if options else args)
         return self._fn(*args, **options)
 
     def _planned(self, args: Sequence[Any], options: Mapping[str, Any]) -> Plan | bool:

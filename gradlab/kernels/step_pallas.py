@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
+from gradlab.kernels.interpret_pallas import program_id
 from gradlab.kernels.launch_pallas import interpreted, launch, pad, pallas
 from gradlab.kernels.reduce_pallas import fold
 
@@ -97,7 +98,7 @@ def _numbers(tile: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         # Interpreted, the tile is the array.
         return inside, jnp.uint32(0)
     # Any other one has a power of two.
-    program, bits = pl.program_id(0).astype(jnp.uint32), math.prod(tile).bit_length() - 1
+    program, bits = program_id(0).astype(jnp.uint32), math.prod(tile).bit_length() - 1
     return (program << jnp.uint32(bits)) + inside, program >> jnp.uint32(32 - bits)
 
 
@@ -111,7 +112,7 @@ class _Masked:
         # A mask that always holds would still split wide loads.
         self._inside: Any = None
         if rest:
-            here = jnp.where(pl.program_id(0) < full, jnp.int32(each), jnp.int32(rest))
+            here = jnp.where(program_id(0) < full, jnp.int32(each), jnp.int32(rest))
             self._inside = jax.lax.broadcasted_iota(jnp.int32, (each,), 0) < here
 
     def __getitem__(self, where: Any) -> jax.Array:

@@ -1,7 +1,8 @@
 """A network trained in jax, one step at a time; imports no torch."""
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,30 +20,37 @@ _DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16}
 _SCALE, _GOOD_STEPS = 65536.0, 2000
 
 
+class _How(NamedTuple):
+    """What a step's program hangs on beside its arrays: runs that share it share what is compiled."""
+
+    workload: Workload
+    layers: Layers
+    optimizer: Optimizer
+    precision: str
+
+
 class Trainer:
     """Weights, optimizer and, in fp16, the scale of the loss; weights are float32 whatever the precision."""
 
     def __init__(self, workload: Workload, layers: Layers, asked: Optimizer, precision: str, weights: Weights) -> None:
-        self._workload, self._layers, self._dtype = workload, layers, _DTYPES.get(precision, jnp.float32)
+        self._how = _How(workload, layers, asked, precision)
         params = nested({name: SIDE.put(w, "float32") for name, w in to_jax(weights).items()})
-        self._optimizer = optimizer(layers, asked)
-        self._state: dict[str, Any] = {"params": params, "optimizer": self._optimizer.init(params)}
+        self._state: dict[str, Any] = {"params": params, "optimizer": optimizer(layers, asked).init(params)}
         if precision == "fp16":
             self._state["scaler"] = {"scale": jnp.float32(_SCALE), "good": jnp.int32(0)}
-        self._step, self._outputs = jax.jit(self._next), jax.jit(self._answer)
 
     def step(self, x: np.ndarray, t: np.ndarray) -> float:
         """One step on the batch x, t: the mean loss before it."""
-        self._state, value = self._step(self._state, _put(x), SIDE.put(t, "float32"))
+        self._state, value = _step(self._how, self._state, _put(x), SIDE.put(t, "float32"))
         return float(value)
 
     def program(self, x: np.ndarray, t: np.ndarray) -> str:
         """The compiled step on batches of this shape as text: XLA's."""
-        return self._step.lower(self._state, _put(x), SIDE.put(t, "float32")).compile().as_text() or ""
+        return _step.lower(self._how, self._state, _put(x), SIDE.put(t, "float32")).compile().as_text() or ""
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """What the network answers to x."""
-        return SIDE.take(self._outputs(self._state["params"], _put(x)))
+        return SIDE.take(_outputs(self._how, self._state["params"], _put(x)))
 
     def weights(self) -> Weights:
         """The weights in torch's layout."""
@@ -73,34 +81,40 @@ class Trainer:
         for path, leaf in jax.tree.leaves_with_path(rest):
             yield ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path), leaf
 
-    def _answer(self, params, x):
-        low = jax.tree.map(lambda p: p.astype(self._dtype), params)
-        return outputs(self._layers, self._workload.network, low, x.astype(self._dtype)).astype(jnp.float32)
 
-    def _next(self, state, x, t):
-        scaler = state.get("scaler")
-        scale = 1.0 if scaler is None else scaler["scale"]
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(how: _How, params, x):
+    dtype = _DTYPES.get(how.precision, jnp.float32)
+    low = jax.tree.map(lambda p: p.astype(dtype), params)
+    return outputs(how.layers, how.workload.network, low, x.astype(dtype)).astype(jnp.float32)
 
-        def scaled(params):
-            value = loss(self._layers, self._workload.loss, self._answer(params, x), t)
-            return scale * value, value
 
-        (_, value), grads = jax.value_and_grad(scaled, has_aux=True)(state["params"])
-        grads = jax.tree.map(lambda g: g / scale, grads) if scaler is not None else grads
-        updates, held = self._optimizer.update(grads, state["optimizer"], state["params"])
-        new = {"params": optax.apply_updates(state["params"], updates), "optimizer": held}
-        if scaler is None:
-            return new, value
-        finite = jnp.all(jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]))
-        old = {key: state[key] for key in new}
-        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        good = jnp.where(finite, scaler["good"] + 1, 0)
-        grown = jnp.where(good == _GOOD_STEPS, 2 * scale, scale)
-        new["scaler"] = {
-            "scale": jnp.where(finite, grown, scale / 2),
-            "good": jnp.where(good == _GOOD_STEPS, 0, good),
-        }
+@functools.partial(jax.jit, static_argnums=0)
+def _step(how: _How, state, x, t):
+    scaler = state.get("scaler")
+    scale = 1.0 if scaler is None else scaler["scale"]
+
+    def scaled(params):
+        value = loss(how.layers, how.workload.loss, _outputs(how, params, x), t)
+        return scale * value, value
+
+    (_, value), grads = jax.value_and_grad(scaled, has_aux=True)(state["params"])
+    grads = jax.tree.map(lambda g: g / scale, grads) if scaler is not None else grads
+    update = optimizer(how.layers, how.optimizer).update
+    updates, held = update(grads, state["optimizer"], state["params"])
+    new = {"params": optax.apply_updates(state["params"], updates), "optimizer": held}
+    if scaler is None:
         return new, value
+    finite = jnp.all(jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]))
+    old = {key: state[key] for key in new}
+    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    good = jnp.where(finite, scaler["good"] + 1, 0)
+    grown = jnp.where(good == _GOOD_STEPS, 2 * scale, scale)
+    new["scaler"] = {
+        "scale": jnp.where(finite, grown, scale / 2),
+        "good": jnp.where(good == _GOOD_STEPS, 0, good),
+    }
+    return new, value
 
 
 def _put(x: np.ndarray) -> jax.Array:

@@ -45,16 +45,29 @@ def mutants(source: str) -> Iterator[Mutant]:
     tree = ast.parse(source)
     original = ast.unparse(tree)
     seen = {original}
-    for statement, backward in sorted(_statements(tree), key=lambda found: found[0].lineno):
-        text = _text(statement)
-        for operator, line, undo in _changes(statement, tree, backward):
-            changed = ast.unparse(ast.fix_missing_locations(tree))
+    # Of the file a mutant writes the one definition anew that it changes.
+    parts = [_part(node) for node in tree.body]
+    within = {id(s): i for i, node in enumerate(tree.body) for s in ast.walk(node) if isinstance(s, ast.stmt)}
+    assert "".join(parts).strip("\n") == original
+    found = sorted(_statements(tree), key=lambda found: found[0].lineno)
+    strings = sorted({n.value for s, _ in found for n in _inside(s) if _is_string(n)})
+    for statement, backward in found:
+        text, i = _text(statement), within[id(statement)]
+        for operator, line, undo in _changes(statement, tree, backward, strings):
+            ast.fix_missing_locations(statement)
+            changed = "".join([*parts[:i], _part(tree.body[i]), *parts[i + 1 :]]).strip("\n")
             after = _text(statement)
             undo()
             if changed not in seen:
                 seen.add(changed)
                 yield Mutant(line, operator, text, after, changed)
     assert ast.unparse(tree) == original
+
+
+def _part(node: ast.stmt) -> str:
+    """A statement of a file, as `ast.unparse` writes it there."""
+    apart = isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    return "\n" * (1 + apart) + ast.unparse(ast.Module([node], []))
 
 
 def _text(statement: ast.stmt) -> str:
@@ -114,9 +127,13 @@ def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         yield from _flat(getattr(statement, "orelse", []))
 
 
-def _changes(statement: ast.stmt, tree: ast.Module, backward: bool) -> Iterator[tuple[str, int, "_Undo"]]:
-    """Changes of a statement, each made in place: the operator, the line, and what takes it back."""
-    strings = sorted({n.value for s, _ in _statements(tree) for n in _inside(s) if _is_string(n)})
+def _changes(statement: ast.stmt, tree: ast.Module, backward: bool,
+             strings: list[str]) -> Iterator[tuple[str, int, "_Undo"]]:  # fmt: skip
+    """Changes of a statement, each made in place: the operator, the line, and what takes it back.
+
+    Args:
+        strings: all that the rules use, in order; each stands for the one before it.
+    """
     for parent, field, place in list(_spots(statement)):
         held = getattr(parent, field)
         old = held if place is None else held[place]

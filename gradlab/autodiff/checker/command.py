@@ -25,7 +25,7 @@ class Asked:
 
     target: str | None
     sides: Sequence[str]
-    order: int
+    order: int | None
     seed: int
     shapes: str | None
     dtypes: Sequence[str] | None

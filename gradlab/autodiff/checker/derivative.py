@@ -14,6 +14,9 @@ from gradlab.autodiff.checker.subject import Subject
 SENSITIVITY = 1e-7
 # Differences that are not surer than this part of the norm decide nothing.
 SURE = 1e-6
+# Values no surer than this, relative, are worked out in a low precision; differences of them decide what they can see,
+# down to a part of the norm this large.
+COARSE, SURE_COARSE = 2.0**-26, 0.03
 # Errors of single results add like random numbers, because the cotangent that weighs them is random: six deviations.
 DEVIATIONS = 6.0
 
@@ -28,6 +31,7 @@ class Pair:
         error: what `wanted` may be off by.
         scale: the norm that errors are relative to.
         natural: the size of the results it moves, for each unit of the input.
+        floor: what rounding may leave of a gradient where larger terms cancel.
     """
 
     direction: Mapping[int, np.ndarray]
@@ -37,6 +41,7 @@ class Pair:
     scale: float
     sure: bool = True
     natural: float = 0.0
+    floor: float = 0.0
 
     @property
     def off(self) -> float:
@@ -44,7 +49,7 @@ class Pair:
 
     @property
     def allowed(self) -> float:
-        return self.error + SENSITIVITY * self.scale
+        return self.error + SENSITIVITY * self.scale + self.floor
 
     @property
     def wrong(self) -> bool:
@@ -66,6 +71,7 @@ class Probe:
         steps: the window that suited each input, for what follows.
         pairs: every pair that was made, by input.
         noise: of the values, relative, as far as it has shown.
+        outside: what the function raised where differences moved its inputs to.
         skipped: number of results whose slopes do not settle, taken out by a cotangent of 0.
     """
 
@@ -78,6 +84,7 @@ class Probe:
     pairs: dict[int, list[Pair]] = field(default_factory=dict)
     skipped: int = 0
     noise: float = differences.EPS
+    outside: str = ""
 
     def units(self, i: int) -> float:
         """The scale of an input that steps are relative to: its root mean square without zeros, at most 1."""
@@ -93,7 +100,12 @@ class Probe:
             moved = list(self.arrays)
             for i, d in direction.items():
                 moved[i] = moved[i] + t * d
-            return joined(self.subject.values(moved))
+            try:
+                values = joined(self.subject.values(moved))
+            except Exception as error:
+                self.outside = self.outside or self._outside(direction, t, error)
+                return np.full(self.middle.shape, np.nan)
+            return values if values.shape == self.middle.shape else np.full(self.middle.shape, np.nan)
 
         unit = min(self.units(i) for i in direction)
         # A step that is a few last bits of the largest element is not the step that was asked for.
@@ -114,7 +126,22 @@ class Probe:
         scale = max(norm, abs(wanted)) if np.isfinite(wanted) else norm
         unit = min(self.units(i) for i in direction)
         natural = float(np.linalg.norm(c[held] * slope.largest[held])) / unit
-        return Pair(direction, got, wanted, error, scale, error <= SURE * max(scale, natural), natural)
+        sure = SURE_COARSE if self.coarse else SURE
+        floor = 64 * self.subject.eps * natural
+        return Pair(direction, got, wanted, error, scale, error <= sure * max(scale, natural), natural, floor)
+
+    @property
+    def coarse(self) -> bool:
+        """Whether the values are worked out in a low precision, and differences of them no surer than that."""
+        return self.noise >= COARSE
+
+    def _outside(self, direction: Mapping[int, np.ndarray], t: float, error: Exception) -> str:
+        """Where the inputs were moved to when the function raised, and what."""
+        i, d = next(iter(direction.items()))
+        at = np.unravel_index(int(np.argmax(np.abs(d))), d.shape) if d.ndim and d.size else ()
+        place = self.subject.names[i] + (f"[{', '.join(str(int(k)) for k in at)}]" if at else "")
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        return f"the check stepped outside the domain, at {place} by {t * float(d[at]):.1e} ({said})"
 
     def settle(self, slope: Slope) -> bool:
         """Take results that do not settle out of the cotangent, when most are left; true if any were."""

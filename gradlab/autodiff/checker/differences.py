@@ -142,7 +142,8 @@ def _window(f: Callable[[float], np.ndarray], middle: np.ndarray, step: float, u
             up, down = f(h), f(-h)
             if level == 0:
                 grain = _grain(middle, up, down)
-            largest = np.maximum(largest, np.maximum(np.abs(up), np.abs(down)))
+            # Outside the domain a value is NaN: its slope then is too, but not the size of the others.
+            largest = np.fmax(largest, np.fmax(np.abs(up), np.abs(down)))
             bends.append(np.abs(up - 2 * middle + down) / h)
             row = [(up - down) / (2 * h)]
             tried.append((h, row[0]))
@@ -167,14 +168,18 @@ def _window(f: Callable[[float], np.ndarray], middle: np.ndarray, step: float, u
 
 
 def _grain(middle: np.ndarray, up: np.ndarray, down: np.ndarray) -> float:
-    """2^-24 when all values are float32 numbers, and use its digits: f is worked out in float32 whatever its dtype."""
-    used = False
+    """The unit of the lowest precision that all values are numbers of, whatever their dtype, and use the digits of."""
+    bits = np.uint32(0)
     for a in (middle, up, down):
-        single = a.astype(np.float32)
+        single = np.ascontiguousarray(a, np.float32)
         if not np.array_equal(a, single, equal_nan=True):
             return 0.0
-        used |= bool((single.view(np.uint32) & 0xFFFF).any())
-    return 2.0**-24 if used else 0.0
+        bits |= np.bitwise_or.reduce(single.view(np.uint32), axis=None, initial=0)
+    # Of the 23 bits behind the first: bfloat16 has 7, float16 10. Small whole numbers do not use the last of these.
+    for unit, lost, own in ((2.0**-8, 0xFFFF, 0x30000), (2.0**-11, 0x1FFF, 0x6000), (2.0**-24, 0, 0x1FFF)):
+        if not bits & lost and bits & own:
+            return unit
+    return 0.0
 
 
 def _noise(windows: list[_Window], unit: float) -> float:
@@ -194,7 +199,7 @@ def _noise(windows: list[_Window], unit: float) -> float:
 
 def _sizes(*values: np.ndarray) -> np.ndarray:
     """The magnitude that each result's rounding is relative to: its own, or the typical one where it is cancelled."""
-    largest = np.max([np.abs(v) for v in values], axis=0)
+    largest = np.fmax.reduce([np.abs(v) for v in values])
     finite = largest[np.isfinite(largest)]
     return np.maximum(largest, np.sqrt(np.mean(finite**2)) if finite.size else 0.0)
 

@@ -3,13 +3,17 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
+from gradlab.autodiff.checker.held import holds_arrays
 from gradlab.autodiff.checker.subject import Subject
 
 # Inputs are cut to at most this many along every axis: an edge needs no size.
 MOST = 8
+# Inputs of at most this many elements are small enough as they are.
+SMALL = 4096
 IGNORED = -100
 # Inputs of more elements than this are large; what does not depend on the size is held at a cut to this many an axis.
 LARGE, HELD = 2**16, 64
@@ -25,17 +29,38 @@ _LENGTHS: dict[str, Callable[[int], int]] = {
 _FACTORS = {"scaled by 1.37, nothing normalised": 1.37, "1000 times larger": 1e3, "1000 times smaller": 1e-3}
 
 
-def edges(subject: Subject, rng: np.random.Generator) -> Iterator[tuple[str, Subject, list[np.ndarray], bool]]:
-    """The subject at other inputs: name of the edge, the subject there, its values, whether elements must move alike.
+Edge = tuple[str, Subject, list[np.ndarray], bool]
+
+
+def edges(subject: Subject, rng: np.random.Generator) -> Iterator[Edge]:
+    """The subject at other inputs of its own shapes: the edge's name, the subject there, its values, whether elements
+    must move alike.
 
     Only inputs that the function takes without an error come out; what it makes of them is for the caller to judge.
     """
-    if not all(np.size(a) for a in subject.arrays):
-        return
-    small = _resized(subject, lambda n: min(n, MOST)) or (subject.arrays if _size(subject) <= 4096 else None)
-    if small is not None:
-        for name, arrays, alike in _drawn(subject, small, rng):
+    if _held(subject) and _size(subject) <= SMALL:
+        for name, arrays, alike in _drawn(subject, subject.arrays, rng):
             yield from _taken(subject, name, arrays, alike)
+
+
+def reshaped(subject: Subject, rng: np.random.Generator) -> Iterator[Edge]:
+    """The same at inputs that are cut, lengthened or have other labels, which nobody said that the function takes.
+
+    A function that holds arrays of its own is not given other shapes: they would no longer fit these.
+    """
+    if not _held(subject):
+        return
+    fits = fits_others(subject)
+    small = subject.arrays if _size(subject) <= SMALL else None
+    if small is None and fits:
+        small = _resized(subject, lambda n: min(n, MOST))
+        for name, arrays, alike in _drawn(subject, small, rng) if small is not None else ():
+            yield from _taken(subject, name, arrays, alike)
+    if small is not None and (_names_ignored(subject) or _labels(subject, small)):
+        for name, arrays, alike in _ignoring(subject, small):
+            yield from _taken(subject, name, arrays, alike)
+    if not fits:
+        return
     for name, length in _LENGTHS.items():
         resized = _resized(subject, length)
         if resized is not None:
@@ -45,7 +70,7 @@ def edges(subject: Subject, rng: np.random.Generator) -> Iterator[tuple[str, Sub
 
 def cut(subject: Subject) -> Subject | None:
     """A large subject at a cut of its inputs, where promises that do not depend on the size are held; else None."""
-    if _size(subject) <= LARGE:
+    if _size(subject) <= LARGE or not fits_others(subject):
         return None
     arrays = _resized(subject, lambda n: min(n, HELD))
     if arrays is None:
@@ -54,9 +79,14 @@ def cut(subject: Subject) -> Subject | None:
     return other if all(np.isfinite(y).all() for y in other.values(other.arrays)) else None
 
 
+def fits_others(subject: Subject) -> bool:
+    """Whether the function may be given inputs of other shapes: the lab's own ops, and who holds no arrays."""
+    return subject.trusted or not holds_arrays(subject.origin, subject.options)
+
+
 def _drawn(subject: Subject, small: list[np.ndarray],
            rng: np.random.Generator) -> Iterator[tuple[str, list[np.ndarray], bool]]:  # fmt: skip
-    def each(change: Callable[[np.ndarray], np.ndarray], only: int | None = None) -> list[np.ndarray]:
+    def each(change: Callable[[np.ndarray], np.ndarray], only: int | None = None) -> list[Any]:
         return [change(a) if i in subject.wrt and only in (None, i) else a for i, a in enumerate(small)]
 
     for name, factor in _FACTORS.items():
@@ -76,8 +106,6 @@ def _drawn(subject: Subject, small: list[np.ndarray],
     if len(subject.wrt) > 1:
         yield "one row of zeros in all", each(_row_of_zeros), False
     yield "shifted by 10", each(lambda a: a + 10.0), False
-    if _names_ignored(subject) or _labels(subject, small):
-        yield from _ignoring(subject, small)
 
 
 def _stretched(sign: int, a: np.ndarray) -> np.ndarray:
@@ -156,7 +184,12 @@ def _taken(subject: Subject, name: str, arrays: list[np.ndarray],
 
 
 def _size(subject: Subject) -> int:
-    return max(np.size(a) for a in subject.arrays)
+    return max(a.size for a in subject.arrays if isinstance(a, np.ndarray))
+
+
+def _held(subject: Subject) -> bool:
+    """Whether no array is empty."""
+    return all(a.size for a in subject.arrays if isinstance(a, np.ndarray))
 
 
 def _resized(subject: Subject, length: Callable[[int], int]) -> list[np.ndarray] | None:
@@ -174,7 +207,30 @@ def _resized(subject: Subject, length: Callable[[int], int]) -> list[np.ndarray]
         if i not in subject.wrt and a.dtype.kind in "iu":
             arrays[i] = np.where(a >= least, a % least, a)
     changed = any(a.shape != b.shape for a, b in zip(arrays, subject.arrays, strict=True))
-    return arrays if changed and _takes(subject, arrays) else None
+    if not changed or (subject.side.name == "torch" and _collide(subject, arrays)):
+        return None
+    return arrays if _takes(subject, arrays) else None
+
+
+def _collide(subject: Subject, arrays: list[np.ndarray]) -> bool:
+    """Whether indices that were distinct no longer are: torch's writes to a place twice have no gradient to speak of.
+
+    jax gives the gradient of such a write to who wrote last.
+    """
+    places = [(a, b) for i, (a, b) in enumerate(zip(subject.arrays, arrays, strict=True)) if i not in subject.wrt]
+    return any(not _distinct(a) <= _distinct(b) or _moved(a, b) for a, b in places)
+
+
+def _distinct(a: np.ndarray) -> set[int]:
+    """The axes along which no number comes twice."""
+    if a.dtype.kind not in "iu":
+        return set()
+    return {k for k in range(a.ndim) if (np.diff(np.sort(a, k), axis=k) != 0).all()}
+
+
+def _moved(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether indices of several axes had to be made smaller: they may be places of a layout."""
+    return a.ndim > 1 and a.dtype.kind in "iu" and not set(b.flat) <= set(a.flat)
 
 
 def _takes(subject: Subject, arrays: list[np.ndarray]) -> bool:

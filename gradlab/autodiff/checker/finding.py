@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 OK, WRONG, INCONCLUSIVE = "ok", "wrong", "inconclusive"
 
@@ -19,6 +20,8 @@ class Finding:
         said: the finding in words, after the name of what was checked.
         numbers: error and allowed (relative to the largest value), got and wanted where one element is meant, ...
         op, side, case: what was run, on which side, on which inputs.
+        inputs: by name, the numbers of inputs that the check made up, as nested lists; empty for the given ones.
+        call: the line that calls the function on these, where they are few.
     """
 
     check: str
@@ -30,6 +33,8 @@ class Finding:
     op: str = ""
     side: str = ""
     case: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    call: str = ""
 
     @property
     def error(self) -> float:
@@ -41,4 +46,5 @@ class Finding:
         """The finding in one paragraph."""
         place = f"[{', '.join(map(str, self.where))}]" if self.where else ""
         what = f"{self.input}{place} " if self.input else ""
-        return f"{self.op} on {self.side}, case {self.case!r}, {self.check}: {what}{self.said}: {self.verdict}"
+        again = f"; again: {self.call}" if self.call else ""
+        return f"{self.op} on {self.side}, case {self.case!r}, {self.check}: {what}{self.said}{again}: {self.verdict}"

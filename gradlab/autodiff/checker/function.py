@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.autodiff.checker import apart
 from gradlab.autodiff.checker.agreement import agreement
 from gradlab.autodiff.checker.derivative import Probe, gradients, joined
-from gradlab.autodiff.checker.edges import cut, edges
+from gradlab.autodiff.checker.differences import EPS
+from gradlab.autodiff.checker.edge import Edges, Judged, judged
+from gradlab.autodiff.checker.edges import Edge, cut, edges, fits_others, reshaped
 from gradlab.autodiff.checker.facts import finite, linear, replays
 from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
 from gradlab.autodiff.checker.judge import CHECK as DERIVATIVE
@@ -22,7 +25,7 @@ from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.second import second
 from gradlab.autodiff.checker.state import changed, state
-from gradlab.autodiff.checker.subject import Subject, subject
+from gradlab.autodiff.checker.subject import UNITS, Subject, subject
 
 PARTS = ("derivative", "facts", "contract", "second", "precision", "edges", "reference")
 
@@ -41,6 +44,8 @@ class Plan:
         compiled: hold torch.compile against eager too, which takes seconds.
         budget: seconds; parts that find it spent do not run, and that is said.
         kept_slope: what `precision` allows for results that are kept in a low dtype.
+        raises: raise what the arguments do wrong; a finding otherwise.
+        asked_second: a second derivative that does not exist is wrong, not a note.
         started: called with what runs next and the part of the budget that is spent.
     """
 
@@ -53,6 +58,8 @@ class Plan:
     compiled: bool = False
     budget: float | None = None
     kept_slope: float = 0.0
+    raises: bool = True
+    asked_second: bool = False
     started: Callable[[str, float], None] = lambda what, spent: None
     begun: float = field(default_factory=time.perf_counter)
 
@@ -65,10 +72,16 @@ def check_function(fn: Callable[..., Any], args: Sequence[Any], reference: Calla
                    cases: Any, plan: Plan, report: Report) -> None:  # fmt: skip
     """Check a function at its arguments, once for each case of its options."""
     for name, options in _cases(cases):
-        made = subject(fn, args, options, name)
-        _want_tiles(made, plan.tiles or {})
-        with made.side.double():
-            _check(made, reference, plan, report)
+        try:
+            made = subject(fn, args, options, name)
+            _want_tiles(made, plan.tiles or {})
+            with made.side.double():
+                _check(made, reference, plan, report)
+        except (TypeError, ValueError) as error:
+            if plan.raises:
+                raise
+            op = getattr(fn, "__name__", type(fn).__name__)
+            report.findings.append(Finding("arguments", INCONCLUSIVE, "", (), first_line(error), {}, op, "", name))
 
 
 def _want_tiles(s: Subject, tiles: Mapping[str, Sequence[int]]) -> None:
@@ -124,39 +137,98 @@ class Run:
         start = time.perf_counter()
         try:
             yield True
+        except Exception as error:
+            # The reference is the user's, who has to know; all else is a call that the check made up.
+            if name in ("reference", "NumPy"):
+                raise
+            self.p.say(name, INCONCLUSIVE, f"stopped: a call that the check made raises {first_line(error)}")
         finally:
             self.report.seconds[name] = self.report.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def begin(self) -> bool:
         """First calls: what comes out, whether always the same, what one costs; false when it cannot go on."""
         s, plan = self.s, self.plan
-        before = state(s.fn)
+        before = state(s.origin)
         start = time.perf_counter()
         values = self._first_values()
         if not values:
             raise ValueError(f"check: {s.op} returns {self._returned()}, wanted at least one float array")
         values = s.values(s.arrays) if s.side.name == "jax" else values
-        effects = changed(before, state(s.fn))
+        effects = changed(before, state(s.origin))
         each = time.perf_counter() - start
         if plan.budget is not None and 20 * each > plan.budget:
             raise ValueError(
                 f"check: a call of {s.op} takes {each:.2g} s, budget is {plan.budget:.2g} s, "
                 f"wanted at least {20 * each:.2g} s"
             )
-        cotangents = [s.side.take(c) for c in s.put_like_results([self.rng.standard_normal(y.shape) for y in values])]
-        self.probe = Probe(s, list(s.arrays), cotangents, {}, joined(values))
-        self.p = Promises(self.probe, self.report.findings, self._note, self.rng, values)
         if effects:
             self._note(f"{s.op} has a side effect: it changes {', '.join(effects)}")
+        self.probe = Probe(s, list(s.arrays), [], {}, joined(values), noise=max(EPS, s.eps / 2))
+        self.p = Promises(self.probe, self.report.findings, self._note, self.rng, values)
         if not finite(self.p, s.results):
             return False
-        try:
-            self.probe.gradients = gradients(s, self.probe.arrays, cotangents)
-        except Exception as error:
-            self.p.say("gradient", WRONG, f"raises {first_line(error)}")
+        for name, strange in zip(s.names, s.foreign, strict=True):
+            if strange:
+                self._note(f"{s.op}: {name} is {strange}: a constant to the check")
+        if not self._recorded():
             return False
         with self.part("facts") as runs:
             return not runs or replays(self.p, plan.replays)
+
+    def _recorded(self) -> bool:
+        """The first gradients, of those results and for those inputs that have one; false when there are none."""
+        s, p = self.s, self.p
+        try:
+            self._gradients()
+        except Exception as error:
+            takes = [i for i in s.wrt if self._takes_gradient(i)] if len(s.wrt) > 1 else []
+            if not 0 < len(takes) < len(s.wrt):
+                p.say("gradient", *self._refusal(error))
+                return False
+            refused = ", ".join(s.names[i] for i in s.wrt if i not in takes)
+            self._note(f"{s.op}: takes no gradient for {refused}, a constant here ({first_line(error, 90)})")
+            s.only(takes)
+            self._gradients()
+        if not self.probe.cotangents:
+            p.say("gradient", INCONCLUSIVE, "no result has a gradient: all are detached, nothing to check")
+        return bool(self.probe.cotangents)
+
+    def _gradients(self) -> None:
+        """Cotangents for the results that have a gradient, and their pullback."""
+        s = self.s
+        self.forwards = False
+        without = s.without_gradient()
+        self.forwards = True
+        if without:
+            values = s.values(s.arrays) if s.kept else []
+            self._note(f"{s.op}: without a gradient, so not judged: result {', '.join(map(str, without))}")
+            self.p.values = values
+            self.probe.middle = joined(values) if values else np.zeros(0)
+        self.probe.noise = max(EPS, s.eps / 2, *(UNITS[d] for d in s.result_dtypes))
+        drawn = [self.rng.standard_normal(y.shape) for y in self.p.values]
+        self.probe.cotangents = [s.side.take(c) for c in s.put_like_results(drawn)]
+        if drawn:
+            self.probe.gradients = gradients(s, self.probe.arrays, self.probe.cotangents)
+
+    def _takes_gradient(self, i: int) -> bool:
+        s = self.s
+        try:
+            if not any(s.side.differentiable(s.flat, s.put(s.arrays), [i])):
+                return True
+            cotangents = s.put_like_results([np.ones(y.shape) for y in self.p.values])
+            s.side.pullback(s.flat, [i])(s.put(s.arrays), cotangents)
+        except Exception:
+            return False
+        return True
+
+    def _refusal(self, error: Exception) -> tuple[str, str]:
+        """What a gradient that cannot be had is: a fault of the backward, or a function that has none."""
+        text = first_line(error)
+        if not self.forwards:
+            return INCONCLUSIVE, f"the function cannot be differentiated: {text}"
+        if isinstance(error, NotImplementedError) or "not implemented" in text or "not differentiable" in text:
+            return INCONCLUSIVE, f"the function has no gradient: {text}"
+        return WRONG, f"raises {text}"
 
     def parts(self, reference: Callable[..., Any] | None) -> None:
         s, plan, p = self.s, self.plan, self.p
@@ -179,13 +251,14 @@ class Run:
                         rules.contract(light)
                     if plan.compiled:
                         rules.compiled(light or p)
+                    self._emptied(rules.empty)
             told = [f for f in p.said(DERIVATIVE) if f.verdict == INCONCLUSIVE]
             if plan.order == 2 and told:
                 self._note(f"{s.op}: second derivative not looked at, differences do not settle for the first")
             elif plan.order == 2 and any(s.arrays[i].size for i in s.wrt):
                 with self.part("second") as runs:
                     if runs:
-                        second(p, self.rng, light)
+                        second(p, self.rng, light, plan.asked_second or s.trusted)
             with self.part("precision") as runs:
                 for dtype in lower(s.dtypes if plan.dtypes is None else plan.dtypes) if runs else ():
                     precision(p, dtype, plan.kept_slope)
@@ -209,59 +282,112 @@ class Run:
 
     def _edges(self) -> None:
         """Every edge input; one finding an input when all is well, each fault one of its own."""
-        loose: list[str] = []
-        seen: dict[str, float] = {}
-        count = 0
-        # What is wrong at the given inputs is not said again at others.
-        faults = {f.input for f in self.p.said(DERIVATIVE) if f.verdict == WRONG}
-        for name, other, values, alike in edges(self.s, self.rng):
+        edge = Edges({f.input for f in self.p.said(DERIVATIVE) if f.verdict == WRONG})
+        self._along(edges(self.s, self.rng), edge.take)
+        if self.s.trusted or self.s.side.name == "jax":
+            # Nothing of jax runs outside its arrays, whatever their shapes.
+            self._along(reshaped(self.s, self.rng), edge.take)
+        elif apart.possible():
+            self._apart(edge)
+        else:
+            self._note(f"{self.s.op}: no other shapes than the given: no process to try them in")
+        for name, worst in edge.seen.items():
+            if name not in edge.faults:
+                self.p.say("edge inputs", OK, f"{edge.count} edges", name, (), {"error": worst})
+        if edge.loose:
+            self._note(f"{self.s.op}: not smooth at, so not judged there: {'; '.join(edge.loose)}")
+
+    def _emptied(self, look: Callable[[Promises], None]) -> None:
+        """Inputs without rows, which nobody gave: in a process of its own, where a native op may die of them."""
+        p, s = self.p, self.s
+        if not fits_others(s):
+            return
+        if s.trusted or s.side.name == "jax":
+            try:
+                look(p)
+            except Exception as error:
+                self._note(f"{s.op}: with an empty first axis the check raises {first_line(error, 90)}")
+            return
+        if not apart.possible():
+            return
+
+        def work(send: Callable[[Any], None]) -> None:
+            found: list[Finding] = []
+            look(Promises(self.probe, found, send, p.rng, p.values))
+            for finding in found:
+                send(finding)
+
+        sent, died = apart.apart(work)
+        for one in sent:
+            if isinstance(one, Finding):
+                self.report.findings.append(one)
+            else:
+                self._note(one)
+        if died:
+            self._note(f"{s.op}: with an empty first axis the process that tried it died: {died}")
+
+    def _along(self, each: Iterator[Edge], take: Callable[[Judged], list[Finding]],
+               tell: Callable[[str], None] = lambda name: None) -> None:  # fmt: skip
+        """Judge one edge after the other."""
+        known = {f.input for f in self.p.said(DERIVATIVE) if f.verdict == WRONG}
+        for name, other, values, alike in each:
             if self.plan.spent() >= 1:
                 self.skipped.append("some edges")
-                break
-            found: list[Finding] = []
-            cotangents = [self.rng.standard_normal(y.shape) for y in values]
-            try:
-                grads = gradients(other, other.arrays, cotangents)
-            except Exception as error:
-                self._note(f"{self.s.op}: with {name} forward runs, backward raises {first_line(error)}")
-                continue
-            probe = Probe(other, list(other.arrays), cotangents, grads, joined(values))
-            judge(probe, self.rng, found.append, "edge inputs", uniform=alike, at_once=True)
-            count += 1
-            if probe.skipped:
-                # Where some results do not settle the others are no firm ground, at inputs that nobody gave.
-                loose.append(name)
-                continue
-            for f in found:
-                # One and the same fault at every edge is said once.
-                if f.verdict == WRONG and f.input not in faults:
-                    faults.add(f.input)
-                    self.report.findings.append(f)
-                elif f.verdict == OK:
-                    seen[f.input] = max(seen.get(f.input, 0.0), f.numbers["part"])
-            if any(f.verdict == INCONCLUSIVE for f in found):
-                loose.append(name)
-        for name, worst in seen.items():
-            if name not in faults:
-                self.p.say("edge inputs", OK, f"{count} edges", name, (), {"error": worst})
-        if loose:
-            self._note(f"{self.s.op}: not smooth at, so not judged there: {'; '.join(loose)}")
+                return
+            tell(name)
+            new = take(judged(name, other, values, alike, self.rng, known))
+            self.report.findings += new
+            known |= {f.input for f in new}
+
+    def _apart(self, edge: Edges) -> None:
+        """Inputs of shapes that nobody gave, in a process of its own: what dies there is said."""
+
+        def work(send: Callable[[Any], None]) -> None:
+            def take(one: Judged) -> list[Finding]:
+                send(one)
+                return [f for f in one.findings if f.verdict == WRONG]
+
+            self._along(reshaped(self.s, self.rng), take, send)
+            send(self.skipped)
+
+        sent, died = apart.apart(work)
+        last = "the first of them"
+        for one in sent:
+            if isinstance(one, str):
+                last = one
+            elif isinstance(one, Judged):
+                self.report.findings += edge.take(one)
+            else:
+                self.skipped = one
+        if died:
+            self._note(f"{self.s.op}: the process that tried other shapes died at {last}: {died}")
 
     def _first_values(self) -> list[np.ndarray]:
-        """In float64, or in the arguments' own dtype where the function takes no other."""
+        """In float64, or in the arguments' own dtype where the function takes no other; without jit where it must."""
         s = self.s
         try:
             return s.values(s.arrays)
         except Exception as error:
-            if s.dtype == "float64":
-                raise ValueError(f"check: {s.op} raises {first_line(error)}") from error
+            first = error
+        if s.side.name == "jax":
+            eagerly, quick = s.eagerly, (s._quick, s._vjp, s._quickened)
+            eagerly()
+            try:
+                values = s.values(s.arrays)
+            except Exception:
+                s._quick, s._vjp, s._quickened = quick
+            else:
+                self._note(f"{s.op}: does not run under jit ({first_line(first, 90)})")
+                return values
+        if s.dtype != "float64":
             s.working = s.dtype
             try:
                 values = s.values(s.arrays)
             except Exception:
-                raise ValueError(f"check: {s.op} raises {first_line(error)}") from error
-        self._note(f"{s.op} takes no float64: differences are of {s.dtype}, and no surer than that")
-        return values
+                raise ValueError(f"check: {s.op} raises {first_line(first)}") from first
+            self._note(f"{s.op} takes no float64: differences are of {s.dtype}, and no surer than that")
+            return values
+        raise ValueError(f"check: {s.op} raises {first_line(first)}") from first
 
     def _note(self, text: str) -> None:
         if text not in self.report.notes:

@@ -26,7 +26,10 @@ class Guarded(TorchFunctionMode):
         made = func(*args, **(kwargs or {}))
         if func not in _NEW or not isinstance(made, torch.Tensor) or made.layout != torch.strided:
             return made
-        extent = 1 + sum((n - 1) * s for n, s in zip(made.shape, made.stride(), strict=True)) if made.numel() else 0
+        if not made.numel():
+            # Nothing to guard; whoever passes it as `out=` has it made anew.
+            return made
+        extent = 1 + sum((n - 1) * s for n, s in zip(made.shape, made.stride(), strict=True))
         guard = _GUARD + extent // 8
         buffer = _odd(torch.empty(extent + 2 * guard, dtype=made.dtype, device=made.device))
         self._buffers.append((buffer, guard, guard + extent, tuple(made.shape)))
@@ -45,6 +48,18 @@ class Guarded(TorchFunctionMode):
             if ends:
                 said.append(f"a tensor of shape {list(shape)} {' and '.join(ends)}")
         return ", ".join(said)
+
+
+class Watched(TorchFunctionMode):
+    """Whether a function of torch is called whose name holds a word."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.word, self.seen = word, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= self.word in getattr(func, "__name__", "")
+        return func(*args, **(kwargs or {}))
 
 
 def _odd(buffer: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """The verdict on each gradient of one subject: even directions one input at a time, then all inputs unevenly."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from gradlab.autodiff.checker.derivative import SENSITIVITY, SURE, Pair, Probe, 
 from gradlab.autodiff.checker.differences import Slope
 from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
 from gradlab.autodiff.checker.locate import locate
+from gradlab.autodiff.checker.proof import bounded, proven
 
 CHECK = "grad ~ FD of itself"
 
@@ -27,24 +29,25 @@ class View:
 
 def judge(probe: Probe, rng: np.random.Generator, add: Callable[[Finding], None], check: str = CHECK,
           tiles: Mapping[str, Sequence[int]] | None = None, uniform: bool = False,
-          at_once: bool = False) -> list[View]:  # fmt: skip
+          at_once: bool = False, known: Collection[str] = ()) -> list[View]:  # fmt: skip
     """Judge every gradient of the probe; one finding an input.
 
     Args:
         add: takes each finding.
         tiles: the tile of a program in each input's gradient, to say which program is wrong.
         uniform: move all elements of an input alike, as ties must be moved to stay ties.
+        known: inputs that are known to be wrong, which are not looked at again.
         at_once: first one direction through everything; only inputs that it says too little of are judged alone.
     """
     tiles = tiles or {}
     views: list[View] = []
-    inputs = [i for i in probe.subject.wrt if probe.arrays[i].size]
+    inputs = [i for i in probe.subject.wrt if probe.arrays[i].size and probe.subject.names[i] not in known]
     verdicts = _at_once(probe, inputs, rng, check, uniform) if at_once else {}
     alone = [i for i in inputs if i not in verdicts]
     for i in alone:
         draw = _ones if uniform else signs
         d = draw(rng, probe.arrays[i].shape) * probe.units(i)
-        broken = _not_finite(probe, i, check)
+        broken = _not_finite(probe, i, check, rng, uniform)
         if broken is not None:
             verdicts[i] = broken
             continue
@@ -117,18 +120,10 @@ def _finding(probe: Probe, i: int, check: str, pairs: list[Pair], rng: np.random
     pair = pairs[-1]
     name = probe.subject.names[i]
     verdict = pair.verdict
-    if verdict == WRONG and not uniform:
-        # Once more along another line: a fault stays, a kink that happened to look settled does not.
-        d = uneven(rng, probe.arrays[i].shape) * probe.units(i)
-        again = probe.pair({i: d}, probe.slope({i: d}, probe.steps[i], thorough=True))
-        probe.pairs.setdefault(i, []).append(again)
-        verdict = again.verdict if again.verdict != OK or probe.arrays[i].size > 1 else INCONCLUSIVE
-        if verdict == OK:
-            # Equal and opposite errors show along even directions only; a third line decides.
-            d = signs(rng, probe.arrays[i].shape) * probe.units(i)
-            again = probe.pair({i: d}, probe.slope({i: d}, probe.steps[i], thorough=True))
-            probe.pairs[i].append(again)
-            verdict = WRONG if again.verdict == WRONG else INCONCLUSIVE
+    why = ""
+    if verdict == WRONG:
+        why = proven(probe, i, _lines(probe, i, rng, uniform), _others(probe, rng, uniform))
+        verdict = INCONCLUSIVE if why else WRONG
     numbers = {
         "error": pair.off / pair.scale if pair.scale else pair.off,
         "allowed": pair.allowed / pair.scale if pair.scale else pair.allowed,
@@ -137,7 +132,7 @@ def _finding(probe: Probe, i: int, check: str, pairs: list[Pair], rng: np.random
         "part": pair.off / (max(pair.scale, pair.natural) or 1.0),
     }  # fmt: skip
     subject = probe.subject
-    common = {"op": subject.op, "side": subject.side.name, "case": subject.case}
+    common: dict[str, Any] = {"op": subject.op, "side": subject.side.name, "case": subject.case}
     if verdict == WRONG:
         place = None if uniform else locate(probe, i, rng, tiles.get(name))
         if place is not None:
@@ -149,28 +144,48 @@ def _finding(probe: Probe, i: int, check: str, pairs: list[Pair], rng: np.random
             )
             return Finding(check, WRONG, name, (), said, numbers, **common)
         # Wrong along a line, but no element is: that line met something the differences could not see.
-        verdict = INCONCLUSIVE
+        verdict, why = INCONCLUSIVE, "no single element is found wrong"
     if verdict == INCONCLUSIVE or probe.skipped:
-        return Finding(check, INCONCLUSIVE, name, (), _unsettled(probe, pair, numbers), numbers, **common)
-    return Finding(check, OK, name, (), f"error {numbers['error']:.1e}", numbers, **common)
+        return Finding(check, INCONCLUSIVE, name, (), _unsettled(probe, pair, numbers, why), numbers, **common)
+    return Finding(check, OK, name, (), f"error {numbers['error']:.1e}{_seen(pair)}", numbers, **common)
 
 
-def _unsettled(probe: Probe, pair: Pair, numbers: Mapping[str, float]) -> str:
+def _seen(pair: Pair) -> str:
+    """What differences of a low precision are too coarse for."""
+    part = pair.error / (pair.scale or 1.0)
+    return f"; worked out in low precision, a fault below {part:.1e} would not show" if part > SURE else ""
+
+
+def _lines(probe: Probe, i: int, rng: np.random.Generator, uniform: bool) -> Callable[[], np.ndarray]:
+    """Random directions of an input; where elements must stay tied, one number for each leading index."""
+    shape = probe.arrays[i].shape
+    rows = (*shape[:1], *[1] * (len(shape) - 1)) if len(shape) > 1 else ()
+    return lambda: np.broadcast_to(uneven(rng, rows if uniform else shape), shape) * probe.units(i)
+
+
+def _others(probe: Probe, rng: np.random.Generator, uniform: bool) -> Callable[[int], np.ndarray]:
+    return lambda k: _lines(probe, k, rng, uniform)()
+
+
+def _unsettled(probe: Probe, pair: Pair, numbers: Mapping[str, float], why: str) -> str:
+    if why:
+        return f"differs from the differences by {numbers['error']:.1e}, which proves nothing: {why}"
     if probe.skipped:
         return (
             f"{probe.skipped} of {probe.middle.size} results have a kink there or do not settle; without them the "
             f"error is {numbers['error']:.1e}"
         )
     if not np.isfinite(pair.error):
-        return "differences do not settle at any step: a kink, a jump or the edge of the domain"
+        where = f"; {probe.outside}" if probe.outside else ""
+        return f"differences do not settle at any step: a kink, a jump or the edge of the domain{where}"
     part = pair.error / pair.scale if pair.scale else pair.error
     if pair.wrong:
         return f"differs from the differences by {numbers['error']:.1e}, which their own error {part:.1e} may explain"
     return f"differences are no surer than {part:.1e} (noise, low precision or a kink); they see no error above that"
 
 
-def _not_finite(probe: Probe, i: int, check: str) -> Finding | None:
-    """A gradient with NaN or infinity, held against differences along the first such element."""
+def _not_finite(probe: Probe, i: int, check: str, rng: np.random.Generator, uniform: bool) -> Finding | None:
+    """A gradient with NaN or infinity is wrong where the function is differentiable; the first such element says so."""
     subject, g = probe.subject, probe.gradients[i]
     bad = ~np.isfinite(g)
     if not bad.any():
@@ -178,25 +193,25 @@ def _not_finite(probe: Probe, i: int, check: str) -> Finding | None:
     at = tuple(int(k) for k in np.argwhere(bad)[0])
     d = np.zeros(g.shape)
     d[at] = probe.units(i)
-    slope = probe.slope({i: d})
-    pair = probe.pair({i: d}, slope)
-    got, wanted = float(g[at]), pair.wanted / probe.units(i)
-    settled = np.isfinite(pair.error) and pair.error <= 1e-3 * max(abs(pair.wanted), 1e-300) + 1e-9
-    # Infinity may be right where slopes grow without bound; NaN is wrong wherever the quotients stay bounded.
-    settled |= bool(np.isnan(got)) and _bounded(probe, slope)
+    other = _lines(probe, i, rng, uniform)
+    lines = iter([d])
+    why = proven(probe, i, lambda: next(lines, other()), _others(probe, rng, uniform))
+    got, wanted = float(g[at]), probe.pair({i: d}, probe.slope({i: d})).wanted / probe.units(i)
+    if why and np.isnan(got) and _bounded(probe, i, d, other, _others(probe, rng, uniform)):
+        # A kink has many gradients, and none of them is NaN.
+        why = ""
     count = f"{int(bad.sum())} of {g.size} elements are not finite; this is the first, it is {got}"
-    said = f"{count}, differences give {wanted:.6g}" if settled else f"{count} and differences do not settle there"
+    said = f"{count} and {why}" if why else f"{count}, differences give {wanted:.6g}"
     numbers = {"error": np.inf, "got": got, "wanted": wanted, "count": float(bad.sum()), "of": float(g.size)}
-    verdict = WRONG if settled else INCONCLUSIVE
+    verdict = INCONCLUSIVE if why else WRONG
     return Finding(check, verdict, subject.names[i], at, said, numbers, subject.op, subject.side.name, subject.case)
 
 
-def _bounded(probe: Probe, slope: Slope) -> bool:
-    """Whether difference quotients stay within a factor of 8 of each other as the step shrinks a thousandfold."""
-    c = np.concatenate([part.reshape(-1) for part in probe.cotangents])
-    by_step = sorted(((h, float(np.dot(c, q))) for h, q in slope.tried), key=lambda pair: pair[0])
-    sizes = [abs(q) for _, q in by_step if np.isfinite(q)]
-    return len(sizes) == len(by_step) and max(sizes[: len(sizes) // 2]) <= 8 * max(sizes[len(sizes) // 2 :])
+def _bounded(probe: Probe, i: int, d: np.ndarray, draw: Callable[[], np.ndarray],
+             others: Callable[[int], np.ndarray]) -> bool:  # fmt: skip
+    """Whether difference quotients stay bounded along an element, a line of the input, and one of all inputs."""
+    rest = {k: others(k) for k in probe.subject.wrt if k != i and probe.arrays[k].size}
+    return all(bounded(probe, line) for line in ({i: d}, {i: draw()}, {i: draw(), **rest}))
 
 
 def _one_length(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

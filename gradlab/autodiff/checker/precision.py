@@ -47,7 +47,7 @@ def precision(p: Promises, dtype: str, kept_slope: float = 0.0) -> None:
         flipped = [c * p.rng.choice([-1.0, 1.0], c.shape) for c in cotangents]
         for i, g in gradients(s, arrays, flipped).items():
             terms[i] = terms[i] + g**2
-    length = max(probe.middle.size, max(a.size for a in arrays))
+    length = max(probe.middle.size, max(arrays[i].size for i in s.wrt))
     for i in s.wrt:
         spread = np.sqrt(terms[i] / SIGNS)
         # The terms of one element are not seen one by one: their typical size across the array bounds a lucky one.

@@ -1,14 +1,16 @@
 """Promises that need no differences: a gradient worked out another way must be the same gradient."""
 
+import functools
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from gradlab.autodiff.checker.derivative import Probe
+from gradlab.autodiff.checker.derivative import Probe, joined
 from gradlab.autodiff.checker.differences import EPS
 from gradlab.autodiff.checker.finding import OK, WRONG, Finding
+from gradlab.autodiff.checker.proof import shaken
 
 
 @dataclass
@@ -20,6 +22,7 @@ class Promises:
     note: Callable[[str], None]
     rng: np.random.Generator
     values: list[np.ndarray] = field(default_factory=list)
+    _grain: dict[int, np.ndarray] = field(default_factory=dict)
 
     def add(self, finding: Finding) -> None:
         """Keep a finding."""
@@ -51,8 +54,17 @@ class Promises:
             want = self.probe.gradients[i] if wanted is None else wanted[k]
             # Where another dy makes it vanish, what is left is rounding of the terms that it had before.
             usual = float(np.max(np.abs(self.probe.gradients[i]), initial=0.0))
-            sound &= self.same(check, self.probe.subject.names[i], g, want, self.slack(i), how, usual)
+            grain = functools.partial(self.grain, i)
+            sound &= self.same(check, self.probe.subject.names[i], g, want, self.slack(i), how, usual, grain)
         return sound
+
+    def grain(self, i: int) -> np.ndarray:
+        """What rounding leaves open of each element of a gradient, absolute: several times what the inputs' last bits
+        move, and the rounding of the results that it may be a difference of."""
+        if not self._grain:
+            self._grain = dict(shaken(self.probe, self.probe.cotangents))
+        natural = float(np.linalg.norm(joined(self.probe.cotangents) * self.probe.middle)) / self.probe.units(i)
+        return 16 * self._grain[i] + 64 * self.probe.subject.eps * natural
 
     def same_values(self, check: str, got: Sequence[np.ndarray], how: str,
                     wanted: Sequence[np.ndarray] | None = None) -> bool:  # fmt: skip
@@ -65,15 +77,18 @@ class Promises:
 
     def result(self, k: int) -> str:
         """What a result is called."""
-        names = self.probe.subject.results
-        return names[k] if k < len(names) else "result" if len(self.values) == 1 else f"result {k}"
+        names, kept = self.probe.subject.results, self.probe.subject.kept
+        place = k if kept is None else kept[k]
+        one = len(self.values) == 1 and kept is None
+        return names[place] if place < len(names) else "result" if one else f"result {place}"
 
     def same(self, check: str, name: str, got: np.ndarray | None, want: np.ndarray, slack: float, how: str,
-             least: float = 0.0) -> bool:  # fmt: skip
+             least: float = 0.0, grain: Callable[[], np.ndarray] | None = None) -> bool:  # fmt: skip
         """One array against another; a finding that names the first element that differs.
 
         Args:
             slack: error allowed, relative to the largest element wanted or to `least`.
+            grain: what is allowed of each element beside it, worked out when something is off.
         """
         if got is None:
             got = np.zeros_like(want)
@@ -85,6 +100,8 @@ class Promises:
             off = np.where((got == want) | (np.isnan(got) & np.isnan(want)), 0.0, np.abs(got - want))
         scale = max(float(np.max(np.abs(want[np.isfinite(want)]), initial=0.0)), least) or 1.0
         bad = ~(off <= slack * scale)
+        if bad.any() and grain is not None and np.isfinite(off).all():
+            bad &= ~(off <= grain())
         error = float(np.max(off, initial=0.0)) / scale
         if not bad.any():
             self.say(check, OK, how, name, (), {"error": error})

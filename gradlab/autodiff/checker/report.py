@@ -39,6 +39,11 @@ class Report:
     def __bool__(self) -> bool:
         return all(f.verdict == OK for f in self.findings)
 
+    @property
+    def verdict(self) -> str:
+        """The worst verdict of all findings: "ok", "inconclusive" or "wrong"."""
+        return max((f.verdict for f in self.findings), key=_RANK.index, default=OK)
+
     def wrong(self) -> list[Finding]:
         """The findings that are not ok, the wrong ones first."""
         return sorted((f for f in self.findings if f.verdict != OK), key=lambda f: -_RANK.index(f.verdict))

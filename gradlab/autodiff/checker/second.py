@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gradlab.autodiff.checker.derivative import Probe, joined, uneven
-from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, Finding
+from gradlab.autodiff.checker.finding import OK, WRONG, Finding
 from gradlab.autodiff.checker.judge import judge
 from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.checker.subject import Subject
@@ -29,7 +29,7 @@ class Pulled(Subject):
         results = s.results or [f" {k}" * (len(first.cotangents) > 1) for k in range(len(first.cotangents))]
         names = [*s.names, *(f"d{name}" if name.strip() else f"dy{name}" for name in results)]
         super().__init__(s.side, gradients, leaves, {}, s.op, s.case, names, [f"d{s.names[i]}" for i in s.wrt])
-        self.names = names
+        self.names, self.working = names, s.working
         # dy is a number of its own only when it is asked to be: a loss hands over one that needs no gradient.
         self.wrt = [*s.wrt, *range(self.count, len(leaves))] if moving else list(s.wrt)
         self.pulled = self.side.pullback(self.flat, self.wrt)
@@ -39,13 +39,15 @@ class Pulled(Subject):
         return self.first.gradients(arrays[: self.count], arrays[self.count :], dtype or self.working)
 
 
-def second(p: Promises, rng: np.random.Generator, light: Promises | None = None) -> None:
+def second(p: Promises, rng: np.random.Generator, light: Promises | None = None,
+           asked: bool = True) -> None:  # fmt: skip
     """Pull random cotangents back through the pullback; one finding an input and kind of dy.
 
     The pullback is linear in dy, so its slope along a direction of dy is itself at that direction: only the inputs are
     moved by steps. With a constant dy the same numbers must come out for the inputs.
 
     Args:
+        asked: where there is none that is wrong; a note otherwise.
         light: the same function at a cut of large inputs, where a constant dy is looked at.
     """
     rules = importlib.import_module(f"gradlab.autodiff.checker.contract_{p.probe.subject.side.name}")
@@ -68,8 +70,11 @@ def second(p: Promises, rng: np.random.Generator, light: Promises | None = None)
         else:
             _judge(q, constant, rng, CHECK)
     except Exception as error:
-        why = f"has no second derivative: {first_line(error)}; order=1 checks the first alone"
-        p.say(CHECK, INCONCLUSIVE, why)
+        why = f"has no second derivative: {first_line(error)}"
+        if asked:
+            p.say(CHECK, WRONG, f"{why}; order=1 checks the first alone")
+        else:
+            p.note(f"{p.probe.subject.op}: {why}")
 
 
 def _probe(p: Promises, rng: np.random.Generator, moving: bool, weights: list[np.ndarray] | None = None) -> Probe:
@@ -79,7 +84,8 @@ def _probe(p: Promises, rng: np.random.Generator, moving: bool, weights: list[np
     arrays = [*first.arrays, *first.cotangents]
     weights = [rng.standard_normal(first.gradients[i].shape) for i in first.subject.wrt] if weights is None else weights
     found = dict(zip(subject.wrt, subject.gradients(arrays, weights), strict=True))
-    return Probe(subject, arrays, weights, found, joined([first.gradients[i] for i in first.subject.wrt]))
+    middle = joined([first.gradients[i] for i in first.subject.wrt])
+    return Probe(subject, arrays, weights, found, middle, noise=first.noise)
 
 
 def _all_right(p: Promises, probe: Probe, rng: np.random.Generator) -> bool:

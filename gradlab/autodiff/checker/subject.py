@@ -10,7 +10,9 @@ import numpy as np
 from gradlab.autodiff.side import SIDES, Side
 from gradlab.autodiff.side import side as side_of
 
-FLOATS = ("float64", "float32", "float16", "bfloat16")
+# Each with what rounding to it may change, relative.
+UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+FLOATS = tuple(UNITS)
 
 
 class Subject:
@@ -20,7 +22,12 @@ class Subject:
         op, case: what the report calls it.
         leaves: the arrays that came, as they came; arrays: the same as NumPy, floats in float64.
         names: of the leaves; results: of the float results.
-        wrt: places of the float leaves among all leaves.
+        wrt: places of the float leaves among all leaves; sparse ones are constants.
+        origin: the function as it came; `fn` takes a module's parameters too.
+        carried: places of float leaves that take no gradient: constants, in the working dtype.
+        untraced: it does not run under jit.
+        trusted: an op of the lab, which takes every shape that its signature says.
+        kept: places of the results that have a gradient, among the float results; all of them when None.
         flat: leaves -> float results, on the side's own arrays.
         dtype: the lowest float dtype among the leaves.
         working: the dtype that everything is worked out in: float64, or the leaves' own where it is not taken.
@@ -30,42 +37,83 @@ class Subject:
                  op: str = "", case: str = "given", names: Sequence[str] = (),
                  results: Sequence[str] = ()) -> None:  # fmt: skip
         self.side, self.fn, self.args, self.options, self.case = side, fn, tuple(args), dict(options), case
+        self.origin = fn
+        self.kept: list[int] | None = None
+        self.carried: list[int] = []
+        self.result_dtypes: list[str] = []
+        self.trusted = self.untraced = False
         self.op = op or getattr(fn, "__name__", type(fn).__name__)
         self.leaves, self._rebuild, paths = side.flatten(self.args)
         self.called = list(names) or _parameters(fn, len(self.args))
         self.names = [self.called[int(path[0])] + path[1] for path in paths]
         self.dtypes = [side.dtype(leaf) for leaf in self.leaves]
-        self.wrt = [i for i, dtype in enumerate(self.dtypes) if dtype in FLOATS]
-        lowest = [d for d in reversed(FLOATS) if d in self.dtypes]
+        self.foreign = [side.foreign(leaf) for leaf in self.leaves]
+        self.wrt = [i for i, dtype in enumerate(self.dtypes) if dtype in FLOATS and not self.foreign[i]]
+        lowest = [d for d in reversed(FLOATS) if d in [self.dtypes[i] for i in self.wrt]]
         self.dtype = lowest[0] if lowest else "float64"
         self.working = "float64"
-        self.arrays = [side.take(leaf) if side.is_array(leaf) else leaf for leaf in self.leaves]
+        self.arrays = [
+            side.take(leaf) if side.is_array(leaf) and not strange else leaf
+            for leaf, strange in zip(self.leaves, self.foreign, strict=True)
+        ]
         self.results = list(results)
         self.shapes: list[tuple[int, ...]] = []
-        self._quick = side.quick(self.flat)
+        self._quickened: Callable[[Callable[..., Any]], Callable[..., Any]] = side.quick
+        self._quick: Callable[..., Any] = side.quick(self.flat)
         self.pulled = side.pullback(self.flat, self.wrt)
         self._vjp = side.quick(lambda leaves, cotangents: self.pulled(leaves, cotangents))
 
     @property
     def eps(self) -> float:
         """The spacing of numbers around 1 that everything is worked out in."""
-        return 2.0 ** -{"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[self.working]
+        return 2 * UNITS[self.working]
 
     def flat(self, *leaves: Any) -> tuple[Any, ...]:
-        """The function's float results for the side's own arrays."""
+        """The function's float results that have a gradient, for the side's own arrays."""
+        results = self._floats(*leaves)
+        return results if self.kept is None else tuple(results[k] for k in self.kept if k < len(results))
+
+    def _floats(self, *leaves: Any) -> tuple[Any, ...]:
         results, _, _ = self.side.flatten(self.fn(*self._rebuild(leaves), **self.options))
-        return tuple(y for y in results if self.side.is_array(y) and self.side.dtype(y) in FLOATS)
+        floats = [y for y in results if self.side.is_array(y) and self.side.dtype(y) in FLOATS]
+        return tuple(self.side.dense(y) for y in floats)
+
+    def without_gradient(self) -> list[int]:
+        """Keep the results that have a gradient; the places of the others."""
+        found = self.side.differentiable(self._floats, self.put(self.arrays), self.wrt)
+        self.kept = None if all(found) else [k for k, dtype in enumerate(found) if dtype]
+        self.result_dtypes = [dtype for dtype in found if dtype]
+        return [k for k, dtype in enumerate(found) if not dtype]
 
     def put(self, arrays: Sequence[np.ndarray], dtype: str = "") -> tuple[Any, ...]:
         """The side's arrays from NumPy's, where the leaves are."""
         return tuple(
-            leaf if a is own and i not in self.wrt else self.side.put(a, dtype or self.working, leaf)
+            leaf
+            if self.foreign[i] or (a is own and i not in self.wrt and i not in self.carried)
+            else self.side.put(a, dtype or self.working, leaf)
             for i, (a, own, leaf) in enumerate(zip(arrays, self.arrays, self.leaves, strict=True))
         )
 
     def put_like_results(self, cotangents: Sequence[np.ndarray], dtype: str = "") -> tuple[Any, ...]:
         """Cotangents as the side's arrays."""
-        return tuple(self.side.put(c, dtype or self.working, self.leaves[self.wrt[0]]) for c in cotangents)
+        own = self.result_dtypes if len(self.result_dtypes) == len(cotangents) else [self.working] * len(cotangents)
+        return tuple(
+            self.side.put(c, dtype or d, self.leaves[self.wrt[0]]) for c, d in zip(cotangents, own, strict=True)
+        )
+
+    def only(self, wrt: Sequence[int]) -> None:
+        """Differentiate for these leaves alone; the others that were asked for are constants."""
+        self.carried = [*self.carried, *(i for i in self.wrt if i not in wrt)]
+        self.wrt = list(wrt)
+        self.pulled = self.side.pullback(self.flat, self.wrt)
+        self._vjp = self._quickened(lambda leaves, cotangents: self.pulled(leaves, cotangents))
+
+    def eagerly(self) -> None:
+        """From now on without jit."""
+        self.untraced = True
+        self._quickened = lambda fn: fn
+        self._quick = self.flat
+        self._vjp = lambda leaves, cotangents: self.pulled(leaves, cotangents)
 
     def values(self, arrays: Sequence[np.ndarray], dtype: str = "") -> list[np.ndarray]:
         """The float results, as float64, worked out in `dtype`; float64 unless it takes none."""
@@ -89,9 +137,14 @@ class Subject:
         """The same function on other inputs of the same dtypes."""
         other = copy.copy(self)
         other.case = case
-        other.leaves = [self.side.put(a, d, leaf) for a, d, leaf in zip(arrays, self.dtypes, self.leaves, strict=True)]
+        other.leaves = [
+            leaf if strange else self.side.put(a, d, leaf)
+            for a, d, leaf, strange in zip(arrays, self.dtypes, self.leaves, self.foreign, strict=True)
+        ]
         other.args = self._rebuild(other.leaves)
-        other.arrays = [self.side.take(leaf) for leaf in other.leaves]
+        other.arrays = [
+            leaf if strange else self.side.take(leaf) for leaf, strange in zip(other.leaves, self.foreign, strict=True)
+        ]
         return other
 
 
@@ -104,7 +157,15 @@ def subject(fn: Callable[..., Any], args: Sequence[Any], options: Mapping[str, A
     """
     name = getattr(fn, "__name__", type(fn).__name__)
     side = _side(name, fn, args)
-    made = Subject(side, fn, args, options, case=case)
+    called, parameters = side.functional(fn)
+    if parameters:
+        names = ["", *_parameters(getattr(fn, "forward", fn), len(args))]
+        made = Subject(side, called, (parameters, *args), options, name, case, names)
+        made.origin = fn
+        # A parameter is called what its module calls it.
+        made.names = [n[2:-2] if n.startswith("['") else n for n in made.names]
+    else:
+        made = Subject(side, fn, args, options, case=case)
     for label, leaf in zip(made.names, made.leaves, strict=True):
         if not side.is_array(leaf):
             raise TypeError(

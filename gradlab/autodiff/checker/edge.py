@@ -1,0 +1,72 @@
+"""One edge input judged, and what all of them say together."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gradlab.autodiff.checker.derivative import Probe, gradients, joined
+from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
+from gradlab.autodiff.checker.judge import judge
+from gradlab.autodiff.checker.promise import first_line
+from gradlab.autodiff.checker.repeat import repeatable
+from gradlab.autodiff.checker.subject import Subject
+
+CHECK = "edge inputs"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was found at one edge; `loose` says why it is no firm ground, where it is none."""
+
+    name: str
+    findings: list[Finding]
+    loose: str = ""
+
+
+@dataclass
+class Edges:
+    """All edges of a function.
+
+    Attributes:
+        faults: inputs that are wrong somewhere, which are not named again.
+        seen: the worst error of each input where all is well.
+        loose: edges that prove nothing, and why.
+        count: of edges.
+    """
+
+    faults: set[str]
+    seen: dict[str, float] = field(default_factory=dict)
+    loose: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def take(self, one: Judged) -> list[Finding]:
+        """Count an edge; the faults that are new."""
+        self.count += 1
+        if one.loose:
+            self.loose.append(one.loose)
+            return []
+        new = [f for f in one.findings if f.verdict == WRONG and f.input not in self.faults]
+        self.faults |= {f.input for f in new}
+        for f in one.findings:
+            if f.verdict == OK:
+                self.seen[f.input] = max(self.seen.get(f.input, 0.0), f.numbers["part"])
+        if any(f.verdict == INCONCLUSIVE for f in one.findings):
+            self.loose.append(one.name)
+        return new
+
+
+def judged(name: str, other: Subject, values: list[np.ndarray], alike: bool, rng: np.random.Generator,
+           known: Collection[str]) -> Judged:  # fmt: skip
+    """Judge the gradients of a subject at an edge; `known` inputs are wrong anyway."""
+    found: list[Finding] = []
+    cotangents = [rng.standard_normal(y.shape) for y in values]
+    try:
+        grads = gradients(other, other.arrays, cotangents)
+        probe = Probe(other, list(other.arrays), cotangents, grads, joined(values))
+        judge(probe, rng, found.append, CHECK, uniform=alike, at_once=True, known=known)
+    except Exception as error:
+        return Judged(name, [], f"{name} (forward runs, the gradient raises {first_line(error)})")
+    found = [repeatable(f, other) if f.verdict == WRONG else f for f in found]
+    # Where some results do not settle the others are no firm ground, at inputs that nobody gave.
+    return Judged(name, found, name if probe.skipped else "")

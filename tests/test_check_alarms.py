@@ -1,0 +1,257 @@
+"""No false alarm: right functions at kinks, in low precision, with layouts and shapes that they refuse; torch."""
+
+import functools
+import os
+import signal
+
+import pytest
+
+import gradlab
+from gradlab.autodiff.checker import apart, held
+
+torch = pytest.importorskip("torch")
+from tests.sweeps.everyday_torch import EVERYDAY
+
+F = torch.nn.functional
+
+
+def normal(*shape, seed=5):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def ruled(forward, backward):
+    """An autograd.Function of these two; backward takes dy and the arguments."""
+
+    class Rule(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            ctx.save_for_backward(*args)
+            return forward(*args)
+
+        @staticmethod
+        def backward(ctx, dy):
+            return backward(dy, *ctx.saved_tensors)
+
+    return lambda *args: Rule.apply(*args)
+
+
+def contiguous_only(x):
+    assert x.is_contiguous()
+    return x.sin()
+
+
+def with_out(a, b):
+    y = torch.empty(0, dtype=a.dtype)
+    torch.mul(a, b, out=y)
+    return y
+
+
+def needs_its_batch(x, labels=torch.tensor([0, 2, 1, 1])):  # noqa: B008
+    return x[torch.arange(4), labels].sin()
+
+
+# Each right, or right wherever it is differentiable.
+RIGHT = {
+    "a detached result": (lambda x: (x.sin().sum(), x.cos().detach()), (normal(5),)),
+    "normalize at 0": (F.normalize, (normal(5, 4),)),
+    "cosine similarity at 0": (F.cosine_similarity, (normal(5, 4), normal(5, 4, seed=6))),
+    "median at ties": (torch.median, (normal(5),)),
+    "clamp with ties": (torch.clamp, (normal(4, 5), normal(4, 5, seed=6), normal(4, 5, seed=7) + 2)),
+    "qr of 0": (torch.linalg.qr, (normal(4, 3),)),
+    "a gradient of zeros": (torch.sgn, (normal(5),)),
+    "a view": (lambda x: x.view(-1).sin(), (normal(3, 4),)),
+    "contiguous only": (contiguous_only, (normal(3, 4),)),
+    "a tensor made anew by out=": (ruled(with_out, lambda dy, a, b: (dy * b, dy * a)), (normal(30), normal(30, seed=6))),
+    "a sparse constant": (lambda x: torch.sparse.mm(torch.eye(4, dtype=x.dtype).to_sparse(), x), (normal(4, 3),)),
+    "a sparse argument": (torch.sparse.mm, (torch.eye(4, dtype=torch.float64).to_sparse(), normal(4, 3))),
+    "a gradient of rounding": (torch.corrcoef, (torch.tensor([[-6.0, 5.3], [-7.2, 4.1], [-1.7, 8.9]], dtype=torch.float64),)),
+    "terms that cancel": (lambda x: F.layer_norm(x, (1,), torch.full((1,), 8.6e3, dtype=x.dtype), None, 0.5), (normal(1, 1),)),
+    "an argument without a gradient": (lambda x, m, v: F.batch_norm(x, m, v, training=True), (normal(5, 3), torch.zeros(3), torch.ones(3))),
+    "a domain": (F.binary_cross_entropy, (torch.sigmoid(normal(5)), torch.sigmoid(normal(5, seed=6)))),
+    "a domain that raises": (F.gaussian_nll_loss, (normal(5), normal(5, seed=6), normal(5, seed=7).abs() + 0.1)),
+    "its own batch": (needs_its_batch, (normal(4, 3),)),
+    "var": (lambda x: x.var(-1), (normal(3, 5),)),
+    "float32 inside": (lambda x: (x.float().sin() * 3).double(), (normal(6),)),
+    "a float32 result": (lambda x: x.float().sin(), (normal(6),)),
+    "a module in float32": (torch.nn.Linear(4, 3), (torch.randn(2, 4),)),
+    "distinct places": (lambda x, src, i: x.scatter(0, i, src), (normal(5), normal(3), torch.tensor([4, 0, 2]))),
+    "memory as it lies": (lambda x: torch.as_strided(x, (2, 2), (1, 2)).sin(), (normal(3, 4),)),
+    "whole numbers": (torch.floor, (8 * normal(4, 5),)),
+    "no shape but one": (F.pdist, (normal(5, 3),)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_function_is_not_called_wrong(name):
+    fn, args = RIGHT[name]
+    report = gradlab.check(fn, *args, order=1, raises=False)
+    assert report.verdict == "ok", report
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("fn", [lambda x: x.var(-1), F.normalize, torch.median], ids=["var", "normalize", "median"])
+def test_no_seed_makes_an_alarm(fn, seed):
+    assert gradlab.check(fn, normal(5, 4, seed=seed), order=1, seed=seed, parts=("derivative", "edges"))
+
+
+def test_a_fault_is_proven_beside_a_kink_and_a_kink_is_none():
+    """The same function, its gradient 1 % too large: away from the kink that is wrong, at the kink nobody can tell."""
+    too_large = ruled(torch.relu, lambda dy, x: 1.01 * dy * (x > 0))
+    away = torch.tensor([1e-3, 1.0, -2.0], dtype=torch.float64)
+    assert gradlab.check(too_large, away, order=1, raises=False, parts=("derivative",)).verdict == "wrong"
+    at = torch.tensor([0.0], dtype=torch.float64)
+    assert gradlab.check(too_large, at, order=1, raises=False, parts=("derivative",)).verdict == "inconclusive"
+
+
+def test_a_tie_of_two_inputs_is_a_kink_though_each_alone_is_smooth():
+    """clamp(x, 0, 0) is flat in x, and every share of the gradient is right there."""
+    zeros = torch.zeros(3, dtype=torch.float64)
+    report = gradlab.check(torch.clamp, zeros, zeros, zeros, order=1, raises=False, parts=("derivative",))
+    assert report.verdict == "inconclusive"
+
+
+def test_a_gradient_that_is_nan_is_wrong_where_the_function_has_a_bounded_slope():
+    nan_at_0 = ruled(torch.abs, lambda dy, x: dy * x / x.abs())
+    x = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    report = gradlab.check(nan_at_0, x, order=1, raises=False, parts=("derivative",))
+    assert report.verdict == "wrong"
+    assert "1 of 2 elements are not finite" in report.wrong()[0].message
+
+
+def test_module_parameters_are_inputs_by_name():
+    wrong = ruled(lambda x, w: x @ w, lambda dy, x, w: (dy @ w.T, 3 * x.T @ dy))
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(normal(4, 3))
+
+        def forward(self, x):
+            return wrong(x, self.w)
+
+    report = gradlab.check(Module(), normal(2, 4), raises=False, parts=("derivative",))
+    assert {f.input: f.verdict for f in report.findings if f.check == "grad ~ FD of itself"} == {
+        "w": "wrong",
+        "x": "ok",
+    }
+    module = Module()
+    report = gradlab.check(lambda x: module(x), normal(2, 4), raises=False, parts=("derivative",))
+    assert report.verdict == "ok"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_staircase_of_a_low_precision_has_no_slope_of_its_own(dtype):
+    for fn in (lambda x: x.to(dtype), lambda x: x.to(dtype).double()):
+        report = gradlab.check(fn, 3 * normal(4, 4), order=1, raises=False, parts=("derivative", "edges"))
+        assert report.verdict != "wrong", report
+
+
+def test_low_precision_says_what_it_cannot_see():
+    report = gradlab.check(lambda x: (x.float().sin() * 3).double(), normal(6), order=1, parts=("derivative",))
+    (found,) = [f for f in report.findings if f.check == "grad ~ FD of itself"]
+    assert "a fault below" in found.said
+    wrong = ruled(lambda x: x.float().sin().double(), lambda dy, x: 1.1 * dy * x.cos())
+    assert gradlab.check(wrong, normal(6), order=1, raises=False, parts=("derivative",)).verdict == "wrong"
+
+
+def test_what_arguments_do_wrong_is_a_finding_where_nothing_is_raised():
+    for fn, args in (
+        (lambda x: x @ x, (normal(2, 3),)), (torch.sin, (torch.arange(3),)), (torch.sin, (normal(2).log(),)),
+        (torch.sin, (torch.ones(2, dtype=torch.complex128),)),
+    ):  # fmt: skip
+        report = gradlab.check(fn, *args, raises=False)
+        assert report.verdict == "inconclusive"
+        with pytest.raises(ValueError, match=r"^check: "):
+            gradlab.check(fn, *args)
+
+
+def test_inconclusive_raises_only_when_asked_and_is_printed(capsys):
+    x = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
+    report = gradlab.check(F.relu, x)
+    assert report.verdict == "inconclusive"
+    assert "1 of 3 results have a kink there" in capsys.readouterr().err
+    with pytest.raises(gradlab.GradientError, match="have a kink there"):
+        gradlab.check(F.relu, x, strict=True)
+
+
+def test_no_second_derivative_is_a_note_unless_it_is_asked_for():
+    def raising(dy, x):
+        return _NoSecond.apply(dy) * x.cos()
+
+    class _NoSecond(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, dy):
+            return dy.clone()
+
+        @staticmethod
+        def backward(ctx, ddy):
+            raise NotImplementedError("no second derivative")
+
+    fn = ruled(torch.sin, raising)
+    report = gradlab.check(fn, normal(3), parts=("derivative", "second"))
+    assert report.verdict == "ok"
+    assert "has no second derivative: NotImplementedError" in str(report)
+    assert gradlab.check(fn, normal(3), order=2, raises=False, parts=("derivative", "second")).verdict == "wrong"
+
+
+def test_an_edge_finding_can_be_typed_in_again():
+    fn = ruled(torch.square, lambda dy, x: 2 * dy * x + (x == 0).all() * dy)
+    report = gradlab.check(fn, normal(3), order=1, raises=False, parts=("derivative", "edges"))
+    (found,) = report.wrong()
+    assert found.check == "edge inputs"
+    assert "; again: <lambda>(torch.zeros((3,), dtype=torch.float64))" in found.message
+    assert list(found.inputs.values()) == [[0.0, 0.0, 0.0]]
+    assert '"inputs": {' in report.to_json()
+
+
+def test_a_function_of_its_own_shapes_is_given_no_others():
+    labels = torch.tensor([0, 1])
+    assert held.holds_arrays(lambda x: x[labels], {})
+    assert held.holds_arrays(functools.partial(torch.add, other=labels), {})
+    assert held.holds_arrays(needs_its_batch, {})
+    assert held.holds_arrays(torch.nn.Linear(2, 2).forward, {})
+    assert held.holds_arrays(torch.sin, {"out": labels})
+    assert held.holds_arrays(lambda x: outer(x), {}), "a function that a function calls"
+    for fn in (torch.sin, F.layer_norm, functools.partial(F.conv2d, stride=(2, 1)), lambda x: x.sin()):
+        assert not held.holds_arrays(fn, {}), fn
+
+
+def outer(x):
+    return x + WEIGHTS
+
+
+WEIGHTS = torch.ones(3)
+
+
+def test_what_dies_of_other_shapes_dies_elsewhere():
+    def fragile(x):
+        if len(x) == 0 or x.shape != (5, 3):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return x.sin()
+
+    report = gradlab.check(fragile, normal(5, 3), order=1)
+    assert "the process that tried other shapes died" in str(report)
+    assert "killed by SIGSEGV" in str(report)
+
+
+def test_a_child_sends_what_it_found_before_it_died():
+    def work(send):
+        send("one")
+        send(list(range(100_000)))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    sent, died = apart.apart(work)
+    assert sent == ["one", list(range(100_000))]
+    assert died == "killed by SIGKILL"
+    sent, died = apart.apart(lambda send: __import__("time").sleep(60), patience=0.1)
+    assert (sent, died) == ([], "it said nothing for 0.1 s")
+
+
+@pytest.mark.parametrize("name", EVERYDAY)
+def test_what_people_differentiate_every_day_makes_no_alarm(name):
+    """One seed each here, another for each function; `python -m tests.sweeps.everyday_torch` takes ten."""
+    seed = sum(map(ord, name)) % 1000
+    torch.manual_seed(seed)
+    fn, args = EVERYDAY[name]()
+    report = gradlab.check(fn, *args, order=1, seed=seed, raises=False)
+    assert report.verdict != "wrong", report
