@@ -104,7 +104,7 @@ def test_second_order(options):
     arrays = drawn(B=1, D=1, H=3, W=4, F=2, R=2, S=2, groups=groups, seed=3)
     pre = native(*arrays, **{k: v for k, v in options.items() if k != "activation"})
     assert jnp.abs(pre).min() > 1e-3, "a difference would straddle the kink"
-    check_grads(jit(lambda *a: conv2d(*a, **options)), arrays, 2, modes=["rev"], eps=1e-4)
+    check_grads(jax.jit(lambda *a: conv2d(*a, **options)), arrays, 2, modes=["rev"], eps=1e-4)
 
 
 def test_hessian_and_third_order_are_those_of_lax():
@@ -125,13 +125,13 @@ def test_hessian_and_third_order_are_those_of_lax():
 def test_transformations():
     x, kernel, bias = drawn()
     plain = conv2d(x, kernel, bias, padding=1)
-    one = jit(lambda x, k=kernel: conv2d(x, k, bias, padding=1))
+    one = jax.jit(lambda x, k=kernel: conv2d(x, k, bias, padding=1))
     close(one(x), plain, 0)
     close(jit(jax.vmap(one))(x), plain, 12)
     close(one(x[0]), plain[0], 12)
     kernels = jnp.stack([kernel, -kernel])
     close(jit(jax.vmap(lambda k: conv2d(x, k, bias, padding=1)))(kernels)[1], one(x, -kernel), 12)
-    of_kernel = jit(jax.grad(lambda k, x: (conv2d(x, k, bias, padding=1) ** 2).sum()))
+    of_kernel = jax.jit(jax.grad(lambda k, x: (conv2d(x, k, bias, padding=1) ** 2).sum()))
     samples = jit(jax.vmap(of_kernel, (None, 0)))(kernel, x)
     whole = of_kernel(kernel, x)
     close(samples.sum(0), whole, 100)

@@ -230,7 +230,7 @@ def test_gradient_of_each_sample_and_under_other_transformations():
     want = jax.grad(native)(x, t)
     each = jit(jax.vmap(jax.grad(lambda row, c: cross_entropy(row[None], c[None]))))(x, t)
     assert_close(each / 4, want, 5)
-    assert_close(jax.grad(jit(cross_entropy))(x, t), want, 5)
+    assert_close(jax.grad(jax.jit(cross_entropy))(x, t), want, 5)
     assert_close(jax.grad(jax.checkpoint(cross_entropy))(x, t), want, 5)
 
     def scanned(x):

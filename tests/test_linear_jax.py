@@ -217,7 +217,7 @@ def test_every_product_in_small_blocks(turned_a, turned_b, monkeypatch):
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_second_order(activation):
     args, _ = draw((3,), 4, 2)
-    check_grads(jit(lambda *a: linear(*a, activation=activation)), args, order=2, modes=["rev"])
+    check_grads(jax.jit(lambda *a: linear(*a, activation=activation)), args, order=2, modes=["rev"])
 
 
 def scalar(fn, **options):

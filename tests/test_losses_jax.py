@@ -117,9 +117,9 @@ def test_lower_precision_errs_at_most_twice_as_much_as_jax(op, dtype, reduction)
 
 def test_second_order(op):
     for reduction in REDUCTIONS:
-        check_grads(jit(lambda *a, r=reduction: op[0](*a, reduction=r)), drawn(3, 2), 2, ["rev"])
+        check_grads(jax.jit(lambda *a, r=reduction: op[0](*a, reduction=r)), drawn(3, 2), 2, ["rev"])
     w, p = drawn(3)
-    weighed = jit(lambda *a: lab.binary_cross_entropy_with_logits(*a, weight=w, pos_weight=p))
+    weighed = jax.jit(lambda *a: lab.binary_cross_entropy_with_logits(*a, weight=w, pos_weight=p))
     check_grads(weighed, drawn(3), 2, ["rev"])
 
 

@@ -125,7 +125,9 @@ def test_ties_nan_and_infinities():
 
 def test_derivatives_of_second_order():
     for options in ({}, {"strides": 1, "padding": 1}, {"dilation": 2, "strides": 1}):
-        check_grads(jit(lambda x, o=options: max_pool2d(x, 2, **o) ** 2), (drawn(1, 5, 4, 2),), 2, ["rev"], eps=1e-3)
+        check_grads(
+            jax.jit(lambda x, o=options: max_pool2d(x, 2, **o) ** 2), (drawn(1, 5, 4, 2),), 2, ["rev"], eps=1e-3
+        )
 
 
 def test_transformations():

@@ -124,6 +124,9 @@ def test_what_a_plan_follows_and_what_it_does_not():
     assert not called(lambda a: gate(a, a) if a.sum().item() < 1e9 else a, x)
     assert not called(lambda a: a + 0 * torch.rand(4), x)
     assert not called(lambda a: a, x)
+    assert not called(lambda a: [gate(a, a)], x)
+    assert not called(lambda a: (gate(a, a), None), x)
+    assert not called(lambda a: (), x)
     assert not called(lambda a: torch.cat([a, a]), x)
     assert not called(lambda a: a.nonzero(), x)
 

@@ -240,7 +240,7 @@ STEPS = [
 def test_derivatives_of_a_step(options):
     p, g, state = array(shape=(5,))
     arrays = p, g, state.trace
-    check_grads(jit(lambda *a: hand(*a, **options)), arrays, order=2, modes=["rev"])
+    check_grads(jax.jit(lambda *a: hand(*a, **options)), arrays, order=2, modes=["rev"])
     results, pullback = jax.vjp(lambda *a: hand(*a, **options), *arrays)
     wanted, wanted_pullback = jax.vjp(lambda *a: native(*a, **options), *arrays)
     assert_close(results, wanted)

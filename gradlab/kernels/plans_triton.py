@@ -205,7 +205,10 @@ class Plan:
         memory = _Memory([given[i] for i in self._given] + torch_mode.made)
         self._steps = [_launch(memory, *s) if isinstance(s[0], JITFunction) else _call(memory, *s) for s in steps]
         self._alone = isinstance(result, torch.Tensor)
-        self._results = [memory.place(t) for t in ([result] if self._alone else result or ())]
+        results = (result,) if self._alone else result
+        if result is not None and not (type(results) is tuple and results and all(map(torch.is_tensor, results))):
+            raise Unplanned
+        self._results = [memory.place(t) for t in results or ()]
         self._make_as_given()
 
     def _make_as_given(self) -> None:
