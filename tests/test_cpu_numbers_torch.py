@@ -114,20 +114,31 @@ def test_floats_round_toward_zero(target):
 
 @triton.jit
 def small_constant_kernel(out_ptr, BLOCK: tl.constexpr):
+    tl.store(out_ptr + tl.arange(0, BLOCK), tl.full((BLOCK,), 1.3, out_ptr.dtype.element_ty))
+
+
+# The front end of Triton 3.6 asks its builder for a constant of 8 bits, which the builder has not.
+@pytest.mark.skipif(triton.__version__.startswith("3.6."), reason="this Triton's front end makes no such constants")
+@pytest.mark.parametrize("name", SMALL[:2])
+def test_constants_of_8_bits(name):
+    out = torch.empty(4, dtype=getattr(torch, name))
+    small_constant_kernel[(1,)](out, BLOCK=4)
+    assert torch.equal(out.float(), torch.full((4,), 1.3).to(out.dtype).float())
+
+
+@triton.jit
+def small_cast_kernel(out_ptr, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
-    tl.store(out_ptr + at, tl.full((BLOCK,), 1.3, out_ptr.dtype.element_ty))
+    tl.store(out_ptr + at, tl.zeros((BLOCK,), out_ptr.dtype.element_ty))
     tl.store(out_ptr + BLOCK + at, tl.where(at > 1, -1000.0, 0.01).to(out_ptr.dtype.element_ty))
 
 
-@pytest.mark.skipif(
-    not hasattr(triton._C.libtriton.ir.builder, "get_fp8e5"), reason="this Triton's front end makes no such constants"
-)
 @pytest.mark.parametrize("name", SMALL[:2])
-def test_constants_of_8_bits(name):
+def test_numbers_are_cast_to_8_bits(name):
     out = torch.empty(8, dtype=getattr(torch, name))
-    small_constant_kernel[(1,)](out, BLOCK=4)
+    small_cast_kernel[(1,)](out, BLOCK=4)
     high = min(1000.0, torch.finfo(out.dtype).max)
-    want = torch.tensor([1.3] * 4 + [0.01] * 2 + [-high] * 2).to(out.dtype)
+    want = torch.tensor([0.0] * 4 + [0.01] * 2 + [-high] * 2).to(out.dtype)
     assert torch.equal(out.float(), want.float())
 
 

@@ -8,11 +8,13 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.images_triton import empty, index
-from gradlab.kernels.launch_triton import accumulator, block, kernel, kernel_of_any, launch, op, triton_dtype
+from gradlab.kernels.launch_triton import accumulator, block, kernel, kernel_of_any, launch, op, sized_for, triton_dtype
 from gradlab.kernels.linear_triton import column_sum
 from gradlab.kernels.sizes_triton import Tile, parts, tile
 from gradlab.kernels.window import Geometry
 
+# Programs from which on a copy of the filters is faster than so many readings of them.
+COPIED = 8
 _GEOMETRY = ("R", "S", "SH", "SW", "DH", "DW", "TOP", "LEFT")
 
 
@@ -258,6 +260,7 @@ def forward(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, gate: t
     D, (R, S), N = w.shape[1], geo.window, F // geo.groups
     packed = _packed(x, D)
     BM, BK, BN, warps, stages = _tile(x, B * P * Q, D * R * S if packed else D, N)
+    w = _rows_of_columns(w, B * P * Q // BM, 0)
     launch(
         _forward_kernel, [-(-B * P * Q // BM) * -(-N // BN), geo.groups],
         x, *x.stride(),
@@ -291,6 +294,7 @@ def dgrad(dy: torch.Tensor, w: torch.Tensor, gate: torch.Tensor | None, geometry
     M = B * -(-H // SH) * -(-W // SW)
     packed = _packed(dy, N)
     BM, BK, BN, warps, stages = _tile(dy, M, -(-N * R * S // (SH * SW)) if packed else N, D)
+    w = _rows_of_columns(w, M // BM, 1)
     launch(
         _dgrad_kernel, [-(-M // BM) * -(-D // BN), SH * SW, geo.groups],
         dy, *dy.stride(),
@@ -378,6 +382,16 @@ def _constants(geo: Geometry, *tensors: torch.Tensor | None) -> dict[str, Any]:
 def _packed(a: torch.Tensor, channels: int) -> bool:
     """Whether taps and channels share an axis of the product: for few channels."""
     return channels < 16
+
+
+def _rows_of_columns(w: torch.Tensor, programs: int, axis: int) -> torch.Tensor:
+    """The filters with an axis, the columns of the product, contiguous, where as many programs read all of them on a CPU.
+
+    Each gathers them into a matrix of rows; of a copy it takes whole vectors.
+    """
+    if sized_for(w.device) == "cuda" or programs < COPIED or w.stride(axis) == 1:
+        return w
+    return w.movedim(axis, 3).contiguous().movedim(3, axis)
 
 
 def _tile(a: torch.Tensor, M: int, K: int, N: int, what: str = "convolution") -> Tile:

@@ -31,6 +31,11 @@ def kernel(fn: Callable) -> JITFunction:
     return KERNELS[-1]
 
 
+def kernel_of_cpus(fn: Callable) -> JITFunction:
+    """Decorate a kernel that is launched on CPUs alone, where another one does the same for a GPU."""
+    return JITFunction(fn)
+
+
 def kernel_of_any(*names: str) -> Callable[[Callable], JITFunction]:
     """Decorate a kernel whose constants of these names, integers, are arguments on a CPU: compiled once for all values.
 

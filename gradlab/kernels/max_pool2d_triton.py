@@ -5,7 +5,7 @@ elements, which is what a CPU wants; a GPU wants neighbours in a tile, and has t
 """
 
 from collections.abc import Sequence
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from gradlab.kernels.launch_triton import (
     accumulator,
     block,
     kernel,
+    kernel_of_cpus,
     launch,
     op,
     sized_for,
@@ -121,6 +122,76 @@ def _class(
         u = tl.load(u_ptr + (b * u_b + c * u_c + p * u_p + q * u_q), mask=inside, other=0.0).to(ACC)
         total += tl.where(k == r * S + s, u, 0.0)
     return total
+
+
+@kernel_of_cpus
+def _class_of(
+    u_ptr, u_b, u_c, u_p, u_q,
+    k_ptr, k_b, k_c, k_p, k_q,
+    b, c, m, n, here, P, Q,
+    R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+    OVER: tl.constexpr, PAST: tl.constexpr,
+    ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):
+    """`_class` of the pixels that lie OVER rows and PAST columns past the window m, n: which taps meet them is known."""
+    total = tl.zeros((BM, BN), dtype=ACC)
+    for r in tl.static_range(0, R):
+        for s in tl.static_range(0, S):
+            if (OVER - r * DH) % SH == 0 and (PAST - s * DW) % SW == 0:
+                p = m + (OVER - r * DH) // SH
+                q = n + (PAST - s * DW) // SW
+                inside = here & ((p >= 0) & (p < P)) & ((q >= 0) & (q < Q))
+                k = tl.load(k_ptr + (b * k_b + c * k_c + p * k_p + q * k_q), mask=inside, other=-1).to(tl.int32)
+                u = tl.load(u_ptr + (b * u_b + c * u_c + p * u_p + q * u_q), mask=inside, other=0.0).to(ACC)
+                total += tl.where(k == r * S + s, u, 0.0)
+    return total
+
+
+@kernel_of_cpus
+def _square_kernel(
+    u_ptr, u_b, u_c, u_p, u_q,
+    k_ptr, k_b, k_c, k_p, k_q,
+    x_ptr, x_b, x_c, x_h, x_w,
+    M, N, C, H, W, P, Q,
+    R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+    TOP: tl.constexpr, LEFT: tl.constexpr, UNROLL: tl.constexpr,
+    LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):
+    """x[b c i j] = sum of u[b c p q] where k names (i, j), for strides of 2: what four pixels' windows hold is read once; grid (M/BM * N/BN), M rows of N squares of pixels; a program owns BM BN squares."""
+    m, n, _, here = _tile(tl.program_id(0), M, N, INDEX, False, BM, BN)
+    b, c, m, n = _place(m, n, C, tl.cdiv(H, 2), tl.cdiv(W, 2), LAST)
+    a00 = _class_of(
+        u_ptr, u_b, u_c, u_p, u_q,
+        k_ptr, k_b, k_c, k_p, k_q,
+        b, c, m, n, here, P, Q,
+        R, S, SH, SW, DH, DW, TOP, LEFT, ACC, BM, BN,
+    )
+    a01 = _class_of(
+        u_ptr, u_b, u_c, u_p, u_q,
+        k_ptr, k_b, k_c, k_p, k_q,
+        b, c, m, n, here, P, Q,
+        R, S, SH, SW, DH, DW, TOP, LEFT + 1, ACC, BM, BN,
+    )
+    a10 = _class_of(
+        u_ptr, u_b, u_c, u_p, u_q,
+        k_ptr, k_b, k_c, k_p, k_q,
+        b, c, m, n, here, P, Q,
+        R, S, SH, SW, DH, DW, TOP + 1, LEFT, ACC, BM, BN,
+    )
+    a11 = _class_of(
+        u_ptr, u_b, u_c, u_p, u_q,
+        k_ptr, k_b, k_c, k_p, k_q,
+        b, c, m, n, here, P, Q,
+        R, S, SH, SW, DH, DW, TOP + 1, LEFT + 1, ACC, BM, BN,
+    )
+    upper = tl.interleave(a00, a01)
+    lower = tl.interleave(a10, a11)
+    tiles_n = tl.cdiv(N, BN)
+    j = ((tl.program_id(0) % tiles_n).to(INDEX) * (2 * BN) + tl.arange(0, 2 * BN))[None, :]
+    rows = ((tl.program_id(0) // tiles_n).to(INDEX) * BM + tl.arange(0, BM))[:, None] < M
+    at = b * x_b + c * x_c + 2 * m * x_h + j * x_w
+    tl.store(x_ptr + at, upper.to(x_ptr.dtype.element_ty), mask=rows & (2 * m < H) & (j < W))
+    tl.store(x_ptr + (at + x_h), lower.to(x_ptr.dtype.element_ty), mask=rows & (2 * m + 1 < H) & (j < W))
 
 
 @kernel
@@ -230,10 +301,15 @@ def scatter(u: torch.Tensor, k: torch.Tensor, geometry: Sequence[int], channels_
     (B, C), paired = dx.shape[:2], SW == 2 and not channels_last
     rows, columns = -(-H // SH), -(-W // SW)
     M, N = (B * rows * columns, C) if channels_last else (B * C * rows, columns)
+    ACC = triton_dtype(accumulator(u.dtype))
+    if paired and SH == 2 and prod(geo.window) <= UNROLLED and sized_for(dx.device) == "cpu":
+        # A GPU has not the registers for four classes.
+        _launch(_square_kernel, geometry, channels_last, M, N, [u, k, dx], [dx], 1, classes=1, ACC=ACC)
+        return dx
     _launch(
         _scatter_kernel, geometry, channels_last, M, N, [u, k, dx], [dx], taps[0] * taps[1],
         classes=SH if paired else SH * SW,
-        ACC=triton_dtype(accumulator(u.dtype)), STEP_H=steps[0], STEP_W=steps[1], TAPS_H=taps[0], TAPS_W=taps[1],
+        ACC=ACC, STEP_H=steps[0], STEP_W=steps[1], TAPS_H=taps[0], TAPS_W=taps[1],
         PAIRED=paired,
     )  # fmt: skip
     return dx

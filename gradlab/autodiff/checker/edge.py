@@ -63,7 +63,7 @@ def judged(name: str, other: Subject, values: list[np.ndarray], alike: bool, rng
     cotangents = [rng.standard_normal(y.shape) for y in values]
     try:
         grads = gradients(other, other.arrays, cotangents)
-        probe = Probe(other, list(other.arrays), cotangents, grads, joined(values))
+        probe = Probe(other, list(other.arrays), cotangents, grads, joined(values), noise=other.noise)
         judge(probe, rng, found.append, CHECK, uniform=alike, at_once=True, known=known)
     except Exception as error:
         return Judged(name, [], f"{name} (forward runs, the gradient raises {first_line(error)})")

@@ -13,7 +13,6 @@ import numpy as np
 from gradlab.autodiff.checker import apart
 from gradlab.autodiff.checker.agreement import agreement
 from gradlab.autodiff.checker.derivative import Probe, gradients, joined
-from gradlab.autodiff.checker.differences import EPS
 from gradlab.autodiff.checker.edge import Edges, Judged, judged
 from gradlab.autodiff.checker.edges import Edge, cut, edges, fits_others, reshaped
 from gradlab.autodiff.checker.facts import finite, linear, replays
@@ -25,7 +24,7 @@ from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.second import second
 from gradlab.autodiff.checker.state import changed, state
-from gradlab.autodiff.checker.subject import UNITS, Subject, subject
+from gradlab.autodiff.checker.subject import Subject, subject
 
 PARTS = ("derivative", "facts", "contract", "second", "precision", "edges", "reference")
 
@@ -163,7 +162,7 @@ class Run:
             )
         if effects:
             self._note(f"{s.op} has a side effect: it changes {', '.join(effects)}")
-        self.probe = Probe(s, list(s.arrays), [], {}, joined(values), noise=max(EPS, s.eps / 2))
+        self.probe = Probe(s, list(s.arrays), [], {}, joined(values), noise=s.noise)
         self.p = Promises(self.probe, self.report.findings, self._note, self.rng, values)
         if not finite(self.p, s.results):
             return False
@@ -204,7 +203,7 @@ class Run:
             self._note(f"{s.op}: without a gradient, so not judged: result {', '.join(map(str, without))}")
             self.p.values = values
             self.probe.middle = joined(values) if values else np.zeros(0)
-        self.probe.noise = max(EPS, s.eps / 2, *(UNITS[d] for d in s.result_dtypes))
+        self.probe.noise = s.noise
         drawn = [self.rng.standard_normal(y.shape) for y in self.p.values]
         self.probe.cotangents = [s.side.take(c) for c in s.put_like_results(drawn)]
         if drawn:
@@ -277,7 +276,9 @@ class Run:
         values = small.values(small.arrays)
         cotangents = [self.rng.standard_normal(y.shape) for y in values]
         grads = gradients(small, small.arrays, cotangents)
-        probe = Probe(small, list(small.arrays), cotangents, grads, joined(values), pairs=self.probe.pairs)
+        probe = Probe(
+            small, list(small.arrays), cotangents, grads, joined(values), pairs=self.probe.pairs, noise=small.noise
+        )
         return Promises(probe, self.report.findings, self._note, self.rng, values)
 
     def _edges(self) -> None:

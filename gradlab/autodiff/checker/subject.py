@@ -68,6 +68,11 @@ class Subject:
         """The spacing of numbers around 1 that everything is worked out in."""
         return 2 * UNITS[self.working]
 
+    @property
+    def noise(self) -> float:
+        """What rounding to the working precision, or to a result's own, leaves open of a value, relative."""
+        return max(2 * UNITS["float64"], UNITS[self.working], *(UNITS[d] for d in self.result_dtypes))
+
     def flat(self, *leaves: Any) -> tuple[Any, ...]:
         """The function's float results that have a gradient, for the side's own arrays."""
         results = self._floats(*leaves)

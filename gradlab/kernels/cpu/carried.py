@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gradlab.kernels.cpu import lanes, types
+from gradlab.kernels.cpu import lanes, orientation, packing, types
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Uniform
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Block, Operation, Type
@@ -73,10 +73,10 @@ class Carried:
 
 
 def carry(tiles: Tiles, block: Block, arguments: Sequence[tuple[str, Type]], starts: Sequence[str],
-          ends: Sequence[str], affine: bool = True) -> Carried:  # fmt: skip
+          ends: Sequence[str], results: Sequence[str], affine: bool = True) -> Carried:  # fmt: skip
     """How each value of a loop is carried; tensors' first values are in memory afterwards."""
     kinds: list[Kind] = []
-    for (name, kind), start, end in zip(arguments, starts, ends, strict=True):
+    for (name, kind), start, end, result in zip(arguments, starts, ends, results, strict=True):
         if not kind.shape:
             kinds.append(None)
             continue
@@ -87,10 +87,18 @@ def carry(tiles: Tiles, block: Block, arguments: Sequence[tuple[str, Type]], sta
                 tiles.pending.discard(start)
             kinds.append(moved)
             continue
-        buffer = tiles.buffer(kind.shape, kind.element)
+        buffer = tiles.buffer(kind.shape, kind.element, _strides(tiles, kind, name, end, result))
         tiles.materialize(start, buffer)
         kinds.append(buffer)
     return Carried(tiles, arguments, starts, kinds)
+
+
+def _strides(tiles: Tiles, kind: Type, name: str, end: str, result: str) -> tuple[int, ...] | None:
+    """How a carried tensor lies: an accumulator as it is stored after the loop."""
+    op = tiles.definitions.get(end)
+    if op is None or op.name != "tt.dot" or op.operands[2] != name or not orientation.by_columns(tiles, op, result):
+        return None
+    return packing.strides(kind.shape, kind.element, columns_first=True)
 
 
 def _movement(tiles: Tiles, block: Block, name: str, end: str) -> Uniform | None:

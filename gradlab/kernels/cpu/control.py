@@ -121,7 +121,7 @@ def _for(tiles: Tiles, op: Operation) -> None:
     first, last, step = (tiles.scalar(name) for name in op.operands[:3])
     (counter, _), *arguments = block.arguments
     ends = _yielded(block)
-    carried = carry(tiles, block, arguments, op.operands[3:], ends)
+    carried = carry(tiles, block, arguments, op.operands[3:], ends, op.results)
     assert isinstance(first, Uniform)
     assert isinstance(last, Uniform)
     assert isinstance(step, Uniform)
@@ -153,7 +153,7 @@ def _while(tiles: Tiles, op: Operation) -> None:
     (deciding,), (going,) = op.regions
     b = tiles.b
     condition, ends = deciding.terminator, _yielded(going)
-    carried = carry(tiles, deciding, deciding.arguments, op.operands, ends, affine=False)
+    carried = carry(tiles, deciding, deciding.arguments, op.operands, ends, op.results, affine=False)
     head, body, leave, before = b.label(), b.label(), b.label(), b.block
     with b.loop_scope():
         b.jump(head)

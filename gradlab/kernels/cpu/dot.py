@@ -33,14 +33,23 @@ def dot(tiles: Tiles, op: Operation) -> None:
         raise NotLowered(op, "a dot of float64 that accumulates in float32")
     c, zero = _accumulator(tiles, op.operands[2], op)
     batches = kind.shape[0] if len(kind.shape) == 3 else 1
-    left, right = op.operands[:2]
+    (left, right), d = op.operands[:2], c
     if dot_amx.covers(tiles, op):
         a, b, multiply = packing.rows(tiles, left, "bf16"), dot_amx.pairs(tiles, right), dot_amx.product
+    elif batches == 1 and c.strides[-1] != 1:
+        # The columns of c are contiguous (`orientation`): d^T = b^T a^T.
+        a, b, multiply = packing.columns_of(tiles, left, element), packing.either_way(tiles, right, element), _product
+        a, b, d = _turned(b), _turned(a), _turned(c)
     else:
         a, b, multiply = packing.either_way(tiles, left, element), packing.rows(tiles, right, element), _product
     for batch in range(batches):
-        multiply(tiles.b, _part(tiles, a, batch), _part(tiles, b, batch), _part(tiles, c, batch), zero)
+        multiply(tiles.b, _part(tiles, a, batch), _part(tiles, b, batch), _part(tiles, d, batch), zero)
     tiles.env[op.results[0]] = c if element == kind.element else _rounded(tiles, c, kind)
+
+
+def _turned(x: Buffer) -> Buffer:
+    """The transpose, in the same memory."""
+    return Buffer(x.base, x.shape[::-1], x.strides[::-1], x.element)
 
 
 def _rounded(tiles: Tiles, wide: Buffer, kind: Type) -> Buffer:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from gradlab.kernels.cpu import floats, lanes, types
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.integers import divided
-from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
+from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Shifted, Uniform, Vector, registers
 from gradlab.kernels.cpu.mathematics import FUNCTIONS
 from gradlab.kernels.cpu.ttir import Operation
 
@@ -60,7 +60,7 @@ def _add(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
         return Ramp(lanes.add(b, x.base, y), x.step, t)
     if isinstance(x, Ramp) and isinstance(y, Ramp) and isinstance(x.step, int) and isinstance(y.step, int):
         return Ramp(lanes.add(b, x.base, y.base), x.step + y.step, t)
-    return Vector(b.op("add", t, registers(b, x), registers(b, y)), t)
+    return lanes.shifted(b, x, y)
 
 
 @rule("arith.subi")
@@ -70,6 +70,8 @@ def _subtract(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
         return lanes.subtract(b, x, y)
     if isinstance(x, Ramp) and isinstance(y, Uniform):
         return Ramp(lanes.subtract(b, x.base, y), x.step, _result(op))
+    if isinstance(x, Shifted) and isinstance(y, Uniform):
+        return Shifted(x.vector, lanes.subtract(b, x.by, y), x.element)
     return Vector(b.op("sub", _result(op), registers(b, x), registers(b, y)), _result(op))
 
 
@@ -87,6 +89,10 @@ def _multiply(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
         if y.known is not None and isinstance(x.step, int):
             return Ramp(lanes.multiply(b, x.base, y), lanes.wrap(x.step * y.known, t), t)
         return Ramp(lanes.multiply(b, x.base, y), lanes.multiply(b, lanes.as_uniform(x.step, t), y), t)
+    if isinstance(y, Shifted):
+        x, y = y, x
+    if isinstance(x, Shifted) and isinstance(y, Uniform):
+        return Shifted(b.op("mul", t, x.vector, b.splat(t, y.ssa)), lanes.multiply(b, x.by, y), t)
     return Vector(b.op("mul", t, registers(b, x), registers(b, y)), t)
 
 

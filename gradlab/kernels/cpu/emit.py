@@ -53,6 +53,8 @@ class Emitter:
         width: lanes of the code being written; 0 for scalar code.
         vector_bits: bits of a vector register of the CPU the code is for.
         fusion: whether a product and a sum may become one operation with one rounding.
+        across: whether the loops being written inside that of the vector move it from row to row: what they add to its
+            lanes is one scalar, and what is found out of the rest is known in front of them.
         matrices: whether the CPU has tile registers that multiply bfloat16 (AMX).
         block: label of the basic block being written, which a phi has to name.
     """
@@ -62,6 +64,7 @@ class Emitter:
         self.fusion = fusion
         self.matrices = matrices
         self.width = 0
+        self.across = False
         self.block = "entry"
         self.lines: list[Line] = []
         self.slots: list[str] = []
@@ -110,6 +113,16 @@ class Emitter:
         while last >= first.depth and (anywhere or self._open[last].before is not None):
             last -= 1
         return self._once(f"{id(first)} {text}", text, max(last, first.depth - 1))
+
+    def once(self, key: str, write: Callable[[], str]) -> str:
+        """What `write` gives, which reads memory in blocks of its own; written once, as `read`, but where it stands."""
+        if self._steady is None:
+            return write()
+        key = f"{id(self._steady)} {key}"
+        found = self._computed.get(key)
+        if found is None or not self._around(found[1]):
+            found = self._computed[key] = write(), self._open[-1]
+        return found[0]
 
     @contextmanager
     def steady(self, holds: bool = True) -> Iterator[None]:
@@ -167,6 +180,15 @@ class Emitter:
             yield
         finally:
             self._open.pop()
+
+    @contextmanager
+    def moving_across(self, holds: bool = True) -> Iterator[None]:
+        """Within it, loops inside that of the vector move it from row to row."""
+        before, self.across = self.across, holds
+        try:
+            yield
+        finally:
+            self.across = before
 
     def do(self, text: str) -> None:
         """Write an instruction without a result."""

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gradlab.kernels.cpu import lanes
-from gradlab.kernels.cpu.lanes import Lane, Ramp, Uniform
+from gradlab.kernels.cpu import lanes, types
+from gradlab.kernels.cpu.elementwise import RULES
+from gradlab.kernels.cpu.lanes import Lane, Ramp, Uniform, Vector, registers
 from gradlab.kernels.cpu.ttir import Operation
-from gradlab.kernels.cpu.values import Index, NotLowered, Position
+from gradlab.kernels.cpu.values import Index, Lazy, NotLowered, Position
 
 if TYPE_CHECKING:
     from gradlab.kernels.cpu.tiles import Tiles
@@ -32,28 +33,101 @@ def _range(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
     return Ramp(base, 1, "i32") if here.lanes and tiles.b.width else base
 
 
-def _expand(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
+def _expand_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
     axis = op.attributes["axis"]
-    return tiles.lane(op.operands[0], index[:axis] + index[axis + 1 :])
+    return index[:axis] + index[axis + 1 :], width
 
 
-def _broadcast(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
+def _broadcast_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
     shape = op.operand_types[0].shape
-    return tiles.lane(op.operands[0], tuple(None if n == 1 else i for n, i in zip(shape, index, strict=True)))
+    return tuple(None if n == 1 else i for n, i in zip(shape, index, strict=True)), width
 
 
-def _transpose(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
+def _transpose_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
     source: list[Position | None] = [None] * len(index)
     for axis, from_axis in enumerate(op.attributes["order"]):
         source[from_axis] = index[axis]
-    return tiles.lane(op.operands[0], tuple(source))
+    return tuple(source), width
+
+
+def _reshape_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
+    """Axes of one element come and go, or two tensors' elements in turn; others are in memory by now (`shaping`)."""
+    shape, given = op.operand_types[0].shape, op.result_types[0].shape
+    if interleaves(tiles, op):
+        (*front, here), b = index, tiles.b
+        assert here is not None
+        with b.lanes(0):
+            half = here.known // 2 if here.known is not None else None
+            ssa = b.emit(f"lshr i32 {here.ssa}, 1") if half is None else str(half)
+        return (*front, Position(ssa, half, here.lanes), here), width // 2 if here.lanes else width
+    moving = iter([i for i, n in zip(index, given, strict=True) if n != 1])
+    return tuple(None if n == 1 else next(moving) for n in shape), width
+
+
+def _join_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
+    return index[:-1], width
+
+
+def _splat_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
+    return (), width
+
+
+# Where an operation's operand is evaluated, and over how many lanes.
+SOURCES: dict[str, Callable[["Tiles", Operation, Index, int], tuple[Index, int]]] = {
+    "tt.splat": _splat_from, "tt.expand_dims": _expand_from, "tt.broadcast": _broadcast_from,
+    "tt.trans": _transpose_from, "tt.reshape": _reshape_from, "tt.join": _join_from,
+}  # fmt: skip
+
+
+def _relabelled(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
+    there, _ = SOURCES[op.name](tiles, op, index, tiles.b.width)
+    return tiles.lane(op.operands[0], there)
+
+
+def interleaves(tiles: "Tiles", op: Operation) -> bool:
+    """Whether a reshape puts the elements of two tensors in turn, to be stored so: they need not go through memory."""
+    joined = tiles.definitions.get(op.operands[0]) if op.name == "tt.reshape" else None
+    if joined is None or joined.name != "tt.join" or len(tiles.users[joined.result]) > 1:
+        return False
+    *front, n, two = joined.type.shape
+    if op.type.shape != (*front, two * n) or n < 2 or types.is_pointer(op.type.element) or op.type.element == "i1":
+        return False
+    users = tiles.users.get(op.result, ())
+    while len(users) == 1 and users[0].name in RULES and users[0].block is op.block:
+        users = tiles.users.get(users[0].result, ())
+    return len(users) == 1 and users[0].name == "tt.store" and users[0].block is op.block is joined.block
+
+
+def interleaved(tiles: "Tiles", name: str) -> bool:
+    """Whether a tensor is computed place by place of two whose elements are put in turn."""
+    todo = [name]
+    while todo:
+        value = tiles.env.get(todo.pop())
+        if isinstance(value, Lazy):
+            if interleaves(tiles, value.op):
+                return True
+            if value.op.name in RULES:
+                todo += value.op.operands
+    return False
 
 
 def _reshape(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
-    """Axes of one element come and go; others are in memory by now (`shaping`)."""
-    shape, given = op.operand_types[0].shape, op.result_types[0].shape
-    moving = iter([i for i, n in zip(index, given, strict=True) if n != 1])
-    return tiles.lane(op.operands[0], tuple(None if n == 1 else next(moving) for n in shape))
+    if not interleaves(tiles, op):
+        return _relabelled(tiles, op, index, 0)
+    # Lanes of a, b, a, b, ...: half as many of each, or one of the two where the lanes do not go along the last axis.
+    (joined, b), here = (tiles.definitions[op.operands[0]], tiles.b), index[-1]
+    assert here is not None
+    element, width = joined.type.element, b.width
+    there, narrower = _reshape_from(tiles, op, index, width)
+    with b.lanes(narrower):
+        kind = b.type(element)
+        x, y = (registers(b, tiles.lane(name, there[:-1])) for name in joined.operands)
+    if here.lanes and width:
+        order = b.vector("i32", [i // 2 + i % 2 * narrower for i in range(width)])
+        return Vector(b.emit(f"shufflevector {kind} {x}, {kind} {y}, <{width} x i32> {order}"), element)
+    with b.lanes(0):
+        odd = b.emit(f"trunc i32 {here.ssa} to i1")
+    return lanes.made(b, b.emit(f"select i1 {odd}, {kind} {y}, {kind} {x}"), element)
 
 
 def _half(tiles: "Tiles", op: Operation, index: Index, result: int) -> Lane:
@@ -61,6 +135,6 @@ def _half(tiles: "Tiles", op: Operation, index: Index, result: int) -> Lane:
 
 
 RELABELLED: dict[str, Callable[["Tiles", Operation, Index, int], Lane]] = {
-    "arith.constant": _constant, "tt.splat": _splat, "tt.make_range": _range, "tt.expand_dims": _expand,
-    "tt.broadcast": _broadcast, "tt.trans": _transpose, "tt.reshape": _reshape, "tt.split": _half,
+    "arith.constant": _constant, "tt.splat": _splat, "tt.make_range": _range, "tt.expand_dims": _relabelled,
+    "tt.broadcast": _relabelled, "tt.trans": _relabelled, "tt.reshape": _reshape, "tt.split": _half,
 }  # fmt: skip

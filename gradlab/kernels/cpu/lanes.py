@@ -3,6 +3,7 @@
     Uniform    one scalar for all lanes, perhaps known while compiling
     Ramp       base + lane * step
     Vector     lanes that nothing is known about
+    Shifted    such lanes plus a scalar: what of an address one loop moves stays out of what another has found out
     Pointer    an address: a base for all lanes plus an offset in elements, a ramp or a vector
 
 Ramps are why loads become whole vectors: the address of `x_ptr + first + arange` is a Pointer with a ramp of step 1.
@@ -37,6 +38,14 @@ class Vector(NamedTuple):
     element: str
 
 
+class Shifted(NamedTuple):
+    """vector + by in every lane, integers of by's element type, in bits that wrap."""
+
+    vector: str
+    by: Uniform
+    element: str
+
+
 class Pointer(NamedTuple):
     """base + offset elements of the pointee; no offset: every lane has the base. `element` is the pointer's type."""
 
@@ -45,7 +54,7 @@ class Pointer(NamedTuple):
     element: str
 
 
-Lane = Uniform | Ramp | Vector | Pointer
+Lane = Uniform | Ramp | Vector | Shifted | Pointer
 
 
 def known(value: int | bool, element: str) -> Uniform:
@@ -89,6 +98,8 @@ def registers(b: Emitter, x: Lane) -> str:
         return addresses(b, x)
     if not b.width:
         raise AssertionError("a ramp has lanes")
+    if isinstance(x, Shifted):
+        return b.op("add", x.element, x.vector, b.splat(x.element, x.by.ssa))
     if isinstance(x.step, int):
         steps = b.vector(x.element, [wrap(i * x.step, x.element) for i in range(b.width)])
     else:
@@ -143,6 +154,27 @@ def multiply(b: Emitter, x: Uniform, y: Uniform) -> Uniform:
         return Uniform(b.op("mul", x.element, x.ssa, y.ssa), x.element)
 
 
+def shifted(b: Emitter, x: Lane, y: Lane) -> Lane:
+    """x + y of integers, one of which has lanes; what is one scalar in all lanes stays apart where loops move it."""
+    if not b.across:
+        return Vector(b.op("add", x.element, registers(b, x), registers(b, y)), x.element)
+    vectors, by = [], known(0, x.element)
+    for part in (x, y):
+        assert not isinstance(part, Pointer)
+        if isinstance(part, Vector):
+            vectors.append(part.ssa)
+        elif isinstance(part, Shifted):
+            vectors.append(part.vector)
+            by = add(b, by, part.by)
+        elif isinstance(part, Ramp):
+            vectors.append(registers(b, Ramp(known(0, x.element), part.step, x.element)))
+            by = add(b, by, part.base)
+        else:
+            by = add(b, by, part)
+    total = vectors[0] if len(vectors) == 1 else b.op("add", x.element, *vectors)
+    return Vector(total, x.element) if by.known == 0 else Shifted(total, by, x.element)
+
+
 def widen(b: Emitter, x: Uniform, element: str) -> Uniform:
     """A scalar integer sign-extended."""
     if types.llvm(x.element) == types.llvm(element):
@@ -176,6 +208,10 @@ def moved(b: Emitter, p: Lane, offset: Lane) -> Lane:
         raise AssertionError(f"a pointer is {p}")
     if isinstance(offset, Uniform):
         return Pointer(_step_base(b, p.base, kind, offset), p.offset, element)
+    if isinstance(offset, Shifted):
+        # An offset that wraps in a lane addresses no memory.
+        p = Pointer(_step_base(b, p.base, kind, offset.by), p.offset, element)
+        offset = Vector(offset.vector, offset.element)
     if isinstance(offset, Ramp):
         base = _step_base(b, p.base, kind, offset.base)
         flat = Ramp(known(0, "i64"), step(b, offset, "i64"), "i64")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gradlab.kernels.cpu import lanes, steps
 from gradlab.kernels.cpu.elementwise import compute
+from gradlab.kernels.cpu.indexing import SOURCES
 from gradlab.kernels.cpu.lanes import Lane, Uniform
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Index, Lazy, Position
@@ -58,6 +59,103 @@ def twice(tiles: "Tiles", names: Iterable[str], write: Callable[[], None]) -> No
         write()
     b.jump(after)
     b.start(after)
+
+
+def apart(tiles: "Tiles", names: Iterable[str], index: Index, write: Callable[[], None]) -> None:
+    """Write what evaluates `names` at a place twice: for vectors of which no lane is masked off, and for others.
+
+    Rows that are a few vectors long end in the middle of one; those before it, most of them, are whole.
+    """
+    b = tiles.b
+    leaves = _leaves(tiles, names, index)
+    whole: Lane = lanes.known(1, "i1")
+    with b.lanes(0):
+        for leaf, at, width in leaves:
+            for truth in _over_lanes(tiles, leaf, at, width):
+                whole = _both(tiles, whole, truth)
+    assert isinstance(whole, Uniform)
+    if whole.known is not None:
+        write()
+        return
+    one, other, after = b.label(), b.label(), b.label()
+    b.branch(whole.ssa, one, other)
+    for label, held in ((one, frozenset((leaf.result, at) for leaf, at, _ in leaves)), (other, tiles.held)):
+        before, tiles.held = tiles.held, held
+        b.start(label)
+        tiles.forget()
+        with b.branch_scope():
+            write()
+        tiles.held = before
+        b.jump(after)
+    tiles.forget()
+    b.start(after)
+
+
+def _leaves(tiles: "Tiles", names: Iterable[str], index: Index) -> list[tuple[Operation, Index, int]]:
+    """The comparisons of which masks are made that the lanes' ends decide; where, and over how many lanes each is."""
+    found: dict[tuple[str, Index], tuple[Operation, Index, int]] = {}
+    seen = set()
+    todo = [(name, index, tiles.b.width, tiles.types[name].element == "i1") for name in names]
+    while todo:
+        one = todo.pop()
+        name, at, width, is_mask = one
+        value = tiles.env.get(name)
+        if one in seen or name in tiles.holding or not isinstance(value, Lazy):
+            continue
+        seen.add(one)
+        op = value.op
+        if op.name == "tt.load":
+            todo += [(mask, at, width, True) for mask in op.operands[1:2]]
+        elif op.name in SOURCES and op.operands:
+            there, lanes_ = SOURCES[op.name](tiles, op, at, width)
+            if is_mask and op.name == "tt.splat":
+                found[name, at] = op, at, width
+            todo += [(operand, there, lanes_, is_mask) for operand in op.operands]
+        elif not is_mask:
+            todo += [(operand, at, width, False) for operand in op.operands]
+        elif op.name == "arith.andi":
+            todo += [(operand, at, width, True) for operand in op.operands]
+        elif op.name == "arith.cmpi" and _lane_side(tiles, op, at) is not None:
+            found[name, at] = op, at, width
+    return list(found.values())
+
+
+def _lane_side(tiles: "Tiles", leaf: Operation, at: Index) -> tuple[int, bool] | None:
+    """As `_corner`, along the axis of the lanes."""
+    predicate = leaf.attributes["predicate"]
+    axis = next((i for i, place in enumerate(at) if place is not None and place.lanes), None)
+    if axis is None:
+        return 0, False
+    if predicate not in _DECIDED_LAST | _DECIDED_FIRST or tiles.loads(leaf.result):
+        return None
+    moves = [steps.step(tiles.env, name, axis) for name in leaf.operands]
+    for side, other in ((0, 1), (1, 0)):
+        move = moves[side]
+        if move is not None and 0 <= move < _FASTEST and moves[other] == 0:
+            return side, (predicate in _DECIDED_LAST) == (side == 0)
+    return None
+
+
+def _over_lanes(tiles: "Tiles", leaf: Operation, at: Index, width: int) -> Iterator[Lane]:
+    """What holds if a comparison holds in every lane at a place."""
+    if leaf.name == "tt.splat":
+        yield tiles.scalar(leaf.operands[0])
+        return
+    decided = _lane_side(tiles, leaf, at)
+    assert decided is not None
+    side, last = decided
+    first, final = (tuple(_lane_of(tiles, place, i) for place in at) for i in (0, width - 1))
+    yield compute(tiles.b, leaf, [_scalar(tiles, name, final if last else first) for name in leaf.operands])
+    if first != final:
+        yield _compared(tiles, "sle", leaf, *(_scalar(tiles, leaf.operands[side], end) for end in (first, final)))
+
+
+def _lane_of(tiles: "Tiles", place: Position | None, i: int) -> Position | None:
+    """Where one lane is."""
+    if place is None or not place.lanes:
+        return place
+    at = lanes.add(tiles.b, Uniform(place.ssa, "i32", place.known), lanes.known(i, "i32"))
+    return Position(at.ssa, at.known)
 
 
 def _worth(tiles: "Tiles", names: Iterable[str]) -> bool:

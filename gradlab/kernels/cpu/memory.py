@@ -10,6 +10,10 @@ from gradlab.kernels.cpu import lanes, types
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
 
+# Bytes of a cache line, and of the smallest page: memory is readable by whole pages.
+LINE = 64
+PAGE = 4096
+
 
 def load(b: Emitter, p: Lane, mask: Lane | None, other: Lane | None) -> Lane:
     """The elements that the lanes of `p` point to; where the mask does not hold `other`, or 0, and nothing is read."""
@@ -106,7 +110,7 @@ def _neighbours(p: Lane) -> bool:
 def _base(p: Lane) -> str:
     if isinstance(p, Pointer):
         return p.base
-    assert not isinstance(p, Ramp)
+    assert isinstance(p, Uniform | Vector)
     return p.ssa
 
 
@@ -165,10 +169,16 @@ def _load_vector(b: Emitter, base: str, mask: str | None, rest: str, element: st
     truth = b.type("i1")
     if align < 4 and b.vector_bits == 256:
         # Narrower than a masked load can be.
+        def whole() -> str:
+            return b.select(mask, element, b.emit(f"load {kind}, ptr {base}, align {align}"), rest)
+
         def apart() -> str:
             return _gather_words(b, lanes.addresses(b, _ramp_from(base, element)), mask, rest, element)
 
-        return _whole_or(b, mask, element, lambda: _load_vector(b, base, None, rest, element), apart)
+        return b.once(
+            f"{kind} {base} {mask} {rest}",
+            lambda: _either_way(b, _readable(b, base, mask, b.width * align), element, whole, apart),
+        )
     name = f"llvm.masked.load.{b.suffix(element)}.p0"
     b.declare(name, kind, f"ptr, i32, {truth}, {kind}")
     return b.read(f"call {kind} @{name}(ptr {base}, i32 {align}, {truth} {mask}, {kind} {rest})")
@@ -180,7 +190,29 @@ def _store_vector(b: Emitter, base: str, value: str, mask: str | None, element: 
         b.do(f"store {kind} {value}, ptr {base}, align {align}")
         return ""
 
+    def parts() -> str:
+        half = b.width // 2
+        for first in (0, half):
+            places = f"<{half} x i32> {b.vector('i32', range(first, first + half))}"
+            part, live = (
+                b.emit(f"shufflevector {t} {x}, {t} poison, {places}") for t, x in ((kind, value), (b.type("i1"), mask))
+            )
+            with b.lanes(0):
+                there = b.emit(f"getelementptr i8, ptr {base}, i64 {first * align}")
+            with b.lanes(half):
+                _store_vector(b, there, part, live, element, ask)
+        return ""
+
     def masked() -> str:
+        if b.width * types.bits(element) > b.vector_bits:
+            return parts()
+        if b.vector_bits != 512 and ask:
+            return _either_way(
+                b, _is_head(b, mask), None, lambda: _store_head(b, base, value, mask, element), one_by_one
+            )
+        return one_by_one()
+
+    def one_by_one() -> str:
         truth = b.type("i1")
         name = f"llvm.masked.store.{b.suffix(element)}.p0"
         b.declare(name, "void", f"{kind}, ptr, i32, {truth}")
@@ -191,6 +223,52 @@ def _store_vector(b: Emitter, base: str, value: str, mask: str | None, element: 
         return masked()
     # Without mask registers a masked store is slow, or one of each lane: at most the last vector of a row is one.
     return _whole_or(b, mask, None, lambda: _store_vector(b, base, value, None, element), masked)
+
+
+def _readable(b: Emitter, base: str, mask: str, size: int) -> str:
+    """Whether all of a vector can be read though only some lanes are to be: it lies in one page with one of those."""
+    some = any_lane(b, mask)
+    with b.lanes(0):
+        place = b.op("and", "i64", b.emit(f"ptrtoint ptr {base} to i64"), str(PAGE - 1))
+        return b.op("and", "i1", some, b.emit(f"icmp ule i64 {place}, {PAGE - size}"))
+
+
+def _is_head(b: Emitter, mask: str) -> str:
+    """Whether the lanes that are live are the first ones."""
+    kind = f"i{b.width}"
+    word = b.emit(f"bitcast {b.type('i1')} {mask} to {kind}")
+    next_ = b.emit(f"add {kind} {word}, 1")
+    return b.emit(f"icmp eq {kind} {b.emit(f'and {kind} {word}, {next_}')}, 0")
+
+
+def _store_head(b: Emitter, base: str, value: str, mask: str, element: str) -> str:
+    """The first lanes, as many as are live: a half of them at once, then a half of the rest, down to one."""
+    scalar, width, whole = types.in_memory(element), b.width, f"i{b.width}"
+    word = b.emit(f"bitcast {b.type('i1')} {mask} to {whole}")
+    size = width // 2
+    while size:
+        kind, half = f"<{2 * size} x {scalar}>", f"<{size} x {scalar}>"
+        low, high = (
+            b.emit(
+                f"shufflevector {kind} {value}, {kind} poison, <{size} x i32> {b.vector('i32', range(at, at + size))}"
+            )
+            for at in (0, size)
+        )
+        write, after, before = b.label(), b.label(), b.block
+        b.branch(b.emit(f"trunc {whole} {b.emit(f'lshr {whole} {word}, {size - 1}')} to i1"), write, after)
+        b.start(write)
+        with b.branch_scope():
+            b.do(f"store {half} {low}, ptr {base}, align {types.size(element)}")
+            further = b.emit(f"getelementptr i8, ptr {base}, i64 {size * types.size(element)}")
+            rest = b.emit(f"lshr {whole} {word}, {size}")
+        b.jump(after)
+        b.start(after)
+        value, base, word = (
+            b.emit(f"phi {t} [ {x}, %{write} ], [ {y}, %{before} ]")
+            for t, x, y in ((half, high, low), ("ptr", further, base), (whole, rest, word))
+        )
+        size //= 2
+    return ""
 
 
 def _ramp_from(base: str, element: str) -> Pointer:
@@ -249,16 +327,39 @@ def _either(
     same = b.emit(f"icmp eq {b.type(t)} {wanted}, {offset}")
     if mask is not None:
         same = b.op("or", "i1", same, b.op("xor", "i1", mask, "splat (i1 true)"))
-    return _whole_or(
-        b, same, element,
-        lambda: together(b.emit(f"getelementptr {kind}, ptr {p.base}, {types.llvm(t)} {first}")), apart,
-    )  # fmt: skip
+
+    def neighbours() -> str:
+        base = b.emit(f"getelementptr {kind}, ptr {p.base}, {types.llvm(t)} {first}")
+        if b.across:
+            _prefetch(b, base, element is None)
+        return together(base)
+
+    return _whole_or(b, same, element, neighbours, apart)
+
+
+def _prefetch(b: Emitter, base: str, written: bool) -> None:
+    """Ask for the cache line after an address, which the loop around this one comes to.
+
+    Rows that lie far apart are gone down one vector at a time, so that no stream of neighbours is seen that the CPU
+    would read ahead of.
+    """
+    b.declare("llvm.prefetch.p0", "void", "ptr, i32, i32, i32")
+    with b.lanes(0):
+        ahead = b.emit(f"getelementptr i8, ptr {base}, i64 {LINE}")
+        b.do(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 {int(written)}, i32 3, i32 1)")
 
 
 def _whole_or(b: Emitter, mask: str, element: str | None, whole: Callable[[], str], apart: Callable[[], str]) -> str:
     """`whole()` where a truth value holds in every lane, else `apart()`; their value, if any."""
+    return _either_way(b, every_lane(b, mask), element, whole, apart)
+
+
+def _either_way(
+    b: Emitter, condition: str, element: str | None, whole: Callable[[], str], apart: Callable[[], str]
+) -> str:
+    """One of two on a scalar truth value; their value, if any."""
     one, each, after = b.label(), b.label(), b.label()
-    b.branch(every_lane(b, mask), one, each)
+    b.branch(condition, one, each)
     b.start(one)
     with b.branch_scope():
         x = whole()

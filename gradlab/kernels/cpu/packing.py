@@ -23,6 +23,16 @@ def either_way(tiles: Tiles, name: str, element: str) -> Buffer:
     return buffer
 
 
+def columns_of(tiles: Tiles, name: str, element: str) -> Buffer:
+    """The operand with columns contiguous, which lies so in memory."""
+    kind, value = tiles.types[name], tiles.env[name]
+    if isinstance(value, Buffer) and value.element == element and value.strides[-2] == 1:
+        return value
+    buffer = tiles.buffer(kind.shape, element, strides(kind.shape, element, columns_first=True))
+    tiles.fill([(buffer, name)], len(kind.shape) - 2, lambda x, source, target: cast(tiles.b, x, source, target))
+    return buffer
+
+
 def rows(tiles: Tiles, name: str, element: str) -> Buffer:
     """The operand with rows contiguous."""
     kind, value = tiles.types[name], tiles.env[name]
@@ -50,27 +60,36 @@ def _transposed_rows(tiles: Tiles, name: str, element: str) -> Buffer:
             for i, row in enumerate(transposed(e, vectors, element)):
                 tiles.write(buffer, (*front, moved(e, r, i, False), moved(e, c, 0, True)), Vector(row, element))
 
-    blocks(tiles, name, lanes_, lanes_, block)
+    # Where memory turns out to be contiguous, that is looked at once for a row of blocks.
+    down = all(tiles.step(load.operands[0], len(kind.shape) - 2) == 1 for load in tiles.loads(name))
+    blocks(tiles, name, lanes_, lanes_, block, down)
     return buffer
 
 
 def blocks(tiles: Tiles, name: str, high: int, wide: int,
-           write: Callable[[tuple[Position | None, ...], str, str], None]) -> None:  # fmt: skip
-    """Loops over a matrix, or several, in blocks; `write` is given the place on the axis in front, row and column."""
+           write: Callable[[tuple[Position | None, ...], str, str], None], down: bool = False) -> None:  # fmt: skip
+    """Loops over a matrix, or several, in blocks; `write` is given the place on the axis in front, row and column.
+
+    Args:
+        down: whether a column of blocks comes before the next one, as where the matrix lies along its columns.
+    """
     *front, R, C = tiles.types[name].shape
     e = tiles.b
 
     def matrix(place: tuple[Position | None, ...]) -> None:
-        def down(r: str, _: Sequence[str]) -> list[str]:
-            def across(c: str, _: Sequence[str]) -> list[str]:
-                write(place, r, c)
+        # Along memory in the inner loop: a line is used up before others take its place in the caches.
+        (outer, by), (inner, step) = ((C, wide), (R, high)) if down else ((R, high), (C, wide))
+
+        def strip(i: str, _: Sequence[str]) -> list[str]:
+            def one(j: str, _: Sequence[str]) -> list[str]:
+                write(place, *((j, i) if down else (i, j)))
                 tiles.forget()
                 return []
 
-            e.loop(C, wide, [], across)
+            e.loop(inner, step, [], one)
             return []
 
-        e.loop(R, high, [], down)
+        e.loop(outer, by, [], strip)
 
     def each(z: str, _: Sequence[str]) -> list[str]:
         matrix((moved(e, z, 0, False) if front[0] > 1 else None,))
@@ -83,7 +102,7 @@ def blocks(tiles: Tiles, name: str, high: int, wide: int,
             matrix(())
 
     tiles.forget()
-    with e.steady():
+    with e.steady(), e.moving_across():
         twice(tiles, [name], all_of_it)
 
 

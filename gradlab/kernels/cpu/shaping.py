@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 from gradlab.kernels.cpu import lanes, memory, types
+from gradlab.kernels.cpu.indexing import interleaves
 from gradlab.kernels.cpu.lanes import Pointer, Ramp, Uniform, Vector, registers
 from gradlab.kernels.cpu.masks import twice
 from gradlab.kernels.cpu.tiles import Tiles
@@ -17,6 +18,8 @@ def shape_anew(tiles: Tiles, op: Operation) -> bool:
 
 
 def _reshape(tiles: Tiles, op: Operation) -> bool:
+    if interleaves(tiles, op):
+        return False
     before, after = op.operand_types[0].shape, op.type.shape
     if [n for n in before if n != 1] == [n for n in after if n != 1]:
         return False
@@ -40,6 +43,9 @@ def _carried(tiles: Tiles, buffer: Buffer) -> bool:
 
 def _join(tiles: Tiles, op: Operation) -> bool:
     """y[... 0] = a, y[... 1] = b."""
+    users = tiles.users.get(op.result, ())
+    if len(users) == 1 and interleaves(tiles, users[0]):
+        return False
     (*front, _), element = op.type.shape, op.type.element
     shape, b = tuple(front), tiles.b
     y = tiles.buffer(op.type.shape, element)

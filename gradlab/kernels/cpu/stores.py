@@ -4,11 +4,14 @@ from collections.abc import Callable, Sequence
 
 from gradlab.kernels.cpu import memory
 from gradlab.kernels.cpu.elementwise import RULES
-from gradlab.kernels.cpu.masks import twice
+from gradlab.kernels.cpu.indexing import interleaved
+from gradlab.kernels.cpu.masks import apart, twice
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Affine, Index, Lazy
 
+# Vectors of a row that is short: the last one, of which lanes are masked off, is no small part of it.
+SHORT = 8
 _PASSED = {"arith.constant", "tt.splat", "tt.make_range", "tt.expand_dims", "tt.broadcast", "tt.trans"}
 
 
@@ -44,17 +47,28 @@ def store_together(tiles: Tiles, operations: Sequence[Operation], define: Callab
     values = [op.operands[1] for op in group]
     along = tiles.along(shape, values, pointers)
     width = tiles.width(shape, along, values)
+    if width and along == len(shape) - 1 and any(interleaved(tiles, name) for name in values):
+        # Whole vectors of the two tensors whose elements are stored in turn.
+        width = min(2 * width, shape[along])
     loose = any(tiles.step(name, along) is None for name in pointers)
 
     # Beside a function of `math` there is no register left for the answer.
     ask = not any(tiles.transcendental(name) for name in values)
 
+    operands = [name for op in group for name in op.operands]
+    short = len([n for n in shape if n > 1]) > 1 and width and 1 < shape[along] // width <= SHORT
+
     def body(index: Index) -> None:
+        if short and tiles.b.vector_bits < 512:
+            apart(tiles, operands, index, lambda: place(index))
+        else:
+            place(index)
+
+    def place(index: Index) -> None:
         found = [[tiles.lane(name, index) for name in op.operands] for op in group]
         for p, value, *mask in found:
             memory.store(tiles.b, p, value, mask[0] if mask else None, ask)
 
-    operands = [name for op in group for name in op.operands]
     twice(tiles, operands, lambda: tiles.nest(shape, along, width, body, loose, steady=True))
     return count
 

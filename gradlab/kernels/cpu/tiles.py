@@ -43,6 +43,8 @@ class Tiles:
         self.pending: set[str] = set()
         # Truth values that hold everywhere in the loops being written.
         self.holding: frozenset[str] = frozenset()
+        # Those that hold in the lanes of a place.
+        self.held: frozenset[tuple[str, Index]] = frozenset()
         # Buffers that a loop carries, which an operation may overwrite.
         self.owned: set[str] = set()
         # What is being lowered, for an error to name.
@@ -92,7 +94,7 @@ class Tiles:
         value = self.env[name]
         if not isinstance(value, (Lazy, Buffer, Affine)):
             return value
-        if name in self.holding:
+        if name in self.holding or (name, index) in self.held:
             return lanes.known(1, "i1")
         key = (name, index)
         found = self._memo.get(key)
@@ -192,7 +194,9 @@ class Tiles:
         """Evaluate a tensor into memory."""
         kind = self.types[name]
         buffer = buffer or self.buffer(kind.shape, kind.element)
-        self.fill([(buffer, name)])
+        # What is not read from memory has no order of its own.
+        along = buffer.strides.index(1) if 1 in buffer.strides and not self.loads(name) else None
+        self.fill([(buffer, name)], along)
         return buffer
 
     def fill(self, pairs: Sequence[tuple[Buffer, str]], along: int | None = None,
@@ -229,7 +233,7 @@ class Tiles:
         axes = [axis for axis in range(len(shape)) if axis not in (along, skip)]
         if along >= 0 and along != skip:
             axes = [along, *axes] if outermost else [*axes, along]
-        with self.b.steady(steady):
+        with self.b.steady(steady), self.b.moving_across(outermost):
             self._nest(axes, shape, along, width, body, [None] * len(shape))
 
     def _nest(self, axes: list[int], shape: Sequence[int], along: int, width: int, body: Callable[[Index], None],
