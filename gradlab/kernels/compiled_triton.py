@@ -101,6 +101,12 @@ def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
     return found
 
 
+def forget() -> None:
+    """Drop every kernel from memory; on disk it stays."""
+    _prepared.clear()
+    _kernels.clear()
+
+
 def compiled(made: ASTSource) -> Binary:
     """The machine code of a launch, out of Triton's cache on disk where it is there."""
     cache_triton.install()

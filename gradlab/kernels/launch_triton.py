@@ -21,8 +21,9 @@ from gradlab.kernels import compiled_triton, plans_triton, ranges, source_triton
 from gradlab.kernels import memory_triton as memory
 from gradlab.kernels.forking import Lock
 
-# Every kernel that was decorated so far.
+# Every kernel that was decorated so far, and those of them that no GPU launches, by id.
 KERNELS: list[JITFunction] = []
+OF_CPUS: set[int] = set()
 
 
 def kernel(fn: Callable) -> JITFunction:
@@ -33,7 +34,9 @@ def kernel(fn: Callable) -> JITFunction:
 
 def kernel_of_cpus(fn: Callable) -> JITFunction:
     """Decorate a kernel that is launched on CPUs alone, where another one does the same for a GPU."""
-    return JITFunction(fn)
+    jit = kernel(fn)
+    OF_CPUS.add(id(jit))
+    return jit
 
 
 def kernel_of_any(*names: str) -> Callable[[Callable], JITFunction]:
@@ -48,6 +51,14 @@ def kernel_of_any(*names: str) -> Callable[[Callable], JITFunction]:
         return jit
 
     return decorated
+
+
+def forget() -> None:
+    """Drop every compiled kernel from memory; on disk it stays."""
+    for jit in KERNELS:
+        jit.device_caches.clear()
+    compiled_triton.forget()
+    plans_triton.forget()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch._inductor.utils import clear_caches
 from torch.optim.adam import adam as adam_in_place
 from torch.optim.sgd import sgd as sgd_in_place
 
+from gradlab.kernels import launch_triton
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
-from gradlab.kernels.launch_triton import KERNELS
 from gradlab.kernels.sgd import LR as SGD_LR
 from gradlab.profiling.native import Native
 
@@ -168,8 +168,6 @@ def fresh(folder: str) -> Iterator[None]:
 
 def _clear() -> None:
     clear_caches()
-    for kernel in KERNELS:
-        kernel.device_caches.clear()
     forget()
 
 
@@ -178,6 +176,7 @@ def forget() -> None:
 
     A function compiled for a second shape is compiled for all shapes at once, and for the ninth not at all.
     """
+    launch_triton.forget()
     torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -15,7 +15,7 @@ from triton.runtime.jit import JITFunction
 import gradlab.kernels
 from gradlab.autodiff.side_torch import SIDE
 from gradlab.kernels import compiled_triton
-from gradlab.kernels.launch_triton import KERNELS, Launch, recording, triton_dtype
+from gradlab.kernels.launch_triton import KERNELS, OF_CPUS, Launch, recording, triton_dtype
 from gradlab.kernels.spec import Array, Case, Spec
 from gradlab.profiling.machine_code.found import PARSER, Found, largest, passes
 
@@ -103,12 +103,13 @@ def cpu_source(noted: Launch) -> ASTSource:
     return compiled_triton.source(noted.jit, noted.args, noted.constants, Source)
 
 
-def every_kernel() -> list[JITFunction]:
-    """Every kernel and helper that a `*_triton.py` file of the lab defines, launched by an op or not."""
+def every_kernel(device: str = "cuda") -> list[JITFunction]:
+    """Every kernel and helper for "cuda" or "cpu" that a `*_triton.py` file of the lab defines, launched or not."""
     (room,) = gradlab.kernels.__path__
     for file in sorted(Path(room).rglob("*_triton.py")):
         importlib.import_module(".".join(["gradlab.kernels", *file.relative_to(room).with_suffix("").parts]))
-    return [k for k in KERNELS if k.fn.__module__.startswith("gradlab.kernels.")]
+    own = [k for k in KERNELS if k.fn.__module__.startswith("gradlab.kernels.")]
+    return [k for k in own if device == "cpu" or id(k) not in OF_CPUS]
 
 
 class NoValues(TorchDispatchMode):
