@@ -70,15 +70,16 @@ def bench(op: Op = None, side: SideOption = None,
           seed: Annotated[int | None, typer.Option(min=0, help="Of the inputs; else a fresh one.")] = None,
           json: Annotated[Path | None, typer.Option(help="Write raw samples and the machine to this file.")] = None,
           csv: Annotated[Path | None, typer.Option(help="Write a line a member to this file.")] = None,
+          markdown: Annotated[Path | None, typer.Option(help="Write a table with the machine to this file.")] = None,
           compare: Annotated[Path | None, typer.Option(
               help="An earlier --json: exit code 1 when slower than there beyond the noise.")] = None,
           ) -> None:  # fmt: skip
-    """Time hand-written against native and peers, in turns: eager and compiled, there and back, beside the ceilings."""
+    """Time hand-written against native and peers, in turns: eager and compiled, forward and backward, with ceilings."""
     from gradlab.profiling.bench.command import Command, run
 
     asked = Command(
         (spec(op).name,) if op else (), _sides(side), dtype, tuple(mode or ()), tuple(way or ()), case, budget, seed,
-        sweep, sizes, json, csv, compare,
+        sweep, sizes, json, csv, markdown, compare,
     )  # fmt: skip
     raise typer.Exit(run(asked, Console()))
 

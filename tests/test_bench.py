@@ -197,8 +197,9 @@ def test_ceilings_are_measured(side):
 
 
 def test_groups_of_both_sides(tiny, console, tmp_path):
-    path, table = tmp_path / "groups.json", tmp_path / "groups.csv"
-    assert bench.run(Command(("linear",), SIDES, modes=(EAGER,), budget=0.02, json=path, csv=table), console, here) == 0
+    path, table, page = (tmp_path / f"groups.{kind}" for kind in ("json", "csv", "md"))
+    files = {"json": path, "csv": table, "markdown": page}
+    assert bench.run(Command(("linear",), SIDES, modes=(EAGER,), budget=0.02, **files), console, here) == 0
     groups, head = read_json(path)
     assert head["schema"] == SCHEMA
     assert head["complete"] is True
@@ -216,6 +217,9 @@ def test_groups_of_both_sides(tiny, console, tmp_path):
     lines = table.read_text().splitlines()
     assert lines[0] == ",".join(COLUMNS)
     assert len(lines) == 1 + 6 * 2
+    text = page.read_text()
+    assert f"- python: {head['machine']['python']}" in text
+    assert sum(line.startswith("| linear | ") for line in text.splitlines()) == 6 * 2
     # Both sides had the same numbers.
     assert {g.seed for g in groups} == {head["seed"]}
 
@@ -335,7 +339,7 @@ def test_errors_of_the_user(console, change, message):
 
 def test_files_that_cannot_be_written_or_read_are_said_before_the_work(console, tmp_path):
     for path in (tmp_path, tmp_path / "missing" / "groups.json"):
-        for kind in ("json", "csv"):
+        for kind in ("json", "csv", "markdown"):
             with pytest.raises(ValueError, match="cannot write"):
                 run(console, **{kind: path})
     with pytest.raises(ValueError, match="cannot read"):

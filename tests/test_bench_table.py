@@ -198,7 +198,7 @@ def test_a_slowdown_within_the_noise_of_either_run_is_none():
 
 def test_a_baseline_of_another_machine_is_refused(tmp_path):
     path = tmp_path / "base.json"
-    write([group()], {"machine": MACHINE}, path, None)
+    write([group()], {"machine": MACHINE}, {"json": path})
     assert [g.key for g in baseline(path, MACHINE)] == [group().key]
     with pytest.raises(ValueError, match=r"measured on another machine: its gpu is a GPU, this one's is none"):
         baseline(path, {"cpu": "a CPU", "cores": "2"})

@@ -41,7 +41,7 @@ class Command:
         seed: of all inputs; None draws one for the run.
         sizes: other sizes of one op's largest case, as "M=512 K=64".
         sweep: time against size.
-        json, csv: files to write; the first holds raw samples and the machine.
+        json, csv, markdown: files to write; the first holds raw samples, the last is for people; both have the machine.
         base: an earlier run's JSON to compare with.
     """
 
@@ -57,6 +57,7 @@ class Command:
     sizes: str = ""
     json: Path | None = None
     csv: Path | None = None
+    markdown: Path | None = None
     base: Path | None = None
 
     def asked(self, seed: int) -> tuple[Asked, ...]:
@@ -102,7 +103,8 @@ def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -
     """
     seed = secrets.randbits(32) if command.seed is None else command.seed
     plan = command.asked(seed)
-    for path in (command.json, command.csv):
+    files = {"json": command.json, "csv": command.csv, "markdown": command.markdown}
+    for path in files.values():
         writable("bench", path)
     machine = describe()
     before = None if command.base is None else compare.baseline(command.base, machine)
@@ -110,7 +112,7 @@ def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -
     groups: list[Group] = []
 
     def keep(complete: bool) -> None:
-        write(groups, head | {"complete": complete}, command.json, command.csv)
+        write(groups, head | {"complete": complete}, files)
 
     about = f"{machine.get('gpu') or machine['cpu']}; {', '.join(command.sides)}; {policy(command.dtype)}; seed {seed}"
     console.print(about, highlight=False, soft_wrap=True)

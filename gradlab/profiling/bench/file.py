@@ -1,4 +1,4 @@
-"""Benchmark files: one JSON document a run, raw samples in it, written whole or not at all; and the same as CSV."""
+"""Benchmark files: one JSON document a run, raw samples in it; the same as CSV and as Markdown; each in one step."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.profiling.bench.row import Group
+from gradlab.profiling.bench.words import markdown
 from gradlab.profiling.files import write_whole
 
 # Raised when a key changes its meaning or goes; a new key is no reason.
@@ -72,9 +73,14 @@ def as_csv(groups: Sequence[Group]) -> str:
     return text.getvalue()
 
 
-def write(groups: Sequence[Group], head: Mapping[str, Any], json: Path | None, csv: Path | None) -> None:
-    """Both files, each in one step; None leaves one out."""
-    if json is not None:
-        write_whole(json, document(groups, head))
-    if csv is not None:
-        write_whole(csv, as_csv(groups))
+def write(groups: Sequence[Group], head: Mapping[str, Any], files: Mapping[str, Path | None]) -> None:
+    """The files of a run, by kind: "json", "csv", "markdown"; None leaves one out."""
+    kinds = {
+        "json": lambda: document(groups, head),
+        "csv": lambda: as_csv(groups),
+        "markdown": lambda: markdown(groups, head["machine"]),
+    }
+    for kind, text in kinds.items():
+        path = files.get(kind)
+        if path is not None:
+            write_whole(path, text())
