@@ -138,3 +138,19 @@ def test_lanes_that_are_moved_by_scalars():
         compiled_triton.run(_shifted_kernel, (1,), (x, i, y, by), {"N": 16, "M": 4})
         m = torch.arange(4)[:, None]
         assert torch.equal(y, x[i.long() * 3 + 2 * m] + (i + by + m > 20).float()), by
+
+
+@JITFunction
+def _doubled_kernel(x_ptr, y_ptr, B: tl.constexpr):
+    m, n = tl.arange(0, 2)[:, None], tl.arange(0, B)[None, :]
+    x = tl.load(x_ptr + m * B + n)
+    for _ in tl.static_range(60):
+        x = x * 0.5 + x * 0.5
+    tl.store(y_ptr + m * B + n, x)
+
+
+def test_a_chain_that_uses_each_value_twice_is_followed_once():
+    """There are 2^60 ways from its end to its start: who walks all of them does not come back."""
+    x, y = torch.randn(2, 32), torch.empty(2, 32)
+    compiled_triton.run(_doubled_kernel, (1,), (x, y), {"B": 32})
+    assert torch.equal(x, y)

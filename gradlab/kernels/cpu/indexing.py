@@ -100,10 +100,13 @@ def interleaves(tiles: "Tiles", op: Operation) -> bool:
 
 def interleaved(tiles: "Tiles", name: str) -> bool:
     """Whether a tensor is computed place by place of two whose elements are put in turn."""
-    todo = [name]
+    todo, seen = [name], set()
     while todo:
-        value = tiles.env.get(todo.pop())
-        if isinstance(value, Lazy):
+        one = todo.pop()
+        value = tiles.env.get(one)
+        # A chain that uses each value twice has as many paths as it has powers of two.
+        if isinstance(value, Lazy) and one not in seen:
+            seen.add(one)
             if interleaves(tiles, value.op):
                 return True
             if value.op.name in RULES:
