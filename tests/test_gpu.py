@@ -81,7 +81,7 @@ def test_devices_are_asked_in_processes_of_their_own(monkeypatch):
 
 def test_one_part_fails_one_is_late_and_the_rest_goes_on(tmp_path, capfd):
     file = tmp_path / "torch-float32.json"
-    write([GROUP], {"machine": MACHINE, "complete": True}, file, None)
+    write([GROUP], {"machine": MACHINE, "complete": True}, {"json": file})
     text = file.read_text()
     save = f"import pathlib; pathlib.Path({str(file)!r}).write_text({text!r}); print('saved')"
     plan = [

@@ -64,7 +64,7 @@ def rows(file: Path, about: dict[str, str], side: str, dtype: str, mode: str, op
                 print(f"{total} groups to measure, {len(groups)} are there", flush=True)
             case ("group", group):
                 groups.append(group)
-                write(groups, head | {"complete": False}, file, None)
+                write(groups, head | {"complete": False}, {"json": file})
                 print(f"{group.op}, {group.case}, {group.direction}: {_shown(group)}", flush=True)
 
     asked = Asked(
@@ -73,7 +73,7 @@ def rows(file: Path, about: dict[str, str], side: str, dtype: str, mode: str, op
     )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="gradlab-rows-", ignore_cleanup_errors=True) as folder:
         work(heard, asked, folder)
-    write(groups, head | {"complete": True}, file, None)
+    write(groups, head | {"complete": True}, {"json": file})
     for line in problems(groups):
         print(line, flush=True)
     return groups
