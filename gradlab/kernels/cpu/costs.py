@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from gradlab.kernels.cpu.values import Lazy, Value
+from gradlab.kernels.cpu.values import Value, chain
 
 # What takes long enough that doing it twice is worse than memory.
 EXPENSIVE = {
@@ -33,15 +33,4 @@ def transcendental(env: Mapping[str, Value], name: str) -> bool:
 
 
 def _involves(env: Mapping[str, Value], name: str, wanted: Callable[[str], bool]) -> bool:
-    seen: set[str] = set()
-    todo = [name]
-    while todo:
-        one = todo.pop()
-        value = env.get(one)
-        if one in seen or not isinstance(value, Lazy):
-            continue
-        seen.add(one)
-        if wanted(value.op.name):
-            return True
-        todo += value.op.operands
-    return False
+    return any(wanted(op.name) for op in chain(env, name))

@@ -7,7 +7,7 @@ from gradlab.kernels.cpu import lanes, types
 from gradlab.kernels.cpu.elementwise import RULES
 from gradlab.kernels.cpu.lanes import Lane, Ramp, Uniform, Vector, registers
 from gradlab.kernels.cpu.ttir import Operation
-from gradlab.kernels.cpu.values import Index, Lazy, NotLowered, Position
+from gradlab.kernels.cpu.values import Index, NotLowered, Position, chain
 
 if TYPE_CHECKING:
     from gradlab.kernels.cpu.tiles import Tiles
@@ -100,18 +100,7 @@ def interleaves(tiles: "Tiles", op: Operation) -> bool:
 
 def interleaved(tiles: "Tiles", name: str) -> bool:
     """Whether a tensor is computed place by place of two whose elements are put in turn."""
-    todo, seen = [name], set()
-    while todo:
-        one = todo.pop()
-        value = tiles.env.get(one)
-        # A chain that uses each value twice has as many paths as it has powers of two.
-        if isinstance(value, Lazy) and one not in seen:
-            seen.add(one)
-            if interleaves(tiles, value.op):
-                return True
-            if value.op.name in RULES:
-                todo += value.op.operands
-    return False
+    return any(interleaves(tiles, op) for op in chain(tiles.env, name, lambda op: op.name in RULES))
 
 
 def _reshape(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:

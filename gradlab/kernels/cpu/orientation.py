@@ -10,7 +10,7 @@ from gradlab.kernels.cpu import dot_amx, steps
 from gradlab.kernels.cpu.elementwise import RULES
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation
-from gradlab.kernels.cpu.values import Lazy, Value
+from gradlab.kernels.cpu.values import Lazy, Value, chain
 
 
 class _Ahead(Mapping[str, Value]):
@@ -55,18 +55,9 @@ def _along_rows(env: Mapping[str, Value], pointers: Sequence[str]) -> bool:
 
 
 def _loads(env: Mapping[str, Value], name: str) -> Iterator[Operation]:
-    todo, seen = [name], set()
-    while todo:
-        one = todo.pop()
-        value = env.get(one)
-        if one in seen or not isinstance(value, Lazy):
-            continue
-        seen.add(one)
-        if value.op.name == "tt.load":
-            if len(value.op.result_types[0].shape) == 2:
-                yield value.op
-        else:
-            todo += value.op.operands
+    for op in chain(env, name, lambda op: op.name != "tt.load"):
+        if op.name == "tt.load" and len(op.result_types[0].shape) == 2:
+            yield op
 
 
 def _stores(tiles: Tiles, name: str) -> Iterator[str]:

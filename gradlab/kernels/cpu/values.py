@@ -5,7 +5,7 @@ Buffer    memory of the program's own, with strides of our choice
 Affine    a lazy tensor plus a scalar that a loop moves: pointers and ranges carried by `scf.for`
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gradlab.kernels.cpu.lanes import Lane, Uniform
@@ -71,3 +71,21 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
         strides.append(count)
         count *= size
     return tuple(reversed(strides))
+
+
+def chain(
+    env: Mapping[str, Value], name: str, into: Callable[[Operation], bool] = lambda op: True
+) -> Iterator[Operation]:
+    """The operations that a tensor is computed of, each once; `into` says whose operands are followed.
+
+    An operation that uses a value twice doubles the ways to what is in front of it: who walks every way does not end.
+    """
+    todo, seen = [name], set()
+    while todo:
+        one = todo.pop()
+        value = env.get(one)
+        if isinstance(value, Lazy) and one not in seen:
+            seen.add(one)
+            yield value.op
+            if into(value.op):
+                todo += value.op.operands
