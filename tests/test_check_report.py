@@ -104,4 +104,6 @@ def test_a_wrong_scalar_is_drawn(tmp_path):
 
 def test_a_refusal_names_no_framework_where_there_is_none():
     (found,) = gradlab.check(sine, "x", raises=False).findings
-    assert found.message.startswith("sine, case 'given', arguments: TypeError: check: arguments of sine are of builtins")
+    assert found.message.startswith(
+        "sine, case 'given', arguments: TypeError: check: arguments of sine are of builtins"
+    )
