@@ -152,7 +152,7 @@ class Run:
         values = self._first_values()
         if not values:
             raise ValueError(f"check: {s.op} returns {self._returned()}, wanted at least one float array")
-        values = s.values(s.arrays) if s.side.name == "jax" else values
+        values = s.settled() if s.side.name == "jax" else values
         effects = changed(before, state(s.origin))
         each = time.perf_counter() - start
         if plan.budget is not None and 20 * each > plan.budget:
@@ -371,12 +371,11 @@ class Run:
         except Exception as error:
             first = error
         if s.side.name == "jax":
-            eagerly, quick = s.eagerly, (s._quick, s._vjp, s._quickened)
-            eagerly()
+            s.eagerly()
             try:
                 values = s.values(s.arrays)
             except Exception:
-                s._quick, s._vjp, s._quickened = quick
+                s.eagerly(False)
             else:
                 self._note(f"{s.op}: does not run under jit ({first_line(first, 90)})")
                 return values
