@@ -22,6 +22,8 @@ class JaxSide:
         return importlib.import_module(f"gradlab.autodiff.{name}_jax").by_spec
 
     def put(self, array: np.ndarray, dtype: str, like: jax.Array | None = None) -> jax.Array:
+        if np.iscomplexobj(array):
+            return jax.device_put(array, may_alias=False)
         floats = np.issubdtype(array.dtype, np.floating)
         wanted = jnp.dtype(dtype if floats else "int32" if like is None else like.dtype)
         # Converted by NumPy, and not staged by jnp.asarray: jax compiles a program for each shape that it does that to.
@@ -45,6 +47,12 @@ class JaxSide:
 
     def dense(self, array: jax.Array) -> jax.Array:
         return array
+
+    def parts(self, array: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.real(array), jnp.imag(array)
+
+    def joined(self, real: jax.Array, imaginary: jax.Array) -> jax.Array:
+        return jax.lax.complex(real, imaginary)
 
     def functional(self, fn: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
         return fn, {}
