@@ -1,5 +1,6 @@
 """Any function of torch tensors or jax arrays, through every part of the check."""
 
+import functools
 import importlib
 import itertools
 import time
@@ -14,11 +15,12 @@ from gradlab.autodiff.checker import apart
 from gradlab.autodiff.checker.agreement import agreement
 from gradlab.autodiff.checker.derivative import Probe, gradients, joined
 from gradlab.autodiff.checker.edge import Edges, Judged, judged
-from gradlab.autodiff.checker.edges import Edge, cut, edges, fits_others, reshaped
+from gradlab.autodiff.checker.edges import Edge, edges, fits_others, reshaped
 from gradlab.autodiff.checker.facts import finite, linear, replays
 from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
 from gradlab.autodiff.checker.judge import CHECK as DERIVATIVE
 from gradlab.autodiff.checker.judge import judge
+from gradlab.autodiff.checker.light import light
 from gradlab.autodiff.checker.precision import lower, precision
 from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.checker.report import Report
@@ -233,23 +235,22 @@ class Run:
         s, plan, p = self.s, self.plan, self.p
         with self.part("derivative") as runs:
             if runs:
-                self.report.views += judge(self.probe, self.rng, self.report.findings.append, tiles=plan.tiles)
+                self.report.views += judge(
+                    self.probe, self.rng, self.report.findings.append, tiles=plan.tiles, at_once=2
+                )
         sound = all(np.isfinite(g).all() for g in self.probe.gradients.values())
         if sound:
             with self.part("facts") as runs:
                 if runs:
-                    linear(p)
-            light: Promises | None = None
+                    linear(self.light or p)
             with self.part("contract") as runs:
                 if runs:
                     rules = importlib.import_module(f"gradlab.autodiff.checker.contract_{s.side.name}")
-                    small = cut(s)
-                    rules.contract(p, at_size=small is not None)
-                    light = None if small is None else self._light(small)
-                    if light is not None:
-                        rules.contract(light)
+                    rules.contract(p, at_size=self.light is not None)
+                    if self.light is not None:
+                        rules.contract(self.light)
                     if plan.compiled:
-                        rules.compiled(light or p)
+                        rules.compiled(self.light or p)
                     self._emptied(rules.empty)
             told = [f for f in p.said(DERIVATIVE) if f.verdict == INCONCLUSIVE]
             if plan.order == 2 and told:
@@ -257,7 +258,7 @@ class Run:
             elif plan.order == 2 and any(s.arrays[i].size for i in s.wrt):
                 with self.part("second") as runs:
                     if runs:
-                        second(p, self.rng, light, plan.asked_second or s.trusted)
+                        second(p, self.rng, self.light, plan.asked_second or s.trusted)
             with self.part("precision") as runs:
                 for dtype in lower(s.dtypes if plan.dtypes is None else plan.dtypes) if runs else ():
                     precision(p, dtype, plan.kept_slope)
@@ -271,15 +272,10 @@ class Run:
         if self.skipped:
             p.say("budget", INCONCLUSIVE, f"{plan.budget:g} s are spent; not looked at: {', '.join(self.skipped)}")
 
-    def _light(self, small: Subject) -> Promises:
-        """The promises of a cut of the inputs."""
-        values = small.values(small.arrays)
-        cotangents = [self.rng.standard_normal(y.shape) for y in values]
-        grads = gradients(small, small.arrays, cotangents)
-        probe = Probe(
-            small, list(small.arrays), cotangents, grads, joined(values), pairs=self.probe.pairs, noise=small.noise
-        )
-        return Promises(probe, self.report.findings, self._note, self.rng, values)
+    @functools.cached_property
+    def light(self) -> Promises | None:
+        """The promises at a cut of large inputs."""
+        return light(self.p)
 
     def _edges(self) -> None:
         """Every edge input; one finding an input when all is well, each fault one of its own."""
