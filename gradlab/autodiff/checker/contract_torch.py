@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from gradlab.autodiff.checker.finding import OK, WRONG
+from gradlab.autodiff.checker.given_torch import given
 from gradlab.autodiff.checker.guard_torch import Guarded, Watched, used_ops
 from gradlab.autodiff.checker.promise import Promises, first_line
 
@@ -55,7 +56,9 @@ def contract(p: Promises, at_size: bool = False) -> None:
         # First of all: it looks at what one backward changes.
         "memory unchanged": functools.partial(_unchanged, saved=saved), "forward": _forward, "strided dy": _strided,
     }  # fmt: skip
-    own: dict[str, Callable[[Promises], None]] = {"no uninitialised or out-of-bounds writes": _poisoned}
+    own: dict[str, Callable[[Promises], None]] = {
+        "as they were given": given, "no uninitialised or out-of-bounds writes": _poisoned,
+    }  # fmt: skip
     if not at_size:
         shared |= {
             "repeated backward": _twice, "dy expanded": _expanded, "each result alone": _alone,
