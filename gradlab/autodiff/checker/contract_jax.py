@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradlab.autodiff.checker.finding import OK, WRONG
-from gradlab.autodiff.checker.promise import Promises, first_line
+from gradlab.autodiff.checker.promise import Promises, first_line, refuses
 
 
 def contract(p: Promises, at_size: bool = False) -> None:
@@ -221,7 +221,10 @@ def empty(p: Promises) -> None:
         try:
             found = _vjp(p, s.flat, s.wrt, cut)[1](tuple(jnp.ones_like(y) for y in results))
         except Exception as error:
-            p.say("empty inputs", WRONG, f"forward takes an empty first axis, backward raises {first_line(error)}")
+            if refuses(error):
+                p.note(f"{s.op}: no gradient for an empty first axis ({first_line(error, 90)})")
+            else:
+                p.say("empty inputs", WRONG, f"forward takes an empty first axis, backward raises {first_line(error)}")
             return
         for i, g in zip(s.wrt, found, strict=True):
             if not jnp.isfinite(g).all():

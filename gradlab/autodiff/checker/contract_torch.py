@@ -11,7 +11,7 @@ import torch
 
 from gradlab.autodiff.checker.finding import OK, WRONG
 from gradlab.autodiff.checker.guard_torch import Guarded, Watched, used_ops
-from gradlab.autodiff.checker.promise import Promises, first_line
+from gradlab.autodiff.checker.promise import Promises, first_line, refuses
 
 # Subsets of requires_grad: all of them for as many inputs, else each alone and all but each.
 ALL_SUBSETS = 3
@@ -339,7 +339,10 @@ def empty(p: Promises) -> None:
         try:
             grads = torch.autograd.grad(results, moving, ones, allow_unused=True) if results else []
         except Exception as error:
-            p.say("empty inputs", WRONG, f"forward takes an empty first axis, backward raises {first_line(error)}")
+            if refuses(error):
+                p.note(f"{subject.op}: no gradient for an empty first axis ({first_line(error, 90)})")
+            else:
+                p.say("empty inputs", WRONG, f"forward takes an empty first axis, backward raises {first_line(error)}")
             return
         for i, g in zip(subject.wrt, grads, strict=False):
             finite = g is None or all(bool(y.isfinite().all()) for y in results)

@@ -119,3 +119,9 @@ def first_line(error: BaseException, most: int = 200) -> str:
     return (
         f"{type(error).__name__}: {textwrap.shorten(text, most, placeholder=' ...')}" if text else type(error).__name__
     )
+
+
+def refuses(error: BaseException) -> bool:
+    """Whether an exception says that there is no such gradient, and not that working it out failed."""
+    text = str(error).lower()
+    return isinstance(error, NotImplementedError) or "not implemented" in text or "not differentiable" in text
