@@ -23,7 +23,8 @@ def test_a_wrong_backward_is_called_wrong(subject):
     if not says_wrong(report):
         report = ours(subject, 0)
     assert says_wrong(report), report
-    named = {f.input for f in report.findings if f.verdict == "wrong" and f.check == DIRECT}
+    # Of a complex input its parts are named.
+    named = {f.input.split(".")[0] for f in report.findings if f.verdict == "wrong" and f.check == DIRECT}
     if subject.blames and subject.kind not in ("order-2", "contract", "nondeterministic"):
         assert named <= set(subject.blames)
 

@@ -17,7 +17,8 @@ def put(subject, arrays, dtype=None):
     """Leaves: floats in the subject's dtype that ask for a gradient, and labels."""
     dtype = getattr(torch, dtype or subject.dtype)
     made = [torch.from_numpy(np.array(a)) for a in arrays]
-    return [t.to(dtype).requires_grad_() if t.is_floating_point() else t for t in made]
+    made = [t.to(dtype) if t.is_floating_point() else t for t in made]
+    return [t.requires_grad_() if t.is_floating_point() or t.is_complex() else t for t in made]
 
 
 def finite(t):
@@ -31,7 +32,8 @@ def outputs(fn, leaves):
 
 def cotangents(outs, seed=1):
     made = torch.Generator().manual_seed(seed)
-    return [torch.randn(o.shape, generator=made, dtype=torch.float64).to(o.dtype) for o in outs]
+    kinds = [torch.complex128 if o.is_complex() else torch.float64 for o in outs]
+    return [torch.randn(o.shape, generator=made, dtype=k).to(o.dtype) for o, k in zip(outs, kinds, strict=True)]
 
 
 def pull(outs, leaves, dys, **options):
@@ -50,7 +52,7 @@ def far(a, b):
     """The largest difference by the largest right value."""
     if a is None or b is None or not b.numel():
         return 0.0
-    a, b = a.detach().double(), b.detach().double()
+    a, b = (t.detach() if t.is_complex() else t.detach().double() for t in (a, b))
     gap = (a - b).abs().max() / b.abs().max().clamp(min=1e-300)
     return float("inf") if gap.isnan() else float(gap)
 
