@@ -99,12 +99,6 @@ def forever(x: jax.Array) -> jax.Array:
     return lax.while_loop(lambda c: c[1] < 3, lambda c: (jnp.sin(c[0]), c[1] + 1), (x, 0))[0]
 
 
-def stopped(x: jax.Array) -> jax.Array:
-    """A while_loop behind stop_gradient."""
-    n = lax.stop_gradient(lax.while_loop(lambda v: jnp.abs(v).max() > 1, lambda v: v / 2, lax.stop_gradient(x)))
-    return x * n
-
-
 def dropout(x: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 0.7, x.shape), x / 0.7, 0)
 
@@ -194,7 +188,6 @@ WRITTEN: dict[str, Callable[[], Made]] = {
     "a NamedTuple in": lambda: (lambda o: o.logits * o.count, (Output(_(3), jnp.array(3)),)),
     "custom_root": lambda: (newton, (jnp.abs(_(3)) + 0.5,)),
     "while_loop": lambda: (forever, (_(3),)),
-    "while_loop, stopped": lambda: (stopped, (_(3),)),
     "a typed key": lambda: (dropout, (_(3, 4), jax.random.key(0))),
     "an old key": lambda: (dropout, (_(3, 4), jax.random.PRNGKey(0))),
     "a masked attention": lambda: (attention, (_(3, 4), _(5, 4), _(5, 2), jnp.tri(3, 5, 1, dtype=bool))),

@@ -30,14 +30,22 @@ def contract(p: Promises, at_size: bool = False) -> None:
         try:
             promise(p)
         except Exception as error:
-            if check in _PROMISED:
+            if check in _PROMISED or (check in _OF_RULES and not refuses(error) and _has_rules(p)):
                 p.say(check, WRONG, f"raises {first_line(error)}")
             else:
                 p.note(f"{p.probe.subject.op}: {check} is not looked at ({first_line(error, 90)})")
 
 
-# What every gradient meets; what raises elsewhere has no rule for that transform, and never said that it had.
+# What every gradient meets.
 _PROMISED = ("forward", "eager", "argnums", "each result alone", "float0")
+# What a custom_vjp has by construction, unless its rules work on the host, of which jax says that it is not implemented.
+_OF_RULES = ("vmap", "checkpoint", "scan")
+
+
+def _has_rules(p: Promises) -> bool:
+    """Whether the function has a custom_vjp, or a vmap of its own."""
+    program = str(jax.make_jaxpr(p.probe.subject.flat)(*_leaves(p)))
+    return "custom_vjp_call" in program or "custom_vmap_call" in program
 
 
 def _leaves(p: Promises) -> tuple[jax.Array, ...]:

@@ -124,4 +124,10 @@ def first_line(error: BaseException, most: int = 200) -> str:
 def refuses(error: BaseException) -> bool:
     """Whether an exception says that there is no such gradient, and not that working it out failed."""
     text = str(error).lower()
-    return isinstance(error, NotImplementedError) or "not implemented" in text or "not differentiable" in text
+    return isinstance(error, NotImplementedError) or any(words in text for words in _REFUSALS)
+
+
+# torch of an op without a derivative; jax of a while_loop and of a callback, which have forward mode alone or none.
+_REFUSALS = (
+    "not implemented", "not differentiable", "reverse-mode differentiation does not work", "not support jvp",
+)  # fmt: skip
