@@ -35,7 +35,7 @@ def test_real_and_imaginary_parts_are_inputs_and_results_of_their_own(name):
     parts = ("derivative",) if name == "jax" else ("derivative", "contract", "second")
     report = checked(name, fn, numbers(3), np.linspace(0.5, 1.5, 3), parts=parts)
     assert report, report
-    named = {f.input for f in report.findings if f.check == "grad ~ FD of itself"}
+    named = {f.input for f in report.findings if f.check == "derivative vs finite differences"}
     assert named == {"z.real", "z.imag", "x"}
     if name == "torch":
         values = {f.input for f in report.findings if f.check == "negative bit"}

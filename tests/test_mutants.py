@@ -7,11 +7,11 @@ from tests.mutants.corpus import CONTROLS, KINDS, load
 from tests.mutants.score import TOOLS, ours, says_wrong
 
 SUBJECTS = [s for side in installed() for s in load(side)]
-# On jax every function is compiled some thirty times: every sixth stands for the others here, `gradlab check --mutants`
-# runs all.
+# On jax every function is compiled some thirty times: every sixth stands for the others here,
+# `python -m tests.mutants.score` runs all.
 CHOSEN = [s for n, s in enumerate(SUBJECTS) if s.side == "torch" or n % 6 == 0]
 MUTANTS = [s for s in CHOSEN if s.kind in KINDS]
-DIRECT = "grad ~ FD of itself"
+DIRECT = "derivative vs finite differences"
 
 
 @pytest.mark.filterwarnings("ignore")

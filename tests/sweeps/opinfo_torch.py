@@ -65,7 +65,9 @@ def _maker(op: Any, k: int) -> Callable[[], tuple[Callable[..., Any], tuple[Any,
                 whole[i] = t
             args, options = pytree.tree_unflatten(whole, structure)
             # As torch checks it: a matrix that must be symmetric is made so on the way in.
-            return found.output_process_fn_grad(op.gradcheck_wrapper(op.op, *args, **options))
+            y = op.gradcheck_wrapper(op.op, *args, **options)
+            # Its own way to make a sparse result dense has no gradient for what is not stored.
+            return y if isinstance(y, torch.Tensor) and y.is_sparse else found.output_process_fn_grad(y)
 
         fn.__name__ = op.full_name
         return fn, tuple(leaves[i].detach() for i in tensors)

@@ -12,7 +12,7 @@ from gradlab.autodiff.checker.finding import OK, WRONG
 from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.side import as_tuple
 
-VALUE, GRADIENT = "value ~ reference", "grad ~ FD of reference"
+VALUE, GRADIENT = "value vs reference", "gradient vs finite differences of reference"
 
 
 def agreement(p: Promises, reference: Callable[..., Any], rng: np.random.Generator) -> None:

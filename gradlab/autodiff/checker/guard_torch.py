@@ -117,5 +117,5 @@ def declares_vmap(results: Iterable[torch.Tensor], error: BaseException) -> bool
     """Whether every Function behind these results says that it has a vmap, and an exception came out of one of them."""
     kinds = {kind for kind in (getattr(n, "_forward_cls", None) for n in nodes(results)) if kind is not None}
     declared = all(k.generate_vmap_rule or k.vmap is not torch.autograd.Function.vmap for k in kinds)
-    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return bool(kinds) and declared and any(f.endswith(("autograd_function.py", "autograd/function.py")) for f in frames)
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(kinds) and declared and any(f.endswith(("autograd_function.py", "autograd/function.py")) for f in files)

@@ -21,8 +21,8 @@ class Subject:
 
     Attributes:
         op, case: what the report calls it.
-        given: the arrays that came, as they came; leaves: the same, complex ones as their two parts; arrays: the leaves
-            as NumPy, floats in float64.
+        given: the arrays that came, as they came; none where the check made the inputs up.
+        leaves: the same, complex ones as their two parts; arrays: the leaves as NumPy, floats in float64.
         names: of the leaves; results: of the float results.
         wrt: places of the float leaves among all leaves; sparse ones are constants.
         origin: the function as it came; `fn` takes a module's parameters too.
@@ -45,10 +45,10 @@ class Subject:
         self.result_dtypes: list[str] = []
         self.trusted = self.untraced = False
         self.op = op or getattr(fn, "__name__", type(fn).__name__)
-        self.given, rebuild, paths = side.flatten(self.args)
+        self.given, self._rebuild_given, paths = side.flatten(self.args)
         self.called = list(names) or _parameters(fn, len(self.args))
         labels = [self.called[int(path[0])] + path[1] for path in paths]
-        self.leaves, self.names, self._rebuild = in_parts(side, self.given, labels, rebuild)
+        self.leaves, self.names, self._rebuild = in_parts(side, self.given, labels, self._rebuild_given)
         self.dtypes = [side.dtype(leaf) for leaf in self.leaves]
         self.foreign = [side.foreign(leaf) for leaf in self.leaves]
         self.wrt = [i for i, dtype in enumerate(self.dtypes) if dtype in FLOATS and not self.foreign[i]]
@@ -78,11 +78,21 @@ class Subject:
 
     def flat(self, *leaves: Any) -> tuple[Any, ...]:
         """The function's float results that have a gradient, for the side's own arrays."""
-        results = self._floats(*leaves)
+        return self._with_gradient(self._floats(*leaves))
+
+    def as_given(self, *given: Any) -> tuple[Any, ...]:
+        """The same for arrays in place of `given`: complex ones are whole."""
+        return self._with_gradient(self._results(self._rebuild_given(given)))
+
+    def _with_gradient(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
         return results if self.kept is None else tuple(results[k] for k in self.kept if k < len(results))
 
     def _floats(self, *leaves: Any) -> tuple[Any, ...]:
-        results, _, _ = self.side.flatten(self.fn(*self._rebuild(leaves), **self.options))
+        return self._results(self._rebuild(leaves))
+
+    def _results(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """All float results, complex ones in their parts."""
+        results, _, _ = self.side.flatten(self.fn(*args, **self.options))
         floats = [y for y in results if self.side.is_array(y) and self.side.dtype(y) in (*FLOATS, *PARTS)]
         found, names = parted(self.side, [self.side.dense(y) for y in floats])
         self.results = self.results or names
@@ -151,7 +161,7 @@ class Subject:
             leaf if strange else self.side.put(a, d, leaf)
             for a, d, leaf, strange in zip(arrays, self.dtypes, self.leaves, self.foreign, strict=True)
         ]
-        other.args = self._rebuild(other.leaves)
+        other.args, other.given = self._rebuild(other.leaves), []
         other.arrays = [
             leaf if strange else self.side.take(leaf) for leaf, strange in zip(other.leaves, self.foreign, strict=True)
         ]
