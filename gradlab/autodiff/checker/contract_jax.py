@@ -38,7 +38,7 @@ def contract(p: Promises, at_size: bool = False) -> None:
 
 # What every gradient meets.
 _PROMISED = ("forward", "eager", "argnums", "each result alone", "float0")
-# What a custom_vjp has by construction, unless its rules work on the host, of which jax says that it is not implemented.
+# What a custom_vjp has by construction, unless its rules work on the host, which jax says that it does not implement.
 _OF_RULES = ("vmap", "checkpoint", "scan")
 
 

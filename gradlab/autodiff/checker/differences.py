@@ -8,9 +8,8 @@ import numpy as np
 
 EPS = float(np.finfo(np.float64).eps)
 # The first step, relative to the input's scale: smooth functions lose h^6 to truncation after two extrapolations and
-# eps / h to rounding; at 4e-3 both stay below 1e-11. No whole number of stairs of a hundredth or of 2^-8, each of which
-# would look like a slope.
-STEP = 4.123e-3
+# eps / h to rounding; at 4e-3 both stay below 1e-11.
+STEP = 4e-3
 # Where the first window does not settle: larger steps against noise, smaller ones against kinks and narrow features.
 DEEP = (0.25, 2.0**-12, 2.0**-16, 2.0**-20, 2.0**-24, 2.0**-28, 2.0**-32, 2.0**-36)
 # A step that no smooth feature needs, taken once: where it disagrees there is a feature narrower than the window.

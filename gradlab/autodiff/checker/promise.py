@@ -127,7 +127,9 @@ def refuses(error: BaseException) -> bool:
     return isinstance(error, NotImplementedError) or any(words in text for words in _REFUSALS)
 
 
-# torch of an op without a derivative; jax of a while_loop and of a callback, which have forward mode alone or none.
+# torch of an op without a derivative; jax of a while_loop, of a custom_vmap and of a callback, which have forward mode
+# alone, or none.
 _REFUSALS = (
     "not implemented", "not differentiable", "reverse-mode differentiation does not work", "not support jvp",
+    "not support reverse-mode",
 )  # fmt: skip
