@@ -11,7 +11,7 @@ import numpy as np
 
 from gradlab.autodiff.checker.eager_jax import by_hand, too_many
 from gradlab.autodiff.checker.finding import OK, WRONG
-from gradlab.autodiff.checker.promise import Promises, first_line
+from gradlab.autodiff.checker.promise import Promises, first_line, refuses
 
 Leaves = tuple[Any, ...]
 Way = Callable[[Leaves, Leaves, Leaves], Any]
@@ -36,15 +36,23 @@ def contract(p: Promises, at_size: bool = False) -> None:
     _guarded(p, "memory unchanged", functools.partial(_unchanged, p, eagerly))
 
 
-# What every gradient meets; what raises elsewhere has no rule for that transform, and never said that it had.
+# What every gradient meets.
 _PROMISED = ("forward", "eager", "argnums", "each result alone", "float0")
+# What a custom_vjp has by construction, unless its rules work on the host, which jax says that it does not implement.
+_OF_RULES = ("vmap", "checkpoint", "scan")
+
+
+def _has_rules(p: Promises) -> bool:
+    """Whether the function has a custom_vjp, or a vmap of its own."""
+    program = str(jax.make_jaxpr(p.probe.subject.flat)(*_leaves(p)))
+    return "custom_vjp_call" in program or "custom_vmap_call" in program
 
 
 def _guarded(p: Promises, check: str, look: Callable[[], None]) -> None:
     try:
         look()
     except Exception as error:
-        if check in _PROMISED:
+        if check in _PROMISED or (check in _OF_RULES and not refuses(error) and _has_rules(p)):
             p.say(check, WRONG, f"raises {first_line(error)}")
         else:
             p.note(f"{p.probe.subject.op}: {check} is not looked at ({first_line(error, 90)})")
@@ -297,7 +305,10 @@ def empty(p: Promises) -> None:
         try:
             found = other.gradients(other.arrays, [np.ones(y.shape) for y in results])
         except Exception as error:
-            p.say("empty inputs", WRONG, f"forward takes an empty first axis, backward raises {first_line(error)}")
+            if refuses(error):
+                p.note(f"{s.op}: no gradient for an empty first axis ({first_line(error, 90)})")
+            else:
+                p.say("empty inputs", WRONG, f"forward takes an empty first axis, backward raises {first_line(error)}")
             return
         for i, g in zip(s.wrt, found, strict=True):
             if not np.isfinite(g).all():

@@ -20,7 +20,7 @@ from gradlab.autodiff.checker.judge import judge
 from gradlab.autodiff.checker.light import light
 from gradlab.autodiff.checker.made_up import MadeUp
 from gradlab.autodiff.checker.precision import lower, precision
-from gradlab.autodiff.checker.promise import Promises, first_line
+from gradlab.autodiff.checker.promise import Promises, first_line, refuses
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.second import second
 from gradlab.autodiff.checker.state import changed, state
@@ -225,7 +225,7 @@ class Run:
         text = first_line(error)
         if not self.forwards:
             return INCONCLUSIVE, f"the function cannot be differentiated: {text}"
-        if isinstance(error, NotImplementedError) or "not implemented" in text or "not differentiable" in text:
+        if refuses(error):
             return INCONCLUSIVE, f"the function has no gradient: {text}"
         return WRONG, f"raises {text}"
 

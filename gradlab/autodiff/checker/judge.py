@@ -51,10 +51,14 @@ def judge(probe: Probe, rng: np.random.Generator, add: Callable[[Finding], None]
         if broken is not None:
             verdicts[i] = broken
             continue
-        # The tiny step is taken once, along the direction that moves everything.
+        # The tiny step is taken once, along the direction that moves everything, and where the others see a fault: small
+        # stairs look like a slope to them.
         slope = probe.slope({i: d}, narrow=uniform)
-        probe.steps[i] = slope.step
         pair = probe.pair({i: d}, slope)
+        if pair.verdict == WRONG and not uniform:
+            slope = probe.slope({i: d})
+            pair = probe.pair({i: d}, slope)
+        probe.steps[i] = slope.step
         if pair.verdict == INCONCLUSIVE and probe.settle(slope):
             pair = probe.pair({i: d}, slope)
         probe.pairs.setdefault(i, []).append(pair)

@@ -132,3 +132,17 @@ def first_line(error: BaseException, most: int = 200) -> str:
     return (
         f"{type(error).__name__}: {textwrap.shorten(text, most, placeholder=' ...')}" if text else type(error).__name__
     )
+
+
+def refuses(error: BaseException) -> bool:
+    """Whether an exception says that there is no such gradient, and not that working it out failed."""
+    text = str(error).lower()
+    return isinstance(error, NotImplementedError) or any(words in text for words in _REFUSALS)
+
+
+# torch of an op without a derivative; jax of a while_loop, of a custom_vmap and of a callback, which have forward mode
+# alone, or none.
+_REFUSALS = (
+    "not implemented", "not differentiable", "reverse-mode differentiation does not work", "not support jvp",
+    "not support reverse-mode",
+)  # fmt: skip
