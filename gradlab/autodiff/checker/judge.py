@@ -51,8 +51,8 @@ def judge(probe: Probe, rng: np.random.Generator, add: Callable[[Finding], None]
         if broken is not None:
             verdicts[i] = broken
             continue
-        # The tiny step is taken once, along the direction that moves everything, and where the others see a fault: small
-        # stairs look like a slope to them.
+        # The tiny step is taken once, along the direction that moves everything, and where the others see a fault: to
+        # them small stairs look like a slope.
         slope = probe.slope({i: d}, narrow=uniform)
         pair = probe.pair({i: d}, slope)
         if pair.verdict == WRONG and not uniform:
