@@ -32,6 +32,7 @@ SHOWS = (
     "vmap",  # under jax.vmap
     "jit",  # under jax.jit
     "composed",  # the function on its own result
+    "given",  # the arrays as `given` makes them of `make`'s
 )
 
 Arrays = tuple[np.ndarray, ...]
@@ -41,7 +42,8 @@ Make = Callable[[np.random.Generator, int], Arrays]
 @dataclass(frozen=True)
 class Subject:
     """A function to check. `blames` are the parameters with a wrong gradient, at order 2 those whose gradient has
-    wrong derivatives; it is empty for a wrong forward and where all gradients may be hit."""
+    wrong derivatives; it is empty for a wrong forward and where all gradients may be hit. `given` makes of the side's
+    arrays those that a user has: of several dtypes, or strided."""
 
     name: str
     kind: str
@@ -56,6 +58,7 @@ class Subject:
     truth: Callable | None = None
     trigger: Make | None = None
     shows: str = "plain"
+    given: Callable[[list], list] = list
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Score:
 def arguments(subject: Subject, seed: int, size: int = SIZE) -> list:
     """The subject's inputs as its side's arrays, in its dtype; jax needs `side.double()` around it."""
     side = side_of(subject.side)
-    return [side.put(a, subject.dtype) for a in subject.make(np.random.default_rng(seed), size)]
+    return subject.given([side.put(a, subject.dtype) for a in subject.make(np.random.default_rng(seed), size)])
 
 
 def ours(subject: Subject, seed: int, size: int = SIZE, parts: Sequence[str] | None = None) -> Report:
@@ -65,7 +65,7 @@ def gradcheck(fast: bool) -> Callable[[Subject, int], bool]:
     def run(subject: Subject, seed: int) -> bool:
         import torch
 
-        args = [a.requires_grad_() if a.is_floating_point() else a for a in arguments(subject, seed)]
+        args = [a.detach().requires_grad_() if a.is_floating_point() else a for a in arguments(subject, seed)]
         try:
             torch.autograd.gradcheck(subject.fn, args, fast_mode=fast)
             if subject.order == 2:

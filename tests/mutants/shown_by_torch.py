@@ -72,12 +72,22 @@ def plain(subject, arrays, shape_dy=lambda dy: dy):
     if subject.dtype == "float64":
         right = pulled(subject.truth, put(subject, arrays), shape_dy)
         return compare(subject, pulled(subject.fn, leaves, shape_dy), right)
+    return low(subject, leaves)
+
+
+def low(subject, leaves):
+    """Leaves of a low precision, or of several, against the same numbers in float64."""
     exact = [t.detach().double().requires_grad_() if t.is_floating_point() else t for t in leaves]
     dys = cotangents(outputs(subject.truth, leaves))
     best = pull(outputs(subject.truth, exact), exact, [dy.double() for dy in dys])
     got, native = (pull(outputs(f, leaves), leaves, dys) for f in (subject.fn, subject.truth))
     rows = zip(names(subject), got, native, best, strict=False)
     return {n for n, a, b, c in rows if far(a, c) > 3 * far(b, c) + CLOSE}
+
+
+def given(subject, arrays):
+    leaves = subject.given([t.detach() for t in put(subject, arrays)])
+    return low(subject, [t.detach().requires_grad_() if t.is_floating_point() else t for t in leaves])
 
 
 def second(subject, arrays):
@@ -201,6 +211,7 @@ SHOWN = {
     "unwritten": unwritten,
     "one-output": one_output,
     "kept": kept,
+    "given": given,
 }
 
 
