@@ -102,6 +102,9 @@ class Subject:
         """Keep the results that have a gradient; the places of the others."""
         found = self.side.differentiable(self._floats, self.put(self.arrays), self.wrt)
         self.kept = None if all(found) else [k for k, dtype in enumerate(found) if dtype]
+        if self.kept is not None:
+            # Another function than the one that was compiled; jit takes two equal bound methods for one.
+            self._quick = self._quickened(lambda *leaves: self.flat(*leaves))
         self.result_dtypes = [dtype for dtype in found if dtype]
         return [k for k, dtype in enumerate(found) if not dtype]
 
