@@ -126,7 +126,7 @@ class TorchSide:
     def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(fn, fullgraph=True, backend=backend())
 
-    def quick(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def quick(self, fn: Callable[..., Any], small: bool = False) -> Callable[..., Any]:
         return fn
 
     def double(self) -> AbstractContextManager[Any]:

@@ -77,6 +77,11 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.seen: dict[Any, tuple[Any, Any]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: for that torch imports its compiler, which takes two seconds, and under a mode nothing is compiled."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         own = func.namespace in ("aten", "prim", "prims", "profiler", "inductor", "quantized", "_c10d_functional")
         if not own and func not in self.seen:
