@@ -45,8 +45,6 @@ def check(target: Annotated[str | None, typer.Argument(
           budget: Annotated[float | None, typer.Option(min=0.01, help="Seconds, in all.")] = None,
           json: Annotated[Path | None, typer.Option(help="Write every finding to this file.")] = None,
           plot: Annotated[Path | None, typer.Option(help="Draw error against step, and the map of errors.")] = None,
-          mutants: Annotated[bool, typer.Option(
-              "--mutants", help="Score the check itself on wrong backwards, in a checkout: tests/mutants.")] = False,
           ) -> None:  # fmt: skip
     """Hold gradients against finite differences, and functions to what their framework asks of them."""
     from gradlab.autodiff.checker import command
@@ -54,7 +52,7 @@ def check(target: Annotated[str | None, typer.Argument(
     asked = command.Asked(
         target, side or [], order, seed, shapes, dtype, part, compile, budget, json, plot
     )  # fmt: skip
-    raise typer.Exit(command.score(asked, Console()) if mutants else command.check(asked, Console()))
+    raise typer.Exit(command.check(asked, Console()))
 
 
 @app.command()

@@ -28,7 +28,7 @@ def test_check_prints_its_table(monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, "check", "relu", "--side", "torch")
     assert code == 0
     assert "relu, torch (2 cases)" in out
-    assert "grad ~ FD of NumPy" in out
+    assert "gradient vs finite differences of NumPy" in out
     assert "jax" not in out
     assert not err
 
@@ -46,7 +46,7 @@ def test_check_that_fails_names_the_element_and_exits_with_1(monkeypatch, capsys
     monkeypatch.setattr(relu_triton, "gate", wrong)
     code, out, _ = run(monkeypatch, capsys, "check", "relu", "--side", "torch")
     assert code == 1
-    assert "relu on torch, case 'odd', grad ~ FD of NumPy: x[3] is" in out.replace("\n", " ")
+    assert "relu on torch, case 'odd', gradient vs finite differences of NumPy: x[3] is" in out.replace("\n", " ")
     assert "wrong" in out
 
 

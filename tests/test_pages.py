@@ -23,7 +23,7 @@ def test_page_has_todays_derivation_and_a_proof(op):
     text = (ROOT / "docs" / f"{op.name}.md").read_text()
     assert pages.derivation(op) in text, "run `make docs`"
     proof = text.split("## Proof")[1]
-    assert "grad ~ FD of NumPy" in proof
+    assert "gradient vs finite differences of NumPy" in proof
     assert not re.search(r"\b(wrong|inconclusive)$", proof, re.M)
 
 
@@ -62,7 +62,7 @@ def test_snippet_runs(snippet, capsys, tmp_path):
         assert int(names["state"].count) == 1
     if "gradlab" in names and "print" in snippet:
         printed = capsys.readouterr().out
-        assert "2nd ~ FD of grad" in printed
+        assert "second derivative vs finite differences" in printed
         # What a comment quotes of the output stands in it.
         quoted = re.findall(r"x\[299, 0\] is .*?;", snippet)
         assert all(quote in printed for quote in quoted)

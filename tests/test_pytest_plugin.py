@@ -33,7 +33,7 @@ def test_wrong(check_gradients):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_marked(check_gradients, seed):
     report = check_gradients(torch.tanh, X, seed=seed)
-    assert {f.check for f in report.findings} == {"grad ~ FD of itself"}
+    assert {f.check for f in report.findings} == {"derivative vs finite differences"}
 
 def test_not_raised(check_gradients):
     assert not check_gradients(Square.apply, X, raises=False)
@@ -58,7 +58,7 @@ def test_a_failure_shows_the_table_and_the_plot(suite, tmp_path):
     plots = tmp_path / "plots"
     result = run(suite, f"--gradlab-plots={plots}")
     result.assert_outcomes(passed=4, failed=1)
-    result.stdout.fnmatch_lines(["*test_wrong*", "*grad ~ FD of itself*wrong*", "plot: *test_wrong-1.png"])
+    result.stdout.fnmatch_lines(["*test_wrong*", "*derivative vs finite differences*wrong*", "plot: *test_wrong-1.png"])
     result.stdout.no_fnmatch_line("*__tracebackhide__*")
     if importlib.util.find_spec("matplotlib"):
         assert (plots / "test_wrong-1.png").stat().st_size > 1000
@@ -69,7 +69,7 @@ def test_under_xdist(suite):
     # One worker is a process of its own, whose reports travel, and starts torch once.
     result = run(suite, "-n", "1")
     result.assert_outcomes(passed=4, failed=1)
-    result.stdout.fnmatch_lines(["*grad ~ FD of itself*wrong*", "plot: *test_wrong-1.png"])
+    result.stdout.fnmatch_lines(["*derivative vs finite differences*wrong*", "plot: *test_wrong-1.png"])
 
 
 def test_nothing_is_imported_until_it_is_used(pytester):

@@ -1,7 +1,7 @@
 """cross_entropy for jax: the logits and three numbers a row are saved; backward computes the softmax again."""
 
 import functools
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +101,51 @@ second.defvjp(_second_fwd, _second_bwd)
 second = uniform(second)
 
 
+@overload
+def cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    weight: jax.Array | None = None,
+    axis: int = -1,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: Literal[True],
+    softcap: float | None = None,
+    inplace: bool = False,
+) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    weight: jax.Array | None = None,
+    axis: int = -1,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: Literal[False] = False,
+    softcap: float | None = None,
+    inplace: bool = False,
+) -> jax.Array: ...
+@overload
+def cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    weight: jax.Array | None = None,
+    axis: int = -1,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: bool,
+    softcap: float | None = None,
+    inplace: bool = False,
+) -> Any: ...
 @public(_OP)
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | None = None, axis: int = -1,
                   ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,

@@ -1,6 +1,6 @@
 """cross_entropy for torch: the logits and three numbers a row are saved; backward computes the softmax again."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -155,6 +155,48 @@ def _with(s, x, t, q) -> tuple[Any, ...]:
     return x, s.movedim(0, 1).flatten(1), t, q
 
 
+@overload
+def cross_entropy(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: Literal[True],
+    softcap: float | None = None,
+    inplace: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def cross_entropy(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: Literal[False] = False,
+    softcap: float | None = None,
+    inplace: bool = False,
+) -> torch.Tensor: ...
+@overload
+def cross_entropy(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: bool,
+    softcap: float | None = None,
+    inplace: bool = False,
+) -> Any: ...
 @public(_OP)
 def cross_entropy(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, *,
                   ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,51 @@ _second_rule.defvjp(_second_fwd, _second_bwd)
 second = compiled(_second_rule, static_argnums=(8, 9, 10))
 
 
+@overload
+def linear_cross_entropy(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    labels: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    weight: jax.Array | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: Literal[True],
+    softcap: float | None = None,
+) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def linear_cross_entropy(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    labels: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    weight: jax.Array | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: Literal[False] = False,
+    softcap: float | None = None,
+) -> jax.Array: ...
+@overload
+def linear_cross_entropy(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    labels: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    weight: jax.Array | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: bool,
+    softcap: float | None = None,
+) -> Any: ...
 @public(OP)
 def linear_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, bias: jax.Array | None = None, *,
                          weight: jax.Array | None = None, ignore_index: int = -100, reduction: str = "mean",

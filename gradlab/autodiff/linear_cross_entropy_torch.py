@@ -1,7 +1,7 @@
 """linear_cross_entropy for torch: kept are the operands and three numbers a row; logits are made anew, by chunks."""
 
 import math
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -121,6 +121,54 @@ def _by_columns(w: torch.Tensor) -> bool:
     return w.stride(-2) == 1 and w.stride(-1) != 1
 
 
+@overload
+def linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None = None,
+    *,
+    weight: torch.Tensor | None = None,
+    ignore_index: int | None = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: Literal[True],
+    softcap: float | None = None,
+    bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None = None,
+    *,
+    weight: torch.Tensor | None = None,
+    ignore_index: int | None = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: Literal[False] = False,
+    softcap: float | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor: ...
+@overload
+def linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None = None,
+    *,
+    weight: torch.Tensor | None = None,
+    ignore_index: int | None = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: bool,
+    softcap: float | None = None,
+    bias: torch.Tensor | None = None,
+) -> Any: ...
 @public(OP)
 def linear_cross_entropy(input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor,
                          linear_bias: torch.Tensor | None = None, *, weight: torch.Tensor | None = None,

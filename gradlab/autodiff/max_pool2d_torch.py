@@ -1,5 +1,7 @@
 """max_pool2d for torch: kept is which tap was the maximum; gather and scatter by it are each other's pullbacks."""
 
+from typing import Any, Literal, overload
+
 import torch
 
 from gradlab.autodiff.arguments import refuse, want_bool, want_floats, want_rank
@@ -86,6 +88,38 @@ class Gather(Function):
         return Gather.apply(u.flatten(0, 1), k.flatten(0, 1), geometry, channels_last).unflatten(0, u.shape[:2]), 0
 
 
+@overload
+def max_pool2d(
+    input: torch.Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    ceil_mode: bool = False,
+    *,
+    return_indices: Literal[True],
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def max_pool2d(
+    input: torch.Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    ceil_mode: bool = False,
+    return_indices: Literal[False] = False,
+) -> torch.Tensor: ...
+@overload
+def max_pool2d(
+    input: torch.Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    ceil_mode: bool = False,
+    *,
+    return_indices: bool,
+) -> Any: ...
 @public("max_pool2d")
 def max_pool2d(input: torch.Tensor, kernel_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None,
                padding: int | tuple[int, int] = 0, dilation: int | tuple[int, int] = 1, ceil_mode: bool = False,

@@ -53,7 +53,13 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: torch.Tensor) -> Any:
         return max_pool2d(
-            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            return_indices=self.return_indices,
         )
 
 

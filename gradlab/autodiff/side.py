@@ -48,6 +48,14 @@ class Side(Protocol):
         """The array itself, or a sparse one written out, differentiably."""
         ...
 
+    def parts(self, array: Any) -> tuple[Any, Any]:
+        """The real and the imaginary part of a complex array, differentiably."""
+        ...
+
+    def joined(self, real: Any, imaginary: Any) -> Any:
+        """The complex array of these parts, differentiably."""
+        ...
+
     def functional(self, fn: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
         """A module as a function of its trainable parameters and its arguments, and these by name; others as they are.
 

@@ -24,6 +24,8 @@ class JaxSide:
     def put(self, array: np.ndarray, dtype: str, like: jax.Array | None = None) -> jax.Array:
         if np.issubdtype(array.dtype, np.floating):
             return jnp.asarray(array, dtype)
+        if np.iscomplexobj(array):
+            return jnp.asarray(array)
         return jnp.asarray(array, jnp.int32 if like is None else like.dtype)
 
     def cast(self, array: jax.Array, dtype: str) -> jax.Array:
@@ -44,6 +46,12 @@ class JaxSide:
 
     def dense(self, array: jax.Array) -> jax.Array:
         return array
+
+    def parts(self, array: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.real(array), jnp.imag(array)
+
+    def joined(self, real: jax.Array, imaginary: jax.Array) -> jax.Array:
+        return jax.lax.complex(real, imaginary)
 
     def functional(self, fn: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
         return fn, {}

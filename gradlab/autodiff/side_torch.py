@@ -60,6 +60,12 @@ class TorchSide:
     def dense(self, array: torch.Tensor) -> torch.Tensor:
         return array if array.layout == torch.strided else array.to_dense()
 
+    def parts(self, array: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.real(array), torch.imag(array)
+
+    def joined(self, real: torch.Tensor, imaginary: torch.Tensor) -> torch.Tensor:
+        return torch.complex(real, imaginary)
+
     def functional(self, fn: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
         if not isinstance(fn, torch.nn.Module):
             return fn, {}

@@ -37,6 +37,7 @@ SHOWS = (
     "pair",  # only two inputs ask for a gradient
     "special-dy",  # a cotangent that is sparse, of equal numbers, tiny, large or zero
     "hidden",  # elements of a gradient far below the largest, each against itself
+    "given",  # the arrays as `given` makes them of `make`'s
 )
 
 Arrays = tuple[np.ndarray, ...]
@@ -46,7 +47,8 @@ Make = Callable[[np.random.Generator, int], Arrays]
 @dataclass(frozen=True)
 class Subject:
     """A function to check. `blames` are the parameters with a wrong gradient, at order 2 those whose gradient has
-    wrong derivatives; it is empty for a wrong forward and where all gradients may be hit."""
+    wrong derivatives; it is empty for a wrong forward and where all gradients may be hit. `given` makes of the side's
+    arrays those that a user has: of several dtypes, or strided."""
 
     name: str
     kind: str
@@ -61,6 +63,7 @@ class Subject:
     truth: Callable | None = None
     trigger: Make | None = None
     shows: str = "plain"
+    given: Callable[[list], list] = list
 
 
 @dataclass(frozen=True)

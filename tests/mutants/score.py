@@ -1,7 +1,9 @@
 """The score of checkers on the corpus: ours, torch's gradcheck in both modes, jax's check_grads."""
 
+import argparse
 import contextlib
 import io
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from rich.table import Table
 
 import gradlab
 from gradlab.autodiff.checker.report import Report
+from gradlab.autodiff.side import installed
 from gradlab.autodiff.side import side as side_of
 from tests.mutants.corpus import CONTROLS, KINDS, Subject, load
 
@@ -39,7 +42,7 @@ class Score:
 def arguments(subject: Subject, seed: int, size: int = SIZE) -> list:
     """The subject's inputs as its side's arrays, in its dtype; jax needs `side.double()` around it."""
     side = side_of(subject.side)
-    return [side.put(a, subject.dtype) for a in subject.make(np.random.default_rng(seed), size)]
+    return subject.given([side.put(a, subject.dtype) for a in subject.make(np.random.default_rng(seed), size)])
 
 
 def ours(subject: Subject, seed: int, size: int = SIZE, parts: Sequence[str] | None = None) -> Report:
@@ -62,7 +65,7 @@ def gradcheck(fast: bool) -> Callable[[Subject, int], bool]:
     def run(subject: Subject, seed: int) -> bool:
         import torch
 
-        args = [a.requires_grad_() if a.is_floating_point() else a for a in arguments(subject, seed)]
+        args = [a.detach().requires_grad_() if a.is_floating_point() else a for a in arguments(subject, seed)]
         try:
             torch.autograd.gradcheck(subject.fn, args, fast_mode=fast)
             if subject.order == 2:
@@ -139,11 +142,15 @@ def table(side: str, found: dict[str, Score], subjects: Sequence[Subject]) -> Ta
     return made
 
 
-def main(sides: Sequence[str], seed: int, console: Console) -> int:
+def main() -> int:
     """Print the score of each side at one seed; 0 when the lab's check caught all and raised no false alarm."""
-    met = True
-    for side in sides:
-        found = score(side, [seed], console)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", action="append", choices=tuple(TOOLS), help="all that are installed when not given")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    console, met = Console(), True
+    for side in given.side or installed():
+        found = score(side, [given.seed], console)
         console.print(table(side, found, load(side)))
         own = found["gradlab.check"]
         missed = [name for kind in KINDS for name in own.missed.get(kind, [])]
@@ -152,3 +159,7 @@ def main(sides: Sequence[str], seed: int, console: Console) -> int:
             console.print(f"gradlab.check missed: {', '.join(missed)}", soft_wrap=True)
         met &= not missed and not alarms
     return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

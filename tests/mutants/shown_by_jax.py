@@ -20,13 +20,13 @@ def finite(a):
 
 
 def floats(a):
-    return jnp.issubdtype(a.dtype, jnp.floating)
+    return jnp.issubdtype(a.dtype, jnp.inexact)
 
 
 def put(subject, arrays, dtype=None):
     """Floats in the subject's dtype, and labels."""
     made = [jnp.asarray(a) for a in arrays]
-    return [a.astype(dtype or subject.dtype) if floats(a) else a for a in made]
+    return [a.astype(dtype or subject.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in made]
 
 
 def outputs(fn, leaves):
@@ -36,7 +36,8 @@ def outputs(fn, leaves):
 
 def cotangents(outs, seed=1):
     rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.normal(size=o.shape)).astype(o.dtype) for o in outs]
+    made = [rng.normal(size=o.shape) + (1j * rng.normal(size=o.shape) if jnp.iscomplexobj(o) else 0) for o in outs]
+    return [jnp.asarray(dy).astype(o.dtype) for dy, o in zip(made, outs, strict=True)]
 
 
 def pull(fn, leaves, dys=None):
@@ -60,7 +61,7 @@ def far(a, b):
     """The largest difference by the largest right value."""
     if a is None or b is None or not b.size:
         return 0.0
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a, b = (np.asarray(t) if jnp.iscomplexobj(t) else np.asarray(t, np.float64) for t in (a, b))
     gap = np.abs(a - b).max() / max(np.abs(b).max(), 1e-300)
     return float("inf") if np.isnan(gap) else float(gap)
 

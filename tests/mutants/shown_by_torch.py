@@ -18,7 +18,8 @@ def put(subject, arrays, dtype=None):
     """Leaves: floats in the subject's dtype that ask for a gradient, and labels."""
     dtype = getattr(torch, dtype or subject.dtype)
     made = [torch.from_numpy(np.array(a)) for a in arrays]
-    return [t.to(dtype).requires_grad_() if t.is_floating_point() else t for t in made]
+    made = [t.to(dtype) if t.is_floating_point() else t for t in made]
+    return [t.requires_grad_() if t.is_floating_point() or t.is_complex() else t for t in made]
 
 
 def finite(t):
@@ -32,7 +33,8 @@ def outputs(fn, leaves):
 
 def cotangents(outs, seed=1):
     made = torch.Generator().manual_seed(seed)
-    return [torch.randn(o.shape, generator=made, dtype=torch.float64).to(o.dtype) for o in outs]
+    kinds = [torch.complex128 if o.is_complex() else torch.float64 for o in outs]
+    return [torch.randn(o.shape, generator=made, dtype=k).to(o.dtype) for o, k in zip(outs, kinds, strict=True)]
 
 
 def pull(outs, leaves, dys, **options):
@@ -51,7 +53,7 @@ def far(a, b):
     """The largest difference by the largest right value."""
     if a is None or b is None or not b.numel():
         return 0.0
-    a, b = a.detach().double(), b.detach().double()
+    a, b = (t.detach() if t.is_complex() else t.detach().double() for t in (a, b))
     gap = (a - b).abs().max() / b.abs().max().clamp(min=1e-300)
     return float("inf") if gap.isnan() else float(gap)
 
@@ -71,12 +73,22 @@ def plain(subject, arrays, shape_dy=lambda dy: dy):
     if subject.dtype == "float64":
         right = pulled(subject.truth, put(subject, arrays), shape_dy)
         return compare(subject, pulled(subject.fn, leaves, shape_dy), right)
+    return low(subject, leaves)
+
+
+def low(subject, leaves):
+    """Leaves of a low precision, or of several, against the same numbers in float64."""
     exact = [t.detach().double().requires_grad_() if t.is_floating_point() else t for t in leaves]
     dys = cotangents(outputs(subject.truth, leaves))
     best = pull(outputs(subject.truth, exact), exact, [dy.double() for dy in dys])
     got, native = (pull(outputs(f, leaves), leaves, dys) for f in (subject.fn, subject.truth))
     rows = zip(names(subject), got, native, best, strict=False)
     return {n for n, a, b, c in rows if far(a, c) > 3 * far(b, c) + CLOSE}
+
+
+def given(subject, arrays):
+    leaves = subject.given([t.detach() for t in put(subject, arrays)])
+    return low(subject, [t.detach().requires_grad_() if t.is_floating_point() else t for t in leaves])
 
 
 def second(subject, arrays):
@@ -268,6 +280,7 @@ SHOWN = {
     "unwritten": unwritten,
     "one-output": one_output,
     "kept": kept,
+    "given": given,
 }
 
 

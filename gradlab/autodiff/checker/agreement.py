@@ -12,7 +12,7 @@ from gradlab.autodiff.checker.finding import OK, WRONG
 from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.side import as_tuple
 
-VALUE, GRADIENT = "value ~ reference", "grad ~ FD of reference"
+VALUE, GRADIENT = "value vs reference", "gradient vs finite differences of reference"
 
 
 def agreement(p: Promises, reference: Callable[..., Any], rng: np.random.Generator) -> None:
@@ -70,12 +70,14 @@ def _values(probe: Probe, reference: Callable[..., Any], arrays: Sequence[np.nda
     s = probe.subject
     args = s.args if as_they_came else s.rebuilt(s.put(arrays))
     results = as_tuple(reference(*args, **s.options))
-    return [np.asarray(_plain(y), np.float64) for y in results]
+    plain = [np.asarray(_plain(y)) for y in results]
+    parts = [part for y in plain for part in ((y.real, y.imag) if np.iscomplexobj(y) else (y,))]
+    return [np.asarray(part, np.float64) for part in parts]
 
 
 def _plain(y: Any) -> Any:
     """NumPy's array from anybody's."""
     if hasattr(y, "detach"):
         y = y.detach().cpu()
-        return y.double().numpy() if y.is_floating_point() else y.numpy()
+        return y.double().numpy() if y.is_floating_point() else y.resolve_conj().resolve_neg().numpy()
     return np.asarray(y)

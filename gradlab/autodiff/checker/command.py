@@ -1,8 +1,6 @@
 """`gradlab check`: what the command does with what was said on it."""
 
-import importlib
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,14 +83,3 @@ def _write(asked: Asked, report: Report, console: Console) -> None:
         os.replace(fresh, asked.json)
     if asked.plot is not None and report.views:
         console.print(f"plot: {report.plot(asked.plot)}", highlight=False)
-
-
-def score(asked: Asked, console: Console) -> int:
-    """Score the check on the wrong backwards of a checkout's tests/mutants; 0 when every goal is met."""
-    root = Path.cwd()
-    if not (root / "tests" / "mutants" / "score.py").is_file():
-        raise ValueError(
-            "check: --mutants needs a checkout of gradlab as the working folder: tests/mutants is not here"
-        )
-    sys.path.insert(0, str(root))
-    return importlib.import_module("tests.mutants.score").main(asked.sides or installed(), asked.seed, console)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from gradlab.autodiff.checker.finding import OK, WRONG
+from gradlab.autodiff.checker.given_torch import given
 from gradlab.autodiff.checker.guard_torch import Guarded, Watched, used_ops
 from gradlab.autodiff.checker.promise import Promises, first_line
 
@@ -53,16 +54,18 @@ def contract(p: Promises, at_size: bool = False) -> None:
         run = _Run(p)
     shared: dict[str, Callable[[Promises, _Run], None]] = {
         # First of all: it looks at what one backward changes.
-        "memory unchanged": functools.partial(_unchanged, saved=saved), "forward": _forward, "dy's layout": _strided,
+        "memory unchanged": functools.partial(_unchanged, saved=saved), "forward": _forward, "strided dy": _strided,
     }  # fmt: skip
-    own: dict[str, Callable[[Promises], None]] = {"written, and only inside": _poisoned}
+    own: dict[str, Callable[[Promises], None]] = {
+        "as they were given": given, "no uninitialised or out-of-bounds writes": _poisoned,
+    }  # fmt: skip
     if not at_size:
         shared |= {
-            "one graph twice": _twice, "dy expanded": _expanded, "each result alone": _alone,
+            "repeated backward": _twice, "dy expanded": _expanded, "each result alone": _alone,
             "vmap of the backward": _batched,
         }  # fmt: skip
         own |= {
-            "inputs' layout": _inputs, "negative bit": _negated, "requires_grad": _subsets, "vmap": _mapped,
+            "strided inputs": _inputs, "negative bit": _negated, "requires_grad": _subsets, "vmap": _mapped,
             "custom ops": _opcheck,
         }  # fmt: skip
     for check, promise in shared.items():
@@ -73,7 +76,7 @@ def contract(p: Promises, at_size: bool = False) -> None:
 
 # What a caller's gradients meet in every training: a backward that raises there is at fault. What raises elsewhere
 # refuses what it never promised.
-_PROMISED = ("dy's layout", "one graph twice", "requires_grad", "each result alone")
+_PROMISED = ("strided dy", "repeated backward", "requires_grad", "each result alone")
 
 
 def _guarded(p: Promises, check: str, promise: Callable[..., None], *args: Any) -> None:
@@ -93,7 +96,7 @@ def _take(p: Promises, grads: Sequence[torch.Tensor | None]) -> list[np.ndarray 
 def _strided(p: Promises, run: _Run) -> None:
     """Cotangents that lie differently in memory: every second element of a larger buffer, NaN between."""
     strange = [_strange(c) for c in run.c]
-    p.same_gradients("dy's layout", _take(p, run.grads(strange)), run.wrt, "with dy strided, in a buffer of NaN")
+    p.same_gradients("strided dy", _take(p, run.grads(strange)), run.wrt, "with dy strided, in a buffer of NaN")
 
 
 def _expanded(p: Promises, run: _Run) -> None:
@@ -108,7 +111,7 @@ def _expanded(p: Promises, run: _Run) -> None:
         plain = run.grads([c.clone(memory_format=torch.contiguous_format) for c in expanded])
         wanted = [np.zeros(p.probe.arrays[i].shape) if g is None else p.probe.subject.side.take(g)
                   for i, g in zip(run.wrt, plain, strict=True)]  # fmt: skip
-        p.same_gradients("dy's layout", _take(p, run.grads(expanded)), run.wrt, how, wanted)
+        p.same_gradients("strided dy", _take(p, run.grads(expanded)), run.wrt, how, wanted)
 
 
 def _one_number(c: torch.Tensor) -> torch.Tensor:
@@ -142,7 +145,7 @@ def _twice(p: Promises, run: _Run) -> None:
     """A second backward over one graph gives what the first gave."""
     for _ in range(2):
         again = run.grads()
-    p.same_gradients("one graph twice", _take(p, again), run.wrt, "on another backward over the same graph")
+    p.same_gradients("repeated backward", _take(p, again), run.wrt, "on another backward over the same graph")
 
 
 class _Saved(torch.autograd.graph.saved_tensors_hooks):
@@ -237,8 +240,8 @@ def _inputs(p: Promises) -> None:
         p.note(f"{subject.op}: reads its inputs' memory as it lies (as_strided), so only as they were given")
         return
     how = "with inputs strided, in buffers of NaN"
-    p.same_values("inputs' layout", [subject.side.take(y) for y in run.results], how)
-    p.same_gradients("inputs' layout", _take(p, run.grads()), run.wrt, how)
+    p.same_values("strided inputs", [subject.side.take(y) for y in run.results], how)
+    p.same_gradients("strided inputs", _take(p, run.grads()), run.wrt, how)
 
 
 def _negated(p: Promises) -> None:
@@ -282,7 +285,7 @@ def _poisoned(p: Promises) -> None:
         run = _Run(p)
         grads = run.grads(keep=False)
     how = "when new memory starts as NaN: these were never written"
-    check = "written, and only inside"
+    check = "no uninitialised or out-of-bounds writes"
     p.same_values(check, [p.probe.subject.side.take(y) for y in run.results], how)
     p.same_gradients(check, _take(p, grads), run.wrt, how)
     outside = guarded.overrun()

@@ -28,7 +28,7 @@ class _Part:
 
     @property
     def whole(self) -> list[np.ndarray]:
-        return [self.weight * c for c in self.given]
+        return [np.asarray(self.weight * c) for c in self.given]
 
 
 def special(p: Promises) -> None:
@@ -68,7 +68,7 @@ def taken_apart(cotangents: Sequence[np.ndarray], rng: np.random.Generator, exac
     """
     equal = [_Part("with a dy of ones", 1.0, [np.ones(c.shape) for c in cotangents])]
     equal += [_Part(f"with a dy of {CONSTANT} everywhere", 1.0, [np.full(c.shape, CONSTANT) for c in cotangents])]
-    rest = [c - 1 - CONSTANT for c in cotangents]
+    rest = [np.asarray(c - 1 - CONSTANT) for c in cotangents]
     tiny, least, large = (2.0**-40, 2.0**-100, 2.0**20) if exact else (1.0, 1.0, 1.0)
     hot, row, column, others = _masks([c.shape for c in rest], rng)
     found = []

@@ -1,4 +1,4 @@
-"""Adjoint facts: linear in the cotangent, and the same bits again and again."""
+"""Adjoint facts: linear in the cotangent, and the same bits on every call."""
 
 import time
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def replays(p: Promises, most: int | None = None) -> bool:
             if not _same_bits(y, want):
                 at = _first(y, want)
                 said = f"is {y[at]:.10g}, was {want[at]:.10g} on the call before with the same inputs: "
-                p.say("same bits again", INCONCLUSIVE, said + "the function is random or keeps state", p.result(k), at)
+                p.say("deterministic", INCONCLUSIVE, said + "the function is random or keeps state", p.result(k), at)
                 return False
         found = subject.gradients(probe.arrays, probe.cotangents)
         off = False
@@ -56,12 +56,12 @@ def replays(p: Promises, most: int | None = None) -> bool:
     if differs:
         name, at, got, want_ = where
         said = f"is {got:.17g}, was {want_:.17g} before, same inputs and dy: {differs} of {count} replays differ"
-        p.say("same bits again", WRONG, said, name, at, {"error": worst, "got": got, "wanted": want_})
+        p.say("deterministic", WRONG, said, name, at, {"error": worst, "got": got, "wanted": want_})
     else:
         # The rate of differing runs that would still show no difference once in twenty.
         missed = 1 - 0.05 ** (1 / count)
         said = f"{count} replays; a race in more than {100 * missed:.0f} % of runs would have shown, 95 % sure"
-        p.say("same bits again", OK, said, "", (), {"error": 0.0, "replays": count})
+        p.say("deterministic", OK, said, "", (), {"error": 0.0, "replays": count})
     return True
 
 

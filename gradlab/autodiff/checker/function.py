@@ -238,7 +238,7 @@ class Run:
                     if runs:
                         second(p, self.rng, light, plan.asked_second or s.trusted)
             with self.part("precision") as runs:
-                for dtype in lower(s.dtypes if plan.dtypes is None else plan.dtypes) if runs else ():
+                for dtype in lower(s, plan.dtypes) if runs else ():
                     precision(p, dtype, plan.kept_slope)
             with self.part("edges") as runs:
                 if runs:
@@ -343,7 +343,7 @@ class Run:
             self._note(f"{self.s.op}: the process that tried other shapes died at {last}: {died}")
 
     def _first_values(self) -> list[np.ndarray]:
-        """In float64, or in the arguments' own dtype where the function takes no other; without jit where it must."""
+        """In float64, or where it takes none in float32, or in the arguments' lowest; without jit where it must."""
         s = self.s
         try:
             return s.values(s.arrays)
@@ -359,13 +359,13 @@ class Run:
             else:
                 self._note(f"{s.op}: does not run under jit ({first_line(first, 90)})")
                 return values
-        if s.dtype != "float64":
-            s.working = s.dtype
+        for dtype in dict.fromkeys(("float32", s.dtype)) if s.dtype != "float64" else ():
+            s.working = dtype
             try:
                 values = s.values(s.arrays)
             except Exception:
-                raise ValueError(f"check: {s.op} raises {first_line(first)}") from first
-            self._note(f"{s.op} takes no float64: differences are of {s.dtype}, and no surer than that")
+                continue
+            self._note(f"{s.op} takes no float64: differences are of {s.working}, and no surer than that")
             return values
         raise ValueError(f"check: {s.op} raises {first_line(first)}") from first
 

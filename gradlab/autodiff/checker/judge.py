@@ -12,7 +12,7 @@ from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
 from gradlab.autodiff.checker.locate import locate
 from gradlab.autodiff.checker.proof import bounded, proven
 
-CHECK = "grad ~ FD of itself"
+CHECK = "derivative vs finite differences"
 
 
 @dataclass

@@ -67,7 +67,7 @@ def _against_numpy(op: Spec, case: Case, run: Run, arrays: Arrays, report: Repor
     tolerance = op.tolerance(case, "float64")
     side = run.s.side.name
     for a, got, want in zip(op.results(case), run.p.values, wanted, strict=True):
-        report.findings.append(compare(op.name, side, case.name, "value ~ NumPy", a.name, got, want, 0.0, tolerance))
+        report.findings.append(compare(op.name, side, case.name, "value vs NumPy", a.name, got, want, 0.0, tolerance))
     cotangents = run.probe.cotangents
     for i in run.s.wrt:
 
@@ -77,7 +77,8 @@ def _against_numpy(op: Spec, case: Case, run: Run, arrays: Arrays, report: Repor
 
         want, error = differences.gradient(paired, given[i])
         got = run.probe.gradients[i]
-        found = compare(op.name, side, case.name, "grad ~ FD of NumPy", names[i], got, want, error, SENSITIVITY)
+        check = "gradient vs finite differences of NumPy"
+        found = compare(op.name, side, case.name, check, names[i], got, want, error, SENSITIVITY)
         report.findings.append(found)
 
 
@@ -88,11 +89,11 @@ def _between_sides(op: Spec, case: Case, seen: list, report: Report) -> None:
         allowed = 2 * op.tolerance(case, "float64")
         for a, x, y in zip(op.results(case), one[1], other[1], strict=False):
             report.findings.append(
-                compare(op.name, label, case.name, "value, side by side", a.name, x, y, 0.0, allowed)
+                compare(op.name, label, case.name, "value, torch vs jax", a.name, x, y, 0.0, allowed)
             )
         wrt = [a.name for a in op.present(case) if a.name in op.wrt]
         for name, x, y in zip(wrt, one[2], other[2], strict=False):
-            found = compare(op.name, label, case.name, "grad, side by side", name, x, y, 0.0, allowed)
+            found = compare(op.name, label, case.name, "gradient, torch vs jax", name, x, y, 0.0, allowed)
             report.findings.append(found)
 
 

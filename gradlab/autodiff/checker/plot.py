@@ -1,15 +1,21 @@
 """Two pictures of the worst gradient: error against step, and a map of relative errors with the kernel's tiles."""
 
+import base64
+import html
+import io
 import math
 import os
+import textwrap
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gradlab.autodiff.checker.derivative import Probe, uneven
-from gradlab.autodiff.checker.finding import OK, WRONG
+from gradlab.autodiff.checker.finding import OK, WRONG, Finding
 from gradlab.autodiff.checker.judge import View
 
 ENDINGS = (".png", ".svg", ".pdf")
@@ -18,13 +24,54 @@ CELLS = 16
 STEPS = np.logspace(-1, -10, 19)
 
 
-def draw(held: Sequence[View], path: Path) -> Path:
-    """Draw the worst of these gradients; the file is whole or not there."""
+# Calls of the function that both pictures take, about: a notebook draws them when these fit into SECONDS.
+CALLS = 2000
+SECONDS = 3.0
+
+
+def draw(held: Sequence[View], path: Path, worst: Finding | None = None) -> Path:
+    """Draw the worst of these gradients, under the worst finding; the file is whole or not there."""
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"plot: {path.name} ends in {path.suffix or 'nothing'}, wanted {', '.join(ENDINGS)}")
+    drawn = _figure(_drawable(held), worst)
+    fresh = path.with_name(f"{path.stem}.part{path.suffix}")
+    drawn.savefig(fresh, dpi=130)
+    os.replace(fresh, path)
+    return path
+
+
+def inline(held: Sequence[View], worst: Finding | None = None) -> str:
+    """The same as an image element of HTML with its data inside; why there is none otherwise."""
+    try:
+        views = _drawable(held)
+        view = views[0]
+        with view.probe.subject.side.double():
+            each = min(_seconds(view) for _ in range(3))
+        if CALLS * each > SECONDS:
+            return f"<p>report.plot(path) draws error against step in about {CALLS * each:.0f} s.</p>"
+        held_in = io.BytesIO()
+        _figure(views, worst).savefig(held_in, dpi=90, format="png")
+    except (ValueError, ModuleNotFoundError) as error:
+        return f"<p>{html.escape(str(error))}</p>"
+    data = base64.b64encode(held_in.getvalue()).decode()
+    return f'<img alt="error against step, and the map of errors" src="data:image/png;base64,{data}">'
+
+
+def _seconds(view: View) -> float:
+    """What one call of the function takes."""
+    start = time.perf_counter()
+    view.probe.subject.values(view.probe.arrays)
+    return time.perf_counter() - start
+
+
+def _drawable(held: Sequence[View]) -> list[View]:
     views = [v for v in held if v.probe.arrays[v.input].size]
     if not views:
         raise ValueError("plot: the report holds no gradient that was held against differences")
+    return views
+
+
+def _figure(views: Sequence[View], finding: Finding | None) -> Any:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -32,18 +79,18 @@ def draw(held: Sequence[View], path: Path) -> Path:
             "plot needs matplotlib, which is not installed: pip install 'gradlab[demo]'"
         ) from error
     worst = max(views, key=lambda v: (v.finding.verdict == WRONG, v.finding.verdict != OK, v.finding.error))
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     s = worst.probe.subject
     same = [v for v in views if v.probe.subject is s]
     with s.side.double():
-        _curves(left, same)
+        _curves(left, same, worst)
         _map(right, worst)
-    figure.suptitle(f"{s.op} on {s.side.name}, case {s.case!r}: {worst.finding.verdict}", fontsize=12)
-    fresh = path.with_name(f"{path.stem}.part{path.suffix}")
-    figure.savefig(fresh, dpi=130)
-    os.replace(fresh, path)
-    return path
+    message = (
+        f"{s.op} on {s.side.name}, case {s.case!r}: {worst.finding.verdict}" if finding is None else finding.message
+    )
+    figure.suptitle("\n".join(textwrap.wrap(message, 125, max_lines=3)), fontsize=11)
+    return figure
 
 
 class Curve(NamedTuple):
@@ -70,7 +117,7 @@ def curve(view: View) -> Curve:
     return Curve(probe.subject.names[i], errors, at, max(view.finding.error, 1e-18))
 
 
-def _curves(axes: Any, views: list[View]) -> None:
+def _curves(axes: Any, views: Sequence[View], worst: View) -> None:
     """The V: the error of a central difference falls with h^2 and rises again with rounding; a fault is a floor."""
     for view in views:
         drawn = curve(view)
@@ -78,12 +125,20 @@ def _curves(axes: Any, views: list[View]) -> None:
         at, colour = drawn.chosen, line.get_color()
         axes.plot(STEPS[at], drawn.errors[at], marker="o", markersize=9, fillstyle="none", color=colour)
         axes.plot(STEPS[at], drawn.extrapolated, marker="*", markersize=10, color=colour)
-    axes.axhline(1e-7, color="0.6", linewidth=0.8, linestyle="--")
-    axes.text(
-        0.99, 1.2e-7, "sensitivity 1e-7", transform=axes.get_yaxis_transform(), ha="right", color="0.4", fontsize=8
-    )
+        allowed = view.finding.numbers.get("allowed", 0.0)
+        if 0 < allowed < math.inf:
+            axes.plot(STEPS[at], allowed, marker="_", markersize=16, markeredgewidth=2, color=colour)
+    where = worst.finding.where
+    if where:
+        # Along one element nothing is added up: its floor is its own relative error.
+        name = f"{worst.probe.subject.names[worst.input]}[{', '.join(map(str, where))}] alone"
+        direction = np.zeros(worst.direction.shape)
+        direction[where] = worst.probe.units(worst.input)
+        alone = curve(replace(worst, direction=direction))
+        axes.loglog(STEPS, alone.errors, color="black", linestyle=":", linewidth=1.2, label=name)
     axes.set(xlabel="step, in units of the input's scale", ylabel="|gradient - central difference|, relative",
-             title="error against step; ring: step chosen, star: extrapolated")  # fmt: skip
+             title="ring: first step of the three used; star: extrapolated; bar: allowed")  # fmt: skip
+    axes.title.set_fontsize(10)
     axes.invert_xaxis()
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -128,7 +183,14 @@ def _map(axes: Any, view: View) -> None:
     for axis, t, n in zip((axes.axhline, axes.axvline), tile, shape, strict=True):
         for at in range(t, n, t):
             axis(at, color="tab:cyan", linewidth=0.7)
+    where = view.finding.where
+    if where:
+        row = int(np.ravel_multi_index(where[:-1], g.shape[:-1])) if g.ndim > 1 else 0
+        axes.plot(where[-1] + 0.5, row + 0.5, marker="x", color="tab:cyan", markersize=9, markeredgewidth=2)
     blocks = "element by element" if cells.size == g.size else f"in {cells.shape[0]} x {cells.shape[1]} blocks"
     tiles = f", tiles of {' x '.join(map(str, view.tile))}" if view.tile else ""
     name = probe.subject.names[i]
-    axes.set(title=f"gradient of {name} {list(g.shape)}, {blocks}{tiles}", xlabel="last axis", ylabel="axes before it")
+    first = "; cross: the first that is wrong" if where else ""
+    axes.set(title=f"gradient of {name} {list(g.shape)}, {blocks}{tiles}{first}", xlabel="last axis",
+             ylabel="axes before it")  # fmt: skip
+    axes.title.set_fontsize(10)

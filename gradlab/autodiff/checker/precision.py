@@ -7,6 +7,7 @@ import numpy as np
 from gradlab.autodiff.checker.derivative import gradients
 from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG
 from gradlab.autodiff.checker.promise import Promises, first_line
+from gradlab.autodiff.checker.subject import Subject
 
 # Bits of the significand and least normal exponent.
 _BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
@@ -137,6 +138,10 @@ def _shake(x: np.ndarray, dtype: str, rng: np.random.Generator) -> np.ndarray:
     return x * (1 + 2.0**-24 * rng.choice([-1.0, 1.0], x.shape))
 
 
-def lower(dtypes: Sequence[str]) -> list[str]:
-    """The dtypes below float64 of these."""
-    return [d for d in dict.fromkeys(dtypes) if d in _BITS]
+def lower(s: Subject, asked: Sequence[str] | None) -> list[str]:
+    """The dtypes below float64 that were asked for, or the arguments' one.
+
+    Arguments of several dtypes are held as they are, by the contract.
+    """
+    own = {s.dtypes[i] for i in s.wrt}
+    return [d for d in dict.fromkeys((own if len(own) == 1 else ()) if asked is None else asked) if d in _BITS]

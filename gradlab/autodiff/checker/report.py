@@ -76,7 +76,7 @@ class Report:
     def print(self, console: Console) -> None:
         """The table, then a line for each finding that is not ok, at most ten."""
         console.print(self.table())
-        console.print("FD: finite differences, float64, with their own error estimate")
+        console.print("finite differences: float64, with their own error estimate")
         if self.seconds:
             parts = ", ".join(f"{part} {s:.2f}" for part, s in self.seconds.items())
             console.print(Text(f"seconds: {parts}"), soft_wrap=True)
@@ -110,13 +110,24 @@ class Report:
     def plot(self, path: str | Path) -> Path:
         """Draw error against step and the map of relative errors of the worst gradient; .png, .svg or .pdf.
 
+        A right gradient's error falls with the step to rounding; a wrong one's stops at a floor above what is allowed.
+
         Raises:
             ValueError: nothing was differentiated, or an ending that cannot be drawn.
             ModuleNotFoundError: matplotlib is not installed.
         """
         from gradlab.autodiff.checker.plot import draw
 
-        return draw(self.views, Path(path))
+        return draw(self.views, Path(path), next(iter(self.wrong()), None))
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the table and what follows it, and both pictures where they are drawn in a moment."""
+        from gradlab.autodiff.checker.plot import inline
+
+        console = Console(width=120, file=io.StringIO(), record=True)
+        self.print(console)
+        text = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        return f"{text}\n{inline(self.views, next(iter(self.wrong()), None))}"
 
 
 class GradientError(AssertionError):

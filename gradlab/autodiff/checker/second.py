@@ -12,7 +12,7 @@ from gradlab.autodiff.checker.judge import judge
 from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.checker.subject import Subject
 
-CHECK = "2nd ~ FD of grad"
+CHECK = "second derivative vs finite differences"
 
 
 class Pulled(Subject):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.autodiff.checker.complexes import PARTS, in_parts, parted
 from gradlab.autodiff.side import SIDES, Side
 from gradlab.autodiff.side import side as side_of
 
@@ -20,7 +21,8 @@ class Subject:
 
     Attributes:
         op, case: what the report calls it.
-        leaves: the arrays that came, as they came; arrays: the same as NumPy, floats in float64.
+        given: the arrays that came, as they came; none where the check made the inputs up.
+        leaves: the same, complex ones as their two parts; arrays: the leaves as NumPy, floats in float64.
         names: of the leaves; results: of the float results.
         wrt: places of the float leaves among all leaves; sparse ones are constants.
         origin: the function as it came; `fn` takes a module's parameters too.
@@ -43,9 +45,10 @@ class Subject:
         self.result_dtypes: list[str] = []
         self.trusted = self.untraced = False
         self.op = op or getattr(fn, "__name__", type(fn).__name__)
-        self.leaves, self._rebuild, paths = side.flatten(self.args)
+        self.given, self._rebuild_given, paths = side.flatten(self.args)
         self.called = list(names) or _parameters(fn, len(self.args))
-        self.names = [self.called[int(path[0])] + path[1] for path in paths]
+        labels = [self.called[int(path[0])] + path[1] for path in paths]
+        self.leaves, self.names, self._rebuild = in_parts(side, self.given, labels, self._rebuild_given)
         self.dtypes = [side.dtype(leaf) for leaf in self.leaves]
         self.foreign = [side.foreign(leaf) for leaf in self.leaves]
         self.wrt = [i for i, dtype in enumerate(self.dtypes) if dtype in FLOATS and not self.foreign[i]]
@@ -75,13 +78,25 @@ class Subject:
 
     def flat(self, *leaves: Any) -> tuple[Any, ...]:
         """The function's float results that have a gradient, for the side's own arrays."""
-        results = self._floats(*leaves)
+        return self._with_gradient(self._floats(*leaves))
+
+    def as_given(self, *given: Any) -> tuple[Any, ...]:
+        """The same for arrays in place of `given`: complex ones are whole."""
+        return self._with_gradient(self._results(self._rebuild_given(given)))
+
+    def _with_gradient(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
         return results if self.kept is None else tuple(results[k] for k in self.kept if k < len(results))
 
     def _floats(self, *leaves: Any) -> tuple[Any, ...]:
-        results, _, _ = self.side.flatten(self.fn(*self._rebuild(leaves), **self.options))
-        floats = [y for y in results if self.side.is_array(y) and self.side.dtype(y) in FLOATS]
-        return tuple(self.side.dense(y) for y in floats)
+        return self._results(self._rebuild(leaves))
+
+    def _results(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """All float results, complex ones in their parts."""
+        results, _, _ = self.side.flatten(self.fn(*args, **self.options))
+        floats = [y for y in results if self.side.is_array(y) and self.side.dtype(y) in (*FLOATS, *PARTS)]
+        found, names = parted(self.side, [self.side.dense(y) for y in floats])
+        self.results = self.results or names
+        return tuple(found)
 
     def without_gradient(self) -> list[int]:
         """Keep the results that have a gradient; the places of the others."""
@@ -146,7 +161,7 @@ class Subject:
             leaf if strange else self.side.put(a, d, leaf)
             for a, d, leaf, strange in zip(arrays, self.dtypes, self.leaves, self.foreign, strict=True)
         ]
-        other.args = self._rebuild(other.leaves)
+        other.args, other.given = self._rebuild(other.leaves), []
         other.arrays = [
             leaf if strange else self.side.take(leaf) for leaf, strange in zip(other.leaves, self.foreign, strict=True)
         ]
@@ -158,7 +173,7 @@ def subject(fn: Callable[..., Any], args: Sequence[Any], options: Mapping[str, A
 
     Raises:
         TypeError: an argument is no array, or they are of two frameworks.
-        ValueError: none is of a float dtype, or one holds NaN or infinity.
+        ValueError: none is of a float or complex dtype, or one holds NaN or infinity.
     """
     name = getattr(fn, "__name__", type(fn).__name__)
     side = _side(name, fn, args)
@@ -168,7 +183,7 @@ def subject(fn: Callable[..., Any], args: Sequence[Any], options: Mapping[str, A
         made = Subject(side, called, (parameters, *args), options, name, case, names)
         made.origin = fn
         # A parameter is called what its module calls it.
-        made.names = [n[2:-2] if n.startswith("['") else n for n in made.names]
+        made.names = [n[2:].replace("']", "", 1) if n.startswith("['") else n for n in made.names]
     else:
         made = Subject(side, fn, args, options, case=case)
     for label, leaf in zip(made.names, made.leaves, strict=True):
@@ -179,10 +194,8 @@ def subject(fn: Callable[..., Any], args: Sequence[Any], options: Mapping[str, A
             )
     if not made.wrt:
         dtypes = ", ".join(made.dtypes) or "no dtype at all"
-        raise ValueError(f"check: arguments of {name} are of {dtypes}, wanted at least one of {', '.join(FLOATS)}")
-    for label, dtype in zip(made.names, made.dtypes, strict=True):
-        if dtype.startswith("complex"):
-            raise ValueError(f"check: {label} of {name} is of {dtype}, wanted one of {', '.join(FLOATS)} or integers")
+        kinds = ", ".join((*FLOATS, *PARTS))
+        raise ValueError(f"check: arguments of {name} are of {dtypes}, wanted at least one of {kinds}")
     for i in made.wrt:
         bad = ~np.isfinite(made.arrays[i])
         if bad.any():
