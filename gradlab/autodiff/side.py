@@ -86,8 +86,11 @@ class Side(Protocol):
         """`fn` under torch.compile(fullgraph=True) or jax.jit."""
         ...
 
-    def quick(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """`fn` for many calls on arrays of the same shapes: jax.jit on jax, where tracing anew is what costs."""
+    def quick(self, fn: Callable[..., Any], small: bool = False) -> Callable[..., Any]:
+        """`fn` for many calls on arrays of the same shapes: jax.jit on jax, where tracing anew is what costs.
+
+        Of small arrays compiling is most of the time, and XLA leaves its optimizations out where it can.
+        """
         ...
 
     def double(self) -> AbstractContextManager[Any]:
