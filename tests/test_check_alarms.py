@@ -141,7 +141,11 @@ def test_module_parameters_are_inputs_by_name():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_staircase_of_a_low_precision_has_no_slope_of_its_own(dtype):
-    for fn, shape in ((lambda x: x.to(dtype), (1,)), (lambda x: x.to(dtype).double(), (4, 4))):
+    for fn, shape in (
+        (lambda x: x.to(dtype), (1,)),
+        (lambda x: (2 * x.to(dtype)).double(), (1, 1)),
+        (lambda x: x.to(dtype).double(), (4, 4)),
+    ):
         report = gradlab.check(fn, 3 * normal(*shape), order=1, raises=False, parts=("derivative", "edges"))
         assert report.verdict != "wrong", report
 
@@ -306,3 +310,15 @@ def test_a_backward_that_is_marked_once_differentiable_has_no_second_derivative(
     assert report.verdict == "ok"
     assert "marked once_differentiable" in str(report)
     assert gradlab.check(lambda x: Exp.apply(x), normal(3), order=2, raises=False, parts=("second",)).verdict == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("forward", "at"),
+    [(torch.relu, -1.3), (lambda x: x.clamp(-0.5, 0.5), 2.0), (torch.sign, 2.0), (torch.round, 7.3)],
+    ids=["relu", "clamp", "sign", "round"],
+)
+def test_a_gradient_that_leaks_where_the_function_is_flat_is_wrong(forward, at):
+    """A cast to a low precision is flat over small steps as well, and its gradient is 1 by right."""
+    fn = ruled(forward, lambda dy, x: dy)
+    x = torch.tensor([at], dtype=torch.float64)
+    assert gradlab.check(fn, x, order=1, raises=False, parts=("derivative",)).verdict == "wrong"
