@@ -322,3 +322,11 @@ def test_a_gradient_that_leaks_where_the_function_is_flat_is_wrong(forward, at):
     fn = ruled(forward, lambda dy, x: dy)
     x = torch.tensor([at], dtype=torch.float64)
     assert gradlab.check(fn, x, order=1, raises=False, parts=("derivative",)).verdict == "wrong"
+
+
+@pytest.mark.parametrize(("tolerance", "verdict"), [(3e-8, "ok"), (1e-4, "wrong")])
+def test_a_backward_that_stops_at_a_tolerance_is_linear_to_that(tolerance, verdict):
+    """As an adjoint that is solved for anew with every dy: what differences find it off by is no fault elsewhere."""
+    fn = ruled(torch.sin, lambda dy, x: dy * x.cos() * (1 + tolerance * torch.sin(1e3 * dy.sum())))
+    report = gradlab.check(fn, normal(4), order=1, raises=False, parts=("derivative", "facts"))
+    assert report.verdict == verdict, report
