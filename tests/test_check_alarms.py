@@ -77,6 +77,7 @@ RIGHT = {
     "distinct places": (lambda x, src, i: x.scatter(0, i, src), (normal(5), normal(3), torch.tensor([4, 0, 2]))),
     "memory as it lies": (lambda x: torch.as_strided(x, (2, 2), (1, 2)).sin(), (normal(3, 4),)),
     "whole numbers": (torch.floor, (8 * normal(4, 5),)),
+    "steps that depend on dy": (torch.linalg.matrix_exp, (normal(3, 3),)),
     "no shape but one": (F.pdist, (normal(5, 3),)),
 }  # fmt: skip
 
