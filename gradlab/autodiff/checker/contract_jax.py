@@ -319,5 +319,14 @@ def empty(p: Promises) -> None:
     p.note(f"{s.op}: takes no empty first axis")
 
 
+def other_shapes(p: Promises) -> bool:
+    """Whether there is a rule that shapes nobody gave may break: each of them is compiled anew."""
+    s = p.probe.subject
+    if s.untraced or s.trusted or by_hand(s):
+        return True
+    p.note(f"{s.op}: holds no rule but jax's own, so not tried at other shapes, nor without jit")
+    return False
+
+
 def compiled(p: Promises) -> None:
     """Everything else here is under jit already; eager is held against it."""

@@ -363,6 +363,11 @@ def empty(p: Promises) -> None:
     p.note(f"{subject.op}: takes no empty first axis")
 
 
+def other_shapes(p: Promises) -> bool:
+    """Whether shapes that nobody gave are worth trying: they cost no more than the given one."""
+    return True
+
+
 def compiled(p: Promises) -> None:
     """torch.compile gives what eager gives."""
     subject = p.probe.subject

@@ -262,7 +262,7 @@ class Run:
             with self.part("edges") as runs:
                 if runs:
                     made_up = MadeUp(p, plan)
-                    made_up.look(rules.empty)
+                    made_up.look(rules.empty, rules.other_shapes(p))
                     self.skipped += made_up.skipped
         if reference is not None:
             with self.part("reference") as runs:
