@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 import gradlab
-from gradlab.autodiff.checker import apart
+from gradlab.autodiff.checker import apart, function
 
 
 @pytest.fixture
@@ -141,3 +141,30 @@ def test_jax_compiles_nothing_anew_at_edges_of_the_given_shape(programs):
     programs.clear()
     assert gradlab.check(jax.numpy.tanh, x, order=1, parts=("derivative", "edges"))
     assert len(programs) <= 2, programs
+
+
+@pytest.mark.parametrize(
+    ("seconds", "missing", "most"),
+    [
+        (0.05, set(), 500),
+        (0.5, set(), 110),
+        (5.0, {"second", "edges"}, 60),
+        (50.0, {"contract", "second", "edges"}, 32),
+    ],
+)
+def test_of_a_slow_function_what_is_worth_most_is_looked_at_and_the_rest_said(
+    seconds, missing, most, here, monkeypatch
+):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(function, "took", lambda start, again: seconds)
+    fn, calls = counted(torch.sin)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    report = gradlab.check(fn, x, replays=2)
+    assert report
+    assert calls.total() <= most
+    assert {"derivative", "facts", "contract", "second", "edges"} - set(report.seconds) == missing
+    said = [note for note in report.notes if "so left out:" in note]
+    assert bool(said) == (seconds > 0.1)
+    assert all(part in said[0] for part in missing)
+    report = gradlab.check(fn, x, parts=("second", "edges"), replays=2)
+    assert {"second", "edges"} <= set(report.seconds)

@@ -64,7 +64,7 @@ def check(target: str | Callable[..., Any] | None = None, *args: Any, reference:
     _want_known("dtypes", dtypes, _DTYPES)
     report = Report()
     plan = Plan(order or 2, seed, dtypes, PARTS if parts is None else tuple(parts), tiles, replays, compiled, budget)
-    plan.raises, plan.asked_second = raises, order == 2
+    plan.raises, plan.asked_second, plan.all_of_it = raises, order == 2, parts is not None
     if started is not None:
         plan.started = started
     with nullcontext() if started is not None else bar(plan):

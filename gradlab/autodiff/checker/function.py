@@ -25,6 +25,7 @@ from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.second import second
 from gradlab.autodiff.checker.state import changed, state
 from gradlab.autodiff.checker.subject import Subject, subject
+from gradlab.autodiff.checker.worth import Worth, took, worth
 
 PARTS = ("derivative", "facts", "contract", "second", "precision", "edges", "reference")
 
@@ -44,6 +45,7 @@ class Plan:
         budget: seconds; parts that find it spent do not run, and that is said.
         kept_slope: what `precision` allows for results that are kept in a low dtype.
         raises: raise what the arguments do wrong; a finding otherwise.
+        all_of_it: nothing is left out of a function whose calls are slow, unless the budget is spent.
         asked_second: a second derivative that does not exist is wrong, not a note.
         started: called with what runs next and the part of the budget that is spent.
     """
@@ -58,6 +60,7 @@ class Plan:
     budget: float | None = None
     kept_slope: float = 0.0
     raises: bool = True
+    all_of_it: bool = False
     asked_second: bool = False
     started: Callable[[str, float], None] = lambda what, spent: None
     begun: float = field(default_factory=time.perf_counter)
@@ -121,11 +124,12 @@ class Run:
         self.s, self.plan, self.report = s, plan, report
         self.rng = np.random.default_rng([plan.seed, len(s.leaves)])
         self.skipped: list[str] = []
+        self.worth = Worth()
 
     @contextmanager
     def part(self, name: str) -> Iterator[bool]:
         """Times a part; false when it is not to run."""
-        if name not in self.plan.parts and name in PARTS:
+        if (name not in self.plan.parts and name in PARTS) or name in self.worth.left_out:
             yield False
             return
         if self.plan.spent() >= 1:
@@ -207,7 +211,11 @@ class Run:
         drawn = [self.rng.standard_normal(y.shape) for y in self.p.values]
         self.probe.cotangents = [s.side.take(c) for c in s.put_like_results(drawn)]
         if drawn:
+            start = time.perf_counter()
             self.probe.gradients = gradients(s, self.probe.arrays, self.probe.cotangents)
+            if not (self.plan.all_of_it or self.plan.budget or s.trusted):
+                again = functools.partial(gradients, s, self.probe.arrays, self.probe.cotangents)
+                self.worth = worth(took(start, again))
 
     def _takes_gradient(self, i: int) -> bool:
         s = self.s
@@ -261,13 +269,15 @@ class Run:
                     precision(p, dtype, plan.kept_slope)
             with self.part("edges") as runs:
                 if runs:
-                    made_up = MadeUp(p, plan)
+                    made_up = MadeUp(p, plan, self.worth.edges)
                     made_up.look(rules.empty, rules.other_shapes(p))
                     self.skipped += made_up.skipped
         if reference is not None:
             with self.part("reference") as runs:
                 if runs:
                     agreement(p, reference, self.rng)
+        if self.worth.said(tuple(plan.parts)):
+            self._note(f"{s.op}: {self.worth.said(tuple(plan.parts))}")
         if self.skipped:
             p.say("budget", INCONCLUSIVE, f"{plan.budget:g} s are spent; not looked at: {', '.join(self.skipped)}")
 
