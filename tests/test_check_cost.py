@@ -34,8 +34,8 @@ def counted(fn):
     return of, calls
 
 
-# At most so many calls of y = x w [4 5] [5 3] by part; as many as there are, and a few.
-CALLS = {"derivative": 20, "facts": 30, "contract": 45, "second": 20, "edges": 420}
+# At most so many calls of y = x w [4 5] [5 3] by part: as many as there are, and one in ten.
+CALLS = {"derivative": 15, "facts": 12, "contract": 32, "second": 13, "edges": 310}
 
 
 @pytest.mark.parametrize("part", CALLS)
@@ -43,7 +43,7 @@ def test_a_part_calls_the_function_no_oftener(part, here):
     torch = pytest.importorskip("torch")
     fn, calls = counted(torch.mm)
     x, w = torch.randn(4, 5, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
-    assert gradlab.check(fn, x, w, order=2, parts=(part,))
+    assert gradlab.check(fn, x, w, order=2, parts=(part,), replays=2)
     assert 0 < calls.total() <= CALLS[part]
 
 
@@ -64,7 +64,7 @@ def test_what_needs_no_size_is_looked_at_on_a_cut(here):
     torch = pytest.importorskip("torch")
     fn, calls = counted(torch.mm)
     x, w = torch.randn(300, 300, dtype=torch.float64), torch.randn(300, 4, dtype=torch.float64)
-    assert gradlab.check(fn, x, w, order=1)
+    assert gradlab.check(fn, x, w, order=1, replays=2)
     assert calls[x.numel()] <= 30
     assert calls.total() > 4 * calls[x.numel()]
 

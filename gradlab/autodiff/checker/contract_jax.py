@@ -109,7 +109,7 @@ def _numbers(p: Promises, ways: Mapping[str, Way]) -> dict[str, Any]:
 def _worth_running_eagerly(p: Promises) -> bool:
     """Whether the function is run without jit, where every operation is compiled alone; a note where it costs much."""
     s = p.probe.subject
-    if not by_hand(s):
+    if not ruled(p):
         return False
     many = too_many(s, _cotangents(p))
     if many:
@@ -320,12 +320,12 @@ def empty(p: Promises) -> None:
     p.note(f"{s.op}: takes no empty first axis")
 
 
-def other_shapes(p: Promises) -> bool:
-    """Whether there is a rule that shapes nobody gave may break: each of them is compiled anew."""
+def ruled(p: Promises) -> bool:
+    """Whether there is a rule written by hand: what only such a rule can break, at a program's cost, is left out."""
     s = p.probe.subject
     if s.untraced or s.trusted or by_hand(s):
         return True
-    p.note(f"{s.op}: holds no rule but jax's own, so not tried at other shapes, nor without jit")
+    p.note(f"{s.op}: holds no rule but jax's own, so not tried without jit, at other shapes, nor in calls that cross")
     return False
 
 

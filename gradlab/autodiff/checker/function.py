@@ -233,7 +233,7 @@ class Run:
                     rules.contract(p, at_size=self.light is not None)
                     if self.light is not None:
                         rules.contract(self.light)
-                    contract_both.contract(self.light or p)
+                    contract_both.contract(self.light or p, rules.ruled(p))
                     hidden(self.light or p, {f.input for f in p.said(DERIVATIVE) if f.verdict == WRONG})
                     if plan.compiled:
                         rules.compiled(self.light or p)
@@ -250,7 +250,7 @@ class Run:
             with self.part("edges") as runs:
                 if runs:
                     made_up = MadeUp(p, plan, self.worth.edges)
-                    made_up.look(rules.empty, rules.other_shapes(p))
+                    made_up.look(rules.empty, rules.ruled(p))
                     self.skipped += made_up.skipped
         if reference is not None:
             with self.part("reference") as runs:
