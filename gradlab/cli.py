@@ -37,6 +37,8 @@ def check(target: Annotated[str | None, typer.Argument(
           side: SideOption = None, order: Annotated[int | None, typer.Option(min=1, max=2)] = None, seed: Seed = 0,
           shapes: Annotated[str | None, typer.Option(
               help='Arguments of FILE.py::function: "x[3 4], w[4 5], t[3]: int<5".')] = None,
+          sizes: Annotated[str | None, typer.Option(
+              help='Other axis lengths of FILE.py::function, too: "128: 127 129, x[0]: 1 257".')] = None,
           dtype: Annotated[list[str] | None, typer.Option(
               help="float32, float16 or bfloat16, judged against float64; may be given more than once.")] = None,
           part: Annotated[list[str] | None, typer.Option(
@@ -50,7 +52,7 @@ def check(target: Annotated[str | None, typer.Argument(
     from gradlab.autodiff.checker import command
 
     asked = command.Asked(
-        target, side or [], order, seed, shapes, dtype, part, compile, budget, json, plot
+        target, side or [], order, seed, shapes, sizes, dtype, part, compile, budget, json, plot
     )  # fmt: skip
     raise typer.Exit(command.check(asked, Console()))
 
@@ -156,7 +158,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the plot and the tab
 def train(name: Annotated[str | None, typer.Argument(help="A workload; a table of them when not given.")] = None,
           side: Annotated[list[str] | None, typer.Option(
               help="torch or jax: the first that is installed, or with --compare both.")] = None,
-          layers: Annotated[str | None, typer.Option(help="hand or native; hand when not given.")] = None,
+          layers: Annotated[str | None, typer.Option(help="gradlab or native; gradlab when not given.")] = None,
           compare: Annotated[bool, typer.Option("--compare", help="All sides and layers, side by side.")] = False,
           out: Annotated[Path | None, typer.Option(help="Folder of --compare; else the workload's name.")] = None,
           data: Annotated[Path | None, typer.Option(help="Data file or folder, where a workload needs one.")] = None,
@@ -170,7 +172,7 @@ def train(name: Annotated[str | None, typer.Argument(help="A workload; a table o
           load: Annotated[Path | None, typer.Option(help="Start from the weights in this file of either side.")] = None,
           resume: Annotated[Path | None, typer.Option(help="Go on with the run in this file.")] = None,
           ) -> None:  # fmt: skip
-    """Train a workload on one side, by hand or native; or with --compare on all, and compare the curves."""
+    """Train a workload on one side, hand-written or native; with --compare on all, and compare the curves."""
     from gradlab.workloads import command
 
     asked = command.Asked(

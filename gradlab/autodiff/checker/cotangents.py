@@ -54,7 +54,7 @@ def special(p: Promises) -> None:
         told: list[Finding] = []
         quiet = Promises(probe, told, p.note, p.rng, p.values)
         how = "as the sum over parts of dy: one element, equal numbers, a row, all but one column; tiny and large ones"
-        # A short cut is off by more than any gradient may be; the steps of a solver, and so its rounding, depend on dy.
+        # A short cut is off by much; to the last bits dy is held elsewhere, where its size is an ordinary one.
         slack = max(p.slack(i), (8 + probe.middle.size) * probe.noise, SENSITIVITY)
         if quiet.same(CHECK, name, total, wanted, slack, how, size, functools.partial(_grain, p, parts, i)):
             p.say(CHECK, OK, how, name, (), {"error": told[-1].error})
@@ -129,16 +129,8 @@ def _blamed(p: Promises, i: int, parts: Sequence[_Part], found: Sequence[np.ndar
         wanted = s.gradients(probe.arrays, both)[s.wrt.index(i)] - probe.gradients[i]
         size = float(np.max(np.abs(probe.gradients[i]), initial=0.0))
         how = f"{part.how}: vjp(a + b) - vjp(a) for another a" + f", each times {part.weight:.0e}" * (part.weight > 1e3)
-        quiet.same(
-            CHECK,
-            s.names[i],
-            got,
-            wanted,
-            max(p.slack(i), SENSITIVITY),
-            how,
-            size,
-            functools.partial(_grain, p, [part], i),
-        )
+        grain = functools.partial(_grain, p, [part], i)
+        quiet.same(CHECK, s.names[i], got, wanted, max(p.slack(i), SENSITIVITY), how, size, grain)
     wrong = [f for f in told if f.verdict == WRONG]
     return max(wrong, key=lambda f: np.nan_to_num(f.error, nan=np.inf), default=None)
 
