@@ -33,6 +33,10 @@ SHOWS = (
     "jit",  # under jax.jit
     "composed",  # the function on its own result
     "given",  # the arrays as `given` makes them of `make`'s
+    "per-sample",  # vmap of the gradient, of all inputs or of one
+    "autocast",  # under bfloat16 autocast
+    "grad-there",  # a .grad that is there already, of the input's layout or another
+    "forward-mode",  # the derivative along a direction
 )
 
 Arrays = tuple[np.ndarray, ...]
