@@ -35,8 +35,10 @@ PICKED = {
     "linear_cross_entropy": "mean, ignored rows, no bias",
     "mse_loss": "none",
 }
-CASES = [(s, next(c for c in s.select("check")[1:] + s.select("check")[:1] if c.name == PICKED.get(s.name, c.name)))
-         for s in specs().values()]  # fmt: skip
+CASES = [
+    (s, next(c for c in s.select("check")[1:] + s.select("check")[:1] if c.name == PICKED.get(s.name, c.name)))
+    for s in specs().values()
+]
 # Second derivatives are taken of these, one for each kind of rule.
 TWICE = ("cross_entropy", "linear", "tanh")
 
@@ -171,8 +173,9 @@ def steps(mesh):
         run = functools.partial(train, network(True), update)
         if mesh is AUTO:
             mean = lambda *args: jax.lax.pmean(network(True)(*args), "d")
-            run = jax.shard_map(functools.partial(train, mean, update), mesh=AUTO, out_specs=P(),
-                                in_specs=(P(), P(), P("d"), P("d")))  # fmt: skip
+            run = jax.shard_map(
+                functools.partial(train, mean, update), mesh=AUTO, out_specs=P(), in_specs=(P(), P(), P("d"), P("d"))
+            )
             got, _ = jax.jit(run)(state, params, x, t)
         else:
             put = lambda a: jax.device_put(a, P("d") if a.ndim and a.dtype != "int32" else P())
@@ -184,10 +187,15 @@ def steps(mesh):
 
 
 def main():
-    checks = {f"{f.__name__}: {s.name}": functools.partial(f, s, c)
-              for f in (in_shard_map, on_explicit_axes) for s, c in CASES}  # fmt: skip
-    checks |= {f"{f.__name__}: steps": functools.partial(steps, m)
-               for f, m in ((in_shard_map, AUTO), (on_explicit_axes, EXPLICIT))}  # fmt: skip
+    checks = {
+        f"{f.__name__}: {s.name}": functools.partial(f, s, c)
+        for f in (in_shard_map, on_explicit_axes)
+        for s, c in CASES
+    }
+    checks |= {
+        f"{f.__name__}: steps": functools.partial(steps, m)
+        for f, m in ((in_shard_map, AUTO), (on_explicit_axes, EXPLICIT))
+    }
     wanted = sys.argv[1:]
     failed = {}
     for name, check in checks.items():

@@ -94,8 +94,11 @@ def scaled(device, ours_alone=None, clip=None):
 def layouts(device):
     """Transposed, channels_last and sliced parameters; a gradient laid out otherwise, and an expanded one."""
     base = torch.randn(4, 6, dtype=torch.float64, device=device)
-    given = [base.t(), torch.randn(2, 3, 4, 5, dtype=torch.float64, device=device).to(memory_format=torch.channels_last),
-             torch.randn(6, 6, dtype=torch.float64, device=device)[::2, 1:4]]  # fmt: skip
+    given = [
+        base.t(),
+        torch.randn(2, 3, 4, 5, dtype=torch.float64, device=device).to(memory_format=torch.channels_last),
+        torch.randn(6, 6, dtype=torch.float64, device=device)[::2, 1:4],
+    ]
     ours = [torch.nn.Parameter(t) for t in given]
     theirs = [torch.nn.Parameter(t.detach().clone()) for t in given]
     start = [p.detach().clone() for p in ours]
@@ -123,8 +126,9 @@ def partial(device, kind=(lab.Adam, torch.optim.Adam)):
                 {"params": ps[:2], "lr": lr, "amsgrad": True},
                 {"params": ps[2:], "betas": (0.5, 0.6), "weight_decay": 0.2},
             ],
-            lr=0.01, foreach=False,
-        )  # fmt: skip
+            lr=0.01,
+            foreach=False,
+        )
 
     a, b = (build(k, ps) for k, ps in zip(kind, (ours, theirs), strict=True))
     for step in range(4):
@@ -554,7 +558,9 @@ def test_an_error_leaves_no_half_made_step(bad):
     assert not optimizer.state
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": True}, {"amsgrad": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": True}, {"amsgrad": True}]
+)
 def test_what_is_not_finite_goes_where_torch_lets_it(device, options):
     """A factor of 0 is no factor: an infinite parameter without decay. Then two steps on zeros."""
     values = torch.tensor([1.0, torch.inf, -torch.inf, torch.nan])

@@ -74,9 +74,11 @@ def test_a_gpu_copies_nothing_whatever_the_size(name):
     donating = jax.jit(step, donate_argnums=(0, 2))
     text = lowered(donating, "cuda", p, p, state, one).as_text()
     touched = {
-        found.group(1) for line in text.splitlines() if re.search(r"tensor<(33x129|4257)x", line)
+        found.group(1)
+        for line in text.splitlines()
+        if re.search(r"tensor<(33x129|4257)x", line)
         for found in re.finditer(r"= stablehlo\.(\w+)", line)
-    }  # fmt: skip
+    }
     assert touched == {"reshape", "custom_call"}
     count = 5 if made else 3
     assert text.count("output_operand_alias<") == count
@@ -268,8 +270,9 @@ def test_every_comparison_sees_a_wrong_kernel(mistake, monkeypatch):
     monkeypatch.setattr(adam_pallas, "adam", wrong)
     try:
         got = [
-            adam_step(p, g, state, **words, learning_rate=0.1), adam_step(p, g, adam_init(p), grad_scale=jnp.ones(()))
-        ]  # fmt: skip
+            adam_step(p, g, state, **words, learning_rate=0.1),
+            adam_step(p, g, adam_init(p), grad_scale=jnp.ones(())),
+        ]
     finally:
         adam_jax.plain_step.clear_cache()
     for one, other in zip(got, want, strict=True):

@@ -321,8 +321,9 @@ def test_the_optimizer_rounds_by_its_seed_and_each_parameter_by_its_number(devic
         each = len(ps) // groups
         optimizer = lab.Adam(
             [{"params": ps[i * each : (i + 1) * each], "eps": 1e-8} for i in range(groups)],
-            state_dtype=torch.bfloat16, seed=seed,
-        )  # fmt: skip
+            state_dtype=torch.bfloat16,
+            seed=seed,
+        )
         for p in ps:
             p.grad = torch.full_like(p, 0.3)
         optimizer.step()

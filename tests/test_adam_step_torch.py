@@ -39,10 +39,20 @@ def by_torch(given, lr, *, step, betas=(0.9, 0.999), decoupled=False, **options)
     """The step of torch.optim, which differentiates itself."""
     p, g, m, v, *x = (t.clone() for t in given)
     adam_in_place(
-        [p], [g], [m], [v], x, [torch.tensor(step - 1.0, dtype=torch.float64, device=p.device)], differentiable=True,
-        amsgrad=bool(x), beta1=betas[0], beta2=betas[1], lr=lr, decoupled_weight_decay=decoupled,
+        [p],
+        [g],
+        [m],
+        [v],
+        x,
+        [torch.tensor(step - 1.0, dtype=torch.float64, device=p.device)],
+        differentiable=True,
+        amsgrad=bool(x),
+        beta1=betas[0],
+        beta2=betas[1],
+        lr=lr,
+        decoupled_weight_decay=decoupled,
         **{"maximize": False, "weight_decay": 0.0, "eps": 1e-8} | options,
-    )  # fmt: skip
+    )
     return p, m, v, *x
 
 

@@ -69,9 +69,21 @@ def test_x86():
         fmas=1, gathers=1, masked=2, scalars=1, divisions=2, calls=1, lines={7: 4, 9: 11, 11: 6},
     )  # fmt: skip
     assert found.inner == CPUCounts(
-        instructions=11, loads=4, wide_loads=2, stores=1, wide_stores=1, spills=2, spill_bytes=64, spill_stores=1, bits=256,
-        fmas=1, gathers=1, masked=2, scalars=1, divisions=1,
-    )  # fmt: skip
+        instructions=11,
+        loads=4,
+        wide_loads=2,
+        stores=1,
+        wide_stores=1,
+        spills=2,
+        spill_bytes=64,
+        spill_stores=1,
+        bits=256,
+        fmas=1,
+        gathers=1,
+        masked=2,
+        scalars=1,
+        divisions=1,
+    )
     assert (found.registers, found.stack, found.calls) == (6, 4096 + 8, ("memset",))
     assert (found.inner.share, found.inner.products) == (3 / 5, 1)
 
@@ -108,9 +120,20 @@ run:                                    // @run
 def test_aarch64():
     found = read(ARM_KERNEL, "aarch64-unknown-linux-gnu", 128, "run")
     assert found.inner == CPUCounts(
-        instructions=8, loads=3, wide_loads=1, stores=1, wide_stores=1, spills=1, spill_bytes=16, spill_stores=1, bits=128,
-        fmas=1, gathers=1, masked=1, scalars=1,
-    )  # fmt: skip
+        instructions=8,
+        loads=3,
+        wide_loads=1,
+        stores=1,
+        wide_stores=1,
+        spills=1,
+        spill_bytes=16,
+        spill_stores=1,
+        bits=128,
+        fmas=1,
+        gathers=1,
+        masked=1,
+        scalars=1,
+    )
     assert (found.counts.divisions, found.counts.calls, found.counts.spills) == (1, 1, 1)
     assert (found.stack, found.calls) == (48 + 8192, ("expf",))
     assert found.counts.lines == {5: 12}

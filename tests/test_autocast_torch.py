@@ -20,9 +20,17 @@ OPS = {
     "linear": (lab.linear, F.linear, [(7, 33), (5, 33), (5,)]),
     "conv2d": (lab.conv2d, F.conv2d, [(2, 3, 6, 6), (4, 3, 3, 3), (4,)]),
     "relu": (lab.relu, F.relu, [(4, 5)]),
-    "linear_cross_entropy": (lambda h, w, b: lab.linear_cross_entropy(h, w, torch.arange(7, device=h.device) % 5, b, reduction="none"), lambda h, w, b: F.cross_entropy(F.linear(h, w, b), torch.arange(7, device=h.device) % 5, reduction="none"), [(7, 33), (5, 33), (5,)]),
-    "cross_entropy": (lambda x: lab.cross_entropy(x, x.detach().argmin(1)), lambda x: F.cross_entropy(x, x.detach().argmin(1)), [(6, 5)]),
-}  # fmt: skip
+    "linear_cross_entropy": (
+        lambda h, w, b: lab.linear_cross_entropy(h, w, torch.arange(7, device=h.device) % 5, b, reduction="none"),
+        lambda h, w, b: F.cross_entropy(F.linear(h, w, b), torch.arange(7, device=h.device) % 5, reduction="none"),
+        [(7, 33), (5, 33), (5,)],
+    ),
+    "cross_entropy": (
+        lambda x: lab.cross_entropy(x, x.detach().argmin(1)),
+        lambda x: F.cross_entropy(x, x.detach().argmin(1)),
+        [(6, 5)],
+    ),
+}
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

@@ -22,8 +22,15 @@ def times(median, rounds=9, step=0.002):
 
 
 def member(name="hand", median=1e-3, **changes):
-    values = {"label": f"{name}.fn", "mode": "eager", "repeat": 1, "warm": times(median), "first_call": 0.2,
-              "cached_call": 0.04, "peak_bytes": 4_000_000}  # fmt: skip
+    values = {
+        "label": f"{name}.fn",
+        "mode": "eager",
+        "repeat": 1,
+        "warm": times(median),
+        "first_call": 0.2,
+        "cached_call": 0.04,
+        "peak_bytes": 4_000_000,
+    }
     return Member(**({"implementation": name} | values | changes))
 
 
@@ -32,10 +39,21 @@ NATIVE = member("native", 0.5e-3)
 
 def group(*members, **changes):
     values = {
-        "op": "linear", "case": "square", "sizes": {"M": 512}, "side": "jax", "direction": FORWARD, "dtype": "float32",
-        "device": "cuda", "seed": 1, "flops": 4_000_000_000, "bytes": 200_000_000, "bandwidth": 1e12, "rate": 1e13,
-        "members": members or (member(), NATIVE), "twin": times(0.5e-3)[::-1],
-    }  # fmt: skip
+        "op": "linear",
+        "case": "square",
+        "sizes": {"M": 512},
+        "side": "jax",
+        "direction": FORWARD,
+        "dtype": "float32",
+        "device": "cuda",
+        "seed": 1,
+        "flops": 4_000_000_000,
+        "bytes": 200_000_000,
+        "bandwidth": 1e12,
+        "rate": 1e13,
+        "members": members or (member(), NATIVE),
+        "twin": times(0.5e-3)[::-1],
+    }
     return Group(**(values | changes))
 
 
@@ -53,8 +71,18 @@ def test_a_kernels_times_ratio_verdict_and_rates():
     hand = member(cold=(2e-3,), host=(3e-5,))
     text = shown([group(hand, NATIVE)])
     assert words(text, "hand eager") == [
-        "fwd", "hand", "eager", "1.00", "±", "0.01", "ms", "2.00", "(2.00–2.00)", "SLOWER", "40%",
-    ]  # fmt: skip
+        "fwd",
+        "hand",
+        "eager",
+        "1.00",
+        "±",
+        "0.01",
+        "ms",
+        "2.00",
+        "(2.00–2.00)",
+        "SLOWER",
+        "40%",
+    ]
     costs = text[text.index("TFLOP/s") :]
     assert words(costs, "hand eager") == [
         "fwd", "hand", "eager", "2.00", "ms", "30.0", "µs", "200", "4", "200", "ms", "40.0", "ms", "4.00", "MB",
@@ -152,9 +180,14 @@ def test_csv_has_a_line_a_member():
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(1.5, "1.50 ± 0.00 s"), (0.01234, "12.3 ± 0.0 ms"), (9.996e-4, "1000 ± 0 µs"), (3e-8, "30.0 ± 0.0 ns"),
-     (0.0, "0.00 ± 0.00 ns")],
-)  # fmt: skip
+    [
+        (1.5, "1.50 ± 0.00 s"),
+        (0.01234, "12.3 ± 0.0 ms"),
+        (9.996e-4, "1000 ± 0 µs"),
+        (3e-8, "30.0 ± 0.0 ns"),
+        (0.0, "0.00 ± 0.00 ns"),
+    ],
+)
 def test_duration(seconds, said):
     assert words_of.duration(Interval(seconds, seconds, seconds)) == said
     assert words_of.seconds_in_words(None) == "–"

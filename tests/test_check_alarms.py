@@ -254,3 +254,55 @@ def test_what_people_differentiate_every_day_makes_no_alarm(name):
     fn, args = EVERYDAY[name]()
     report = gradlab.check(fn, *args, order=1, seed=seed, raises=False)
     assert report.verdict != "wrong", report
+
+
+def test_stairs_are_flat():
+    """The first steps are four, two and one of these stairs, which looks like a slope of 1."""
+    x = torch.tensor([-4.8269, 0.3331, 1.2711], dtype=torch.float64)
+    fn = functools.partial(torch.round, decimals=3)
+    assert gradlab.check(fn, x, order=1, raises=False, parts=("derivative",)).verdict == "ok"
+
+
+def test_a_sparse_result_has_a_gradient_where_nothing_is_stored():
+    x = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert gradlab.check(torch.Tensor.to_sparse, x, order=1, raises=False, parts=("derivative",)).verdict == "ok"
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_vmap_that_raises_is_a_fault_of_who_declares_it(declared):
+    class Sine(torch.autograd.Function):
+        generate_vmap_rule = declared
+
+        @staticmethod
+        def forward(x):
+            return torch.from_numpy(x.detach().resolve_neg().cpu().numpy()).sin()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy * ctx.saved_tensors[0].cos()
+
+    report = gradlab.check(lambda x: Sine.apply(x), normal(3), order=1, raises=False, parts=("contract",))
+    assert [f.check for f in report.wrong()] == (["vmap"] if declared else []), report
+
+
+def test_a_backward_that_is_marked_once_differentiable_has_no_second_derivative():
+    class Exp(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            y = x.exp()
+            ctx.save_for_backward(y)
+            return y
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, dy):
+            return dy * ctx.saved_tensors[0]
+
+    report = gradlab.check(lambda x: Exp.apply(x), normal(3), raises=False, parts=("second",))
+    assert report.verdict == "ok"
+    assert "marked once_differentiable" in str(report)
+    assert gradlab.check(lambda x: Exp.apply(x), normal(3), order=2, raises=False, parts=("second",)).verdict == "wrong"

@@ -100,3 +100,10 @@ def test_a_wrong_scalar_is_drawn(tmp_path):
     report = gradlab.check(scalar, torch.tensor(0.5, dtype=torch.float64), parts=("derivative",), order=1, raises=False)
     assert not report
     assert report.plot(tmp_path / "p.png").stat().st_size > np.iinfo(np.int16).max // 4
+
+
+def test_a_refusal_names_no_framework_where_there_is_none():
+    (found,) = gradlab.check(sine, "x", raises=False).findings
+    assert found.message.startswith(
+        "sine, case 'given', arguments: TypeError: check: arguments of sine are of builtins"
+    )

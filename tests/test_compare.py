@@ -170,9 +170,13 @@ def stops(after, error):
     ("error", "code", "line"),
     [
         (KeyboardInterrupt(), 130, "interrupted: 2 of 4 runs had finished"),
-        (RuntimeError("torch hand: OutOfMemoryError: all gone"), 1, "torch hand: OutOfMemoryError: all gone: 2 of 4 runs had finished"),
+        (
+            RuntimeError("torch hand: OutOfMemoryError: all gone"),
+            1,
+            "torch hand: OutOfMemoryError: all gone: 2 of 4 runs had finished",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_had_finished_is_kept(tmp_path, monkeypatch, capsys, error, code, line):
     monkeypatch.setattr(compare, "run_apart", stops(2, error))
     assert go(tmp_path, QUICK, ("jax", "torch")) == code

@@ -37,9 +37,15 @@ def native(x, kernel, bias, *, strides=1, padding="SAME", dilation=1, groups=1, 
     two = lambda v: (v, v) if isinstance(v, int) else tuple(v)
     around = padding if isinstance(padding, str) else [two(p) for p in two(padding)]
     y = jax.lax.conv_general_dilated(
-        x, kernel, two(strides), around, rhs_dilation=two(dilation), feature_group_count=groups,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=jax.lax.Precision.HIGHEST,
-    )  # fmt: skip
+        x,
+        kernel,
+        two(strides),
+        around,
+        rhs_dilation=two(dilation),
+        feature_group_count=groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=jax.lax.Precision.HIGHEST,
+    )
     y = y + bias
     return jax.nn.relu(y) if activation == "relu" else y
 
@@ -84,10 +90,15 @@ def test_values_and_gradients(strides, padding, dilation, kind, window):
     assert_same(arrays, strides=strides, padding=padding, dilation=dilation, groups=groups)
 
 
-@pytest.mark.parametrize("options", [
-    {"strides": (3, 2), "dilation": (2, 3), "padding": ((1, 2), (4, 0))}, {"strides": (1, 4), "padding": (2, 1)},
-    {"strides": 2, "activation": "relu"}, {"strides": (8, 9), "padding": 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strides": (3, 2), "dilation": (2, 3), "padding": ((1, 2), (4, 0))},
+        {"strides": (1, 4), "padding": (2, 1)},
+        {"strides": 2, "activation": "relu"},
+        {"strides": (8, 9), "padding": 0},
+    ],
+)
 def test_rows_and_columns_apart(options):
     assert_same(drawn(H=9, W=10), **options)
 
@@ -96,9 +107,14 @@ def test_every_pair_of_options_is_chosen():
     assert pairs(CHOSEN) == pairs(list(itertools.product(*VALUES)))
 
 
-@pytest.mark.parametrize("options", [
-    {"strides": 2, "padding": 1}, {"dilation": (1, 2), "padding": 1, "groups": 2}, {"activation": "relu"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strides": 2, "padding": 1},
+        {"dilation": (1, 2), "padding": 1, "groups": 2},
+        {"activation": "relu"},
+    ],
+)
 def test_second_order(options):
     groups = options.get("groups", 1)
     arrays = drawn(B=1, D=1, H=3, W=4, F=2, R=2, S=2, groups=groups, seed=3)
@@ -212,21 +228,33 @@ def test_lowers(platform, call, dtype):
 
 X, K = np.zeros((1, 5, 5, 4), "float32"), np.zeros((3, 3, 4, 2), "float32")
 BAD = {
-    "rank": (lambda: conv2d(X[0, 0], K), ValueError, r"x of shape \[5, 4\] is 2-dimensional, wanted \[B H W C\] or \[H W C\]"),
+    "rank": (
+        lambda: conv2d(X[0, 0], K),
+        ValueError,
+        r"x of shape \[5, 4\] is 2-dimensional, wanted \[B H W C\] or \[H W C\]",
+    ),
     "channels": (lambda: conv2d(X, K[:, :, :3]), ValueError, r"x of shape \[1, 5, 5, 4\] is C = 4, wanted C = 3"),
     "groups": (lambda: conv2d(X, K[:, :, :2, :1], groups=2), ValueError, "F = 1, wanted a multiple of groups = 2"),
     "groups 0": (lambda: conv2d(X, K, groups=0), ValueError, "groups is 0, wanted at least 1"),
     "strides": (lambda: conv2d(X, K, strides=0), ValueError, "strides is 0, wanted at least 1"),
     "dilation": (lambda: conv2d(X, K, dilation=1.5), ValueError, "dilation is 1.5, wanted a whole number or a pair"),
     "padding": (lambda: conv2d(X, K, padding=-1), ValueError, "padding is -1, wanted at least 0"),
-    "padding word": (lambda: conv2d(X, K, padding="FULL"), ValueError, "padding is 'FULL', wanted one of 'SAME', 'VALID'"),
-    "too large": (lambda: conv2d(X, K, padding=0, dilation=3), ValueError, "is 7 rows wide with dilation 3, wanted at most the 5"),
+    "padding word": (
+        lambda: conv2d(X, K, padding="FULL"),
+        ValueError,
+        "padding is 'FULL', wanted one of 'SAME', 'VALID'",
+    ),
+    "too large": (
+        lambda: conv2d(X, K, padding=0, dilation=3),
+        ValueError,
+        "is 7 rows wide with dilation 3, wanted at most the 5",
+    ),
     "bias": (lambda: conv2d(X, K, np.zeros(3, "float32")), ValueError, r"bias of shape \[3\] is F = 3, wanted F = 2"),
     "mixed": (lambda: conv2d(X, K.astype("float16")), TypeError, "dtype of kernel is float16, wanted float32 like x"),
     "integers": (lambda: conv2d(X.astype("int32"), K), TypeError, "dtype of x is int32"),
     "no array": (lambda: conv2d("x", K), TypeError, "x is a str, wanted a jax.Array"),
     "activation": (lambda: conv2d(X, K, activation="gelu"), ValueError, "activation is 'gelu'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("call", "error", "message"), BAD.values(), ids=BAD)

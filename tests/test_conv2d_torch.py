@@ -67,18 +67,29 @@ def test_product_of_options(device, stride, padding, dilation, kind):
         assert_same(inputs, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
-@pytest.mark.parametrize("options", [
-    {"stride": (1, 3), "padding": (2, 0), "dilation": (2, 1)}, {"stride": (3, 2), "dilation": (2, 4), "padding": (4, 3)},
-    {"stride": (4, 1), "padding": (3, 3)}, {"stride": (8, 9)}, {"padding": "same", "dilation": (1, 3)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": (1, 3), "padding": (2, 0), "dilation": (2, 1)},
+        {"stride": (3, 2), "dilation": (2, 4), "padding": (4, 3)},
+        {"stride": (4, 1), "padding": (3, 3)},
+        {"stride": (8, 9)},
+        {"padding": "same", "dilation": (1, 3)},
+    ],
+)
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_rows_and_columns_apart(device, options, activation):
     assert_same(drawn(device, H=9, W=10), activation=activation, **options)
 
 
-@pytest.mark.parametrize(("options", "groups"), [
-    ({}, 1), ({"stride": 2, "padding": 1}, 1), ({"stride": (2, 1), "dilation": (1, 2), "padding": 1, "groups": 2}, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "groups"),
+    [
+        ({}, 1),
+        ({"stride": 2, "padding": 1}, 1),
+        ({"stride": (2, 1), "dilation": (1, 2), "padding": 1, "groups": 2}, 2),
+    ],
+)
 def test_gradcheck_and_gradgradcheck(device, options, groups):
     inputs = drawn(device, B=1, D=1, H=3, W=4, filters=2, R=2, S=2, groups=groups)
     assert gradcheck(lambda *a: conv2d(*a, **options), inputs)

@@ -117,10 +117,12 @@ def test_a_network_is_packaged_and_runs_as_it_does_eagerly(tmp_path):
     inputs = torch.randint(10, (4,)), torch.randn(4, 48)
     rows = torch.export.Dim("rows", min=2, max=16)
     settings = {
-        "cpu_backend": "triton", "compile_threads": 1, "triton.autotune_pointwise": False,
+        "cpu_backend": "triton",
+        "compile_threads": 1,
+        "triton.autotune_pointwise": False,
         # What torch's C++ compiler does to the code between kernels is not looked at.
         "aot_inductor.compile_wrapper_opt_level": "O0",
-    }  # fmt: skip
+    }
     with torch.no_grad(), torch._inductor.config.patch(settings):
         exported = torch.export.export(network, inputs, dynamic_shapes=({0: rows}, {0: rows}), strict=True)
         path = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "network.pt2"))

@@ -32,8 +32,18 @@ def cpu(monkeypatch):
 
 
 @triton.jit
-def scaled_kernel(a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, c_ptr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-                  A: tl.constexpr, B: tl.constexpr):  # fmt: skip
+def scaled_kernel(
+    a_ptr,
+    a_scale_ptr,
+    b_ptr,
+    b_scale_ptr,
+    c_ptr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+):
     A_PACK: tl.constexpr = 2 if A == "e2m1" else 1
     B_PACK: tl.constexpr = 2 if B == "e2m1" else 1
     m, n, g = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K // 32)

@@ -16,9 +16,19 @@ from gradlab.kernels.cpu import lower, machine
 
 @JITFunction
 def _dot_kernel(
-    a_ptr, a_m, a_k, b_ptr, b_k, b_n, c_ptr, K,
-    M: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
+    a_ptr,
+    a_m,
+    a_k,
+    b_ptr,
+    b_k,
+    b_n,
+    c_ptr,
+    K,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    BK: tl.constexpr,
+    ACC: tl.constexpr,
+):
     m, n = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :]
     total = tl.zeros((M, N), ACC)
     for first in range(0, K, BK):

@@ -305,9 +305,22 @@ def masked_kernel(x_ptr, y_ptr, z_ptr, n, other, BLOCK: tl.constexpr):
 
 @pytest.mark.parametrize(
     "dtype",
-    ["bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "bfloat16", "float32",
-     "float64"],
-)  # fmt: skip
+    [
+        "bool",
+        "uint8",
+        "int8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+        "uint64",
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+    ],
+)
 def test_masked_loads_of_every_type(dtype):
     dtype = getattr(torch, dtype)
     x = torch.randint(0, 2, (16,)).to(dtype) if dtype == torch.bool else (torch.randn(16) * 100).abs().to(dtype)

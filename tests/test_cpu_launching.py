@@ -281,8 +281,13 @@ def script(body):
     """Run a script that can make the kernel of this file, and give what it printed."""
     head = "import os, signal, sys, threading, time\nimport test_cpu_launching as t\nfrom test_cpu_launching import *\n"
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    done = subprocess.run([sys.executable, "-c", head + textwrap.dedent(body)], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", head + textwrap.dedent(body)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -228,8 +228,11 @@ def test_predicates(element, width):
         np.testing.assert_array_equal(run(code, name, x), getattr(np, name)(x), err_msg=name)
 
 
-MACHINES = [("x86_64-unknown-linux-gnu", "haswell", 256), ("x86_64-unknown-linux-gnu", "skylake-avx512", 512),
-            ("aarch64-unknown-linux-gnu", "neoverse-n1", 128)]  # fmt: skip
+MACHINES = [
+    ("x86_64-unknown-linux-gnu", "haswell", 256),
+    ("x86_64-unknown-linux-gnu", "skylake-avx512", 512),
+    ("aarch64-unknown-linux-gnu", "neoverse-n1", 128),
+]
 
 
 @pytest.mark.parametrize(("triple", "cpu", "bits"), MACHINES)

@@ -175,9 +175,15 @@ def test_integer_arithmetic(dtype):
     a, b = x.long(), y.long()
     shift = b & 7
     want = [
-        a.div(b, rounding_mode="trunc"), a.fmod(b), a >> shift, a << shift, (a ^ b) + (~a & b) - (a | 3),
-        torch.maximum(a, b) - torch.minimum(a, b), a.abs() * (a > b), (a + 2).div(3, rounding_mode="trunc"),
-    ]  # fmt: skip
+        a.div(b, rounding_mode="trunc"),
+        a.fmod(b),
+        a >> shift,
+        a << shift,
+        (a ^ b) + (~a & b) - (a | 3),
+        torch.maximum(a, b) - torch.minimum(a, b),
+        a.abs() * (a > b),
+        (a + 2).div(3, rounding_mode="trunc"),
+    ]
     bits = torch.iinfo(dtype).bits
     mask = (1 << bits) - 1 if bits < 64 else -1
     names = ["//", "%", ">>", "<<", "bits", "range", "abs", "cdiv"]
@@ -253,16 +259,28 @@ def by_mpmath(name, order, x):
 
 
 FLOATS = {
-    "acosh": torch.acosh, "asinh": torch.asinh, "atanh": torch.atanh, "erfinv": torch.erfinv,
-    "normcdf": torch.special.ndtr, "normcdfinv": torch.special.ndtri, "lgamma": torch.lgamma,
+    "acosh": torch.acosh,
+    "asinh": torch.asinh,
+    "atanh": torch.atanh,
+    "erfinv": torch.erfinv,
+    "normcdf": torch.special.ndtr,
+    "normcdfinv": torch.special.ndtri,
+    "lgamma": torch.lgamma,
     "exp10": lambda x: 10**x,
-    "rcbrt": lambda x: x.abs().pow(-1 / 3).copysign(x), "sinpi": lambda x: (x * math.pi).sin(),
-    "cospi": lambda x: (x * math.pi).cos(), "saturatef": lambda x: x.clamp(0, 1), "rint": torch.round,
-    "tgamma": lambda x: torch.tensor([math.gamma(v) for v in x.tolist()], dtype=x.dtype), "trunc": torch.trunc,
-    "j0": lambda x: by_mpmath("besselj", 0, x), "y1": lambda x: by_mpmath("bessely", 1, x),
-    "cyl_bessel_i0": lambda x: by_mpmath("besseli", 0, x), "cyl_bessel_i1": lambda x: by_mpmath("besseli", 1, x),
-    "erfcinv": lambda x: torch.erfinv(1 - x), "logb": lambda x: x.abs().log2().floor(),
-}  # fmt: skip
+    "rcbrt": lambda x: x.abs().pow(-1 / 3).copysign(x),
+    "sinpi": lambda x: (x * math.pi).sin(),
+    "cospi": lambda x: (x * math.pi).cos(),
+    "saturatef": lambda x: x.clamp(0, 1),
+    "rint": torch.round,
+    "tgamma": lambda x: torch.tensor([math.gamma(v) for v in x.tolist()], dtype=x.dtype),
+    "trunc": torch.trunc,
+    "j0": lambda x: by_mpmath("besselj", 0, x),
+    "y1": lambda x: by_mpmath("bessely", 1, x),
+    "cyl_bessel_i0": lambda x: by_mpmath("besseli", 0, x),
+    "cyl_bessel_i1": lambda x: by_mpmath("besseli", 1, x),
+    "erfcinv": lambda x: torch.erfinv(1 - x),
+    "logb": lambda x: x.abs().log2().floor(),
+}
 RANGES = {"acosh": (1, 9), "atanh": (-1, 1), "erfinv": (-1, 1), "normcdfinv": (0, 1), "erfcinv": (0, 2), "y1": (0, 9)}
 RANGES |= dict.fromkeys(("cyl_bessel_i0", "cyl_bessel_i1"), (-40, 40))
 
@@ -294,9 +312,11 @@ def test_library_functions_at_their_ends():
 
 
 INTEGERS = {
-    "popc": lambda v: bin(v & 0xFFFFFFFF).count("1"), "clz": lambda v: 32 - (v & 0xFFFFFFFF).bit_length(),
-    "ffs": lambda v: (v & -v).bit_length(), "brev": lambda v: int(f"{v & 0xFFFFFFFF:032b}"[::-1], 2),
-}  # fmt: skip
+    "popc": lambda v: bin(v & 0xFFFFFFFF).count("1"),
+    "clz": lambda v: 32 - (v & 0xFFFFFFFF).bit_length(),
+    "ffs": lambda v: (v & -v).bit_length(),
+    "brev": lambda v: int(f"{v & 0xFFFFFFFF:032b}"[::-1], 2),
+}
 
 
 @pytest.mark.parametrize("name", INTEGERS)
@@ -318,10 +338,16 @@ def test_library_functions_from_floats_to_integers():
 
 
 BINARY = {
-    "nextafter": torch.nextafter, "fmod": torch.fmod, "hypot": torch.hypot, "pow": torch.pow, "atan2": torch.atan2,
-    "fdim": lambda x, y: (x - y).clamp(min=0), "remainder": lambda x, y: x - y * (x / y).round(),
-    "copysign": torch.copysign, "div_rn": torch.div,
-}  # fmt: skip
+    "nextafter": torch.nextafter,
+    "fmod": torch.fmod,
+    "hypot": torch.hypot,
+    "pow": torch.pow,
+    "atan2": torch.atan2,
+    "fdim": lambda x, y: (x - y).clamp(min=0),
+    "remainder": lambda x, y: x - y * (x / y).round(),
+    "copysign": torch.copysign,
+    "div_rn": torch.div,
+}
 
 
 @pytest.mark.parametrize("name", BINARY)

@@ -149,9 +149,9 @@ def test_an_option_that_nobody_knows_is_refused():
 
 
 def test_autotuning_and_do_bench():
-    tuned = triton.autotune(
-        [triton.Config({"BLOCK": b}, num_warps=w) for b in (64, 256) for w in (1, 4)], key=["n"]
-    )(fresh(add_kernel))  # fmt: skip
+    tuned = triton.autotune([triton.Config({"BLOCK": b}, num_warps=w) for b in (64, 256) for w in (1, 4)], key=["n"])(
+        fresh(add_kernel)
+    )
     x, out = torch.randn(1000), torch.empty(1000)
 
     def call():
@@ -361,9 +361,16 @@ def damage(folder, how):
 
 @pytest.mark.parametrize(
     "how",
-    ["empty object", "short object", "flipped bit", "another kernel's object", "no object", "short metadata",
-     "another kernel's metadata"],
-)  # fmt: skip
+    [
+        "empty object",
+        "short object",
+        "flipped bit",
+        "another kernel's object",
+        "no object",
+        "short metadata",
+        "another kernel's metadata",
+    ],
+)
 def test_a_damaged_file_is_compiled_anew(cpu, compiled, how):
     added()
     damage(cpu, how)
@@ -440,30 +447,37 @@ def script(tmp_path, body):
     path = os.pathsep.join([str(ROOT), str(tmp_path)])
     settings = {**os.environ, "PYTHONPATH": path, "TRITON_CACHE_DIR": str(tmp_path / "kernels")}
     settings |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_DEFAULT_BACKEND": ""}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(body)], capture_output=True, text=True, timeout=120,
-                          env=settings)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(body)], capture_output=True, text=True, timeout=120, env=settings
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_triton_finds_the_back_end_and_imports_nothing_heavy_with_it(tmp_path):
-    said = script(tmp_path, """
+    said = script(
+        tmp_path,
+        """
         import sys, triton
         print(triton.backends.backends["cpu"].compiler.__module__)
         print([m for m in ("torch", "llvmlite", "numpy", "gradlab.kernels.cpu.machine") if m in sys.modules])
-    """)  # fmt: skip
+    """,
+    )
     assert said.splitlines() == ["gradlab.kernels.cpu.compiler", "[]"]
 
 
 def test_the_back_end_is_active_where_there_is_no_gpu(tmp_path):
-    said = script(tmp_path, f"""
+    said = script(
+        tmp_path,
+        f"""
         import sys, torch, triton
         sys.path.insert(0, {str(ROOT / "tests")!r})
         import test_cpu_plugin_torch as t
         x = torch.ones(100)
         t.double_kernel[(7,)](x, 100, BLOCK=16)
         print(type(triton.runtime.driver.active).__module__, x.sum().item())
-    """)  # fmt: skip
+    """,
+    )
     assert said.split() == ["gradlab.kernels.cpu.driver", "200.0"]
 
 

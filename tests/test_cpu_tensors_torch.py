@@ -84,9 +84,15 @@ def test_shapes():
     shapes_kernel[(1,)](x, y, out, N=N)
     cube = x.view(2, N // 4, 2)
     want = [
-        torch.stack([x, y], 1), torch.stack([y, x], 1), 2 * x - 2 * y, cube.permute(2, 0, 1), x, y,
-        y.view(N // 4, 4).T, cube.sum(2, keepdim=True).expand(2, N // 4, 2),
-    ]  # fmt: skip
+        torch.stack([x, y], 1),
+        torch.stack([y, x], 1),
+        2 * x - 2 * y,
+        cube.permute(2, 0, 1),
+        x,
+        y,
+        y.view(N // 4, 4).T,
+        cube.sum(2, keepdim=True).expand(2, N // 4, 2),
+    ]
     torch.testing.assert_close(out, torch.cat([w.reshape(-1) for w in want]), rtol=0, atol=0)
 
 
@@ -343,9 +349,16 @@ def test_dots_of_small_tiles(M, N, K):
 
 @pytest.mark.parametrize(
     ("given", "out"),
-    [("int8", "int32"), ("float16", "float16"), ("float16", "float32"), ("bfloat16", "float32"), ("float64", "float64"),
-     ("float8_e4m3fn", "float32"), ("float8_e5m2", "float16")],
-)  # fmt: skip
+    [
+        ("int8", "int32"),
+        ("float16", "float16"),
+        ("float16", "float32"),
+        ("bfloat16", "float32"),
+        ("float64", "float64"),
+        ("float8_e4m3fn", "float32"),
+        ("float8_e5m2", "float16"),
+    ],
+)
 def test_dots_of_every_type(given, out):
     M, N, K = 16, 32, 64
     dtype, wide = getattr(torch, given), getattr(torch, out)

@@ -60,8 +60,9 @@ def close(got, wanted, terms):
 )
 @example("pixels", True, True, -100, "mean", 0.1, 0.2, False, 1.5, False)
 @example("rows", False, True, 2, "mean", 0.0, 0.2, False, None, False)  # an ignored class has no weight in the mean
-def test_every_option_with_every_other(layout, soft, weighed, ignore, reduction, smoothing, z_loss, returned, softcap,
-                                       inplace):  # fmt: skip
+def test_every_option_with_every_other(
+    layout, soft, weighed, ignore, reduction, smoothing, z_loss, returned, softcap, inplace
+):
     rng = np.random.default_rng(len(layout) + 7 * soft)
     shape, axis = LAYOUTS[layout]
     V = shape[axis]
@@ -78,9 +79,7 @@ def test_every_option_with_every_other(layout, soft, weighed, ignore, reduction,
     c = jnp.asarray(rng.standard_normal(np.delete(shape, axis) if reduction == "none" else ()))
 
     def ours(x, q):
-        found = lab.cross_entropy(
-            x, q, weight=weight, axis=axis, return_z_loss=returned, inplace=inplace, **options
-        )  # fmt: skip
+        found = lab.cross_entropy(x, q, weight=weight, axis=axis, return_z_loss=returned, inplace=inplace, **options)
         return found[0] - 0.5 * found[1] if returned else found
 
     def theirs(x, q):

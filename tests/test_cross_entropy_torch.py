@@ -204,8 +204,9 @@ def composed(x, target, weight, ignore, reduction, smoothing, z_loss, softcap):
     inplace=st.booleans(),
     seed=st.integers(0, 9),
 )
-def test_every_option_with_every_other(layout, soft, weighed, ignore, reduction, smoothing, z_loss, returned, softcap,
-                                       inplace, seed):  # fmt: skip
+def test_every_option_with_every_other(
+    layout, soft, weighed, ignore, reduction, smoothing, z_loss, returned, softcap, inplace, seed
+):
     g = torch.Generator().manual_seed(seed)
     r = lambda *shape: torch.randn(shape, generator=g, dtype=torch.float64)
     shape = LAYOUTS[layout]

@@ -98,8 +98,14 @@ def test_a_forked_child_runs_kernels_at_once(tmp_path, where, how):
     script.write_text(SCRIPT)
     root = str(Path(__file__).parents[1])
     settings = {"PYTHONPATH": root, "GRADLAB_CPU": how, "TRITON_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run([sys.executable, str(script), *where], env={**os.environ, **settings},
-                         capture_output=True, text=True, timeout=240, check=False)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, str(script), *where],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["0"] * len(where), (
         "-14: it waited for a lock; 3: a wrong value, or a language left switched"
@@ -116,6 +122,12 @@ def test_a_child_forked_by_the_thread_that_holds_a_lock_goes_on_holding_it():
         "if child == 0: os._exit(len(put_back))\n"
         "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True,
-                         timeout=60, check=True)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert run.stdout.strip() == "0"

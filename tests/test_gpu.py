@@ -156,9 +156,13 @@ def test_a_part_that_is_none_is_one_line(monkeypatch, tmp_path, capsys):
 def test_parts(tmp_path):
     plan = {p.name: p for p in gpu.parts({"torch": "cuda", "jax": "cpu"}, tmp_path, ABOUT)}
     assert list(plan)[:6] == [
-        "smoke-torch", "smoke-jax", "torch-bfloat16-eager", "jax-bfloat16-compiled", "torch-float32-eager",
+        "smoke-torch",
+        "smoke-jax",
+        "torch-bfloat16-eager",
+        "jax-bfloat16-compiled",
+        "torch-float32-eager",
         "jax-float32-compiled",
-    ]  # fmt: skip
+    ]
     assert len(plan) == 12
     assert sum(p.most for name, p in plan.items() if name.startswith("smoke")) <= 150
     assert {p.missing for name, p in plan.items() if "jax" in name} == {"no CUDA device for jax, which sees cpu"}
@@ -300,8 +304,15 @@ def _running(pid):
 
 def test_module_runs_as_make_runs_it():
     done = subprocess.run(
-        [sys.executable, "-c", "from gradlab.profiling import gpu; gpu.devices = lambda: {'torch': 'cpu'}; raise SystemExit(gpu.main([]))"],
-        cwd=HERE.parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from gradlab.profiling import gpu; gpu.devices = lambda: {'torch': 'cpu'}; raise SystemExit(gpu.main([]))",
+        ],
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

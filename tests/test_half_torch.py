@@ -55,8 +55,10 @@ def test_cross_entropy(device, dtype, reduction):
     found = ratio(
         lambda x, t: lab.cross_entropy(x, t, reduction=reduction),
         lambda x, t: F.cross_entropy(x, t, reduction=reduction),
-        (x,), (t,), dy,
-    )  # fmt: skip
+        (x,),
+        (t,),
+        dy,
+    )
     assert max(found) <= 2, found
 
 

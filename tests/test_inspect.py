@@ -58,9 +58,20 @@ SASS = """
 
 def test_sass_is_counted_by_kind_and_line():
     assert sass.count(SASS, "/elsewhere/op_triton.py") == Counts(
-        instructions=23, tensor=4, loads=5, wide_loads=3, stores=1, wide_stores=0, copies=1, waits=2, barriers=1,
-        atomics=1, spills=3, spill_bytes=8 + 4 + 16, lines={40: 5, 41: 17},
-    )  # fmt: skip
+        instructions=23,
+        tensor=4,
+        loads=5,
+        wide_loads=3,
+        stores=1,
+        wide_stores=0,
+        copies=1,
+        waits=2,
+        barriers=1,
+        atomics=1,
+        spills=3,
+        spill_bytes=8 + 4 + 16,
+        lines={40: 5, 41: 17},
+    )
     assert sass.count(SASS).lines == {}
 
 
@@ -98,9 +109,18 @@ _k:                               ; @_k
 
 def test_amd_assembly_is_counted_by_kind_and_line():
     assert amdgcn.count(AMD, "op_triton.py") == Counts(
-        instructions=9, tensor=1, loads=2, wide_loads=1, stores=1, wide_stores=1, waits=1, barriers=1, spills=1,
-        spill_bytes=8, lines={12: 3, 14: 6},
-    )  # fmt: skip
+        instructions=9,
+        tensor=1,
+        loads=2,
+        wide_loads=1,
+        stores=1,
+        wide_stores=1,
+        waits=1,
+        barriers=1,
+        spills=1,
+        spill_bytes=8,
+        lines={12: 3, 14: 6},
+    )
     assert amdgcn.resources(AMD) == (27, 8, 64)
 
 
@@ -111,8 +131,11 @@ def test_an_inlined_instruction_goes_to_the_line_that_called_it():
         "\t.loc\t1 15 3                     // op_triton.py:15:3\n\t.loc\t2 7 7                      // standard.py:7:7\n"
     )
     assert sass.relined(ptx, "/here/op_triton.py").splitlines()[2:] == [
-        "\t.loc\t1 14 9", "\tadd.s32 %r1, %r2, %r3;", "\t.loc\t1 15 3", "\t.loc\t2 7 7                      // standard.py:7:7",
-    ]  # fmt: skip
+        "\t.loc\t1 14 9",
+        "\tadd.s32 %r1, %r2, %r3;",
+        "\t.loc\t1 15 3",
+        "\t.loc\t2 7 7                      // standard.py:7:7",
+    ]
     assert sass.relined(ptx, "other.py") == ptx
 
 
@@ -125,9 +148,11 @@ def test_an_instruction_inlined_twice_goes_to_the_line_that_called_it_as_triton_
         "\t.loc\t1 91 23                         // op_triton.py:91:23\n"
     )
     assert sass.relined(ptx, "/here/op_triton.py").splitlines()[3:] == [
-        "\t.loc\t1 90 14", "\t.loc\t1 90 14",
-        "\t.loc\t3 8 8, function_name $L__info_string1, inlined_at 2 99 99 // standard.py:8:8", "\t.loc\t1 91 23",
-    ]  # fmt: skip
+        "\t.loc\t1 90 14",
+        "\t.loc\t1 90 14",
+        "\t.loc\t3 8 8, function_name $L__info_string1, inlined_at 2 99 99 // standard.py:8:8",
+        "\t.loc\t1 91 23",
+    ]
 
 
 def test_an_operation_of_pallas_stands_on_the_innermost_line_of_its_kernel():
@@ -209,9 +234,17 @@ def code(**changes):
 def cpu_code(**changes):
     """The same of a CPU."""
     inner = CPUCounts(
-        instructions=60, loads=12, wide_loads=8, stores=4, wide_stores=4, bits=256, fmas=32, gathers=2, masked=6,
+        instructions=60,
+        loads=12,
+        wide_loads=8,
+        stores=4,
+        wide_stores=4,
+        bits=256,
+        fmas=32,
+        gathers=2,
+        masked=6,
         divisions=1,
-    )  # fmt: skip
+    )
     return Code(
         **{
             "op": "linear", "case": "transformer", "side": SIDE, "dtype": "float32", "arch": "native",

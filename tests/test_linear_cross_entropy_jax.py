@@ -29,8 +29,20 @@ def x64():
         yield
 
 
-def native(h, w, t, b=None, *, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, z_loss=0.0,
-           softcap=None, return_z_loss=False):  # fmt: skip
+def native(
+    h,
+    w,
+    t,
+    b=None,
+    *,
+    weight=None,
+    ignore_index=-100,
+    reduction="mean",
+    label_smoothing=0.0,
+    z_loss=0.0,
+    softcap=None,
+    return_z_loss=False,
+):
     """The logits written out, and optax's loss of soft labels."""
     x = h @ w if b is None else h @ w + b
     x = x if softcap is None else softcap * jnp.tanh(x / softcap)
@@ -308,14 +320,19 @@ H, W, T = np.ones((4, 3)), np.ones((3, 5)), np.zeros(4, "int32")
         ((H, W, T[:2]), {}, ValueError, "shape of labels is [2], wanted [4] like hidden's but its last axis"),
         ((H, W, T, H[0]), {}, ValueError, "bias of shape [3] is V = 3, wanted V = 5 like kernel's last axis"),
         ((H, W, T), {"weight": W}, ValueError, "weight of shape [3, 5] is 2-dimensional, wanted [V]"),
-        ((H, W, np.ones((4, 5))), {}, TypeError, "dtype of labels is float64, wanted classes: probabilities are as large"),
+        (
+            (H, W, np.ones((4, 5))),
+            {},
+            TypeError,
+            "dtype of labels is float64, wanted classes: probabilities are as large",
+        ),
         ((H, W, T > 0), {}, TypeError, "dtype of labels is bool, wanted an integer dtype"),
         ((H, W.astype("float32"), T), {}, TypeError, "dtype of kernel is float32, wanted float64 like hidden"),
         ((H, W, T), {"reduction": "max"}, ValueError, "reduction is 'max', wanted one of 'none', 'mean', 'sum'"),
         ((H, W, T), {"softcap": -1.0}, ValueError, "softcap is -1.0, wanted a number above 0, or None"),
         ((H, W, T), {"ignore_index": 1.0}, TypeError, "ignore_index is 1.0, wanted an int"),
     ],
-)  # fmt: skip
+)
 def test_refusals(args, options, error, message):
     with pytest.raises(error) as caught:
         linear_cross_entropy(*args, **options)

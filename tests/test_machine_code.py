@@ -54,8 +54,12 @@ def test_promises_are_kept(op, dtype):
 
 @pytest.mark.parametrize(
     ("op", "dtype", "case"),
-    [("linear", "float64", "relu"), ("cross_entropy", "float16", "ignored class, weights"), ("max_pool2d", "float64", "dilated")],
-)  # fmt: skip
+    [
+        ("linear", "float64", "relu"),
+        ("cross_entropy", "float16", "ignored class, weights"),
+        ("max_pool2d", "float64", "dilated"),
+    ],
+)
 def test_small_and_odd_sizes_compile_in_every_dtype(op, dtype, case):
     codes = inspect([op], sides=["torch"], dtypes=[dtype], case=case, lines=False)
     assert [code.error for code in codes if code.error] == []

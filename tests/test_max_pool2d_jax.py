@@ -41,10 +41,15 @@ def native(x, window, *, strides=None, padding="VALID", dilation=1):
     lead = [(0, 0)] * (x.ndim - 3)
     wide = jnp.pad(x, (*lead, *around, (0, 0)), constant_values=-jnp.inf)
     P, Q = ((n - k) // s + 1 for n, k, s in zip(wide.shape[-3:-1], reach, strides, strict=True))
-    return jnp.stack([
-        wide[..., r * spread[0] :, s * spread[1] :, :][..., : (P - 1) * strides[0] + 1 : strides[0], : (Q - 1) * strides[1] + 1 : strides[1], :]
-        for r in range(window[0]) for s in range(window[1])
-    ]).max(0)  # fmt: skip
+    return jnp.stack(
+        [
+            wide[..., r * spread[0] :, s * spread[1] :, :][
+                ..., : (P - 1) * strides[0] + 1 : strides[0], : (Q - 1) * strides[1] + 1 : strides[1], :
+            ]
+            for r in range(window[0])
+            for s in range(window[1])
+        ]
+    ).max(0)
 
 
 def there_and_back(fn, x, window, **options):
@@ -65,9 +70,12 @@ def assert_same(x, window, **options):
 
 # Each compiles anew. A border as wide as the window is refused.
 OPTIONS = pairwise(
-    [1, 2, (3, 2)], [None, 1, (2, 3)], ["VALID", "SAME", 1, ((1, 0), (0, 1))], [1, 2],
+    [1, 2, (3, 2)],
+    [None, 1, (2, 3)],
+    ["VALID", "SAME", 1, ((1, 0), (0, 1))],
+    [1, 2],
     allowed=lambda window, strides, padding, dilation: window != 1 or isinstance(padding, str),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(("window", "strides", "padding", "dilation"), OPTIONS)

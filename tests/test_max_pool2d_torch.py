@@ -70,9 +70,19 @@ def test_any_shape_and_window(data):
 
 
 LAYOUTS = [
-    "channels last", "transposed", "sliced", "expanded", "unbatched", "no images", "one channel", "sliced, channels last",
-    "one channel, channels last", "one image, channels last", "unbatched, channels last", "expanded, channels last",
-]  # fmt: skip
+    "channels last",
+    "transposed",
+    "sliced",
+    "expanded",
+    "unbatched",
+    "no images",
+    "one channel",
+    "sliced, channels last",
+    "one channel, channels last",
+    "one image, channels last",
+    "unbatched, channels last",
+    "expanded, channels last",
+]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -273,11 +283,14 @@ BAD = [
     (lambda x: lab.max_pool2d(x[:, :, :0], 2), r"input of shape \[1, 1, 0, 4\] is empty, wanted at least one"),
     (lambda x: lab.max_pool2d(x.to_sparse(), 2), r"layout of input is torch\.sparse_coo, wanted torch\.strided"),
     (lambda x: lab.max_pool2d(x, 9), r"the padded image is \[4, 4\], wanted at least the window's \[9, 9\]"),
-    (lambda x: lab.max_pool2d(x[0, 0], 2), r"input of shape \[4, 4\] is 2-dimensional, wanted \[B C H W\] or \[C H W\]"),
+    (
+        lambda x: lab.max_pool2d(x[0, 0], 2),
+        r"input of shape \[4, 4\] is 2-dimensional, wanted \[B C H W\] or \[C H W\]",
+    ),
     (lambda x: lab.max_pool2d(x[:, :0], 2), r"input of shape \[1, 0, 4, 4\] is empty, wanted at least one"),
     (lambda x: lab.max_pool2d(x.long(), 2), "dtype of input is int64, wanted one of"),
     (lambda x: lab.max_pool2d(x.tolist(), 2), "input is a list, wanted a torch.Tensor"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("call", "message"), BAD)

@@ -15,9 +15,12 @@ from gradlab.kernels import conv2d_triton, cross_entropy_triton, linear_triton, 
 
 def network(layers):
     return nn.Sequential(
-        layers.Conv2d(1, 4, 3, stride=2, padding=1), layers.ReLU(), layers.Conv2d(4, 4, 3, padding="same", groups=2),
-        nn.Flatten(), layers.Linear(64, 5),
-    ).double()  # fmt: skip
+        layers.Conv2d(1, 4, 3, stride=2, padding=1),
+        layers.ReLU(),
+        layers.Conv2d(4, 4, 3, padding="same", groups=2),
+        nn.Flatten(),
+        layers.Linear(64, 5),
+    ).double()
 
 
 def gradients(model, loss, x, t):
@@ -89,11 +92,17 @@ def test_convert_says_what_it_leaves_alone():
         def forward(self, input):
             return super().forward(input) + 1
 
-    model = nn.ModuleDict({
-        "own": Own(2, 2), "circular": nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), "relu": nn.ReLU(inplace=True),
-        "norm": nn.LayerNorm(2), "loss": nn.CrossEntropyLoss(label_smoothing=0.1), "weighted": nn.CrossEntropyLoss(torch.ones(2)),
-        "fine": nn.Linear(2, 2),
-    })  # fmt: skip
+    model = nn.ModuleDict(
+        {
+            "own": Own(2, 2),
+            "circular": nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"),
+            "relu": nn.ReLU(inplace=True),
+            "norm": nn.LayerNorm(2),
+            "loss": nn.CrossEntropyLoss(label_smoothing=0.1),
+            "weighted": nn.CrossEntropyLoss(torch.ones(2)),
+            "fine": nn.Linear(2, 2),
+        }
+    )
     done = lab.convert(model)
     assert done.swapped == ["loss", "weighted", "fine"]
     assert set(done.left) == {"own", "circular", "relu", "norm"}
@@ -128,10 +137,18 @@ def test_cross_entropy_loss_takes_a_cap_and_a_z_loss_too():
 
 
 BAD = {
-    "mode": (lambda: lab.Conv2d(1, 1, 3, padding_mode="reflect"), ValueError, "Conv2d: padding_mode is 'reflect', wanted 'zeros'"),
+    "mode": (
+        lambda: lab.Conv2d(1, 1, 3, padding_mode="reflect"),
+        ValueError,
+        "Conv2d: padding_mode is 'reflect', wanted 'zeros'",
+    ),
     "inplace": (lambda: lab.ReLU(inplace=True), ValueError, "ReLU: inplace is True, wanted False"),
-    "no module": (lambda: lab.convert(torch.relu), TypeError, "convert: model is a builtin_function_or_method, wanted a torch.nn"),
-}  # fmt: skip
+    "no module": (
+        lambda: lab.convert(torch.relu),
+        TypeError,
+        "convert: model is a builtin_function_or_method, wanted a torch.nn",
+    ),
+}
 
 
 @pytest.mark.parametrize(("call", "error", "message"), BAD.values(), ids=BAD)

@@ -163,22 +163,32 @@ def test_time_of_its_own_leaves_out_what_lies_inside():
 
     events = [("while", 0, 100, {}), ("dot", 10, 30, {}), ("add", 15, 5, {}), ("dot", 50, 30, {}), ("copy", 100, 7, {})]
     assert sorted((name, own) for name, own, _ in alone(events)) == [
-        ("add", 5), ("copy", 7), ("dot", 25), ("dot", 30), ("while", 40),
-    ]  # fmt: skip
+        ("add", 5),
+        ("copy", 7),
+        ("dot", 25),
+        ("dot", 30),
+        ("while", 40),
+    ]
     program = """
       %dot.7 = f32[2]{0} dot(%a, %b), metadata={op_name="jit(f)/transpose(jvp(linear))/gradlab_product_kernel/dot"}
       ROOT ynn_fusion.1 = f32[2]{0} fusion(%a), metadata={op_name="jit(f)/linear/gradlab_product_kernel/add"}
       %dot.8 = f32[2]{0} dot(%a), metadata={op_name="jit(f)/transpose(jvp(transpose(jvp(linear))))/gradlab_product_kernel/dot"}
       %other = f32[2]{0} add(%a, %b), metadata={op_name="jit(f)/add"}"""
     assert names(program) == {
-        "dot.7": "product_kernel backward", "ynn_fusion.1": "product_kernel forward", "dot.8": "product_kernel second",
-    }  # fmt: skip
+        "dot.7": "product_kernel backward",
+        "ynn_fusion.1": "product_kernel forward",
+        "dot.8": "product_kernel second",
+    }
 
 
 def test_merged_processes_keep_apart_and_time_starts_at_the_first_event():
     def of(pid, ts):
-        return {"events": [{"ph": "M", "name": "process_name", "pid": pid, "args": {"name": "python"}},
-                           {"ph": "X", "name": "a", "pid": pid, "tid": 1, "ts": ts, "dur": 2.0}]}  # fmt: skip
+        return {
+            "events": [
+                {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": "python"}},
+                {"ph": "X", "name": "a", "pid": pid, "tid": 1, "ts": ts, "dur": 2.0},
+            ]
+        }
 
     trace = json.loads(merged({"jax": of(7, 1.7e15 + 5.25), "torch": of(7, 1.7e15 + 1.0)}, {"cpu": "some"}))
     events = [e for e in trace["traceEvents"] if e["ph"] == "X"]
@@ -353,12 +363,20 @@ def test_ctrl_c_ends_the_processes_and_exits_with_130(tmp_path, monkeypatch, cap
 
 def test_a_device_column_stands_where_a_device_has_worked(capsys):
     found = {
-        "job": {"mode": "compile", "steps": 3}, "what": "linear", "steps": [[1e-3, 2e-3, 0.0]], "labels": [],
-        "interpreted": False, "device": "cuda",
-        "stages": {"dynamo": 1.5}, "breaks": [["x" * 9, 2]], "recompiled": [[str(i), 1] for i in range(7)],
-        "rows": [{"name": "_product_kernel", "count": 3, "seconds": 0.0, "device": 3e-6},
-                 {"name": "aten::mm", "count": 3, "seconds": 9.0, "device": 1e-6}],
-    }  # fmt: skip
+        "job": {"mode": "compile", "steps": 3},
+        "what": "linear",
+        "steps": [[1e-3, 2e-3, 0.0]],
+        "labels": [],
+        "interpreted": False,
+        "device": "cuda",
+        "stages": {"dynamo": 1.5},
+        "breaks": [["x" * 9, 2]],
+        "recompiled": [[str(i), 1] for i in range(7)],
+        "rows": [
+            {"name": "_product_kernel", "count": 3, "seconds": 0.0, "device": 3e-6},
+            {"name": "aten::mm", "count": 3, "seconds": 9.0, "device": 1e-6},
+        ],
+    }
     show("torch", found, Console(width=80))
     out = capsys.readouterr().out
     assert "on the device" in out

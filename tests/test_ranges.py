@@ -229,13 +229,23 @@ def test_a_payload_says_op_kernel_shapes_dtype_bytes_and_flops(torch_ranges):
     (op,) = torch_ranges[0]["forward"].inside
     M, K, N = 8, 5, 3
     assert op.payload == {
-        "op": "linear", "kernel": "", "pass": "forward", "shapes": "input[8 5], weight[3 5], bias[3]",
-        "dtype": "float32", "bytes": 4 * (M * K + K * N + N + M * N), "flops": 2 * M * K * N + M * N,
-    }  # fmt: skip
+        "op": "linear",
+        "kernel": "",
+        "pass": "forward",
+        "shapes": "input[8 5], weight[3 5], bias[3]",
+        "dtype": "float32",
+        "bytes": 4 * (M * K + K * N + N + M * N),
+        "flops": 2 * M * K * N + M * N,
+    }
     assert op.inside[0].payload == {
-        "op": "linear", "kernel": "product_kernel", "pass": "forward", "shapes": "0[8 5], 1[5 3], 2[3], 3[8 3]",
-        "dtype": "float32", "bytes": 4 * (M * K + K * N + N + M * N), "flops": 0,
-    }  # fmt: skip
+        "op": "linear",
+        "kernel": "product_kernel",
+        "pass": "forward",
+        "shapes": "0[8 5], 1[5 3], 2[3], 3[8 3]",
+        "dtype": "float32",
+        "bytes": 4 * (M * K + K * N + N + M * N),
+        "flops": 0,
+    }
     (back,) = torch_ranges[0]["backward"].inside
     assert back.payload["flops"] == 4 * M * K * N + M * N
     # The cotangent of a sum is one number that is expanded: its kernel reads w, the gate y and dy, and writes dx.
@@ -367,9 +377,21 @@ def test_off_nothing_arrives(listen):
 
 
 WORDS = (
-    "-m", "gradlab", "bench", "relu", "--side", "jax", "--case", "activations", "--mode", "eager", "--pass", "forward",
-    "--budget", "0.01",
-)  # fmt: skip
+    "-m",
+    "gradlab",
+    "bench",
+    "relu",
+    "--side",
+    "jax",
+    "--case",
+    "activations",
+    "--mode",
+    "eager",
+    "--pass",
+    "forward",
+    "--budget",
+    "0.01",
+)
 
 
 def test_bench_times_without_ranges_and_says_so(listen):

@@ -117,7 +117,10 @@ def test_the_command_writes_page_numbers_and_figures(collected, console, tmp_pat
 def test_an_interrupted_report_holds_what_was_finished(collected, console, tmp_path):
     def stops(into, scope, folder, said):
         gives(collected[0])(into, scope, folder, said)
-        into.groups, into.stages = [], {"check": {"became": DONE, "seconds": 1.0}, "bench torch": {"became": STOPPED, "seconds": 0.0}}  # fmt: skip
+        into.groups, into.stages = (
+            [],
+            {"check": {"became": DONE, "seconds": 1.0}, "bench torch": {"became": STOPPED, "seconds": 0.0}},
+        )
         raise KeyboardInterrupt
 
     assert run(asked(tmp_path), console, stops) == 130
@@ -145,15 +148,34 @@ def test_what_failed_is_the_exit_code_and_on_the_page(collected, console, tmp_pa
 
 
 GROUP = Group(
-    "relu", "large", {"E": 64}, "torch", FORWARD, "float32", "cuda", 0, 64, 512, 1e9, 1e9,
-    (Member("hand", "gradlab.torch", "eager", "WRONG", "y is off"),
-     Member("native", "F.relu", "eager", warm=(1e-6,) * 9, cold=(2e-6,) * 9, host=(3e-6,) * 9)),
-)  # fmt: skip
+    "relu",
+    "large",
+    {"E": 64},
+    "torch",
+    FORWARD,
+    "float32",
+    "cuda",
+    0,
+    64,
+    512,
+    1e9,
+    1e9,
+    (
+        Member("hand", "gradlab.torch", "eager", "WRONG", "y is off"),
+        Member("native", "F.relu", "eager", warm=(1e-6,) * 9, cold=(2e-6,) * 9, host=(3e-6,) * 9),
+    ),
+)
 
 
 def test_training_has_its_section(collected, console, tmp_path):
-    found = {"name": "digits-cnn", "columns": ["run", "loss"], "rows": [["torch hand", "0.1"]], "notes": ["a note"],
-             "figure": "training/loss.png", "size": [800, 600]}  # fmt: skip
+    found = {
+        "name": "digits-cnn",
+        "columns": ["run", "loss"],
+        "rows": [["torch hand", "0.1"]],
+        "notes": ["a note"],
+        "figure": "training/loss.png",
+        "size": [800, 600],
+    }
 
     def trained(out):
         (out / "training").mkdir()
@@ -215,9 +237,18 @@ def browser(tmp_path_factory):
         pytest.skip("needs Chromium and its driver: apt install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for word in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
-                 "disable-background-networking", "disable-component-update", "disable-dev-shm-usage",
-                 f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):  # fmt: skip
+    for word in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-sync",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-dev-shm-usage",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
         options.add_argument(f"--{word}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
@@ -261,15 +292,24 @@ def every_op(opened, collected, tmp_path, monkeypatch):
     group = dataclasses.replace(GROUP, members=(hand, native), twin=native.warm)
     groups = [
         dataclasses.replace(group, op=op, side=side, direction=way).as_json()
-        for op in names for side in SIDES for way in (FORWARD, BACKWARD)
-    ]  # fmt: skip
+        for op in names
+        for side in SIDES
+        for way in (FORWARD, BACKWARD)
+    ]
     (check,), kernel = collected[0].checks, collected[0].kernels[0]
-    page.write(dataclasses.replace(
-        collected[0], scope={**collected[0].scope, "ops": list(names)}, groups=groups,
-        checks=[{**check, "op": op, "findings": [{**check["findings"][0], "verdict": "inconclusive"}]} for op in names],
-        kernels=[{**kernel, "op": op, "registers": 255, "spill_bytes": 12345} for op in names],
-        promises=[{**promise, "op": op} for promise in collected[0].promises[:1] * 12 for op in names],
-    ), tmp_path)  # fmt: skip
+    page.write(
+        dataclasses.replace(
+            collected[0],
+            scope={**collected[0].scope, "ops": list(names)},
+            groups=groups,
+            checks=[
+                {**check, "op": op, "findings": [{**check["findings"][0], "verdict": "inconclusive"}]} for op in names
+            ],
+            kernels=[{**kernel, "op": op, "registers": 255, "spill_bytes": 12345} for op in names],
+            promises=[{**promise, "op": op} for promise in collected[0].promises[:1] * 12 for op in names],
+        ),
+        tmp_path,
+    )
     opened.get((tmp_path / "report.html").as_uri())
     yield opened
     opened.get(before)

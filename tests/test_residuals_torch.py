@@ -84,10 +84,14 @@ def given_away(**options):
     return (lambda x, t: lab.cross_entropy(x * 1, t, inplace=True, **options)), [x, t]
 
 
-SUBJECTS = {f"{name}, {case.name}": functools.partial(called, name, case) for name, op in specs().items() for case in op.select("check")} | {
+SUBJECTS = {
+    f"{name}, {case.name}": functools.partial(called, name, case)
+    for name, op in specs().items()
+    for case in op.select("check")
+} | {
     "cross_entropy, inplace": given_away,
     "cross_entropy, inplace, none": functools.partial(given_away, reduction="none"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)

@@ -160,8 +160,9 @@ def test_trees_of_mixed_dtypes_and_half_precision():
     given = mixed(p), mixed(g), SGDState(state.count, mixed(state.trace))
     exact = jax.tree.map(lambda t: t.astype("float64") if t.ndim else t, given)
     options = {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}
-    for got, want in zip(jax.tree.leaves(sgd_step(*given, **options)),
-                         jax.tree.leaves(sgd_step(*exact, **options)), strict=True):  # fmt: skip
+    for got, want in zip(
+        jax.tree.leaves(sgd_step(*given, **options)), jax.tree.leaves(sgd_step(*exact, **options)), strict=True
+    ):
         if got.ndim:
             error = np.abs(np.float64(got) - want)
             # eps x value is at least one ulp, half of it is the rounding; what cancels in float32 adds the rest.
@@ -356,13 +357,18 @@ MISFITS = [
     ([P], P, S, ValueError, "sgd_step: the tree of params is "),
     (P, P, S._replace(trace=(P, P)), ValueError, "sgd_step: the tree of state.trace is "),
     (P, P, S._replace(trace=None), ValueError, LACKS),
-    ({"w": P}, {"w": P[:2]}, SGDState(0, {"w": P}), ValueError,
-     "sgd_step: shape of params['w'] is [3], wanted [2] like grads"),
+    (
+        {"w": P},
+        {"w": P[:2]},
+        SGDState(0, {"w": P}),
+        ValueError,
+        "sgd_step: shape of params['w'] is [3], wanted [2] like grads",
+    ),
     (P, P, S._replace(trace=P[:1]), ValueError, "sgd_step: shape of state.trace is [1], wanted [3] like grads"),
     (P.astype("float16"), P, S, TypeError, "sgd_step: dtype of params is float16, wanted float32 like grads"),
     (P, P.astype("int32"), S, TypeError, "sgd_step: dtype of grads is int32, wanted one of float64, float32, "),
     (P, P, S._replace(trace="b"), TypeError, "sgd_step: state.trace is a str, wanted a jax.Array"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("params", "grads", "state", "error", "message"), MISFITS, ids=range(len(MISFITS)))
@@ -380,12 +386,18 @@ def test_refusals(params, grads, state, error, message):
         (lambda: sgd(0.1).init({"w": "w"}), TypeError, "sgd: params['w'] is a str, wanted a jax.Array"),
         (lambda: sgd(0.1, accumulator_dtype="float32"), ValueError, "sgd: accumulator_dtype is float32, wanted None"),
         (lambda: sgd(0.1, 0.9).update(P, sgd(0.1).init(P)), ValueError, "sgd: state.trace is None, wanted buffers"),
-        (lambda: sgd_step(P, P, S, learning_rate=0.1, nesterov=True), ValueError,
-         "sgd_step: nesterov is True with momentum None and dampening 0.0, wanted a momentum and zero dampening with"),
-        (lambda: sgd_step(P, P, S, learning_rate=0.1, momentum=0.9, dampening=0.1, nesterov=True), ValueError,
-         "sgd_step: nesterov is True with momentum 0.9 and dampening 0.1, wanted a momentum"),
+        (
+            lambda: sgd_step(P, P, S, learning_rate=0.1, nesterov=True),
+            ValueError,
+            "sgd_step: nesterov is True with momentum None and dampening 0.0, wanted a momentum and zero dampening with",
+        ),
+        (
+            lambda: sgd_step(P, P, S, learning_rate=0.1, momentum=0.9, dampening=0.1, nesterov=True),
+            ValueError,
+            "sgd_step: nesterov is True with momentum 0.9 and dampening 0.1, wanted a momentum",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refusals_of_options(call, error, message):
     with pytest.raises(error) as caught:
         call()

@@ -154,11 +154,19 @@ Z = torch.zeros(3)
 BAD = {
     "complex": (lambda: lab.sgd_step(Z * 1j, Z, Z), TypeError, "sgd_step: dtype of param is complex64"),
     "shapes": (lambda: lab.sgd_step(Z, Z[:2]), ValueError, r"sgd_step: shape of grad is \[2\], wanted \[3\] like"),
-    "buffer": (lambda: lab.sgd_step(Z, Z, Z[:1], momentum=0.9), ValueError, r"sgd_step: shape of momentum_buffer is \[1\], wanted"),
+    "buffer": (
+        lambda: lab.sgd_step(Z, Z, Z[:1], momentum=0.9),
+        ValueError,
+        r"sgd_step: shape of momentum_buffer is \[1\], wanted",
+    ),
     "mixed": (lambda: lab.sgd_step(Z, Z.double()), TypeError, "sgd_step: dtype of grad is float64, wanted float32"),
     "not a tensor": (lambda: lab.sgd_step(Z, [0.0]), TypeError, "sgd_step: grad is a list, wanted a torch.Tensor"),
-    "a step of nesterov": (lambda: lab.sgd_step(Z, Z, nesterov=True), ValueError, "sgd_step: nesterov is True with momentum 0.0 and dampening 0.0, wanted a momentum"),
-}  # fmt: skip
+    "a step of nesterov": (
+        lambda: lab.sgd_step(Z, Z, nesterov=True),
+        ValueError,
+        "sgd_step: nesterov is True with momentum 0.0 and dampening 0.0, wanted a momentum",
+    ),
+}
 
 
 @pytest.mark.parametrize(("call", "error", "message"), BAD.values(), ids=BAD)

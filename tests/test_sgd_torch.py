@@ -188,8 +188,11 @@ def test_a_grad_scaler_leaves_out_what_overflowed(device):
 def test_layouts_of_parameters_and_gradients(device):
     """Transposed, channels_last and sliced parameters; a gradient laid out otherwise, and an expanded one."""
     base = torch.randn(4, 6, dtype=torch.float64, device=device)
-    given = [base.t(), torch.randn(2, 3, 4, 5, dtype=torch.float64, device=device).to(memory_format=torch.channels_last),
-             torch.randn(6, 6, dtype=torch.float64, device=device)[::2, 1:4]]  # fmt: skip
+    given = [
+        base.t(),
+        torch.randn(2, 3, 4, 5, dtype=torch.float64, device=device).to(memory_format=torch.channels_last),
+        torch.randn(6, 6, dtype=torch.float64, device=device)[::2, 1:4],
+    ]
     ours = [torch.nn.Parameter(t) for t in given]
     theirs = [torch.nn.Parameter(t.detach().clone()) for t in given]
     a, b = (kind(ps, lr=0.1, momentum=0.9) for kind, ps in ((lab.SGD, ours), (torch.optim.SGD, theirs)))

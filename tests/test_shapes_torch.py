@@ -20,9 +20,14 @@ LEADING = [(), (0,), (3,), (2, 0), (2, 3)]
 def cases():
     """(name, ours, native, the inputs' shapes)."""
     same = lambda name, one, shapes, **options: [
-        (f"{name} {shape} {options or ''}", functools.partial(getattr(lab, name), **options),
-         functools.partial(one, **options), shape) for shape in shapes
-    ]  # fmt: skip
+        (
+            f"{name} {shape} {options or ''}",
+            functools.partial(getattr(lab, name), **options),
+            functools.partial(one, **options),
+            shape,
+        )
+        for shape in shapes
+    ]
     yield from same("relu", F.relu, [(s,) for s in ANY])
     yield from same("sigmoid", torch.sigmoid, [(s,) for s in ANY])
     yield from same("tanh", torch.tanh, [(s,) for s in ANY])

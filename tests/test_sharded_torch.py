@@ -19,10 +19,13 @@ def test_two_ranks_step_and_clip_as_torch_does(tmp_path):
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.sharded", str(rank), str(WORLD), str(tmp_path / "store")],
-            cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(WORLD)
-    ]  # fmt: skip
+    ]
     try:
         said = [rank.communicate(timeout=300)[0] for rank in ranks]
     finally:

@@ -133,7 +133,7 @@ def network(kind):
     torch.manual_seed(0)
     return torch.nn.Sequential(
         layers.Conv2d(1, 2, 3, padding=1), layers.ReLU(), torch.nn.Flatten(), layers.Linear(2 * 4 * 4, 3)
-    ).double()  # fmt: skip
+    ).double()
 
 
 def test_per_sample_gradients_and_hessian_of_a_network(device):
@@ -150,11 +150,13 @@ def test_per_sample_gradients_and_hessian_of_a_network(device):
         def of_bias(bias, weights=weights, loss=loss):
             return loss({**weights, "3.bias": bias}, x[0], t[0])
 
-        found.append([
-            vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, t),
-            jacrev(jacrev(of_bias))(weights["3.bias"]),
-            vmap(grad(lambda w, x, loss=loss: loss(w, x, t[0])), in_dims=(None, 0))(weights, x),
-        ])  # fmt: skip
+        found.append(
+            [
+                vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, t),
+                jacrev(jacrev(of_bias))(weights["3.bias"]),
+                vmap(grad(lambda w, x, loss=loss: loss(w, x, t[0])), in_dims=(None, 0))(weights, x),
+            ]
+        )
     same(*found)
 
 

@@ -13,9 +13,15 @@ from gradlab.workloads.workload import DataError, batches, score, shown, steps
 
 def test_shapes_and_names_are_worked_out():
     assert WORKLOADS["mnist-cnn"].network.parameters() == {
-        "conv1.weight": (32, 1, 5, 5), "conv1.bias": (32,), "conv2.weight": (64, 32, 5, 5), "conv2.bias": (64,),
-        "linear1.weight": (128, 64 * 4 * 4), "linear1.bias": (128,), "linear2.weight": (10, 128), "linear2.bias": (10,),
-    }  # fmt: skip
+        "conv1.weight": (32, 1, 5, 5),
+        "conv1.bias": (32,),
+        "conv2.weight": (64, 32, 5, 5),
+        "conv2.bias": (64,),
+        "linear1.weight": (128, 64 * 4 * 4),
+        "linear1.bias": (128,),
+        "linear2.weight": (10, 128),
+        "linear2.bias": (10,),
+    }
     lenet = WORKLOADS["cifar-lenet"].network
     assert [p.after for p in lenet.placed() if isinstance(p.layer, Pool)] == [(6, 14, 14), (16, 5, 5)]
     assert lenet.parameters()["linear1.weight"] == (120, 400)
@@ -51,9 +57,16 @@ def test_first_weights():
 
 def test_the_catalogue_is_whole():
     assert list(WORKLOADS) == [
-        "linear-regression", "sigmoid-net", "digits-mlp", "digits-cnn", "mnist-mlp", "mnist-cnn", "cifar-lenet",
-        "recommender", "text-classifier",
-    ]  # fmt: skip
+        "linear-regression",
+        "sigmoid-net",
+        "digits-mlp",
+        "digits-cnn",
+        "mnist-mlp",
+        "mnist-cnn",
+        "cifar-lenet",
+        "recommender",
+        "text-classifier",
+    ]
     with pytest.raises(
         ValueError, match=r"unknown workload 'imagenet'; the lab has linear-regression, .*text-classifier"
     ):
@@ -153,18 +166,27 @@ WANTED = "wanted mnist.npz with x_train"
     [
         (lambda p: p / "absent.npz", "No such file or directory, " + WANTED),
         (lambda p: p, "Is a directory, " + WANTED),
-        (lambda p: (p / "t.npz").write_bytes(archive(p / "m.npz").read_bytes()[:5000]) and p / "t.npz", "broken or truncated"),
+        (
+            lambda p: (p / "t.npz").write_bytes(archive(p / "m.npz").read_bytes()[:5000]) and p / "t.npz",
+            "broken or truncated",
+        ),
         (lambda p: (p / "t.npz").write_bytes(b"") or p / "t.npz", "broken or truncated"),
         (lambda p: (p / "t.npz").write_text("hello") and p / "t.npz", "broken or truncated"),
         (lambda p: np.save(p / "t.npy", np.ones(3)) or p / "t.npy", "holds one array, " + WANTED),
         (lambda p: archive(p / "m.npz", x_test=None), r"holds x_train, y_train, y_test, " + WANTED),
-        (lambda p: archive(p / "m.npz", x_test=np.zeros((7, 8, 8), np.uint8)), r"x_test is uint8\[7, 8, 8\], " + WANTED),
-        (lambda p: archive(p / "m.npz", x_train=np.zeros((30, 28, 28))), r"x_train is float64\[30, 28, 28\], " + WANTED),
+        (
+            lambda p: archive(p / "m.npz", x_test=np.zeros((7, 8, 8), np.uint8)),
+            r"x_test is uint8\[7, 8, 8\], " + WANTED,
+        ),
+        (
+            lambda p: archive(p / "m.npz", x_train=np.zeros((30, 28, 28))),
+            r"x_train is float64\[30, 28, 28\], " + WANTED,
+        ),
         (lambda p: archive(p / "m.npz", y_train=np.zeros(29, np.uint8)), r"x_train is uint8\[30, 28, 28\], " + WANTED),
         (lambda p: archive(p / "m.npz", y_test=np.full(7, 11, np.uint8)), "y_test holds 11, wanted digits 0 to 9"),
         (lambda p: archive(p / "m.npz", y_test=np.array([{}] * 7)), "broken or truncated"),
     ],
-)  # fmt: skip
+)
 def test_mnist_that_is_wrong_is_one_line(tmp_path, make, message):
     path = make(tmp_path)
     with pytest.raises(DataError, match=message) as caught:

@@ -89,8 +89,9 @@ plain_step = compiled(
 )
 
 
-def adam_init(params: Any, *, amsgrad: bool = False, mu_dtype: Any = None, master_weights: bool = False,
-              state_dtype: Any = None) -> AdamState:  # fmt: skip
+def adam_init(
+    params: Any, *, amsgrad: bool = False, mu_dtype: Any = None, master_weights: bool = False, state_dtype: Any = None
+) -> AdamState:
     """The state of `adam_step` before the first step: no steps, moments of zero.
 
     Args:
@@ -159,9 +160,15 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
         NotImplementedError: a second derivative, or one with respect to another scalar option.
     """
     options = {
-        "b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "weight_decay": weight_decay, "decoupled": decoupled,
-        "maximize": maximize, "corrected_max": corrected_max and state.nu_max is not None,
-    }  # fmt: skip
+        "b1": b1,
+        "b2": b2,
+        "eps": eps,
+        "eps_root": eps_root,
+        "weight_decay": weight_decay,
+        "decoupled": decoupled,
+        "maximize": maximize,
+        "corrected_max": corrected_max and state.nu_max is not None,
+    }
     if max_norm is not None:
         scale = jnp.ones(()) if grad_scale is None else jnp.asarray(grad_scale).reshape(())
         want_norm("adam_step", max_norm)
@@ -196,8 +203,16 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
     return p, after
 
 
-def over_leaves(op: str, params: Any, grads: Any, state: AdamState, learning_rate: Rate, options: dict[str, Any],
-                update: bool = False, decayed: Any = None) -> tuple[Any, AdamState]:  # fmt: skip
+def over_leaves(
+    op: str,
+    params: Any,
+    grads: Any,
+    state: AdamState,
+    learning_rate: Rate,
+    options: dict[str, Any],
+    update: bool = False,
+    decayed: Any = None,
+) -> tuple[Any, AdamState]:
     """The plain step of every leaf; `update`: p' - p in place of p', params None without decay.
 
     `decayed` is a list of whether each leaf's weight decays; all do when it is None.
@@ -224,8 +239,9 @@ def _numbers(op: str, lr: Any, count: jax.Array, dtype: Any, options: dict[str, 
     return optimizer.number(op, "learning_rate", lr, scalars.dtype), scalars
 
 
-def _columns(op: str, params: Any, grads: Any, state: AdamState, dtype: Any,
-             mastered: bool) -> tuple[Any, list[tuple[jax.Array, ...]]]:  # fmt: skip
+def _columns(
+    op: str, params: Any, grads: Any, state: AdamState, dtype: Any, mastered: bool
+) -> tuple[Any, list[tuple[jax.Array, ...]]]:
     """The structure of grads, and (g, p, m, v) or (g, p, m, v, x) of each leaf, in the dtypes that the words ask for.
 
     The first moment may have one of its own, unless it is rounded at random.
@@ -263,9 +279,19 @@ def _half(p: Any) -> bool:
     return getattr(p, "dtype", None) in (jnp.float16, jnp.bfloat16)
 
 
-def by_spec(p: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array, lr: jax.Array, x: jax.Array | None = None, *,
-            beta1: float = BETA1, beta2: float = BETA2, step: int = 1,
-            **options: Any) -> tuple[jax.Array, ...]:  # fmt: skip
+def by_spec(
+    p: jax.Array,
+    g: jax.Array,
+    m: jax.Array,
+    v: jax.Array,
+    lr: jax.Array,
+    x: jax.Array | None = None,
+    *,
+    beta1: float = BETA1,
+    beta2: float = BETA2,
+    step: int = 1,
+    **options: Any,
+) -> tuple[jax.Array, ...]:
     """adam_step of one array with the Spec's options; amsgrad is torch's."""
     state = AdamState(jnp.asarray(step - 1, jnp.int32), m, v, x)
     p, state = adam_step(p, g, state, learning_rate=lr, b1=beta1, b2=beta2, corrected_max=False, **options)

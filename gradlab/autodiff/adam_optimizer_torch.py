@@ -57,10 +57,20 @@ class Adam(OneLaunch, torch.optim.Adam):
                  seed: int = 0) -> None:  # fmt: skip
         # By its name: AdamW's, which stands between, takes no decoupled_weight_decay.
         torch.optim.Adam.__init__(
-            self, params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, foreach=foreach,
-            maximize=maximize, capturable=capturable, differentiable=differentiable, fused=fused,
+            self,
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
-        )  # fmt: skip
+        )
         self.max_norm, self.master_weights, self.state_dtype, self.seed = max_norm, master_weights, state_dtype, seed
         self._refuse_options()
 
@@ -117,10 +127,15 @@ class Adam(OneLaunch, torch.optim.Adam):
         scalars = self._scalars.get((id(group), turn, at_hand))
         if scalars is None:
             scalars = self._scalars[id(group), turn, at_hand] = kernels.scalars(
-                lr=float(group["lr"]) if at_hand else 1.0, step=turn, beta1=float(group["betas"][0]),
-                beta2=float(group["betas"][1]), eps=float(group["eps"]), weight_decay=float(group["weight_decay"]),
-                maximize=group["maximize"], decoupled=group["decoupled_weight_decay"],
-            )  # fmt: skip
+                lr=float(group["lr"]) if at_hand else 1.0,
+                step=turn,
+                beta1=float(group["betas"][0]),
+                beta2=float(group["betas"][1]),
+                eps=float(group["eps"]),
+                weight_decay=float(group["weight_decay"]),
+                maximize=group["maximize"],
+                decoupled=group["decoupled_weight_decay"],
+            )
         return scalars
 
     def _numbers(self, group: dict[str, Any], p: torch.Tensor) -> list[float]:
@@ -144,8 +159,9 @@ class Adam(OneLaunch, torch.optim.Adam):
         state["step"] = step.to(p.device, torch.float32, non_blocking=True)
         return state["step"]
 
-    def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple],
-                  clip: torch.Tensor | None) -> None:  # fmt: skip
+    def _step_all(
+        self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple], clip: torch.Tensor | None
+    ) -> None:
         params, grads, exp_avgs, exp_avg_sqs, tops, masters = columns
         rates, steps, keys = (list(column) for column in zip(*late, strict=True))
         found = self._amp("found_inf", params[0])
@@ -154,11 +170,20 @@ class Adam(OneLaunch, torch.optim.Adam):
             advance = 1.0 if found is None else torch.eq(found, 0).to(torch.float32)
             torch._foreach_add_(counted, advance)
         kernels.adam_(
-            params, grads, exp_avgs, exp_avg_sqs, tops if _any(tops) else [], scalars,
-            masters=masters if _any(masters) else [], lrs=rates if _any(rates) else [], steps=steps if counted else [],
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            tops if _any(tops) else [],
+            scalars,
+            masters=masters if _any(masters) else [],
+            lrs=rates if _any(rates) else [],
+            steps=steps if counted else [],
             keys=keys if self.state_dtype == torch.bfloat16 else [],
-            grad_scale=self._amp("grad_scale", params[0]), found_inf=found, clip=clip,
-        )  # fmt: skip
+            grad_scale=self._amp("grad_scale", params[0]),
+            found_inf=found,
+            clip=clip,
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state_dict of this class or of torch.optim.Adam; moments come to their dtype, masters stay float32."""
@@ -192,9 +217,16 @@ class AdamW(Adam, torch.optim.AdamW):
             master_weights, state_dtype, seed: as in `Adam`; weight_decay is 0.01 when not given.
     """
 
-    def __init__(self, params: Any, lr: float | torch.Tensor = LR, betas: tuple[float, float] = (BETA1, BETA2),
-                 eps: float = EPS, weight_decay: float = 1e-2, amsgrad: bool = False,
-                 **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        params: Any,
+        lr: float | torch.Tensor = LR,
+        betas: tuple[float, float] = (BETA1, BETA2),
+        eps: float = EPS,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True, **options)
 
 

@@ -76,10 +76,21 @@ class Pullback(Function):
 
 
 @public("adam")
-def adam_step(param: torch.Tensor, grad: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor,
-              max_exp_avg_sq: torch.Tensor | None = None, *, step: int, lr: float | torch.Tensor = LR,
-              betas: tuple[float, float] = (BETA1, BETA2), eps: float = EPS, weight_decay: float = 0.0,
-              decoupled: bool = False, maximize: bool = False) -> tuple[torch.Tensor, ...]:  # fmt: skip
+def adam_step(
+    param: torch.Tensor,
+    grad: torch.Tensor,
+    exp_avg: torch.Tensor,
+    exp_avg_sq: torch.Tensor,
+    max_exp_avg_sq: torch.Tensor | None = None,
+    *,
+    step: int,
+    lr: float | torch.Tensor = LR,
+    betas: tuple[float, float] = (BETA1, BETA2),
+    eps: float = EPS,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> tuple[torch.Tensor, ...]:
     """One step of Adam as a function: (p', m', v') of p, g, m, v, or with amsgrad's x (p', m', v', x').
 
     Inputs are not changed. x' = max(x, v') before the bias correction, as torch.optim has it.
@@ -117,9 +128,15 @@ def adam_step(param: torch.Tensor, grad: torch.Tensor, exp_avg: torch.Tensor, ex
             refuse("adam_step", argument, "a tensor that requires a gradient", "a number: only lr has one", TypeError)
     rate = _rate(lr, param) if isinstance(lr, torch.Tensor) else None
     scalars = kernels.scalars(
-        lr=1.0 if isinstance(lr, torch.Tensor) else lr, step=step, beta1=float(betas[0]), beta2=float(betas[1]),
-        eps=float(eps), weight_decay=float(weight_decay), decoupled=decoupled, maximize=maximize,
-    )  # fmt: skip
+        lr=1.0 if isinstance(lr, torch.Tensor) else lr,
+        step=step,
+        beta1=float(betas[0]),
+        beta2=float(betas[1]),
+        eps=float(eps),
+        weight_decay=float(weight_decay),
+        decoupled=decoupled,
+        maximize=maximize,
+    )
     return Step.apply(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, rate, scalars)
 
 
@@ -135,8 +152,18 @@ def _rate(lr: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
     return lr.to(param.device, non_blocking=True).reshape(())
 
 
-def by_spec(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, lr: torch.Tensor,
-            x: torch.Tensor | None = None, *, beta1: float = BETA1, beta2: float = BETA2, step: int = 1,
-            **options: Any) -> tuple[torch.Tensor, ...]:  # fmt: skip
+def by_spec(
+    p: torch.Tensor,
+    g: torch.Tensor,
+    m: torch.Tensor,
+    v: torch.Tensor,
+    lr: torch.Tensor,
+    x: torch.Tensor | None = None,
+    *,
+    beta1: float = BETA1,
+    beta2: float = BETA2,
+    step: int = 1,
+    **options: Any,
+) -> tuple[torch.Tensor, ...]:
     """adam_step with the Spec's options."""
     return adam_step(p, g, m, v, x, step=step, lr=lr, betas=(beta1, beta2), **options)

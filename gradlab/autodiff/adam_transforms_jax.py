@@ -12,9 +12,16 @@ from gradlab.autodiff.optimizer_jax import GradientTransformation, Rate
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
 
 
-def adam(learning_rate: Rate = LR, b1: float | jax.Array = BETA1, b2: float | jax.Array = BETA2,
-         eps: float | jax.Array = EPS, eps_root: float | jax.Array = 0.0, mu_dtype: Any = None, *,
-         nesterov: bool = False) -> GradientTransformation:  # fmt: skip
+def adam(
+    learning_rate: Rate = LR,
+    b1: float | jax.Array = BETA1,
+    b2: float | jax.Array = BETA2,
+    eps: float | jax.Array = EPS,
+    eps_root: float | jax.Array = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = False,
+) -> GradientTransformation:
     """Adam as a gradient transformation; `optax.adam` by hand.
 
     update = -lr / (1 - b1^s) m' / (sqrt(v' / (1 - b2^s) + eps_root) + eps) (gradlab/kernels/adam.py has the whole).
@@ -36,10 +43,18 @@ def adam(learning_rate: Rate = LR, b1: float | jax.Array = BETA1, b2: float | ja
     return _transformation("adam", learning_rate, _options(b1, b2, eps, eps_root), mu_dtype)
 
 
-def adamw(learning_rate: Rate = LR, b1: float | jax.Array = BETA1, b2: float | jax.Array = BETA2,
-          eps: float | jax.Array = EPS, eps_root: float | jax.Array = 0.0, mu_dtype: Any = None,
-          weight_decay: Rate = 1e-4, mask: Any | Callable[[Any], Any] | None = None, *,
-          nesterov: bool = False) -> GradientTransformation:  # fmt: skip
+def adamw(
+    learning_rate: Rate = LR,
+    b1: float | jax.Array = BETA1,
+    b2: float | jax.Array = BETA2,
+    eps: float | jax.Array = EPS,
+    eps_root: float | jax.Array = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: Rate = 1e-4,
+    mask: Any | Callable[[Any], Any] | None = None,
+    *,
+    nesterov: bool = False,
+) -> GradientTransformation:
     """Adam with decoupled weight decay as a gradient transformation; `optax.adamw` by hand.
 
     update = -lr weight_decay p - the step of `adam`.
@@ -58,10 +73,16 @@ def adamw(learning_rate: Rate = LR, b1: float | jax.Array = BETA1, b2: float | j
     return _transformation("adamw", learning_rate, options, mu_dtype, mask)
 
 
-def amsgrad(learning_rate: Rate = LR, b1: float | jax.Array = BETA1, b2: float | jax.Array = BETA2,
-            eps: float | jax.Array = EPS, eps_root: float | jax.Array = 0.0, mu_dtype: Any = None,
-            bias_correction_mu: bool = True,
-            bias_correction_nu: bool = True) -> GradientTransformation:  # fmt: skip
+def amsgrad(
+    learning_rate: Rate = LR,
+    b1: float | jax.Array = BETA1,
+    b2: float | jax.Array = BETA2,
+    eps: float | jax.Array = EPS,
+    eps_root: float | jax.Array = 0.0,
+    mu_dtype: Any = None,
+    bias_correction_mu: bool = True,
+    bias_correction_nu: bool = True,
+) -> GradientTransformation:
     """AMSGrad as a gradient transformation; `optax.amsgrad` by hand.
 
     x' = max(x, v' / (1 - b2^s)), and update = -lr / (1 - b1^s) m' / (sqrt(x' + eps_root) + eps).
@@ -87,8 +108,9 @@ def _refuse_nesterov(op: str, nesterov: bool) -> None:
         refuse(op, "nesterov", nesterov, "False")
 
 
-def _transformation(op: str, learning_rate: Rate, options: dict[str, Any], mu_dtype: Any,
-                    mask: Any = None) -> GradientTransformation:  # fmt: skip
+def _transformation(
+    op: str, learning_rate: Rate, options: dict[str, Any], mu_dtype: Any, mask: Any = None
+) -> GradientTransformation:
     decays = "decoupled" in options
     mu_dtype = optimizer.float_dtype(op, "mu_dtype", mu_dtype)
 
@@ -105,9 +127,15 @@ def _transformation(op: str, learning_rate: Rate, options: dict[str, Any], mu_dt
             refuse(op, "params", "None", "the parameters: update(grads, state, params)")
         decay = optimizer.rate(options["weight_decay"], state.count)
         return over_leaves(
-            op, params if decays else None, grads, state, learning_rate, options | {"weight_decay": decay},
-            update=True, decayed=_decayed(mask, grads),
-        )  # fmt: skip
+            op,
+            params if decays else None,
+            grads,
+            state,
+            learning_rate,
+            options | {"weight_decay": decay},
+            update=True,
+            decayed=_decayed(mask, grads),
+        )
 
     return GradientTransformation(init, update)
 

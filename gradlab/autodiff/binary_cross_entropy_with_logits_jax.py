@@ -62,9 +62,14 @@ derivative = compiled(_derivative_rule, static_argnums=(5, 6, 7))
 
 
 @public("binary_cross_entropy_with_logits")
-def binary_cross_entropy_with_logits(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | None = None,
-                                     reduction: str = "mean",
-                                     pos_weight: jax.Array | None = None) -> jax.Array:  # fmt: skip
+def binary_cross_entropy_with_logits(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    weight: jax.Array | None = None,
+    reduction: str = "mean",
+    pos_weight: jax.Array | None = None,
+) -> jax.Array:
     """Negative log-likelihood of labels[...] under sigmoid(logits[...]); `optax.sigmoid_binary_cross_entropy`, reduced.
 
     Args:

@@ -74,9 +74,14 @@ class Derivative(Function):
 
 
 @public("binary_cross_entropy_with_logits")
-def binary_cross_entropy_with_logits(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, *,
-                                     reduction: str = "mean",
-                                     pos_weight: torch.Tensor | None = None) -> torch.Tensor:  # fmt: skip
+def binary_cross_entropy_with_logits(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    reduction: str = "mean",
+    pos_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Negative log-likelihood of target[...] under sigmoid(input[...]); as torch.nn.functional's function of that name.
 
     Args:
@@ -114,7 +119,13 @@ def binary_cross_entropy_with_logits(input: torch.Tensor, target: torch.Tensor, 
     return Losses.apply(input, target, w, p, 0, den)
 
 
-def by_spec(x: torch.Tensor, t: torch.Tensor, w: torch.Tensor | None = None, p: torch.Tensor | None = None, *,
-            reduction: str = "mean") -> torch.Tensor:  # fmt: skip
+def by_spec(
+    x: torch.Tensor,
+    t: torch.Tensor,
+    w: torch.Tensor | None = None,
+    p: torch.Tensor | None = None,
+    *,
+    reduction: str = "mean",
+) -> torch.Tensor:
     """The loss with the Spec's names."""
     return binary_cross_entropy_with_logits(x, t, w, reduction=reduction, pos_weight=p)

@@ -19,8 +19,9 @@ class Options(NamedTuple):
     cap: float
 
 
-def options(op: str, *, ignore_index: Any, reduction: Any, label_smoothing: Any, z_loss: Any, return_z_loss: Any,
-            softcap: Any) -> Options:  # fmt: skip
+def options(
+    op: str, *, ignore_index: Any, reduction: Any, label_smoothing: Any, z_loss: Any, return_z_loss: Any, softcap: Any
+) -> Options:
     """The options of a call, all of them looked at.
 
     Raises:

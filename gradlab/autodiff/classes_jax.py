@@ -92,9 +92,11 @@ class Known:
     def __call__(self, t: jax.Array, size: int) -> None:
         row, value = unknown(t, self.V, self.ignore_index)
         checkify.debug_check(
-            row < 0, f"{self.op}: labels.ravel()[{{row}}] is {{value}}, wanted a class in [0, {self.V})",
-            row=row % size, value=value.astype(t.dtype),
-        )  # fmt: skip
+            row < 0,
+            f"{self.op}: labels.ravel()[{{row}}] is {{value}}, wanted a class in [0, {self.V})",
+            row=row % size,
+            value=value.astype(t.dtype),
+        )
 
 
 def narrow(t: jax.Array | np.ndarray, ignore_index: int) -> tuple[jax.Array, int]:
@@ -141,5 +143,7 @@ def raise_late() -> None:
         row, value = np.asarray(found)
         if row >= 0:
             value = value.astype(dtype)
-            raise IndexError(f"{op}: labels.ravel()[{row}] is {value}, wanted a class in [0, {V}); found on the "
-                             "accelerator in an earlier call, whose loss and gradient are NaN there")  # fmt: skip
+            raise IndexError(
+                f"{op}: labels.ravel()[{row}] is {value}, wanted a class in [0, {V}); found on the "
+                "accelerator in an earlier call, whose loss and gradient are NaN there"
+            )

@@ -99,9 +99,17 @@ bias_sum = compiled(_bias_sum_rule)
 
 
 @public("conv2d")
-def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
-           strides: int | Sequence[int] = 1, padding: str | int | Sequence[Any] = "SAME",
-           dilation: int | Sequence[int] = 1, groups: int = 1, activation: str | None = None) -> jax.Array:  # fmt: skip
+def conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: str | int | Sequence[Any] = "SAME",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    activation: str | None = None,
+) -> jax.Array:
     """y[B P Q F] = the cross-correlation of x[B H W C] with kernel[R S D F], plus bias[F], then the activation.
 
     Args:
@@ -160,8 +168,13 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
 def by_spec(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activation=None):
     """y[B F P Q] of x[B C H W], w[F D R S] and b[F]: the Spec's order of axes."""
     y = conv2d(
-        x.transpose(0, 2, 3, 1), w.transpose(2, 3, 1, 0), b, strides=stride,
+        x.transpose(0, 2, 3, 1),
+        w.transpose(2, 3, 1, 0),
+        b,
+        strides=stride,
         padding=padding.upper() if isinstance(padding, str) else padding,
-        dilation=dilation, groups=groups, activation=activation,
-    )  # fmt: skip
+        dilation=dilation,
+        groups=groups,
+        activation=activation,
+    )
     return y.transpose(0, 3, 1, 2)

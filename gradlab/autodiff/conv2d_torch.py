@@ -49,9 +49,7 @@ class Forward(Function):
         w, bias, gate = in_front(Z, in_dims[1:4], (w, bias, gate))
         if not one_x:
             x, geometry = inside(x.movedim(in_dims[0], 0), 1, 1), more_groups(geometry, Z)
-        y = Forward.apply(
-            x, inside(w, 0, groups), inside(bias, 0, groups), inside(gate, 1, groups), geometry, relu
-        )  # fmt: skip
+        y = Forward.apply(x, inside(w, 0, groups), inside(bias, 0, groups), inside(gate, 1, groups), geometry, relu)
         return outside(y, Z, 1, groups), 0
 
 
@@ -143,10 +141,17 @@ class BiasSum(Function):
 
 
 @public("conv2d")
-def conv2d(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
-           stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] | str = 0,
-           dilation: int | tuple[int, int] = 1, groups: int = 1, *,
-           activation: str | None = None) -> torch.Tensor:  # fmt: skip
+def conv2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+) -> torch.Tensor:
     """y[B F P Q] = input[B C H W] correlated with weight[F D R S], plus bias[F]; as `torch.nn.functional.conv2d`.
 
     Args:

@@ -88,18 +88,31 @@ def _whole(x: torch.Tensor) -> torch.Tensor:
 
 def _want_one_backward(taken: bool, *cotangents: torch.Tensor | None) -> None:
     if taken:
-        raise RuntimeError(f"{_OP}: a second backward pass came after inplace=True, wanted one: the gradient took the "
-                           "memory of the logits, and the first pass handed it over")  # fmt: skip
+        raise RuntimeError(
+            f"{_OP}: a second backward pass came after inplace=True, wanted one: the gradient took the "
+            "memory of the logits, and the first pass handed it over"
+        )
     if any(is_batched(c) for c in cotangents):
-        raise NotImplementedError(f"{_OP}: a batched backward pass came with inplace=True, wanted inplace=False: the "
-                                  "memory of the logits holds one gradient")  # fmt: skip
+        raise NotImplementedError(
+            f"{_OP}: a batched backward pass came with inplace=True, wanted inplace=False: the "
+            "memory of the logits holds one gradient"
+        )
     if torch.is_grad_enabled():
-        raise NotImplementedError(f"{_OP}: a second derivative came with inplace=True, wanted inplace=False: the "
-                                  "gradient takes the memory of the logits")  # fmt: skip
+        raise NotImplementedError(
+            f"{_OP}: a second derivative came with inplace=True, wanted inplace=False: the "
+            "gradient takes the memory of the logits"
+        )
 
 
-def onto(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None, options: Options,
-         asked: Reduction, leaf: bool) -> tuple[torch.Tensor, torch.Tensor] | None:  # fmt: skip
+def onto(
+    x: torch.Tensor,
+    t: torch.Tensor | None,
+    q: torch.Tensor | None,
+    w: torch.Tensor | None,
+    options: Options,
+    asked: Reduction,
+    leaf: bool,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The loss of logits x[N V D], and what the z-loss added; None where no gradient asks for their memory."""
     # Which logits were given away is remembered.
     unplanned()
@@ -132,5 +145,9 @@ def _want_place(x: torch.Tensor, q: torch.Tensor | None, leaf: bool) -> None:
     if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
         refuse(_OP, "inplace", "True for expanded logits", "False, or logits with memory of their own")
     if _given.get(_whole(x)) == x._version:
-        refuse(_OP, "inplace", "True for logits whose memory was given away before", "False, or logits computed anew, "
-               "inside a checkpoint that computes again")  # fmt: skip
+        refuse(
+            _OP,
+            "inplace",
+            "True for logits whose memory was given away before",
+            "False, or logits computed anew, inside a checkpoint that computes again",
+        )

@@ -147,10 +147,20 @@ def cross_entropy(
     inplace: bool = False,
 ) -> Any: ...
 @public(_OP)
-def cross_entropy(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | None = None, axis: int = -1,
-                  ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,
-                  z_loss: float = 0.0, return_z_loss: bool = False, softcap: float | None = None,
-                  inplace: bool = False) -> Any:  # fmt: skip
+def cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    weight: jax.Array | None = None,
+    axis: int = -1,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: bool = False,
+    softcap: float | None = None,
+    inplace: bool = False,
+) -> Any:
     """Negative log-likelihood of labels under softmax(logits[... V]).
 
     Args:
@@ -190,9 +200,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, weight: jax.Array | N
     arrays = as_arrays(_OP, {"logits": logits, "labels": labels} | ({} if weight is None else {"weight": weight}))
     x, target, w = arrays["logits"], arrays["labels"], arrays.get("weight")
     chosen = options(
-        _OP, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss,
-        return_z_loss=return_z_loss, softcap=softcap,
-    )  # fmt: skip
+        _OP,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        return_z_loss=return_z_loss,
+        softcap=softcap,
+    )
     want_bool(_OP, "inplace", inplace)
     x = _want(x, target, w, axis, ignore_index)
     V, shape = x.shape[-1], x.shape[:-1]

@@ -198,10 +198,19 @@ def cross_entropy(
     inplace: bool = False,
 ) -> Any: ...
 @public(_OP)
-def cross_entropy(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, *,
-                  ignore_index: int = -100, reduction: str = "mean", label_smoothing: float = 0.0,
-                  z_loss: float = 0.0, return_z_loss: bool = False, softcap: float | None = None,
-                  inplace: bool = False) -> Any:  # fmt: skip
+def cross_entropy(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: bool = False,
+    softcap: float | None = None,
+    inplace: bool = False,
+) -> Any:
     """Negative log-likelihood of a target under softmax(input[N V ...]); as `torch.nn.functional.cross_entropy`.
 
     Args:
@@ -249,9 +258,14 @@ def cross_entropy(input: torch.Tensor, target: torch.Tensor, weight: torch.Tenso
     if isinstance(target, torch.Tensor) and target.is_floating_point():
         (target,) = raised(target)
     chosen = options(
-        _OP, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss,
-        return_z_loss=return_z_loss, softcap=softcap,
-    )  # fmt: skip
+        _OP,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        return_z_loss=return_z_loss,
+        softcap=softcap,
+    )
     want_bool(_OP, "inplace", inplace)
     _want(input, target, weight, ignore_index)
     soft = target.is_floating_point()

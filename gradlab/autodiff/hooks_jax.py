@@ -20,8 +20,15 @@ from gradlab.kernels.mesh_pallas import parted_like
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
 
-def dot_general(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, precision: Any = None,
-                preferred_element_type: Any = None, *, out_sharding: None = None) -> jax.Array:  # fmt: skip
+def dot_general(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    dimension_numbers: Any,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    *,
+    out_sharding: None = None,
+) -> jax.Array:
     """y[... N...] = lhs[... K...] rhs[K... N...] summed over K; `jax.lax.dot_general` by hand, for layers.
 
     For `nnx.Linear(..., dot_general=gradlab.jax.dot_general)`, `nnx.LinearGeneral`, `nnx.MultiHeadAttention` and
@@ -53,18 +60,31 @@ def dot_general(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, precisio
         came = f"a sum over axes {list(of_lhs)} of lhs and {list(of_rhs)} of rhs"
         refuse(op, "dimension_numbers", came, "one over the last axes of lhs and the first ones of rhs, in order")
     if lhs.shape[-count:] != rhs.shape[:count]:
-        refuse(op, f"rhs of shape {list(rhs.shape)}", f"{list(rhs.shape[:count])} where summed",
-               f"{list(lhs.shape[-count:])} like lhs")  # fmt: skip
+        refuse(
+            op,
+            f"rhs of shape {list(rhs.shape)}",
+            f"{list(rhs.shape[:count])} where summed",
+            f"{list(lhs.shape[-count:])} like lhs",
+        )
     K = math.prod(rhs.shape[:count])
     y = linear(lhs.reshape(*lhs.shape[:-count], K), rhs.reshape(K, math.prod(rhs.shape[count:])))
     return parted_like(y.reshape(*lhs.shape[:-count], *rhs.shape[count:]), given, range(lhs.ndim - count))
 
 
-def conv_general_dilated(lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int],
-                         padding: str | Sequence[tuple[int, int]], lhs_dilation: Sequence[int] | None = None,
-                         rhs_dilation: Sequence[int] | None = None, dimension_numbers: Any = None,
-                         feature_group_count: int = 1, batch_group_count: int = 1, precision: Any = None,
-                         preferred_element_type: Any = None, out_sharding: None = None) -> jax.Array:  # fmt: skip
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    out_sharding: None = None,
+) -> jax.Array:
     """y[B P Q F] = the cross-correlation of lhs[B H W C] with rhs[R S D F]; `jax.lax.conv_general_dilated` for layers.
 
     For `nnx.Conv(..., conv_general_dilated=gradlab.jax.conv_general_dilated)` in 2-D and Linen's `Conv`.
@@ -102,8 +122,9 @@ def conv_general_dilated(lhs: jax.Array, rhs: jax.Array, window_strides: Sequenc
     return conv2d(lhs, rhs, strides=tuple(window_strides), padding=around, dilation=spread, groups=feature_group_count)
 
 
-def _operands(op: str, lhs: Any, rhs: Any, precision: Any, preferred_element_type: Any,
-              out_sharding: Any) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+def _operands(
+    op: str, lhs: Any, rhs: Any, precision: Any, preferred_element_type: Any, out_sharding: Any
+) -> tuple[jax.Array, jax.Array]:
     arrays = as_arrays(op, {"lhs": lhs, "rhs": rhs})
     want_floats(op, arrays)
     asked = precision if isinstance(precision, tuple) else (precision,)

@@ -125,10 +125,20 @@ def linear_cross_entropy(
     softcap: float | None = None,
 ) -> Any: ...
 @public(OP)
-def linear_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, bias: jax.Array | None = None, *,
-                         weight: jax.Array | None = None, ignore_index: int = -100, reduction: str = "mean",
-                         label_smoothing: float = 0.0, z_loss: float = 0.0, return_z_loss: bool = False,
-                         softcap: float | None = None) -> Any:  # fmt: skip
+def linear_cross_entropy(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    labels: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    weight: jax.Array | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: bool = False,
+    softcap: float | None = None,
+) -> Any:
     """cross_entropy(linear(hidden[... K], kernel[K V], bias[V]), labels[...]) without logits in memory.
 
     Args:
@@ -165,9 +175,14 @@ def linear_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Array
     given = as_arrays(OP, {name: a for name, a in there.items() if a is not None})
     want_floats(OP, {name: given[name] for name in ("hidden", "kernel", "bias") if name in given})
     chosen = options(
-        OP, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing, z_loss=z_loss,
-        return_z_loss=return_z_loss, softcap=softcap,
-    )  # fmt: skip
+        OP,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        return_z_loss=return_z_loss,
+        softcap=softcap,
+    )
     h, w, t, b, c = given["hidden"], given["kernel"], given["labels"], given.get("bias"), given.get("weight")
     _want_shapes(h, w, t, b, c)
     labels = refuse_unknown(OP, labels, w.shape[1], chosen.ignore_index)
@@ -206,7 +221,8 @@ def _want_shapes(h, w, t, b, c) -> None:
         want_floats(OP, {"weight": c})
 
 
-def by_spec(h: jax.Array, w: jax.Array, t: jax.Array, b: jax.Array | None = None, c: jax.Array | None = None,
-            **options) -> Any:  # fmt: skip
+def by_spec(
+    h: jax.Array, w: jax.Array, t: jax.Array, b: jax.Array | None = None, c: jax.Array | None = None, **options
+) -> Any:
     """linear_cross_entropy with the Spec's c."""
     return linear_cross_entropy(h, w, t, b, weight=c, **options)

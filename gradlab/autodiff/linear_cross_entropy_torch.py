@@ -170,11 +170,21 @@ def linear_cross_entropy(
     bias: torch.Tensor | None = None,
 ) -> Any: ...
 @public(OP)
-def linear_cross_entropy(input: torch.Tensor, linear_weight: torch.Tensor, target: torch.Tensor,
-                         linear_bias: torch.Tensor | None = None, *, weight: torch.Tensor | None = None,
-                         ignore_index: int | None = -100, reduction: str = "mean", label_smoothing: float = 0.0,
-                         z_loss: float = 0.0, return_z_loss: bool = False, softcap: float | None = None,
-                         bias: torch.Tensor | None = None) -> Any:  # fmt: skip
+def linear_cross_entropy(
+    input: torch.Tensor,
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    linear_bias: torch.Tensor | None = None,
+    *,
+    weight: torch.Tensor | None = None,
+    ignore_index: int | None = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    return_z_loss: bool = False,
+    softcap: float | None = None,
+    bias: torch.Tensor | None = None,
+) -> Any:
     """cross_entropy(linear(input[... K], linear_weight[V K], linear_bias[V]), target[...]) without logits in memory.
 
     As `torch.nn.functional.linear_cross_entropy`, with its names; chunked always, so it takes no `options`.
@@ -222,17 +232,28 @@ def linear_cross_entropy(input: torch.Tensor, linear_weight: torch.Tensor, targe
     floats = dict(zip(floats, lowered(*floats.values()), strict=True))
     want_floats(OP, floats)
     chosen = options(
-        OP, ignore_index=-100 if ignore_index is None else ignore_index, reduction=reduction,
-        label_smoothing=label_smoothing, z_loss=z_loss, return_z_loss=return_z_loss, softcap=softcap,
-    )  # fmt: skip
+        OP,
+        ignore_index=-100 if ignore_index is None else ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        return_z_loss=return_z_loss,
+        softcap=softcap,
+    )
     h, w, b = floats["input"], floats["linear_weight"], floats.get("linear_bias")
     _want_shapes(h, w, b, target, weight)
     M = math.prod(h.shape[:-1])
     t = target.reshape(M)
     r, _ = Rows.apply(
-        h.reshape(1, M, h.shape[-1]), w.t().unsqueeze(0), t.unsqueeze(0), None if b is None else b.unsqueeze(0),
-        None if weight is None else weight.unsqueeze(0), chosen.ignore_index, chosen.eps, chosen.cap,
-    )  # fmt: skip
+        h.reshape(1, M, h.shape[-1]),
+        w.t().unsqueeze(0),
+        t.unsqueeze(0),
+        None if b is None else b.unsqueeze(0),
+        None if weight is None else weight.unsqueeze(0),
+        chosen.ignore_index,
+        chosen.eps,
+        chosen.cap,
+    )
     y, lse = r[0].unbind(-1)
     asked = Reduction(reduction, float(z_loss), return_z_loss)
     found = reduced(y, lse * lse if z_loss or return_z_loss else lse, t, weight, w.shape[0], chosen.ignore_index, asked)
@@ -264,7 +285,13 @@ def _want_shapes(h, w, b, target, weight) -> None:
             refuse(OP, "weight", "a tensor that requires a gradient", "one without: it has no derivative here")
 
 
-def by_spec(h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, b: torch.Tensor | None = None,
-            c: torch.Tensor | None = None, **options) -> Any:  # fmt: skip
+def by_spec(
+    h: torch.Tensor,
+    w: torch.Tensor,
+    t: torch.Tensor,
+    b: torch.Tensor | None = None,
+    c: torch.Tensor | None = None,
+    **options,
+) -> Any:
     """linear_cross_entropy with the Spec's w[K V]."""
     return linear_cross_entropy(h, w.t(), t, b, weight=c, **options)

@@ -73,8 +73,9 @@ column_sum = compiled(_column_sum_rule)
 
 
 @public("linear")
-def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
-           activation: str | None = None) -> jax.Array:  # fmt: skip
+def linear(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, activation: str | None = None
+) -> jax.Array:
     """y[... N] = x[... K] kernel[K N] + bias[N], then the activation.
 
     Args:

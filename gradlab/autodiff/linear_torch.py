@@ -98,8 +98,9 @@ def _by_columns(t: torch.Tensor) -> bool:
 
 
 @public("linear")
-def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *,
-           activation: str | None = None) -> torch.Tensor:  # fmt: skip
+def linear(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, activation: str | None = None
+) -> torch.Tensor:
     """y[... N] = input[... K] weight[N K]^T + bias[N], then the activation; as `torch.nn.functional.linear`.
 
     Args:
@@ -138,7 +139,8 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     return y.reshape((*input.shape[:-1], *weight.shape[:-1]))
 
 
-def by_spec(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None, *,
-            activation: str | None = None) -> torch.Tensor:  # fmt: skip
+def by_spec(
+    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None, *, activation: str | None = None
+) -> torch.Tensor:
     """linear with the Spec's w[K N]."""
     return linear(x, w.t(), b, activation=activation)

@@ -72,8 +72,14 @@ gather = compiled(_gather_rule, static_argnums=(2,))
 
 
 @public("max_pool2d")
-def max_pool2d(x: jax.Array, window: int | Sequence[int], *, strides: int | Sequence[int] | None = None,
-               padding: str | int | Sequence = "VALID", dilation: int | Sequence[int] = 1) -> jax.Array:  # fmt: skip
+def max_pool2d(
+    x: jax.Array,
+    window: int | Sequence[int],
+    *,
+    strides: int | Sequence[int] | None = None,
+    padding: str | int | Sequence = "VALID",
+    dilation: int | Sequence[int] = 1,
+) -> jax.Array:
     """y[B P Q C] = the maximum of each window of x[B H W C]; Flax's max_pool, with torch's default for the strides.
 
     Args:
@@ -121,5 +127,5 @@ def by_spec(x, *, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
     around = tuple((before, max(after, 0)) for before, after in geo.pads)
     y = max_pool2d(
         jnp.transpose(x, (0, 2, 3, 1)), geo.window, strides=geo.stride, padding=around, dilation=geo.dilation
-    )  # fmt: skip
+    )
     return y.transpose(0, 3, 1, 2)

@@ -121,9 +121,15 @@ def max_pool2d(
     return_indices: bool,
 ) -> Any: ...
 @public("max_pool2d")
-def max_pool2d(input: torch.Tensor, kernel_size: int | tuple[int, int], stride: int | tuple[int, int] | None = None,
-               padding: int | tuple[int, int] = 0, dilation: int | tuple[int, int] = 1, ceil_mode: bool = False,
-               return_indices: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def max_pool2d(
+    input: torch.Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """y[B C P Q] = the maximum of each window of input[B C H W]; as `torch.nn.functional.max_pool2d`.
 
     Args:

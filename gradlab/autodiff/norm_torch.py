@@ -13,9 +13,13 @@ from gradlab.kernels.many_triton import dense
 
 
 @torch.no_grad()
-def clip_grad_norm_(parameters: torch.Tensor | Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0,
-                    error_if_nonfinite: bool = False,
-                    foreach: bool | None = None) -> torch.Tensor:  # fmt: skip
+def clip_grad_norm_(
+    parameters: torch.Tensor | Iterable[torch.Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> torch.Tensor:
     """Multiply all gradients in place by min(1, max_norm / (n + 1e-6)), n the norm of all their elements.
 
     As torch.nn.utils.clip_grad_norm_; the same inputs give the same bits, and nothing waits for the device.

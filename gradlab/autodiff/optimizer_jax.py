@@ -59,8 +59,9 @@ def zeros(op: str, params: Any, dtype: Callable[[jax.Array], Any] = lambda p: p.
     return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype(jnp.asarray(p))), params)
 
 
-def columns(op: str, grads: Any, trees: dict[str, Any],
-            loose: Collection[str] = ()) -> tuple[Any, list[tuple[jax.Array, ...]]]:  # fmt: skip
+def columns(
+    op: str, grads: Any, trees: dict[str, Any], loose: Collection[str] = ()
+) -> tuple[Any, list[tuple[jax.Array, ...]]]:
     """The structure of `grads`, and for each of its leaves that one and its counterparts in `trees`.
 
     Those of the trees named in `loose` may have another floating dtype.

@@ -23,8 +23,14 @@ class Kept:
         late: what the rows had more.
     """
 
-    def __init__(self, params: list[torch.Tensor], columns: Sequence[list[Any]], names: Sequence[str | None],
-                 options: tuple, late: list[tuple]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        params: list[torch.Tensor],
+        columns: Sequence[list[Any]],
+        names: Sequence[str | None],
+        options: tuple,
+        late: list[tuple],
+    ) -> None:
         self._params, self._options, self.late = params, options, late
         # Of each place of a row behind parameter and gradient: a name in the state, or tensors without elements.
         self._places = [column if name is None else name for column, name in zip(columns[2:], names, strict=True)]

@@ -65,8 +65,9 @@ class OneLaunch(torch.optim.Optimizer):
         for group, flags in zip(self.param_groups, own, strict=True):
             group.update(flags)
 
-    def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple],
-                  clip: torch.Tensor | None) -> None:  # fmt: skip
+    def _step_all(
+        self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple], clip: torch.Tensor | None
+    ) -> None:
         """Launch over the columns: for each place of a row, the tensors of all parameters; then what rows have more."""
         raise NotImplementedError
 

@@ -38,8 +38,7 @@ _total_rule.defvjp(_total_fwd, _total_bwd)
 total = compiled(_total_rule)
 
 
-def divisors(like: jax.Array, M: int, t: jax.Array | None, w: jax.Array | None, V: int,
-             ignore_index: int) -> jax.Array:  # fmt: skip
+def divisors(like: jax.Array, M: int, t: jax.Array | None, w: jax.Array | None, V: int, ignore_index: int) -> jax.Array:
     """What the means of y[M] and z[M] are sums over; both are M where targets are soft. In `like`'s accumulator."""
     acc = accumulator(like.dtype)
     if t is None:
@@ -47,8 +46,9 @@ def divisors(like: jax.Array, M: int, t: jax.Array | None, w: jax.Array | None, 
     return jax.lax.stop_gradient(kernels.count(t, w, V, ignore_index, acc))
 
 
-def reduced(y: jax.Array, z: jax.Array, t: jax.Array | None, w: jax.Array | None, V: int, ignore_index: int,
-            asked: Reduction) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+def reduced(
+    y: jax.Array, z: jax.Array, t: jax.Array | None, w: jax.Array | None, V: int, ignore_index: int, asked: Reduction
+) -> tuple[jax.Array, jax.Array]:
     """The loss y + z_loss z, and what the second term has added to it, each summed as asked."""
     parts = [y]
     # Without a z-loss its squares are neither read nor summed.

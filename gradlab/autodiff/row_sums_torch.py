@@ -61,8 +61,9 @@ class Total(Direct):
         return Total.apply(y), 0
 
 
-def divisors(like: torch.Tensor, M: int, t: torch.Tensor | None, w: torch.Tensor | None, V: int,
-             ignore_index: int) -> torch.Tensor:  # fmt: skip
+def divisors(
+    like: torch.Tensor, M: int, t: torch.Tensor | None, w: torch.Tensor | None, V: int, ignore_index: int
+) -> torch.Tensor:
     """What the means of y[M] and z[M] are sums over; both are M where targets are soft. In `like`'s accumulator."""
     acc = accumulator(like.dtype)
     if t is None:
@@ -70,8 +71,15 @@ def divisors(like: torch.Tensor, M: int, t: torch.Tensor | None, w: torch.Tensor
     return Count.apply(t, w, V, ignore_index, acc == torch.float64)
 
 
-def reduced(y: torch.Tensor, z: torch.Tensor, t: torch.Tensor | None, w: torch.Tensor | None, V: int,
-            ignore_index: int, asked: Reduction) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def reduced(
+    y: torch.Tensor,
+    z: torch.Tensor,
+    t: torch.Tensor | None,
+    w: torch.Tensor | None,
+    V: int,
+    ignore_index: int,
+    asked: Reduction,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss y + z_loss z, and what the second term has added to it, each summed as asked."""
     parts = [y]
     # Without a z-loss its squares are neither read nor summed.

@@ -74,8 +74,12 @@ pullback = compiled(_pullback_rule, static_argnums=3)
 fixed = optimizer.fixed("sgd_step: no derivative for learning_rate, momentum, dampening or weight_decay")
 
 
-def sgd(learning_rate: Rate, momentum: float | jax.Array | None = None, nesterov: bool = False,
-        accumulator_dtype: None = None) -> GradientTransformation:  # fmt: skip
+def sgd(
+    learning_rate: Rate,
+    momentum: float | jax.Array | None = None,
+    nesterov: bool = False,
+    accumulator_dtype: None = None,
+) -> GradientTransformation:
     """Stochastic gradient descent as a gradient transformation; `optax.sgd` by hand.
 
     update = -lr b' with b' = momentum b + g, or with Nesterov's -lr (g + momentum b') (gradlab/kernels/sgd.py has the
@@ -109,10 +113,18 @@ def sgd(learning_rate: Rate, momentum: float | jax.Array | None = None, nesterov
 
 
 @public("sgd")
-def sgd_step(params: Any, grads: Any, state: SGDState, *, learning_rate: Rate,
-             momentum: float | jax.Array | None = None, dampening: float | jax.Array = 0.0,
-             weight_decay: float | jax.Array = 0.0, nesterov: bool = False,
-             maximize: bool = False) -> tuple[Any, SGDState]:  # fmt: skip
+def sgd_step(
+    params: Any,
+    grads: Any,
+    state: SGDState,
+    *,
+    learning_rate: Rate,
+    momentum: float | jax.Array | None = None,
+    dampening: float | jax.Array = 0.0,
+    weight_decay: float | jax.Array = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> tuple[Any, SGDState]:
     """One whole step: parameters and momentum buffers updated in one pass over each array.
 
     Args:
@@ -138,9 +150,13 @@ def sgd_step(params: Any, grads: Any, state: SGDState, *, learning_rate: Rate,
         came = f"True with momentum {momentum} and dampening {dampening}"
         refuse("sgd_step", "nesterov", came, "a momentum and zero dampening with it")
     options = {
-        "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
-        "maximize": maximize, "first": state.count == 0,
-    }  # fmt: skip
+        "momentum": momentum,
+        "dampening": dampening,
+        "weight_decay": weight_decay,
+        "nesterov": nesterov,
+        "maximize": maximize,
+        "first": state.count == 0,
+    }
     return _over_leaves("sgd_step", params, grads, state, learning_rate, options)
 
 
@@ -160,8 +176,16 @@ def _over_leaves(op, params, grads, state, learning_rate, options):
     return moved, SGDState(optimizer.following(state.count), trace[0] if buffered else state.trace)
 
 
-def by_spec(p: jax.Array, g: jax.Array, b: jax.Array, *, lr: float = LR, momentum: float = 0.0, first: bool = False,
-            **options: Any) -> tuple[jax.Array, ...]:  # fmt: skip
+def by_spec(
+    p: jax.Array,
+    g: jax.Array,
+    b: jax.Array,
+    *,
+    lr: float = LR,
+    momentum: float = 0.0,
+    first: bool = False,
+    **options: Any,
+) -> tuple[jax.Array, ...]:
     """sgd_step of one array with the Spec's options."""
     state = SGDState(jnp.asarray(0 if first else 1, jnp.int32), b)
     p, state = sgd_step(p, g, state, learning_rate=lr, momentum=momentum or None, **options)

@@ -34,14 +34,33 @@ class SGD(OneLaunch, torch.optim.SGD):
 
     _refused = ("foreach", "differentiable", "fused")
 
-    def __init__(self, params: Any, lr: float | torch.Tensor = LR, momentum: float = 0, dampening: float = 0,
-                 weight_decay: float | torch.Tensor = 0, nesterov: bool = False, *, maximize: bool = False,
-                 foreach: bool | None = None, differentiable: bool = False,
-                 fused: bool | None = None, max_norm: float | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        params: Any,
+        lr: float | torch.Tensor = LR,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | torch.Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        max_norm: float | None = None,
+    ) -> None:
         super().__init__(
-            params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
-            maximize=maximize, foreach=foreach, differentiable=differentiable, fused=fused,
-        )  # fmt: skip
+            params,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
         self.max_norm = max_norm
         self._refuse_options()
 
@@ -65,14 +84,19 @@ class SGD(OneLaunch, torch.optim.SGD):
         scalars = self._scalars.get((id(group), first))
         if scalars is None:
             scalars = self._scalars[id(group), first] = kernels.scalars(
-                lr=float(group["lr"]), momentum=float(group["momentum"]), dampening=float(group["dampening"]),
-                first=first, weight_decay=float(group["weight_decay"]), nesterov=group["nesterov"],
+                lr=float(group["lr"]),
+                momentum=float(group["momentum"]),
+                dampening=float(group["dampening"]),
+                first=first,
+                weight_decay=float(group["weight_decay"]),
+                nesterov=group["nesterov"],
                 maximize=group["maximize"],
-            )  # fmt: skip
+            )
         return scalars
 
-    def _step_all(self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple],
-                  clip: torch.Tensor | None) -> None:  # fmt: skip
+    def _step_all(
+        self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple], clip: torch.Tensor | None
+    ) -> None:
         kernels.sgd_(*columns, scalars, clip)
 
 
@@ -135,10 +159,18 @@ class Pullback(Function):
 
 
 @public("sgd")
-def sgd_step(param: torch.Tensor, grad: torch.Tensor, momentum_buffer: torch.Tensor | None = None, *,
-             lr: float = LR, momentum: float = 0.0, dampening: float = 0.0, weight_decay: float = 0.0,
-             nesterov: bool = False,
-             maximize: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+def sgd_step(
+    param: torch.Tensor,
+    grad: torch.Tensor,
+    momentum_buffer: torch.Tensor | None = None,
+    *,
+    lr: float = LR,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One step of SGD as a function: (p', b') of p, g, b, each of the same shape; inputs are not changed.
 
     Args:
@@ -166,16 +198,22 @@ def sgd_step(param: torch.Tensor, grad: torch.Tensor, momentum_buffer: torch.Ten
         came = f"True with momentum {momentum} and dampening {dampening}"
         refuse("sgd_step", "nesterov", came, "a momentum and zero dampening with it")
     scalars = kernels.scalars(
-        lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
-        maximize=maximize, first=momentum_buffer is None,
-    )  # fmt: skip
+        lr=lr,
+        momentum=momentum,
+        dampening=dampening,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        maximize=maximize,
+        first=momentum_buffer is None,
+    )
     if not momentum:
         return Step.apply(param, grad, None, scalars)[0], momentum_buffer
     return Step.apply(param, grad, momentum_buffer, scalars)
 
 
-def by_spec(p: torch.Tensor, g: torch.Tensor, b: torch.Tensor, *, first: bool = False,
-            **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+def by_spec(
+    p: torch.Tensor, g: torch.Tensor, b: torch.Tensor, *, first: bool = False, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """sgd_step with the Spec's options."""
     p, new = sgd_step(p, g, None if first else b, **options)
     return p, b if new is None else new

@@ -87,8 +87,7 @@ def part_of(t: Any) -> int:
     return number
 
 
-def global_norm(name: str, tensors: Sequence[Any], max_norm: float,
-                grad_scale: torch.Tensor | None) -> torch.Tensor:  # fmt: skip
+def global_norm(name: str, tensors: Sequence[Any], max_norm: float, grad_scale: torch.Tensor | None) -> torch.Tensor:
     """`norm_triton.global_norm` of whole tensors, of which DTensors hold parts; the same number on every rank.
 
     One number for each way that tensors are spread is added up over the mesh. Partial sums are made whole first.

@@ -64,8 +64,7 @@ class Side(Protocol):
         """
         ...
 
-    def differentiable(self, fn: Callable[..., tuple[Any, ...]], args: Sequence[Any],
-                       wrt: Sequence[int]) -> list[str]:  # fmt: skip
+    def differentiable(self, fn: Callable[..., tuple[Any, ...]], args: Sequence[Any], wrt: Sequence[int]) -> list[str]:
         """For each result of `fn` its dtype, or "" when it has no gradient: detached, or behind stop_gradient."""
         ...
 
@@ -77,8 +76,9 @@ class Side(Protocol):
         """(arguments, cotangents) -> the vjp of `fn` for the arguments at the places `wrt`; differentiable again."""
         ...
 
-    def way_back(self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[Any], cotangents: Sequence[Any],
-                 compiled: bool) -> Callable[[], tuple[Any, ...]]:  # fmt: skip
+    def way_back(
+        self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[Any], cotangents: Sequence[Any], compiled: bool
+    ) -> Callable[[], tuple[Any, ...]]:
         """The way back alone: `fn` is run here, once; each call gives the vjp anew, compiled where that is asked."""
         ...
 
@@ -86,8 +86,11 @@ class Side(Protocol):
         """`fn` under torch.compile(fullgraph=True) or jax.jit."""
         ...
 
-    def quick(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """`fn` for many calls on arrays of the same shapes: jax.jit on jax, where tracing anew is what costs."""
+    def quick(self, fn: Callable[..., Any], small: bool = False) -> Callable[..., Any]:
+        """`fn` for many calls on arrays of the same shapes: jax.jit on jax, where tracing anew is what costs.
+
+        Of small arrays compiling is most of the time, and XLA leaves its optimizations out where it can.
+        """
         ...
 
     def double(self) -> AbstractContextManager[Any]:

@@ -22,11 +22,12 @@ class JaxSide:
         return importlib.import_module(f"gradlab.autodiff.{name}_jax").by_spec
 
     def put(self, array: np.ndarray, dtype: str, like: jax.Array | None = None) -> jax.Array:
-        if np.issubdtype(array.dtype, np.floating):
-            return jnp.asarray(array, dtype)
         if np.iscomplexobj(array):
-            return jnp.asarray(array)
-        return jnp.asarray(array, jnp.int32 if like is None else like.dtype)
+            return jax.device_put(array, may_alias=False)
+        floats = np.issubdtype(array.dtype, np.floating)
+        wanted = jnp.dtype(dtype if floats else "int32" if like is None else like.dtype)
+        # Converted by NumPy, and not staged by jnp.asarray: jax compiles a program for each shape that it does that to.
+        return jax.device_put(np.asarray(array).astype(wanted), may_alias=False)
 
     def cast(self, array: jax.Array, dtype: str) -> jax.Array:
         return array.astype(dtype)
@@ -96,8 +97,8 @@ class JaxSide:
     def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(fn)
 
-    def quick(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.jit(fn)
+    def quick(self, fn: Callable[..., Any], small: bool = False) -> Callable[..., Any]:
+        return jax.jit(fn, compiler_options=_cheap() if small else None)
 
     def double(self) -> AbstractContextManager[Any]:
         return jax.enable_x64(True)
@@ -110,6 +111,25 @@ class JaxSide:
 
     def interpreted(self) -> bool:
         return False
+
+
+@functools.cache
+def _cheap() -> Any:
+    """Options that compile for a CPU in a fifth of the time, into programs that are slow on large arrays only.
+
+    None where this version of XLA has no such options, or the device is no CPU.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    options: Any = {
+        "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1,
+    }  # fmt: skip
+    try:
+        jax.jit(lambda: 0).lower().compile(options)
+    except Exception:
+        return None
+    return options
 
 
 def _reached(program: Any, moving: Sequence[bool]) -> list[bool]:

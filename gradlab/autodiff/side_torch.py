@@ -58,7 +58,8 @@ class TorchSide:
         return "" if array.layout == torch.strided else str(array.layout).removeprefix("torch.")
 
     def dense(self, array: torch.Tensor) -> torch.Tensor:
-        return array if array.layout == torch.strided else array.to_dense()
+        # A gradient of what is stored alone would be 0 for the zeros that are not.
+        return array if array.layout == torch.strided else array.to_dense(masked_grad=False)
 
     def parts(self, array: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.real(array), torch.imag(array)
@@ -125,7 +126,7 @@ class TorchSide:
     def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(fn, fullgraph=True, backend=backend())
 
-    def quick(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def quick(self, fn: Callable[..., Any], small: bool = False) -> Callable[..., Any]:
         return fn
 
     def double(self) -> AbstractContextManager[Any]:

@@ -16,9 +16,20 @@ from gradlab.kernels.step_pallas import step
 # rate stands apart, because it has a derivative. v' is divided by `before` where the maximum is taken, and what is
 # under the root by `after`: the bias correction is one of them. `found` is not 0 where nothing is to change.
 SCALARS = (
-    "beta1", "1 - beta1", "beta2", "1 - beta2", "eps", "eps_root", "weight_decay", "correction1", "before", "after",
-    "decay", "scale", "found",
-)  # fmt: skip
+    "beta1",
+    "1 - beta1",
+    "beta2",
+    "1 - beta2",
+    "eps",
+    "eps_root",
+    "weight_decay",
+    "correction1",
+    "before",
+    "after",
+    "decay",
+    "scale",
+    "found",
+)
 
 
 def _halves(w, v, x):
@@ -123,9 +134,19 @@ def _adam_pullback_kernel(s_ref, lr_ref, *refs, with_p, with_x, update):
 # fmt: on
 
 
-def adam(p: jax.Array | None, g: jax.Array, m: jax.Array, v: jax.Array, x: jax.Array | None, w: jax.Array | None,
-         lr: jax.Array, scalars: jax.Array, update: bool, guarded: bool = False,
-         key: jax.Array | None = None) -> list[jax.Array]:  # fmt: skip
+def adam(
+    p: jax.Array | None,
+    g: jax.Array,
+    m: jax.Array,
+    v: jax.Array,
+    x: jax.Array | None,
+    w: jax.Array | None,
+    lr: jax.Array,
+    scalars: jax.Array,
+    update: bool,
+    guarded: bool = False,
+    key: jax.Array | None = None,
+) -> list[jax.Array]:
     """p', m', v' and, where there is one, x', w' in one pass: 4 E elements read, 3 E written, and E more each for these.
 
     Each result is declared as its input's own memory, so that a jit that donates them allocates nothing.
@@ -142,17 +163,33 @@ def adam(p: jax.Array | None, g: jax.Array, m: jax.Array, v: jax.Array, x: jax.A
     places = {name: i for i, name in enumerate(operands)}
     aliases = {places[name]: k for k, name in enumerate(written) if name in places and not (update and name == "p")}
     kernel = functools.partial(
-        _adam_kernel, with_p=p is not None, with_x=x is not None, with_w=w is not None, update=update, guarded=guarded,
+        _adam_kernel,
+        with_p=p is not None,
+        with_x=x is not None,
+        with_w=w is not None,
+        update=update,
+        guarded=guarded,
         keyed=key is not None,
-    )  # fmt: skip
+    )
     wholes = [scalars, _whole(lr, scalars)] + ([] if key is None else [key])
     results = [(g if name == "p" and p is None else operands[name]).dtype for name in written]
     return step(kernel, wholes, list(operands.values()), results, aliases, numbered=key is not None)
 
 
-def adam_pullback(p: jax.Array | None, g: jax.Array, m: jax.Array, v: jax.Array, x: jax.Array | None, lr: jax.Array,
-                  cp: jax.Array, cm: jax.Array, cv: jax.Array, cx: jax.Array | None, scalars: jax.Array,
-                  update: bool) -> list[jax.Array]:  # fmt: skip
+def adam_pullback(
+    p: jax.Array | None,
+    g: jax.Array,
+    m: jax.Array,
+    v: jax.Array,
+    x: jax.Array | None,
+    lr: jax.Array,
+    cp: jax.Array,
+    cm: jax.Array,
+    cv: jax.Array,
+    cx: jax.Array | None,
+    scalars: jax.Array,
+    update: bool,
+) -> list[jax.Array]:
     """dp, dg, dm, dv, dx, dlr of one step of one array, for the cotangents of p', m', v', x'; no dp or dx without p or x.
 
     7 E elements read, 4 E written; with x 9 E and 5 E. dlr is a sum in two passes, in the accumulator's dtype.
@@ -181,11 +218,21 @@ def scalars(*, step, beta1, beta2, eps, weight_decay, decoupled=False, maximize=
     second = correction(beta2) if correct_nu else 1.0
     scale = -1.0 if maximize else 1.0
     return launch_pallas.scalars(
-        beta1, 1 - beta1, beta2, 1 - beta2, eps, eps_root, 0.0 if decoupled else weight_decay,
-        correction(beta1) if correct_mu else 1.0, second if corrected_max else 1.0, 1.0 if corrected_max else second,
-        weight_decay if decoupled else 0.0, scale if grad_scale is None else scale / jnp.asarray(grad_scale, acc),
-        0.0 if found is None else found, dtype=acc,
-    )  # fmt: skip
+        beta1,
+        1 - beta1,
+        beta2,
+        1 - beta2,
+        eps,
+        eps_root,
+        0.0 if decoupled else weight_decay,
+        correction(beta1) if correct_mu else 1.0,
+        second if corrected_max else 1.0,
+        1.0 if corrected_max else second,
+        weight_decay if decoupled else 0.0,
+        scale if grad_scale is None else scale / jnp.asarray(grad_scale, acc),
+        0.0 if found is None else found,
+        dtype=acc,
+    )
 
 
 def _whole(lr: jax.Array, scalars: jax.Array) -> jax.Array:

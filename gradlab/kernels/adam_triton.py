@@ -13,7 +13,7 @@ from gradlab.kernels.launch_triton import (
     on_device,
     op,
     triton_dtype,
-)  # fmt: skip
+)
 from gradlab.kernels.linear_triton import column_sum
 from gradlab.kernels.many_triton import address, keep, launch_many, scalar, some, start_of, tensor_of, times
 from gradlab.kernels.rounding_triton import key_at, mixed, nearest, random_bits, stochastic
@@ -226,8 +226,21 @@ def _adam_pullback_kernel(
 # fmt: on
 
 
-def _adam_fake(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, scalars, lrs, steps, keys,
-               grad_scale, found_inf, clip):  # fmt: skip
+def _adam_fake(
+    params,
+    grads,
+    exp_avgs,
+    exp_avg_sqs,
+    max_exp_avg_sqs,
+    masters,
+    scalars,
+    lrs,
+    steps,
+    keys,
+    grad_scale,
+    found_inf,
+    clip,
+):
     return None
 
 
@@ -237,11 +250,21 @@ def _adam_fake(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, masters, s
     mutates=("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "masters"),
     from_host=True,
 )
-def _adam(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], exp_avgs: Sequence[torch.Tensor],
-          exp_avg_sqs: Sequence[torch.Tensor], max_exp_avg_sqs: Sequence[torch.Tensor], masters: Sequence[torch.Tensor],
-          scalars: Sequence[float], lrs: Sequence[torch.Tensor], steps: Sequence[torch.Tensor], keys: Sequence[int],
-          grad_scale: torch.Tensor | None, found_inf: torch.Tensor | None,
-          clip: torch.Tensor | None) -> None:  # fmt: skip
+def _adam(
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    exp_avgs: Sequence[torch.Tensor],
+    exp_avg_sqs: Sequence[torch.Tensor],
+    max_exp_avg_sqs: Sequence[torch.Tensor],
+    masters: Sequence[torch.Tensor],
+    scalars: Sequence[float],
+    lrs: Sequence[torch.Tensor],
+    steps: Sequence[torch.Tensor],
+    keys: Sequence[int],
+    grad_scale: torch.Tensor | None,
+    found_inf: torch.Tensor | None,
+    clip: torch.Tensor | None,
+) -> None:
     T = len(params)
     if not T:
         return
@@ -266,11 +289,22 @@ def _adam(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], exp_avg
     # fmt: on
 
 
-def adam_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], exp_avgs: Sequence[torch.Tensor],
-          exp_avg_sqs: Sequence[torch.Tensor], max_exp_avg_sqs: Sequence[torch.Tensor], scalars: Sequence[float], *,
-          masters: Sequence[torch.Tensor] = (), lrs: Sequence[torch.Tensor] = (),
-          steps: Sequence[torch.Tensor] = (), keys: Sequence[int] = (), grad_scale: torch.Tensor | None = None,
-          found_inf: torch.Tensor | None = None, clip: torch.Tensor | None = None) -> None:  # fmt: skip
+def adam_(
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    exp_avgs: Sequence[torch.Tensor],
+    exp_avg_sqs: Sequence[torch.Tensor],
+    max_exp_avg_sqs: Sequence[torch.Tensor],
+    scalars: Sequence[float],
+    *,
+    masters: Sequence[torch.Tensor] = (),
+    lrs: Sequence[torch.Tensor] = (),
+    steps: Sequence[torch.Tensor] = (),
+    keys: Sequence[int] = (),
+    grad_scale: torch.Tensor | None = None,
+    found_inf: torch.Tensor | None = None,
+    clip: torch.Tensor | None = None,
+) -> None:
     """Step every parameter in place, all in one launch: 4 E elements read, 3 E written; 5 and 4 with the largest v.
 
     Nothing here waits for the device.
@@ -294,9 +328,20 @@ def adam_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], exp_avg
         clip: what `norm_triton.global_norm` gives: the gradients are taken times its second element.
     """
     _adam(
-        list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(max_exp_avg_sqs), list(masters),
-        list(scalars), list(lrs), list(steps), list(keys), grad_scale, found_inf, clip,
-    )  # fmt: skip
+        list(params),
+        list(grads),
+        list(exp_avgs),
+        list(exp_avg_sqs),
+        list(max_exp_avg_sqs),
+        list(masters),
+        list(scalars),
+        list(lrs),
+        list(steps),
+        list(keys),
+        grad_scale,
+        found_inf,
+        clip,
+    )
 
 
 def _adam_pullback_fake(p, g, m, v, x, lr, cp, cm, cv, cx, scalars):
@@ -306,10 +351,19 @@ def _adam_pullback_fake(p, g, m, v, x, lr, cp, cm, cv, cx, scalars):
 
 
 @op("adam_pullback", fake=_adam_pullback_fake, from_host=True)
-def adam_pullback(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor, x: torch.Tensor | None,
-                  lr: torch.Tensor | None, cp: torch.Tensor, cm: torch.Tensor, cv: torch.Tensor,
-                  cx: torch.Tensor | None, scalars: Sequence[float],
-                  ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+def adam_pullback(
+    p: torch.Tensor,
+    g: torch.Tensor,
+    m: torch.Tensor,
+    v: torch.Tensor,
+    x: torch.Tensor | None,
+    lr: torch.Tensor | None,
+    cp: torch.Tensor,
+    cm: torch.Tensor,
+    cv: torch.Tensor,
+    cx: torch.Tensor | None,
+    scalars: Sequence[float],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """dp, dg, dm, dv, dx, dlr of one step, for the cotangents of p', m', v', x'; the last two empty where there is none.
 
     7 E elements read, 4 E written; with x 9 E and 5 E. lr[Z] is that of the Z rows of E elements, and each dlr a sum
@@ -343,10 +397,25 @@ def adam_pullback(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Te
     return dp, dg, dm, dv, dx, dlr
 
 
-def scalars(*, lr: float, step: float, beta1: float, beta2: float, eps: float, weight_decay: float,
-            decoupled: bool = False, maximize: bool = False) -> list[float]:  # fmt: skip
+def scalars(
+    *,
+    lr: float,
+    step: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> list[float]:
     """SCALARS of one tensor at one step: the bias corrections are worked out here, in float64."""
     return [
-        beta1, beta2, eps, 0.0 if decoupled else weight_decay, lr / (1 - beta1**step), 1 - beta2**step,
-        -1.0 if maximize else 1.0, lr * weight_decay if decoupled else 0.0,
-    ]  # fmt: skip
+        beta1,
+        beta2,
+        eps,
+        0.0 if decoupled else weight_decay,
+        lr / (1 - beta1**step),
+        1 - beta2**step,
+        -1.0 if maximize else 1.0,
+        lr * weight_decay if decoupled else 0.0,
+    ]

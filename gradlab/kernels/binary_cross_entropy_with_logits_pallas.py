@@ -61,8 +61,9 @@ def losses(x: jax.Array, t: jax.Array, w: jax.Array | None, p: jax.Array | None,
     return (reduce_pallas.total(term, "losses", *arrays) / den).astype(x.dtype)
 
 
-def derivative(c: jax.Array | None, x: jax.Array, t: jax.Array, w: jax.Array | None, p: jax.Array | None,
-               j: int, k: int, den: int) -> jax.Array:  # fmt: skip
+def derivative(
+    c: jax.Array | None, x: jax.Array, t: jax.Array, w: jax.Array | None, p: jax.Array | None, j: int, k: int, den: int
+) -> jax.Array:
     """y = c w G_jk / den, one by one, ones for c or w that is None. Up to 5 E read, E written."""
     names, arrays = _present(x=x, t=t, w=w, p=p, c=c)
     kernel = functools.partial(_derivative_kernel, names=names, j=j, k=k, den=max(den, 1))

@@ -107,8 +107,9 @@ def _losses_fake(x, t, w, p, keep, den):
 
 
 @op("binary_cross_entropy", fake=_losses_fake)
-def losses(x: torch.Tensor, t: torch.Tensor, w: torch.Tensor | None, p: torch.Tensor | None,
-           keep: int, den: int) -> torch.Tensor:  # fmt: skip
+def losses(
+    x: torch.Tensor, t: torch.Tensor, w: torch.Tensor | None, p: torch.Tensor | None, keep: int, den: int
+) -> torch.Tensor:
     """y = the sum of w G00 over all but the first `keep` axes, over `den`. 2 to 4 E read."""
     flags = {"HAS_W": w is not None, "HAS_P": p is not None}
     return reduce_triton.rows(_losses_kernel, [x, t, w, p], keep, den, **flags)
@@ -119,13 +120,21 @@ def _derivative_fake(c, x, t, w, p, j, k, den):
 
 
 @op("binary_cross_entropy_derivative", fake=_derivative_fake)
-def derivative(c: torch.Tensor | None, x: torch.Tensor, t: torch.Tensor, w: torch.Tensor | None,
-               p: torch.Tensor | None, j: int, k: int, den: int) -> torch.Tensor:  # fmt: skip
+def derivative(
+    c: torch.Tensor | None,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    w: torch.Tensor | None,
+    p: torch.Tensor | None,
+    j: int,
+    k: int,
+    den: int,
+) -> torch.Tensor:
     """y = c w G_jk / den, one by one, ones for c or w that is None; laid out as x. Up to 5 E read, E written."""
     y = torch.empty_like(x)
     tensors = [x if v is None else v for v in (c, x, t, w, p)]
     flags = {"HAS_C": c is not None, "HAS_W": w is not None, "HAS_P": p is not None}
     elementwise(
         _derivative_kernel, [*tensors, y], den, writes=[y], J=j, K=k, **flags, ACC=triton_dtype(accumulator(x.dtype))
-    )  # fmt: skip
+    )
     return y

@@ -24,8 +24,13 @@ def cotangent(z, v, rows, c, *, V, ignore, hard, spread):
 # fmt: on
 
 
-def chunks(body: Callable[..., Any], cut: tuple[jax.Array | None, ...], grown: tuple[tuple[int, ...], ...],
-           h: jax.Array, *operands: jax.Array) -> tuple[tuple, tuple]:  # fmt: skip
+def chunks(
+    body: Callable[..., Any],
+    cut: tuple[jax.Array | None, ...],
+    grown: tuple[tuple[int, ...], ...],
+    h: jax.Array,
+    *operands: jax.Array,
+) -> tuple[tuple, tuple]:
     """`body` for each chunk of classes, which are the last axis of `cut`: sums that grow, and what each chunk makes.
 
     Args:

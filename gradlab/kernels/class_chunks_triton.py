@@ -43,8 +43,9 @@ def cotangent(
 # fmt: on
 
 
-def empties(h: torch.Tensor, w: torch.Tensor, need_h: bool, need_w: bool, need_b: bool,
-            by_columns: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+def empties(
+    h: torch.Tensor, w: torch.Tensor, need_h: bool, need_w: bool, need_b: bool, by_columns: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """New memory for dh, dw and db; without an element where it is not needed."""
     Z, K, V = w.shape
     dh = h.new_empty(h.shape if need_h else 0)

@@ -123,8 +123,9 @@ def compiled(made: ASTSource) -> Binary:
     return Binary.unseal(found.asm["obj"])
 
 
-def source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any],
-           kind: type[ASTSource] = ASTSource) -> ASTSource:  # fmt: skip
+def source(
+    jit: JITFunction, args: Sequence[Any], constants: dict[str, Any], kind: type[ASTSource] = ASTSource
+) -> ASTSource:
     """A launch as the compiler takes it, in Triton's words or those of a class of its own."""
     any_value = ANY.get(id(jit), ())
     signature, fixed = dict.fromkeys(any_value, "i32"), {k: v for k, v in constants.items() if k not in any_value}
@@ -150,10 +151,20 @@ def source(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any],
 
 
 _SHORT: dict[str, str] = {
-    "float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "bool": "i1",
-    "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
-    "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64",
-}  # fmt: skip
+    "float64": "fp64",
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "bool": "i1",
+    "int8": "i8",
+    "int16": "i16",
+    "int32": "i32",
+    "int64": "i64",
+    "uint8": "u8",
+    "uint16": "u16",
+    "uint32": "u32",
+    "uint64": "u64",
+}
 
 
 def type_name(dtype: torch.dtype) -> str:

@@ -210,8 +210,9 @@ def _join(t: jax.Array, groups: int, each: int) -> jax.Array:
 
 
 @one_piece
-def forward(x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array | None, geometry: Geometry,
-            relu: bool) -> jax.Array:  # fmt: skip
+def forward(
+    x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array | None, geometry: Geometry, relu: bool
+) -> jax.Array:
     """y[B P Q F] of x[B H W C], w[R S D F] and bias[F], then relu; zeros where gate <= 0.
 
     A GEMM of B P Q x F/G x D R S a group; x and the gate are laid out once, w is read once per BM rows.
@@ -247,12 +248,19 @@ def forward(x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array 
         specs = [
             _seen(platform, x.shape[:1], BM, tall + halo, BM + halo, deep),
             pl.BlockSpec((T, deep, BN), lambda i, g, j: (0, 0, g * columns + j)),
-            *[row] * biased, *[tile] * gated,
-        ]  # fmt: skip
+            *[row] * biased,
+            *[tile] * gated,
+        ]
         kernel = functools.partial(
-            _forward_kernel, phases=_phases(geometry), BM=BM, BK=BK, walked=platform == "cuda",
-            bias=biased, relu=relu, gated=gated,
-        )  # fmt: skip
+            _forward_kernel,
+            phases=_phases(geometry),
+            BM=BM,
+            BK=BK,
+            walked=platform == "cuda",
+            bias=biased,
+            relu=relu,
+            gated=gated,
+        )
         shape = jax.ShapeDtypeStruct((tall, G * wide), x.dtype)
         grid = (tall // BM, G, columns)
         y = pallas(kernel, platform, grid, specs, tile, shape, warps=warps, stages=stages)(*operands)
@@ -286,8 +294,14 @@ def dgrad(dy: jax.Array, w: jax.Array, gate: jax.Array | None, geometry: Geometr
         specs = [seen, pl.BlockSpec((T, BN, deep), lambda i, g, j: (0, j, g)), *[seen] * gated]
         out = pl.BlockSpec((len(phases), BM, BN), lambda i, g, j: (0, i, g * columns + j))
         kernel = functools.partial(
-            _dgrad_kernel, phases=phases, BM=BM, BK=BK, walked=platform == "cuda", halo=halo, gated=gated,
-        )  # fmt: skip
+            _dgrad_kernel,
+            phases=phases,
+            BM=BM,
+            BK=BK,
+            walked=platform == "cuda",
+            halo=halo,
+            gated=gated,
+        )
         shape = jax.ShapeDtypeStruct((len(phases), tall, G * wide), dtype)
         grid = (tall // BM, G, columns)
         dx = pallas(kernel, platform, grid, specs, out, shape, warps=warps, stages=stages)(*operands)
@@ -334,9 +348,15 @@ def wgrad(dy: jax.Array, x: jax.Array, gate: jax.Array | None, geometry: Geometr
         ]
         out = pl.BlockSpec((None, None if walked else T, BD, BN), lambda z, t, g, d, n: (z, t, d, g * columns + n))
         kernel = functools.partial(
-            _wgrad_kernel, phases=phases, steps=steps, BM=BM, walked=walked, geometry=geometry,
-            width=_rows(geometry)[1], gated=gated,
-        )  # fmt: skip
+            _wgrad_kernel,
+            phases=phases,
+            steps=steps,
+            BM=BM,
+            walked=walked,
+            geometry=geometry,
+            width=_rows(geometry)[1],
+            gated=gated,
+        )
         shape = jax.ShapeDtypeStruct((Z, T, deep, G * wide), dtype if Z == 1 else accumulator(dtype))
         dw = pallas(kernel, platform, (Z, *grid), specs, out, shape, warps=warps, stages=stages)(*operands)
         if Z > 1:

@@ -248,7 +248,7 @@ def _forward_fake(x, w, bias, gate, geometry, relu, channels_last):
 
 @op("conv2d", fake=_forward_fake, flops=lambda x, w, *_, out_shape: 2 * prod(out_shape) * prod(w[1:]))
 def forward(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, gate: torch.Tensor | None,
-            geometry: Sequence[int], relu: bool, channels_last: bool) -> torch.Tensor:  # fmt: skip
+            geometry: Sequence[int], relu: bool, channels_last: bool) -> torch.Tensor:
     """y[B F P Q] = the correlation of x[B C H W] with w[F D R S], plus bias[F], then relu; 0 where gate[B F P Q] <= 0.
 
     Any strides. `geometry` is a `Geometry`, flat; `channels_last` lays y out so.
@@ -282,7 +282,7 @@ def _dgrad_fake(dy, w, gate, geometry, channels_last):
 
 @op("conv2d_dgrad", fake=_dgrad_fake, flops=lambda dy, w, *_, out_shape: 2 * prod(dy) * prod(w[1:]))
 def dgrad(dy: torch.Tensor, w: torch.Tensor, gate: torch.Tensor | None, geometry: Sequence[int],
-          channels_last: bool) -> torch.Tensor:  # fmt: skip
+          channels_last: bool) -> torch.Tensor:
     """dx[B C H W] of the cotangent dy[B F P Q], zeros in place of dy where gate <= 0.
 
     Logical GEMM, for each group and residue class of the stride: B H/SH W/SW x D x F/G times the taps of the class.
@@ -316,7 +316,7 @@ def _wgrad_fake(dy, x, gate, geometry, channels_last):
 
 @op("conv2d_wgrad", fake=_wgrad_fake, flops=lambda dy, *_, out_shape: 2 * prod(dy) * prod(out_shape[1:]))
 def wgrad(dy: torch.Tensor, x: torch.Tensor, gate: torch.Tensor | None, geometry: Sequence[int],
-          channels_last: bool) -> torch.Tensor:  # fmt: skip
+          channels_last: bool) -> torch.Tensor:
     """dw[F D R S] of the cotangent dy[B F P Q], zeros in place of dy where gate <= 0.
 
     Logical GEMM, for each group: F/G x D R S x B P Q, the last split into Z parts that a second pass adds: no atomics.
@@ -374,9 +374,16 @@ def bias_sum(dy: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
 def _constants(geo: Geometry, *tensors: torch.Tensor | None) -> dict[str, Any]:
     (R, S), (SH, SW), (DH, DW) = geo.window, geo.stride, geo.dilation
     return {
-        "R": R, "S": S, "SH": SH, "SW": SW, "DH": DH, "DW": DW, "TOP": geo.pads[0][0], "LEFT": geo.pads[1][0],
+        "R": R,
+        "S": S,
+        "SH": SH,
+        "SW": SW,
+        "DH": DH,
+        "DW": DW,
+        "TOP": geo.pads[0][0],
+        "LEFT": geo.pads[1][0],
         "INDEX": index(*tensors),
-    }  # fmt: skip
+    }
 
 
 def _packed(a: torch.Tensor, channels: int) -> bool:

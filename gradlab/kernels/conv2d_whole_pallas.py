@@ -172,8 +172,9 @@ def _run(kernel: Any, operands: list[jax.Array], shape: tuple[int, ...], geometr
     return jax.vmap(group, in_axes=-2, out_axes=-2)(*parts).reshape(shape)
 
 
-def forward(x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array | None, geometry: Geometry,
-            relu: bool) -> jax.Array:  # fmt: skip
+def forward(
+    x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array | None, geometry: Geometry, relu: bool
+) -> jax.Array:
     """y[B P Q F] of x[B H W C], w[R S D F] and bias[F], then relu; zeros where gate <= 0. C >= 1."""
     operands = [_laid(x, geometry), w]
     operands += [] if bias is None else [bias.reshape(1, -1)]

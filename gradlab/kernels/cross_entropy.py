@@ -54,8 +54,9 @@ from gradlab.kernels.spec import Arrays, Case, Spec
 IGNORE = -100
 
 
-def reference(x, target, w=None, *, ignore_index=IGNORE, reduction="mean", label_smoothing=0.0, z_loss=0.0,
-              softcap=None):  # fmt: skip
+def reference(
+    x, target, w=None, *, ignore_index=IGNORE, reduction="mean", label_smoothing=0.0, z_loss=0.0, softcap=None
+):
     """y in the logits' dtype, two-pass and plain; soft targets are floating."""
     M, V = x.shape
     w = np.ones(V) if w is None else w

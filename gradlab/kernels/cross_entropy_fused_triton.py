@@ -18,7 +18,7 @@ from gradlab.kernels.rows_triton import (
     statistics,
     targets,
     tile,
-)  # fmt: skip
+)
 from gradlab.kernels.softcap_triton import capped
 
 # Logits of a row that one program keeps in registers; a longer row is read again.
@@ -110,9 +110,18 @@ def _fused_fake(x, t, q, w, n, ignore_index, eps, smooth, cap, z_loss):
 
 
 @op("cross_entropy_fused_", fake=_fused_fake, mutates=("x",))
-def fused_(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None,
-           n: torch.Tensor | None, ignore_index: int, eps: float, smooth: bool, cap: float, z_loss: float,
-           ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def fused_(
+    x: torch.Tensor,
+    t: torch.Tensor | None,
+    q: torch.Tensor | None,
+    w: torch.Tensor | None,
+    n: torch.Tensor | None,
+    ignore_index: int,
+    eps: float,
+    smooth: bool,
+    cap: float,
+    z_loss: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """y[M] and z[M] as `loss` gives them; over the logits the gradient of sum y / n[0] + z_loss sum z / n[1].
 
     Without n of their sums. M V logits read once (rows past HELD once more), M V written.
@@ -146,9 +155,19 @@ def _pullback_in_place_fake(c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
 
 
 @op("cross_entropy_pullback_", fake=_pullback_in_place_fake, mutates=("x",))
-def pullback_(c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor, s: torch.Tensor, t: torch.Tensor | None,
-              q: torch.Tensor | None, w: torch.Tensor | None, ignore_index: int, eps: float, smooth: bool,
-              cap: float) -> None:  # fmt: skip
+def pullback_(
+    c: torch.Tensor,
+    e: torch.Tensor | None,
+    x: torch.Tensor,
+    s: torch.Tensor,
+    t: torch.Tensor | None,
+    q: torch.Tensor | None,
+    w: torch.Tensor | None,
+    ignore_index: int,
+    eps: float,
+    smooth: bool,
+    cap: float,
+) -> None:
     """The pullback of the loss, written over the logits; M V read, M V written."""
     launch_pullback(_pullback_kernel, x, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
 

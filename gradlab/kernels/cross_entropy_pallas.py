@@ -98,8 +98,16 @@ def _second_kernel(*refs, names, o):
 # fmt: on
 
 
-def loss(x: jax.Array, t: jax.Array | None, q: jax.Array | None, w: jax.Array | None, ignore_index: int, eps: float,
-         smooth: bool, cap: float) -> tuple[jax.Array, jax.Array, Rows]:  # fmt: skip
+def loss(
+    x: jax.Array,
+    t: jax.Array | None,
+    q: jax.Array | None,
+    w: jax.Array | None,
+    ignore_index: int,
+    eps: float,
+    smooth: bool,
+    cap: float,
+) -> tuple[jax.Array, jax.Array, Rows]:
     """Loss y[M] and z[M] = l^2 of logits x[M V], and s: each row's maximum, log sum of exp and sum of r.
 
     All in the accumulator's dtype. Targets are classes t[M] or shares q[M V]; weights w[V]. M V elements read once.
@@ -116,9 +124,21 @@ def loss(x: jax.Array, t: jax.Array | None, q: jax.Array | None, w: jax.Array | 
     return y, z, (s[0], s[1], s[2])
 
 
-def pullback(c: jax.Array, e: jax.Array | None, x: jax.Array, s: Rows, t: jax.Array | None, q: jax.Array | None,
-             w: jax.Array | None, ignore_index: int, eps: float, smooth: bool, cap: float, *,
-             inplace: bool = False) -> jax.Array:  # fmt: skip
+def pullback(
+    c: jax.Array,
+    e: jax.Array | None,
+    x: jax.Array,
+    s: Rows,
+    t: jax.Array | None,
+    q: jax.Array | None,
+    w: jax.Array | None,
+    ignore_index: int,
+    eps: float,
+    smooth: bool,
+    cap: float,
+    *,
+    inplace: bool = False,
+) -> jax.Array:
     """dx[M V] for the cotangents c[M] of y and e[M] of z, 0 in ignored rows; M V read, M V written.
 
     `inplace` declares dx as the logits' own memory: each is read by the program that writes it.
@@ -132,8 +152,7 @@ def pullback(c: jax.Array, e: jax.Array | None, x: jax.Array, s: Rows, t: jax.Ar
     return d
 
 
-def target_pullback(c: jax.Array, x: jax.Array, s: Rows, w: jax.Array | None, eps: float,
-                    cap: float) -> jax.Array:  # fmt: skip
+def target_pullback(c: jax.Array, x: jax.Array, s: Rows, w: jax.Array | None, eps: float, cap: float) -> jax.Array:
     """dq[M V] of soft targets for the cotangent c[M] of y; M V read, M V written."""
     if x.shape[0] == 0:
         return x
@@ -142,9 +161,20 @@ def target_pullback(c: jax.Array, x: jax.Array, s: Rows, w: jax.Array | None, ep
     return d
 
 
-def second(u: jax.Array, c: jax.Array, e: jax.Array | None, x: jax.Array, s: Rows, t: jax.Array | None,
-           q: jax.Array | None, w: jax.Array | None, ignore_index: int, eps: float, smooth: bool, cap: float,
-           ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:  # fmt: skip
+def second(
+    u: jax.Array,
+    c: jax.Array,
+    e: jax.Array | None,
+    x: jax.Array,
+    s: Rows,
+    t: jax.Array | None,
+    q: jax.Array | None,
+    w: jax.Array | None,
+    ignore_index: int,
+    eps: float,
+    smooth: bool,
+    cap: float,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Pullback of `pullback` for the cotangent u[M V]: dc[M], de[M], dx[M V], and dq of soft targets.
 
     x and u are read twice, dx is written once: 5 M V elements.

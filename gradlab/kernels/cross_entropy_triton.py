@@ -17,7 +17,7 @@ from gradlab.kernels.rows_triton import (
     statistics,
     targets,
     tile,
-)  # fmt: skip
+)
 from gradlab.kernels.softcap_triton import cap_slope, capped
 
 
@@ -214,8 +214,16 @@ def _loss_fake(x, t, q, w, ignore_index, eps, smooth, cap):
 
 
 @op("cross_entropy_loss", fake=_loss_fake)
-def loss(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None, ignore_index: int,
-         eps: float, smooth: bool, cap: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+def loss(
+    x: torch.Tensor,
+    t: torch.Tensor | None,
+    q: torch.Tensor | None,
+    w: torch.Tensor | None,
+    ignore_index: int,
+    eps: float,
+    smooth: bool,
+    cap: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss y[M] and z[M] = l^2 of logits x[N V D], M = N D, and s[3 M]: each row's maximum, log sum of exp and sum of r.
 
     All in the accumulator's dtype. Targets are classes t[M] or shares q[N V D]; weights w[V]. M V elements read once.
@@ -249,9 +257,19 @@ def _pullback_fake(c, e, x, s, t, q, w, ignore_index, eps, smooth, cap):
 
 
 @op("cross_entropy_pullback", fake=_pullback_fake)
-def pullback(c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor, s: torch.Tensor, t: torch.Tensor | None,
-             q: torch.Tensor | None, w: torch.Tensor | None, ignore_index: int, eps: float, smooth: bool,
-             cap: float) -> torch.Tensor:  # fmt: skip
+def pullback(
+    c: torch.Tensor,
+    e: torch.Tensor | None,
+    x: torch.Tensor,
+    s: torch.Tensor,
+    t: torch.Tensor | None,
+    q: torch.Tensor | None,
+    w: torch.Tensor | None,
+    ignore_index: int,
+    eps: float,
+    smooth: bool,
+    cap: float,
+) -> torch.Tensor:
     """dx[N V D] for the cotangents c[M] of y and e[M] of z, 0 in ignored rows, laid out as x; M V read, M V written."""
     d = torch.empty_like(x)
     launch_pullback(_pullback_kernel, d, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
@@ -263,8 +281,9 @@ def _target_pullback_fake(c, x, s, w, eps, cap):
 
 
 @op("cross_entropy_target_pullback", fake=_target_pullback_fake)
-def target_pullback(c: torch.Tensor, x: torch.Tensor, s: torch.Tensor, w: torch.Tensor | None, eps: float,
-                    cap: float) -> torch.Tensor:  # fmt: skip
+def target_pullback(
+    c: torch.Tensor, x: torch.Tensor, s: torch.Tensor, w: torch.Tensor | None, eps: float, cap: float
+) -> torch.Tensor:
     """dq[N V D] of soft targets for the cotangent c[M] of y, laid out as x; M V read, M V written."""
     N, V, D = x.shape
     d = torch.empty_like(x)
@@ -291,10 +310,20 @@ def _second_fake(u, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap):
 
 
 @op("cross_entropy_second", fake=_second_fake)
-def second(u: torch.Tensor, c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor, s: torch.Tensor,
-           t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None, ignore_index: int, eps: float,
-           smooth: bool, cap: float,
-           ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+def second(
+    u: torch.Tensor,
+    c: torch.Tensor,
+    e: torch.Tensor | None,
+    x: torch.Tensor,
+    s: torch.Tensor,
+    t: torch.Tensor | None,
+    q: torch.Tensor | None,
+    w: torch.Tensor | None,
+    ignore_index: int,
+    eps: float,
+    smooth: bool,
+    cap: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pullback of `pullback` for the cotangent u[N V D]: dc[M], de[M] if there is e, dx[N V D], and dq of soft targets.
 
     x and u are read twice, dx is written once: 5 M V elements.

@@ -27,8 +27,9 @@ def times(a: jax.Array, b: jax.Array) -> jax.Array:
     return elementwise(_times_kernel, [b.dtype], a, b)[0]
 
 
-def elementwise(kernel: Callable[..., None], dtypes: Sequence[Any], *arrays: jax.Array,
-                told: bool = False) -> list[jax.Array]:  # fmt: skip
+def elementwise(
+    kernel: Callable[..., None], dtypes: Sequence[Any], *arrays: jax.Array, told: bool = False
+) -> list[jax.Array]:
     """Launch `kernel` over arrays of one shape: a ref for each, then one for each result; results of these dtypes.
 
     `told`: the kernel takes `interpreted`, whether it is.

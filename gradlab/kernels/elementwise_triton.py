@@ -46,8 +46,9 @@ def times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def elementwise(jit: JITFunction, tensors: Sequence[torch.Tensor], *scalars: Any, writes: Sequence[torch.Tensor],
-                **constants: Any) -> None:  # fmt: skip
+def elementwise(
+    jit: JITFunction, tensors: Sequence[torch.Tensor], *scalars: Any, writes: Sequence[torch.Tensor], **constants: Any
+) -> None:
     """Launch `jit` over tensors of one shape: for each a pointer and two strides, then scalars, then M, N; BM and BN.
 
     The axes are taken in the order in which the last tensor lies in memory, which its tiles follow.

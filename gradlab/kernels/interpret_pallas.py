@@ -36,8 +36,9 @@ def whole(grid: Sequence[Any], specs: Sequence[pl.BlockSpec], arrays: Sequence[A
     )
 
 
-def run(kernel: Callable[..., None], operands: Sequence[jax.Array], results: Sequence[Any],
-        aliases: Mapping[int, int]) -> list[jax.Array]:  # fmt: skip
+def run(
+    kernel: Callable[..., None], operands: Sequence[jax.Array], results: Sequence[Any], aliases: Mapping[int, int]
+) -> list[jax.Array]:
     """What `kernel(*operands, *results)` leaves in its results, which are given as shapes and dtypes.
 
     Args:

@@ -44,8 +44,9 @@ def _put_back() -> None:
 _lock = Lock(_put_back)
 
 
-def interpret(jit: JITFunction, grid: tuple[int, ...], args: tuple, writes: Sequence[torch.Tensor],
-               constants: dict[str, Any]) -> None:  # fmt: skip
+def interpret(
+    jit: JITFunction, grid: tuple[int, ...], args: tuple, writes: Sequence[torch.Tensor], constants: dict[str, Any]
+) -> None:
     """Run `jit` over `grid` on NumPy arrays over the tensors' memory."""
     with staged([a for a in args if isinstance(a, torch.Tensor)], writes) as stage:
         args = tuple(stage(a) if isinstance(a, torch.Tensor) else a for a in args)

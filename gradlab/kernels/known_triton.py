@@ -31,15 +31,21 @@ FOLDER = "gradlab"
 def key(made: ASTSource, backend: CPUBackend, options: dict[str, Any]) -> str | None:
     """The name of a kernel here; None where Triton is to be asked."""
     asked = (
-        knobs.compilation.always_compile, knobs.compilation.override, knobs.compilation.dump_ir,
-        knobs.compilation.listener, knobs.runtime.add_stages_inspection_hook,
-    )  # fmt: skip
+        knobs.compilation.always_compile,
+        knobs.compilation.override,
+        knobs.compilation.dump_ir,
+        knobs.compilation.listener,
+        knobs.runtime.add_stages_inspection_hook,
+    )
     if any(asked) or knobs.cache.manager_class is not Cache:
         return None
     parts = (
-        triton_files(), made.hash(), backend.hash(), backend.parse_options(options).hash(),
+        triton_files(),
+        made.hash(),
+        backend.hash(),
+        backend.parse_options(options).hash(),
         str(sorted(get_cache_invalidating_env_vars().items())),
-    )  # fmt: skip
+    )
     return hashlib.sha256("-".join(parts).encode()).hexdigest()
 
 

@@ -209,8 +209,10 @@ def _lowered(ctx: Any, *operands: Any, programs: _Programs) -> Any:
     if _symbolic(program.in_avals) and any(name != "cpu" for name in wanted):
         shapes = ", ".join(t.str_short(short_dtypes=True) for t in program.in_avals)
         kernel = next(_kernels(program), "a kernel")
-        raise ValueError(f"{kernel}: operands are {shapes}, wanted known sizes: a compiled kernel has blocks of fixed "
-                         "sizes, only jax.export for platforms=('cpu',) takes a symbolic one")  # fmt: skip
+        raise ValueError(
+            f"{kernel}: operands are {shapes}, wanted known sizes: a compiled kernel has blocks of fixed "
+            "sizes, only jax.export for platforms=('cpu',) takes a symbolic one"
+        )
     branches = programs.branches(wanted)
     # One platform, or one program for all of them; else the running program chooses, or jax says which one is missing.
     chosen: Callable[..., Any] = functools.partial(jax.lax.platform_dependent, **branches)
@@ -224,9 +226,18 @@ batching.primitive_batchers[_piece] = _mapped
 mlir.register_lowering(_piece, _lowered)
 
 
-def pallas(kernel: Callable[..., None], platform: str, grid: Sequence[int], in_specs: Sequence[pl.BlockSpec],
-           out_specs: Any, out_shape: Any, *, warps: int = 4, stages: int = 3,
-           **options: Any) -> Callable[..., Any]:  # fmt: skip
+def pallas(
+    kernel: Callable[..., None],
+    platform: str,
+    grid: Sequence[int],
+    in_specs: Sequence[pl.BlockSpec],
+    out_specs: Any,
+    out_shape: Any,
+    *,
+    warps: int = 4,
+    stages: int = 3,
+    **options: Any,
+) -> Callable[..., Any]:
     """`pl.pallas_call` with the platform's backend and the kernel's name on it.
 
     Interpreted, one program over whole arrays is run on them.
@@ -243,9 +254,16 @@ def pallas(kernel: Callable[..., None], platform: str, grid: Sequence[int], in_s
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, manual_axis_type=ManualAxisType()), out_shape
     )
     call = pl.pallas_call(
-        kernel, grid=tuple(grid), in_specs=list(in_specs), out_specs=out_specs, out_shape=shapes,
-        interpret=interpreted(platform), compiler_params=params, name=name, **options,
-    )  # fmt: skip
+        kernel,
+        grid=tuple(grid),
+        in_specs=list(in_specs),
+        out_specs=out_specs,
+        out_shape=shapes,
+        interpret=interpreted(platform),
+        compiler_params=params,
+        name=name,
+        **options,
+    )
     return (
         _interpreted(kernel, name, grid, in_specs, out_specs, out_shape, call, **options)
         if interpreted(platform)
@@ -253,9 +271,16 @@ def pallas(kernel: Callable[..., None], platform: str, grid: Sequence[int], in_s
     )
 
 
-def _interpreted(kernel: Callable[..., None], name: str, grid: Sequence[int], in_specs: Sequence[pl.BlockSpec],
-                 out_specs: Any, out_shape: Any, call: Callable[..., Any],
-                 input_output_aliases: Mapping[int, int] | None = None) -> Callable[..., Any]:  # fmt: skip
+def _interpreted(
+    kernel: Callable[..., None],
+    name: str,
+    grid: Sequence[int],
+    in_specs: Sequence[pl.BlockSpec],
+    out_specs: Any,
+    out_shape: Any,
+    call: Callable[..., Any],
+    input_output_aliases: Mapping[int, int] | None = None,
+) -> Callable[..., Any]:
     """One program over whole arrays, run on them; `call` where there are more."""
     results, structure = jax.tree.flatten(out_shape)
     specs = [*in_specs, *jax.tree.leaves(out_specs)]

@@ -163,9 +163,16 @@ _note: Callable[[JITFunction], None] | None = None
 _interpreting = _from_environment()
 
 
-def launch(jit: JITFunction, grid: Sequence[int], *args: Any, writes: Sequence[torch.Tensor],
-           warps: int = 4, stages: int = 3, holds: Sequence[torch.Tensor] = (),
-           **constants: Any) -> None:  # fmt: skip
+def launch(
+    jit: JITFunction,
+    grid: Sequence[int],
+    *args: Any,
+    writes: Sequence[torch.Tensor],
+    warps: int = 4,
+    stages: int = 3,
+    holds: Sequence[torch.Tensor] = (),
+    **constants: Any,
+) -> None:
     """Run `jit` over `grid` on the device of the tensors it writes.
 
     Args:
@@ -194,8 +201,15 @@ def launch(jit: JITFunction, grid: Sequence[int], *args: Any, writes: Sequence[t
         _run(jit, grid, args, writes, warps, stages, constants)
 
 
-def _run(jit: JITFunction, grid: Sequence[int], args: tuple, writes: Sequence[torch.Tensor], warps: int, stages: int,
-         constants: dict[str, Any]) -> None:  # fmt: skip
+def _run(
+    jit: JITFunction,
+    grid: Sequence[int],
+    args: tuple,
+    writes: Sequence[torch.Tensor],
+    warps: int,
+    stages: int,
+    constants: dict[str, Any],
+) -> None:
     if _note is not None:
         _note(jit)
     device = writes[0].device
@@ -261,8 +275,13 @@ def _no_product(*args: Any, **shapes: Any) -> int:
     return 0
 
 
-def op(name: str, fake: Callable, mutates: Sequence[str] = (), from_host: bool = False,
-       flops: Callable[..., int] = _no_product) -> Callable[[Callable], Callable]:  # fmt: skip
+def op(
+    name: str,
+    fake: Callable,
+    mutates: Sequence[str] = (),
+    from_host: bool = False,
+    flops: Callable[..., int] = _no_product,
+) -> Callable[[Callable], Callable]:
     """Register a launching function as the custom op `gradlab::name`.
 
     Crossing the dispatcher costs tens of microseconds a call, so an eager call on plain tensors goes straight to

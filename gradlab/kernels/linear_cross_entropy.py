@@ -56,8 +56,9 @@ def chunk(M: int, K: int, V: int) -> int:
     return min(V, max(1024, *(1 << max(n, 1).bit_length() - 1 for n in (K, few))))
 
 
-def reference(h, w, t, b=None, c=None, *, ignore_index=IGNORE, reduction="mean", label_smoothing=0.0, z_loss=0.0,
-              softcap=None):  # fmt: skip
+def reference(
+    h, w, t, b=None, c=None, *, ignore_index=IGNORE, reduction="mean", label_smoothing=0.0, z_loss=0.0, softcap=None
+):
     """y in the inputs' dtype, with the logits written out."""
     x = h @ w if b is None else h @ w + b
     z = x if softcap is None else softcap * np.tanh(x / softcap)
@@ -134,4 +135,4 @@ SPEC = Spec(
         *fused("statistics", "pullback", "product"),
     ),
     source="Milakov and Gimelshein, arXiv:1805.02867; Wijmans et al., arXiv:2411.09009",
-)  # fmt: skip
+)

@@ -126,8 +126,16 @@ def _pullback_kernel(*refs, V, BK, bias, weights, ignore, hard, spread, cap):
 # fmt: on
 
 
-def loss(h: jax.Array, w: jax.Array, t: jax.Array, b: jax.Array | None, c: jax.Array | None, ignore_index: int,
-         label_smoothing: float, softcap: float) -> tuple[tuple[jax.Array, ...], ...]:  # fmt: skip
+def loss(
+    h: jax.Array,
+    w: jax.Array,
+    t: jax.Array,
+    b: jax.Array | None,
+    c: jax.Array | None,
+    ignore_index: int,
+    label_smoothing: float,
+    softcap: float,
+) -> tuple[tuple[jax.Array, ...], ...]:
     """(loss, l) and s = (max, log sum exp, R), all [M], of h[M K], w[K V].
 
     softcap 0 is none. In the accumulator's dtype. A class outside [0, V) gives NaN.
@@ -152,20 +160,31 @@ def loss(h: jax.Array, w: jax.Array, t: jax.Array, b: jax.Array | None, c: jax.A
         N, place = (each * BV, lambda i, s: (0, s)) if apart else (V, lambda i, s: (0, 0))
         row = pl.BlockSpec((BM, 1), lambda i, s: (i, 0))
         specs = [
-            pl.BlockSpec((BM, h.shape[1]), lambda i, s: (i, 0)), pl.BlockSpec((w.shape[0], N), place), row,
+            pl.BlockSpec((BM, h.shape[1]), lambda i, s: (i, 0)),
+            pl.BlockSpec((w.shape[0], N), place),
+            row,
             *[pl.BlockSpec((1, N), place)] * len(rest),
-        ]  # fmt: skip
+        ]
         kernel = functools.partial(
-            _statistics_kernel, V=V, apart=apart, tiles=each, BV=BV, BK=BK, bias=biased, weights=weighted,
-            cap=softcap, last=splits == 1, **shared,
-        )  # fmt: skip
+            _statistics_kernel,
+            V=V,
+            apart=apart,
+            tiles=each,
+            BV=BV,
+            BK=BK,
+            bias=biased,
+            weights=weighted,
+            cap=softcap,
+            last=splits == 1,
+            **shared,
+        )
         out = pl.BlockSpec((BM, 1), lambda i, s: (s * rows + i, 0))
         shape = jax.ShapeDtypeStruct((splits * t.shape[0], 1), acc)
         grid = (rows, splits)
         count = RESULTS if splits == 1 else PARTS
-        parts = pallas(
-            kernel, platform, grid, specs, [out] * count, [shape] * count, warps=warps, stages=stages
-        )(h, w, t, *rest)  # fmt: skip
+        parts = pallas(kernel, platform, grid, specs, [out] * count, [shape] * count, warps=warps, stages=stages)(
+            h, w, t, *rest
+        )
         if splits == 1:
             return [p[:M, 0] for p in parts]
         BM = block(platform, M, 128, least=128)
@@ -184,9 +203,18 @@ def loss(h: jax.Array, w: jax.Array, t: jax.Array, b: jax.Array | None, c: jax.A
     return (y, lse), tuple(s)
 
 
-def pullback(g: tuple[jax.Array, ...], h: jax.Array, w: jax.Array, t: jax.Array, b: jax.Array | None,
-             c: jax.Array | None, s: tuple[jax.Array, ...], ignore_index: int, label_smoothing: float,
-             softcap: float) -> tuple[jax.Array, jax.Array, jax.Array | None]:  # fmt: skip
+def pullback(
+    g: tuple[jax.Array, ...],
+    h: jax.Array,
+    w: jax.Array,
+    t: jax.Array,
+    b: jax.Array | None,
+    c: jax.Array | None,
+    s: tuple[jax.Array, ...],
+    ignore_index: int,
+    label_smoothing: float,
+    softcap: float,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """dh[M K], dw[K V], db[V] of the cotangents g = (dy, dl)[M] of (loss, l).
 
     M Vc elements at once, dh in float32 (the module's docstring of linear_cross_entropy has the formula).
@@ -206,8 +234,16 @@ def pullback(g: tuple[jax.Array, ...], h: jax.Array, w: jax.Array, t: jax.Array,
     return dh.astype(h.dtype), dw, db
 
 
-def _chunk(first: jax.Array, h: jax.Array, w: jax.Array, b: jax.Array | None, c: jax.Array | None,
-           rows: tuple[jax.Array, ...], cap: float, numbers: dict[str, Any]) -> jax.Array:  # fmt: skip
+def _chunk(
+    first: jax.Array,
+    h: jax.Array,
+    w: jax.Array,
+    b: jax.Array | None,
+    c: jax.Array | None,
+    rows: tuple[jax.Array, ...],
+    cap: float,
+    numbers: dict[str, Any],
+) -> jax.Array:
     """dx[M N] of the N classes from `first` on; rows are t, dy, dl and s."""
     (M, K), N, biased, weighted, count = h.shape, w.shape[1], b is not None, c is not None, len(rows)
 
@@ -220,9 +256,12 @@ def _chunk(first: jax.Array, h: jax.Array, w: jax.Array, b: jax.Array | None, c:
         h, w = pad(h, BM, BK), pad(w, BK, BV)
         kernel = functools.partial(_pullback_kernel, BK=BK, bias=biased, weights=weighted, cap=cap, **numbers)
         specs = [
-            pl.BlockSpec((BM, h.shape[1]), lambda i, j: (i, 0)), pl.BlockSpec((w.shape[0], BV), lambda i, j: (0, j)),
-            pl.BlockSpec((1, 1), lambda i, j: (0, 0)), *[column] * len(columns), *[line] * len(lines),
-        ]  # fmt: skip
+            pl.BlockSpec((BM, h.shape[1]), lambda i, j: (i, 0)),
+            pl.BlockSpec((w.shape[0], BV), lambda i, j: (0, j)),
+            pl.BlockSpec((1, 1), lambda i, j: (0, 0)),
+            *[column] * len(columns),
+            *[line] * len(lines),
+        ]
         grid = (h.shape[0] // BM, w.shape[1] // BV)
         shape = jax.ShapeDtypeStruct((h.shape[0], w.shape[1]), h.dtype)
         out = pl.BlockSpec((BM, BV), lambda i, j: (i, j))

@@ -44,9 +44,19 @@ def _second_kernel(*refs, V, BV, weights, ignore, hard, spread, cap, sums):
 # fmt: on
 
 
-def second(u: tuple[jax.Array, jax.Array, jax.Array | None], g: tuple[jax.Array, ...], h: jax.Array, w: jax.Array,
-           t: jax.Array, b: jax.Array | None, c: jax.Array | None, s: tuple[jax.Array, ...], ignore_index: int,
-           label_smoothing: float, softcap: float) -> tuple[tuple, jax.Array, jax.Array, jax.Array | None]:  # fmt: skip
+def second(
+    u: tuple[jax.Array, jax.Array, jax.Array | None],
+    g: tuple[jax.Array, ...],
+    h: jax.Array,
+    w: jax.Array,
+    t: jax.Array,
+    b: jax.Array | None,
+    c: jax.Array | None,
+    s: tuple[jax.Array, ...],
+    ignore_index: int,
+    label_smoothing: float,
+    softcap: float,
+) -> tuple[tuple, jax.Array, jax.Array, jax.Array | None]:
     """dg = (ddy, ddl)[M], dh[M K], dw[K V], db[V]: the pullback of `pullback` for the cotangents u of its results.
 
     Twice over the chunks of classes: the rows' sums of <dx, u> first, then dx and X. 20 M K V FLOPs.
@@ -106,8 +116,16 @@ def second(u: tuple[jax.Array, jax.Array, jax.Array | None], g: tuple[jax.Array,
     return (ddy, ddl), dh.astype(h.dtype), dw, db
 
 
-def _chunk(first: jax.Array, x: jax.Array, u: jax.Array, rows: tuple[jax.Array, ...], c: jax.Array | None, dtype: Any,
-           sums: bool, numbers: dict[str, Any]) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+def _chunk(
+    first: jax.Array,
+    x: jax.Array,
+    u: jax.Array,
+    rows: tuple[jax.Array, ...],
+    c: jax.Array | None,
+    dtype: Any,
+    sums: bool,
+    numbers: dict[str, Any],
+) -> tuple[jax.Array, jax.Array]:
     """The rows' sums, grown by a chunk's, or dx and X[M N] of it; rows are t, dy, dl, s and the sums so far."""
     (M, N), weighted, count = x.shape, c is not None, 2 + len(rows)
 
@@ -121,9 +139,9 @@ def _chunk(first: jax.Array, x: jax.Array, u: jax.Array, rows: tuple[jax.Array, 
         kernel = functools.partial(_second_kernel, BV=BV, weights=weighted, sums=sums, **numbers)
         specs = [whole, whole, one, *[column] * len(columns), *[line] * len(lines)]
         shape = jax.ShapeDtypeStruct(columns[-1].shape, x.dtype) if sums else jax.ShapeDtypeStruct(x.shape, dtype)
-        results = pallas(
-            kernel, platform, [x.shape[0] // BM], specs, [column if sums else whole] * 2, [shape] * 2
-        )(x, u, first.reshape(1, 1), *columns, *lines)  # fmt: skip
+        results = pallas(kernel, platform, [x.shape[0] // BM], specs, [column if sums else whole] * 2, [shape] * 2)(
+            x, u, first.reshape(1, 1), *columns, *lines
+        )
         return [r[:M, 0] if sums else r[:M, :N] for r in results]
 
     one, other = launch(call, first, x, u, *rows, *([] if c is None else [c]))

@@ -63,8 +63,9 @@ def _second_kernel(
 # fmt: on
 
 
-def _second_fake(uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b,
-                 by_columns):  # fmt: skip
+def _second_fake(
+    uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b, by_columns
+):
     return s.new_empty((*h.shape[:2], 2)), *empties(h, w, need_h, need_w, need_b, by_columns)
 
 
@@ -136,8 +137,14 @@ def second(uh: torch.Tensor | None, uw: torch.Tensor | None, ub: torch.Tensor | 
     return e, dh if grown is None else grown.to(dh.dtype), dw, db
 
 
-def _direction(u: torch.Tensor, h: torch.Tensor, w: torch.Tensor, uh: torch.Tensor | None, uw: torch.Tensor | None,
-               ub: torch.Tensor | None) -> None:  # fmt: skip
+def _direction(
+    u: torch.Tensor,
+    h: torch.Tensor,
+    w: torch.Tensor,
+    uh: torch.Tensor | None,
+    uw: torch.Tensor | None,
+    ub: torch.Tensor | None,
+) -> None:
     """u[Z M V] = uh w + h uw + ub, those that are there."""
     bias = ub
     for one, other in ((uh, w), (h, uw)):

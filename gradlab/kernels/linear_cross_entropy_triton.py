@@ -218,9 +218,16 @@ def _loss_fake(h, w, t, b, c, ignore_index, label_smoothing, softcap):
 
 
 @op("linear_cross_entropy_loss", fake=_loss_fake, flops=lambda h, w, *_, out_shape: 2 * math.prod(h) * w[-1])
-def loss(h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, b: torch.Tensor | None, c: torch.Tensor | None,
-         ignore_index: int, label_smoothing: float,
-         softcap: float) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def loss(
+    h: torch.Tensor,
+    w: torch.Tensor,
+    t: torch.Tensor,
+    b: torch.Tensor | None,
+    c: torch.Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    softcap: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss, l)[Z M 2] and s[Z M 3] = (max, log sum exp, R), of h[Z M K], w[Z K V].
 
     Any strides, 0 too. softcap 0 is none. In the accumulator's dtype.
@@ -238,9 +245,12 @@ def loss(h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, b: torch.Tensor | No
     splits = -(-tiles // each)
     p = s.new_empty((Z, 5, splits, M) if splits > 1 else (0, 0, 0, 0))
     shared = {
-        "ACC": triton_dtype(s.dtype), "WEIGHTS": c is not None, "HARD": 1 - label_smoothing,
-        "SPREAD": label_smoothing / V, "writes": [p, r, s],
-    }  # fmt: skip
+        "ACC": triton_dtype(s.dtype),
+        "WEIGHTS": c is not None,
+        "HARD": 1 - label_smoothing,
+        "SPREAD": label_smoothing / V,
+        "writes": [p, r, s],
+    }
     # fmt: off
     launch(
         _statistics_kernel, [Z * -(-M // BM), splits],
@@ -275,17 +285,30 @@ def _pullback_fake(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, 
     return empties(h, w, need_h, need_w, need_b, by_columns)
 
 
-def _pullback_flops(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b, by_columns, *,
-                    out_shape):  # fmt: skip
+def _pullback_flops(
+    g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b, by_columns, *, out_shape
+):
     # The logits once more, and what is needed of dgrad and wgrad.
     return 2 * math.prod(h) * w[-1] * (1 + need_h + need_w)
 
 
 @op("linear_cross_entropy_pullback", fake=_pullback_fake, flops=_pullback_flops)
-def pullback(g: torch.Tensor, h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, b: torch.Tensor | None,
-             c: torch.Tensor | None, s: torch.Tensor, ignore_index: int, label_smoothing: float, softcap: float,
-             need_h: bool, need_w: bool, need_b: bool,
-             by_columns: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+def pullback(
+    g: torch.Tensor,
+    h: torch.Tensor,
+    w: torch.Tensor,
+    t: torch.Tensor,
+    b: torch.Tensor | None,
+    c: torch.Tensor | None,
+    s: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    softcap: float,
+    need_h: bool,
+    need_w: bool,
+    need_b: bool,
+    by_columns: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dh[Z M K], dw[Z K V], db[Z V] of the cotangents g[Z M 2] of (loss, l); what is not needed is empty and costs nothing.
 
     `by_columns` lays dw out as a transposed weight lies. M Vc elements at once, dh in float32 (the module's docstring of

@@ -58,8 +58,16 @@ def _column_sum_kernel(*refs, M, BM, gated):
 # fmt: on
 
 
-def product(a: jax.Array, b: jax.Array, bias: jax.Array | None, gate: jax.Array | None,
-            turned_a: bool, turned_b: bool, place: str, relu: bool) -> jax.Array:  # fmt: skip
+def product(
+    a: jax.Array,
+    b: jax.Array,
+    bias: jax.Array | None,
+    gate: jax.Array | None,
+    turned_a: bool,
+    turned_b: bool,
+    place: str,
+    relu: bool,
+) -> jax.Array:
     """y[M N] = a[M K] b[K N] + bias[N], then relu; where gate <= 0, zeros stand in for `place`: "a", "b" or "y".
 
     `turned_a`, `turned_b`: the operand comes as a[K M], b[N K] and is read so; a gate at an operand lies as it does.
@@ -103,9 +111,15 @@ def product(a: jax.Array, b: jax.Array, bias: jax.Array | None, gate: jax.Array 
         specs = [pl.BlockSpec(*tiles[name][1:]) for name in names]
         grid = (-(-M // BM), -(-N // BN))
         kernel = functools.partial(
-            _product_kernel, K=whole, BK=BK, turned_a=turned_a, turned_b=turned_b,
-            bias=biased, relu=relu, place=place,
-        )  # fmt: skip
+            _product_kernel,
+            K=whole,
+            BK=BK,
+            turned_a=turned_a,
+            turned_b=turned_b,
+            bias=biased,
+            relu=relu,
+            place=place,
+        )
         shape = jax.ShapeDtypeStruct((grid[0] * BM, grid[1] * BN), dtype)
         out = pl.BlockSpec(*tiles["y"][1:])
         options = {"input_output_aliases": {2: 0}} if grows else {}

@@ -107,8 +107,15 @@ def _product_fake(a, b, bias, gate, place, relu, transposed):
 
 
 @op("product", fake=_product_fake, flops=lambda a, b, *_, out_shape: 2 * math.prod(a) * b[-1])
-def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, gate: torch.Tensor | None,
-            place: str, relu: bool, transposed: bool) -> torch.Tensor:  # fmt: skip
+def product(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    place: str,
+    relu: bool,
+    transposed: bool,
+) -> torch.Tensor:
     """y[M N] = a[M K] b[K N] + bias[N], then relu; where gate <= 0, zeros stand in for `place`: "a", "b" or "y".
 
     All of them may have one more axis Z in front, for Z products in one launch. Any strides. `transposed` lays y out
@@ -120,8 +127,15 @@ def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, gate: t
     return y
 
 
-def product_into(y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None,
-                 gate: torch.Tensor | None = None, place: str = "", relu: bool = False) -> None:  # fmt: skip
+def product_into(
+    y: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    bias: torch.Tensor | None,
+    gate: torch.Tensor | None = None,
+    place: str = "",
+    relu: bool = False,
+) -> None:
     """`product` written to y[M N], of any strides and dtype; bias[M N] is added too, and may be y: then y grows."""
     M, K, N = *a.shape[-2:], b.shape[-1]
     BM, BK, BN, warps, stages = tile("product", a, M, K, N)

@@ -25,7 +25,7 @@ from gradlab.kernels.launch_triton import (
     launch,
     on_device,
     triton_dtype,
-)  # fmt: skip
+)
 
 # Elements of one chunk: a program's share of a tensor.
 CHUNK = 2048
@@ -104,10 +104,19 @@ def chunks_in(sizes: Sequence[int], BE: int) -> int:
     return sum(-(-size // BE) for size in sizes)
 
 
-def launch_many(jit: JITFunction, columns: Sequence[Sequence[torch.Tensor]], written: Sequence[int],
-                scalars: Sequence[float] = (), *, words: Sequence[Sequence[int]] = (),
-                args: Sequence[torch.Tensor | None] = (), dtypes: Mapping[str, int] | None = None,
-                chunk: int = CHUNK, op: str, **constants: Any) -> None:  # fmt: skip
+def launch_many(
+    jit: JITFunction,
+    columns: Sequence[Sequence[torch.Tensor]],
+    written: Sequence[int],
+    scalars: Sequence[float] = (),
+    *,
+    words: Sequence[Sequence[int]] = (),
+    args: Sequence[torch.Tensor | None] = (),
+    dtypes: Mapping[str, int] | None = None,
+    chunk: int = CHUNK,
+    op: str,
+    **constants: Any,
+) -> None:
     """Run `jit` over T tensors in one launch, each in chunks; tensors without elements take no part.
 
     Args:

@@ -21,7 +21,7 @@ from gradlab.kernels.launch_triton import (
     op,
     sized_for,
     triton_dtype,
-)  # fmt: skip
+)
 from gradlab.kernels.window import Geometry
 
 # The taps of a larger window are walked in a loop.
@@ -307,11 +307,22 @@ def scatter(u: torch.Tensor, k: torch.Tensor, geometry: Sequence[int], channels_
         _launch(_square_kernel, geometry, channels_last, M, N, [u, k, dx], [dx], 1, classes=1, ACC=ACC)
         return dx
     _launch(
-        _scatter_kernel, geometry, channels_last, M, N, [u, k, dx], [dx], taps[0] * taps[1],
+        _scatter_kernel,
+        geometry,
+        channels_last,
+        M,
+        N,
+        [u, k, dx],
+        [dx],
+        taps[0] * taps[1],
         classes=SH if paired else SH * SW,
-        ACC=ACC, STEP_H=steps[0], STEP_W=steps[1], TAPS_H=taps[0], TAPS_W=taps[1],
+        ACC=ACC,
+        STEP_H=steps[0],
+        STEP_W=steps[1],
+        TAPS_H=taps[0],
+        TAPS_W=taps[1],
         PAIRED=paired,
-    )  # fmt: skip
+    )
     return dx
 
 
@@ -333,8 +344,18 @@ def _rows(y: torch.Tensor, last: bool) -> tuple[int, int]:
     return y.numel() // N if N else 0, N
 
 
-def _launch(jit, geometry: Sequence[int], last: bool, M: int, N: int, tensors: Sequence[torch.Tensor],
-            writes: Sequence[torch.Tensor], taps: int, classes: int = 0, **constants: Any) -> None:  # fmt: skip
+def _launch(
+    jit,
+    geometry: Sequence[int],
+    last: bool,
+    M: int,
+    N: int,
+    tensors: Sequence[torch.Tensor],
+    writes: Sequence[torch.Tensor],
+    taps: int,
+    classes: int = 0,
+    **constants: Any,
+) -> None:
     """Launch over M rows of N columns, of each of so many classes; kernels take the strides of `tensors`."""
     geo = Geometry.of(geometry)
     (R, S), (SH, SW), (DH, DW), (P, Q) = geo.window, geo.stride, geo.dilation, geo.result

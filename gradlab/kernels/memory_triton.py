@@ -36,9 +36,12 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 _PLAIN = set(PLAIN)
 _raw_repr = torch._C.DispatchKeySet.raw_repr
 _KINDS = {
-    "Batched": "a batched tensor of vmap", "FuncTorchGradWrapper": "a tensor of torch.func's transforms",
-    "Functionalize": "a functional tensor", "Meta": "a meta tensor", "Sparse": "a sparse tensor",
-}  # fmt: skip
+    "Batched": "a batched tensor of vmap",
+    "FuncTorchGradWrapper": "a tensor of torch.func's transforms",
+    "Functionalize": "a functional tensor",
+    "Meta": "a meta tensor",
+    "Sparse": "a sparse tensor",
+}
 
 
 def keys(t: torch.Tensor) -> int:

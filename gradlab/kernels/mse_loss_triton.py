@@ -72,13 +72,12 @@ def _differences_fake(a, b, x, t, num, den):
 
 
 @op("differences", fake=_differences_fake)
-def differences(a: torch.Tensor, b: torch.Tensor | None, x: torch.Tensor, t: torch.Tensor | None,
-                num: int, den: int) -> torch.Tensor:  # fmt: skip
+def differences(
+    a: torch.Tensor, b: torch.Tensor | None, x: torch.Tensor, t: torch.Tensor | None, num: int, den: int
+) -> torch.Tensor:
     """y = num / den (a - b) (x - t), one by one, zeros for b or t that is None; laid out as x. Up to 4 E read."""
     y = torch.empty_like(x)
     tensors = [a, a if b is None else b, x, x if t is None else t, y]
     flags = {"HAS_B": b is not None, "HAS_T": t is not None}
-    elementwise(
-        _differences_kernel, tensors, den, writes=[y], NUM=num, **flags, ACC=triton_dtype(accumulator(x.dtype))
-    )  # fmt: skip
+    elementwise(_differences_kernel, tensors, den, writes=[y], NUM=num, **flags, ACC=triton_dtype(accumulator(x.dtype)))
     return y

@@ -19,7 +19,7 @@ from gradlab.kernels.many_triton import (
     some,
     start_of,
     tensor_of,
-)  # fmt: skip
+)
 
 # Elements that one compiled program sums, and those of them that it loads at a time.
 STRETCH, TILE = 2**16, 2048
@@ -135,9 +135,15 @@ def global_norm(tensors: Sequence[torch.Tensor], max_norm: float, grad_scale: to
     at = 0
     for dtype, batch in batches.items():
         launch_many(
-            _squares_kernel, (batch,), (), args=(grad_scale, s[at:]), chunk=STRETCH,
-            SCALED=grad_scale is not None, TILE=TILE, op="clip_grad_norm_",
-        )  # fmt: skip
+            _squares_kernel,
+            (batch,),
+            (),
+            args=(grad_scale, s[at:]),
+            chunk=STRETCH,
+            SCALED=grad_scale is not None,
+            TILE=TILE,
+            op="clip_grad_norm_",
+        )
         at += parts[dtype]
     return _clipped(s, at, max_norm)
 

@@ -30,9 +30,12 @@ _CPU = torch.device("cpu")
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _aten = torch.ops.aten
 _ALLOCATIONS = {
-    _aten.empty.memory_format, _aten.empty_like.default, _aten.empty_strided.default, _aten.new_empty.default,
+    _aten.empty.memory_format,
+    _aten.empty_like.default,
+    _aten.empty_strided.default,
+    _aten.new_empty.default,
     _aten.new_empty_strided.default,
-}  # fmt: skip
+}
 # Ops of torch whose results are not known by their arguments' signatures, or that count how often they ran.
 _UNKNOWN = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
 
@@ -254,8 +257,9 @@ class Plan:
         return tuple([place.of(memory) for place in self._results]) or None
 
 
-def _launch(memory: _Memory, jit: JITFunction, grid: Sequence[int], args: Sequence[Any],
-            constants: dict[str, Any]) -> _Launch:  # fmt: skip
+def _launch(
+    memory: _Memory, jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: dict[str, Any]
+) -> _Launch:
     found = compiled_triton.prepared(jit, args, constants)
     values, addresses = found.values(args, constants), []
     for slot, (number, tensor) in enumerate(zip(found.numbers, found.tensors, strict=True)):

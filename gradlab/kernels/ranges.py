@@ -11,8 +11,9 @@ from typing import Any, Protocol
 class Opener(Protocol):
     """What profiling puts here; each method gives a context that holds the range open."""
 
-    def call(self, side: str, op: str, fn: Callable[..., Any], args: tuple[Any, ...],
-             options: dict[str, Any]) -> AbstractContextManager[Any]:  # fmt: skip
+    def call(
+        self, side: str, op: str, fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
+    ) -> AbstractContextManager[Any]:
         """The public function `fn` of an op, called with these arguments, on its way forward."""
         ...
 

@@ -14,8 +14,9 @@ from gradlab.kernels.linear_triton import column_sum
 STRETCH = 2**16
 
 
-def rows(jit: JITFunction, tensors: Sequence[torch.Tensor | None], keep: int, den: int,
-         **constants: Any) -> torch.Tensor:  # fmt: skip
+def rows(
+    jit: JITFunction, tensors: Sequence[torch.Tensor | None], keep: int, den: int, **constants: Any
+) -> torch.Tensor:
     """y[Z] = the sums, over all but the first `keep` axes, of what `jit` makes of the tensors, over `den`.
 
     `jit` takes for each tensor a pointer and two strides, then the partial sums' pointer, then E, STRETCH, parts and den;

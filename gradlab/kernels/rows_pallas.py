@@ -50,8 +50,9 @@ def lanes(start: Any, shape: tuple[int, ...]) -> jax.Array:
     return start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
 
 
-def shares(v: jax.Array, t: jax.Array | None, q: jax.Array | None, w: jax.Array | None, acc: Any,
-           o: Settings) -> jax.Array:  # fmt: skip
+def shares(
+    v: jax.Array, t: jax.Array | None, q: jax.Array | None, w: jax.Array | None, acc: Any, o: Settings
+) -> jax.Array:
     """r[m v] = w[v] ((1 - eps) q[m v] + eps / V), q the one-hot row of t if it is None, the second term only if smooth."""
     one_hot = q is None
     q = jnp.where(v == t, jnp.ones(v.shape, acc), jnp.zeros(v.shape, acc)) if q is None else q.astype(acc)
@@ -64,8 +65,9 @@ def shares(v: jax.Array, t: jax.Array | None, q: jax.Array | None, w: jax.Array 
     return r if (one_hot and not o.smooth) or not o.padded else jnp.where(v < o.V, r, jnp.zeros_like(r))
 
 
-def fold(carry: tuple[jax.Array, ...], h: jax.Array, r: jax.Array, inside: jax.Array | None,
-         dense: bool = True) -> tuple[jax.Array, ...]:  # fmt: skip
+def fold(
+    carry: tuple[jax.Array, ...], h: jax.Array, r: jax.Array, inside: jax.Array | None, dense: bool = True
+) -> tuple[jax.Array, ...]:
     """One more block h of the rows' logits: their maximum, sum exp(h - max), and if dense sum r (max - h) and sum r.
 
     Masked after whatever made h: a lane that is not there must not enter the sum. All are where `inside` is None.
@@ -86,8 +88,9 @@ def fold(carry: tuple[jax.Array, ...], h: jax.Array, r: jax.Array, inside: jax.A
     return higher, total, gap, mass + jnp.sum(r, axis=1, keepdims=True)
 
 
-def blocks(platform: str, M: int, V: int, arrays: Mapping[str, jax.Array],
-           tiles: bool) -> tuple[list[jax.Array], list[pl.BlockSpec], tuple[int, int]]:  # fmt: skip
+def blocks(
+    platform: str, M: int, V: int, arrays: Mapping[str, jax.Array], tiles: bool
+) -> tuple[list[jax.Array], list[pl.BlockSpec], tuple[int, int]]:
     """The arrays as whole blocks: operands, their blocks, and (BM, BV).
 
     By its shape each is a number [], rows [M], weights [V], or a table [M V]; a program has BM rows, of a table BV columns if
@@ -149,8 +152,9 @@ def _picked(ins: Mapping[str, Any], t: Any, top: jax.Array, o: Settings) -> tupl
     return jnp.where(mass == 0, jnp.zeros_like(mass), mass * (shift - h)), mass
 
 
-def gradient(ins: Mapping[str, Any], tile: Mapping[str, jax.Array], v: jax.Array, s: Sequence[jax.Array],
-             o: Settings) -> jax.Array:  # fmt: skip
+def gradient(
+    ins: Mapping[str, Any], tile: Mapping[str, jax.Array], v: jax.Array, s: Sequence[jax.Array], o: Settings
+) -> jax.Array:
     """A tile of the gradient of c y + e z in the logits x: of the blocks x, q and w whose classes are v."""
     top, log_sum, mass = s
     acc = top.dtype
@@ -169,8 +173,15 @@ def gradient(ins: Mapping[str, Any], tile: Mapping[str, jax.Array], v: jax.Array
     return jnp.where(valid, d, jnp.zeros_like(d))
 
 
-def run(kernel: Callable[..., None], arrays: Mapping[str, jax.Array | None], results: Sequence[str], like: jax.Array,
-        options: tuple[int, float, bool, float], tiles: bool, **launching: Any) -> list[jax.Array]:  # fmt: skip
+def run(
+    kernel: Callable[..., None],
+    arrays: Mapping[str, jax.Array | None],
+    results: Sequence[str],
+    like: jax.Array,
+    options: tuple[int, float, bool, float],
+    tiles: bool,
+    **launching: Any,
+) -> list[jax.Array]:
     """Launch `kernel` over rows of BM, and of columns of BV if `tiles`.
 
     Args:

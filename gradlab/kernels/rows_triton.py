@@ -110,8 +110,7 @@ def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return y, z, s
 
 
-def targets(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None,
-            w: torch.Tensor | None) -> tuple[Any, ...]:  # fmt: skip
+def targets(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None) -> tuple[Any, ...]:
     """Classes t[M], soft targets q[N V D] and weights w[V] with their strides; x stands for what is not there."""
     return (
         *((x, 0) if t is None else (t, *t.stride())),
@@ -120,13 +119,18 @@ def targets(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None,
     )
 
 
-def settings(acc: torch.dtype, q: torch.Tensor | None, w: torch.Tensor | None, eps: float, smooth: bool,
-             cap: float) -> dict[str, Any]:  # fmt: skip
+def settings(
+    acc: torch.dtype, q: torch.Tensor | None, w: torch.Tensor | None, eps: float, smooth: bool, cap: float
+) -> dict[str, Any]:
     """The constants of a kernel: settings of a model, which no step changes."""
     return {
-        "EPS": eps, "SMOOTH": smooth and eps != 0, "SOFT": q is not None, "HAS_W": w is not None, "CAP": cap,
+        "EPS": eps,
+        "SMOOTH": smooth and eps != 0,
+        "SOFT": q is not None,
+        "HAS_W": w is not None,
+        "CAP": cap,
         "ACC": triton_dtype(acc),
-    }  # fmt: skip
+    }
 
 
 def tile(x: torch.Tensor) -> tuple[int, int]:
@@ -139,9 +143,21 @@ def tile(x: torch.Tensor) -> tuple[int, int]:
     return block(N * D, max(1, TILE // BV), least=1), BV
 
 
-def launch_pullback(jit: JITFunction, d: torch.Tensor, c: torch.Tensor, e: torch.Tensor | None, x: torch.Tensor,
-                    s: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None,
-                    ignore_index: int, eps: float, smooth: bool, cap: float) -> None:  # fmt: skip
+def launch_pullback(
+    jit: JITFunction,
+    d: torch.Tensor,
+    c: torch.Tensor,
+    e: torch.Tensor | None,
+    x: torch.Tensor,
+    s: torch.Tensor,
+    t: torch.Tensor | None,
+    q: torch.Tensor | None,
+    w: torch.Tensor | None,
+    ignore_index: int,
+    eps: float,
+    smooth: bool,
+    cap: float,
+) -> None:
     """The pullback in the memory of d[N V D], which may be x itself: each logit is read by the program that writes it."""
     N, V, D = x.shape
     BM, BV = tile(x)

@@ -29,8 +29,9 @@ from gradlab.kernels.spec import Case, Spec
 LR = 1e-3
 
 
-def reference(p, g, b, *, lr=LR, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,
-              first=False):  # fmt: skip
+def reference(
+    p, g, b, *, lr=LR, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False, first=False
+):
     """p', b' in the inputs' dtype."""
     h = (-g if maximize else g) + weight_decay * p
     if not momentum:

@@ -85,8 +85,9 @@ def sgd_pullback(cp: jax.Array, cb: jax.Array | None, scalars: jax.Array, with_p
     return step(kernel, [scalars], operands, [cp.dtype] * (with_p + len(operands)), {})
 
 
-def scalars(*, lr, momentum=None, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False, first=False,
-            dtype) -> jax.Array:  # fmt: skip
+def scalars(
+    *, lr, momentum=None, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False, first=False, dtype
+) -> jax.Array:
     """SCALARS of one step as [1 7]; the numbers and `first` may be traced. No buffer where momentum is None."""
     if momentum is None:
         buffered: tuple = (0.0, 0.0, 1.0, 0.0)

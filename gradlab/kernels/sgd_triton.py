@@ -13,7 +13,7 @@ from gradlab.kernels.launch_triton import (
     on_device,
     op,
     triton_dtype,
-)  # fmt: skip
+)
 from gradlab.kernels.many_triton import address, keep, launch_many, scalar, some, start_of, tensor_of, times
 
 # Scalars of one tensor's step, in this order: float64 on the host, and all of them may change at every step. The last
@@ -115,8 +115,13 @@ def _sgd_fake(params, grads, buffers, scalars, clip=None):
 
 
 @op("sgd_", fake=_sgd_fake, mutates=("params", "buffers"), from_host=True)
-def sgd_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], buffers: Sequence[torch.Tensor],
-         scalars: Sequence[float], clip: torch.Tensor | None = None) -> None:  # fmt: skip
+def sgd_(
+    params: Sequence[torch.Tensor],
+    grads: Sequence[torch.Tensor],
+    buffers: Sequence[torch.Tensor],
+    scalars: Sequence[float],
+    clip: torch.Tensor | None = None,
+) -> None:
     """Step every parameter in place, all in one launch: 3 E elements read, 2 E written; without momentum 2 E and E.
 
     Args:
@@ -127,8 +132,14 @@ def sgd_(params: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], buffers:
         clip: what `norm_triton.global_norm` gives: the gradients are taken times its second element.
     """
     launch_many(
-        _sgd_kernel, (params, grads, buffers), (0, 2), scalars, args=(clip,), CLIPPED=clip is not None, op="sgd_step",
-    )  # fmt: skip
+        _sgd_kernel,
+        (params, grads, buffers),
+        (0, 2),
+        scalars,
+        args=(clip,),
+        CLIPPED=clip is not None,
+        op="sgd_step",
+    )
 
 
 def _sgd_pullback_fake(cp, cb, scalars):
@@ -158,8 +169,16 @@ def sgd_pullback(cp: torch.Tensor, cb: torch.Tensor | None, scalars: Sequence[fl
     return grads
 
 
-def scalars(*, lr: float, momentum: float = 0.0, dampening: float = 0.0, weight_decay: float = 0.0,
-            nesterov: bool = False, maximize: bool = False, first: bool = False) -> list[float]:  # fmt: skip
+def scalars(
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    first: bool = False,
+) -> list[float]:
     """SCALARS of one tensor at one step."""
     step = [lr, -1.0 if maximize else 1.0, weight_decay]
     if not momentum:

@@ -24,9 +24,15 @@ BE, MANY = 2048, 12
 ROWS, COLUMNS = 32, 128
 
 
-def step(kernel: Callable[..., None], wholes: Sequence[jax.Array], operands: Sequence[jax.Array],
-         results: Sequence[Any], aliases: Mapping[int, int], sums: Any = None,
-         numbered: bool = False) -> list[jax.Array]:  # fmt: skip
+def step(
+    kernel: Callable[..., None],
+    wholes: Sequence[jax.Array],
+    operands: Sequence[jax.Array],
+    results: Sequence[Any],
+    aliases: Mapping[int, int],
+    sums: Any = None,
+    numbered: bool = False,
+) -> list[jax.Array]:
     """Arrays of `kernel(*wholes, *operands, *results)`, each of the operands' shape.
 
     Args:
@@ -67,9 +73,15 @@ def step(kernel: Callable[..., None], wholes: Sequence[jax.Array], operands: Seq
 
         body.__name__ = getattr(kernel, "func", kernel).__name__
         found = pallas(
-            body, platform, [grid], specs, outs, shapes, warps=8,
+            body,
+            platform,
+            [grid],
+            specs,
+            outs,
+            shapes,
+            warps=8,
             input_output_aliases={single + i: k for i, k in aliases.items()},
-        )(*given[:single], *flat)  # fmt: skip
+        )(*given[:single], *flat)
         arrays = [t.reshape(-1)[:size].reshape(shape) for t in found[: len(results)]]
         # Interpreted there is one program, and its part is the sum.
         return arrays + [

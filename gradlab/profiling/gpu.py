@@ -31,8 +31,13 @@ LIMIT, SMOKE = 330.0, {"torch": 90.0, "jax": 60.0}
 COMPARED = 0.6
 WORKERS = 8
 # Two frameworks share the GPU's memory, in the suite even in several processes.
-ENV = {"PYTHONPATH": str(ROOT), "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1", "COLUMNS": "100",
-       "KINETO_LOG_LEVEL": "99"}  # fmt: skip
+ENV = {
+    "PYTHONPATH": str(ROOT),
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "PYTHONUNBUFFERED": "1",
+    "COLUMNS": "100",
+    "KINETO_LOG_LEVEL": "99",
+}
 # What became of the parts of this package so far, beside their files.
 STATE = "parts.json"
 
@@ -90,8 +95,14 @@ def main(words: Sequence[str] | None = None, root: Path = ROOT, tiny: bool = Fal
     return 0 if all(outcome.verdict in (OK, SKIPPED) for outcome in asked_for) else 1
 
 
-def run(plan: Sequence[Part], folder: Path, machine: Mapping[str, str], about: Mapping[str, str], named: set[str],
-        end: float) -> dict[str, Outcome]:  # fmt: skip
+def run(
+    plan: Sequence[Part],
+    folder: Path,
+    machine: Mapping[str, str],
+    about: Mapping[str, str],
+    named: set[str],
+    end: float,
+) -> dict[str, Outcome]:
     """Run the parts that are named, or those that are not finished, until `end`; state and page are written after each.
 
     Returns:
@@ -131,8 +142,7 @@ def earlier(folder: Path, about: Mapping[str, str]) -> dict[str, Outcome]:
         return {}
 
 
-def parts(found: Mapping[str, str], folder: Path, about: Mapping[str, str],
-          tiny: bool = False) -> list[Part]:  # fmt: skip
+def parts(found: Mapping[str, str], folder: Path, about: Mapping[str, str], tiny: bool = False) -> list[Part]:
     """What matters most comes first: smoke, then eager torch and compiled jax, the suite, the other modes.
 
     Args:
@@ -140,25 +150,42 @@ def parts(found: Mapping[str, str], folder: Path, about: Mapping[str, str],
     """
     plan = []
     same = tuple(word for key, value in about.items() for word in (f"--{key}", value))
-    gone = {side: "" if device == "cuda" else f"no CUDA device for {side}, which sees {device}"
-            for side, device in found.items()}  # fmt: skip
+    gone = {
+        side: "" if device == "cuda" else f"no CUDA device for {side}, which sees {device}"
+        for side, device in found.items()
+    }
     for side in found:
         seconds = SMOKE[side]
         command = (
-            *_module("gpu_smoke"), "--side", side, *same, "--file", str(folder / f"smoke-{side}.json"),
-            "--rows", str(folder / f"smoke-{side}-rows.json"), "--seconds", str(COMPARED * seconds),
+            *_module("gpu_smoke"),
+            "--side",
+            side,
+            *same,
+            "--file",
+            str(folder / f"smoke-{side}.json"),
+            "--rows",
+            str(folder / f"smoke-{side}-rows.json"),
+            "--seconds",
+            str(COMPARED * seconds),
             *(("--tiny", "--ops", "relu") if tiny else ()),
-        )  # fmt: skip
-        plan.append(
-            Part(f"smoke-{side}", command, 3, seconds, missing=gone[side], file=f"smoke-{side}-rows.json")
-        )  # fmt: skip
+        )
+        plan.append(Part(f"smoke-{side}", command, 3, seconds, missing=gone[side], file=f"smoke-{side}-rows.json"))
 
     def rows(side: str, dtype: str, mode: str) -> Part:
         name = f"{side}-{dtype}-{mode}"
         command = (
-            *_module("gpu_rows"), "--side", side, "--dtype", dtype, "--mode", mode, *same,
-            "--file", str(folder / f"{name}.json"), *(("--tiny",) if tiny else ()),
-        )  # fmt: skip
+            *_module("gpu_rows"),
+            "--side",
+            side,
+            "--dtype",
+            dtype,
+            "--mode",
+            mode,
+            *same,
+            "--file",
+            str(folder / f"{name}.json"),
+            *(("--tiny",) if tiny else ()),
+        )
         return Part(name, command, missing=gone[side], file=f"{name}.json")
 
     usual = {"torch": "eager", "jax": "compiled"}
@@ -229,11 +256,14 @@ def devices() -> dict[str, str]:
     code = "import sys; from gradlab.autodiff.side import side; print(side(sys.argv[1]).device())"
     asked = {
         side: subprocess.Popen(
-            [sys.executable, "-c", code, side], env={**os.environ, **ENV}, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", code, side],
+            env={**os.environ, **ENV},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for side in SIDES
-    }  # fmt: skip
+    }
     return {side: _answer(process) for side, process in asked.items()}
 
 

@@ -37,9 +37,16 @@ def execute(name: str, command: Sequence[str], folder: Path, env: Mapping[str, s
     try:
         # A session of its own, so that its workers end with it.
         process = subprocess.Popen(
-            command, cwd=folder, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
+            command,
+            cwd=folder,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
     except OSError as error:
         return Outcome(name, FAILED, 0.0, (str(error),))
     reader = threading.Thread(target=_pass_on, args=(process, tail), daemon=True)

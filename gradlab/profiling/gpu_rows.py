@@ -38,16 +38,30 @@ def main(words: list[str] | None = None) -> int:
     asked = parser.parse_args(words)
     try:
         groups = rows(
-            asked.file, {"gpu": asked.gpu, "source": asked.source}, asked.side, asked.dtype, asked.mode,
-            asked.ops or list(specs()), asked.largest, asked.tiny,
-        )  # fmt: skip
+            asked.file,
+            {"gpu": asked.gpu, "source": asked.source},
+            asked.side,
+            asked.dtype,
+            asked.mode,
+            asked.ops or list(specs()),
+            asked.largest,
+            asked.tiny,
+        )
     except KeyboardInterrupt:
         return 130
     return 1 if any(problems(groups)) else 0
 
 
-def rows(file: Path, about: dict[str, str], side: str, dtype: str, mode: str, ops: Iterable[str],
-         largest: bool = False, tiny: bool = False) -> list[Group]:  # fmt: skip
+def rows(
+    file: Path,
+    about: dict[str, str],
+    side: str,
+    dtype: str,
+    mode: str,
+    ops: Iterable[str],
+    largest: bool = False,
+    tiny: bool = False,
+) -> list[Group]:
     """Measure what the file has not, and write it after each group.
 
     Args:
@@ -68,9 +82,17 @@ def rows(file: Path, about: dict[str, str], side: str, dtype: str, mode: str, op
                 print(f"{group.op}, {group.case}, {group.direction}: {_shown(group)}", flush=True)
 
     asked = Asked(
-        tuple(_provable(side, ops)), side, dtype, (mode,), PASSES, BUDGET, largest=largest, tiny=tiny, fresh=False,
+        tuple(_provable(side, ops)),
+        side,
+        dtype,
+        (mode,),
+        PASSES,
+        BUDGET,
+        largest=largest,
+        tiny=tiny,
+        fresh=False,
         done=done,
-    )  # fmt: skip
+    )
     with tempfile.TemporaryDirectory(prefix="gradlab-rows-", ignore_cleanup_errors=True) as folder:
         work(heard, asked, folder)
     write(groups, head | {"complete": True}, {"json": file})

@@ -27,8 +27,9 @@ def relu(x):
     return jax.nn.relu(x)
 
 
-def cross_entropy(x, target, w=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0, z_loss=0.0,
-                  softcap=None):  # fmt: skip
+def cross_entropy(
+    x, target, w=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0, z_loss=0.0, softcap=None
+):
     """The negative log-likelihood of a target under softmax(x[M V]), of jax's own log_softmax and tanh."""
     h = x if softcap is None else softcap * jnp.tanh(x / softcap)
     log_p = jax.nn.log_softmax(h)
@@ -77,8 +78,9 @@ def adam(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight
     return (new, *state[1:3]) if x is None else (new, *state[1:3], state.nu_max * correction)
 
 
-def sgd(p, g, b, *, lr=SGD_LR, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,
-        first=False):  # fmt: skip
+def sgd(
+    p, g, b, *, lr=SGD_LR, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False, first=False
+):
     """p'[E], b'[E]; optax has the first step, weight decay and the sign outside of its sgd, and no dampening."""
     import optax
 
@@ -99,9 +101,15 @@ def conv2d(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activatio
 
     around = pads(padding, w.shape[2:], pair(stride), pair(dilation), x.shape[2:])
     y = jax.lax.conv_general_dilated(
-        x, w, pair(stride), around, rhs_dilation=pair(dilation), feature_group_count=groups,
-        dimension_numbers=("NCHW", "OIHW", "NCHW"), precision=jax.lax.Precision.HIGHEST,
-    )  # fmt: skip
+        x,
+        w,
+        pair(stride),
+        around,
+        rhs_dilation=pair(dilation),
+        feature_group_count=groups,
+        dimension_numbers=("NCHW", "OIHW", "NCHW"),
+        precision=jax.lax.Precision.HIGHEST,
+    )
     y = y if b is None else y + b[:, None, None]
     return jax.nn.relu(y) if activation == "relu" else y
 

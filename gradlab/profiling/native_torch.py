@@ -69,17 +69,27 @@ def adam(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight
     return (p, m, v, *maxima)
 
 
-def sgd(p, g, b, *, lr=SGD_LR, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,
-        first=False):  # fmt: skip
+def sgd(
+    p, g, b, *, lr=SGD_LR, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False, first=False
+):
     """p'[E], b'[E]: torch's step works in place, so on copies, as the lab's does."""
     p, b = p.clone(), b.clone()
     buffers: list[torch.Tensor | None] = [None if first else b]
     # As for Adam: the fused step is torch's fastest, and has no derivative.
     fused = not any(t.requires_grad for t in (p, g, b)) and not torch.compiler.is_compiling()
     sgd_in_place(
-        [p], [g], buffers, foreach=False, fused=fused, lr=lr, momentum=momentum, dampening=dampening,
-        weight_decay=weight_decay, nesterov=nesterov, maximize=maximize,
-    )  # fmt: skip
+        [p],
+        [g],
+        buffers,
+        foreach=False,
+        fused=fused,
+        lr=lr,
+        momentum=momentum,
+        dampening=dampening,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        maximize=maximize,
+    )
     return p, b if not momentum or buffers[0] is None else buffers[0]
 
 

@@ -46,8 +46,9 @@ class Ranges:
         self._walked: tuple[int, int] = (-1, 0)
 
     @contextmanager
-    def call(self, side: str, op: str, fn: Callable[..., Any], args: tuple[Any, ...],
-             options: dict[str, Any]) -> Iterator[None]:  # fmt: skip
+    def call(
+        self, side: str, op: str, fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Iterator[None]:
         """A public op on its way forward."""
         given = named(fn, args, options)
         known = cost(side, op, given)
@@ -103,10 +104,14 @@ class Ranges:
         # An input that is absent has another tensor in its place, or one stands in two: it is one operand.
         once = list({(a.data_ptr(), tuple(a.shape), a.dtype): a for a in arrays}.values())
         label = Label(
-            inside or stem(kernel.__module__), kernel.__name__.strip("_"), PASSES[self._at.order or int(back)],
-            tuple((str(i), tuple(a.shape)) for i, a in enumerate(once)), dtype_of({"arrays": once}),
-            sum(map(_held, once)), 0,
-        )  # fmt: skip
+            inside or stem(kernel.__module__),
+            kernel.__name__.strip("_"),
+            PASSES[self._at.order or int(back)],
+            tuple((str(i), tuple(a.shape)) for i, a in enumerate(once)),
+            dtype_of({"arrays": once}),
+            sum(map(_held, once)),
+            0,
+        )
         with self._open(side, label):
             yield
 

@@ -36,8 +36,14 @@ class Asked(NamedTuple):
 TOOLS = {"sklearn": "scikit-learn", "safetensors": "safetensors", "matplotlib": "matplotlib"}
 
 
-def train(asked: Asked, both: bool = False, out: Path | None = None, save: Path | None = None,
-          load: Path | None = None, resume: Path | None = None) -> int:  # fmt: skip
+def train(
+    asked: Asked,
+    both: bool = False,
+    out: Path | None = None,
+    save: Path | None = None,
+    load: Path | None = None,
+    resume: Path | None = None,
+) -> int:
     """Train as asked: an exit code.
 
     Raises:
@@ -49,8 +55,9 @@ def train(asked: Asked, both: bool = False, out: Path | None = None, save: Path 
         return _not_there(error)
 
 
-def _train(asked: Asked, both: bool, out: Path | None, save: Path | None, load: Path | None,
-           resume: Path | None) -> int:  # fmt: skip
+def _train(
+    asked: Asked, both: bool, out: Path | None, save: Path | None, load: Path | None, resume: Path | None
+) -> int:
     _choice("layers", asked.layers, LAYERS)
     _choice("precision", asked.precision, PRECISIONS)
     _choice("optimizer", asked.optimizer, get_args(Optimizer.__annotations__["kind"]))
@@ -107,10 +114,16 @@ def convert_weights(source: Path, target: Path) -> int:
 def _plan(asked: Asked, side: str) -> Plan:
     chosen = workload(str(asked.name))
     return Plan(
-        chosen.name, side, cast(Layers, asked.layers or "hand"), asked.precision or "float32",
-        _optimizer(asked, chosen.optimizer), asked.batch or chosen.batch, asked.epochs or chosen.epochs,
-        asked.seed or 0, asked.data,
-    )  # fmt: skip
+        chosen.name,
+        side,
+        cast(Layers, asked.layers or "hand"),
+        asked.precision or "float32",
+        _optimizer(asked, chosen.optimizer),
+        asked.batch or chosen.batch,
+        asked.epochs or chosen.epochs,
+        asked.seed or 0,
+        asked.data,
+    )
 
 
 def _optimizer(asked: Asked, usual: Optimizer) -> Optimizer:

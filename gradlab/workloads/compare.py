@@ -98,9 +98,14 @@ def not_installed(names: Sequence[str]) -> str:
 def progress(console: Console) -> Progress:
     """A bar a run: steps, the last loss, the time left."""
     return Progress(
-        TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]:<11}"),
-        TimeRemainingColumn(compact=True), TextColumn("left"), console=console,
-    )  # fmt: skip
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]:<11}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=console,
+    )
 
 
 def say(console: Console, line: str) -> None:

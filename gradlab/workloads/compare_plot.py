@@ -63,8 +63,9 @@ def draw(runs: Sequence[Run], plan: Plan, setting: str, stamp: str, path: Path) 
     if np.isfinite(most):
         near = min(plan.workload.near, len(against.losses))
         below.plot([1, near], [most, most], color="0.2", linestyle="--", linewidth=1.2)
-        below.annotate(f"limit {most:g} for {near} steps", (near, most), xytext=(4, -3), textcoords="offset points",
-                       fontsize=10)  # fmt: skip
+        below.annotate(
+            f"limit {most:g} for {near} steps", (near, most), xytext=(4, -3), textcoords="offset points", fontsize=10
+        )
     if len(runs) > 1:
         below.legend(frameon=False, ncols=3, loc="upper left", fontsize=10, markerscale=2.5)
     for axes in (above, below):

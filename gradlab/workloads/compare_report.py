@@ -136,12 +136,17 @@ def results(runs: Sequence[Run], plan: Plan, setting: str, machine: dict[str, st
     ]
     asked = {key: value for key, value in plan.said().items() if key not in ("side", "layers", "path")}
     content = {
-        "complete": complete, "setting": setting, "workload": asked, "reference": reference(runs).name,
-        "runs": measured, "largest_near": _finite(largest_of_all(runs, near)),
+        "complete": complete,
+        "setting": setting,
+        "workload": asked,
+        "reference": reference(runs).name,
+        "runs": measured,
+        "largest_near": _finite(largest_of_all(runs, near)),
         "largest_far": _finite(largest_of_all(runs)),
         "limits": {"least_accuracy": plan.workload.least_accuracy, "most_distance": _finite(limit(plan)), "near": near},
-        "violations": violations(runs, plan), "machine": machine,
-    }  # fmt: skip
+        "violations": violations(runs, plan),
+        "machine": machine,
+    }
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 

@@ -47,7 +47,7 @@ def _conv(layers, x, kernel, bias, padding, fused):
     around = [(padding, padding)] * 2
     y = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), around, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=_precision(x)
-    )  # fmt: skip
+    )
     return y + bias
 
 

@@ -21,16 +21,29 @@ def bags(seed: int = 0, path: Path | None = None) -> Data:
     import sklearn.datasets
 
     folder = None if path is None else str(path)
-    names = ("comp.graphics", "rec.autos", "rec.sport.hockey", "sci.crypt", "sci.electronics", "sci.med", "sci.space",
-             "soc.religion.christian", "talk.politics.guns", "talk.politics.mideast")  # fmt: skip
+    names = (
+        "comp.graphics",
+        "rec.autos",
+        "rec.sport.hockey",
+        "sci.crypt",
+        "sci.electronics",
+        "sci.med",
+        "sci.space",
+        "soc.religion.christian",
+        "talk.politics.guns",
+        "talk.politics.mideast",
+    )
     try:
         parts = [
             sklearn.datasets.fetch_20newsgroups(
-                data_home=folder, subset=subset, categories=names, remove=("headers", "footers", "quotes"),
+                data_home=folder,
+                subset=subset,
+                categories=names,
+                remove=("headers", "footers", "quotes"),
                 download_if_missing=False,
             )
             for subset in ("train", "test")
-        ]  # fmt: skip
+        ]
     except OSError as error:
         if path is not None:
             raise DataError(f"{path}: {error}, wanted scikit-learn's data folder with the 20 newsgroups") from None

@@ -33,12 +33,13 @@ KNOWN: dict[str, str] = {
     "nn.functional.hardshrink": "0 at 0 with lambd=0, where the function is the identity",
     "linalg.lu": "NaN for a singular matrix whose factors are still smooth",
     "linalg.lu_factor_ex": "NaN for a singular matrix whose factors are still smooth",
-    "linalg.cholesky_ex": "arguable: a matrix that is not positive, of which it says so in info",
-    "nextafter": "the gradient is 0, the slope 1",
+    "linalg.cholesky_ex": "a matrix that is not positive definite: info says so, and the gradient is not that of L",
+    "nextafter": "0 where both are equal, the slope in the first is 1",
+    "polar": "0 at a modulus of 0, where the slopes are the cosine and the sine of the angle",
+    "masked.std": "NaN where all elements are equal",
     "hypot": "NaN at (0, 0)",
-    "as_strided_scatter": "a view that overlaps: what is overwritten gets a gradient",
-    "normal": "not differentiable by definition: a fixed seed makes it smooth in its mean",
-    "to_sparse": "0 for elements that are 0, by definition: they are not stored",
+    "as_strided_scatter": "what is overwritten gets a gradient, and dy is read as it lies",
+    "normal": "0 by definition: with a seed that is fixed it is the mean and the deviation times a constant",
 }
 
 
@@ -53,6 +54,8 @@ def _maker(op: Any, k: int) -> Callable[[], tuple[Callable[..., Any], tuple[Any,
         torch.manual_seed(0)
         found = next(itertools.islice(op.sample_inputs("cpu", torch.float64, requires_grad=False), k, None))
         leaves, structure = pytree.tree_flatten(((found.input, *found.args), found.kwargs))
+        if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            raise ValueError("no tensor among the arguments")
         tensors = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor))
         constants = tuple(None if i in tensors else leaf for i, leaf in enumerate(leaves))
 
@@ -62,7 +65,9 @@ def _maker(op: Any, k: int) -> Callable[[], tuple[Callable[..., Any], tuple[Any,
                 whole[i] = t
             args, options = pytree.tree_unflatten(whole, structure)
             # As torch checks it: a matrix that must be symmetric is made so on the way in.
-            return found.output_process_fn_grad(op.gradcheck_wrapper(op.op, *args, **options))
+            y = op.gradcheck_wrapper(op.op, *args, **options)
+            # Its own way to make a sparse result dense has no gradient for what is not stored.
+            return y if isinstance(y, torch.Tensor) and y.is_sparse else found.output_process_fn_grad(y)
 
         fn.__name__ = op.full_name
         return fn, tuple(leaves[i].detach() for i in tensors)

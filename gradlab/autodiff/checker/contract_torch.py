@@ -12,8 +12,8 @@ import torch
 from gradlab.autodiff.checker.finding import OK, WRONG
 from gradlab.autodiff.checker.forward_mode_torch import forward_mode
 from gradlab.autodiff.checker.given_torch import given
-from gradlab.autodiff.checker.guard_torch import Guarded, Watched, used_ops
-from gradlab.autodiff.checker.promise import Promises, first_line
+from gradlab.autodiff.checker.guard_torch import Guarded, Watched, declares_vmap, once, used_ops
+from gradlab.autodiff.checker.promise import Promises, first_line, refuses
 from gradlab.autodiff.checker.transforms_torch import accumulated, autocast, per_sample
 
 # Subsets of requires_grad: all of them for as many inputs, else each alone and all but each.
@@ -227,7 +227,10 @@ def _forward(p: Promises, run: _Run) -> None:
 def recorded(p: Promises) -> None:
     """The gradient that is differentiated again is the gradient."""
     run = _Run(p)
-    p.same_gradients("forward", _take(p, run.grads(create_graph=True)), run.wrt, "when it is differentiated again")
+    grads = run.grads([c.requires_grad_() for c in run.c], create_graph=True)
+    p.same_gradients("forward", _take(p, grads), run.wrt, "when it is differentiated again")
+    if once(grads):
+        raise NotImplementedError("marked once_differentiable, its second-order terms are lost silently, or raise")
 
 
 def _inputs(p: Promises) -> None:
@@ -306,7 +309,10 @@ def _mapped(p: Promises) -> None:
     try:
         mapped = torch.func.vmap(subject.flat, in_dims=dims)(*both)
     except Exception as error:
-        p.note(f"{subject.op}: no vmap ({first_line(error, 70)})")
+        if declares_vmap(_Run(p).results, error):
+            p.say("vmap", WRONG, f"declares a vmap, which raises {first_line(error)}")
+        else:
+            p.note(f"{subject.op}: no vmap ({first_line(error, 70)})")
         return
     beside = [subject.side.take(y) for y in subject.flat(*other)]
     for k, wanted in enumerate((None, beside)):
@@ -345,7 +351,10 @@ def empty(p: Promises) -> None:
         try:
             grads = torch.autograd.grad(results, moving, ones, allow_unused=True) if results else []
         except Exception as error:
-            p.say("empty inputs", WRONG, f"forward takes an empty first axis, backward raises {first_line(error)}")
+            if refuses(error):
+                p.note(f"{subject.op}: no gradient for an empty first axis ({first_line(error, 90)})")
+            else:
+                p.say("empty inputs", WRONG, f"forward takes an empty first axis, backward raises {first_line(error)}")
             return
         for i, g in zip(subject.wrt, grads, strict=False):
             finite = g is None or all(bool(y.isfinite().all()) for y in results)

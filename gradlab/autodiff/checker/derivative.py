@@ -69,7 +69,7 @@ class Probe:
     Attributes:
         cotangents: of every result; gradients: the pullback of these, by place among the leaves.
         steps: the window that suited each input, for what follows.
-        pairs: every pair that was made, by input.
+        pairs: every pair that was made, by input; joint: those of all inputs at once.
         noise: of the values, relative, as far as it has shown.
         outside: what the function raised where differences moved its inputs to.
         skipped: number of results whose slopes do not settle, taken out by a cotangent of 0.
@@ -82,6 +82,7 @@ class Probe:
     middle: np.ndarray
     steps: dict[int, float] = field(default_factory=dict)
     pairs: dict[int, list[Pair]] = field(default_factory=dict)
+    joint: list[Pair] = field(default_factory=list)
     skipped: int = 0
     noise: float = differences.EPS
     outside: str = ""

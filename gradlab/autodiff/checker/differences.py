@@ -153,8 +153,10 @@ def _window(f: Callable[[float], np.ndarray], middle: np.ndarray, step: float, u
             rows.append(row)
             rounding = 4 * max(noise, grain) * largest / h
             allowed = np.linalg.norm(rounding)
-            if level == 1 and max(np.linalg.norm(row[0] - rows[0][0]), np.linalg.norm(bends[1])) <= 2 * allowed:
-                # The differences agree to rounding and the function is straight: a third step adds nothing.
+            # A bend that halves with the step is no kink.
+            smooth = level == 1 and bool((bends[1] <= 0.55 * bends[0] + 4 * rounding).all())
+            if smooth and np.linalg.norm(row[0] - rows[0][0]) <= 2 * allowed:
+                # The differences agree to rounding and the function is smooth: a third step adds nothing.
                 return _Window(step, row[1], np.abs(row[1] - row[0]) + rounding, largest, grain)
         error = np.abs(rows[-1][-1] - rows[-1][-2]) + rounding
         # On a smooth function the slopes' difference is h f'' and falls to a quarter over two halvings.

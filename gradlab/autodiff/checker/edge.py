@@ -64,7 +64,7 @@ def judged(name: str, other: Subject, values: list[np.ndarray], alike: bool, rng
     try:
         grads = gradients(other, other.arrays, cotangents)
         probe = Probe(other, list(other.arrays), cotangents, grads, joined(values), noise=other.noise)
-        judge(probe, rng, found.append, CHECK, uniform=alike, at_once=True, known=known)
+        judge(probe, rng, found.append, CHECK, uniform=alike, at_once=1, known=known)
     except Exception as error:
         return Judged(name, [], f"{name} (forward runs, the gradient raises {first_line(error)})")
     found = [repeatable(f, other) if f.verdict == WRONG else f for f in found]

@@ -47,4 +47,5 @@ class Finding:
         place = f"[{', '.join(map(str, self.where))}]" if self.where else ""
         what = f"{self.input}{place} " if self.input else ""
         again = f"; again: {self.call}" if self.call else ""
-        return f"{self.op} on {self.side}, case {self.case!r}, {self.check}: {what}{self.said}{again}: {self.verdict}"
+        on = f" on {self.side}" if self.side else ""
+        return f"{self.op}{on}, case {self.case!r}, {self.check}: {what}{self.said}{again}: {self.verdict}"

@@ -1,5 +1,6 @@
 """Any function of torch tensors or jax arrays, through every part of the check."""
 
+import functools
 import importlib
 import itertools
 import time
@@ -10,17 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.checker import apart
 from gradlab.autodiff.checker.agreement import agreement
 from gradlab.autodiff.checker.derivative import Probe, gradients, joined
-from gradlab.autodiff.checker.edge import Edges, Judged, judged
-from gradlab.autodiff.checker.edges import Edge, cut, edges, fits_others, reshaped
 from gradlab.autodiff.checker.facts import finite, linear, replays
-from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
+from gradlab.autodiff.checker.finding import INCONCLUSIVE, WRONG, Finding
 from gradlab.autodiff.checker.judge import CHECK as DERIVATIVE
 from gradlab.autodiff.checker.judge import judge
+from gradlab.autodiff.checker.light import light
+from gradlab.autodiff.checker.made_up import MadeUp
 from gradlab.autodiff.checker.precision import lower, precision
-from gradlab.autodiff.checker.promise import Promises, first_line
+from gradlab.autodiff.checker.promise import Promises, first_line, refuses
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.second import second
 from gradlab.autodiff.checker.state import changed, state
@@ -152,7 +152,7 @@ class Run:
         values = self._first_values()
         if not values:
             raise ValueError(f"check: {s.op} returns {self._returned()}, wanted at least one float array")
-        values = s.values(s.arrays) if s.side.name == "jax" else values
+        values = s.settled() if s.side.name == "jax" else values
         effects = changed(before, state(s.origin))
         each = time.perf_counter() - start
         if plan.budget is not None and 20 * each > plan.budget:
@@ -225,7 +225,7 @@ class Run:
         text = first_line(error)
         if not self.forwards:
             return INCONCLUSIVE, f"the function cannot be differentiated: {text}"
-        if isinstance(error, NotImplementedError) or "not implemented" in text or "not differentiable" in text:
+        if refuses(error):
             return INCONCLUSIVE, f"the function has no gradient: {text}"
         return WRONG, f"raises {text}"
 
@@ -233,37 +233,37 @@ class Run:
         s, plan, p = self.s, self.plan, self.p
         with self.part("derivative") as runs:
             if runs:
-                self.report.views += judge(self.probe, self.rng, self.report.findings.append, tiles=plan.tiles)
+                self.report.views += judge(
+                    self.probe, self.rng, self.report.findings.append, tiles=plan.tiles, at_once=2
+                )
         sound = all(np.isfinite(g).all() for g in self.probe.gradients.values())
         if sound:
             with self.part("facts") as runs:
                 if runs:
-                    linear(p)
-            light: Promises | None = None
+                    linear(self.light or p)
+            rules = importlib.import_module(f"gradlab.autodiff.checker.contract_{s.side.name}")
             with self.part("contract") as runs:
                 if runs:
-                    rules = importlib.import_module(f"gradlab.autodiff.checker.contract_{s.side.name}")
-                    small = cut(s)
-                    rules.contract(p, at_size=small is not None)
-                    light = None if small is None else self._light(small)
-                    if light is not None:
-                        rules.contract(light)
+                    rules.contract(p, at_size=self.light is not None)
+                    if self.light is not None:
+                        rules.contract(self.light)
                     if plan.compiled:
-                        rules.compiled(light or p)
-                    self._emptied(rules.empty)
+                        rules.compiled(self.light or p)
             told = [f for f in p.said(DERIVATIVE) if f.verdict == INCONCLUSIVE]
             if plan.order == 2 and told:
                 self._note(f"{s.op}: second derivative not looked at, differences do not settle for the first")
             elif plan.order == 2 and any(s.arrays[i].size for i in s.wrt):
                 with self.part("second") as runs:
                     if runs:
-                        second(p, self.rng, light, plan.asked_second or s.trusted)
+                        second(p, self.rng, self.light, plan.asked_second or s.trusted)
             with self.part("precision") as runs:
                 for dtype in lower(s, plan.dtypes) if runs else ():
                     precision(p, dtype, plan.kept_slope)
             with self.part("edges") as runs:
                 if runs:
-                    self._edges()
+                    made_up = MadeUp(p, plan)
+                    made_up.look(rules.empty)
+                    self.skipped += made_up.skipped
         if reference is not None:
             with self.part("reference") as runs:
                 if runs:
@@ -271,97 +271,10 @@ class Run:
         if self.skipped:
             p.say("budget", INCONCLUSIVE, f"{plan.budget:g} s are spent; not looked at: {', '.join(self.skipped)}")
 
-    def _light(self, small: Subject) -> Promises:
-        """The promises of a cut of the inputs."""
-        values = small.values(small.arrays)
-        cotangents = [self.rng.standard_normal(y.shape) for y in values]
-        grads = gradients(small, small.arrays, cotangents)
-        probe = Probe(
-            small, list(small.arrays), cotangents, grads, joined(values), pairs=self.probe.pairs, noise=small.noise
-        )
-        return Promises(probe, self.report.findings, self._note, self.rng, values)
-
-    def _edges(self) -> None:
-        """Every edge input; one finding an input when all is well, each fault one of its own."""
-        edge = Edges({f.input for f in self.p.said(DERIVATIVE) if f.verdict == WRONG})
-        self._along(edges(self.s, self.rng), edge.take)
-        if self.s.trusted or self.s.side.name == "jax":
-            # Nothing of jax runs outside its arrays, whatever their shapes.
-            self._along(reshaped(self.s, self.rng), edge.take)
-        elif apart.possible():
-            self._apart(edge)
-        else:
-            self._note(f"{self.s.op}: no other shapes than the given: no process to try them in")
-        for name, worst in edge.seen.items():
-            if name not in edge.faults:
-                self.p.say("edge inputs", OK, f"{edge.count} edges", name, (), {"error": worst})
-        if edge.loose:
-            self._note(f"{self.s.op}: not smooth at, so not judged there: {'; '.join(edge.loose)}")
-
-    def _emptied(self, look: Callable[[Promises], None]) -> None:
-        """Inputs without rows, which nobody gave: in a process of its own, where a native op may die of them."""
-        p, s = self.p, self.s
-        if not fits_others(s):
-            return
-        if s.trusted or s.side.name == "jax":
-            try:
-                look(p)
-            except Exception as error:
-                self._note(f"{s.op}: with an empty first axis the check raises {first_line(error, 90)}")
-            return
-        if not apart.possible():
-            return
-
-        def work(send: Callable[[Any], None]) -> None:
-            found: list[Finding] = []
-            look(Promises(self.probe, found, send, p.rng, p.values))
-            for finding in found:
-                send(finding)
-
-        sent, died = apart.apart(work)
-        for one in sent:
-            if isinstance(one, Finding):
-                self.report.findings.append(one)
-            else:
-                self._note(one)
-        if died:
-            self._note(f"{s.op}: with an empty first axis the process that tried it died: {died}")
-
-    def _along(self, each: Iterator[Edge], take: Callable[[Judged], list[Finding]],
-               tell: Callable[[str], None] = lambda name: None) -> None:  # fmt: skip
-        """Judge one edge after the other."""
-        known = {f.input for f in self.p.said(DERIVATIVE) if f.verdict == WRONG}
-        for name, other, values, alike in each:
-            if self.plan.spent() >= 1:
-                self.skipped.append("some edges")
-                return
-            tell(name)
-            new = take(judged(name, other, values, alike, self.rng, known))
-            self.report.findings += new
-            known |= {f.input for f in new}
-
-    def _apart(self, edge: Edges) -> None:
-        """Inputs of shapes that nobody gave, in a process of its own: what dies there is said."""
-
-        def work(send: Callable[[Any], None]) -> None:
-            def take(one: Judged) -> list[Finding]:
-                send(one)
-                return [f for f in one.findings if f.verdict == WRONG]
-
-            self._along(reshaped(self.s, self.rng), take, send)
-            send(self.skipped)
-
-        sent, died = apart.apart(work)
-        last = "the first of them"
-        for one in sent:
-            if isinstance(one, str):
-                last = one
-            elif isinstance(one, Judged):
-                self.report.findings += edge.take(one)
-            else:
-                self.skipped = one
-        if died:
-            self._note(f"{self.s.op}: the process that tried other shapes died at {last}: {died}")
+    @functools.cached_property
+    def light(self) -> Promises | None:
+        """The promises at a cut of large inputs."""
+        return light(self.p)
 
     def _first_values(self) -> list[np.ndarray]:
         """In float64, or where it takes none in float32, or in the arguments' lowest; without jit where it must."""
@@ -371,12 +284,11 @@ class Run:
         except Exception as error:
             first = error
         if s.side.name == "jax":
-            eagerly, quick = s.eagerly, (s._quick, s._vjp, s._quickened)
-            eagerly()
+            s.eagerly()
             try:
                 values = s.values(s.arrays)
             except Exception:
-                s._quick, s._vjp, s._quickened = quick
+                s.eagerly(False)
             else:
                 self._note(f"{s.op}: does not run under jit ({first_line(first, 90)})")
                 return values

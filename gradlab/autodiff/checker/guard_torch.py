@@ -1,7 +1,8 @@
 """Memory that shows what a kernel does to it, and the custom ops that a call goes through."""
 
 import math
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -76,6 +77,11 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.seen: dict[Any, tuple[Any, Any]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: for that torch imports its compiler, which takes two seconds, and under a mode nothing is compiled."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         own = func.namespace in ("aten", "prim", "prims", "profiler", "inductor", "quantized", "_c10d_functional")
         if not own and func not in self.seen:
@@ -90,3 +96,31 @@ def used_ops(call: Callable[[], Any]) -> list[tuple[Any, tuple, dict]]:
     with watch:
         call()
     return [(op, args, kwargs) for op, (args, kwargs) in watch.seen.items()]
+
+
+def nodes(results: Iterable[torch.Tensor]) -> list[Any]:
+    """Every node of autograd's graph behind these results."""
+    found: dict[Any, None] = {}
+    todo = [y.grad_fn for y in results if y.grad_fn is not None]
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found[node] = None
+            todo += [n for n, _ in node.next_functions if n is not None]
+    return list(found)
+
+
+def once(gradients: Iterable[torch.Tensor | None]) -> bool:
+    """Whether a backward behind these gradients is marked `once_differentiable`: torch puts a node that raises there.
+
+    Nobody meets it who asks for gradients of inputs: they are None, or zeros.
+    """
+    return any(node.name() == "torch::autograd::Error" for node in nodes(g for g in gradients if g is not None))
+
+
+def declares_vmap(results: Iterable[torch.Tensor], error: BaseException) -> bool:
+    """Whether every Function behind these results says that it has a vmap, and an exception came out of one of them."""
+    kinds = {kind for kind in (getattr(n, "_forward_cls", None) for n in nodes(results)) if kind is not None}
+    declared = all(k.generate_vmap_rule or k.vmap is not torch.autograd.Function.vmap for k in kinds)
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(kinds) and declared and any(f.endswith(("autograd_function.py", "autograd/function.py")) for f in files)

@@ -1,4 +1,4 @@
-"""The verdict on each gradient of one subject: even directions one input at a time, then all inputs unevenly."""
+"""The verdict on each gradient of one subject: all inputs at once, then those alone that this does not settle."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class View:
 
 def judge(probe: Probe, rng: np.random.Generator, add: Callable[[Finding], None], check: str = CHECK,
           tiles: Mapping[str, Sequence[int]] | None = None, uniform: bool = False,
-          at_once: bool = False, known: Collection[str] = ()) -> list[View]:  # fmt: skip
+          at_once: int = 0, known: Collection[str] = ()) -> list[View]:  # fmt: skip
     """Judge every gradient of the probe; one finding an input.
 
     Args:
@@ -37,12 +37,12 @@ def judge(probe: Probe, rng: np.random.Generator, add: Callable[[Finding], None]
         tiles: the tile of a program in each input's gradient, to say which program is wrong.
         uniform: move all elements of an input alike, as ties must be moved to stay ties.
         known: inputs that are known to be wrong, which are not looked at again.
-        at_once: first one direction through everything; only inputs that it says too little of are judged alone.
+        at_once: so many directions through everything first; only inputs that they say too little of are judged alone.
     """
     tiles = tiles or {}
     views: list[View] = []
     inputs = [i for i in probe.subject.wrt if probe.arrays[i].size and probe.subject.names[i] not in known]
-    verdicts = _at_once(probe, inputs, rng, check, uniform) if at_once else {}
+    verdicts = _at_once(probe, inputs, rng, check, uniform, at_once, views)
     alone = [i for i in inputs if i not in verdicts]
     for i in alone:
         draw = _ones if uniform else signs
@@ -51,10 +51,14 @@ def judge(probe: Probe, rng: np.random.Generator, add: Callable[[Finding], None]
         if broken is not None:
             verdicts[i] = broken
             continue
-        # The tiny step is taken once, along the direction that moves everything.
+        # The tiny step is taken once, along the direction that moves everything, and where the others see a fault: to
+        # them small stairs look like a slope.
         slope = probe.slope({i: d}, narrow=uniform)
-        probe.steps[i] = slope.step
         pair = probe.pair({i: d}, slope)
+        if pair.verdict == WRONG and not uniform:
+            slope = probe.slope({i: d})
+            pair = probe.pair({i: d}, slope)
+        probe.steps[i] = slope.step
         if pair.verdict == INCONCLUSIVE and probe.settle(slope):
             pair = probe.pair({i: d}, slope)
         probe.pairs.setdefault(i, []).append(pair)
@@ -71,33 +75,45 @@ def judge(probe: Probe, rng: np.random.Generator, add: Callable[[Finding], None]
     return views
 
 
-def _at_once(probe: Probe, inputs: Sequence[int], rng: np.random.Generator, check: str,
-             uniform: bool) -> dict[int, Finding]:  # fmt: skip
-    """The inputs that one uneven direction through all of them finds right; none when anything looks wrong on it."""
-    if not inputs or not all(np.isfinite(probe.gradients[i]).all() for i in inputs):
+def _at_once(probe: Probe, inputs: Sequence[int], rng: np.random.Generator, check: str, uniform: bool, times: int,
+             views: list[View]) -> dict[int, Finding]:  # fmt: skip
+    """The inputs that directions through all of them, even ones and last an uneven one, find right.
+
+    None when anything looks wrong on one of them.
+    """
+    if not times or not inputs or not all(np.isfinite(probe.gradients[i]).all() for i in inputs):
         return {}
-    draw = _one_length if uniform else uneven
-    whole = {i: draw(rng, probe.arrays[i].shape) * probe.units(i) for i in inputs}
-    noise = probe.noise
-    pair = probe.pair(whole, probe.slope(whole))
-    if pair.verdict != OK:
-        # Nothing was learnt, of the noise neither: where slopes jump it looks large.
-        probe.noise = noise
-        return {}
-    told = []
-    for i, d in whole.items():
-        # What would be asked of it alone: beside a gradient that is much larger a wrong one must show as well.
-        own = float(np.linalg.norm(probe.gradients[i] * d))
-        natural = pair.natural * min(probe.units(k) for k in inputs) / probe.units(i)
-        if pair.off <= pair.error + SENSITIVITY * own and pair.error <= SURE * max(own, natural):
-            told.append(i)
-    numbers = {
-        "error": pair.off / pair.scale if pair.scale else pair.off,
-        "part": pair.off / (max(pair.scale, pair.natural) or 1.0),
-    }
+    noise, told = probe.noise, list(inputs)
+    worst: dict[str, float] = {"error": 0.0, "part": 0.0}
+    pairs: list[Pair] = []
+    for turn in range(times):
+        last = turn == times - 1
+        draw = _one_length if uniform else uneven if last else signs
+        whole = {i: draw(rng, probe.arrays[i].shape) * probe.units(i) for i in inputs}
+        slope = probe.slope(whole, narrow=last)
+        pair = probe.pair(whole, slope)
+        if pair.verdict != OK:
+            # Nothing was learnt, of the noise neither: where slopes jump it looks large.
+            probe.noise = noise
+            return {}
+        told = [i for i in told if _told(probe, pair, i)]
+        pairs.append(pair)
+        worst["error"] = max(worst["error"], pair.off / pair.scale if pair.scale else pair.off)
+        worst["part"] = max(worst["part"], pair.off / (max(pair.scale, pair.natural) or 1.0))
+    probe.joint += pairs
     subject = probe.subject
-    said, common = f"error {numbers['error']:.1e}", (subject.op, subject.side.name, subject.case)
-    return {i: Finding(check, OK, subject.names[i], (), said, numbers, *common) for i in told}
+    said, common = f"error {worst['error']:.1e}", (subject.op, subject.side.name, subject.case)
+    found = {i: Finding(check, OK, subject.names[i], (), said, worst, *common) for i in told}
+    views += [View(probe, i, slope, whole[i], finding, ()) for i, finding in found.items()]
+    return found
+
+
+def _told(probe: Probe, pair: Pair, i: int) -> bool:
+    """Whether a pair of several inputs says of one what would be asked of it alone: beside a gradient that is much
+    larger a wrong one must show as well."""
+    own = float(np.linalg.norm(probe.gradients[i] * pair.direction[i]))
+    natural = pair.natural * min(probe.units(k) for k in pair.direction) / probe.units(i)
+    return pair.off <= pair.error + SENSITIVITY * own and pair.error <= SURE * max(own, natural)
 
 
 def _together(probe: Probe, inputs: list[int], rng: np.random.Generator, check: str,

@@ -42,8 +42,7 @@ def _case(op: Spec, case: Case, side: Side, arrays: Arrays, plan: Plan, whole: b
     put = [side.put(a, "float64") for a in arrays.values()]
     subject = Subject(side, fn, put, {}, op.name, case.name, list(arrays), [a.name for a in op.results(case)])
     subject.trusted = True
-    subject.wrt = [i for i, name in enumerate(arrays) if name in op.wrt]
-    subject.pulled = side.pullback(subject.flat, subject.wrt)
+    subject.differentiate([i for i, name in enumerate(arrays) if name in op.wrt])
     parts = tuple(p for p in plan.parts if (whole or p not in ONCE) and p != "reference")
     own = replace(
         plan, order=min(plan.order, op.order), dtypes=DTYPES if plan.dtypes is None else plan.dtypes, parts=parts,

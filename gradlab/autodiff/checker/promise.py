@@ -43,7 +43,7 @@ class Promises:
 
         Rounding in a sum over all results, or what differences found the function's own noise to be.
         """
-        errors = [p.error / p.scale for p in self.probe.pairs.get(i, []) if p.scale]
+        errors = [p.error / p.scale for p in (*self.probe.pairs.get(i, []), *self.probe.joint) if p.scale]
         return max((8 + self.probe.middle.size) * EPS, min(1e-3, 10 * max(errors, default=0.0)))
 
     def same_gradients(self, check: str, got: Sequence[np.ndarray | None], wrt: Sequence[int],
@@ -96,6 +96,10 @@ class Promises:
         if got.shape != want.shape:
             self.say(check, WRONG, f"has the shape {list(got.shape)}, wanted {list(want.shape)}, {how}", name)
             return False
+        size, error = _apart(got, want)
+        if error <= slack * (max(size, least) or 1.0):
+            self.say(check, OK, how, name, (), {"error": error / (max(size, least) or 1.0)})
+            return True
         with np.errstate(invalid="ignore", over="ignore"):
             off = np.where((got == want) | (np.isnan(got) & np.isnan(want)), 0.0, np.abs(got - want))
         scale = max(float(np.max(np.abs(want[np.isfinite(want)]), initial=0.0)), least) or 1.0
@@ -113,9 +117,32 @@ class Promises:
         return False
 
 
+def _apart(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
+    """The largest element wanted and the largest difference; no number where one of either is none."""
+    if not want.size:
+        return 0.0, 0.0
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = got - want
+    return max(float(want.max()), -float(want.min())), max(float(off.max()), -float(off.min()))
+
+
 def first_line(error: BaseException, most: int = 200) -> str:
     """What an exception says, in one line of at most so many letters."""
     text = " ".join(str(error).split())
     return (
         f"{type(error).__name__}: {textwrap.shorten(text, most, placeholder=' ...')}" if text else type(error).__name__
     )
+
+
+def refuses(error: BaseException) -> bool:
+    """Whether an exception says that there is no such gradient, and not that working it out failed."""
+    text = str(error).lower()
+    return isinstance(error, NotImplementedError) or any(words in text for words in _REFUSALS)
+
+
+# torch of an op without a derivative; jax of a while_loop, of a custom_vmap and of a callback, which have forward mode
+# alone, or none.
+_REFUSALS = (
+    "not implemented", "not differentiable", "reverse-mode differentiation does not work", "not support jvp",
+    "not support reverse-mode",
+)  # fmt: skip

@@ -19,6 +19,8 @@ STEPS = (2.0**-8, 2.0**-14, 2.0**-20, 2.0**-26, 2.0**-5, 2.0**-2)
 HALVINGS = 3
 # How many times its own uncertainty a difference has to be to be one.
 FAR = 8.0
+# A gradient that is this many times the slopes may be right of ones that grow without bound, as the root's at 0.
+HUGE = 1e3
 # Relative to the slope, what a slope beside a gradient that is no number has to be sure of.
 NEAR = 1e-3
 
@@ -77,6 +79,8 @@ def _proven(probe: Probe, i: int, draw: Callable[[], np.ndarray], draw_other: Ca
         far += not off <= least + FAR * finest.error
     if far < 2:
         return "the gradient is within its own rounding of the differences"
+    if offs[0] > HUGE * max(abs(s.value) for s in found) and not bounded(probe, {i: first}):
+        return "slopes grow as the steps shrink"
     if not _add_up(found[2], found[0], found[1], offs[0]) or not _add_up(found[0], found[3], found[1], offs[0]):
         return _NOT_LINEAR
     others = {k: draw_other(k) for k in probe.subject.wrt if k != i and probe.arrays[k].size}

@@ -31,8 +31,8 @@ class Pulled(Subject):
         super().__init__(s.side, gradients, leaves, {}, s.op, s.case, names, [f"d{s.names[i]}" for i in s.wrt])
         self.names, self.working = names, s.working
         # dy is a number of its own only when it is asked to be: a loss hands over one that needs no gradient.
-        self.wrt = [*s.wrt, *range(self.count, len(leaves))] if moving else list(s.wrt)
-        self.pulled = self.side.pullback(self.flat, self.wrt)
+        self.untraced = s.untraced
+        self.differentiate([*s.wrt, *range(self.count, len(leaves))] if moving else s.wrt, joined=False)
 
     def values(self, arrays: Sequence[np.ndarray], dtype: str = "") -> list[np.ndarray]:
         """The gradients, by the program that the first derivative has for them: compiling another takes longer."""

@@ -24,9 +24,12 @@ def state(fn: Callable[..., Any]) -> dict[str, Any]:
         fn = fn.func
     owner = getattr(fn, "__self__", None if hasattr(fn, "__code__") else fn)
     if owner is not None:
+        module = hasattr(owner, "named_buffers")
         for name, value in getattr(owner, "__dict__", {}).items():
-            found[f"its {name}"] = _mark(value)
-        if hasattr(owner, "named_buffers"):
+            # A module's private attributes are torch's: its buffers and parameters, and what a call rebuilds of them.
+            if not (module and name.startswith("_")):
+                found[f"its {name}"] = _mark(value)
+        if module:
             found.update({f"its buffer {name}": _mark(b) for name, b in owner.named_buffers()})
     plain: Any = getattr(fn, "__func__", fn)
     code = getattr(plain, "__code__", None)

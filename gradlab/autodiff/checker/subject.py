@@ -1,7 +1,9 @@
 """One function at one point, seen through NumPy: what goes in, what comes out, what its gradients are."""
 
 import copy
+import importlib
 import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,11 @@ from gradlab.autodiff.side import side as side_of
 # Each with what rounding to it may change, relative.
 UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 FLOATS = tuple(UNITS)
+
+# Of inputs of at most this many numbers a program takes longer to compile than to run a hundred times.
+SMALL = 2**16
+# Seconds that a program of values and pullback may run; the values alone are a third of it, a hundred times over.
+LONG = 0.005
 
 
 class Subject:
@@ -31,6 +38,8 @@ class Subject:
         trusted: an op of the lab, which takes every shape that its signature says.
         kept: places of the results that have a gradient, among the float results; all of them when None.
         flat: leaves -> float results, on the side's own arrays.
+        compiled: (leaves, cotangents) -> the pullback of these, compiled where the side compiles.
+        quickened: a function of such arrays for many calls of it.
         dtype: the lowest float dtype among the leaves.
         working: the dtype that everything is worked out in: float64, or the leaves' own where it is not taken.
     """
@@ -44,6 +53,9 @@ class Subject:
         self.carried: list[int] = []
         self.result_dtypes: list[str] = []
         self.trusted = self.untraced = False
+        self.quickened: Callable[[Callable[..., Any]], Callable[..., Any]]
+        self._quick: Callable[..., tuple[Any, ...]]
+        self.compiled: Callable[..., tuple[Any, ...]]
         self.op = op or getattr(fn, "__name__", type(fn).__name__)
         self.given, self._rebuild_given, paths = side.flatten(self.args)
         self.called = list(names) or _parameters(fn, len(self.args))
@@ -61,10 +73,7 @@ class Subject:
         ]
         self.results = list(results)
         self.shapes: list[tuple[int, ...]] = []
-        self._quickened: Callable[[Callable[..., Any]], Callable[..., Any]] = side.quick
-        self._quick: Callable[..., Any] = side.quick(self.flat)
-        self.pulled = side.pullback(self.flat, self.wrt)
-        self._vjp = side.quick(lambda leaves, cotangents: self.pulled(leaves, cotangents))
+        self.differentiate(self.wrt)
 
     @property
     def eps(self) -> float:
@@ -102,6 +111,8 @@ class Subject:
         """Keep the results that have a gradient; the places of the others."""
         found = self.side.differentiable(self._floats, self.put(self.arrays), self.wrt)
         self.kept = None if all(found) else [k for k, dtype in enumerate(found) if dtype]
+        if self.kept is not None:
+            self.compile()
         self.result_dtypes = [dtype for dtype in found if dtype]
         return [k for k, dtype in enumerate(found) if not dtype]
 
@@ -124,16 +135,36 @@ class Subject:
     def only(self, wrt: Sequence[int]) -> None:
         """Differentiate for these leaves alone; the others that were asked for are constants."""
         self.carried = [*self.carried, *(i for i in self.wrt if i not in wrt)]
+        self.differentiate(wrt)
+
+    def differentiate(self, wrt: Sequence[int], joined: bool = True) -> None:
+        """Differentiate for these leaves; `joined` values and pullback are one program, if that is cheap."""
         self.wrt = list(wrt)
         self.pulled = self.side.pullback(self.flat, self.wrt)
-        self._vjp = self._quickened(lambda leaves, cotangents: self.pulled(leaves, cotangents))
+        self.compile(joined)
 
-    def eagerly(self) -> None:
-        """From now on without jit."""
-        self.untraced = True
-        self._quickened = lambda fn: fn
-        self._quick = self.flat
-        self._vjp = lambda leaves, cotangents: self.pulled(leaves, cotangents)
+    def compile(self, joined: bool = True) -> None:
+        """Compile anew, where the side compiles at all."""
+        self.quickened, self._quick, self.compiled = lambda fn: fn, self.flat, self.pulled
+        if self.side.name == "jax" and not self.untraced:
+            small = sum(a.size for a in self.arrays if isinstance(a, np.ndarray)) <= SMALL
+            rules = importlib.import_module("gradlab.autodiff.checker.programs_jax")
+            made = rules.Programs(self.flat, self.pulled, small, joined)
+            self.quickened, self._quick, self.compiled = made.quick, made.values, made.pullback
+
+    def settled(self) -> list[np.ndarray]:
+        """The values by the program that gives them from now on: one without the pullback, where that runs long."""
+        start = time.perf_counter()
+        values = self.values(self.arrays)
+        if time.perf_counter() - start > LONG:
+            self.compile(joined=False)
+            values = self.values(self.arrays)
+        return values
+
+    def eagerly(self, eagerly: bool = True) -> None:
+        """From now on without jit, or with it again."""
+        self.untraced = eagerly
+        self.compile()
 
     def values(self, arrays: Sequence[np.ndarray], dtype: str = "") -> list[np.ndarray]:
         """The float results, as float64, worked out in `dtype`; float64 unless it takes none."""
@@ -142,7 +173,7 @@ class Subject:
     def gradients(self, arrays: Sequence[np.ndarray], cotangents: Sequence[np.ndarray],
                   dtype: str = "") -> list[np.ndarray]:  # fmt: skip
         """The vjp of the function for its float leaves, as float64, worked out in `dtype`."""
-        found = self._vjp(self.put(arrays, dtype), self.put_like_results(cotangents, dtype))
+        found = self.compiled(self.put(arrays, dtype), self.put_like_results(cotangents, dtype))
         return [self.side.take(g) for g in found]
 
     def both(self, moved: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:

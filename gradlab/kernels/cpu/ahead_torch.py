@@ -23,9 +23,14 @@ from gradlab.kernels.cpu.machine import host, position_independent
 
 # How C++ names an argument's type, and the type of what torch's wrapper holds of it.
 _NUMBERS = {
-    "i1": ("int8_t", "int64_t"), "i8": ("int8_t", "int64_t"), "i16": ("int16_t", "int64_t"),
-    "i32": ("int32_t", "int64_t"), "i64": ("int64_t", "int64_t"), "f32": ("float", "float"), "f64": ("double", "float"),
-}  # fmt: skip
+    "i1": ("int8_t", "int64_t"),
+    "i8": ("int8_t", "int64_t"),
+    "i16": ("int16_t", "int64_t"),
+    "i32": ("int32_t", "int64_t"),
+    "i64": ("int64_t", "int64_t"),
+    "f32": ("float", "float"),
+    "f64": ("double", "float"),
+}
 
 _LAUNCHER = """\
 #include <algorithm>

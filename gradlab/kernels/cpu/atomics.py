@@ -8,9 +8,19 @@ from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Buffer, Index, NotLowered
 
 _KINDS = {
-    "add": "add", "and": "and", "or": "or", "xor": "xor", "max": "max", "min": "min", "umax": "umax", "umin": "umin",
-    "exch": "xchg", "fadd": "fadd", "fmax": "fmax", "fmin": "fmin",
-}  # fmt: skip
+    "add": "add",
+    "and": "and",
+    "or": "or",
+    "xor": "xor",
+    "max": "max",
+    "min": "min",
+    "umax": "umax",
+    "umin": "umin",
+    "exch": "xchg",
+    "fadd": "fadd",
+    "fmax": "fmax",
+    "fmin": "fmin",
+}
 # The same, for types that LLVM has no atomic operation for: no other thread runs this kernel.
 _PLAIN = {"fadd": "fadd", "exch": None}
 

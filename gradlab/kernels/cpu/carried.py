@@ -20,8 +20,9 @@ class Carried:
         kinds: how each is carried.
     """
 
-    def __init__(self, tiles: Tiles, arguments: Sequence[tuple[str, Type]], starts: Sequence[str],
-                 kinds: Sequence[Kind]) -> None:  # fmt: skip
+    def __init__(
+        self, tiles: Tiles, arguments: Sequence[tuple[str, Type]], starts: Sequence[str], kinds: Sequence[Kind]
+    ) -> None:
         self.tiles = tiles
         self.arguments = list(arguments)
         self.starts = list(starts)
@@ -72,8 +73,15 @@ class Carried:
             self.tiles.env[name] = self.tiles.env[argument]
 
 
-def carry(tiles: Tiles, block: Block, arguments: Sequence[tuple[str, Type]], starts: Sequence[str],
-          ends: Sequence[str], results: Sequence[str], affine: bool = True) -> Carried:  # fmt: skip
+def carry(
+    tiles: Tiles,
+    block: Block,
+    arguments: Sequence[tuple[str, Type]],
+    starts: Sequence[str],
+    ends: Sequence[str],
+    results: Sequence[str],
+    affine: bool = True,
+) -> Carried:
     """How each value of a loop is carried; tensors' first values are in memory afterwards."""
     kinds: list[Kind] = []
     for (name, kind), start, end, result in zip(arguments, starts, ends, results, strict=True):

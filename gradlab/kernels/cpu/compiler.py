@@ -164,9 +164,14 @@ def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
     # Triton's runtime asks how much of a GPU's shared memory a kernel needs, and hosts divide what there is by it.
     metadata["shared"] = 1
     metadata["launch"] = {
-        "name": metadata["name"], "entry": lowered.name, "arguments": lowered.arguments, "scratch": lowered.scratch,
-        "messages": lowered.messages, "stored": lowered.stored, "ordered": lowered.ordered,
-    }  # fmt: skip
+        "name": metadata["name"],
+        "entry": lowered.name,
+        "arguments": lowered.arguments,
+        "scratch": lowered.scratch,
+        "messages": lowered.messages,
+        "stored": lowered.stored,
+        "ordered": lowered.ordered,
+    }
     return lowered.ir
 
 

@@ -49,8 +49,9 @@ def lower_operations(tiles: Tiles, operations: Sequence[Operation]) -> Operation
     return None
 
 
-def with_later(tiles: Tiles, following: Sequence[Operation], write: Callable[[Tiles, Operation], None],
-               op: Operation) -> None:  # fmt: skip
+def with_later(
+    tiles: Tiles, following: Sequence[Operation], write: Callable[[Tiles, Operation], None], op: Operation
+) -> None:
     """Write an operation while `following` ones are known to come."""
     tiles.later.append(following)
     try:
@@ -225,8 +226,9 @@ def _call(tiles: Tiles, op: Operation) -> None:
         tiles.env[name] = value
 
 
-def lower_blocks(tiles: Tiles, blocks: Sequence[Block], leave: str, results: Sequence[Buffer | None],
-                 result_elements: Sequence[str]) -> list[Lane]:  # fmt: skip
+def lower_blocks(
+    tiles: Tiles, blocks: Sequence[Block], leave: str, results: Sequence[Buffer | None], result_elements: Sequence[str]
+) -> list[Lane]:
     """A function's blocks, each of which ends in a branch or a return.
 
     Args:
@@ -345,8 +347,20 @@ def _barrier(tiles: Tiles, op: Operation) -> None:
 
 
 _ROOTS: dict[str, Callable[[Tiles, Operation], None]] = {
-    "scf.for": _for, "scf.while": _while, "scf.if": _if, "tt.call": _call, "tt.reduce": reduce, "tt.scan": scan,
-    "tt.dot": dot, "tt.store": store_scalar, "tt.atomic_rmw": read_modify_write, "tt.atomic_cas": compare_and_swap,
-    "tt.assert": check, "tt.print": print_values, "gpu.barrier": _barrier, "ttg.barrier": _barrier,
-    "tt.map_elementwise": _map, "tt.dot_scaled": dot_scaled,
-}  # fmt: skip
+    "scf.for": _for,
+    "scf.while": _while,
+    "scf.if": _if,
+    "tt.call": _call,
+    "tt.reduce": reduce,
+    "tt.scan": scan,
+    "tt.dot": dot,
+    "tt.store": store_scalar,
+    "tt.atomic_rmw": read_modify_write,
+    "tt.atomic_cas": compare_and_swap,
+    "tt.assert": check,
+    "tt.print": print_values,
+    "gpu.barrier": _barrier,
+    "ttg.barrier": _barrier,
+    "tt.map_elementwise": _map,
+    "tt.dot_scaled": dot_scaled,
+}

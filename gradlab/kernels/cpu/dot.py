@@ -133,8 +133,18 @@ def _product(e: Emitter, a: Buffer, b: Buffer, c: Buffer, zero: bool) -> None:
         e.loop(N, vectors * width, [], along_n)
 
 
-def _micro_kernel(e: Emitter, rows: int, vectors: int, width: int, K: int, element: str, a_strides: tuple[int, ...],
-                  b_stride: int, c_stride: int, zero: bool) -> str:  # fmt: skip
+def _micro_kernel(
+    e: Emitter,
+    rows: int,
+    vectors: int,
+    width: int,
+    K: int,
+    element: str,
+    a_strides: tuple[int, ...],
+    b_stride: int,
+    c_stride: int,
+    zero: bool,
+) -> str:
     """The function that takes `rows` rows of c along all of K; its name."""
     name = (
         f"micro_{rows}x{vectors}x{width}_{K}_{element}_{a_strides[0]}_{a_strides[1]}_{b_stride}_{c_stride}_{int(zero)}"

@@ -124,15 +124,22 @@ def _micro_kernel(e: Emitter, high: int, wide: int, K: int, a_row: int, b_row: i
     name = f"amx_{high}x{wide}_{K}_{a_row}_{b_row}_{c_row}_{int(zero)}"
     if name in e.helpers:
         return name
-    for instruction, takes in (("tileloadd64", "i8, ptr, i64"), ("tilestored64", "i8, ptr, i64"),
-                               ("tdpbf16ps", "i8, i8, i8"), ("tilezero", "i8")):  # fmt: skip
+    for instruction, takes in (
+        ("tileloadd64", "i8, ptr, i64"),
+        ("tilestored64", "i8, ptr, i64"),
+        ("tdpbf16ps", "i8, i8, i8"),
+        ("tilezero", "i8"),
+    ):
         e.declare(f"llvm.x86.{instruction}", "void", takes)
     results = [(i, j, i * wide + j) for i in range(high) for j in range(wide)]
     lines = [f"define internal void @{name}(ptr noalias %a, ptr noalias %b, ptr noalias %c) noinline #0 {{", "entry:"]
     for i, j, tile in results:
         lines.append(f"  %c{tile} = getelementptr inbounds i8, ptr %c, i64 {i * ROWS * c_row + j * LINE}")
-        lines.append(f"  call void @llvm.x86.tilezero(i8 {tile})" if zero
-                     else f"  call void @llvm.x86.tileloadd64(i8 {tile}, ptr %c{tile}, i64 {c_row})")  # fmt: skip
+        lines.append(
+            f"  call void @llvm.x86.tilezero(i8 {tile})"
+            if zero
+            else f"  call void @llvm.x86.tileloadd64(i8 {tile}, ptr %c{tile}, i64 {c_row})"
+        )
     lines += [
         "  br label %loop",
         "loop:",

@@ -46,8 +46,15 @@ class CPUDriver(DriverBase):
         """How C declares an argument of a Triton type."""
         if ty.startswith("*"):
             return "void*"
-        return {"i1": "int8_t", "u1": "uint8_t", "fp16": "double", "bf16": "double", "fp32": "double", "f32": "double",
-                "fp64": "double"}.get(ty) or f"{'u' if ty[0] == 'u' else ''}int{ty[1:]}_t"  # fmt: skip
+        return {
+            "i1": "int8_t",
+            "u1": "uint8_t",
+            "fp16": "double",
+            "bf16": "double",
+            "fp32": "double",
+            "f32": "double",
+            "fp64": "double",
+        }.get(ty) or f"{'u' if ty[0] == 'u' else ''}int{ty[1:]}_t"
 
     def get_current_target(self) -> GPUTarget:
         """A target without warps; which CPU it is stands in `CPUBackend.hash`."""
@@ -91,9 +98,15 @@ class Utilities:
     def get_device_properties(self, device: int) -> dict[str, Any]:
         """A GPU's limits, which a CPU does not have."""
         return {
-            "max_shared_mem": _PLENTY, "max_num_regs": _PLENTY, "multiprocessor_count": os.cpu_count() or 1,
-            "warpSize": 1, "sm_clock_rate": 1, "mem_clock_rate": 1, "mem_bus_width": 64, "arch": "cpu",
-        }  # fmt: skip
+            "max_shared_mem": _PLENTY,
+            "max_num_regs": _PLENTY,
+            "multiprocessor_count": os.cpu_count() or 1,
+            "warpSize": 1,
+            "sm_clock_rate": 1,
+            "mem_clock_rate": 1,
+            "mem_bus_width": 64,
+            "arch": "cpu",
+        }
 
     def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> "tuple[Kernel, Kernel, int, int, int]":
         """A compiled kernel in memory: the module, the function, registers, spills, largest number of threads.
@@ -146,8 +159,14 @@ class Interface:
         return 0
 
 
-def benchmark(kernel_call: Callable[[], Any], *, quantiles: Sequence[float] | None = None, warmup: float = 10.0,
-              rep: float = 50.0, **unused: Any) -> Any:  # fmt: skip
+def benchmark(
+    kernel_call: Callable[[], Any],
+    *,
+    quantiles: Sequence[float] | None = None,
+    warmup: float = 10.0,
+    rep: float = 50.0,
+    **unused: Any,
+) -> Any:
     """Milliseconds of a call, after one that may compile it: quantiles, or the median.
 
     Args:

@@ -42,8 +42,12 @@ def _result(op: Operation) -> str:
 # Integers.
 
 _INTEGER = {
-    "arith.subi": "sub", "arith.muli": "mul", "arith.andi": "and", "arith.ori": "or", "arith.xori": "xor",
-}  # fmt: skip
+    "arith.subi": "sub",
+    "arith.muli": "mul",
+    "arith.andi": "and",
+    "arith.ori": "or",
+    "arith.xori": "xor",
+}
 _SHIFTS = {"arith.shli": "shl", "arith.shrui": "lshr", "arith.shrsi": "ashr"}
 _MINMAX = {"arith.maxsi": "smax", "arith.minsi": "smin", "arith.maxui": "umax", "arith.minui": "umin"}
 
@@ -157,9 +161,13 @@ def _high_product(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
 
 
 _FOLDED = {
-    "slt": lambda x, y: x < y, "sle": lambda x, y: x <= y, "sgt": lambda x, y: x > y, "sge": lambda x, y: x >= y,
-    "eq": lambda x, y: x == y, "ne": lambda x, y: x != y,
-}  # fmt: skip
+    "slt": lambda x, y: x < y,
+    "sle": lambda x, y: x <= y,
+    "sgt": lambda x, y: x > y,
+    "sge": lambda x, y: x >= y,
+    "eq": lambda x, y: x == y,
+    "ne": lambda x, y: x != y,
+}
 
 
 @rule("arith.cmpi")
@@ -183,13 +191,32 @@ def _compare_integers(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
 
 # Floats.
 
-_FLOAT = {"arith.addf": "fadd", "arith.subf": "fsub", "arith.mulf": "fmul", "arith.divf": "fdiv", "arith.remf": "frem",
-          "tt.precise_divf": "fdiv"}  # fmt: skip
-_FLOAT_EXTREMES = {"arith.maxnumf": "maxnum", "arith.minnumf": "minnum", "arith.maximumf": "maximum",
-                   "arith.minimumf": "minimum"}  # fmt: skip
-_ROUNDINGS = {"math.floor": "floor", "math.ceil": "ceil", "math.sqrt": "sqrt", "tt.precise_sqrt": "sqrt",
-              "math.absf": "fabs", "math.round": "round", "math.roundeven": "roundeven", "math.trunc": "trunc",
-              "math.fma": "fma", "math.copysign": "copysign"}  # fmt: skip
+_FLOAT = {
+    "arith.addf": "fadd",
+    "arith.subf": "fsub",
+    "arith.mulf": "fmul",
+    "arith.divf": "fdiv",
+    "arith.remf": "frem",
+    "tt.precise_divf": "fdiv",
+}
+_FLOAT_EXTREMES = {
+    "arith.maxnumf": "maxnum",
+    "arith.minnumf": "minnum",
+    "arith.maximumf": "maximum",
+    "arith.minimumf": "minimum",
+}
+_ROUNDINGS = {
+    "math.floor": "floor",
+    "math.ceil": "ceil",
+    "math.sqrt": "sqrt",
+    "tt.precise_sqrt": "sqrt",
+    "math.absf": "fabs",
+    "math.round": "round",
+    "math.roundeven": "roundeven",
+    "math.trunc": "trunc",
+    "math.fma": "fma",
+    "math.copysign": "copysign",
+}
 
 
 def floating(b: Emitter, element: str, operands: list[Lane], write: Callable[..., str]) -> Lane:
@@ -260,8 +287,13 @@ def _mathematics(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
 
 # Conversions.
 
-_INTEGER_CASTS = {"arith.extsi": "sext", "arith.extui": "zext", "arith.trunci": "trunc", "arith.index_cast": "sext",
-                  "arith.index_castui": "zext"}  # fmt: skip
+_INTEGER_CASTS = {
+    "arith.extsi": "sext",
+    "arith.extui": "zext",
+    "arith.trunci": "trunc",
+    "arith.index_cast": "sext",
+    "arith.index_castui": "zext",
+}
 
 
 @rule(*_INTEGER_CASTS)

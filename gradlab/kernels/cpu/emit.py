@@ -337,8 +337,9 @@ class Emitter:
         """End the block by a branch."""
         self.do(f"br label %{label}")
 
-    def loop(self, count: int, step: int, carried: Sequence[tuple[str, str]],
-             body: Callable[[str, list[str]], Sequence[str]]) -> list[str]:  # fmt: skip
+    def loop(
+        self, count: int, step: int, carried: Sequence[tuple[str, str]], body: Callable[[str, list[str]], Sequence[str]]
+    ) -> list[str]:
         """`for i in range(0, count, step)`, count > 0; a loop of one pass is none.
 
         Args:

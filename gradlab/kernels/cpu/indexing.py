@@ -74,9 +74,13 @@ def _splat_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tupl
 
 # Where an operation's operand is evaluated, and over how many lanes.
 SOURCES: dict[str, Callable[["Tiles", Operation, Index, int], tuple[Index, int]]] = {
-    "tt.splat": _splat_from, "tt.expand_dims": _expand_from, "tt.broadcast": _broadcast_from,
-    "tt.trans": _transpose_from, "tt.reshape": _reshape_from, "tt.join": _join_from,
-}  # fmt: skip
+    "tt.splat": _splat_from,
+    "tt.expand_dims": _expand_from,
+    "tt.broadcast": _broadcast_from,
+    "tt.trans": _transpose_from,
+    "tt.reshape": _reshape_from,
+    "tt.join": _join_from,
+}
 
 
 def _relabelled(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
@@ -127,6 +131,12 @@ def _half(tiles: "Tiles", op: Operation, index: Index, result: int) -> Lane:
 
 
 RELABELLED: dict[str, Callable[["Tiles", Operation, Index, int], Lane]] = {
-    "arith.constant": _constant, "tt.splat": _splat, "tt.make_range": _range, "tt.expand_dims": _relabelled,
-    "tt.broadcast": _relabelled, "tt.trans": _relabelled, "tt.reshape": _reshape, "tt.split": _half,
-}  # fmt: skip
+    "arith.constant": _constant,
+    "tt.splat": _splat,
+    "tt.make_range": _range,
+    "tt.expand_dims": _relabelled,
+    "tt.broadcast": _relabelled,
+    "tt.trans": _relabelled,
+    "tt.reshape": _reshape,
+    "tt.split": _half,
+}

@@ -26,8 +26,19 @@ class Launcher:
         self._pointers: list[int] = []
         self._count = 0
 
-    def __call__(self, x: int, y: int, z: int, stream: int, kernel: Kernel, packed: Any, launch_metadata: Any,
-                 enter: Callable | None, leave: Callable | None, *args: Any) -> None:  # fmt: skip
+    def __call__(
+        self,
+        x: int,
+        y: int,
+        z: int,
+        stream: int,
+        kernel: Kernel,
+        packed: Any,
+        launch_metadata: Any,
+        enter: Callable | None,
+        leave: Callable | None,
+        *args: Any,
+    ) -> None:
         if kernel is not self._kernel:
             self._bind(kernel)
         if enter is not None:

@@ -53,9 +53,17 @@ class Kernel:
         self._threads = (lambda: 1) if binary.ordered else threads
         self._slots = Slots(binary.name, binary.arguments)
         self._call = Code(binary.code).function(
-            binary.entry, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
-            ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p,
-        )  # fmt: skip
+            binary.entry,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_int32,
+            ctypes.c_int32,
+            ctypes.c_int32,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        )
         # Seconds that a program took at the last launch.
         self._seconds = math.inf
         # A kernel that prints has memory of its own, which knows its messages.

@@ -12,10 +12,19 @@ from gradlab.kernels.cpu.mathematics import FUNCTIONS, SPECIAL
 from gradlab.kernels.cpu.ttir import Operation
 
 _INTRINSICS = {
-    "fabs": "fabs", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "rint",
-    "nearbyint": "nearbyint", "round": "round", "fma": "fma", "fmax": "maxnum", "fmin": "minnum",
+    "fabs": "fabs",
+    "sqrt": "sqrt",
+    "floor": "floor",
+    "ceil": "ceil",
+    "trunc": "trunc",
+    "rint": "rint",
+    "nearbyint": "nearbyint",
+    "round": "round",
+    "fma": "fma",
+    "fmax": "maxnum",
+    "fmin": "minnum",
     "copysign": "copysign",
-}  # fmt: skip
+}
 
 
 @rule("tt.extern_elementwise")
@@ -113,10 +122,20 @@ def _of_pi(name: str) -> Callable[..., str]:
 
 # Names after `_rn`, and an f or a d before, are taken off: `__nv_fadd_rn` is `add`.
 _FORMULAS: dict[str, Callable[..., str]] = {
-    "add": _arithmetic("fadd"), "sub": _arithmetic("fsub"), "mul": _arithmetic("fmul"), "div": _arithmetic("fdiv"),
-    "fdividef": _arithmetic("fdiv"), "rcp": _reciprocal, "exp10": _exp10, "fdim": _difference, "saturate": _saturated,
-    "rcbrt": _inverse("cbrt"), "rhypot": _inverse("hypot"), "sinpi": _of_pi("sin"), "cospi": _of_pi("cos"),
-}  # fmt: skip
+    "add": _arithmetic("fadd"),
+    "sub": _arithmetic("fsub"),
+    "mul": _arithmetic("fmul"),
+    "div": _arithmetic("fdiv"),
+    "fdividef": _arithmetic("fdiv"),
+    "rcp": _reciprocal,
+    "exp10": _exp10,
+    "fdim": _difference,
+    "saturate": _saturated,
+    "rcbrt": _inverse("cbrt"),
+    "rhypot": _inverse("hypot"),
+    "sinpi": _of_pi("sin"),
+    "cospi": _of_pi("cos"),
+}
 
 
 def _is_nan(b: Emitter, t: str, x: str) -> str:
@@ -137,5 +156,9 @@ def _is_signed(b: Emitter, t: str, x: str) -> str:
 
 
 _QUESTIONS: dict[str, Callable[[Emitter, str, str], str]] = {
-    "isnan": _is_nan, "isinf": _is_infinite, "isfinite": _is_finite, "finite": _is_finite, "signbit": _is_signed,
-}  # fmt: skip
+    "isnan": _is_nan,
+    "isinf": _is_infinite,
+    "isfinite": _is_finite,
+    "finite": _is_finite,
+    "signbit": _is_signed,
+}

@@ -7,9 +7,21 @@ from gradlab.kernels.cpu.ttir import Operation
 
 # Whether the value may be computed in float64 and rounded; the others ask for the neighbours of a float32.
 C_FUNCTIONS = {
-    "lgamma": True, "tgamma": True, "j0": True, "j1": True, "y0": True, "y1": True, "jn": True, "yn": True,
-    "remainder": True, "ilogb": True, "logb": True, "ldexp": True, "scalbn": True, "nextafter": False,
-}  # fmt: skip
+    "lgamma": True,
+    "tgamma": True,
+    "j0": True,
+    "j1": True,
+    "y0": True,
+    "y1": True,
+    "jn": True,
+    "yn": True,
+    "remainder": True,
+    "ilogb": True,
+    "logb": True,
+    "ldexp": True,
+    "scalbn": True,
+    "nextafter": False,
+}
 
 
 def c_function(b: Emitter, name: str, op: Operation, operands: list[Lane]) -> Lane:

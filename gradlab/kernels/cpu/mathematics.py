@@ -101,9 +101,13 @@ FUNCTIONS: dict[str, Function] = {
 SPECIAL: dict[str, Function] = {
     write.__name__: _entered(write.__name__, write)
     for write in (
-        error_inverse.erfinv, error_inverse.erfcinv, error_inverse.normcdf, error_inverse.normcdfinv,
-        bessel.cyl_bessel_i0, bessel.cyl_bessel_i1,
+        error_inverse.erfinv,
+        error_inverse.erfcinv,
+        error_inverse.normcdf,
+        error_inverse.normcdfinv,
+        bessel.cyl_bessel_i0,
+        bessel.cyl_bessel_i1,
     )
-}  # fmt: skip
+}
 
 PREDICATES: dict[str, Function] = {"isnan": _class(0x3), "isinf": _class(0x204), "isfinite": _class(0x1F8)}

@@ -40,8 +40,17 @@ def load(b: Emitter, p: Lane, mask: Lane | None, other: Lane | None) -> Lane:
     if _neighbours(p):
         return Vector(_load_vector(b, _base(p), held, rest, element), element)
     if isinstance(p, Pointer) and isinstance(p.offset, Vector):
-        return Vector(_either(b, p, held, element, lambda base: _load_vector(b, base, held, rest, element),
-                              lambda: _gather(b, lanes.addresses(b, p), held, rest, element)), element)  # fmt: skip
+        return Vector(
+            _either(
+                b,
+                p,
+                held,
+                element,
+                lambda base: _load_vector(b, base, held, rest, element),
+                lambda: _gather(b, lanes.addresses(b, p), held, rest, element),
+            ),
+            element,
+        )
     return Vector(_gather(b, registers(b, p), held, rest, element), element)
 
 
@@ -68,8 +77,14 @@ def store(b: Emitter, p: Lane, value: Lane, mask: Lane | None, ask: bool = True)
         _store_vector(b, _base(p), stored, held, element, ask)
         return
     if isinstance(p, Pointer) and isinstance(p.offset, Vector):
-        _either(b, p, held, None, lambda base: _store_vector(b, base, stored, held, element),
-                lambda: _scatter(b, lanes.addresses(b, p), stored, held, element))  # fmt: skip
+        _either(
+            b,
+            p,
+            held,
+            None,
+            lambda base: _store_vector(b, base, stored, held, element),
+            lambda: _scatter(b, lanes.addresses(b, p), stored, held, element),
+        )
         return
     _scatter(b, registers(b, p), stored, held, element)
 

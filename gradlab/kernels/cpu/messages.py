@@ -47,8 +47,13 @@ def print_values(tiles: Tiles, op: Operation) -> None:
         count = [0]
         signed = not signs or bool(signs[place])
 
-        def body(index: Index, name: str = name, shape: tuple[int, ...] = kind.shape, signed: bool = signed,
-                 count: list[int] = count) -> None:  # fmt: skip
+        def body(
+            index: Index,
+            name: str = name,
+            shape: tuple[int, ...] = kind.shape,
+            signed: bool = signed,
+            count: list[int] = count,
+        ) -> None:
             value = tiles.lane(name, index)
             what, word = _word(tiles, value, signed)
             element = lanes.known(0, "i64")

@@ -66,8 +66,14 @@ def _transposed_rows(tiles: Tiles, name: str, element: str) -> Buffer:
     return buffer
 
 
-def blocks(tiles: Tiles, name: str, high: int, wide: int,
-           write: Callable[[tuple[Position | None, ...], str, str], None], down: bool = False) -> None:  # fmt: skip
+def blocks(
+    tiles: Tiles,
+    name: str,
+    high: int,
+    wide: int,
+    write: Callable[[tuple[Position | None, ...], str, str], None],
+    down: bool = False,
+) -> None:
     """Loops over a matrix, or several, in blocks; `write` is given the place on the axis in front, row and column.
 
     Args:
@@ -106,8 +112,9 @@ def blocks(tiles: Tiles, name: str, high: int, wide: int,
         twice(tiles, [name], all_of_it)
 
 
-def columns(tiles: Tiles, name: str, element: str, front: tuple[Position | None, ...], r: Position | None,
-            c: str, count: int) -> list[str]:  # fmt: skip
+def columns(
+    tiles: Tiles, name: str, element: str, front: tuple[Position | None, ...], r: Position | None, c: str, count: int
+) -> list[str]:
     """Vectors of so many columns from c on, in another type.
 
     They are evaluated in a loop, by way of memory: written out for each column, a convolution's addresses would be most
@@ -128,8 +135,9 @@ def columns(tiles: Tiles, name: str, element: str, front: tuple[Position | None,
     return [registers(e, tiles.read(block, (moved(e, str(i), 0, False), inner))) for i in range(count)]
 
 
-def column(tiles: Tiles, name: str, element: str, front: tuple[Position | None, ...], r: Position | None,
-           c: Position | None) -> Lane:  # fmt: skip
+def column(
+    tiles: Tiles, name: str, element: str, front: tuple[Position | None, ...], r: Position | None, c: Position | None
+) -> Lane:
     """A vector of an operand, in another type."""
     tiles.forget()
     found = cast(tiles.b, tiles.lane(name, (*front, r, c)), tiles.types[name].element, element)

@@ -105,8 +105,12 @@ def _gather(tiles: Tiles, op: Operation) -> bool:
 
     def body(index: Index) -> None:
         wanted = tiles.lane(index_name, index)
-        offset = b.op("mul", "i64", b.convert("sext", wanted.element, "i64", registers(b, wanted)),
-                      b.constant(x.strides[axis], "i64"))  # fmt: skip
+        offset = b.op(
+            "mul",
+            "i64",
+            b.convert("sext", wanted.element, "i64", registers(b, wanted)),
+            b.constant(x.strides[axis], "i64"),
+        )
         for i, place in enumerate(index):
             if i == axis or place is None:
                 continue
@@ -164,5 +168,9 @@ def _histogram(tiles: Tiles, op: Operation) -> bool:
 
 
 SHAPINGS: dict[str, Callable[[Tiles, Operation], bool]] = {
-    "tt.reshape": _reshape, "tt.join": _join, "tt.cat": _cat, "tt.gather": _gather, "tt.histogram": _histogram,
-}  # fmt: skip
+    "tt.reshape": _reshape,
+    "tt.join": _join,
+    "tt.cat": _cat,
+    "tt.gather": _gather,
+    "tt.histogram": _histogram,
+}

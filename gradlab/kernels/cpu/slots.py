@@ -9,9 +9,16 @@ from typing import Any
 from gradlab.kernels.cpu import types
 
 _FORMATS = {
-    "i1": "?7x", "i8": "b7x", "i16": "h6x", "i32": "i4x", "i64": "q",
-    "f16": "e6x", "bf16": "H6x", "f32": "f4x", "f64": "d",
-}  # fmt: skip
+    "i1": "?7x",
+    "i8": "b7x",
+    "i16": "h6x",
+    "i32": "i4x",
+    "i64": "q",
+    "f16": "e6x",
+    "bf16": "H6x",
+    "f32": "f4x",
+    "f64": "d",
+}
 
 
 class Slots:

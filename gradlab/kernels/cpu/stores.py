@@ -99,7 +99,13 @@ def _root(tiles: Tiles, name: str) -> str:
             continue
         op = value.op if isinstance(value, Lazy) else tiles.definitions.get(name)
         if op is None or op.name not in (
-            "tt.addptr", "tt.splat", "tt.broadcast", "tt.expand_dims", "tt.bitcast", "tt.trans", "tt.reshape",
-        ):  # fmt: skip
+            "tt.addptr",
+            "tt.splat",
+            "tt.broadcast",
+            "tt.expand_dims",
+            "tt.bitcast",
+            "tt.trans",
+            "tt.reshape",
+        ):
             return name
         name = op.operands[0]

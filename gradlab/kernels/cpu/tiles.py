@@ -199,8 +199,12 @@ class Tiles:
         self.fill([(buffer, name)], along)
         return buffer
 
-    def fill(self, pairs: Sequence[tuple[Buffer, str]], along: int | None = None,
-             cast: Callable[[Lane, str, str], Lane] | None = None) -> None:  # fmt: skip
+    def fill(
+        self,
+        pairs: Sequence[tuple[Buffer, str]],
+        along: int | None = None,
+        cast: Callable[[Lane, str, str], Lane] | None = None,
+    ) -> None:
         """Evaluate tensors of one shape into memory in one nest of loops; every load of a place before its stores."""
         shape = self.types[pairs[0][1]].shape
         along = self.along(shape, [name for _, name in pairs]) if along is None else along
@@ -220,8 +224,16 @@ class Tiles:
 
     # Loops.
 
-    def nest(self, shape: Sequence[int], along: int, width: int, body: Callable[[Index], None],
-             outermost: bool = False, skip: int | None = None, steady: bool = False) -> None:  # fmt: skip
+    def nest(
+        self,
+        shape: Sequence[int],
+        along: int,
+        width: int,
+        body: Callable[[Index], None],
+        outermost: bool = False,
+        skip: int | None = None,
+        steady: bool = False,
+    ) -> None:
         """Loops over every axis, `along` in steps of `width` lanes and innermost; `body` writes one place.
 
         Args:
@@ -236,8 +248,15 @@ class Tiles:
         with self.b.steady(steady), self.b.moving_across(outermost):
             self._nest(axes, shape, along, width, body, [None] * len(shape))
 
-    def _nest(self, axes: list[int], shape: Sequence[int], along: int, width: int, body: Callable[[Index], None],
-              index: list[Position | None]) -> None:  # fmt: skip
+    def _nest(
+        self,
+        axes: list[int],
+        shape: Sequence[int],
+        along: int,
+        width: int,
+        body: Callable[[Index], None],
+        index: list[Position | None],
+    ) -> None:
         if not axes:
             memo, self._memo = self._memo, {}
             with self.b.lanes(width):

@@ -63,8 +63,16 @@ class Operation:
     """
 
     __slots__ = (
-        "attributes", "block", "location", "name", "operand_types", "operands", "regions", "result_types", "results",
-    )  # fmt: skip
+        "attributes",
+        "block",
+        "location",
+        "name",
+        "operand_types",
+        "operands",
+        "regions",
+        "result_types",
+        "results",
+    )
 
     def __init__(self, name: str, block: "Block", location: str) -> None:
         self.name = name

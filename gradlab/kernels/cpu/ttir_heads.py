@@ -28,9 +28,11 @@ _WORDS = {
 _STRINGS = {"tt.print": "message", "tt.assert": "message", "tt.elementwise_inline_asm": "assembly"}
 # One name for what releases print differently.
 _RENAMED = {
-    "inputPrecision": "input_precision", "cacheModifier": "cache_modifier", "evictionPolicy": "eviction_policy",
+    "inputPrecision": "input_precision",
+    "cacheModifier": "cache_modifier",
+    "evictionPolicy": "eviction_policy",
     "isVolatile": "volatile",
-}  # fmt: skip
+}
 _SWITCHES = ("allow_reorder", "efficient_layout")
 
 

@@ -86,12 +86,18 @@ class Rounds:
         return tuple(r.seconds[member][kind] for r in self.kept if kind in r.seconds[member])
 
 
-def in_turns(calls: Sequence[Call], timers: Mapping[str, Timer], wait: Callable[[Any], Any], budget: float, *,
-             pairs: Sequence[tuple[int, int]] = (),
-             around: Sequence[Callable[[], AbstractContextManager[Any]]] = (),
-             spoilt: Callable[[float, float], bool] = lambda start, end: False,
-             told: Callable[[float], object] = lambda share: None,
-             clock: Callable[[], float] = time.perf_counter) -> Rounds:  # fmt: skip
+def in_turns(
+    calls: Sequence[Call],
+    timers: Mapping[str, Timer],
+    wait: Callable[[Any], Any],
+    budget: float,
+    *,
+    pairs: Sequence[tuple[int, int]] = (),
+    around: Sequence[Callable[[], AbstractContextManager[Any]]] = (),
+    spoilt: Callable[[float, float], bool] = lambda start, end: False,
+    told: Callable[[float], object] = lambda share: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Rounds:
     """Time functions in turns until the ratios of `pairs` are known to CLOSE, for about `budget` seconds at most.
 
     Args:

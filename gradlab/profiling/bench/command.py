@@ -84,11 +84,19 @@ class Command:
             sized(chosen[0], _timed(chosen[0])[-1], self.sizes)
         return tuple(
             Asked(
-                tuple(op.name for op in chosen), known(side), self.dtype, self.modes or MODES, self.passes or PASSES,
-                self.budget, self.case, seed, self.sizes, (self.passes or PASSES) if self.sweep else (),
+                tuple(op.name for op in chosen),
+                known(side),
+                self.dtype,
+                self.modes or MODES,
+                self.passes or PASSES,
+                self.budget,
+                self.case,
+                seed,
+                self.sizes,
+                (self.passes or PASSES) if self.sweep else (),
             )
             for side in self.sides
-        )  # fmt: skip
+        )
 
 
 def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -> int:
@@ -145,8 +153,13 @@ def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -
     return 1 if bad else 0
 
 
-def measured(plan: tuple[Asked, ...], groups: list[Group], console: Console, keep: Callable[[], object],
-             apart: Callable[..., Any] = apart) -> list[str]:  # fmt: skip
+def measured(
+    plan: tuple[Asked, ...],
+    groups: list[Group],
+    console: Console,
+    keep: Callable[[], object],
+    apart: Callable[..., Any] = apart,
+) -> list[str]:
     """Run each side's process; its groups are appended as they come, and `keep` is called after each.
 
     Returns:
@@ -154,9 +167,14 @@ def measured(plan: tuple[Asked, ...], groups: list[Group], console: Console, kee
     """
     ended = []
     with Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    ) as progress:  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
         for asked in plan:
             with tempfile.TemporaryDirectory(prefix="gradlab-bench-", ignore_cleanup_errors=True) as folder:
                 heard = Heard(progress, progress.add_task(f"{asked.side} starts", total=None), groups, keep)

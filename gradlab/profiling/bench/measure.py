@@ -28,9 +28,17 @@ class Built:
         return not self.member.problem
 
 
-def measure(subject: Subject, direction: str, modes: Sequence[str], budget: float, ceilings: Ceilings, watch: Watch,
-            swept: float | None = None, fresh: bool = True,
-            told: Callable[[str, float], object] = lambda stage, share: None) -> Group:  # fmt: skip
+def measure(
+    subject: Subject,
+    direction: str,
+    modes: Sequence[str],
+    budget: float,
+    ceilings: Ceilings,
+    watch: Watch,
+    swept: float | None = None,
+    fresh: bool = True,
+    told: Callable[[str, float], object] = lambda stage, share: None,
+) -> Group:
     """Build, prove and time every implementation of a subject in every mode, in one group.
 
     Args:
@@ -42,16 +50,28 @@ def measure(subject: Subject, direction: str, modes: Sequence[str], budget: floa
     """
     flops, moved = subject.work(direction)
     blank = Group(
-        subject.op.name, subject.case.name, dict(subject.case.sizes), subject.side.name, direction, subject.dtype,
-        subject.side.device(), subject.seed, flops, moved, ceilings.bandwidth(moved), ceilings.rate(), swept=swept,
-    )  # fmt: skip
+        subject.op.name,
+        subject.case.name,
+        dict(subject.case.sizes),
+        subject.side.name,
+        direction,
+        subject.dtype,
+        subject.side.device(),
+        subject.seed,
+        flops,
+        moved,
+        ceilings.bandwidth(moved),
+        ceilings.rate(),
+        swept=swept,
+    )
     with subject.precise():
         built = _build(subject, direction, modes, fresh, told)
         return _time(subject, blank, built, budget, watch, functools.partial(told, "timing"))
 
 
-def _build(subject: Subject, direction: str, modes: Sequence[str], fresh: bool,
-           told: Callable[[str, float], object]) -> list[Built]:  # fmt: skip
+def _build(
+    subject: Subject, direction: str, modes: Sequence[str], fresh: bool, told: Callable[[str, float], object]
+) -> list[Built]:
     """Every member called twice, with empty caches and with what that left on disk; or once, caches as they are."""
     built = []
     for mode in modes:
@@ -86,8 +106,9 @@ def _call(subject: Subject, direction: str, one: Built, attempt: str) -> None:
     one.member = replace(member, **changes)
 
 
-def _time(subject: Subject, blank: Group, built: Sequence[Built], budget: float, watch: Watch,
-          told: Callable[[float], object]) -> Group:  # fmt: skip
+def _time(
+    subject: Subject, blank: Group, built: Sequence[Built], budget: float, watch: Watch, told: Callable[[float], object]
+) -> Group:
     """The group with its members' samples; those with a problem come without."""
     sound = [one for one in built if one.sound]
     if not sound:
@@ -120,11 +141,18 @@ def _time(subject: Subject, blank: Group, built: Sequence[Built], budget: float,
             i = sound.index(one)
             with subject.implementations[one.member.implementation].around():
                 peak = peak_bytes(subject.side, one.call)
-            members.append(replace(
-                one.member, repeat=rounds.repeats[i], warm=rounds.samples(i), cold=rounds.samples(i, "cold"),
-                host=rounds.samples(i, "host"), replayed=replayed(one.call),
-                launched=launched(one.call), peak_bytes=peak,
-            ))  # fmt: skip
+            members.append(
+                replace(
+                    one.member,
+                    repeat=rounds.repeats[i],
+                    warm=rounds.samples(i),
+                    cold=rounds.samples(i, "cold"),
+                    host=rounds.samples(i, "host"),
+                    replayed=replayed(one.call),
+                    launched=launched(one.call),
+                    peak_bytes=peak,
+                )
+            )
         elif one.sound:
             note = f"the GPU was slowed down in all of {rounds.dropped} rounds"
             members.append(replace(one.member, problem=THROTTLED, note=note))

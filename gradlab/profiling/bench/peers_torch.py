@@ -26,11 +26,17 @@ GEMS = ("conv2d", "cross_entropy", "linear", "max_pool2d", "mse_loss", "relu", "
 
 PEERS = {
     name: [
-        Peer("FlagGems", "flag_gems", f"flag_gems: {native_torch.NATIVE[name].label}", native_torch.NATIVE[name].fn,
-             ("cuda",), gems)
+        Peer(
+            "FlagGems",
+            "flag_gems",
+            f"flag_gems: {native_torch.NATIVE[name].label}",
+            native_torch.NATIVE[name].fn,
+            ("cuda",),
+            gems,
+        )
     ]
     for name in GEMS
-}  # fmt: skip
+}
 PEERS["cross_entropy"].append(
     Peer("Liger-Kernel", "liger_kernel", "liger_cross_entropy", liger_cross_entropy, ("cuda",))
 )

@@ -15,8 +15,14 @@ from gradlab.profiling.bench.words import TIMES, Rate, costs, not_replayed, note
 # From this width on the times and what they cost stand beside each other, below it under each other.
 WIDE = 132
 SHORT = {FORWARD: "fwd", BACKWARD: "bwd"}
-STYLES = {FASTER: "green", SLOWER: "red", SUSPECT: "bold magenta", "WRONG": "bold red", "FAILED": "bold red",
-          "THROTTLED": "bold red"}  # fmt: skip
+STYLES = {
+    FASTER: "green",
+    SLOWER: "red",
+    SUSPECT: "bold magenta",
+    "WRONG": "bold red",
+    "FAILED": "bold red",
+    "THROTTLED": "bold red",
+}
 
 
 def show(groups: Sequence[Group], console: Console) -> None:

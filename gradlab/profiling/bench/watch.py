@@ -54,8 +54,13 @@ class Watch:
             return {}
         sm, memory, heat, power = np.median([values for _, values, _ in looks], axis=0)
         capped = sum(bool(reasons & CAPPED) for _, _, reasons in looks) / len(looks)
-        return {"sm_mhz": float(sm), "memory_mhz": float(memory), "celsius": float(heat), "watts": float(power),
-                "capped": capped}  # fmt: skip
+        return {
+            "sm_mhz": float(sm),
+            "memory_mhz": float(memory),
+            "celsius": float(heat),
+            "watts": float(power),
+            "capped": capped,
+        }
 
     def _between(self, start: float, end: float) -> list[tuple[float, tuple[float, float, float, float], int]]:
         times = [look[0] for look in self._looks]

@@ -112,9 +112,11 @@ def times(group: Group, member: Member) -> tuple[str, ...]:
         return "", "", verdict, ""
     share = group.share(member)
     return (
-        duration(member.time), ratio_in_words(ratio) if ratio else "1", verdict,
+        duration(member.time),
+        ratio_in_words(ratio) if ratio else "1",
+        verdict,
         "–" if share is None else f"{share:.0%}",
-    )  # fmt: skip
+    )
 
 
 def costs(group: Group, member: Member, unit: Rate) -> tuple[str, ...]:

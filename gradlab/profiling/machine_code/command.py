@@ -138,7 +138,12 @@ def _watched(wanted: Wanted, console: Console, sofar: Sequence[Code]) -> Iterato
 
 def _plain(verdict: Verdict) -> dict:
     return {
-        "op": verdict.op, "side": verdict.side, "promise": str(verdict.promise), "fact": verdict.promise.fact,
-        "kernels": list(verdict.promise.kernels), "held": verdict.held, "extreme": verdict.extreme,
+        "op": verdict.op,
+        "side": verdict.side,
+        "promise": str(verdict.promise),
+        "fact": verdict.promise.fact,
+        "kernels": list(verdict.promise.kernels),
+        "held": verdict.held,
+        "extreme": verdict.extreme,
         "broken": list(verdict.broken),
-    }  # fmt: skip
+    }

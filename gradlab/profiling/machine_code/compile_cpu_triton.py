@@ -44,10 +44,17 @@ def facts(source: ASTSource, where: CPU, lines: bool, size: bool) -> dict[str, A
     made = compiled(source, where, lines, size)
     found = read(made.assembly, made.machine.triple, made.machine.vector_bits, lower.NAME)
     return {
-        "cpu": made.machine.cpu, "vector_bits": made.machine.vector_bits, "registers": found.registers,
-        "stack": found.stack, "scratch": made.scratch, "size": made.size, "called": found.calls,
-        "counts": found.counts, "inner": found.inner, "threads": 1,
-    }  # fmt: skip
+        "cpu": made.machine.cpu,
+        "vector_bits": made.machine.vector_bits,
+        "registers": found.registers,
+        "stack": found.stack,
+        "scratch": made.scratch,
+        "size": made.size,
+        "called": found.calls,
+        "counts": found.counts,
+        "inner": found.inner,
+        "threads": 1,
+    }
 
 
 def front(source: ASTSource) -> str:

@@ -41,8 +41,9 @@ class Floor:
     ceiling: str
 
 
-def _gpu(name: str, arch: str, multiprocessors: int, terabytes: float, half: float, single: float,
-         double: float) -> GPU:  # fmt: skip
+def _gpu(
+    name: str, arch: str, multiprocessors: int, terabytes: float, half: float, single: float, double: float
+) -> GPU:
     """TB/s, and dense TFLOP/s in half precision, float32 and float64."""
     rates = {"bfloat16": half * 1e12, "float16": half * 1e12, "float32": single * 1e12, "float64": double * 1e12}
     return GPU(name, arch, multiprocessors, Ceilings(rates, terabytes * 1e12))

@@ -56,9 +56,17 @@ class Wanted:
     size: bool = True
 
 
-def inspect(ops: Sequence[str] | None = None, *, sides: Sequence[str] | None = None, archs: Sequence[str] = ("sm_90",),
-            dtypes: Sequence[str] = ("bfloat16",), case: str | None = None, gpu: str | None = None,
-            ceilings: Mapping[str, Ceilings] | None = None, lines: bool = True) -> list[Code]:  # fmt: skip
+def inspect(
+    ops: Sequence[str] | None = None,
+    *,
+    sides: Sequence[str] | None = None,
+    archs: Sequence[str] = ("sm_90",),
+    dtypes: Sequence[str] = ("bfloat16",),
+    case: str | None = None,
+    gpu: str | None = None,
+    ceilings: Mapping[str, Ceilings] | None = None,
+    lines: bool = True,
+) -> list[Code]:
     """Every kernel of the ops, compiled and read; no GPU is needed.
 
     Args:
@@ -80,8 +88,9 @@ def inspect(ops: Sequence[str] | None = None, *, sides: Sequence[str] | None = N
     return list(read(Wanted(subjects, targets(archs, gpu), gpu, ceilings, lines)))
 
 
-def choose(ops: Sequence[Spec], sides: Sequence[str] | None, dtypes: Sequence[str],
-           case: str | None) -> tuple[Subject, ...]:  # fmt: skip
+def choose(
+    ops: Sequence[Spec], sides: Sequence[str] | None, dtypes: Sequence[str], case: str | None
+) -> tuple[Subject, ...]:
     """What to look into, each word of it looked up."""
     for name in dtypes:
         if name not in FLOATS:
@@ -176,10 +185,19 @@ def _blank(subject: Subject, found: Found, where: Target) -> dict[str, Any]:
     """What of a kernel is known before it is compiled."""
     file = str(Path(found.file).resolve().relative_to(ROOT)) if Path(found.file).is_relative_to(ROOT) else found.file
     return {
-        "op": subject.op.name, "case": subject.case.name, "side": subject.side, "dtype": subject.dtype,
-        "arch": where.name, "kernel": found.kernel, "variant": found.variant, "direction": found.direction,
-        "grid": found.grid, "file": file, "line": found.line, "options": found.options,
-    }  # fmt: skip
+        "op": subject.op.name,
+        "case": subject.case.name,
+        "side": subject.side,
+        "dtype": subject.dtype,
+        "arch": where.name,
+        "kernel": found.kernel,
+        "variant": found.variant,
+        "direction": found.direction,
+        "grid": found.grid,
+        "file": file,
+        "line": found.line,
+        "options": found.options,
+    }
 
 
 def _assembled(wanted: Wanted, subject: Subject, found: Found, where: CPU) -> list[Code]:
@@ -201,8 +219,9 @@ def _compiled(wanted: Wanted, found: Found, where: Target) -> Any:
         return error
 
 
-def _read(wanted: Wanted, subject: Subject, where: Target, found: Sequence[Found],
-          compiled: Sequence[Future[Any]]) -> list[Code]:  # fmt: skip
+def _read(
+    wanted: Wanted, subject: Subject, where: Target, found: Sequence[Found], compiled: Sequence[Future[Any]]
+) -> list[Code]:
     """The kernels of a subject on one GPU."""
     made = [future.result() for future in compiled]
     try:
@@ -255,12 +274,17 @@ def _machine(wanted: Wanted, found: Found, where: Target, made: Any) -> tuple[di
     full = occupancy(where, registers, made.threads, made.shared + static)
     machine = gpu_for(where, wanted.gpu)
     return {
-        "threads": made.threads, "registers": registers, "stack": stack, "shared_static": static,
-        "shared_dynamic": made.shared, "gpu": machine.name,
-        "blocks": full.blocks if full else None, "occupancy": full.share if full else None,
+        "threads": made.threads,
+        "registers": registers,
+        "stack": stack,
+        "shared_static": static,
+        "shared_dynamic": made.shared,
+        "gpu": machine.name,
+        "blocks": full.blocks if full else None,
+        "occupancy": full.share if full else None,
         "limiter": full.limiter if full else "",
         "waves": math.prod(found.grid) / (machine.multiprocessors * full.blocks) if full and full.blocks else None,
-    }, lines  # fmt: skip
+    }, lines
 
 
 def _least(wanted: Wanted, subject: Subject, direction: str, where: Target) -> dict[str, Any]:

@@ -64,10 +64,18 @@ def find(op: Spec, case: Case, dtype: str, device: str = "cuda") -> list[Found]:
         grid = largest([launch.grid for launch in launches])
         found.append(
             Found(
-                name, variant, direction, grid, first.warps, first.stages, code, place.co_filename,
-                place.co_firstlineno, {key: str(value) for key, value in first.constants.items()},
+                name,
+                variant,
+                direction,
+                grid,
+                first.warps,
+                first.stages,
+                code,
+                place.co_filename,
+                place.co_firstlineno,
+                {key: str(value) for key, value in first.constants.items()},
             )
-        )  # fmt: skip
+        )
     return found
 
 

@@ -27,8 +27,9 @@ class Verdict:
     broken: tuple[str, ...]
 
 
-def subjects(ops: Sequence[Spec], sides: Sequence[str] | None, dtypes: Sequence[str],
-             archs: Sequence[str] = ("sm_80", "sm_90")) -> tuple[Subject, ...]:  # fmt: skip
+def subjects(
+    ops: Sequence[Spec], sides: Sequence[str] | None, dtypes: Sequence[str], archs: Sequence[str] = ("sm_80", "sm_90")
+) -> tuple[Subject, ...]:
     """The cases that the promises speak of on these architectures, each once."""
     named: dict[tuple[str, ...], Subject] = {}
     for s in choose(ops, sides, dtypes, None):

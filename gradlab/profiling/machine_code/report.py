@@ -17,9 +17,18 @@ from gradlab.profiling.machine_code.targets import CPUS
 
 # Eleven columns and the spaces between them: 79 characters.
 WIDTHS = {
-    "kernel": 14, "pass": 8, "regs": 4, "spill": 6, "shared": 6, "occ": 4, "by": 6, "MMA": 4, "128-bit": 7,
-    "instr": 5, "waves": 5,
-}  # fmt: skip
+    "kernel": 14,
+    "pass": 8,
+    "regs": 4,
+    "spill": 6,
+    "shared": 6,
+    "occ": 4,
+    "by": 6,
+    "MMA": 4,
+    "128-bit": 7,
+    "instr": 5,
+    "waves": 5,
+}
 NOTES = (
     "regs: of a thread; spill: bytes moved; shared: of a block; occ, by: warps resident, of the most, and what "
     "allows no more; MMA: tensor-core instructions; 128-bit: global loads and stores that wide, of all; instr: as "
@@ -122,12 +131,18 @@ def _cells(code: Code) -> tuple[str | Text, ...]:
     spill = Text(report_cpu.size(n.spill_bytes), "bold red") if n.spill_bytes else "-"
     wide, accesses = n.wide_loads + n.wide_stores, n.loads + n.stores
     return (
-        code.name, code.direction, str(code.registers), spill,
+        code.name,
+        code.direction,
+        str(code.registers),
+        spill,
         report_cpu.size(code.shared_static + code.shared_dynamic),
-        "-" if code.occupancy is None else f"{code.occupancy:.0%}", _SHORT.get(code.limiter, code.limiter or "-"),
-        str(n.tensor or "-"), f"{wide}/{accesses}", str(n.instructions),
+        "-" if code.occupancy is None else f"{code.occupancy:.0%}",
+        _SHORT.get(code.limiter, code.limiter or "-"),
+        str(n.tensor or "-"),
+        f"{wide}/{accesses}",
+        str(n.instructions),
         "-" if code.waves is None else f"{code.waves:.3g}",
-    )  # fmt: skip
+    )
 
 
 def _show_source(code: Code, console: Console) -> None:

@@ -10,9 +10,19 @@ from gradlab.profiling.machine_code.code import Code
 
 # Twelve columns and the spaces between them: 79 characters, where names are short.
 WIDTHS = {
-    "kernel": 14, "pass": 8, "bits": 4, "spill": 5, "stack": 6, "FMA": 3, "wide": 7, "gath": 4, "mask": 4, "scal": 4,
-    "div": 3, "instr": 5,
-}  # fmt: skip
+    "kernel": 14,
+    "pass": 8,
+    "bits": 4,
+    "spill": 5,
+    "stack": 6,
+    "FMA": 3,
+    "wide": 7,
+    "gath": 4,
+    "mask": 4,
+    "scal": 4,
+    "div": 3,
+    "instr": 5,
+}
 # Shown too where the terminal is wider.
 MORE = {"regs": 4, "code": 6, "programs": 8}
 NOTES = (
@@ -69,13 +79,22 @@ def _cells(code: Code) -> tuple[str | Text, ...]:
         return code.name, code.direction, Text("!", "bold red")
     accesses = n.loads + n.stores
     return (
-        code.name, code.direction, str(n.bits or "-"), _warned(size(n.spill_bytes), n.spill_stores),
+        code.name,
+        code.direction,
+        str(n.bits or "-"),
+        _warned(size(n.spill_bytes), n.spill_stores),
         size(code.stack + code.scratch),
-        str(code.fact("products") or "-"), f"{n.wide_loads + n.wide_stores}/{accesses}" if accesses else "-",
-        str(n.gathers + n.scatters or "-"), str(n.masked or "-"), _warned(str(n.scalars or "-"), n.scalars),
-        str(n.divisions or "-"), str(code.counts.instructions),
-        str(code.registers or "-"), size(code.size), str(math.prod(code.grid)),
-    )  # fmt: skip
+        str(code.fact("products") or "-"),
+        f"{n.wide_loads + n.wide_stores}/{accesses}" if accesses else "-",
+        str(n.gathers + n.scatters or "-"),
+        str(n.masked or "-"),
+        _warned(str(n.scalars or "-"), n.scalars),
+        str(n.divisions or "-"),
+        str(code.counts.instructions),
+        str(code.registers or "-"),
+        size(code.size),
+        str(math.prod(code.grid)),
+    )
 
 
 def _warned(text: str, bad: int) -> Text:

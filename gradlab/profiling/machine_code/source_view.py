@@ -31,9 +31,7 @@ def source(code: Code) -> list[list[SourceLine]]:
     for first, last in _functions(text):
         if any(first <= number <= last for number in code.lines):
             indent = min(len(row) - len(row.lstrip()) for row in rows[first - 1 : last] if row.strip())
-            found.append(
-                [SourceLine(n, rows[n - 1][indent:], code.lines.get(n, 0)) for n in range(first, last + 1)]
-            )  # fmt: skip
+            found.append([SourceLine(n, rows[n - 1][indent:], code.lines.get(n, 0)) for n in range(first, last + 1)])
     return found
 
 

@@ -54,11 +54,19 @@ TARGETS: dict[str, Target] = {
         Target("gfx942", "hip", "gfx942", 64),
         CPU("native", "cpu", "", 1),
         CPU("x86-64-v3", "cpu", "", 1, triple=_X86, cpu="x86-64-v3", bits=256),
-        CPU("sapphirerapids", "cpu", "", 1, triple=_X86, cpu="sapphirerapids",
-            features="+amx-tile,+amx-bf16,+amx-int8", bits=512),
+        CPU(
+            "sapphirerapids",
+            "cpu",
+            "",
+            1,
+            triple=_X86,
+            cpu="sapphirerapids",
+            features="+amx-tile,+amx-bf16,+amx-int8",
+            bits=512,
+        ),
         CPU("neoverse-v2", "cpu", "", 1, triple=_ARM, cpu="neoverse-v2", bits=128),
     )
-}  # fmt: skip
+}
 CPUS = tuple(name for name, t in TARGETS.items() if isinstance(t, CPU))
 
 # What CUDA keeps of every block's shared memory for itself.

@@ -55,8 +55,9 @@ class Data:
 Together = Callable[[Sequence[Job], Callable[[Job, Any], object]], object]
 
 
-def collect(data: Data, scope: Scope, folder: str, said: Callable[[str, str], object],
-            together: Together = together) -> None:  # fmt: skip
+def collect(
+    data: Data, scope: Scope, folder: str, said: Callable[[str, str], object], together: Together = together
+) -> None:
     """Check and inspect beside each other, then time each side alone: nothing else may run while a clock does.
 
     A stage that fails leaves its error and stops no other; what an interrupted one had told is in `data`.

@@ -55,15 +55,33 @@ def steps(entry: dict[str, Any]) -> Callable[[Any, Pen], None]:
             for k, line in enumerate(found["lines"]):
                 label = f"{line['name']}, {found['side']}"
                 shade = 1 - 0.22 * (k % 4)
-                axes.loglog(found["steps"], line["errors"], style, marker=".", markersize=4, linewidth=1.2,
-                            color=pen(found["side"]), alpha=shade, label=label)  # fmt: skip
+                axes.loglog(
+                    found["steps"],
+                    line["errors"],
+                    style,
+                    marker=".",
+                    markersize=4,
+                    linewidth=1.2,
+                    color=pen(found["side"]),
+                    alpha=shade,
+                    label=label,
+                )
                 at = line["chosen"]
-                axes.plot(found["steps"][at], line["errors"][at], "o", fillstyle="none", markersize=9,
-                          color=pen(found["side"]))  # fmt: skip
+                axes.plot(
+                    found["steps"][at],
+                    line["errors"][at],
+                    "o",
+                    fillstyle="none",
+                    markersize=9,
+                    color=pen(found["side"]),
+                )
         axes.axhline(1e-7, color=pen("soft"), linewidth=0.8, linestyle=":")
         axes.invert_xaxis()
-        axes.set(xlabel="step, in units of the input's scale", ylabel="|gradient − difference|, relative",
-                 title="error against step: falls with h², then rounding rises; a fault is a floor")  # fmt: skip
+        axes.set(
+            xlabel="step, in units of the input's scale",
+            ylabel="|gradient − difference|, relative",
+            title="error against step: falls with h², then rounding rises; a fault is a floor",
+        )
         axes.legend(ncols=2)
 
     return draw
@@ -82,10 +100,19 @@ def sizes(groups: Sequence[Group]) -> Callable[[Any, Pen], None]:
                     times = [m.time for _, m in found]
                     where = [g.bytes for g, _ in found]
                     words = " (interpreted)" if found[0][1].interpreted else ""
-                    axes.loglog(where, [t.median for t in times], style, marker=SHAPES[side], markersize=4,
-                                linewidth=1.2, color=pen(side), label=f"{side} {name}{words}")  # fmt: skip
-                    axes.fill_between(where, [t.low for t in times], [t.high for t in times], color=pen(side),
-                                      alpha=0.2, linewidth=0)  # fmt: skip
+                    axes.loglog(
+                        where,
+                        [t.median for t in times],
+                        style,
+                        marker=SHAPES[side],
+                        markersize=4,
+                        linewidth=1.2,
+                        color=pen(side),
+                        label=f"{side} {name}{words}",
+                    )
+                    axes.fill_between(
+                        where, [t.low for t in times], [t.high for t in times], color=pen(side), alpha=0.2, linewidth=0
+                    )
             axes.loglog(x, [g.floor for g in points], ":", color=pen(side), linewidth=1, label=f"{side} floor")
         axes.set(xlabel="least bytes moved", ylabel="seconds", title="forward time against size, 95 % bands")
         axes.legend(ncols=2)
@@ -103,14 +130,26 @@ def roofline(groups: Sequence[Group]) -> Callable[[Any, Pen], None]:
             top = max(own, key=lambda g: g.bytes)
             intensity = np.array([g.flops / g.bytes for g in own])
             x = np.geomspace(intensity.min() / 2, max(intensity.max() * 2, 2 * top.rate / top.bandwidth), 64)
-            axes.loglog(x, np.minimum(x * top.bandwidth, top.rate) / 1e9, color=pen(side), linewidth=1.2,
-                        label=f"{side}: {top.bandwidth / 1e9:.0f} GB/s, {top.rate / 1e9:.0f} GFLOP/s")  # fmt: skip
+            axes.loglog(
+                x,
+                np.minimum(x * top.bandwidth, top.rate) / 1e9,
+                color=pen(side),
+                linewidth=1.2,
+                label=f"{side}: {top.bandwidth / 1e9:.0f} GB/s, {top.rate / 1e9:.0f} GFLOP/s",
+            )
             for name in (NATIVE, HAND):
                 found = _timed(own, name)
                 words = ", interpreted" if any(m.interpreted for _, m in found) else ""
-                axes.plot([g.flops / g.bytes for g, _ in found], [g.flops / m.time.median / 1e9 for g, m in found],
-                          SHAPES[side], markersize=5, color=pen(side), fillstyle="none" if name == HAND else "full",
-                          linestyle="none", label=f"{side} {name}{words}")  # fmt: skip
+                axes.plot(
+                    [g.flops / g.bytes for g, _ in found],
+                    [g.flops / m.time.median / 1e9 for g, m in found],
+                    SHAPES[side],
+                    markersize=5,
+                    color=pen(side),
+                    fillstyle="none" if name == HAND else "full",
+                    linestyle="none",
+                    label=f"{side} {name}{words}",
+                )
         axes.set(xlabel="FLOPs a byte", ylabel="GFLOP/s", title="roofline: forward, the op's least work")
         axes.legend()
 

@@ -30,12 +30,20 @@ def write(data: Data, folder: Path) -> Path:
     colours = {"light": _markup(theme.variables(dark=False)), "dark": _markup(theme.variables(dark=True))}
     training = view.training(data) if data.training else None
     html = template.render(
-        **files, **colours, stamp=stamp(data.machine), headlines=_headlines(data, groups), ops=ops, figures=drawn,
-        summary=view.summary(data, shown), stages=view.stages(data), environment=view.environment(data),
-        training=training, training_figure=_embedded(folder, data.training.get("figure")),
+        **files,
+        **colours,
+        stamp=stamp(data.machine),
+        headlines=_headlines(data, groups),
+        ops=ops,
+        figures=drawn,
+        summary=view.summary(data, shown),
+        stages=view.stages(data),
+        environment=view.environment(data),
+        training=training,
+        training_figure=_embedded(folder, data.training.get("figure")),
         training_notes=data.training.get("notes", ()),
         training_size=data.training.get("size", (0, 0)),
-    )  # fmt: skip
+    )
     path = folder / "report.html"
     write_whole(path, html)
     return path

@@ -99,10 +99,15 @@ def inspections(tell: Tell, scope: Scope) -> None:
         codes.append(code)
         tell(("kernel", code.as_json() | {"source": _source(code)}))
     verdicts = promises.hold(ops, scope.sides, codes)
-    tell(("promises", [
-        {"op": v.op, "side": v.side, "promise": str(v.promise), "held": v.held, "broken": list(v.broken)}
-        for v in verdicts
-    ]))  # fmt: skip
+    tell(
+        (
+            "promises",
+            [
+                {"op": v.op, "side": v.side, "promise": str(v.promise), "held": v.held, "broken": list(v.broken)}
+                for v in verdicts
+            ],
+        )
+    )
 
 
 def _source(code: Code) -> list[list[dict[str, Any]]]:

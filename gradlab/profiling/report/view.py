@@ -13,9 +13,22 @@ from gradlab.profiling.bench.words import duration, policy, ratio_in_words, seco
 from gradlab.profiling.report.collect import DONE, Data
 
 NEEDS_GPU = "needs a GPU"
-TONES = {"ok": "good", "kept": "good", FASTER: "good", DONE: "good", "wrong": "bad", "broken": "bad", SLOWER: "bad",
-         "failed": "bad", "inconclusive": "doubt", "not finished": "doubt", SUSPECT: "doubt", "FAILED": "bad",
-         "WRONG": "bad", "THROTTLED": "bad"}  # fmt: skip
+TONES = {
+    "ok": "good",
+    "kept": "good",
+    FASTER: "good",
+    DONE: "good",
+    "wrong": "bad",
+    "broken": "bad",
+    SLOWER: "bad",
+    "failed": "bad",
+    "inconclusive": "doubt",
+    "not finished": "doubt",
+    SUSPECT: "doubt",
+    "FAILED": "bad",
+    "WRONG": "bad",
+    "THROTTLED": "bad",
+}
 
 
 class Cell(NamedTuple):
@@ -62,8 +75,15 @@ class Op(NamedTuple):
 def summary(data: Data, groups: Sequence[Group]) -> Table:
     """An op a row: is it right, how fast is it, what are its kernels like."""
     sides = tuple(data.scope["sides"])
-    columns = ("op", "gradients", "worst error", *(f"{s}, {way} / native" for s in sides for way in ("fwd", "bwd")),
-               "registers", "spill bytes", "promises")  # fmt: skip
+    columns = (
+        "op",
+        "gradients",
+        "worst error",
+        *(f"{s}, {way} / native" for s in sides for way in ("fwd", "bwd")),
+        "registers",
+        "spill bytes",
+        "promises",
+    )
     rows = []
     for name in data.scope["ops"]:
         cells = [Cell(name), *_checked(data, name)]
@@ -162,10 +182,15 @@ def _errors(checks: dict[str, Any] | None) -> Table:
         if key not in worst or (f["verdict"] != "ok", _error(f)) > (worst[key]["verdict"] != "ok", _error(worst[key])):
             worst[key] = f
     rows = [
-        (Cell(side), Cell(check), Cell(name or "–"), Cell(f"{_error(f):.1e}", _error(f)),
-         Cell(f["verdict"], f["verdict"], TONES[f["verdict"]]))
+        (
+            Cell(side),
+            Cell(check),
+            Cell(name or "–"),
+            Cell(f"{_error(f):.1e}", _error(f)),
+            Cell(f["verdict"], f["verdict"], TONES[f["verdict"]]),
+        )
         for (side, check, name), f in worst.items()
-    ]  # fmt: skip
+    ]
     columns = ("side", "check", "array", "worst error, relative", "verdict")
     return Table("Gradient error per input, the worst of all cases", columns, tuple(rows))
 
@@ -187,15 +212,19 @@ def _timed(group: Group, member: Member) -> tuple[Cell, ...]:
     rates = [Cell(three(n / time.median / 1e9), n / time.median) for n in (group.bytes, group.flops)]
     of_device = [_of_device(kind) for kind in (member.cold, member.host)]
     return (
-        Cell(group.side), Cell({FORWARD: "fwd", BACKWARD: "bwd"}.get(group.direction, "both")),
-        Cell(group.words, float(group.bytes)), Cell(member.name), Cell(duration(time), time.median),
+        Cell(group.side),
+        Cell({FORWARD: "fwd", BACKWARD: "bwd"}.get(group.direction, "both")),
+        Cell(group.words, float(group.bytes)),
+        Cell(member.name),
+        Cell(duration(time), time.median),
         Cell(ratio_in_words(ratio), ratio.median) if ratio else Cell("1", 1.0),
         Cell(verdict or "–", verdict, TONES.get(verdict, "")),
         nothing if share is None else Cell(f"{share:.0%}", share),
         *([nothing, nothing] if member.interpreted else rates),
         Cell(size_in_words(member.peak_bytes), float(member.peak_bytes or 0)),
-        Cell(seconds_in_words(member.first_call), float(member.first_call or 0)), *of_device,
-    )  # fmt: skip
+        Cell(seconds_in_words(member.first_call), float(member.first_call or 0)),
+        *of_device,
+    )
 
 
 def _of_device(seconds: Sequence[float]) -> Cell:
@@ -215,15 +244,25 @@ def _kernels(kernels: Sequence[dict[str, Any]]) -> Table:
             continue
         name = k["kernel"] if k["variant"] == 1 else f"{k['kernel']} {k['variant']}"
         wide, moved = k["wide_loads"] + k["wide_stores"], k["loads"] + k["stores"]
-        rows.append((
-            Cell(k["side"]), Cell(name), Cell(k["direction"]), Cell(k["dtype"]), Cell(k["arch"]),
-            number(k["registers"]), number(k["spill_bytes"], "bad" if k["spill_bytes"] else ""),
-            number(k["shared_static"] + k["shared_dynamic"]),
-            Cell("–") if k["occupancy"] is None else Cell(f"{k['occupancy']:.0%}", k["occupancy"]),
-            Cell(k["limiter"] or "–"), number(k["tensor"]),
-            Cell(f"{wide} of {moved}", wide / moved if moved else 1.0), number(k["instructions"]),
-            Cell("–") if k["waves"] is None else Cell(three(k["waves"]), k["waves"]), Cell(NEEDS_GPU, "", "soft"),
-        ))  # fmt: skip
+        rows.append(
+            (
+                Cell(k["side"]),
+                Cell(name),
+                Cell(k["direction"]),
+                Cell(k["dtype"]),
+                Cell(k["arch"]),
+                number(k["registers"]),
+                number(k["spill_bytes"], "bad" if k["spill_bytes"] else ""),
+                number(k["shared_static"] + k["shared_dynamic"]),
+                Cell("–") if k["occupancy"] is None else Cell(f"{k['occupancy']:.0%}", k["occupancy"]),
+                Cell(k["limiter"] or "–"),
+                number(k["tensor"]),
+                Cell(f"{wide} of {moved}", wide / moved if moved else 1.0),
+                number(k["instructions"]),
+                Cell("–") if k["waves"] is None else Cell(three(k["waves"]), k["waves"]),
+                Cell(NEEDS_GPU, "", "soft"),
+            )
+        )
     return Table("Machine code, compiled without a GPU at the op's largest case", columns, tuple(rows))
 
 
@@ -231,8 +270,15 @@ def _promises(data: Data, name: str) -> Table:
     rows = []
     for p in (p for p in data.promises if p["op"] == name):
         word = "broken" if p["broken"] else "kept"
-        rows.append((Cell(p["side"]), Cell(p["promise"]), number(p["held"]), Cell(word, word, TONES[word]),
-                     Cell("; ".join(p["broken"]))))  # fmt: skip
+        rows.append(
+            (
+                Cell(p["side"]),
+                Cell(p["promise"]),
+                number(p["held"]),
+                Cell(word, word, TONES[word]),
+                Cell("; ".join(p["broken"])),
+            )
+        )
     return Table("Promises held by the machine code", ("side", "promise", "kernels", "verdict", "by"), tuple(rows))
 
 

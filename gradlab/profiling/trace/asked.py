@@ -31,8 +31,15 @@ class Asked:
     case: str = ""
 
 
-def asked(target: str, sides: list[str] | None, mode: str | None, tool: str, out: Path | None, case: str | None,
-          cases: tuple[str, ...]) -> Asked:  # fmt: skip
+def asked(
+    target: str,
+    sides: list[str] | None,
+    mode: str | None,
+    tool: str,
+    out: Path | None,
+    case: str | None,
+    cases: tuple[str, ...],
+) -> Asked:
     """The request, or what is wrong with it.
 
     Args:

@@ -65,9 +65,14 @@ class Child:
     def __init__(self, words: Sequence[str]) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            words, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            words,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
     def ready(self, job: Job) -> None:
         """Wait until it has warmed up."""

@@ -36,9 +36,11 @@ def _sorted(side: str, found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
         if pid not in pids:
             pids[pid] = shift + (pid if isinstance(pid, int) else 500_000_000 + len(pids))
             yield {
-                "ph": "M", "name": "process_sort_index", "pid": pids[pid],
+                "ph": "M",
+                "name": "process_sort_index",
+                "pid": pids[pid],
                 "args": {"sort_index": 1000 * ORDER.index(side) + len(pids)},
-            }  # fmt: skip
+            }
         event = {**event, "pid": pids[pid]}
         if event.get("ph") == "M":
             # A name has no time.

@@ -14,9 +14,19 @@ TENSOR = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed"
 NOTE = "From the GPU's counters at whatever clocks it ran; each kernel was replayed with cold caches."
 # `--print-units base`: nanoseconds and bytes; the row of units says it, and older versions say it otherwise.
 UNITS = {
-    "nsecond": 1e-9, "ns": 1e-9, "usecond": 1e-6, "us": 1e-6, "msecond": 1e-3, "ms": 1e-3, "second": 1.0, "s": 1.0,
-    "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9,
-}  # fmt: skip
+    "nsecond": 1e-9,
+    "ns": 1e-9,
+    "usecond": 1e-6,
+    "us": 1e-6,
+    "msecond": 1e-3,
+    "ms": 1e-3,
+    "second": 1.0,
+    "s": 1.0,
+    "byte": 1.0,
+    "Kbyte": 1e3,
+    "Mbyte": 1e6,
+    "Gbyte": 1e9,
+}
 
 
 def command(side: str, out: Path, words: Sequence[str]) -> list[str]:
@@ -25,10 +35,21 @@ def command(side: str, out: Path, words: Sequence[str]) -> list[str]:
     Without a slash after it the filter names a range of the process, not one of a thread.
     """
     return [
-        "ncu", "--target-processes", "all", "--nvtx", "--nvtx-include", f"gradlab.{side}@capture",
-        "--clock-control", "none", "--metrics", ",".join((TIME, BYTES, BANDWIDTH, TENSOR)),
-        "--force-overwrite", "--export", str(out), *words,
-    ]  # fmt: skip
+        "ncu",
+        "--target-processes",
+        "all",
+        "--nvtx",
+        "--nvtx-include",
+        f"gradlab.{side}@capture",
+        "--clock-control",
+        "none",
+        "--metrics",
+        ",".join((TIME, BYTES, BANDWIDTH, TENSOR)),
+        "--force-overwrite",
+        "--export",
+        str(out),
+        *words,
+    ]
 
 
 def reading(out: Path) -> list[str]:
@@ -50,9 +71,12 @@ def read(text: str, found: dict[str, Any]) -> list[Kernel]:
 
     return [
         Kernel(
-            name, len(same), sum(value(row, TIME) for row in same), sum(value(row, BYTES) for row in same),
+            name,
+            len(same),
+            sum(value(row, TIME) for row in same),
+            sum(value(row, BYTES) for row in same),
             weighted((number(row.get(BANDWIDTH)), value(row, TIME)) for row in same),
             weighted((number(row.get(TENSOR)), value(row, TIME)) for row in same),
         )
         for name, same in by_name.items()
-    ]  # fmt: skip
+    ]

@@ -15,18 +15,35 @@ NOTE = (
 def command(side: str, out: Path, words: Sequence[str]) -> list[str]:
     """The line that profiles `words`, from the opening of our range `capture` to its end, into `out`.nsys-rep."""
     return [
-        "nsys", "profile", "--trace=cuda,nvtx", "--sample=none", "--cpuctxsw=none",
-        "--capture-range=nvtx", f"--nvtx-capture=capture@gradlab.{side}", "--capture-range-end=stop", "--kill=none",
-        "--force-overwrite=true", f"--output={out}", *words,
-    ]  # fmt: skip
+        "nsys",
+        "profile",
+        "--trace=cuda,nvtx",
+        "--sample=none",
+        "--cpuctxsw=none",
+        "--capture-range=nvtx",
+        f"--nvtx-capture=capture@gradlab.{side}",
+        "--capture-range-end=stop",
+        "--kill=none",
+        "--force-overwrite=true",
+        f"--output={out}",
+        *words,
+    ]
 
 
 def reading(out: Path) -> list[str]:
     """The line that prints what was recorded, a row a kernel."""
     return [
-        "nsys", "stats", "--report", "cuda_gpu_kern_sum", "--format", "csv", "--output", "-", "--force-export=true",
+        "nsys",
+        "stats",
+        "--report",
+        "cuda_gpu_kern_sum",
+        "--format",
+        "csv",
+        "--output",
+        "-",
+        "--force-export=true",
         f"{out}.nsys-rep",
-    ]  # fmt: skip
+    ]
 
 
 def read(text: str, found: dict[str, Any]) -> list[Kernel]:

@@ -98,11 +98,18 @@ def trace(steps: Callable[[], Any], sink: Counting, program: Callable[[], str]) 
         for j, (line, found) in enumerate(lines):
             events.append({"ph": "M", "name": "thread_name", "pid": pid, "tid": j, "args": {"name": line}})
             for name, begin, length, stats in found:
-                events.append({
-                    "ph": "X", "name": name, "cat": "xla" if "hlo_op" in stats else "host", "pid": pid, "tid": j,
-                    "ts": (start + begin) / 1e3, "dur": length / 1e3,
-                    "args": {key: str(value) for key, value in stats.items() if not key.startswith("_")},
-                })  # fmt: skip
+                events.append(
+                    {
+                        "ph": "X",
+                        "name": name,
+                        "cat": "xla" if "hlo_op" in stats else "host",
+                        "pid": pid,
+                        "tid": j,
+                        "ts": (start + begin) / 1e3,
+                        "dur": length / 1e3,
+                        "args": {key: str(value) for key, value in stats.items() if not key.startswith("_")},
+                    }
+                )
             shown = [e for e in found if "hlo_op" in e[3] or e[0] in opened]
             for name, own, stats in alone(shown):
                 spent[_place(name, stats, places), plane.startswith("/device:")].append(own / 1e9)
