@@ -37,6 +37,7 @@ SHOWS = (
     "autocast",  # under bfloat16 autocast
     "grad-there",  # a .grad that is there already, of the input's layout or another
     "forward-mode",  # the derivative along a direction
+    "x64-off",  # on jax as it is run by default, in float32
 )
 
 Arrays = tuple[np.ndarray, ...]
