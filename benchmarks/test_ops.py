@@ -8,7 +8,7 @@ import pytest
 from gradlab.autodiff.side import installed
 from gradlab.autodiff.side import side as side_of
 from gradlab.kernels.spec import specs
-from gradlab.profiling.bench.row import EAGER, HAND, NATIVE, PASSES
+from gradlab.profiling.bench.row import EAGER, GRADLAB, NATIVE, PASSES
 from gradlab.profiling.bench.subject import Subject
 from gradlab.profiling.bench.worker import cases
 from gradlab.profiling.native import natives
@@ -31,7 +31,7 @@ def subject(request):
 
 
 @pytest.mark.parametrize("direction", PASSES)
-@pytest.mark.parametrize("implementation", [HAND, NATIVE])
+@pytest.mark.parametrize("implementation", [GRADLAB, NATIVE])
 def test_op(benchmark, subject, direction, implementation):
     """Eager; a few rounds each, so that Triton's interpreter (`GRADLAB_CPU=interpret`) does not take the day."""
     op, case, side = subject.op, subject.case, subject.side
@@ -41,7 +41,7 @@ def test_op(benchmark, subject, direction, implementation):
         call = subject.call(implementation, EAGER, direction)
         assert not subject.difference(call(), direction)
         benchmark.pedantic(lambda: side.wait(call()), rounds=5, iterations=1, warmup_rounds=1)
-    interpreted = side.interpreted() and implementation == HAND
+    interpreted = side.interpreted() and implementation == GRADLAB
     benchmark.extra_info.update(
         op=op.name, case=case.name, sizes=dict(case.sizes), side=side.name, direction=direction, dtype=subject.dtype,
         implementation=implementation, function=subject.implementations[implementation].label, flops=flops, bytes=moved,

@@ -156,7 +156,7 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the plot and the tab
 def train(name: Annotated[str | None, typer.Argument(help="A workload; a table of them when not given.")] = None,
           side: Annotated[list[str] | None, typer.Option(
               help="torch or jax: the first that is installed, or with --compare both.")] = None,
-          layers: Annotated[str | None, typer.Option(help="hand or native; hand when not given.")] = None,
+          layers: Annotated[str | None, typer.Option(help="gradlab or native; gradlab when not given.")] = None,
           compare: Annotated[bool, typer.Option("--compare", help="All sides and layers, side by side.")] = False,
           out: Annotated[Path | None, typer.Option(help="Folder of --compare; else the workload's name.")] = None,
           data: Annotated[Path | None, typer.Option(help="Data file or folder, where a workload needs one.")] = None,
@@ -170,7 +170,7 @@ def train(name: Annotated[str | None, typer.Argument(help="A workload; a table o
           load: Annotated[Path | None, typer.Option(help="Start from the weights in this file of either side.")] = None,
           resume: Annotated[Path | None, typer.Option(help="Go on with the run in this file.")] = None,
           ) -> None:  # fmt: skip
-    """Train a workload on one side, by hand or native; or with --compare on all, and compare the curves."""
+    """Train a workload on one side, hand-written or native; with --compare on all, and compare the curves."""
     from gradlab.workloads import command
 
     asked = command.Asked(

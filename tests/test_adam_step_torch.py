@@ -57,7 +57,7 @@ def by_torch(given, lr, *, step, betas=(0.9, 0.999), decoupled=False, **options)
 
 
 def compare(given, lr, options):
-    """Results and derivatives by hand are those of torch.optim's own step."""
+    """The hand-written results and derivatives are those of torch.optim's own step."""
     got, want = lab.adam_step(*given, lr=lr, **options), by_torch(given, lr, **options)
     torch.testing.assert_close(got, want, rtol=1e-14, atol=1e-14)
     cotangents = [torch.cos(1.0 + k + t.detach()) for k, t in enumerate(want)]

@@ -22,7 +22,7 @@ from gradlab.profiling.bench.command import Command
 from gradlab.profiling.bench.file import COLUMNS, SCHEMA, read_json
 from gradlab.profiling.bench.measure import measure
 from gradlab.profiling.bench.peak import peak_bytes
-from gradlab.profiling.bench.row import BACKWARD, BOTH, COMPILED, EAGER, FORWARD, HAND, INTERPRETED, NATIVE, PASSES
+from gradlab.profiling.bench.row import BACKWARD, BOTH, COMPILED, EAGER, FORWARD, GRADLAB, INTERPRETED, NATIVE, PASSES
 from gradlab.profiling.bench.subject import Subject
 from gradlab.profiling.bench.sweep import scaled
 from gradlab.profiling.bench.timers import timers
@@ -132,7 +132,7 @@ def test_a_peer_is_there_where_it_is_installed_and_has_a_device(monkeypatch):
 @pytest.mark.parametrize("direction", PASSES)
 def test_half_precision_is_proven_against_float32(side, direction):
     subject = subject_of("linear", side, "bfloat16")
-    value = subject.call(HAND, EAGER, direction)()
+    value = subject.call(GRADLAB, EAGER, direction)()
     assert subject.difference(value, direction) == ""
     (wanted,) = subject._wanted.values()
     assert {str(a.dtype).removeprefix("torch.") for a in wanted} == {"float32"}
@@ -142,7 +142,7 @@ def test_half_precision_is_proven_against_float32(side, direction):
 @pytest.mark.parametrize("mode", [EAGER, COMPILED])
 def test_the_way_back_alone_is_called_again_and_again(side, mode):
     subject = subject_of("linear", side)
-    for implementation in (HAND, NATIVE):
+    for implementation in (GRADLAB, NATIVE):
         call = subject.call(implementation, mode, BACKWARD)
         first, second = (tuple(map(side_of(side).take, call())) for _ in range(2))
         assert subject.difference(call(), BACKWARD) == ""
@@ -153,7 +153,7 @@ def test_the_way_back_alone_is_called_again_and_again(side, mode):
 def test_a_group_holds_both_modes_a_twin_and_what_they_cost(side, tmp_path):
     with Watch("cpu") as watch, natives(side).fresh(str(tmp_path)):
         group = measure(subject_of("relu", side), BOTH, (EAGER, COMPILED), 0.02, Flat(), watch)
-    assert [m.name for m in group.members] == ["hand eager", "native eager", "hand compiled", "native compiled"]
+    assert [m.name for m in group.members] == ["gradlab eager", "native eager", "gradlab compiled", "native compiled"]
     # Compilers kept what they made where they were told to, and nowhere else.
     assert any(p.is_file() for p in tmp_path.rglob("*"))
     # The twin was timed, not copied.
@@ -257,14 +257,14 @@ def test_wrong_results_are_caught(tiny, console, tmp_path, monkeypatch, side, fa
     assert forward.members[0].note.startswith("y is off by")
     assert both.members[0].note.startswith("dx is off by")
     assert not forward.members[0].warm
-    assert f"WRONG: relu on {side}, tiny, float32, forward, hand eager: y is off by" in printed(console)
+    assert f"WRONG: relu on {side}, tiny, float32, forward, gradlab eager: y is off by" in printed(console)
 
 
 def test_wrong_shape_dtype_and_zeros_are_caught():
     import torch
 
     subject = subject_of("relu", "torch")
-    right = subject.call(HAND, EAGER, FORWARD)()
+    right = subject.call(GRADLAB, EAGER, FORWARD)()
     assert subject.difference(right, FORWARD) == ""
     assert subject.difference(right[1:], FORWARD) == "y is float32 [36], wanted float32 [37]"
     assert subject.difference(right.double(), FORWARD) == "y is float64 [37], wanted float32 [37]"

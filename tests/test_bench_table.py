@@ -21,7 +21,7 @@ def times(median, rounds=9, step=0.002):
     return tuple(median * (1 + step * ((5 * i) % rounds - rounds // 2)) for i in range(rounds))
 
 
-def member(name="hand", median=1e-3, **changes):
+def member(name="gradlab", median=1e-3, **changes):
     values = {
         "label": f"{name}.fn",
         "mode": "eager",
@@ -70,9 +70,9 @@ def words(text, start):
 def test_a_kernels_times_ratio_verdict_and_rates():
     hand = member(cold=(2e-3,), host=(3e-5,))
     text = shown([group(hand, NATIVE)])
-    assert words(text, "hand eager") == [
+    assert words(text, "gradlab eager") == [
         "fwd",
-        "hand",
+        "gradlab",
         "eager",
         "1.00",
         "±",
@@ -84,8 +84,8 @@ def test_a_kernels_times_ratio_verdict_and_rates():
         "40%",
     ]
     costs = text[text.index("TFLOP/s") :]
-    assert words(costs, "hand eager") == [
-        "fwd", "hand", "eager", "2.00", "ms", "30.0", "µs", "200", "4", "200", "ms", "40.0", "ms", "4.00", "MB",
+    assert words(costs, "gradlab eager") == [
+        "fwd", "gradlab", "eager", "2.00", "ms", "30.0", "µs", "200", "4", "200", "ms", "40.0", "ms", "4.00", "MB",
     ]  # fmt: skip
     assert 0.0 < group().noise < 0.02
     assert f"noise fwd {group().noise:.1%}; ceilings 1000 GB/s, 10 TFLOP/s" in text
@@ -97,7 +97,7 @@ def test_a_cpus_flops_are_counted_in_giga():
     text = shown([group(rate=250e9, flops=50_000_000)])
     assert "TFLOP/s" not in text
     assert "ceilings 1000 GB/s, 250 GFLOP/s" in text
-    assert words(text[text.index("GFLOP/s") :], "hand eager")[3:7] == ["–", "–", "200", "50"]
+    assert words(text[text.index("GFLOP/s") :], "gradlab eager")[3:7] == ["–", "–", "200", "50"]
 
 
 def test_it_fits_80_columns_and_uses_a_wide_terminal():
@@ -109,8 +109,8 @@ def test_it_fits_80_columns_and_uses_a_wide_terminal():
 def test_an_interpreted_kernel_gets_no_verdict_and_no_rate():
     interpreted = group(member(interpreted=True), NATIVE, device="cpu")
     text = shown([interpreted])
-    assert words(text, "hand eager")[-2:] == ["interpreted", "–"]
-    assert words(text[text.index("TFLOP/s") :], "hand eager")[3:7] == ["–"] * 4
+    assert words(text, "gradlab eager")[-2:] == ["interpreted", "–"]
+    assert words(text[text.index("TFLOP/s") :], "gradlab eager")[3:7] == ["–"] * 4
     assert "never a kernel's speed" in " ".join(text.split())
     assert "need CUDA" in text
     assert shown([]) == ""
@@ -153,7 +153,7 @@ def test_each_mode_has_its_own_baseline():
 
 def test_problems_are_said():
     wrong = group(member(problem="WRONG", note="y is off", warm=()), NATIVE)
-    assert "WRONG: linear on jax, square, float32, forward, hand eager: y is off" in shown([wrong])
+    assert "WRONG: linear on jax, square, float32, forward, gradlab eager: y is off" in shown([wrong])
 
 
 def test_markdown():
@@ -167,8 +167,8 @@ def test_markdown():
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 5
     assert {line.count("|") for line in lines} == {20}
-    assert "| hand eager | 1.00 ± 0.01 ms | 2.00 (2.00–2.00) | SLOWER | 40% | – | – | 200 | 4 |" in lines[2]
-    assert "- `FAILED: linear on jax, square, float32, forward, hand eager: no|luck`" in text
+    assert "| gradlab eager | 1.00 ± 0.01 ms | 2.00 (2.00–2.00) | SLOWER | 40% | – | – | 200 | 4 |" in lines[2]
+    assert "- `FAILED: linear on jax, square, float32, forward, gradlab eager: no|luck`" in text
 
 
 def test_csv_has_a_line_a_member():
@@ -199,7 +199,7 @@ def test_sizes(size, said):
 
 
 def test_a_change_is_one_of_ratios_not_of_seconds():
-    # The machine is three times slower today, hand and native alike.
+    # The machine is three times slower today, gradlab and native alike.
     before = [group(member(median=1e-3), NATIVE)]
     now = [group(member(median=3e-3), member("native", 1.5e-3), twin=times(1.5e-3)[::-1])]
     (change,) = changes(now, before)
@@ -248,9 +248,7 @@ def test_a_document_comes_back_as_it_was():
 
 def test_a_short_call_that_was_not_replayed_is_said():
     one = group(member(launched="ValueError: adam_step: stream is captured"), NATIVE)
-    said = (
-        "not replayed from a graph: linear on jax, square, float32, forward, hand eager: ValueError: adam_step: stream"
-    )
+    said = "not replayed from a graph: linear on jax, square, float32, forward, gradlab eager: ValueError: adam_step: stream"
     assert said in shown([one])
     assert said in words_of.markdown([one], {})
     assert "not replayed" not in shown([group()])

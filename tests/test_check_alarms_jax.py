@@ -37,6 +37,10 @@ def concrete(x):
     return x * 2 if float(jnp.sum(x)) > 0 else x * 3
 
 
+def stopped(x):
+    return jnp.sin(x), jax.lax.stop_gradient(x)
+
+
 def no_empty_backward(x):
     """NotImplementedError for no rows, as jax.numpy.linalg.svd has it for factors that are not square."""
 
@@ -60,9 +64,17 @@ def no_empty_backward(x):
         (root, (np.array([0.0, 1.25, 2.2]),), ("derivative",), "inconclusive"),
         (looped, (np.array([0.3, -1.2]),), ("derivative",), "inconclusive"),
         (concrete, (np.array([0.3, 1.2]),), ("derivative",), "inconclusive"),
+        (stopped, (np.array([0.3, 1.2]),), ("derivative", "contract", "edges"), "ok"),
         (no_empty_backward, (np.array([0.3, 1.2]),), ("contract",), "ok"),
     ],
-    ids=["indices out of bounds", "an infinite slope", "while_loop", "reads its values", "no empty backward"],
+    ids=[
+        "indices out of bounds",
+        "an infinite slope",
+        "while_loop",
+        "reads its values",
+        "a stopped result",
+        "no empty backward",
+    ],
 )
 def test_a_right_function_is_not_called_wrong(fn, args, parts, verdict):
     with jax.enable_x64(True):

@@ -53,7 +53,7 @@ def hide(monkeypatch, *modules):
 
 def plan(**changed):
     usual = {"precision": "float32", "optimizer": Optimizer("sgd", 0.1, 0.9), "batch": 96, "epochs": 30, "seed": 0}
-    return Plan("digits-mlp", "torch", "hand", **(usual | changed))
+    return Plan("digits-mlp", "torch", "gradlab", **(usual | changed))
 
 
 @both
@@ -64,7 +64,7 @@ def test_four_runs_agree(tmp_path, capsys):
     said = capsys.readouterr()
     found = results(out)
     runs = {(r["side"], r["layers"]): r for r in found["runs"]}
-    assert list(runs) == [("torch", "hand"), ("torch", "native"), ("jax", "hand"), ("jax", "native")]
+    assert list(runs) == [("torch", "gradlab"), ("torch", "native"), ("jax", "gradlab"), ("jax", "native")]
     assert found["complete"]
     assert found["reference"] == "torch native"
     # float32: losses near 2 are 2e-7 apart.
@@ -72,7 +72,7 @@ def test_four_runs_agree(tmp_path, capsys):
     assert all(len(r["losses"]) == 6 and r["losses"][-1] < r["losses"][0] - 0.1 for r in runs.values())
     assert all(r["seconds"] > 0 for r in runs.values())
     for name in ("torch", "jax"):
-        assert runs[name, "hand"]["kernels"] == "compiled"
+        assert runs[name, "gradlab"]["kernels"] == "compiled"
         assert runs[name, "native"]["kernels"] == "native"
     assert found["machine"]["numpy"] == np.__version__
     assert found["workload"]["optimizer"] == {"kind": "sgd", "lr": 0.1, "momentum": 0.9}
@@ -112,24 +112,24 @@ def test_a_wrong_optimizer_is_found(tmp_path, monkeypatch, capsys, in_process):
         layers_torch.hand, "SGD", lambda params, lr, momentum: torch.optim.SGD(params, 1.05 * lr, momentum)
     )
     assert go(tmp_path, QUICK, ("torch",)) == 1
-    line = "torch hand and torch native: losses"
+    line = "torch gradlab and torch native: losses"
     assert line in capsys.readouterr().err
     assert line in results(tmp_path)["violations"][0]
 
 
 def test_reference_is_torchs_own():
-    sides = [("jax", "hand"), ("jax", "native"), ("torch", "hand"), ("torch", "native")]
+    sides = [("jax", "gradlab"), ("jax", "native"), ("torch", "gradlab"), ("torch", "native")]
     runs = [Run(*names, "native") for names in sides]
-    wanted = ["jax hand", "jax native", "jax native", "torch native"]
+    wanted = ["jax gradlab", "jax native", "jax native", "torch native"]
     assert [report.reference(runs[:n]).name for n in (1, 2, 3, 4)] == wanted
 
 
 def test_violations():
-    fine = Run("torch", "hand", "compiled", [2.0, 1.0, 0.5], 0.95)
-    assert report.violations([fine, Run("jax", "hand", "compiled", [2.0, 1.0019, 0.5], 0.97)], plan()) == []
-    (line,) = report.violations([fine, Run("jax", "hand", "compiled", [2.0, 1.0021, 0.5], 0.97)], plan())
-    assert line.startswith("torch hand and jax hand: losses 1.000000 and 1.002100 at step 2 ")
-    (line,) = report.violations([fine, Run("jax", "hand", "compiled", [2.0, math.nan, 0.5], 0.97)], plan())
+    fine = Run("torch", "gradlab", "compiled", [2.0, 1.0, 0.5], 0.95)
+    assert report.violations([fine, Run("jax", "gradlab", "compiled", [2.0, 1.0019, 0.5], 0.97)], plan()) == []
+    (line,) = report.violations([fine, Run("jax", "gradlab", "compiled", [2.0, 1.0021, 0.5], 0.97)], plan())
+    assert line.startswith("torch gradlab and jax gradlab: losses 1.000000 and 1.002100 at step 2 ")
+    (line,) = report.violations([fine, Run("jax", "gradlab", "compiled", [2.0, math.nan, 0.5], 0.97)], plan())
     assert "nan at step 2" in line
     (line,) = report.violations([Run("jax", "native", "native", [2.0], 0.9499)], plan())
     assert line.startswith("jax native: 94.99% right on the test data is below 95%")
@@ -137,15 +137,19 @@ def test_violations():
     assert line.startswith("jax native: nan%")
     # Promised are the workload's own settings, the first fifty steps, and float32.
     assert report.violations([Run("jax", "native", "native", [2.0], 0.5)], plan(epochs=1)) == []
-    late = [Run("torch", "hand", "compiled", [1.0] * 50 + [x], 0.95) for x in (1, 2)]
+    late = [Run("torch", "gradlab", "compiled", [1.0] * 50 + [x], 0.95) for x in (1, 2)]
     assert report.violations(late, plan()) == []
     assert (
-        report.violations([fine, Run("jax", "hand", "compiled", [2.0, 1.5, 0.5], 0.97)], plan(precision="bf16")) == []
+        report.violations([fine, Run("jax", "gradlab", "compiled", [2.0, 1.5, 0.5], 0.97)], plan(precision="bf16"))
+        == []
     )
 
 
 def test_overflow_is_still_json():
-    runs = [Run("torch", "hand", "compiled", [2.0, math.inf], 0.1), Run("torch", "native", "native", [2.0, math.inf])]
+    runs = [
+        Run("torch", "gradlab", "compiled", [2.0, math.inf], 0.1),
+        Run("torch", "native", "native", [2.0, math.inf]),
+    ]
     found = json.loads(report.results(runs, plan(), "", {}, complete=True), parse_constant=pytest.fail)
     assert found["runs"][1]["final_loss"] is None
     assert found["largest_far"] is None
@@ -171,9 +175,9 @@ def stops(after, error):
     [
         (KeyboardInterrupt(), 130, "interrupted: 2 of 4 runs had finished"),
         (
-            RuntimeError("torch hand: OutOfMemoryError: all gone"),
+            RuntimeError("torch gradlab: OutOfMemoryError: all gone"),
             1,
-            "torch hand: OutOfMemoryError: all gone: 2 of 4 runs had finished",
+            "torch gradlab: OutOfMemoryError: all gone: 2 of 4 runs had finished",
         ),
     ],
 )
@@ -185,7 +189,7 @@ def test_what_had_finished_is_kept(tmp_path, monkeypatch, capsys, error, code, l
     assert "written" in said.out
     found = results(tmp_path)
     assert not found["complete"]
-    assert [(r["side"], r["layers"]) for r in found["runs"]] == [("jax", "hand"), ("jax", "native")]
+    assert [(r["side"], r["layers"]) for r in found["runs"]] == [("jax", "gradlab"), ("jax", "native")]
     assert sorted(os.listdir(tmp_path)) == FILES
 
 

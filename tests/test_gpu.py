@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 GROUP = Group(
     op="relu", case="large", sizes={"E": 4}, side="torch", direction="forward", dtype="float32", device="cuda", seed=0,
     flops=4, bytes=32, bandwidth=4e12, rate=5e13, twin=(1e-6, 2e-6),
-    members=(Member("hand", "gradlab.torch", "eager", warm=(1e-6, 1e-6)), Member("native", "F.relu", "eager", warm=(1e-6, 2e-6))),
+    members=(Member("gradlab", "gradlab.torch", "eager", warm=(1e-6, 1e-6)), Member("native", "F.relu", "eager", warm=(1e-6, 2e-6))),
 )  # fmt: skip
 
 

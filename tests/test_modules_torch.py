@@ -65,10 +65,10 @@ def test_convert_keeps_the_model_and_swaps_its_layers(device, monkeypatch):
     assert all(a is b for a, b in zip(parameters, ours.parameters(), strict=True))
     assert done.swapped == ["0", "1", "2", "4"]
     assert list(done.left) == ["3"]
-    assert "Flatten is not among the layers by hand" in str(done)
+    assert "Flatten is not among the hand-written layers" in str(done)
     x, t = batch(device)
     assert_equal(gradients(ours, nn.CrossEntropyLoss(), x, t), gradients(theirs, nn.CrossEntropyLoss(), x, t))
-    # The layers do run by hand: without their kernels nothing comes out.
+    # The layers do run hand-written kernels: without their kernels nothing comes out.
     for module, name in ((linear_triton, "product"), (conv2d_triton, "forward"), (relu_triton, "gate")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda *a: 1 / 0)
@@ -106,7 +106,7 @@ def test_convert_says_what_it_leaves_alone():
     done = lab.convert(model)
     assert done.swapped == ["loss", "weighted", "fine"]
     assert set(done.left) == {"own", "circular", "relu", "norm"}
-    assert "padding_mode 'circular', by hand only 'zeros'" in done.left["circular"]
+    assert "padding_mode 'circular', hand-written only with 'zeros'" in done.left["circular"]
     x, t = torch.randn(3, 2), torch.tensor([0, 1, 1])
     for ours, theirs in (
         (model["loss"], nn.CrossEntropyLoss(label_smoothing=0.1)),

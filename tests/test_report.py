@@ -144,7 +144,7 @@ def test_what_failed_is_the_exit_code_and_on_the_page(collected, console, tmp_pa
     assert run(asked(tmp_path), console, gives(data)) == 1
     html = (tmp_path / "report.html").read_text()
     assert "no ptxas &lt;here&gt;" in html
-    assert "torch, forward, hand eager: WRONG: y is off" in html
+    assert "torch, forward, gradlab eager: WRONG: y is off" in html
 
 
 GROUP = Group(
@@ -161,7 +161,7 @@ GROUP = Group(
     1e9,
     1e9,
     (
-        Member("hand", "gradlab.torch", "eager", "WRONG", "y is off"),
+        Member("gradlab", "gradlab.torch", "eager", "WRONG", "y is off"),
         Member("native", "F.relu", "eager", warm=(1e-6,) * 9, cold=(2e-6,) * 9, host=(3e-6,) * 9),
     ),
 )
@@ -171,7 +171,7 @@ def test_training_has_its_section(collected, console, tmp_path):
     found = {
         "name": "digits-cnn",
         "columns": ["run", "loss"],
-        "rows": [["torch hand", "0.1"]],
+        "rows": [["torch gradlab", "0.1"]],
         "notes": ["a note"],
         "figure": "training/loss.png",
         "size": [800, 600],
@@ -187,7 +187,7 @@ def test_training_has_its_section(collected, console, tmp_path):
     # In the page itself, which is one file.
     assert 'src="data:image/png;base64,iVBORw=="' in html
     assert 'width="800" height="600"' in html
-    assert "torch hand" in html
+    assert "torch gradlab" in html
 
 
 def test_errors_of_the_user(console, tmp_path, monkeypatch):
@@ -287,7 +287,7 @@ def every_op(opened, collected, tmp_path, monkeypatch):
     before = opened.current_url
     monkeypatch.setattr(page, "_of_op", lambda *args: [])
     names = tuple(specs())
-    hand = Member("hand", "by hand", "compiled", warm=(1.234e-3, 1.239e-3) * 5)
+    hand = Member("gradlab", "hand-written", "compiled", warm=(1.234e-3, 1.239e-3) * 5)
     native = Member("native", "theirs", "compiled", warm=(1.236e-3, 1.236e-3, 1.2e-3, 1.3e-3, 1.236e-3) * 2)
     group = dataclasses.replace(GROUP, members=(hand, native), twin=native.warm)
     groups = [

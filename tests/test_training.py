@@ -26,7 +26,7 @@ from gradlab.workloads.training import Plan, Training
 from gradlab.workloads.workload import Optimizer, batches
 
 ROOT = Path(__file__).parents[1]
-RUNS = [(name, layers) for name in ("torch", "jax") for layers in ("hand", "native")]
+RUNS = [(name, layers) for name in ("torch", "jax") for layers in ("gradlab", "native")]
 
 
 @pytest.fixture(params=RUNS, ids=" ".join)
@@ -142,8 +142,8 @@ def metadata(path):
 
 
 def test_resuming_continues_the_same_curve_bit_for_bit(run, tmp_path, capsys):
-    """In float32 and, where a scale is to be kept too, in fp16: each by hand on one side and natively on the other."""
-    precision = "fp16" if run in (("torch", "native"), ("jax", "hand")) else "float32"
+    """In float32 and, where a scale is to be kept too, in fp16: each with hand-written layers on one side and natively on the other."""
+    precision = "fp16" if run in (("torch", "native"), ("jax", "gradlab")) else "float32"
     whole, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
     asked = Asked("digits-mlp", (run[0],), run[1], epochs=2, batch=480, optimizer="adam", precision=precision)
     assert go(asked, save=whole) == 0
@@ -271,7 +271,7 @@ def test_convert_weights_gives_equal_logits(tmp_path, capsys):
     from gradlab.workloads import layers_jax
 
     params = layouts.nested({k: jax.numpy.asarray(v) for k, v in turned.items()})
-    for layers in ("hand", "native"):
+    for layers in ("gradlab", "native"):
         got = layers_jax.outputs(layers, asked.workload.network, params, x.transpose(0, 2, 3, 1))
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
@@ -333,7 +333,7 @@ def saved(tmp_path):
     ("asked", "options", "message"),
     [
         (Asked("digits"), {}, "unknown workload 'digits'; the lab has linear-regression"),
-        (Asked("digits-mlp", layers="fast"), {}, "train: layers is 'fast', wanted one of hand, native"),
+        (Asked("digits-mlp", layers="fast"), {}, "train: layers is 'fast', wanted one of gradlab, native"),
         (Asked("digits-mlp", precision="int8"), {}, "train: precision is 'int8', wanted one of float32, bf16, fp16"),
         (Asked("digits-mlp", optimizer="lion"), {}, "train: optimizer is 'lion', wanted one of adam, sgd"),
         (Asked("digits-mlp", lr=-1.0), {}, "train: lr is -1, wanted a positive number"),

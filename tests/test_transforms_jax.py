@@ -52,7 +52,7 @@ def x64():
 
 
 def functions(spec, case):
-    """The op by hand and the native one, with the case's options: arrays -> a tuple of arrays."""
+    """The hand-written op and the native one, with the case's options: arrays -> a tuple of arrays."""
     by_hand = importlib.import_module(f"gradlab.autodiff.{spec.name}_jax").by_spec
     for fn in (by_hand, native("jax", spec.name).fn):
         yield functools.partial(lambda fn, *args: as_tuple(fn(*args, **spec.options(case))), fn)

@@ -31,7 +31,7 @@ def everything_composed(x, q):
     return F.cross_entropy(h, q, label_smoothing=0.1) + 0.2 * torch.logsumexp(h, 1).square().mean()
 
 
-# name: by hand, native, the shapes of its floating arguments, the classes it takes besides.
+# name: hand-written, native, the shapes of its floating arguments, the classes it takes besides.
 OPS = {
     "relu": (lab.relu, F.relu, [(4, 5)], None),
     "linear": (lab.linear, F.linear, [(4, 5), (6, 5), (6,)], None),
@@ -140,7 +140,7 @@ def test_per_sample_gradients_and_hessian_of_a_network(device):
     x = torch.randn(5, 1, 4, 4, dtype=torch.float64, device=device)
     t = torch.arange(5, device=device) % 3
     found = []
-    for kind, entropy in (("hand", lab.cross_entropy), ("native", F.cross_entropy)):
+    for kind, entropy in (("gradlab", lab.cross_entropy), ("native", F.cross_entropy)):
         model = network(kind).to(device)
         weights = dict(model.named_parameters())
 
@@ -164,7 +164,7 @@ def test_per_sample_gradients_and_hessian_of_a_network(device):
 @pytest.mark.parametrize("name", sorted({"aot_eager", backend()}))
 def test_network_compiles_in_one_graph(device, name):
     torch.compiler.reset()
-    model = network("hand").to(device)
+    model = network("gradlab").to(device)
     x = torch.randn(2, 1, 4, 4, dtype=torch.float64, device=device)
     want, got = model(x), torch.compile(model, fullgraph=True, backend=name)(x)
     same(got, want)

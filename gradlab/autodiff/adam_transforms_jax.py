@@ -1,4 +1,4 @@
-"""Adam, AdamW and AMSGrad for jax as gradient transformations: optax's, by hand."""
+"""Adam, AdamW and AMSGrad for jax as gradient transformations: optax's, hand-written."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ def adam(
     *,
     nesterov: bool = False,
 ) -> GradientTransformation:
-    """Adam as a gradient transformation; `optax.adam` by hand.
+    """Adam as a gradient transformation; a hand-written `optax.adam`.
 
     update = -lr / (1 - b1^s) m' / (sqrt(v' / (1 - b2^s) + eps_root) + eps) (gradlab/kernels/adam.py has the whole).
 
@@ -55,7 +55,7 @@ def adamw(
     *,
     nesterov: bool = False,
 ) -> GradientTransformation:
-    """Adam with decoupled weight decay as a gradient transformation; `optax.adamw` by hand.
+    """Adam with decoupled weight decay as a gradient transformation; a hand-written `optax.adamw`.
 
     update = -lr weight_decay p - the step of `adam`.
 
@@ -83,7 +83,7 @@ def amsgrad(
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
 ) -> GradientTransformation:
-    """AMSGrad as a gradient transformation; `optax.amsgrad` by hand.
+    """AMSGrad as a gradient transformation; a hand-written `optax.amsgrad`.
 
     x' = max(x, v' / (1 - b2^s)), and update = -lr / (1 - b1^s) m' / (sqrt(x' + eps_root) + eps).
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from gradlab.autodiff.modules_torch import BY_HAND, beyond
+from gradlab.autodiff.modules_torch import HAND_WRITTEN, beyond
 
 
 class Conversion(NamedTuple):
@@ -15,7 +15,7 @@ class Conversion(NamedTuple):
     left: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.swapped)} layers by hand: {', '.join(self.swapped) or 'none'}"]
+        lines = [f"{len(self.swapped)} hand-written layers: {', '.join(self.swapped) or 'none'}"]
         lines += [f"left alone: {name}: {reason}" for name, reason in self.left.items()]
         return "\n".join(lines)
 
@@ -41,15 +41,15 @@ def convert(model: nn.Module) -> Conversion:
     swapped, left = [], {}
     for name, module in model.named_modules():
         name = name or type(module).__name__
-        if type(module) in BY_HAND.values():
+        if type(module) in HAND_WRITTEN.values():
             continue
-        hand = BY_HAND.get(type(module))
+        hand = HAND_WRITTEN.get(type(module))
         limit = beyond(module) if hand else None
         if limit:
-            left[name] = f"{type(module).__name__} with {limit[0]} {limit[1]}, by hand only {limit[2]!r}"
+            left[name] = f"{type(module).__name__} with {limit[0]} {limit[1]}, hand-written only with {limit[2]!r}"
         elif hand:
             module.__class__ = hand
             swapped.append(name)
         elif not any(True for _ in module.children()) or list(module.parameters(recurse=False)):
-            left[name] = f"{type(module).__name__} is not among the layers by hand"
+            left[name] = f"{type(module).__name__} is not among the hand-written layers"
     return Conversion(model, swapped, left)

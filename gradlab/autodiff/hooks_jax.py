@@ -1,4 +1,4 @@
-"""`lax.dot_general` and `lax.conv_general_dilated` by hand, as far as Flax's layers ask for them: hooks for these.
+"""Hand-written `lax.dot_general` and `lax.conv_general_dilated`, as far as Flax's layers ask for them: hooks for these.
 
 What such a layer asks is a product of the last axes with the first ones, and a convolution in 2-D with channels last;
 anything else is refused in one line, never handed to the framework behind the user's back.
@@ -29,7 +29,7 @@ def dot_general(
     *,
     out_sharding: None = None,
 ) -> jax.Array:
-    """y[... N...] = lhs[... K...] rhs[K... N...] summed over K; `jax.lax.dot_general` by hand, for layers.
+    """y[... N...] = lhs[... K...] rhs[K... N...] summed over K; a hand-written `jax.lax.dot_general`, for layers.
 
     For `nnx.Linear(..., dot_general=gradlab.jax.dot_general)`, `nnx.LinearGeneral`, `nnx.MultiHeadAttention` and
     Linen's `Dense`.

@@ -18,14 +18,14 @@ from gradlab.autodiff.tanh_torch import tanh
 
 
 class Linear(nn.Linear):
-    """y[... N] = x[... K] weight[N K]^T + bias[N]; `torch.nn.Linear` by hand."""
+    """y[... N] = x[... K] weight[N K]^T + bias[N]; a hand-written `torch.nn.Linear`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return linear(input, self.weight, self.bias)
 
 
 class Conv2d(nn.Conv2d):
-    """y[B F P Q] of x[B C H W]; `torch.nn.Conv2d` by hand, its borders filled with zeros alone."""
+    """y[B F P Q] of x[B C H W]; a hand-written `torch.nn.Conv2d`, its borders filled with zeros alone."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -38,7 +38,7 @@ class Conv2d(nn.Conv2d):
 
 
 class ReLU(nn.ReLU):
-    """y = max(x, 0); `torch.nn.ReLU` by hand, out of place alone."""
+    """y = max(x, 0); a hand-written `torch.nn.ReLU`, out of place alone."""
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__(inplace)
@@ -49,7 +49,7 @@ class ReLU(nn.ReLU):
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """y[B C P Q] of x[B C H W]; `torch.nn.MaxPool2d` by hand."""
+    """y[B C P Q] of x[B C H W]; a hand-written `torch.nn.MaxPool2d`."""
 
     def forward(self, input: torch.Tensor) -> Any:
         return max_pool2d(
@@ -64,21 +64,21 @@ class MaxPool2d(nn.MaxPool2d):
 
 
 class Sigmoid(nn.Sigmoid):
-    """y = 1 / (1 + exp(-x)); `torch.nn.Sigmoid` by hand."""
+    """y = 1 / (1 + exp(-x)); a hand-written `torch.nn.Sigmoid`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return sigmoid(input)
 
 
 class Tanh(nn.Tanh):
-    """y = tanh x; `torch.nn.Tanh` by hand."""
+    """y = tanh x; a hand-written `torch.nn.Tanh`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return tanh(input)
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """The loss of logits[N V ...] and a target; `torch.nn.CrossEntropyLoss` by hand, with a z-loss and a soft cap."""
+    """The loss of logits[N V ...] and a target; a hand-written `torch.nn.CrossEntropyLoss` with z-loss and softcap."""
 
     # A converted layer has no other.
     z_loss: float = 0.0
@@ -102,14 +102,14 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
 
 class MSELoss(nn.MSELoss):
-    """The mean of squared differences; `torch.nn.MSELoss` by hand, for arrays of one shape."""
+    """The mean of squared differences; a hand-written `torch.nn.MSELoss`, for arrays of one shape."""
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return mse_loss(input, target, reduction=self.reduction)
 
 
 class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
-    """The loss of logits and probabilities of yes; `torch.nn.BCEWithLogitsLoss` by hand."""
+    """The loss of logits and probabilities of yes; a hand-written `torch.nn.BCEWithLogitsLoss`."""
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return binary_cross_entropy_with_logits(
@@ -117,7 +117,7 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
         )
 
 
-BY_HAND: dict[type[nn.Module], type[nn.Module]] = {
+HAND_WRITTEN: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: Linear,
     nn.Conv2d: Conv2d,
     nn.MaxPool2d: MaxPool2d,
@@ -128,7 +128,7 @@ BY_HAND: dict[type[nn.Module], type[nn.Module]] = {
     nn.MSELoss: MSELoss,
     nn.BCEWithLogitsLoss: BCEWithLogitsLoss,
 }
-# What a layer may be set to: attribute -> the only value that is done by hand.
+# What a layer may be set to: attribute -> the only value that the hand-written layer has.
 LIMITS: dict[type[nn.Module], dict[str, Any]] = {
     nn.Conv2d: {"padding_mode": "zeros"},
     nn.ReLU: {"inplace": False},
@@ -136,7 +136,7 @@ LIMITS: dict[type[nn.Module], dict[str, Any]] = {
 
 
 def beyond(module: nn.Module) -> tuple[str, Any, Any] | None:
-    """The first setting that is not done by hand: (attribute, its value, what is wanted); None when there is none."""
+    """The first setting that the hand-written layer has not: (attribute, its value, wanted); None without one."""
     for kind, limits in LIMITS.items():
         if isinstance(module, kind):
             for attribute, wanted in limits.items():

@@ -74,7 +74,7 @@ scale = compiled(_scale_rule)
 
 
 def global_norm(tree: Any) -> jax.Array:
-    """The square root of the sum of the squares of all elements of a tree; `optax.tree.norm` by hand.
+    """The square root of the sum of the squares of all elements of a tree; a hand-written `optax.tree.norm`.
 
     Args:
         tree: of arrays of float64, float32, float16 or bfloat16, also mixed.
@@ -104,7 +104,7 @@ def clip_factor(tree: Any, max_norm: float | jax.Array) -> jax.Array:
 
 
 def clip_by_global_norm(max_norm: float | jax.Array) -> GradientTransformation:
-    """Take gradients down to a largest common norm; `optax.clip_by_global_norm` by hand.
+    """Take gradients down to a largest common norm; a hand-written `optax.clip_by_global_norm`.
 
     update = g max_norm / n where n, the norm over the whole tree, is max_norm or more, else g.
 

@@ -142,7 +142,7 @@ class OneLaunch(torch.optim.Optimizer):
         return [(i, group, p) for i, (group, p) in enumerate(every) if p.grad is not None]
 
     def _refuse_options(self) -> None:
-        """Raise a ValueError for an option that is not done by hand."""
+        """Raise a ValueError for an option that the hand-written step does not have."""
         name = type(self).__name__
         if capturing():
             # A graph would read the table of addresses where it lay on the host when it was captured.

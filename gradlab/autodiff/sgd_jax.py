@@ -80,7 +80,7 @@ def sgd(
     nesterov: bool = False,
     accumulator_dtype: None = None,
 ) -> GradientTransformation:
-    """Stochastic gradient descent as a gradient transformation; `optax.sgd` by hand.
+    """Stochastic gradient descent as a gradient transformation; a hand-written `optax.sgd`.
 
     update = -lr b' with b' = momentum b + g, or with Nesterov's -lr (g + momentum b') (gradlab/kernels/sgd.py has the
     whole of it).

@@ -14,7 +14,7 @@ from typing import Any
 
 from gradlab.kernels.spec import specs
 from gradlab.profiling.bench.file import read_json, write
-from gradlab.profiling.bench.row import BOTH, FORWARD, HAND, NATIVE, Group
+from gradlab.profiling.bench.row import BOTH, FORWARD, GRADLAB, NATIVE, Group
 from gradlab.profiling.bench.words import policy, said
 from gradlab.profiling.bench.worker import Asked, work
 from gradlab.profiling.native import native
@@ -122,7 +122,7 @@ def finished(file: Path, about: dict[str, str]) -> list[Group]:
 
 def problems(groups: Iterable[Group]) -> list[str]:
     """A line for each member of ours, or native, that is wrong or failed; a peer's failure is not the lab's."""
-    return [said(g, m) for g in groups for m in g.members if m.problem and m.implementation in (HAND, NATIVE)]
+    return [said(g, m) for g in groups for m in g.members if m.problem and m.implementation in (GRADLAB, NATIVE)]
 
 
 def _shown(group: Group) -> str:
@@ -130,7 +130,7 @@ def _shown(group: Group) -> str:
         member = next(m for m in group.members if m.implementation == implementation)
         return member.problem or f"{member.time.median * 1e6:.1f} µs"
 
-    return f"{time(HAND)} by hand, {time(NATIVE)} native"
+    return f"{time(GRADLAB)} gradlab, {time(NATIVE)} native"
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def _plan(asked: Asked, side: str) -> Plan:
     return Plan(
         chosen.name,
         side,
-        cast(Layers, asked.layers or "hand"),
+        cast(Layers, asked.layers or "gradlab"),
         asked.precision or "float32",
         _optimizer(asked, chosen.optimizer),
         asked.batch or chosen.batch,

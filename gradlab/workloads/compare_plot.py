@@ -26,7 +26,7 @@ LINEAR = 1e-9
 def draw(runs: Sequence[Run], plan: Plan, setting: str, stamp: str, path: Path) -> None:
     """Write the figure as a PNG; `setting` says in one line what was trained, `stamp` where and with what."""
     figure = Figure(figsize=(9, 8), layout="constrained")
-    figure.suptitle("One network, trained by hand-written and by native layers", fontsize=15, fontweight="bold")
+    figure.suptitle("One network, trained with hand-written and with native layers", fontsize=15, fontweight="bold")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     against = reference(runs)
 

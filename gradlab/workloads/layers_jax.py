@@ -21,7 +21,7 @@ def outputs(layers: Layers, network: Network, params: Params, x: jax.Array) -> j
             x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
         elif isinstance(layer, Pool):
             window = (layer.window, layer.window)
-            if layers == "hand":
+            if layers == "gradlab":
                 x = hand.max_pool2d(x, window)
             else:
                 steps = (1, *window, 1)
@@ -29,11 +29,11 @@ def outputs(layers: Layers, network: Network, params: Params, x: jax.Array) -> j
         else:
             kernel, bias = params[name]["kernel"], params[name]["bias"]
             fused: dict[str, Any] = {}
-            if layers == "hand" and layer.activation == "relu":
+            if layers == "gradlab" and layer.activation == "relu":
                 fused = {"activation": "relu"}
             if isinstance(layer, Conv):
                 x = _conv(layers, x, kernel, bias, layer.padding, fused)
-            elif layers == "hand":
+            elif layers == "gradlab":
                 x = hand.linear(x, kernel, bias, **fused)
             else:
                 x = jnp.dot(x, kernel, precision=_precision(x)) + bias
@@ -42,7 +42,7 @@ def outputs(layers: Layers, network: Network, params: Params, x: jax.Array) -> j
 
 
 def _conv(layers, x, kernel, bias, padding, fused):
-    if layers == "hand":
+    if layers == "gradlab":
         return hand.conv2d(x, kernel, bias, padding=padding, **fused)
     around = [(padding, padding)] * 2
     y = jax.lax.conv_general_dilated(
@@ -58,13 +58,13 @@ def _precision(x):
 
 def activate(layers: Layers, activation: Activation, x: jax.Array) -> jax.Array:
     """The activation, or x itself where there is none."""
-    lab: Any = hand if layers == "hand" else jax.nn
+    lab: Any = hand if layers == "gradlab" else jax.nn
     return x if activation is None else getattr(lab, activation)(x)
 
 
 def loss(layers: Layers, name: str, y: jax.Array, t: jax.Array) -> jax.Array:
     """The mean loss of outputs y and targets t."""
-    if layers == "hand":
+    if layers == "gradlab":
         return getattr(hand, name)(y, t)
     if name == "cross_entropy":
         return optax.softmax_cross_entropy_with_integer_labels(y, t).mean()
@@ -75,7 +75,7 @@ def loss(layers: Layers, name: str, y: jax.Array, t: jax.Array) -> jax.Array:
 
 def optimizer(layers: Layers, asked: Optimizer) -> Any:
     """The optimizer as a gradient transformation."""
-    lab: Any = hand if layers == "hand" else optax
+    lab: Any = hand if layers == "gradlab" else optax
     if asked.kind == "adam":
         return lab.adam(asked.lr)
     return lab.sgd(asked.lr, momentum=asked.momentum or None)

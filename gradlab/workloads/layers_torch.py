@@ -14,7 +14,7 @@ Params = dict[str, torch.Tensor]
 
 def outputs(layers: Layers, network: Network, params: Params, x: torch.Tensor) -> torch.Tensor:
     """What the network answers to x[M ...]."""
-    lab: Any = hand if layers == "hand" else F
+    lab: Any = hand if layers == "gradlab" else F
     for name, layer, *_ in network.placed():
         if isinstance(layer, Flatten):
             x = x.flatten(1)
@@ -23,7 +23,7 @@ def outputs(layers: Layers, network: Network, params: Params, x: torch.Tensor) -
         else:
             weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
             fused: dict[str, Any] = {}
-            if layers == "hand" and layer.activation == "relu":
+            if layers == "gradlab" and layer.activation == "relu":
                 fused = {"activation": "relu"}
             if isinstance(layer, Conv):
                 x = lab.conv2d(x, weight, bias, padding=layer.padding, **fused)
@@ -35,18 +35,18 @@ def outputs(layers: Layers, network: Network, params: Params, x: torch.Tensor) -
 
 def activate(layers: Layers, activation: Activation, x: torch.Tensor) -> torch.Tensor:
     """The activation, or x itself where there is none."""
-    lab: Any = hand if layers == "hand" else torch
+    lab: Any = hand if layers == "gradlab" else torch
     return x if activation is None else getattr(lab, activation)(x)
 
 
 def loss(layers: Layers, name: str, y: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """The mean loss of outputs y and targets t."""
-    return getattr(hand if layers == "hand" else F, name)(y, t)
+    return getattr(hand if layers == "gradlab" else F, name)(y, t)
 
 
 def optimizer(layers: Layers, asked: Optimizer, params: Params) -> torch.optim.Optimizer:
     """The optimizer over all parameters."""
-    lab: Any = hand if layers == "hand" else torch.optim
+    lab: Any = hand if layers == "gradlab" else torch.optim
     if asked.kind == "adam":
         return lab.Adam(params.values(), lr=asked.lr)
     return lab.SGD(params.values(), lr=asked.lr, momentum=asked.momentum)

@@ -30,7 +30,7 @@ def step(job: Job) -> Step:
     """One training step with hand-written layers: forward, backward and optimizer, the loss read back."""
     one, side = workload(job.target), side_of(job.side)
     module: Any = importlib.import_module(f"gradlab.workloads.trainer_{job.side}")
-    trainer = module.Trainer(one, "hand", one.optimizer, "float32", one.network.initial(SEED))
+    trainer = module.Trainer(one, "gradlab", one.optimizer, "float32", one.network.initial(SEED))
     feed = itertools.cycle(batches(one.load(SEED, None), one.batch, EPOCHS, SEED))
     take = trainer.step
     if job.mode == "compile":

@@ -149,7 +149,7 @@ def run(plan: Plan, data: Data, told: Callable[[float], object] = lambda loss: N
     Its seconds are those of training, compilation included, imports and test left out.
     """
     by_hand = "interpreted" if side(plan.side).interpreted() else "compiled"
-    result = Run(plan.side, plan.layers, by_hand if plan.layers == "hand" else "native")
+    result = Run(plan.side, plan.layers, by_hand if plan.layers == "gradlab" else "native")
     training = Training(plan, data)
     with training.quiet():
         start = time.perf_counter()

@@ -9,8 +9,8 @@ import numpy as np
 
 from gradlab.workloads.network import Network
 
-Layers = Literal["hand", "native"]
-LAYERS: tuple[Layers, ...] = ("hand", "native")
+Layers = Literal["gradlab", "native"]
+LAYERS: tuple[Layers, ...] = ("gradlab", "native")
 PRECISIONS = ("float32", "bf16", "fp16")
 Batch = tuple[np.ndarray, np.ndarray]
 

@@ -1,4 +1,4 @@
-"""Right functions on jax, by hand and native, and right ones that are hard to check by differences."""
+"""Right functions on jax, hand-written and native, and right ones that are hard to check by differences."""
 
 import jax
 import jax.numpy as jnp
@@ -105,12 +105,14 @@ RIGHT: tuple[Subject, ...] = (
 
 AWKWARD: tuple[Subject, ...] = (
     awkward("relu-at-0", lambda x: jax.nn.relu(x), at_zero, "half of the inputs are on the kink", order=1),
-    awkward("relu-by-hand-at-0", small.RELU.build(None), at_zero, "the same, by hand", order=1, truth=small.RELU.truth),
+    awkward(
+        "relu-by-hand-at-0", small.RELU.build(None), at_zero, "the same, hand-written", order=1, truth=small.RELU.truth
+    ),
     awkward("abs-near-0", lambda x: abs(x), near_zero, "within 1e-5 of the kink"),
     awkward("sqrt-near-0", lambda x: jnp.sqrt(x), just_above_zero, "slopes up to 500 that change within a step"),
     awkward("sqrt-guarded", guarded_sqrt, lambda rng, n: (rng.uniform(0.1, 1.0, n),), "two branches, one unused"),
     awkward("max-ties", lambda x: x.max(-1), ties, "equal maxima share the gradient", order=1),
-    awkward("max-by-hand-ties", small.MAX.build(None), ties, "the same, by hand", order=1, truth=small.MAX.truth),
+    awkward("max-by-hand-ties", small.MAX.build(None), ties, "the same, hand-written", order=1, truth=small.MAX.truth),
     awkward("solve-1e10", lambda a, b: jnp.linalg.solve(a, b), stiff(1e10), "condition number 1e10"),
     awkward("solve-1e12", lambda a, b: jnp.linalg.solve(a, b), stiff(1e12), "condition number 1e12"),
     awkward("logdet", lambda a, b: jnp.linalg.slogdet(a)[1] + b.sum(), stiff(1e10), "condition number 1e10"),

@@ -1,4 +1,4 @@
-"""Right functions on torch, by hand and native, and right ones that are hard to check by differences."""
+"""Right functions on torch, hand-written and native, and right ones that are hard to check by differences."""
 
 import numpy as np
 import torch
@@ -105,7 +105,9 @@ RIGHT: tuple[Subject, ...] = (
 
 AWKWARD: tuple[Subject, ...] = (
     awkward("relu-at-0", lambda x: torch.relu(x), at_zero, "half of the inputs are on the kink", order=1),
-    awkward("relu-by-hand-at-0", small.RELU.build(None), at_zero, "the same, by hand", order=1, truth=small.RELU.truth),
+    awkward(
+        "relu-by-hand-at-0", small.RELU.build(None), at_zero, "the same, hand-written", order=1, truth=small.RELU.truth
+    ),
     awkward("abs-near-0", lambda x: x.abs(), near_zero, "within 1e-5 of the kink"),
     awkward("sqrt-near-0", lambda x: x.sqrt(), just_above_zero, "slopes up to 500 that change within a step"),
     awkward("max-ties", lambda x: x.amax(-1), ties, "equal maxima share the gradient", order=1),

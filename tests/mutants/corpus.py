@@ -32,6 +32,11 @@ SHOWS = (
     "vmap",  # under jax.vmap
     "jit",  # under jax.jit
     "composed",  # the function on its own result
+    "results",  # a result handed out before changes when the function runs again
+    "same",  # one array as all arguments
+    "pair",  # only two inputs ask for a gradient
+    "special-dy",  # a cotangent that is sparse, of equal numbers, tiny, large or zero
+    "hidden",  # elements of a gradient far below the largest, each against itself
     "given",  # the arrays as `given` makes them of `make`'s
     "per-sample",  # vmap of the gradient, of all inputs or of one
     "autocast",  # under bfloat16 autocast

@@ -1,6 +1,7 @@
 """How each fault of a torch subject is seen: the names of the parameters it hits, in one call of `wrong_names`."""
 
 import inspect
+import itertools
 import warnings
 
 import numpy as np
@@ -260,8 +261,76 @@ def forward(subject, arrays):
     return {"value" for a, b in pairs if far(a, b) > CLOSE}
 
 
+def composed(subject, arrays):
+    """The function on its own result, in the first place."""
+    pair = []
+    for f in (subject.fn, subject.truth):
+        leaves = put(subject, arrays)
+        outs = outputs(f, [f(*leaves), *leaves[1:]])
+        pair.append(pull(outs, leaves, cotangents(outs)))
+    return compare(subject, *pair)
+
+
+def results(subject, arrays):
+    """A result against itself after another call."""
+    first = outputs(subject.fn, put(subject, arrays))
+    copies = [y.detach().clone() for y in first]
+    outputs(subject.fn, put(subject, [2.0 * a for a in arrays]))
+    return {"value" for a, b in zip(first, copies, strict=True) if far(a, b) > 0}
+
+
+def same(subject, arrays):
+    """One tensor for all arguments: each has the whole gradient."""
+    pair = []
+    for f in (subject.fn, subject.truth):
+        leaf = put(subject, arrays)[0]
+        outs = outputs(f, [leaf] * len(arrays))
+        pair.append(pull(outs, [leaf], cotangents(outs)) * len(arrays))
+    return compare(subject, *pair)
+
+
+def pair_of_inputs(subject, arrays):
+    hit = set()
+    for two in itertools.combinations(range(len(arrays)), 2):
+        sides = []
+        for f in (subject.fn, subject.truth):
+            leaves = [t if i in two else t.detach() for i, t in enumerate(put(subject, arrays))]
+            sides.append(pulled(f, leaves))
+        hit |= compare(subject, *sides)
+    return hit
+
+
+def special_dy(subject, arrays):
+    """Each as a whole against native autodiff; where that is 0 nothing else is right."""
+
+    def one(dy):
+        flat = torch.zeros_like(dy).flatten()
+        flat[len(flat) // 2] = 1.0
+        return flat.view_as(dy)
+
+    def no_column(dy):
+        return torch.cat([0 * dy[..., :1], dy[..., 1:]], -1)
+
+    shapes = [one, no_column, torch.ones_like, torch.zeros_like, lambda dy: torch.full_like(dy, 0.3)]
+    shapes += [lambda dy, size=size: size * dy for size in (1e-12, 1e-30, 1e6)]
+    return set().union(*(plain(subject, arrays, shape) for shape in shapes))
+
+
+def hidden(subject, arrays):
+    """Element by element, each relative to itself."""
+    left, right = (pulled(f, put(subject, arrays)) for f in (subject.fn, subject.truth))
+    rows = zip(names(subject), left, right, strict=True)
+    return {n for n, a, b in rows if ((a - b).abs() > 1e-6 * b.abs()).any()}
+
+
 SHOWN = {
     "plain": plain,
+    "composed": composed,
+    "results": results,
+    "same": same,
+    "pair": pair_of_inputs,
+    "special-dy": special_dy,
+    "hidden": hidden,
     "forward": forward,
     "second": second,
     "repeat": repeat,

@@ -1,5 +1,7 @@
 """Functions of jnp, jax.nn, jax.lax and jax.scipy through the check: `python -m tests.sweeps.jax_functions`, minutes."""
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +44,55 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Shape, ...], bool]] = {
 }  # fmt: skip
 
 
+# What jax gives that is no gradient, looked at one by one.
+KNOWN = {
+    "jnp.std": "NaN where all elements are equal",
+    "jnp.linalg.norm": "NaN at 0",
+    "jnp.linalg.qr": "NaN for a singular matrix whose factors are still smooth",
+    "optax.cosine_similarity": "NaN for a row of zeros",
+}
+
+
+def _others() -> dict[str, tuple[Callable[..., Any], tuple[Shape, ...], bool]]:
+    """Of optax and flax, where they are installed."""
+    found: dict[str, tuple[Callable[..., Any], tuple[Shape, ...], bool]] = {}
+    if importlib.util.find_spec("optax"):
+        import optax
+
+        two = ("l2_loss", "huber_loss", "cosine_similarity", "log_cosh", "sigmoid_binary_cross_entropy", "hinge_loss")
+        found |= {f"optax.{n}": (getattr(optax, n), ((3, 4), (3, 4)), False) for n in two}
+        found["optax.softmax_cross_entropy"] = (
+            lambda x, t: optax.softmax_cross_entropy(x, nn.softmax(t)),
+            ((3, 4), (3, 4)),
+            False,
+        )
+        for n in ("adam", "sgd", "lion", "rmsprop"):
+            found[f"optax.{n}"] = (functools.partial(_step, getattr(optax, n)(0.1)), ((4,), (4,)), False)
+    if importlib.util.find_spec("flax"):
+        import flax.linen as linen
+
+        for n, layer, shape in (
+            ("Dense", linen.Dense(3), (2, 4)),
+            ("LayerNorm", linen.LayerNorm(), (2, 4)),
+            ("GroupNorm", linen.GroupNorm(2), (2, 4)),
+            ("Conv", linen.Conv(3, (2,)), (2, 4, 3)),
+            ("MultiHeadDotProductAttention", linen.MultiHeadDotProductAttention(2), (2, 3, 4)),
+        ):
+            found[f"flax.{n}"] = (functools.partial(_layer, layer), (shape,), False)
+    return found
+
+
+def _step(optimizer: Any, gradient: jax.Array, parameters: jax.Array) -> jax.Array:
+    return optimizer.update(gradient, optimizer.init(parameters), parameters)[0]
+
+
+def _layer(layer: Any, x: jax.Array) -> jax.Array:
+    return layer.apply(layer.init(jax.random.key(0), x), x)
+
+
+FUNCTIONS |= _others()
+
+
 def _maker(name: str) -> Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]:
     fn, shapes, positive = FUNCTIONS[name]
 
@@ -56,4 +107,4 @@ def _maker(name: str) -> Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]
 
 if __name__ == "__main__":
     # A fork of jax's threads is none: in this process, one after the other.
-    print(summary(sweep(share([Sample(n, _maker(n)) for n in FUNCTIONS]), isolated=False, order=1), {}))
+    print(summary(sweep(share([Sample(n, _maker(n)) for n in FUNCTIONS]), isolated=False, order=1), KNOWN))

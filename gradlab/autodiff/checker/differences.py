@@ -74,7 +74,8 @@ def along(f: Callable[[float], np.ndarray], middle: np.ndarray, step: float = ST
     if settled and not missed.any():
         return Slope(value, error, first.largest, step, tried, noise)
     windows = [_window(f, middle, s, unit, noise, tried) for s in DEEP if s * unit / 4 >= least]
-    noise = max(noise, _noise(windows[2:], unit))
+    # Values that small steps do not move show only on the widest window which precision they are numbers of.
+    noise = max(noise, _noise(windows[2:], unit), windows[0].grain if windows else 0.0)
     error = np.where(missed, np.inf, first.with_noise(noise, unit))
     values, errors = [value], [error]
     for w in windows:

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.autodiff.checker import contract_both
 from gradlab.autodiff.checker.agreement import agreement
+from gradlab.autodiff.checker.asked import each_case, want_tiles
 from gradlab.autodiff.checker.derivative import Probe, gradients, joined
 from gradlab.autodiff.checker.facts import finite, linear, replays
 from gradlab.autodiff.checker.finding import INCONCLUSIVE, WRONG, Finding
+from gradlab.autodiff.checker.hidden import hidden
 from gradlab.autodiff.checker.judge import CHECK as DERIVATIVE
 from gradlab.autodiff.checker.judge import judge
 from gradlab.autodiff.checker.light import light
@@ -70,10 +72,10 @@ class Plan:
 def check_function(fn: Callable[..., Any], args: Sequence[Any], reference: Callable[..., Any] | None,
                    cases: Any, plan: Plan, report: Report) -> None:  # fmt: skip
     """Check a function at its arguments, once for each case of its options."""
-    for name, options in _cases(cases):
+    for name, options in each_case(cases):
         try:
             made = subject(fn, args, options, name)
-            _want_tiles(made, plan.tiles or {})
+            want_tiles(made, plan.tiles or {})
             with made.side.double():
                 _check(made, reference, plan, report)
         except (TypeError, ValueError) as error:
@@ -81,30 +83,6 @@ def check_function(fn: Callable[..., Any], args: Sequence[Any], reference: Calla
                 raise
             op = getattr(fn, "__name__", type(fn).__name__)
             report.findings.append(Finding("arguments", INCONCLUSIVE, "", (), first_line(error), {}, op, "", name))
-
-
-def _want_tiles(s: Subject, tiles: Mapping[str, Sequence[int]]) -> None:
-    for name, tile in tiles.items():
-        if name not in s.names:
-            raise ValueError(f"check: tiles name {name!r}, {s.op} has {', '.join(s.names)}")
-        shape = s.arrays[s.names.index(name)].shape
-        if len(tile) != len(shape) or min(tile, default=1) < 1:
-            raise ValueError(f"check: tile of {name} is {list(tile)}, wanted {len(shape)} lengths of at least 1")
-
-
-def _cases(cases: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Options by name: the product of a mapping's lists, or a sequence of mappings."""
-    if cases is None:
-        yield "given", {}
-        return
-    if isinstance(cases, Mapping):
-        each = [dict(zip(cases, values, strict=True)) for values in itertools.product(*cases.values())]
-    else:
-        each = [dict(case) for case in cases]
-    if not each:
-        raise ValueError("check: cases are empty, wanted option names with lists of values, or a list of mappings")
-    for options in each:
-        yield ", ".join(f"{k}={v}" for k, v in options.items()) or "given", options
 
 
 def _check(s: Subject, reference: Callable[..., Any] | None, plan: Plan, report: Report) -> None:
@@ -247,6 +225,8 @@ class Run:
                     rules.contract(p, at_size=self.light is not None)
                     if self.light is not None:
                         rules.contract(self.light)
+                    contract_both.contract(self.light or p)
+                    hidden(self.light or p, {f.input for f in p.said(DERIVATIVE) if f.verdict == WRONG})
                     if plan.compiled:
                         rules.compiled(self.light or p)
             told = [f for f in p.said(DERIVATIVE) if f.verdict == INCONCLUSIVE]

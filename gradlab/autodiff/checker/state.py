@@ -22,7 +22,7 @@ def state(fn: Callable[..., Any]) -> dict[str, Any]:
         found["torch's generator"] = _mark(torch.get_rng_state())
     while isinstance(fn, functools.partial):
         fn = fn.func
-    owner = getattr(fn, "__self__", None if hasattr(fn, "__code__") else fn)
+    owner: Any = getattr(fn, "__self__", None if hasattr(fn, "__code__") else fn)
     if owner is not None:
         module = hasattr(owner, "named_buffers")
         for name, value in getattr(owner, "__dict__", {}).items():

@@ -18,7 +18,7 @@ from gradlab.profiling import ranges
 from gradlab.profiling.apart import apart
 from gradlab.profiling.bench import compare
 from gradlab.profiling.bench.file import write
-from gradlab.profiling.bench.row import HAND, MODES, NATIVE, PASSES, Group
+from gradlab.profiling.bench.row import GRADLAB, MODES, NATIVE, PASSES, Group
 from gradlab.profiling.bench.sizes import sized
 from gradlab.profiling.bench.table import show, show_changes
 from gradlab.profiling.bench.words import policy
@@ -143,7 +143,7 @@ def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -
     if not groups and not ended:
         raise ValueError(f"bench: no case {command.case!r} is timed on this device: it is for CUDA")
     # A peer that cannot run is said, and is not the lab's failure.
-    ours = [m for group in groups for m in group.members if m.implementation in (HAND, NATIVE)]
+    ours = [m for group in groups for m in group.members if m.implementation in (GRADLAB, NATIVE)]
     bad = bool(ended) or any(member.problem for member in ours)
     if before is not None and command.base is not None:
         found = compare.changes(groups, before)

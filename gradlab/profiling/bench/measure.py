@@ -9,7 +9,7 @@ from typing import Any
 from gradlab.profiling.bench.ceilings import Ceilings
 from gradlab.profiling.bench.clock import Call, in_turns
 from gradlab.profiling.bench.peak import peak_bytes
-from gradlab.profiling.bench.row import BACKWARD, FAILED, HAND, NATIVE, THROTTLED, WRONG, Group, Member
+from gradlab.profiling.bench.row import BACKWARD, FAILED, GRADLAB, NATIVE, THROTTLED, WRONG, Group, Member
 from gradlab.profiling.bench.subject import Subject
 from gradlab.profiling.bench.timers import timers
 from gradlab.profiling.bench.watch import Watch
@@ -76,7 +76,7 @@ def _build(
     built = []
     for mode in modes:
         for name, implementation in subject.implementations.items():
-            interpreted = name == HAND and subject.side.interpreted()
+            interpreted = name == GRADLAB and subject.side.interpreted()
             built.append(Built(Member(name, implementation.label, mode, interpreted=interpreted)))
     for attempt in ("first_call", "cached_call") if fresh else ("",):
         natives(subject.side.name).forget()

@@ -10,7 +10,7 @@ EAGER, COMPILED = "eager", "compiled"
 MODES = (EAGER, COMPILED)
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 PASSES = (FORWARD, BACKWARD, BOTH)
-HAND, NATIVE = "hand", "native"
+GRADLAB, NATIVE = "gradlab", "native"
 INTERPRETED = "interpreted"
 # Beside the verdicts of a ratio: differs by more than rounding explains, not timed; an error; every round throttled.
 WRONG, FAILED, THROTTLED = "WRONG", "FAILED", "THROTTLED"
@@ -21,7 +21,7 @@ class Member:
     """One implementation in one mode; times are in seconds a call, round by round.
 
     Attributes:
-        implementation: "hand", "native", or a peer's name.
+        implementation: "gradlab", "native", or a peer's name.
         label: the name that the function's documentation knows it by.
         mode: "eager" or "compiled".
         problem: WRONG or FAILED and then not timed, THROTTLED, or nothing.

@@ -12,7 +12,7 @@ from gradlab.autodiff.side import Side, as_tuple
 from gradlab.kernels.spec import Case, Spec
 from gradlab.profiling.bench import draw
 from gradlab.profiling.bench.peers import peers
-from gradlab.profiling.bench.row import BACKWARD, BOTH, COMPILED, FORWARD, HAND, NATIVE
+from gradlab.profiling.bench.row import BACKWARD, BOTH, COMPILED, FORWARD, GRADLAB, NATIVE
 from gradlab.profiling.native import Native, native, natives
 
 
@@ -23,7 +23,7 @@ class Subject:
         self.op, self.case, self.side, self.dtype, self.seed = op, case, side, dtype, seed
         hand = Native(f"gradlab.{side.name}", side.op(op.name))
         self.implementations: dict[str, Native] = {
-            HAND: hand,
+            GRADLAB: hand,
             NATIVE: native(side.name, op.name),
             **peers(side.name, op.name, side.device()),
         }

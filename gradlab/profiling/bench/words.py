@@ -20,7 +20,7 @@ _COST = (
 )
 NO_GPU = "cold (an empty L2) and host (until a call returns) need CUDA"
 INTERPRETED = "interpreted: the kernels' source ran in Triton's interpreter, whose time is never a kernel's speed"
-PALLAS = "hand on jax on a CPU: Pallas, interpreted by XLA-compiled code: what its kernels become is one XLA program"
+PALLAS = "gradlab on jax on a CPU: Pallas, interpreted by XLA-compiled code: what its kernels become is one XLA program"
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 
@@ -28,7 +28,7 @@ def policy(dtype: str) -> str:
     """What every member of a group multiplies and adds in."""
     if dtype in ("float32", "float64"):
         return f"{dtype}: full precision in every product, no TF32"
-    return f"{dtype}: products summed in float32 by hand, as the framework chooses by native; proven against float32"
+    return f"{dtype}: gradlab sums products in float32, native as the framework chooses; proven against float32"
 
 
 def notes(groups: Sequence[Group]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.profiling.bench.row import BACKWARD, FORWARD, HAND, NATIVE, Group, Member
+from gradlab.profiling.bench.row import BACKWARD, FORWARD, GRADLAB, NATIVE, Group, Member
 from gradlab.profiling.files import whole
 from gradlab.profiling.report import theme
 
@@ -88,13 +88,13 @@ def steps(entry: dict[str, Any]) -> Callable[[Any, Pen], None]:
 
 
 def sizes(groups: Sequence[Group]) -> Callable[[Any, Pen], None]:
-    """Forward time against bytes with 95 % bands, native and by hand, and the floor that the ceilings set."""
+    """Forward time against bytes with 95 % bands, native and hand-written, and the floor that the ceilings set."""
 
     def draw(axes: Any, pen: Pen) -> None:
         for side in dict.fromkeys(g.side for g in groups):
             points = sorted((g for g in groups if g.side == side and g.direction == FORWARD), key=lambda g: g.bytes)
             x = [g.bytes for g in points]
-            for name, style in ((NATIVE, "-"), (HAND, "--")):
+            for name, style in ((NATIVE, "-"), (GRADLAB, "--")):
                 found = _timed(points, name)
                 if found:
                     times = [m.time for _, m in found]
@@ -137,7 +137,7 @@ def roofline(groups: Sequence[Group]) -> Callable[[Any, Pen], None]:
                 linewidth=1.2,
                 label=f"{side}: {top.bandwidth / 1e9:.0f} GB/s, {top.rate / 1e9:.0f} GFLOP/s",
             )
-            for name in (NATIVE, HAND):
+            for name in (NATIVE, GRADLAB):
                 found = _timed(own, name)
                 words = ", interpreted" if any(m.interpreted for _, m in found) else ""
                 axes.plot(
@@ -146,7 +146,7 @@ def roofline(groups: Sequence[Group]) -> Callable[[Any, Pen], None]:
                     SHAPES[side],
                     markersize=5,
                     color=pen(side),
-                    fillstyle="none" if name == HAND else "full",
+                    fillstyle="none" if name == GRADLAB else "full",
                     linestyle="none",
                     label=f"{side} {name}{words}",
                 )
@@ -157,10 +157,10 @@ def roofline(groups: Sequence[Group]) -> Callable[[Any, Pen], None]:
 
 
 def ratios(groups: Sequence[Group]) -> Callable[[Any, Pen], None]:
-    """Time by hand over time native, a bar an op, side and pass, with its interval and the band of the noise."""
+    """Time of gradlab over time of native, a bar an op, side and pass, with its interval and the band of the noise."""
     rows: list[tuple[Group, Member]] = []
     for group in groups:
-        rows += [(group, m) for m in group.members if m.implementation == HAND and group.ratio(m)]
+        rows += [(group, m) for m in group.members if m.implementation == GRADLAB and group.ratio(m)]
 
     def draw(axes: Any, pen: Pen) -> None:
         for y, (group, member) in enumerate(rows):
@@ -180,14 +180,14 @@ def ratios(groups: Sequence[Group]) -> Callable[[Any, Pen], None]:
         axes.set_xticks(ticks, [f"1/{2**-t}" if t < 0 else str(2**t) for t in ticks])
         axes.grid(axis="y", visible=False)
         axes.axvline(0, color=pen("soft"), linewidth=1)
-        axes.set(title="time by hand / native", xlabel="ratio, logarithmic")
+        axes.set(title="time of gradlab / native", xlabel="ratio, logarithmic")
 
     return draw
 
 
 def ratio_height(groups: Sequence[Group]) -> float:
     """Inches that the bars take."""
-    return 1.0 + 0.17 * sum(bool(g.ratio(m)) for g in groups for m in g.members if m.implementation == HAND)
+    return 1.0 + 0.17 * sum(bool(g.ratio(m)) for g in groups for m in g.members if m.implementation == GRADLAB)
 
 
 def _timed(groups: Sequence[Group], name: str) -> list[tuple[Group, Member]]:

@@ -57,9 +57,9 @@ def _overall(groups: Sequence[Group], folder: Path) -> list[tuple[str, str, str]
     found = []
     if forward:
         svg = figures.save("roofline", (7, 4.4), figures.roofline(forward), folder)
-        found.append(("roofline", svg, "Ceilings of this run: a stream and a product. Hollow: by hand."))
+        found.append(("roofline", svg, "Ceilings of this run: a stream and a product. Hollow: gradlab."))
     svg = figures.save("ratios", (7, figures.ratio_height(timed)), figures.ratios(timed), folder)
-    words = "By hand over native in the same mode, each op's largest case here. Line: 95 % interval; grey: the noise"
+    words = "Gradlab over native in the same mode, each op's largest case here. Line: 95 % interval; grey: the noise"
     hatched = any(m.interpreted for g in timed for m in g.members)
     found.append(("ratios", svg, words + ("; hatched: interpreted, never a kernel's speed." if hatched else ".")))
     return found
@@ -75,7 +75,7 @@ def _of_op(data: Data, groups: Sequence[Group], name: str, folder: Path) -> list
     own = [g for g in groups if g.op == name and g.direction == FORWARD and any(m.warm for m in g.members)]
     if own:
         svg = figures.save(f"{name}-sizes", (6.5, 3.8), figures.sizes(own), folder)
-        found.append((f"{name}-sizes", svg, "Full lines native, dashed by hand, dotted the floor."))
+        found.append((f"{name}-sizes", svg, "Full lines native, dashed gradlab, dotted the floor."))
     return found
 
 
@@ -86,7 +86,7 @@ def _headlines(data: Data, groups: Sequence[Group]) -> list[dict[str, str]]:
     if unfinished:
         lines.append({"tone": "bad", "text": f"Not all of it is here: {', '.join(unfinished)} did not finish."})
     if any(m.interpreted for g in groups for m in g.members):
-        text = "Kernels by hand ran in Triton's interpreter, whose time is never a kernel's speed. "
+        text = "Hand-written kernels ran in Triton's interpreter, whose time is never a kernel's speed. "
         lines.append({"tone": "soft", "text": text + "Their machine code below was compiled all the same."})
     return lines
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradlab.kernels.spec import spec
 from gradlab.profiling.bench.numbers import FASTER, SLOWER, SUSPECT
-from gradlab.profiling.bench.row import BACKWARD, FORWARD, HAND, Group, Member
+from gradlab.profiling.bench.row import BACKWARD, FORWARD, GRADLAB, Group, Member
 from gradlab.profiling.bench.words import duration, policy, ratio_in_words, seconds_in_words, size_in_words, three
 from gradlab.profiling.report.collect import DONE, Data
 
@@ -162,15 +162,15 @@ def _error(finding: dict[str, Any]) -> float:
 
 
 def _speed(groups: Sequence[Group], name: str, side: str, way: str) -> Cell:
-    """The ratio by hand of the largest case, the first mode."""
+    """The ratio to native of the largest case, the first mode."""
     own = [g for g in groups if (g.op, g.side, g.direction) == (name, side, way)]
     for group in sorted(own, key=lambda g: -g.bytes)[:1]:
         for member in group.members:
-            found = group.ratio(member) if member.implementation == HAND else None
+            found = group.ratio(member) if member.implementation == GRADLAB else None
             if found:
                 verdict = group.verdict(member)
                 return Cell(f"{three(found.median)} {verdict}", found.median, TONES.get(verdict, ""))
-            if member.implementation == HAND and member.problem:
+            if member.implementation == GRADLAB and member.problem:
                 return Cell(member.problem, math.inf, "bad")
     return Cell("–")
 
