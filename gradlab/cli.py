@@ -37,6 +37,8 @@ def check(target: Annotated[str | None, typer.Argument(
           side: SideOption = None, order: Annotated[int | None, typer.Option(min=1, max=2)] = None, seed: Seed = 0,
           shapes: Annotated[str | None, typer.Option(
               help='Arguments of FILE.py::function: "x[3 4], w[4 5], t[3]: int<5".')] = None,
+          sizes: Annotated[str | None, typer.Option(
+              help='Other axis lengths of FILE.py::function, too: "128: 127 129, x[0]: 1 257".')] = None,
           dtype: Annotated[list[str] | None, typer.Option(
               help="float32, float16 or bfloat16, judged against float64; may be given more than once.")] = None,
           part: Annotated[list[str] | None, typer.Option(
@@ -50,7 +52,7 @@ def check(target: Annotated[str | None, typer.Argument(
     from gradlab.autodiff.checker import command
 
     asked = command.Asked(
-        target, side or [], order, seed, shapes, dtype, part, compile, budget, json, plot
+        target, side or [], order, seed, shapes, sizes, dtype, part, compile, budget, json, plot
     )  # fmt: skip
     raise typer.Exit(command.check(asked, Console()))
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from gradlab.autodiff.checker.asked import Sizes
 from gradlab.autodiff.checker.finding import WRONG
 from gradlab.autodiff.checker.function import PARTS, Plan, check_function
 from gradlab.autodiff.checker.ops import check_op
@@ -21,7 +22,7 @@ def check(target: str | Callable[..., Any] | None = None, *args: Any, reference:
           order: int | None = None, cases: Any = None, seed: int = 0, raises: bool = True, strict: bool = False,
           side: str | Sequence[str] | None = None, dtypes: Sequence[str] | None = None,
           parts: Sequence[str] | None = None, tiles: Mapping[str, Sequence[int]] | None = None,
-          replays: int | None = None, compiled: bool = False, budget: float | None = None,
+          sizes: Sizes | None = None, replays: int | None = None, compiled: bool = False, budget: float | None = None,
           started: Callable[[str, float], None] | None = None) -> Report:  # fmt: skip
     """Check the gradients of a function of torch tensors or jax arrays, or of an op of the lab.
 
@@ -42,6 +43,8 @@ def check(target: str | Callable[..., Any] | None = None, *args: Any, reference:
         dtypes: low precisions to judge against float64; those of the arguments when not given.
         parts: which of "derivative", "facts", "contract", "second", "precision", "edges", "reference"; all of them.
         tiles: by parameter, the tile of its gradient that a program owns: a fault is named with its program.
+        sizes: of a function, axis lengths beside the given ones, at which the first derivative and what depends on the
+            size are looked at: `{128: [127, 129]}` for every axis of that length, `{("x", 0): 1}` for one alone.
         replays: how often the same call is made again; as often as fits into a moment when not given.
         compiled: hold torch.compile against eager too, which takes seconds; jax is under jit anyway.
         budget: seconds, with a progress bar; what no longer fits is said, and counts as inconclusive.
@@ -62,9 +65,11 @@ def check(target: str | Callable[..., Any] | None = None, *args: Any, reference:
         raise ValueError(f"check: budget is {budget!r}, wanted seconds above 0")
     _want_known("parts", parts, PARTS)
     _want_known("dtypes", dtypes, _DTYPES)
+    if sizes is not None and not callable(target):
+        raise ValueError("check: sizes are of a function's arguments; an op of the lab has those of its Spec")
     report = Report()
     plan = Plan(order or 2, seed, dtypes, PARTS if parts is None else tuple(parts), tiles, replays, compiled, budget)
-    plan.raises, plan.asked_second = raises, order == 2
+    plan.raises, plan.asked_second, plan.sizes = raises, order == 2, sizes
     if started is not None:
         plan.started = started
     with nullcontext() if started is not None else bar(plan):

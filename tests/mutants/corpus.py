@@ -17,7 +17,7 @@ SHOWS = (
     "second",  # the derivative of the gradient is wrong, missing or raises
     "repeat",  # the same call again gives other bits
     "stale",  # other inputs of the same shapes, after a first call
-    "trigger",  # only on `trigger`'s inputs
+    "trigger",  # only on `trigger`'s inputs, of `sizes` where these are other axis lengths
     "expanded",  # a cotangent with a stride of 0
     "strided-cotangent",  # a transposed cotangent
     "strided",  # transposed inputs
@@ -69,6 +69,7 @@ class Subject:
     trigger: Make | None = None
     shows: str = "plain"
     given: Callable[[list], list] = list
+    sizes: dict | None = None
 
 
 @dataclass(frozen=True)

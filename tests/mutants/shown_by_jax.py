@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -209,8 +210,52 @@ def forward(subject, arrays):
     return {"value" for a, b in pairs if far(a, b) > CLOSE}
 
 
+def same(subject, arrays):
+    """One array for all arguments: each has the whole gradient."""
+    leaf = put(subject, arrays)[0]
+    sides = []
+    for f in (subject.fn, subject.truth):
+        sides.append(pull(lambda a, f=f: f(*[a] * len(arrays)), [leaf]) * len(arrays))
+    return compare(subject, *sides)
+
+
+def pair_of_inputs(subject, arrays):
+    leaves, hit = put(subject, arrays), set()
+    for two in itertools.combinations(range(len(leaves)), 2):
+        sides = []
+        for fn in (subject.fn, subject.truth):
+
+            def of(a, b, fn=fn, two=two):
+                return fn(*({two[0]: a, two[1]: b}.get(i, leaf) for i, leaf in enumerate(leaves)))
+
+            sides.append(pull(of, [leaves[i] for i in two]))
+        rows = zip(two, *sides, strict=True)
+        hit |= {names(subject)[i] for i, a, b in rows if far(a, b) > CLOSE}
+    return hit
+
+
+def special_dy(subject, arrays):
+    """Each as a whole against native autodiff; where that is 0 nothing else is right."""
+    leaves = put(subject, arrays)
+    (dy,) = cotangents(outputs(subject.fn, leaves))
+    shapes = [jnp.zeros_like(dy).at[0, -1].set(1.0), dy.at[..., 0].set(0.0), jnp.ones_like(dy), jnp.zeros_like(dy)]
+    shapes += [jnp.full_like(dy, 0.3), *(size * dy for size in (1e-12, 1e-30, 1e6))]
+    pairs = [[pull(f, leaves, [c]) for f in (subject.fn, subject.truth)] for c in shapes]
+    return set().union(*(compare(subject, *pair) for pair in pairs))
+
+
+def hidden(subject, arrays):
+    """Element by element, each relative to itself."""
+    rows = zip(names(subject), *(pull(f, put(subject, arrays)) for f in (subject.fn, subject.truth)), strict=True)
+    return {n for n, a, b in rows if (jnp.abs(a - b) > 1e-6 * jnp.abs(b)).any()}
+
+
 SHOWN = {
     "plain": plain,
+    "same": same,
+    "pair": pair_of_inputs,
+    "special-dy": special_dy,
+    "hidden": hidden,
     "forward": forward,
     "second": second,
     "repeat": repeat,

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from gradlab.autodiff.check import check as run
+from gradlab.autodiff.checker.asked import parsed_sizes
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.target import load
 from gradlab.autodiff.side import installed
@@ -26,6 +27,7 @@ class Asked:
     order: int | None
     seed: int
     shapes: str | None
+    sizes: str | None
     dtypes: Sequence[str] | None
     parts: Sequence[str] | None
     compiled: bool
@@ -45,12 +47,15 @@ def check(asked: Asked, console: Console) -> int:
         "order": asked.order, "seed": asked.seed, "dtypes": asked.dtypes, "parts": asked.parts,
         "compiled": asked.compiled, "raises": False,
     }  # fmt: skip
+    sizes = None if asked.sizes is None else parsed_sizes(asked.sizes)
+    if sizes is not None and not _is_file(asked.target):
+        raise ValueError("check: --sizes are of a FILE.py::function; an op of the lab has those of its Spec")
     report = Report()
     try:
-        if asked.target is not None and asked.target not in specs() and ("::" in asked.target or ".py" in asked.target):
+        if asked.target is not None and _is_file(asked.target):
             found = load(asked.target, asked.shapes, asked.sides[0] if asked.sides else None, asked.seed)
             fn, args, given = found.fn, found.args, {"reference": found.reference, "cases": found.cases}
-            report = run(fn, *args, budget=asked.budget, **given, **options)
+            report = run(fn, *args, sizes=sizes, budget=asked.budget, **given, **options)
         else:
             _ops(asked, console, options, report)
     finally:
@@ -58,6 +63,10 @@ def check(asked: Asked, console: Console) -> int:
             report.print(console)
             _write(asked, report, console)
     return 0 if report else 1
+
+
+def _is_file(target: str | None) -> bool:
+    return target is not None and target not in specs() and ("::" in target or ".py" in target)
 
 
 def _ops(asked: Asked, console: Console, options: dict[str, Any], report: Report) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gradlab.autodiff.checker import contract_both
 from gradlab.autodiff.checker.agreement import agreement
-from gradlab.autodiff.checker.asked import each_case, want_tiles
+from gradlab.autodiff.checker.asked import Sizes, each_case, each_size, want_tiles
 from gradlab.autodiff.checker.derivative import Probe, gradients, joined
 from gradlab.autodiff.checker.facts import finite, linear, replays
 from gradlab.autodiff.checker.finding import INCONCLUSIVE, WRONG, Finding
@@ -25,6 +25,7 @@ from gradlab.autodiff.checker.precision import lower, precision
 from gradlab.autodiff.checker.promise import Promises, first_line, refuses
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.second import second
+from gradlab.autodiff.checker.sizes import at_sizes
 from gradlab.autodiff.checker.state import changed, state
 from gradlab.autodiff.checker.subject import Subject, subject
 
@@ -46,6 +47,7 @@ class Plan:
         budget: seconds; parts that find it spent do not run, and that is said.
         kept_slope: what `precision` allows for results that are kept in a low dtype.
         raises: raise what the arguments do wrong; a finding otherwise.
+        sizes: axis lengths that the caller names, where the first derivative is judged as well.
         asked_second: a second derivative that does not exist is wrong, not a note.
         started: called with what runs next and the part of the budget that is spent.
     """
@@ -60,6 +62,7 @@ class Plan:
     budget: float | None = None
     kept_slope: float = 0.0
     raises: bool = True
+    sizes: Sizes | None = None
     asked_second: bool = False
     started: Callable[[str, float], None] = lambda what, spent: None
     begun: float = field(default_factory=time.perf_counter)
@@ -76,6 +79,7 @@ def check_function(fn: Callable[..., Any], args: Sequence[Any], reference: Calla
         try:
             made = subject(fn, args, options, name)
             want_tiles(made, plan.tiles or {})
+            each_size(made, plan.sizes or {})
             with made.side.double():
                 _check(made, reference, plan, report)
         except (TypeError, ValueError) as error:
@@ -229,6 +233,10 @@ class Run:
                     hidden(self.light or p, {f.input for f in p.said(DERIVATIVE) if f.verdict == WRONG})
                     if plan.compiled:
                         rules.compiled(self.light or p)
+            if plan.sizes:
+                with self.part("sizes") as runs:
+                    if runs:
+                        at_sizes(p, each_size(s, plan.sizes), rules.contract)
             told = [f for f in p.said(DERIVATIVE) if f.verdict == INCONCLUSIVE]
             if plan.order == 2 and told:
                 self._note(f"{s.op}: second derivative not looked at, differences do not settle for the first")
