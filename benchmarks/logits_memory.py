@@ -1,4 +1,4 @@
-"""Peak memory of linear_cross_entropy, there and back, beside the two layers it stands for and the docs' formula.
+"""Peak memory of linear_cross_entropy, forward and backward, beside the two layers it stands for and the docs' formula.
 
 `python benchmarks/logits_memory.py --out FILE` prints a table and writes it as Markdown; --m, --k, --v take sizes.
 """

@@ -108,7 +108,7 @@ def test_grad_scaler_scales_skips_and_steps(device, optimizer):
         for k in range(6):
             stepper.zero_grad()
             with torch.autocast(device.type, torch.float16):
-                # The third batch overflows float16 on the way back.
+                # The third batch overflows float16 in backward.
                 loss = losses.cross_entropy(model(x.detach()), torch.arange(7, device=device) % 5) * (
                     1e6 if k == 2 else 1
                 )

@@ -60,7 +60,7 @@ def close(got, want, terms, eps=EPS):
     jax.tree.map(one, got, want)
 
 
-def there_and_back(layer, **options):
+def forward_and_backward(layer, **options):
     """(arrays, dy) -> the value and every gradient, in one program."""
 
     @jax.jit
@@ -74,7 +74,7 @@ def there_and_back(layer, **options):
 def assert_same(arrays, **options):
     shape = jax.eval_shape(lambda *a: native(*a, **options), *arrays)
     dy = jnp.cos(jnp.arange(np.prod(shape.shape), dtype=shape.dtype).reshape(shape.shape))
-    got, want = (there_and_back(layer, **options)(arrays, dy) for layer in (conv2d, native))
+    got, want = (forward_and_backward(layer, **options)(arrays, dy) for layer in (conv2d, native))
     close(got, want, max(dy.size // dy.shape[-1], arrays[1].size))
 
 
@@ -172,7 +172,7 @@ def test_empty_batch_and_same_bits():
     assert dx.shape == (0, 7, 6, 2)
     assert not dw.any()
     assert not db.any()
-    run = there_and_back(conv2d)
+    run = forward_and_backward(conv2d)
     first, again = (run((x, kernel, bias), jnp.ones((2, 7, 6, 4), "float32")) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, again)
 
@@ -182,8 +182,10 @@ def test_half_precision_errs_at_most_twice_as_much(dtype):
     arrays = drawn(B=4, D=8, H=9, W=9, F=8, R=3, S=3, dtype=dtype)
     dy = jnp.asarray(np.random.default_rng(1).standard_normal((4, 9, 9, 8)), dtype)
     wide = [a.astype("float64") for a in arrays]
-    truth = jax.tree.leaves(there_and_back(native, activation="relu")(wide, dy.astype("float64")))
-    results = [jax.tree.leaves(there_and_back(layer, activation="relu")(arrays, dy)) for layer in (conv2d, native)]
+    truth = jax.tree.leaves(forward_and_backward(native, activation="relu")(wide, dy.astype("float64")))
+    results = [
+        jax.tree.leaves(forward_and_backward(layer, activation="relu")(arrays, dy)) for layer in (conv2d, native)
+    ]
     for exact, ours, theirs in zip(truth, *results, strict=True):
         assert ours.dtype == dtype
         error = [

@@ -56,7 +56,7 @@ def assert_close(got, want, length):
     jax.tree.map(one, got, want)
 
 
-def there_and_back(fn, t, **options):
+def forward_and_backward(fn, t, **options):
     """(x, dy) -> the loss and its gradient, in one program; a reduced loss takes dy's first element."""
 
     def both(x, dy):
@@ -67,9 +67,9 @@ def there_and_back(fn, t, **options):
 
 
 def compare(x, t, dy, **options):
-    got = there_and_back(cross_entropy, t, **options)(x, dy)
+    got = forward_and_backward(cross_entropy, t, **options)(x, dy)
     assert {a.dtype for a in got} == {x.dtype}
-    assert_close(got, there_and_back(native, t, **options)(x, dy), max(x.shape))
+    assert_close(got, forward_and_backward(native, t, **options)(x, dy), max(x.shape))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_any_shape(M, V, reduction, ignored):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_no_rows(reduction):
     x, t, dy = draw(0, 3)
-    y, dx = there_and_back(cross_entropy, t, reduction=reduction)(x, jnp.ones(1) if reduction != "none" else dy)
+    y, dx = forward_and_backward(cross_entropy, t, reduction=reduction)(x, jnp.ones(1) if reduction != "none" else dy)
     np.testing.assert_array_equal(y, {"mean": jnp.nan, "sum": 0.0, "none": np.zeros(0)}[reduction])
     assert dx.shape == (0, 3)
 
@@ -109,7 +109,7 @@ def test_no_rows(reduction):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_all_rows_ignored(reduction):
     x, _, dy = draw(4, 3)
-    y, dx = there_and_back(cross_entropy, jnp.full(4, -100), reduction=reduction)(x, dy)
+    y, dx = forward_and_backward(cross_entropy, jnp.full(4, -100), reduction=reduction)(x, dy)
     np.testing.assert_array_equal(y, {"mean": jnp.nan, "sum": 0.0, "none": np.zeros(4)}[reduction])
     np.testing.assert_array_equal(dx, np.zeros((4, 3)))
 
@@ -119,19 +119,19 @@ def test_all_rows_ignored(reduction):
 def test_far_logits_give_the_same_bits(shift, dtype):
     x, t, dy = draw(5, 9, dtype=dtype)
     x = jnp.round(x * 512) / 512  # so that the shift itself rounds nothing
-    both = there_and_back(cross_entropy, t, reduction="none")
+    both = forward_and_backward(cross_entropy, t, reduction="none")
     jax.tree.map(np.testing.assert_array_equal, both(x + shift, dy), both(x, dy))
 
 
 def test_infinite_logits():
     x, t, dy = draw(3, 5)
     alone = jnp.where(jnp.arange(5) == t[:, None], x, -jnp.inf)
-    y, dx = there_and_back(cross_entropy, t, reduction="none")(alone, dy)
+    y, dx = forward_and_backward(cross_entropy, t, reduction="none")(alone, dy)
     np.testing.assert_array_equal(y, np.zeros(3))
     np.testing.assert_array_equal(dx, np.zeros((3, 5)))
     masked = x.at[:, 0].set(-jnp.inf)
     compare(masked, jnp.asarray([1, 2, 4]), dy, reduction="sum")
-    y, dx = there_and_back(cross_entropy, jnp.zeros(3, int), reduction="none")(masked, dy)
+    y, dx = forward_and_backward(cross_entropy, jnp.zeros(3, int), reduction="none")(masked, dy)
     np.testing.assert_array_equal(y, np.full(3, jnp.inf))
     assert_close(dx, dy[:, None] * (jax.nn.softmax(masked) - jnp.eye(5)[:1]), 5)
 
@@ -246,8 +246,8 @@ def test_gradient_of_each_sample_and_under_other_transformations():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_errs_at_most_twice_as_native(dtype, reduction):
     x, t, dy = draw(32, 100, dtype=dtype)
-    truth = there_and_back(native, t, reduction=reduction)(x.astype("float64"), dy.astype("float64"))
-    hand, plain = (there_and_back(fn, t, reduction=reduction)(x, dy) for fn in (cross_entropy, native))
+    truth = forward_and_backward(native, t, reduction=reduction)(x.astype("float64"), dy.astype("float64"))
+    hand, plain = (forward_and_backward(fn, t, reduction=reduction)(x, dy) for fn in (cross_entropy, native))
     for ours, theirs, exact in zip(hand, plain, truth, strict=True):
         assert ours.dtype == dtype
         error, allowed = (np.abs(np.float64(a) - exact).max() for a in (ours, theirs))

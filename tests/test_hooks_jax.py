@@ -211,13 +211,13 @@ def test_in_nnx(batch, watched):
     ]
     (x,) = draw((*batch, 5, 6, 2))
 
-    def there_and_back(network):
+    def forward_and_backward(network):
         loss = lambda network: (jnp.sin(network(x)) ** 2).sum()
         return network(x), nnx.to_pure_dict(nnx.grad(loss)(network))
 
-    want = there_and_back(networks[0])
+    want = forward_and_backward(networks[0])
     assert not watched
-    got = nnx.jit(there_and_back)(networks[1])
+    got = nnx.jit(forward_and_backward)(networks[1])
     assert {"product", "forward"} <= set(watched)
     assert len(jax.tree.leaves(got)) == len(jax.tree.leaves(want)) == 9
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

@@ -267,7 +267,7 @@ def test_memory_stays_below_its_formula(chunks_of, monkeypatch):
     beside = lambda fn: jax.jit(fn).lower(h, w, t).compile().memory_analysis().temp_size_in_bytes
     assert largest(once) == largest(twice) == K * V
     assert largest(plain) >= M * V
-    # Interpreted, a kernel's operands are copied: w once more on the way there, a chunk's dx and its factors going back.
+    # Interpreted, a kernel's operands are copied: w once more in forward, a chunk's dx and its factors in backward.
     formula = M * 256 * e + 4 * M * K + 2 * K * 256 * e
     assert beside(once) < 3 * formula + 2 * K * V * e < M * V * e
     assert beside(plain) > M * V * e

@@ -55,7 +55,7 @@ def assert_close(got, want, length):
     jax.tree.map(one, got, want)
 
 
-def there_and_back(fn, **options):
+def forward_and_backward(fn, **options):
     """(arguments, cotangent) -> the value and every gradient, in one program."""
 
     def both(args, dy):
@@ -66,9 +66,9 @@ def there_and_back(fn, **options):
 
 
 def compare(args, dy, **options):
-    got = there_and_back(linear, **options)(args, dy)
+    got = forward_and_backward(linear, **options)(args, dy)
     assert {t.dtype for t in jax.tree.leaves(got)} == {args[0].dtype}
-    assert_close(got, there_and_back(native, **options)(args, dy), max(dy.size, *(a.size for a in args), 1))
+    assert_close(got, forward_and_backward(native, **options)(args, dy), max(dy.size, *(a.size for a in args), 1))
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_any_shape(M, K, N, bias, relu):
 
 def test_transposed_inputs():
     (x, w), dy = draw((3,), 4, 5, bias=False)
-    got = there_and_back(lambda x, w: linear(x.T, w.T))((x.T, w.T), dy)
-    assert_close(got, there_and_back(lambda x, w: native(x.T, w.T))((x.T, w.T), dy), 20)
+    got = forward_and_backward(lambda x, w: linear(x.T, w.T))((x.T, w.T), dy)
+    assert_close(got, forward_and_backward(lambda x, w: native(x.T, w.T))((x.T, w.T), dy), 20)
 
 
 def test_pullback_is_linear_and_can_be_called_again():
@@ -117,7 +117,7 @@ def test_pullback_is_linear_and_can_be_called_again():
 def test_same_bits_again_and_inputs_unchanged():
     args, dy = draw((33,), 40, 17, dtype="float32")
     before = tuple(np.array(a) for a in args)
-    first, again = (there_and_back(linear, activation="relu")(args, dy) for _ in range(2))
+    first, again = (forward_and_backward(linear, activation="relu")(args, dy) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, again, first)
     jax.tree.map(np.testing.assert_array_equal, args, before)
 
@@ -151,10 +151,10 @@ def fresh():
 def test_blocks(platform, dtype, fresh, monkeypatch):
     grids = in_blocks_of(platform, monkeypatch)
     args, dy = draw((130,), 70, 131, dtype=dtype)
-    got = there_and_back(linear, activation="relu")(args, dy)
+    got = forward_and_backward(linear, activation="relu")(args, dy)
     assert len(grids) >= 4  # forward, dgrad, wgrad, column sum
     assert min(map(math.prod, grids)) > 1
-    truth = there_and_back(native, activation="relu")([a.astype("float64") for a in args], dy.astype("float64"))
+    truth = forward_and_backward(native, activation="relu")([a.astype("float64") for a in args], dy.astype("float64"))
     assert_close(got, truth, 131)
 
 
@@ -302,8 +302,8 @@ def test_gradient_through_scan():
 def test_half_precision_errs_at_most_twice_as_native(dtype):
     args, dy = draw((24,), 200, 24, dtype=dtype)
     exact_args = [a.astype("float64") for a in args], dy.astype("float64")
-    truth = there_and_back(native, activation="relu")(*exact_args)
-    hand, plain = (there_and_back(fn, activation="relu")(args, dy) for fn in (linear, native))
+    truth = forward_and_backward(native, activation="relu")(*exact_args)
+    hand, plain = (forward_and_backward(fn, activation="relu")(args, dy) for fn in (linear, native))
     for ours, theirs, exact in zip(*map(jax.tree.leaves, (hand, plain, truth)), strict=True):
         assert ours.dtype == dtype
         error, allowed = (np.abs(np.float64(t) - exact).max() for t in (ours, theirs))

@@ -52,14 +52,14 @@ def native(x, window, *, strides=None, padding="VALID", dilation=1):
     ).max(0)
 
 
-def there_and_back(fn, x, window, **options):
+def forward_and_backward(fn, x, window, **options):
     y, pullback = jax.vjp(lambda x: fn(x, window, **options), x)
     dy = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape), x.dtype)
     return y, pullback(dy)[0], pullback(jnp.broadcast_to(jnp.asarray(1.5, x.dtype), y.shape))[0]
 
 
 def assert_same(x, window, **options):
-    got, want = (jax.jit(lambda x, f=f: there_and_back(f, x, window, **options))(x) for f in (max_pool2d, native))
+    got, want = (jax.jit(lambda x, f=f: forward_and_backward(f, x, window, **options))(x) for f in (max_pool2d, native))
     np.testing.assert_array_equal(got[0], want[0])
     for one, other in zip(got[1:], want[1:], strict=True):
         assert one.dtype == other.dtype
@@ -105,7 +105,7 @@ def test_precisions(dtype):
     assert_same(drawn(1, 6, 6, 2, dtype=dtype), 2)
     x = drawn(1, 9, 9, 1, dtype=dtype)
     (_, dx, _), (_, truth, _) = (
-        there_and_back(f, a, 3, strides=1) for f, a in ((max_pool2d, x), (native, x.astype("float64")))
+        forward_and_backward(f, a, 3, strides=1) for f, a in ((max_pool2d, x), (native, x.astype("float64")))
     )
     assert dx.dtype == dtype
     assert abs(dx.astype("float64") - truth).max() <= jnp.finfo(dtype).eps * abs(truth).max()
@@ -121,7 +121,7 @@ def test_shapes():
 def test_ties_nan_and_infinities():
     nan, inf = jnp.nan, jnp.inf
     x = jnp.asarray([[1, 1, 1, nan], [1, 1, 0, 0], [-inf, -inf, inf, 5], [-inf, -inf, 5, 5]], "float64")[..., None]
-    y, _, dx2 = there_and_back(max_pool2d, x, 2)
+    y, _, dx2 = forward_and_backward(max_pool2d, x, 2)
     np.testing.assert_array_equal(y[..., 0], [[1, nan], [-inf, inf]])
     # The first of equal maxima takes all.
     np.testing.assert_array_equal(dx2[..., 0], [[1.5, 0, 0, 1.5], [0, 0, 0, 0], [1.5, 0, 1.5, 0], [0, 0, 0, 0]])

@@ -201,7 +201,7 @@ def test_the_way_back_is_told_from_the_second_also_for_rules_that_are_walked_twi
     *first, second = torch_ranges[0]["second"].inside
     assert [r.message for r in first if "backward" in r.message] == ["cross_entropy backward", "linear backward"]
     assert all(r.category == "backward" for range_ in first[2:] for r in range_.flat())
-    # The linear of the way there is walked again: its kernels belong to the second pass now.
+    # The linear of the forward is run again: its kernels belong to the second pass now.
     assert [r.names() for r in second.inside][-1] == SECOND
     assert "second_kernel second" in [r.message for r in second.flat()]
     assert {r.category for r in second.flat()[1:]} == {"second"}
@@ -252,7 +252,7 @@ def test_a_payload_says_op_kernel_shapes_dtype_bytes_and_flops(torch_ranges):
     assert back.inside[0].payload["bytes"] == 4 * (1 + K * N + M * N + M * K)
     # Asked for one gradient of three, it says no FLOPs: the Spec's are those of all.
     assert torch_ranges[0]["part"].inside[1].payload["flops"] == 0
-    # The way back of a mean is one rule, and says its FLOPs.
+    # The backward of a mean is one rule, and says its FLOPs.
     losses = [r for r in torch_ranges[0]["second"].inside if r.message == "cross_entropy backward"]
     assert [r.payload["flops"] > 0 for r in losses] == [True]
     (step,) = torch_ranges[0]["step"].inside
@@ -289,7 +289,7 @@ def test_a_thread_forward_beside_one_on_the_way_back_is_forward():
         other.start()
         other.join()
     assert [seen for seen in Sink.seen if not seen[0]] == [(False, "relu forward")]
-    assert (True, "tanh backward") in Sink.seen, "the control: in the thread of the way back it is backward"
+    assert (True, "tanh backward") in Sink.seen, "the control: in the thread of backward it is backward"
 
 
 JAX = """
@@ -359,7 +359,7 @@ def test_payloads_of_jax_count_in_its_own_axes(jax_ranges):
     assert sections["step"].inside[0].payload["flops"] == 15 * (8 * 5 + 5 * 3)
 
 
-def test_scopes_are_in_the_programs_names_there_and_back(jax_ranges):
+def test_scopes_are_in_the_programs_names_forward_and_backward(jax_ranges):
     said = {way: parts for way, *parts in map(str.split, jax_ranges[1].stdout.splitlines())}
     assert all("gradlab_product_kernel" in said[way] for way in ("there", "back", "second"))
     assert "linear" in said["there"]

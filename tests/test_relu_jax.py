@@ -1,4 +1,4 @@
-"""relu in jax against jax.nn.relu: the same bits, there and back, of any order."""
+"""relu in jax against jax.nn.relu: the same bits, forward and backward, of any order."""
 
 import math
 
@@ -27,7 +27,7 @@ def draw(shape, dtype="float64"):
     return jnp.asarray(x + 0.1 * np.sign(x), dtype), jnp.asarray(dy, dtype)
 
 
-def there_and_back(fn):
+def forward_and_backward(fn):
     """(x, dy) -> y and dx, in one program."""
 
     def both(x, dy):
@@ -45,18 +45,20 @@ def assert_same(got, want):
 
 @pytest.mark.parametrize("shape", [(), (1,), (37,), (0,), (3, 0, 2), (2, 3, 5), (17, 129)])
 def test_value_and_gradient(shape):
-    assert_same(there_and_back(relu)(*draw(shape)), there_and_back(jax.nn.relu)(*draw(shape)))
+    assert_same(forward_and_backward(relu)(*draw(shape)), forward_and_backward(jax.nn.relu)(*draw(shape)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_value_and_gradient_in(dtype):
-    assert_same(there_and_back(relu)(*draw((5, 7), dtype)), there_and_back(jax.nn.relu)(*draw((5, 7), dtype)))
+    assert_same(
+        forward_and_backward(relu)(*draw((5, 7), dtype)), forward_and_backward(jax.nn.relu)(*draw((5, 7), dtype))
+    )
 
 
 def test_kink_infinities_and_nan():
     tiny = jnp.finfo("float64").tiny
     x = jnp.asarray([-jnp.inf, -0.0, 0.0, tiny, jnp.inf, jnp.nan])
-    y, dx = there_and_back(relu)(x, jnp.full(6, 3.0))
+    y, dx = forward_and_backward(relu)(x, jnp.full(6, 3.0))
     np.testing.assert_array_equal(y, [0, 0, 0, tiny, jnp.inf, jnp.nan])
     np.testing.assert_array_equal(dx[:5], [0, 0, 0, 3, 3])
 
@@ -98,11 +100,11 @@ def test_third_order():
 
 def test_transformations():
     x, dy = draw((5, 6))
-    want = there_and_back(jax.nn.relu)(x, dy)
-    assert_same(jax.vmap(there_and_back(relu))(x, dy), want)
-    assert_same(there_and_back(jax.checkpoint(relu))(x, dy), want)
-    assert_same(there_and_back(lambda x: relu(x.T).T)(x, dy), want)
-    assert_same(there_and_back(lambda x: jax.lax.scan(lambda c, r: (c, relu(r)), 0, x)[1])(x, dy), want)
+    want = forward_and_backward(jax.nn.relu)(x, dy)
+    assert_same(jax.vmap(forward_and_backward(relu))(x, dy), want)
+    assert_same(forward_and_backward(jax.checkpoint(relu))(x, dy), want)
+    assert_same(forward_and_backward(lambda x: relu(x.T).T)(x, dy), want)
+    assert_same(forward_and_backward(lambda x: jax.lax.scan(lambda c, r: (c, relu(r)), 0, x)[1])(x, dy), want)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def total(fn):
     return lambda *args: sum((jnp.sin(y) * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum() for y in fn(*args))
 
 
-def there_and_back(fn, wrt):
+def forward_and_backward(fn, wrt):
     """Results and gradients."""
     return lambda *args: (fn(*args), jax.grad(total(fn), wrt)(*args))
 
@@ -105,7 +105,7 @@ def patterns(count):
 @pytest.mark.parametrize(("spec", "case"), CASES)
 def test_vmap(spec, case):
     mapped, wrt = arrays(spec, case, 3)
-    hand, theirs = (there_and_back(fn, wrt) for fn in functions(spec, case))
+    hand, theirs = (forward_and_backward(fn, wrt) for fn in functions(spec, case))
     # Row by row, a native program serves all patterns.
     theirs = jit(theirs)
     chosen = list(dict.fromkeys(patterns(len(mapped))))
@@ -124,7 +124,7 @@ def test_vmap_of_vmap(spec, case):
     mapped, wrt = arrays(spec, case, 2)
     args = [jnp.stack([t, t[::-1]]) if i == 0 else t for i, t in enumerate(mapped)]
     inner = tuple(0 if i == 0 else None for i in range(len(args)))
-    results = [jit(jax.vmap(jax.vmap(there_and_back(fn, wrt), inner)))(*args) for fn in functions(spec, case)]
+    results = [jit(jax.vmap(jax.vmap(forward_and_backward(fn, wrt), inner)))(*args) for fn in functions(spec, case)]
     assert_close(*results)
 
 
@@ -191,7 +191,7 @@ def test_derivative_through_a_loop(spec, case, way):
 def test_mapped_and_lowered_for(platform, spec, case):
     """A batch and, once an op, a batch of batches with one argument shared, for machines that are not there."""
     mapped, wrt = arrays(spec, case, 2)
-    hand = there_and_back(next(functions(spec, case)), wrt)
+    hand = forward_and_backward(next(functions(spec, case)), wrt)
     shared = (*[0] * (len(mapped) - 1), None) if len(mapped) > 1 else (0,)
     nested = jax.vmap(jax.vmap(hand, shared), shared)
     # One more axis on what both map; what is shared by both loses the one it had.
@@ -285,7 +285,7 @@ def test_ensemble_of_networks(kind):
 def test_no_tracer_outlives_its_trace(spec, case):
     """Forward and derivatives, traced alone and mapped: each program has those before it in it."""
     args, wrt = arrays(spec, case)
-    fn = there_and_back(next(functions(spec, case)), wrt)
+    fn = forward_and_backward(next(functions(spec, case)), wrt)
     gc.freeze()  # What is looked through for leaks, after every trace, is what this test makes.
     with jax.checking_leaks():
         jax.jit(jax.vmap(fn)).trace(*(t[None] for t in args))
@@ -309,7 +309,7 @@ def of_any_size(spec, case):
 @pytest.mark.parametrize(("spec", "case"), FIRST)
 def test_export_of_any_batch(spec, case):
     shapes, axis, wrt = of_any_size(spec, case)
-    hand, theirs = (jax.jit(there_and_back(fn, wrt)) for fn in functions(spec, case))
+    hand, theirs = (jax.jit(forward_and_backward(fn, wrt)) for fn in functions(spec, case))
     program = export.export(hand)(*shapes)
     given, _ = arrays(spec, dataclasses.replace(case, sizes={**case.sizes, axis: 6}))
     assert_close(program.call(*given), theirs(*given))

@@ -141,7 +141,7 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
         corrected_max: whether amsgrad takes its maximum after the bias correction, as optax does, or before, as torch.
         master_weights: parameters of half precision are what float32 weights in the state round to. A parameter that
             is not was changed by somebody else, and is what is stepped.
-        state_dtype: of the moments, float32 or bfloat16, the latter rounded at random without bias; as the parameters,
+        state_dtype: of the moments, float32 or bfloat16, the latter with stochastic rounding; as the parameters,
             or as their master weights, when None.
         seed: a number, or a key of jax's, for that rounding; the same one gives the same bits.
         grad_scale: an array of one number that the gradients were multiplied by; they are divided by it.
@@ -244,7 +244,7 @@ def _columns(
 ) -> tuple[Any, list[tuple[jax.Array, ...]]]:
     """The structure of grads, and (g, p, m, v) or (g, p, m, v, x) of each leaf, in the dtypes that the words ask for.
 
-    The first moment may have one of its own, unless it is rounded at random.
+    The first moment may have one of its own, unless it is rounded stochastically.
     """
     trees = {"params": grads if params is None else params, "state.mu": state.mu, "state.nu": state.nu}
     if state.nu_max is not None:

@@ -37,7 +37,7 @@ class Adam(OneLaunch, torch.optim.Adam):
             torch.nn.utils.clip_grad_norm_ does; `grad_norm` is the last norm.
         master_weights: float16 and bfloat16 parameters are what a float32 `master` in their state rounds to. One that
             somebody else changed takes its master with it.
-        state_dtype: of the moments, torch.float32 or torch.bfloat16, the latter rounded at random without bias; as the
+        state_dtype: of the moments, torch.float32 or torch.bfloat16, the latter with stochastic rounding; as the
             parameter (float32 with a master) when not given.
         seed: of that rounding. The same seed gives the same bits for the same parameters at the same step.
 

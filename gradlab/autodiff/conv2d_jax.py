@@ -121,7 +121,7 @@ def conv2d(
             number, one for rows and one for columns, or ((top, bottom), (left, right)).
         dilation: pixels from tap to tap: a number or a pair.
         groups: how many parts of the channels are kept apart; C of them is a depthwise convolution.
-        activation: "relu" fuses max(y, 0) into the same kernel, there and back.
+        activation: "relu" fuses max(y, 0) into the same kernel, forward and backward.
             All arrays of one dtype (float64, float32, float16, bfloat16). Sums are carried in float32 or better,
             never in TF32.
 

@@ -161,7 +161,7 @@ def conv2d(
         stride, dilation: a positive number, or one for rows and one for columns.
         padding: zeros around the image, a number or a pair; "valid" for none; "same" for P = H, with stride 1 alone.
         groups: how many parts the channels fall into; C of them is depthwise.
-        activation: "relu" fuses max(y, 0) into the same kernel, there and back.
+        activation: "relu" fuses max(y, 0) into the same kernel, forward and backward.
             All arrays of one dtype (float64, float32, float16, bfloat16) and on one device, a CPU or CUDA. Sums are
             carried in float32 or better, never in TF32. Under `torch.autocast` they are cast to its dtype first.
 

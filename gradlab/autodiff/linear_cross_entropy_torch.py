@@ -20,7 +20,7 @@ OP = "linear_cross_entropy"
 
 
 class Rows(Function):
-    """(sum_v r (l - z), l)[m], the first weighed and smoothed, and what is kept of each row.
+    """(sum_v r (l - z), l)[m], the first weighted and smoothed, and what is kept of each row.
 
     Everything has an axis Z in front, which mapped axes are folded into.
     """
@@ -199,7 +199,7 @@ def linear_cross_entropy(
         reduction: "mean", "sum", or "none" for one loss a row. The mean of the first part is over the weights c[t] of
             the rows not ignored, that of the z-loss over their number; NaN when there are none.
         label_smoothing: the part of each target, in [0, 1], that is spread over all classes.
-        z_loss: what the square of each row's log-sum-exp is weighed with and added.
+        z_loss: what the square of each row's log-sum-exp is weighted with and added.
         return_z_loss: return that part too, reduced alike; both are differentiable.
         softcap: the logits are softcap tanh(logits / softcap).
         bias: linear_bias, by the name that `linear` and the jax side have for it.

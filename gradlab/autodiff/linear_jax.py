@@ -34,7 +34,7 @@ def _product_bwd(turned_a, turned_b, place, relu, kept, dy):
     a, b, bias, gate = kept
     place = "y" if relu else place
     in_dgrad, in_wgrad = MOVES[place]
-    # jax has no strides: the gradient of a turned operand is the turned product, its factors swapped.
+    # jax has no strides: the gradient of a transposed operand is the transposed product, its factors swapped.
     if turned_a:
         da = product(b, dy, None, gate, turned_b, True, SWAPPED[in_dgrad], False)
     else:
@@ -82,7 +82,7 @@ def linear(
         x: [... K], any leading axes, none or empty ones included.
         kernel: [K N], as flax and jax keep it.
         bias: [N].
-        activation: "relu" fuses max(y, 0) into the same kernel, there and back.
+        activation: "relu" fuses max(y, 0) into the same kernel, forward and backward.
             All of one dtype (float64, float32, float16, bfloat16). Sums are carried in float32 or better, never in
             TF32.
 

@@ -107,7 +107,7 @@ def linear(
         input: [... K], any leading axes, none or empty ones included; any strides.
         weight: [N K] or [K] (no axis N in the result), any strides.
         bias: [N], or a scalar beside a weight [K].
-        activation: "relu" fuses max(y, 0) into the same kernel, there and back.
+        activation: "relu" fuses max(y, 0) into the same kernel, forward and backward.
             All of one dtype (float64, float32, float16, bfloat16) and on one device, a CPU or CUDA. Sums are carried in
             float32 or better, never in TF32. Under `torch.autocast` they are cast to its dtype first.
 

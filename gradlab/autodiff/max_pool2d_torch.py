@@ -26,7 +26,7 @@ class Forward(Function):
     def setup_context(ctx, inputs, output):
         _, ctx.geometry, ctx.channels_last = inputs
         ctx.mark_non_differentiable(output[1])
-        # Else the way back would be handed zeros for the taps, as many as there are results.
+        # Else backward would be handed zeros for the taps, as many as there are results.
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1])
 

@@ -23,7 +23,7 @@ class GradientTransformation(NamedTuple):
 def fixed(message: str) -> Callable[[jax.Array], jax.Array]:
     """The identity on the scalars of a step, which have no derivative.
 
-    Refused on the way back, because jax keeps a way there that raised.
+    Refused in backward, because jax keeps a forward that raised.
     """
 
     def bwd(kept, cotangent):
@@ -35,7 +35,7 @@ def fixed(message: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def without_derivative(fn: Callable[..., Any], message: str, static: tuple[int, ...]) -> Callable[..., Any]:
-    """`fn`, whose way back is refused; its arguments at the places `static` are no arrays."""
+    """`fn`, whose backward is refused; its arguments at the places `static` are no arrays."""
 
     def fwd(*args: Any) -> tuple[Any, None]:
         return rule(*args), None

@@ -1,7 +1,7 @@
 """Where jax's ops open their named ranges: on the host around an eager call, in the program's names inside a trace.
 
 A host range inside `jax.jit` would open once, while the program is traced, and never again; `jax.named_scope` stays in
-the compiled program's operation names, also in those of the way back.
+the compiled program's operation names, also in those of backward.
 """
 
 import functools

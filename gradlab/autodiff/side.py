@@ -79,7 +79,7 @@ class Side(Protocol):
     def way_back(
         self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[Any], cotangents: Sequence[Any], compiled: bool
     ) -> Callable[[], tuple[Any, ...]]:
-        """The way back alone: `fn` is run here, once; each call gives the vjp anew, compiled where that is asked."""
+        """Backward alone: `fn` is run here, once; each call gives the vjp anew, compiled where that is asked."""
         ...
 
     def compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -119,7 +119,7 @@ class TorchSide:
             outputs, given = zip(*pairs, strict=True)
             moving = [args[i] for i in wrt]
             again = functools.partial(torch.autograd.grad, outputs, moving, given, retain_graph=True)
-            # The first call compiles the way back, and has to know that too.
+            # The first call compiles backward, and has to know that too.
             again(materialize_grads=True)
         return functools.partial(again, materialize_grads=True)
 

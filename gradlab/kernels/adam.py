@@ -29,7 +29,7 @@ the kernels divide by two corrections, one of which is 1. eps_root is optax's al
 root; where it is positive the root has its derivative also at w = 0.
 
 Precision: float32 or better inside, scalars in float64 on the host; lr may be an array on the device and is read by the
-kernel. lr, step and the bias corrections are run-time values: no step compiles anew. Kept for the way back: the inputs.
+kernel. lr, step and the bias corrections are run-time values: no step compiles anew. Saved for backward: the inputs.
 The pullback has no pullback of its own.
 Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, algorithm 1; decoupled: Loshchilov and
 Hutter, Decoupled Weight Decay Regularization, ICLR 2019, algorithm 2; amsgrad: Reddi, Kale and Kumar, On the

@@ -155,7 +155,7 @@ def adam(
         p: None where `update` asks for p' - p in place of p', and no decay needs it.
         lr: a number, read by the kernel.
         guarded: whether a `found` that is not 0 leaves everything as it was.
-        key: [1 2] of 32 bits, for moments that are rounded at random to bfloat16.
+        key: [1 2] of 32 bits, for moments that are rounded stochastically to bfloat16.
     """
     given = {"p": p, "g": g, "m": m, "v": v, "x": x, "w": w}
     operands = {name: t for name, t in given.items() if t is not None}

@@ -321,7 +321,7 @@ def adam_(
             elements where it is in them.
         steps: none, or T float32 tensors on the device of one element: the number of the step that this is, where
             `scalars` were worked out with a step of infinity.
-        keys: none, or of each tensor a word of `rounding_triton.key`: moments, bfloat16, are rounded at random. Needs
+        keys: none, or of each tensor a word of `rounding_triton.key`: moments, bfloat16, are rounded stochastically. Needs
             `steps`.
         grad_scale: what the gradients were multiplied by, one float32 on the device.
         found_inf: not 0 where nothing is to change, one float32 on the device.

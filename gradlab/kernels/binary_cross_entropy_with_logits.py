@@ -14,8 +14,8 @@ Second derivatives: the pullback of c G_jk for the cotangent u is u G_jk for c, 
 Derivation: (log q)' = 1 - q, (log(1 - q))' = -q and q' = q (1 - q); log q - log(1 - q) = x.
 
 Precision: float32 or better; no exponent is positive, so no logit overflows; q, 1 - q and both logarithms are worked
-out apart, and the loss is a sum of terms of one sign, so it keeps its digits also where the answer is almost sure. Kept
-for the way back: x, t, w and p. There is no gradient for w and p.
+out apart, and the loss is a sum of terms of one sign, so it keeps its digits also where the answer is almost sure.
+Saved for backward: x, t, w and p. There is no gradient for w and p.
 Source: Good, Rational Decisions, Journal of the Royal Statistical Society B 14, 1952.
 """
 

@@ -23,7 +23,7 @@ gradient in dy, dgrad in x, wgrad in w. So the pullbacks of each are the two oth
 d(dy) = conv(u, w) and dw = wgrad(dy, u); with v that of wgrad's dw, d(dy) = conv(x, v) and dx = dgrad(dy, v). With relu
 the form is T(g dy, x, w) with the gate g = [y > 0] at dy in all three. Closed: derivatives of any order are exact.
 
-Precision: float32 or better in every sum, never TF32. Kept for the way back: x, w, and y when relu is fused.
+Precision: float32 or better in every sum, never TF32. Saved for backward: x, w, and y when relu is fused.
 Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, arXiv:1603.07285.
 """
 

@@ -1,4 +1,4 @@
-"""Cross-entropy of rows of logits, there, back and back again, as Pallas kernels."""
+"""Cross-entropy of rows of logits, forward, backward and second backward, as Pallas kernels."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Cross-entropy of rows of logits, there, back and back again, as Triton kernels."""
+"""Cross-entropy of rows of logits, forward, backward and second backward, as Triton kernels."""
 
 import torch
 import triton.language as tl

@@ -63,7 +63,7 @@ def interpret(
 
 @contextmanager
 def staged(tensors: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> Iterator[Callable]:
-    """Hand an interpreted kernel float32 in place of bfloat16, and round to nearest on the way back.
+    """Hand an interpreted kernel float32 in place of bfloat16, and round to nearest where it is written back.
 
     Triton's interpreter has no bfloat16 arithmetic and truncates when it stores one. Every bfloat16 value is a
     float32, so a kernel that accumulates in float32 sees the same numbers; the strides, zeros included, stay.

@@ -28,7 +28,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def interpreted(platform: str) -> bool:
-    """Whether kernels on this platform run in the interpreter, where steps are dear and elements cheap."""
+    """Whether kernels on this platform run in the interpreter, where steps are expensive and elements cheap."""
     return platform == "cpu"
 
 

@@ -22,7 +22,7 @@ so {product gated at none, a, b or y} is closed under differentiation, and deriv
 never written to memory: the gate is applied where dy is loaded.
 
 Precision: every dot is accumulated in float32 (float64 for float64), operands in full precision, never TF32.
-Kept for the way back: x, w, and y when relu is fused (its sign is the gate).
+Saved for backward: x, w, and y when relu is fused (its sign is the gate).
 Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2; the bilinear rule is elementary.
 """
 

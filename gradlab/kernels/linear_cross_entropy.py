@@ -30,13 +30,13 @@ the inputs' dtype of e bytes; dw and db of a chunk are complete and written once
     peak = M Vc e + 4 M K bytes (dh before it is rounded; nothing where it is float32 and asked for)
            + what is asked for: e (M K + K V + V)
 On jax 2 K Vc e more: a chunk of w and one of dw are copies there. linear and cross_entropy keep the logits and their
-gradient, 2 M V e; what that costs here is x once more, 8 M K V FLOPs there and back for 6. dx is no larger than h, or
+gradient, 2 M V e; what that costs here is x once more, 8 M K V FLOPs in all for 6. dx is no larger than h, or
 2^21 elements where h is small: with fewer a launch leaves most of a GPU without work. The second derivative keeps to
 chunks too: 8 M Vc bytes for x and u, and 2 M Vc e for X and dx. `python benchmarks/logits_memory.py` measures the peak.
 
 Precision: x and all of a row's sums are float32 or better: the logits are not rounded to the inputs' dtype, dx is. Its
 cotangent is the true one, so a loss scaled against underflow stays scaled. (max - z) first: far logits cancel.
-Kept for the way back: h, w, b, t, c and, for each row, its maximum, the log of its sum of exponentials and R.
+Saved for backward: h, w, b, t, c and, for each row, its maximum, the log of its sum of exponentials and R.
 Source: Milakov and Gimelshein, arXiv:1805.02867; Wijmans et al., Cut your losses, arXiv:2411.09009; z-loss: Chowdhery
 et al., PaLM, arXiv:2204.02311; label smoothing: Szegedy et al., arXiv:1512.00567.
 """
@@ -50,7 +50,7 @@ IGNORE = -100
 
 
 def chunk(M: int, K: int, V: int) -> int:
-    """Vc, the classes whose dx lies in memory at once on the way back: at least 1024, about K, or 2^21 / M."""
+    """Vc, the classes whose dx lies in memory at once in backward: at least 1024, about K, or 2^21 / M."""
     # Rows whose number an export of jax leaves open may be many.
     few = 2**21 // max(M, 1) if isinstance(M, int) else 1
     return min(V, max(1024, *(1 << max(n, 1).bit_length() - 1 for n in (K, few))))
@@ -115,7 +115,7 @@ SPEC = Spec(
     flops=flops,
     cases=(
         Case("mean, ignored rows, no bias", {"M": 5, "K": 3, "V": 7}, {**_PLAIN, "ignore_index": 2}),
-        Case("sum, smoothed and weighed", {"M": 3, "K": 2, "V": 4}, {"label_smoothing": 0.2, "reduction": "sum"}),
+        Case("sum, smoothed and weighted", {"M": 3, "K": 2, "V": 4}, {"label_smoothing": 0.2, "reduction": "sum"}),
         Case("everything, none", {"M": 3, "K": 1, "V": 3}, _EVERY),
         Case("digits", {"M": 128, "K": 64, "V": 10}, _NO_WEIGHTS, use="bench"),
         Case("vocabulary", {"M": 512, "K": 256, "V": 32768}, _PLAIN, use="bench"),

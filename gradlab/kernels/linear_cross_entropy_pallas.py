@@ -1,4 +1,4 @@
-"""Linear and cross-entropy in one, there, back and back again, as Pallas kernels: the logits stay in a program's tile."""
+"""Linear and cross-entropy in one, with both backwards, as Pallas kernels: the logits stay in a program's tile."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""Linear and cross-entropy in one, there, back and back again, as Triton kernels: the logits stay in registers."""
+"""Linear and cross-entropy in one, with both backwards, as Triton kernels: the logits stay in registers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The product of two matrices and the column sum, as Pallas kernels: linear's way there and back."""
+"""The product of two matrices and the column sum, as Pallas kernels: linear's forward and backward."""
 
 import functools
 from typing import Any

@@ -20,7 +20,7 @@ of dx is written once and no two programs meet.
 them, so it is the lower border grown until they fit.
 
 Precision: y is exact; sums of overlapping windows are carried in float32 or better.
-Kept for the way back: k, a byte a result; four in windows of more than 128 taps.
+Saved for backward: k, a byte a result; four in windows of more than 128 taps.
 Source: Krizhevsky, Sutskever and Hinton, ImageNet classification with deep convolutional neural networks, NIPS 2012.
 """
 
@@ -68,7 +68,7 @@ def derive(sizes, *, kernel_size, **options):
 
 
 def flops(sizes, **static):
-    """A comparison a tap, there and back."""
+    """A comparison a tap, forward and backward."""
     full = sizes | derive(sizes, **static)
     taps = full["B"] * full["C"] * full["P"] * full["Q"] * full["R"] * full["S"]
     return {"forward": taps, "backward": taps}

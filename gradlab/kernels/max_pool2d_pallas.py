@@ -1,4 +1,4 @@
-"""The maximum of each window, and the selection that is its pullback there and back, as Pallas kernels.
+"""The maximum of each window, and the selection that is its pullback, forward and backward, as Pallas kernels.
 
 Pallas' portable dialect has no gather, so images are laid out tap by tap before a kernel: for each tap the pixels that
 the windows have there, one strided slice. With windows side by side that is one copy of x, with overlapping ones R S /

@@ -1,4 +1,4 @@
-"""The maximum of each window, and the selection that is its pullback there and back, as Triton kernels.
+"""The maximum of each window, and the selection that is its pullback, forward and backward, as Triton kernels.
 
 Where in the image an element lies takes divisions. A tile of rows and columns makes them for its rows and not for its
 elements, which is what a CPU wants; a GPU wants neighbours in a tile, and has time for divisions.

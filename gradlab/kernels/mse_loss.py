@@ -13,7 +13,7 @@ Higher orders
 Derivation: a product of two differences is bilinear. The loss is D(x, t, x, t) and its gradient D(dy, 0, x, t) with
 2 s, so {D, sum} is closed and derivatives of every order are exact.
 
-Precision: float32 or better in every sum; the result is rounded once. Kept for the way back: x and t.
+Precision: float32 or better in every sum; the result is rounded once. Saved for backward: x and t.
 Source: Gauss, Theoria motus corporum coelestium, 1809; the bilinear rule is elementary.
 """
 

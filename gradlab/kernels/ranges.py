@@ -18,17 +18,17 @@ class Opener(Protocol):
         ...
 
     def rule(self, side: str, rule: type, ctx: Any, cotangents: tuple[Any, ...]) -> AbstractContextManager[Any]:
-        """The way back of a rule, whose context `noted` has seen."""
+        """The backward of a rule, whose context `noted` has seen."""
         ...
 
     def noted(self, ctx: Any) -> None:
-        """A rule was applied; `ctx` is what its way back will be given."""
+        """A rule was applied; `ctx` is what its backward will be given."""
         ...
 
     def kernel(self, side: str, kernel: Any, arrays: list[Any], back: bool) -> AbstractContextManager[Any]:
         """A launch of `kernel` (its Python function) over `arrays`.
 
-        `back` says whether the framework's own engine is on the way back; it decides where no rule is open.
+        `back` says whether the framework's own engine runs backward; it decides where no rule is open.
         """
         ...
 

@@ -11,7 +11,7 @@ Derivation: y is x or 0 by parts, so its derivative is 1 or 0; at the kink 0 is 
 JAX take. The pullback is linear in dy with a gate that does not move, so its own pullback is the same gate: the
 derivative of any order in dy is exact, and that in x is zero almost everywhere.
 
-Precision: exact. Kept for the way back: y (its sign is the gate).
+Precision: exact. Saved for backward: y (its sign is the gate).
 Source: Nair and Hinton, Rectified Linear Units Improve Restricted Boltzmann Machines, ICML 2010.
 """
 
@@ -27,7 +27,7 @@ def reference(x):
 
 
 def flops(sizes, **static):
-    """One comparison an element, there and back."""
+    """One comparison an element, forward and backward."""
     return {"forward": sizes["E"], "backward": sizes["E"]}
 
 

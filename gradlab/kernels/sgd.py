@@ -17,8 +17,8 @@ Derivation: the step is a linear map A of (p, g, b), so that its pullback is A^T
 A^T is A, the step itself. Derivatives of every order are exact and there are only these two kernels.
 
 Precision: float32 or better inside, scalars in float64 on the host. lr, momentum and the first step's r and q are
-run-time values: no step compiles anew. A factor of 0 leaves its term out, also where that is not finite. Kept for the
-way back: nothing but the scalars.
+run-time values: no step compiles anew. A factor of 0 leaves its term out, also where that is not finite. Saved for
+backward: nothing but the scalars.
 Source: Sutskever, Martens, Dahl and Hinton, On the importance of initialization and momentum in deep learning, ICML
 2013, section 2, with PyTorch's b (theirs divided by -lr).
 """

@@ -13,8 +13,8 @@ Higher orders
 Derivation: y' = exp(-x) / (1 + exp(-x))^2 = y (1 - y); the s are its derivatives by y, a polynomial's, and end at 0.
 With the product of two cotangents, whose pullbacks are products again, the family is closed: every order is exact.
 
-Precision: float32 or better inside; relative error of y a few roundings at both ends, also where y is denormal. Kept
-for the way back: y.
+Precision: float32 or better inside; relative error of y a few roundings at both ends, also where y is denormal. Saved
+for backward: y.
 Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., table 2.3.
 """
 

@@ -15,7 +15,7 @@ Derivation: y' = 1 - y^2 from (sinh / cosh)'; the s are its derivatives by y, a 
 product of two cotangents, whose pullbacks are products again, the family is closed: every order is exact.
 
 Precision: float32 or better inside; the rational function p / q is Cody and Waite's for float64, so small x keep all
-their digits. Kept for the way back: y.
+their digits. Saved for backward: y.
 Source: Cody and Waite, Software Manual for the Elementary Functions, 1980, chapter 13.
 """
 

@@ -17,7 +17,7 @@ START, END = "<!-- ops: written by `make docs` -->", "<!-- /ops -->"
 def table() -> str:
     """Every op with its shapes, cost and rule, in Markdown."""
     lines = [
-        "| op | formula | shapes | FLOPs forward, back | minimum bytes, float32 | saved for backward | derivatives |",
+        "| op | formula | shapes | forward, backward FLOPs | minimum bytes | saved for backward | derivatives |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, op in specs().items():

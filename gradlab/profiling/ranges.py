@@ -70,19 +70,19 @@ class Ranges:
 
     @contextmanager
     def rule(self, side: str, rule: type, ctx: Any, cotangents: tuple[Any, ...]) -> Iterator[None]:
-        """The way back of a rule: one pass further than where it was applied."""
+        """The backward of a rule: one pass further than where it was applied."""
         applied, call = getattr(ctx, "gradlab", (0, None))
         walk = _walk()
         order = min(applied + 1, len(PASSES) - 1)
         if walk == self._walked[0] != -1:
-            # A rule of the way there that is walked again for a second derivative belongs to the second pass.
+            # A rule of the forward that is walked again for a second derivative belongs to the second pass.
             order = max(order, self._walked[1])
         self._walked = (walk, order)
         given = {f"d{i}": dy for i, dy in enumerate(cotangents) if dy is not None}
         op = call.label.op if call is not None else stem(rule.__module__)
         known = UNKNOWN
         if call is not None and applied == 0 and order == 1 and len(call.rules) == 1:
-            # The one rule of its op, asked for every gradient, does what the Spec says of the way back.
+            # The one rule of its op, asked for every gradient, does what the Spec says of backward.
             asked = sum(bool(needed) for needed in ctx.needs_input_grad)
             known = call.cost if asked == call.cost.gradients else UNKNOWN
         label = Label(

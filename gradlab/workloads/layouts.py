@@ -1,4 +1,4 @@
-"""Weights between torch and jax: names and axes turned, values untouched. NumPy only.
+"""Weights between torch and jax: names changed and axes transposed, values untouched. NumPy only.
 
 torch (state_dict)          jax (pytree, flax's names)
 conv.weight [F C R S]       conv.kernel [R S C F]

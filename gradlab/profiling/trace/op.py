@@ -1,4 +1,4 @@
-"""The profiled process of an op: `python -m gradlab.profiling.trace.op JOB` runs a case of it, there and back."""
+"""The profiled process of an op: `python -m gradlab.profiling.trace.op JOB` runs a case of it, forward and backward."""
 
 import functools
 import importlib

@@ -57,9 +57,9 @@ def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def both(fn: Callable[..., Any], wrt: Sequence[int]) -> Callable[..., Any]:
-    """(arguments, cotangents) -> what `fn` gives, and its vjp: without the former XLA leaves out the way there."""
+    """(arguments, cotangents) -> what `fn` gives, and its vjp: without the former XLA leaves out the forward."""
 
-    def there_and_back(args: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+    def forward_and_backward(args: Sequence[Any], cotangents: Sequence[Any]) -> Any:
         def of_wrt(*moving: Any) -> Any:
             full = list(args)
             for i, value in zip(wrt, moving, strict=True):
@@ -69,7 +69,7 @@ def both(fn: Callable[..., Any], wrt: Sequence[int]) -> Callable[..., Any]:
         y, back = jax.vjp(of_wrt, *(args[i] for i in wrt))
         return y, back(tuple(cotangents))
 
-    return there_and_back
+    return forward_and_backward
 
 
 def trace(steps: Callable[[], Any], sink: Counting, program: Callable[[], str]) -> dict[str, Any]:
