@@ -14,7 +14,7 @@ from gradlab.autodiff.checker.promise import Promises, first_line
 def forward_mode(p: Promises) -> None:
     """J v by dual tensors; a note where a `jvp` that is declared raises, nothing where there is none."""
     s = p.probe.subject
-    lines = directions(p, p.rng)
+    lines = directions(p, p.own_rng())
 
     def jvp(line: Mapping[int, np.ndarray]) -> list[np.ndarray]:
         plain = s.put(p.probe.arrays)

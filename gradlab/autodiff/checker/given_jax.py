@@ -44,6 +44,7 @@ class _Work:
 
     def __init__(self, p: Promises) -> None:
         self.p, self.unit, self.half = p, 0.0, False
+        self.rng = p.own_rng()
         s = p.probe.subject
         self.dtypes = [s.side.dtype(a) for a in s.given]
         self.moving = [
@@ -55,7 +56,7 @@ class _Work:
         s, p = self.p.probe.subject, self.p
         with jax.enable_x64(any(dtype in WIDE for dtype in self.dtypes)):
             given = [self._moved(a, by) if k in self.moving else a for k, a in enumerate(s.given)]
-            dys = shaken(p.probe.cotangents, range(len(p.probe.cotangents)), by, p.rng)
+            dys = shaken(p.probe.cotangents, range(len(p.probe.cotangents)), by, self.rng)
             results, taken, found = self.program(given, [np.asarray(c, np.float32) for c in dys])
             arrays = [s.side.take(part) for a in given for part in self._parts(a)]
             grads: list[np.ndarray] = []
@@ -85,8 +86,8 @@ class _Work:
         if not by:
             return a
         if a.weak_type:
-            return a * float(1 + by * self.p.rng.choice([-1.0, 1.0]))
-        signs = jnp.asarray(1 + by * self.p.rng.choice([-1.0, 1.0], a.shape), jnp.float32)
+            return a * float(1 + by * self.rng.choice([-1.0, 1.0]))
+        signs = jnp.asarray(1 + by * self.rng.choice([-1.0, 1.0], a.shape), jnp.float32)
         return (a * signs).astype(a.dtype)
 
     def _parts(self, a: Any) -> tuple[Any, ...]:

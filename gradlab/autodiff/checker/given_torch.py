@@ -60,9 +60,10 @@ class _Work:
 
     def __init__(self, p: Promises) -> None:
         self.p, self.unit, self.half = p, 0.0, False
+        self.rng = p.own_rng()
 
     def __call__(self, by: float) -> Worked:
-        s, rng = self.p.probe.subject, self.p.rng
+        s, rng = self.p.probe.subject, self.rng
         memory = _Memory(s.given, by, rng)
         moving, arrays = [], []
         leaves = list(memory.tensors)

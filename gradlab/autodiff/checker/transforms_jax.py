@@ -50,7 +50,7 @@ def per_sample(p: Promises) -> Asked:
 def forward_mode(p: Promises) -> Asked:
     """J v by jax.jvp; nothing is said where a custom_vjp forbids it."""
     s = p.probe.subject
-    lines = directions(p, p.rng)
+    lines = directions(p, p.own_rng())
     tangents = [_tangents(p, line) for line in lines]
     if _has_forward_mode(p):
         found = yield lambda ls, cs, moved: [_jvp(s.flat, s.wrt, ls, each) for each in tangents]
@@ -78,7 +78,7 @@ def _say_unless_a_custom_vjp(p: Promises, what: str, error: Exception) -> None:
 def forward_over_reverse(p: Promises) -> None:
     """The pullback's own J v, as jax.hessian takes it: `p` is of the pullback as a function."""
     s = p.probe.subject
-    lines = directions(p, p.rng)
+    lines = directions(p, p.own_rng())
     try:
         program = s.quickened(lambda ls, each: [_jvp(s.flat, s.wrt, ls, t) for t in each])
         found = program(s.put(p.probe.arrays), [_tangents(p, line) for line in lines])

@@ -65,17 +65,17 @@ def autocast(p: Promises) -> None:
 
     Forward runs under it and backward does not, as in a training loop.
     """
-    s = p.probe.subject
+    s, rng = p.probe.subject, p.own_rng()
 
     def work(by: float) -> Worked:
         arrays = [
             np.asarray(a, np.float32).astype(np.float64) if i in s.wrt or i in s.carried else a
-            for i, a in enumerate(shaken(p.probe.arrays, s.wrt, by, p.rng))
+            for i, a in enumerate(shaken(p.probe.arrays, s.wrt, by, rng))
         ]
         leaves = [t.requires_grad_() if i in s.wrt else t for i, t in enumerate(s.put(arrays, "float32"))]
         with torch.enable_grad(), torch.autocast(leaves[s.wrt[0]].device.type, torch.bfloat16):
             results = s.flat(*leaves)
-        moved = shaken(p.probe.cotangents, range(len(results)), by, p.rng)
+        moved = shaken(p.probe.cotangents, range(len(results)), by, rng)
         dys = [s.side.put(c, s.side.dtype(y), y) for c, y in zip(moved, results, strict=True)]
         pairs = [(y, dy) for y, dy in zip(results, dys, strict=True) if y.requires_grad]
         found = torch.autograd.grad(
@@ -89,11 +89,11 @@ def autocast(p: Promises) -> None:
 
 def accumulated(p: Promises) -> None:
     """Backward adds to .grad what it gives otherwise, twice: to one that is there, of the input's layout or another."""
-    s = p.probe.subject
+    s, rng = p.probe.subject, p.own_rng()
     cotangents = s.put_like_results(p.probe.cotangents)
     for how, layout in (("", torch.clone), ("of reversed axes ", _reversed)):
         leaves = [t.requires_grad_() if i in s.wrt else t for i, t in enumerate(s.put(p.probe.arrays))]
-        before = [torch.from_numpy(p.rng.standard_normal(leaves[i].shape)).to(leaves[i]) for i in s.wrt]
+        before = [torch.from_numpy(rng.standard_normal(leaves[i].shape)).to(leaves[i]) for i in s.wrt]
         if how and all(t.ndim < 2 for t in before):
             return
         for i, g in zip(s.wrt, before, strict=True):
