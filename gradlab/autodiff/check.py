@@ -69,7 +69,7 @@ def check(target: str | Callable[..., Any] | None = None, *args: Any, reference:
         raise ValueError("check: sizes are of a function's arguments; an op of the lab has those of its Spec")
     report = Report()
     plan = Plan(order or 2, seed, dtypes, PARTS if parts is None else tuple(parts), tiles, replays, compiled, budget)
-    plan.raises, plan.asked_second, plan.sizes = raises, order == 2, sizes
+    plan.raises, plan.asked_second, plan.sizes, plan.all_of_it = raises, order == 2, sizes, parts is not None
     if started is not None:
         plan.started = started
     with nullcontext() if started is not None else bar(plan):

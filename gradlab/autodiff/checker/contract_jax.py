@@ -13,6 +13,7 @@ from gradlab.autodiff.checker.eager_jax import by_hand, too_many
 from gradlab.autodiff.checker.finding import OK, WRONG
 from gradlab.autodiff.checker.given_jax import given
 from gradlab.autodiff.checker.promise import Promises, first_line, refuses
+from gradlab.autodiff.checker.subject import Subject
 from gradlab.autodiff.checker.transforms_jax import forward_mode, per_sample
 
 Leaves = tuple[Any, ...]
@@ -113,7 +114,7 @@ def _numbers(p: Promises, ways: Mapping[str, Way]) -> dict[str, Any]:
 def _worth_running_eagerly(p: Promises) -> bool:
     """Whether the function is run without jit, where every operation is compiled alone; a note where it costs much."""
     s = p.probe.subject
-    if not by_hand(s):
+    if not ruled(p):
         return False
     many = too_many(s, _cotangents(p))
     if many:
@@ -153,11 +154,23 @@ def _forward(p: Promises) -> Asked:
     p.same_values("forward", results, "when a gradient is recorded")
 
 
-def recorded(p: Promises) -> None:
-    """The gradient that is differentiated again is the gradient: a forward rule of its own gives it."""
-    s = p.probe.subject
-    again = s.quickened(lambda ls, cs: _vjp(lambda *a: s.pulled(a, cs), s.wrt, ls)[0])(_leaves(p), _cotangents(p))
-    p.same_gradients("forward", [s.side.take(g) for g in again], s.wrt, "when it is differentiated again")
+def recorded(p: Promises, kinds: Sequence[Subject], arrays: Sequence[np.ndarray],
+             weights: Sequence[np.ndarray]) -> list[list[np.ndarray]]:  # fmt: skip
+    """The gradient that is differentiated again is the gradient: a forward rule of its own gives it.
+
+    Returns:
+        the pullbacks of `weights` by each of these kinds of pullback, all by one program.
+    """
+    s, kind = p.probe.subject, kinds[0]
+
+    def every(given: Leaves, ws: Leaves) -> tuple[Any, list[Any]]:
+        ls, cs = given[: len(s.leaves)], given[len(s.leaves) :]
+        again = _vjp(lambda *a: s.pulled(a, cs), s.wrt, ls)[0]
+        return again, [k.pulled(given, ws) for k in kinds]
+
+    again, found = jax.tree.map(s.side.take, s.quickened(every)(kind.put(arrays), kind.put_like_results(weights)))
+    p.same_gradients("forward", again, s.wrt, "when it is differentiated again")
+    return [list(each) for each in found]
 
 
 def _eager(p: Promises) -> None:
@@ -322,6 +335,15 @@ def empty(p: Promises) -> None:
         p.say("empty inputs", OK, "an empty first axis goes through", "", (), {"error": 0.0})
         return
     p.note(f"{s.op}: takes no empty first axis")
+
+
+def ruled(p: Promises) -> bool:
+    """Whether there is a rule written by hand: what only such a rule can break, at a program's cost, is left out."""
+    s = p.probe.subject
+    if s.untraced or s.trusted or by_hand(s):
+        return True
+    p.note(f"{s.op}: holds no rule but jax's own, so not tried without jit, at other shapes, nor in calls that cross")
+    return False
 
 
 def compiled(p: Promises) -> None:

@@ -14,6 +14,7 @@ from gradlab.autodiff.checker.forward_mode_torch import forward_mode
 from gradlab.autodiff.checker.given_torch import given
 from gradlab.autodiff.checker.guard_torch import Guarded, Watched, declares_vmap, once, used_ops
 from gradlab.autodiff.checker.promise import Promises, first_line, refuses
+from gradlab.autodiff.checker.subject import Subject
 from gradlab.autodiff.checker.transforms_torch import accumulated, autocast, per_sample
 
 # Subsets of requires_grad: all of them for as many inputs, else each alone and all but each.
@@ -224,13 +225,19 @@ def _forward(p: Promises, run: _Run) -> None:
     p.same_values("forward", [p.probe.subject.side.take(y) for y in run.results], "when a gradient is recorded")
 
 
-def recorded(p: Promises) -> None:
-    """The gradient that is differentiated again is the gradient."""
+def recorded(p: Promises, kinds: Sequence[Subject], arrays: Sequence[np.ndarray],
+             weights: Sequence[np.ndarray]) -> list[list[np.ndarray]]:  # fmt: skip
+    """The gradient that is differentiated again is the gradient.
+
+    Returns:
+        the pullbacks of `weights` by each of these kinds of pullback.
+    """
     run = _Run(p)
     grads = run.grads([c.requires_grad_() for c in run.c], create_graph=True)
     p.same_gradients("forward", _take(p, grads), run.wrt, "when it is differentiated again")
     if once(grads):
         raise NotImplementedError("marked once_differentiable, its second-order terms are lost silently, or raise")
+    return [kind.gradients(arrays, weights) for kind in kinds]
 
 
 def _inputs(p: Promises) -> None:
@@ -364,6 +371,11 @@ def empty(p: Promises) -> None:
         p.say("empty inputs", OK, "an empty first axis goes through", "", (), {"error": 0.0})
         return
     p.note(f"{subject.op}: takes no empty first axis")
+
+
+def ruled(p: Promises) -> bool:
+    """Whether what only a rule written by hand can break is looked at: here that costs no more than the rest."""
+    return True
 
 
 def compiled(p: Promises) -> None:

@@ -26,7 +26,7 @@ _LENGTHS: dict[str, Callable[[int], int]] = {
     "axes one longer": lambda n: n + 1 if n < 64 else n,
 }
 # Every float input multiplied.
-_FACTORS = {"scaled by 1.37, nothing normalised": 1.37, "1000 times larger": 1e3, "1000 times smaller": 1e-3}
+_FACTORS = {"1000 times smaller": 1e-3, "1000 times larger": 1e3}
 
 
 Edge = tuple[str, Subject, list[np.ndarray], bool]
@@ -91,6 +91,12 @@ def _drawn(subject: Subject, small: list[np.ndarray],
     def each(change: Callable[[np.ndarray], np.ndarray], only: int | None = None) -> list[Any]:
         return [change(a) if i in subject.wrt and only in (None, i) else a for i, a in enumerate(small)]
 
+    # All inputs at once first: of a slow function no more is looked at.
+    yield "scaled by 1.37, nothing normalised", each(lambda a: a * 1.37), False
+    yield "all inputs 0", each(np.zeros_like), False
+    if len(subject.wrt) > 1:
+        yield "one row of zeros in all", each(_row_of_zeros), False
+    yield "shifted by 10", each(lambda a: a + 10.0), False
     for name, factor in _FACTORS.items():
         yield name, each(functools.partial(np.multiply, factor)), False
     # exp overflows float64 past 709: the largest element goes there, and in turn the smallest.
@@ -104,10 +110,6 @@ def _drawn(subject: Subject, small: list[np.ndarray],
         yield f"{name} with some zeros", each(lambda a: np.where(rng.random(a.shape) < 0.3, 0.0, a), i), False
         yield f"{name} negated", each(np.negative, i), False
         yield f"{name} with ties", each(_tied, i), True
-    yield "all inputs 0", each(np.zeros_like), False
-    if len(subject.wrt) > 1:
-        yield "one row of zeros in all", each(_row_of_zeros), False
-    yield "shifted by 10", each(lambda a: a + 10.0), False
 
 
 def _stretched(sign: int, a: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from gradlab.autodiff.checker.second import second
 from gradlab.autodiff.checker.sizes import at_sizes
 from gradlab.autodiff.checker.state import changed, state
 from gradlab.autodiff.checker.subject import Subject, subject
+from gradlab.autodiff.checker.worth import Worth, took, worth
 
 PARTS = ("derivative", "facts", "contract", "second", "precision", "edges", "reference")
 
@@ -47,6 +48,7 @@ class Plan:
         budget: seconds; parts that find it spent do not run, and that is said.
         kept_slope: what `precision` allows for results that are kept in a low dtype.
         raises: raise what the arguments do wrong; a finding otherwise.
+        all_of_it: nothing is left out of a function whose calls are slow, unless the budget is spent.
         sizes: axis lengths that the caller names, where the first derivative is judged as well.
         asked_second: a second derivative that does not exist is wrong, not a note.
         started: called with what runs next and the part of the budget that is spent.
@@ -62,6 +64,7 @@ class Plan:
     budget: float | None = None
     kept_slope: float = 0.0
     raises: bool = True
+    all_of_it: bool = False
     sizes: Sizes | None = None
     asked_second: bool = False
     started: Callable[[str, float], None] = lambda what, spent: None
@@ -103,11 +106,12 @@ class Run:
         self.s, self.plan, self.report = s, plan, report
         self.rng = np.random.default_rng([plan.seed, len(s.leaves)])
         self.skipped: list[str] = []
+        self.worth = Worth()
 
     @contextmanager
     def part(self, name: str) -> Iterator[bool]:
         """Times a part; false when it is not to run."""
-        if name not in self.plan.parts and name in PARTS:
+        if (name not in self.plan.parts and name in PARTS) or name in self.worth.left_out:
             yield False
             return
         if self.plan.spent() >= 1:
@@ -189,7 +193,11 @@ class Run:
         drawn = [self.rng.standard_normal(y.shape) for y in self.p.values]
         self.probe.cotangents = [s.side.take(c) for c in s.put_like_results(drawn)]
         if drawn:
+            start = time.perf_counter()
             self.probe.gradients = gradients(s, self.probe.arrays, self.probe.cotangents)
+            if not (self.plan.all_of_it or self.plan.budget or s.trusted):
+                again = functools.partial(gradients, s, self.probe.arrays, self.probe.cotangents)
+                self.worth = worth(took(start, again))
 
     def _takes_gradient(self, i: int) -> bool:
         s = self.s
@@ -229,7 +237,7 @@ class Run:
                     rules.contract(p, at_size=self.light is not None)
                     if self.light is not None:
                         rules.contract(self.light)
-                    contract_both.contract(self.light or p)
+                    contract_both.contract(self.light or p, rules.ruled(p))
                     hidden(self.light or p, {f.input for f in p.said(DERIVATIVE) if f.verdict == WRONG})
                     if plan.compiled:
                         rules.compiled(self.light or p)
@@ -249,13 +257,15 @@ class Run:
                     precision(p, dtype, plan.kept_slope)
             with self.part("edges") as runs:
                 if runs:
-                    made_up = MadeUp(p, plan)
-                    made_up.look(rules.empty)
+                    made_up = MadeUp(p, plan, self.worth.edges)
+                    made_up.look(rules.empty, rules.ruled(p))
                     self.skipped += made_up.skipped
         if reference is not None:
             with self.part("reference") as runs:
                 if runs:
                     agreement(p, reference, self.rng)
+        if self.worth.said(tuple(plan.parts)):
+            self._note(f"{s.op}: {self.worth.said(tuple(plan.parts))}")
         if self.skipped:
             p.say("budget", INCONCLUSIVE, f"{plan.budget:g} s are spent; not looked at: {', '.join(self.skipped)}")
 

@@ -1,5 +1,6 @@
 """Inputs that the check makes up: edges at the shapes that were given, and other shapes in a process of its own."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -27,22 +28,26 @@ class MadeUp:
     """One function at inputs that nobody gave.
 
     Attributes:
+        most: edges that are looked at, and no other shapes then; all of them when None.
         skipped: what was left out because the budget is spent.
     """
 
-    def __init__(self, p: Promises, plan: Spent) -> None:
-        self.p, self.s, self.plan = p, p.probe.subject, plan
+    def __init__(self, p: Promises, plan: Spent, most: int | None = None) -> None:
+        self.p, self.s, self.plan, self.most = p, p.probe.subject, plan, most
         self.skipped: list[str] = []
 
-    def look(self, empty: Look) -> None:
+    def look(self, empty: Look, others: bool) -> None:
         """Every edge; one finding an input when all is well, each fault one of its own.
 
         Args:
             empty: looks at inputs whose first axis is empty.
+            others: try other shapes too.
         """
         edge = Edges({f.input for f in self.p.said(DERIVATIVE) if f.verdict == WRONG})
-        self._along(edges(self.s, self.p.rng), edge.take)
-        if self.s.trusted or self.s.side.name == "jax":
+        self._along(itertools.islice(edges(self.s, self.p.rng), self.most), edge.take)
+        if not others or self.most is not None:
+            pass
+        elif self.s.trusted or self.s.side.name == "jax":
             # Nothing of jax runs outside its arrays, whatever their shapes.
             self._along(reshaped(self.s, self.p.rng), edge.take)
             self._emptied(empty, self.p)

@@ -52,13 +52,19 @@ def second(p: Promises, rng: np.random.Generator, light: Promises | None = None,
     """
     rules = importlib.import_module(f"gradlab.autodiff.checker.contract_{p.probe.subject.side.name}")
     try:
-        rules.recorded(light or p)
-        moving = _probe(p, rng, True)
-        if not _all_right(p, moving, rng):
-            _judge(p, moving, rng, CHECK + ", dy too")
         q = p if light is None else light
-        moving = moving if light is None else _probe(light, rng, True)
-        constant = _probe(q, rng, False, moving.cotangents)
+        kinds = Pulled(q.probe, True), Pulled(q.probe, False)
+        weights = [rng.standard_normal(q.probe.gradients[i].shape) for i in q.probe.subject.wrt]
+        arrays = [*q.probe.arrays, *q.probe.cotangents]
+        found = rules.recorded(q, kinds, arrays, weights)
+        moving, constant = (_probe(q, *each, weights) for each in zip(kinds, found, strict=True))
+        whole = moving
+        if light is not None:
+            weights = [rng.standard_normal(p.probe.gradients[i].shape) for i in p.probe.subject.wrt]
+            kind = Pulled(p.probe, True)
+            whole = _probe(p, kind, kind.gradients([*p.probe.arrays, *p.probe.cotangents], weights), weights)
+        if not _all_right(p, whole, rng):
+            _judge(p, whole, rng, CHECK + ", dy too")
         same = all(
             np.allclose(g, moving.gradients[i], rtol=0, atol=q.slack(i) * float(np.max(np.abs(g), initial=0.0)))
             for i, g in constant.gradients.items()
@@ -81,15 +87,12 @@ def second(p: Promises, rng: np.random.Generator, light: Promises | None = None,
             p.note(f"{p.probe.subject.op}: {why}")
 
 
-def _probe(p: Promises, rng: np.random.Generator, moving: bool, weights: list[np.ndarray] | None = None) -> Probe:
-    """The pullback at the probe's point, with random cotangents or these, and its own pullback."""
+def _probe(p: Promises, subject: Pulled, found: Sequence[np.ndarray], weights: list[np.ndarray]) -> Probe:
+    """The pullback at the probe's point, with these cotangents, and its own pullback."""
     first = p.probe
-    subject = Pulled(first, moving)
-    arrays = [*first.arrays, *first.cotangents]
-    weights = [rng.standard_normal(first.gradients[i].shape) for i in first.subject.wrt] if weights is None else weights
-    found = dict(zip(subject.wrt, subject.gradients(arrays, weights), strict=True))
     middle = joined([first.gradients[i] for i in first.subject.wrt])
-    return Probe(subject, arrays, weights, found, middle, noise=first.noise)
+    gradients = dict(zip(subject.wrt, found, strict=True))
+    return Probe(subject, [*first.arrays, *first.cotangents], weights, gradients, middle, noise=first.noise)
 
 
 def _all_right(p: Promises, probe: Probe, rng: np.random.Generator) -> bool:

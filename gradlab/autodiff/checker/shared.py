@@ -43,8 +43,10 @@ def same_array(p: Promises) -> None:
               for i in wrt]  # fmt: skip
     names = "; ".join(", ".join(s.names[j] for j in group) for group in groups)
     how = f"with one array as {names}, against equal ones"
-    p.same_values(SAME, [s.side.take(y) for y in tied(*s.put(arrays))], how, values)
-    found = s.side.pullback(tied, wrt)(s.put(arrays), s.put_like_results(probe.cotangents))
+    pull = s.side.pullback(tied, wrt)
+    both = s.quickened(lambda leaves, cotangents: (tied(*leaves), pull(leaves, cotangents)))
+    results, found = both(s.put(arrays), s.put_like_results(probe.cotangents))
+    p.same_values(SAME, [s.side.take(y) for y in results], how, values)
     p.same_gradients(SAME, [s.side.take(g) for g in found], wrt, how, wanted)
 
 
@@ -71,8 +73,11 @@ def pairs(p: Promises) -> None:
     s, probe = p.probe.subject, p.probe
     if len(s.wrt) < (4 if s.side.name == "torch" else 3):
         return
-    for pair in _some(list(itertools.combinations(s.wrt, 2)), p.rng):
-        found = s.side.pullback(s.flat, pair)(s.put(probe.arrays), s.put_like_results(probe.cotangents))
+    chosen = _some(list(itertools.combinations(s.wrt, 2)), p.rng)
+    pulls = [s.side.pullback(s.flat, pair) for pair in chosen]
+    every = s.quickened(lambda leaves, cotangents: [pull(leaves, cotangents) for pull in pulls])
+    each = every(s.put(probe.arrays), s.put_like_results(probe.cotangents))
+    for pair, found in zip(chosen, each, strict=True):
         names = " and ".join(s.names[i] for i in pair)
         wanted = [probe.gradients[i] for i in pair]
         p.same_gradients(PAIRS, [s.side.take(g) for g in found], pair, f"with a gradient for {names} only", wanted)
