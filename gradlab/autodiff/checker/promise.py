@@ -24,6 +24,10 @@ class Promises:
     values: list[np.ndarray] = field(default_factory=list)
     _grain: dict[int, np.ndarray] = field(default_factory=dict)
 
+    def own_rng(self) -> np.random.Generator:
+        """Random numbers of one check's own: what it draws changes nothing of what others draw."""
+        return self.rng.spawn(1)[0]
+
     def add(self, finding: Finding) -> None:
         """Keep a finding."""
         self.findings.append(finding)
