@@ -14,7 +14,6 @@ from rich.console import Console
 from gradlab.autodiff.side import SIDES, as_tuple
 from gradlab.autodiff.side import side as side_of
 from gradlab.kernels.spec import Case, spec, specs
-from gradlab.profiling.apart import apart
 from gradlab.profiling.bench import command as bench
 from gradlab.profiling.bench import peers, worker
 from gradlab.profiling.bench.ceilings import Ceilings
@@ -28,6 +27,7 @@ from gradlab.profiling.bench.sweep import scaled
 from gradlab.profiling.bench.timers import timers
 from gradlab.profiling.bench.watch import Watch
 from gradlab.profiling.native import Native, native, natives
+from gradlab.profiling.processes import run_in_process
 
 TINY = {
     "adam": Case("tiny", {"E": 9}, {"step": 10}, use="bench"),
@@ -70,9 +70,9 @@ def printed(console):
     return " ".join(console.file.getvalue().split())
 
 
-def here(name, work, *args, heard, env):
-    """`apart` in this process."""
-    return work(heard, *args)
+def here(name, work, *args, on_message, env):
+    """`run_in_process` in this process."""
+    return work(on_message, *args)
 
 
 def run(console, **asked):
@@ -294,9 +294,9 @@ def test_an_error_is_a_member_and_the_rest_goes_on(tiny, console, monkeypatch, t
 def test_interrupt_keeps_the_finished_groups(tiny, console, tmp_path):
     path = tmp_path / "groups.json"
 
-    def stops(name, work, *args, heard, env):
+    def stops(name, work, *args, on_message, env):
         def hears(message):
-            heard(message)
+            on_message(message)
             if message[0] == "group":
                 raise KeyboardInterrupt
 
@@ -362,10 +362,10 @@ def test_other_sizes_are_timed(tiny, console, tmp_path):
 def test_a_process_that_ends_is_a_line_and_the_other_side_goes_on(tiny, console, tmp_path):
     path = tmp_path / "groups.json"
 
-    def dies(name, work, asked, *args, heard, env):
+    def dies(name, work, asked, *args, on_message, env):
         if asked.side == "torch":
             raise RuntimeError("bench, torch: ended with exit code -9")
-        return work(heard, asked, *args)
+        return work(on_message, asked, *args)
 
     asked = Command(("relu",), SIDES, modes=(EAGER,), passes=(FORWARD,), budget=0.02, json=path)
     assert bench.run(asked, console, dies) == 1
@@ -410,32 +410,32 @@ def test_a_sweep_is_measured(tiny, console, tmp_path):
     assert [g.swept for g in groups] == [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1]
 
 
-def _tells(tell, n):
+def _sends(send, n):
     import os
 
     for i in range(n):
-        tell(i)
+        send(i)
     return os.environ["SAID"], multiprocessing.current_process().name
 
 
-def _fails(tell):
-    tell("on the way")
+def _fails(send):
+    send("on the way")
     raise RuntimeError("no\nluck")
 
 
-def _dies(tell):
+def _dies(send):
     import os
 
     os._exit(3)
 
 
-def test_work_apart_is_heard_and_its_errors_are_one_line():
-    heard = []
-    said, name = apart("work", _tells, 3, heard=heard.append, env={"SAID": "yes"})
-    assert (heard, said) == ([0, 1, 2], "yes")
+def test_work_elsewhere_sends_messages_and_its_errors_are_one_line():
+    on_message = []
+    said, name = run_in_process("work", _sends, 3, on_message=on_message.append, env={"SAID": "yes"})
+    assert (on_message, said) == ([0, 1, 2], "yes")
     assert name != multiprocessing.current_process().name
     with pytest.raises(RuntimeError, match=r"^work: RuntimeError: no$"):
-        apart("work", _fails, heard=heard.append)
-    assert heard[-1] == "on the way"
+        run_in_process("work", _fails, on_message=on_message.append)
+    assert on_message[-1] == "on the way"
     with pytest.raises(RuntimeError, match=r"^work: ended with exit code 3$"):
-        apart("work", _dies, heard=heard.append)
+        run_in_process("work", _dies, on_message=on_message.append)

@@ -67,7 +67,7 @@ def test_a_right_function_passes_every_part():
     assert {f.check for f in report.findings} == {
         "derivative vs finite differences", "linear in dy", "deterministic", "strided dy", "repeated backward",
         "memory unchanged", "vmap of the backward", "forward", "strided inputs", "negative bit", "requires_grad",
-        "no uninitialised or out-of-bounds writes", "empty inputs", "special dy", "two calls at once",
+        "no uninitialised or out-of-bounds writes", "empty inputs", "special dy", "two calls at once", "autocast", ".grad adds up",
         "second derivative vs finite differences",
         "second derivative vs finite differences, dy too", "edge inputs", "value vs reference",
         "gradient vs finite differences of reference",

@@ -77,6 +77,7 @@ RIGHT = {
     "distinct places": (lambda x, src, i: x.scatter(0, i, src), (normal(5), normal(3), torch.tensor([4, 0, 2]))),
     "memory as it lies": (lambda x: torch.as_strided(x, (2, 2), (1, 2)).sin(), (normal(3, 4),)),
     "whole numbers": (torch.floor, (8 * normal(4, 5),)),
+    "steps that depend on dy": (torch.linalg.matrix_exp, (normal(3, 3),)),
     "no shape but one": (F.pdist, (normal(5, 3),)),
 }  # fmt: skip
 
@@ -141,7 +142,11 @@ def test_module_parameters_are_inputs_by_name():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_staircase_of_a_low_precision_has_no_slope_of_its_own(dtype):
-    for fn, shape in ((lambda x: x.to(dtype), (1,)), (lambda x: x.to(dtype).double(), (4, 4))):
+    for fn, shape in (
+        (lambda x: x.to(dtype), (1,)),
+        (lambda x: (2 * x.to(dtype)).double(), (1, 1)),
+        (lambda x: x.to(dtype).double(), (4, 4)),
+    ):
         report = gradlab.check(fn, 3 * normal(*shape), order=1, raises=False, parts=("derivative", "edges"))
         assert report.verdict != "wrong", report
 
@@ -306,3 +311,23 @@ def test_a_backward_that_is_marked_once_differentiable_has_no_second_derivative(
     assert report.verdict == "ok"
     assert "marked once_differentiable" in str(report)
     assert gradlab.check(lambda x: Exp.apply(x), normal(3), order=2, raises=False, parts=("second",)).verdict == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("forward", "at"),
+    [(torch.relu, -1.3), (lambda x: x.clamp(-0.5, 0.5), 2.0), (torch.sign, 2.0), (torch.round, 7.3)],
+    ids=["relu", "clamp", "sign", "round"],
+)
+def test_a_gradient_that_leaks_where_the_function_is_flat_is_wrong(forward, at):
+    """A cast to a low precision is flat over small steps as well, and its gradient is 1 by right."""
+    fn = ruled(forward, lambda dy, x: dy)
+    x = torch.tensor([at], dtype=torch.float64)
+    assert gradlab.check(fn, x, order=1, raises=False, parts=("derivative",)).verdict == "wrong"
+
+
+@pytest.mark.parametrize(("tolerance", "verdict"), [(3e-8, "ok"), (1e-4, "wrong")])
+def test_a_backward_that_stops_at_a_tolerance_is_linear_to_that(tolerance, verdict):
+    """As an adjoint that is solved for anew with every dy: what differences find it off by is no fault elsewhere."""
+    fn = ruled(torch.sin, lambda dy, x: dy * x.cos() * (1 + tolerance * torch.sin(1e3 * dy.sum())))
+    report = gradlab.check(fn, normal(4), order=1, raises=False, parts=("derivative", "facts"))
+    assert report.verdict == verdict, report

@@ -10,7 +10,7 @@ from gradlab.autodiff.checker import contract_both, cotangents
 from tests.mutants.corpus import KINDS
 
 torch = pytest.importorskip("torch")
-from tests.mutants.score import gradcheck, ours, says_wrong
+from tests.mutants.score import gradcheck, ours
 
 FILES = ("special_dy_torch", "calls_torch", "hidden_torch")
 SUBJECTS = [s for name in FILES for s in importlib.import_module(f"tests.mutants.{name}").SUBJECTS]
@@ -107,7 +107,3 @@ def test_parts_are_few():
         return len(calls)
 
     assert counted(True) - counted(False) <= 18
-
-
-def test_says_wrong_is_not_everything():
-    assert not any(says_wrong(ours(s, 1, parts=("contract",))) for s in SUBJECTS if s.kind == "right")

@@ -135,7 +135,7 @@ def test_what_a_member_needs_around_it_is_entered_outside_of_its_time():
 
 def test_the_share_of_the_budget_is_told():
     world, shares = World(), []
-    world.in_turns(world.member("a", 1.0), budget=20.0, told=shares.append)
+    world.in_turns(world.member("a", 1.0), budget=20.0, on_progress=shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     assert shares[0] < 0.5

@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 from gradlab.profiling import files
-from gradlab.workloads import apart, command, compare, training
+from gradlab.workloads import command, compare, process, training
 from gradlab.workloads import compare_report as report
 from gradlab.workloads.command import Asked
 from gradlab.workloads.training import Plan, Run
@@ -27,14 +27,14 @@ both = pytest.mark.skipif(
 QUICK = Asked("digits-mlp", epochs=2, batch=480)
 
 
-def here(plan, told):
+def here(plan, on_loss):
     """A run in this process, where a test can reach it."""
-    return training.run(plan, plan.workload.load(plan.seed, plan.path), told)
+    return training.run(plan, plan.workload.load(plan.seed, plan.path), on_loss)
 
 
 @pytest.fixture
 def in_process(monkeypatch):
-    monkeypatch.setattr(compare, "run_apart", here)
+    monkeypatch.setattr(compare, "run_elsewhere", here)
 
 
 def go(out, asked=QUICK, sides=()):
@@ -157,14 +157,14 @@ def test_overflow_is_still_json():
 
 
 def stops(after, error):
-    """A run apart that ends with an error once so many have finished."""
+    """A run elsewhere that ends with an error once so many have finished."""
     count = iter(range(100))
 
-    def run(plan, told):
+    def run(plan, on_loss):
         if next(count) == after:
-            told(2.3)
+            on_loss(2.3)
             raise error
-        return here(plan, told)
+        return here(plan, on_loss)
 
     return run
 
@@ -182,7 +182,7 @@ def stops(after, error):
     ],
 )
 def test_what_had_finished_is_kept(tmp_path, monkeypatch, capsys, error, code, line):
-    monkeypatch.setattr(compare, "run_apart", stops(2, error))
+    monkeypatch.setattr(compare, "run_elsewhere", stops(2, error))
     assert go(tmp_path, QUICK, ("jax", "torch")) == code
     said = capsys.readouterr()
     assert line in said.err
@@ -196,25 +196,27 @@ def test_what_had_finished_is_kept(tmp_path, monkeypatch, capsys, error, code, l
 @both
 def test_interrupt_before_any_run_leaves_older_files(tmp_path, monkeypatch, capsys):
     (tmp_path / "table.md").write_text("older")
-    monkeypatch.setattr(compare, "run_apart", stops(0, KeyboardInterrupt()))
+    monkeypatch.setattr(compare, "run_elsewhere", stops(0, KeyboardInterrupt()))
     assert go(tmp_path, QUICK, ("jax",)) == 130
     assert "0 of 2" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["table.md"]
     assert (tmp_path / "table.md").read_text() == "older"
 
 
-def test_a_run_apart_that_fails_says_why():
+def test_a_run_elsewhere_that_fails_says_why():
     pytest.importorskip("torch")
     with pytest.raises(
         RuntimeError, match=r"torch native: DataError: train: --data is missing, wanted the path of mnist.npz"
     ):
-        apart.run_apart(Plan("mnist-mlp", "torch", "native", "float32", Optimizer("adam", 1e-3), 128, 1, 0), print)
+        process.run_elsewhere(
+            Plan("mnist-mlp", "torch", "native", "float32", Optimizer("adam", 1e-3), 128, 1, 0), print
+        )
 
 
 @pytest.fixture
 def no_training(monkeypatch):
     """Whatever is wrong is said before anything is trained."""
-    monkeypatch.setattr(compare, "run_apart", lambda *a: pytest.fail("it trained"))
+    monkeypatch.setattr(compare, "run_elsewhere", lambda *a: pytest.fail("it trained"))
 
 
 @both

@@ -195,12 +195,12 @@ def test_the_smoke_run_leaves_figures_on_a_bare_machine_and_a_second_one_measure
 def test_a_group_is_on_disk_before_the_next_one_starts_and_a_later_run_goes_on(tmp_path, monkeypatch):
     file, seen = tmp_path / "rows.json", []
 
-    def work(tell, asked, folder):
+    def work(send, asked, folder):
         seen.append((len(finished(file)), asked.done))
         for case in ("a", "b", "c"):
             if ("relu", case, "forward") not in asked.done:
                 assert len(finished(file)) == len(asked.done) + (case == "b")
-                tell(("group", dataclasses.replace(GROUP, case=case)))
+                send(("group", dataclasses.replace(GROUP, case=case)))
                 if case == "b" and not asked.done:
                     raise KeyboardInterrupt
 

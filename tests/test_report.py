@@ -23,7 +23,7 @@ def here(jobs, ended):
     """`together` in this process, one job after the other."""
     for job in jobs:
         try:
-            job.work(job.heard, *job.args)
+            job.work(job.on_message, *job.args)
             ended(job, None)
         except RuntimeError as error:
             ended(job, error)
@@ -45,16 +45,16 @@ def collected(tmp_path_factory):
     small = worker.spec("relu")
     case = dataclasses.replace(small.select("bench")[0], sizes={"E": 64})
     patch.setattr(worker, "spec", lambda name: dataclasses.replace(small, cases=(case,)))
-    heard = []
+    messages = []
     data = Data(MACHINE, {"ops": ["relu"], "sides": list(SIDES), "quick": True})
     folder = tmp_path_factory.mktemp("caches")
-    collect(data, Scope(("relu",), SIDES, True), str(folder), lambda name, words: heard.append((name, words)), here)
+    collect(data, Scope(("relu",), SIDES, True), str(folder), lambda name, words: messages.append((name, words)), here)
     patch.undo()
-    return data, heard
+    return data, messages
 
 
 def test_every_stage_leaves_its_data(collected):
-    data, heard = collected
+    data, messages = collected
     assert {name: stage["became"] for name, stage in data.stages.items()} == dict.fromkeys(
         ("check", "inspect", "bench torch", "bench jax"), DONE
     )
@@ -70,7 +70,7 @@ def test_every_stage_leaves_its_data(collected):
     assert all(sum(line["count"] for f in k["source"] for line in f) > 0 for k in data.kernels)
     assert data.promises
     assert not any(p["broken"] for p in data.promises)
-    assert {name for name, _ in heard} == set(data.stages)
+    assert {name for name, _ in messages} == set(data.stages)
     # What results.json holds is plain.
     assert json.loads(json.dumps(data.as_json()))["groups"] == json.loads(json.dumps(data.groups))
 

@@ -97,6 +97,10 @@ class Side(Protocol):
         """A context in which float64 is float64; jax has none otherwise."""
         ...
 
+    def single(self) -> AbstractContextManager[Any]:
+        """A context without float64, as jax is run by default; torch knows none."""
+        ...
+
     def wait(self, value: Any) -> Any:
         """Returns `value` once the device has finished it."""
         ...

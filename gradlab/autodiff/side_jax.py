@@ -103,6 +103,9 @@ class JaxSide:
     def double(self) -> AbstractContextManager[Any]:
         return jax.enable_x64(True)
 
+    def single(self) -> AbstractContextManager[Any]:
+        return jax.enable_x64(False)
+
     def wait(self, value: Any) -> Any:
         return jax.block_until_ready(value)
 

@@ -132,6 +132,9 @@ class TorchSide:
     def double(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
+    def single(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
     def wait(self, value: Any) -> Any:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

@@ -72,7 +72,7 @@ def rows(
     done = frozenset((g.op, g.case, g.direction) for g in groups)
     head = {"machine": {"gpu": about["gpu"]}, **about, "dtype": dtype, "precision": policy(dtype)}
 
-    def heard(message: tuple[Any, ...]) -> None:
+    def on_message(message: tuple[Any, ...]) -> None:
         match message:
             case ("groups", total):
                 print(f"{total} groups to measure, {len(groups)} are there", flush=True)
@@ -94,7 +94,7 @@ def rows(
         done=done,
     )
     with tempfile.TemporaryDirectory(prefix="gradlab-rows-", ignore_cleanup_errors=True) as folder:
-        work(heard, asked, folder)
+        work(on_message, asked, folder)
     write(groups, head | {"complete": True}, {"json": file})
     for line in problems(groups):
         print(line, flush=True)

@@ -12,7 +12,7 @@ from rich.table import Table
 from gradlab.profiling.files import claim, whole
 from gradlab.profiling.machine import describe, stamp
 from gradlab.workloads import compare_report as report
-from gradlab.workloads.apart import run_apart
+from gradlab.workloads.process import run_elsewhere
 from gradlab.workloads.training import NEEDS, Plan, Run, missing
 from gradlab.workloads.workload import LAYERS, steps
 
@@ -64,10 +64,10 @@ def compare(plan: Plan, out: Path, sides: Sequence[str]) -> int:
             for task, one in zip(tasks, plans, strict=True):
                 bars.start_task(task)
 
-                def told(loss: float, task: TaskID = task) -> None:
+                def on_loss(loss: float, task: TaskID = task) -> None:
                     bars.update(task, advance=1, loss=f"loss {loss:.4f}")
 
-                finished.append(run_apart(one, told))
+                finished.append(run_elsewhere(one, on_loss))
         except KeyboardInterrupt:
             stopped = "interrupted"
         except RuntimeError as error:

@@ -143,8 +143,8 @@ class Training:
         return self._trainer.quiet()
 
 
-def run(plan: Plan, data: Data, told: Callable[[float], object] = lambda loss: None) -> Run:
-    """The whole of a plan in this process; `told` hears the loss of every step.
+def run(plan: Plan, data: Data, on_loss: Callable[[float], object] = lambda loss: None) -> Run:
+    """The whole of a plan in this process; `on_loss` gets the loss of every step.
 
     Its seconds are those of training, compilation included, imports and test left out.
     """
@@ -154,7 +154,7 @@ def run(plan: Plan, data: Data, told: Callable[[float], object] = lambda loss: N
     with training.quiet():
         start = time.perf_counter()
         for loss in training.steps():
-            told(loss)
+            on_loss(loss)
         result.seconds = time.perf_counter() - start
         result.losses = training.losses
         result.score = training.test()

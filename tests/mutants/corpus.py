@@ -38,6 +38,11 @@ SHOWS = (
     "special-dy",  # a cotangent that is sparse, of equal numbers, tiny, large or zero
     "hidden",  # elements of a gradient far below the largest, each against itself
     "given",  # the arrays as `given` makes them of `make`'s
+    "per-sample",  # vmap of the gradient, of all inputs or of one
+    "autocast",  # under bfloat16 autocast
+    "grad-there",  # a .grad that is there already, of the input's layout or another
+    "forward-mode",  # the derivative along a direction
+    "x64-off",  # on jax as it is run by default, in float32
 )
 
 Arrays = tuple[np.ndarray, ...]

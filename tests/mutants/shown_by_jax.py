@@ -76,6 +76,11 @@ def plain(subject, arrays):
     leaves = put(subject, arrays)
     if subject.dtype == "float64":
         return compare(subject, pull(subject.fn, leaves), native(subject.truth)(leaves))
+    return low(subject, leaves)
+
+
+def low(subject, leaves):
+    """Leaves of a low precision, or of several, against the same numbers in float64."""
     exact = [a.astype("float64") if floats(a) else a for a in leaves]
     dys = cotangents(outputs(subject.truth, leaves))
     best = pull(subject.truth, exact, [dy.astype("float64") for dy in dys])
@@ -138,6 +143,44 @@ def one_output(subject, arrays):
     for i in range(len(outputs(subject.truth, leaves))):
         pair = [pull(lambda *a, fn=fn, i=i: fn(*a)[i], leaves) for fn in (subject.fn, subject.truth)]
         hit |= compare(subject, *pair)
+    return hit
+
+
+def given(subject, arrays):
+    return low(subject, subject.given(put(subject, arrays)))
+
+
+def without_x64(subject, arrays):
+    """In float32 as jax is run by default, against thrice the native error there."""
+    leaves = put(subject, arrays, "float32")
+    dys = cotangents(outputs(subject.truth, leaves))
+    best = pull(subject.truth, [a.astype("float64") for a in leaves], [dy.astype("float64") for dy in dys])
+    with jax.enable_x64(False):
+        got, right = pull(subject.fn, leaves, dys), pull(subject.truth, leaves, dys)
+    rows = zip(names(subject), got, right, best, strict=False)
+    return {n for n, a, b, c in rows if far(a, c) > 3 * far(b, c) + 1e-6}
+
+
+def per_sample(subject, arrays):
+    """Two samples of one input by vmap against a loop, the others shared."""
+    leaves, hit = put(subject, arrays), set()
+    dys = cotangents(outputs(subject.fn, leaves))
+    for i in range(len(leaves)):
+        axes = [0 if k == i else None for k in range(len(leaves))]
+        given = [jnp.stack([a, 2 * a]) if k == i else a for k, a in enumerate(leaves)]
+        found = jax.vmap(lambda *a: pull(subject.fn, a, dys), axes)(*given)
+        for n in range(2):
+            sample = [g[n] if k == i else g for k, g in enumerate(given)]
+            hit |= compare(subject, [g[n] for g in found], pull(subject.truth, sample, dys))
+    return hit
+
+
+def forward_mode(subject, arrays):
+    leaves, hit = put(subject, arrays), set()
+    for i, name in enumerate(names(subject)):
+        tangents = [jnp.ones_like(a) * (k == i) for k, a in enumerate(leaves)]
+        pair = [jax.jvp(fn, leaves, tangents)[1] for fn in (subject.fn, subject.truth)]
+        hit |= {name} if far(*pair) > CLOSE else set()
     return hit
 
 
@@ -224,6 +267,10 @@ SHOWN = {
     "vmap": under_vmap,
     "jit": under_jit,
     "composed": composed,
+    "given": given,
+    "x64-off": without_x64,
+    "per-sample": per_sample,
+    "forward-mode": forward_mode,
 }
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import warnings
 
 import numpy as np
 import torch
@@ -89,6 +90,72 @@ def low(subject, leaves):
 def given(subject, arrays):
     leaves = subject.given([t.detach() for t in put(subject, arrays)])
     return low(subject, [t.detach().requires_grad_() if t.is_floating_point() else t for t in leaves])
+
+
+def per_sample(subject, arrays):
+    """Two samples by vmap against a loop, with every input or one alone of each sample's own."""
+    plain, hit = [t.detach() for t in put(subject, arrays)], set()
+    other = [2 * t for t in plain]
+    dys = cotangents(outputs(subject.fn, plain))
+
+    def pulled_back(*leaves):
+        return torch.func.vjp(lambda *a: outputs(subject.fn, a), *leaves)[1](tuple(dys))
+
+    for own in (range(len(plain)), *([i] for i in range(len(plain)))):
+        samples = [plain, [b if i in own else a for i, (a, b) in enumerate(zip(plain, other, strict=True))]]
+        given = [torch.stack(pair) if i in own else pair[0] for i, pair in enumerate(zip(*samples, strict=True))]
+        dims = tuple(0 if i in own else None for i in range(len(plain)))
+        found = torch.func.vmap(pulled_back, in_dims=dims)(*given)
+        for k, sample in enumerate(samples):
+            leaves = [t.detach().requires_grad_() for t in sample]
+            hit |= compare(subject, [g[k] for g in found], pull(outputs(subject.truth, leaves), leaves, dys))
+    return hit
+
+
+def autocast(subject, arrays):
+    """Against thrice the native error there."""
+    leaves = put(subject, arrays, "float32")
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    dys = cotangents(outputs(subject.truth, leaves))
+    best, found = pull(outputs(subject.truth, exact), exact, [dy.double() for dy in dys]), []
+    for fn in (subject.fn, subject.truth):
+        with torch.autocast("cpu", torch.bfloat16):
+            outs = outputs(fn, leaves)
+        found.append(pull(outs, leaves, [dy.to(o.dtype) for dy, o in zip(dys, outs, strict=True)]))
+    rows = zip(names(subject), *found, best, strict=True)
+    return {n for n, a, b, c in rows if far(a, c) > 3 * far(b, c) + CLOSE}
+
+
+def grad_there(subject, arrays):
+    hit = set()
+    for layout in (lambda t: t, lambda t: t.T.contiguous().T):
+        pair = []
+        for fn in (subject.fn, subject.truth):
+            leaves = put(subject, arrays)
+            for t in leaves:
+                t.grad = layout(torch.ones_like(t))
+            for _ in range(2):
+                outs = outputs(fn, leaves)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # another layout is slower, torch warns
+                    torch.autograd.backward(outs, cotangents(outs))
+            pair.append([t.grad for t in leaves])
+        hit |= compare(subject, *pair)
+    return hit
+
+
+def forward_mode(subject, arrays):
+    hit = set()
+    for i, name in enumerate(names(subject)):
+        pair = []
+        for fn in (subject.fn, subject.truth):
+            leaves = [t.detach() for t in put(subject, arrays)]
+            tangents = [torch.ones_like(t) * (k == i) for k, t in enumerate(leaves)]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's first call brings in scripts that it warns of
+                pair.append(torch.func.jvp(lambda *a, fn=fn: outputs(fn, a), tuple(leaves), tuple(tangents))[1])
+        hit |= {name} if any(far(a, b) > CLOSE for a, b in zip(*pair, strict=True)) else set()
+    return hit
 
 
 def second(subject, arrays):
@@ -281,6 +348,10 @@ SHOWN = {
     "one-output": one_output,
     "kept": kept,
     "given": given,
+    "per-sample": per_sample,
+    "autocast": autocast,
+    "grad-there": grad_there,
+    "forward-mode": forward_mode,
 }
 
 

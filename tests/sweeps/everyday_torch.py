@@ -107,6 +107,10 @@ def _attention() -> Callable[..., Any]:
     return lambda x: module(x, x, x, need_weights=False)[0]
 
 
+# What is wrong in torch, looked at one by one.
+KNOWN = {"kl_div": "NaN where the target's softmax is 0 in float64 (inputs 1000 times larger), where the loss is flat"}
+
+
 if __name__ == "__main__":
     from tests.sweeps.sweep import Sample, share, summary, sweep
 
@@ -119,4 +123,4 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     every = [Sample(f"{name}, seed {k}", seeded(name, k)) for name in EVERYDAY for k in range(10)]
-    print(summary(sweep(share(every)), {}))
+    print(summary(sweep(share(every)), KNOWN))

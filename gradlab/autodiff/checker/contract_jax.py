@@ -11,8 +11,10 @@ import numpy as np
 
 from gradlab.autodiff.checker.eager_jax import by_hand, too_many
 from gradlab.autodiff.checker.finding import OK, WRONG
+from gradlab.autodiff.checker.given_jax import given
 from gradlab.autodiff.checker.promise import Promises, first_line, refuses
 from gradlab.autodiff.checker.subject import Subject
+from gradlab.autodiff.checker.transforms_jax import forward_mode, per_sample
 
 Leaves = tuple[Any, ...]
 Way = Callable[[Leaves, Leaves, Leaves], Any]
@@ -29,8 +31,10 @@ def contract(p: Promises, at_size: bool = False) -> None:
     if not at_size and not s.untraced:
         _compiled(p, {
             "forward": _forward, "argnums": _subsets, "each result alone": _alone, "vmap": _mapped,
-            "checkpoint": _checkpoint, "scan": _scan, "float0": _float0,
+            "checkpoint": _checkpoint, "scan": _scan, "float0": _float0, "per-sample gradients": per_sample,
+            "forward mode": forward_mode,
         })  # fmt: skip
+        _guarded(p, "as they were given", functools.partial(given, p))
     eagerly = not at_size and (s.untraced or _worth_running_eagerly(p))
     if eagerly:
         _guarded(p, "eager", functools.partial(_eager, p))

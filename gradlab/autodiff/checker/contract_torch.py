@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from gradlab.autodiff.checker.finding import OK, WRONG
+from gradlab.autodiff.checker.forward_mode_torch import forward_mode
 from gradlab.autodiff.checker.given_torch import given
 from gradlab.autodiff.checker.guard_torch import Guarded, Watched, declares_vmap, once, used_ops
 from gradlab.autodiff.checker.promise import Promises, first_line, refuses
 from gradlab.autodiff.checker.subject import Subject
+from gradlab.autodiff.checker.transforms_torch import accumulated, autocast, per_sample
 
 # Subsets of requires_grad: all of them for as many inputs, else each alone and all but each.
 ALL_SUBSETS = 3
@@ -67,7 +69,8 @@ def contract(p: Promises, at_size: bool = False) -> None:
         }  # fmt: skip
         own |= {
             "strided inputs": _inputs, "negative bit": _negated, "requires_grad": _subsets, "vmap": _mapped,
-            "custom ops": _opcheck,
+            "per-sample gradients": per_sample, "forward mode": forward_mode, ".grad adds up": accumulated,
+            "autocast": autocast, "custom ops": _opcheck,
         }  # fmt: skip
     for check, promise in shared.items():
         _guarded(p, check, promise, p, run)
@@ -77,7 +80,7 @@ def contract(p: Promises, at_size: bool = False) -> None:
 
 # What a caller's gradients meet in every training: a backward that raises there is at fault. What raises elsewhere
 # refuses what it never promised.
-_PROMISED = ("strided dy", "repeated backward", "requires_grad", "each result alone")
+_PROMISED = ("strided dy", "repeated backward", "requires_grad", "each result alone", ".grad adds up")
 
 
 def _guarded(p: Promises, check: str, promise: Callable[..., None], *args: Any) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from gradlab.autodiff.checker.complexes import PARTS, is_complex
 from gradlab.autodiff.checker.finding import WRONG
-from gradlab.autodiff.checker.promise import Promises, first_line
+from gradlab.autodiff.checker.promise import Promises, first_line, refuses
 from gradlab.autodiff.checker.rounding import Worked, held, shaken
 from gradlab.autodiff.checker.subject import FLOATS, UNITS
 
@@ -27,7 +27,7 @@ def given(p: Promises) -> None:
     try:
         first = work(0.0)
     except _Backward as error:
-        if isinstance(error.cause, NotImplementedError) or "not implemented" in str(error.cause):
+        if refuses(error.cause):
             p.note(f"{s.op}: no gradient {how} ({first_line(error.cause, 90)})")
         else:
             p.say(CHECK, WRONG, f"backward raises {first_line(error.cause)}, {how}")
@@ -60,9 +60,10 @@ class _Work:
 
     def __init__(self, p: Promises) -> None:
         self.p, self.unit, self.half = p, 0.0, False
+        self.rng = p.own_rng()
 
     def __call__(self, by: float) -> Worked:
-        s, rng = self.p.probe.subject, self.p.rng
+        s, rng = self.p.probe.subject, self.rng
         memory = _Memory(s.given, by, rng)
         moving, arrays = [], []
         leaves = list(memory.tensors)

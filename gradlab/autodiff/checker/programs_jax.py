@@ -71,4 +71,6 @@ class Programs:
 
 
 def _shapes(leaves: Arrays) -> tuple[Any, ...]:
-    return tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+    # Without x64 results of the same leaves may have other dtypes.
+    wide = str(jax.dtypes.canonicalize_dtype(np.float64))
+    return wide, *((leaf.shape, str(leaf.dtype)) for leaf in leaves)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gradlab.autodiff.checker.derivative import Probe, joined
+from gradlab.autodiff.checker.derivative import SENSITIVITY, Probe, joined
 from gradlab.autodiff.checker.differences import EPS
 from gradlab.autodiff.checker.finding import OK, WRONG, Finding
 from gradlab.autodiff.checker.proof import shaken
@@ -23,6 +23,10 @@ class Promises:
     rng: np.random.Generator
     values: list[np.ndarray] = field(default_factory=list)
     _grain: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def own_rng(self) -> np.random.Generator:
+        """Random numbers of one check's own: what it draws changes nothing of what others draw."""
+        return self.rng.spawn(1)[0]
 
     def add(self, finding: Finding) -> None:
         """Keep a finding."""
@@ -41,10 +45,13 @@ class Promises:
     def slack(self, i: int) -> float:
         """How far two ways to one gradient may be apart, relative to its largest element.
 
-        Rounding in a sum over all results, or what differences found the function's own noise to be.
+        Rounding in a sum over all results, or what differences found the function's own noise to be; or what they found
+        the gradient to be off by where that is no fault, as of a solver that stops at a tolerance.
         """
-        errors = [p.error / p.scale for p in (*self.probe.pairs.get(i, []), *self.probe.joint) if p.scale]
-        return max((8 + self.probe.middle.size) * EPS, min(1e-3, 10 * max(errors, default=0.0)))
+        pairs = [p for p in (*self.probe.pairs.get(i, []), *self.probe.joint) if p.scale]
+        errors = max((p.error / p.scale for p in pairs), default=0.0)
+        offs = max((p.off / p.scale for p in pairs), default=0.0)
+        return max((8 + self.probe.middle.size) * EPS, min(1e-3, 10 * errors), min(10 * SENSITIVITY, 10 * offs))
 
     def same_gradients(self, check: str, got: Sequence[np.ndarray | None], wrt: Sequence[int],
                        how: str, wanted: Sequence[np.ndarray] | None = None) -> bool:  # fmt: skip

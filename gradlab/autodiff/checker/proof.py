@@ -21,6 +21,8 @@ HALVINGS = 3
 FAR = 8.0
 # A gradient that is this many times the slopes may be right of ones that grow without bound, as the root's at 0.
 HUGE = 1e3
+# Steps, relative to the largest element, of at least eight and four stairs of bfloat16.
+STAIRS = (2.0**-4, 2.0**-5)
 # Relative to the slope, what a slope beside a gradient that is no number has to be sure of.
 NEAR = 1e-3
 
@@ -79,6 +81,12 @@ def _proven(probe: Probe, i: int, draw: Callable[[], np.ndarray], draw_other: Ca
         far += not off <= least + FAR * finest.error
     if far < 2:
         return "the gradient is within its own rounding of the differences"
+    if (
+        finite
+        and not any(s.value for s in found)
+        and _on_a_stair(probe, {i: first}, float(np.vdot(probe.gradients[i], first)))
+    ):
+        return "the function is flat over small steps alone, as a cast to a low precision is"
     if offs[0] > HUGE * max(abs(s.value) for s in found) and not bounded(probe, {i: first}):
         return "slopes grow as the steps shrink"
     if not _add_up(found[2], found[0], found[1], offs[0]) or not _add_up(found[0], found[3], found[1], offs[0]):
@@ -207,6 +215,14 @@ def bounded(probe: Probe, line: Line) -> bool:
         return False
     rounding = 64 * probe.subject.eps * phi.size
     return all(s <= 8 * max(sizes[:2]) + rounding / h for s, h in zip(sizes, steps, strict=False))
+
+
+def _on_a_stair(probe: Probe, line: Line, got: float) -> bool:
+    """Whether steps of many last bits of a low precision, beside the input, have the gradient's slope."""
+    phi = _Along(probe, line)
+    largest = max(float(np.max(np.abs(probe.arrays[i]), initial=0.0)) for i in line)
+    steps = [part * largest / phi.unit for part in STAIRS]
+    return all(h > 0 and abs((phi(h) - phi(-h)) / (2 * h) - got) <= abs(got) / 3 for h in steps)
 
 
 def _slopes(probe: Probe, line: Line, got: float, least: float, thorough: bool) -> list[_Slope]:

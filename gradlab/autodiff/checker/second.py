@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.checker.derivative import Probe, joined, uneven
+from gradlab.autodiff.checker.derivative import Probe, joined, split, uneven
 from gradlab.autodiff.checker.finding import OK, WRONG, Finding
 from gradlab.autodiff.checker.judge import judge
 from gradlab.autodiff.checker.promise import Promises, first_line
@@ -75,6 +75,10 @@ def second(p: Promises, rng: np.random.Generator, light: Promises | None = None,
                 p.say(CHECK, OK, f.said, f.input, (), {"error": f.error})
         else:
             _judge(q, constant, rng, CHECK)
+        if p.probe.subject.side.name == "jax":
+            values = split(constant.middle, [q.probe.gradients[i] for i in q.probe.subject.wrt])
+            over = importlib.import_module("gradlab.autodiff.checker.transforms_jax").forward_over_reverse
+            over(Promises(constant, p.findings, p.note, rng, values))
     except Exception as error:
         why = f"has no second derivative: {first_line(error)}"
         if asked:

@@ -95,7 +95,7 @@ def in_turns(
     pairs: Sequence[tuple[int, int]] = (),
     around: Sequence[Callable[[], AbstractContextManager[Any]]] = (),
     spoilt: Callable[[float, float], bool] = lambda start, end: False,
-    told: Callable[[float], object] = lambda share: None,
+    on_progress: Callable[[float], object] = lambda share: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Rounds:
     """Time functions in turns until the ratios of `pairs` are known to CLOSE, for about `budget` seconds at most.
@@ -108,7 +108,7 @@ def in_turns(
         pairs: members whose ratio has to be known; none means that the time is used up.
         around: for each member what is entered, untimed, for its samples; nothing when not given.
         spoilt: whether a round, from and to these seconds of `clock`, is not to count.
-        told: hears the share of the budget that is spent, after each round.
+        on_progress: gets the share of the budget that is spent, after each round.
         clock: seconds, from any start.
     """
     start = clock()
@@ -145,7 +145,7 @@ def in_turns(
                 found.dropped += 1
             else:
                 found.kept.append(one)
-            told(min(1.0, (clock() - start) / budget))
+            on_progress(min(1.0, (clock() - start) / budget))
     finally:
         if collecting:
             gc.enable()

@@ -15,7 +15,6 @@ from gradlab.autodiff.arguments import FLOATS
 from gradlab.autodiff.side import known
 from gradlab.kernels.spec import Spec, spec, specs
 from gradlab.profiling import ranges
-from gradlab.profiling.apart import apart
 from gradlab.profiling.bench import compare
 from gradlab.profiling.bench.file import write
 from gradlab.profiling.bench.row import GRADLAB, MODES, NATIVE, PASSES, Group
@@ -25,6 +24,7 @@ from gradlab.profiling.bench.words import policy
 from gradlab.profiling.bench.worker import ENVIRONMENT, Asked, work
 from gradlab.profiling.files import writable
 from gradlab.profiling.machine import describe
+from gradlab.profiling.processes import run_in_process
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Command:
         )
 
 
-def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -> int:
+def run(command: Command, console: Console, run_in_process: Callable[..., Any] = run_in_process) -> int:
     """Measure, print, and write what was measured after each group.
 
     Returns:
@@ -130,7 +130,7 @@ def run(command: Command, console: Console, apart: Callable[..., Any] = apart) -
         console.print(f"{ranges.VARIABLE} is set: nothing is timed with ranges on, they are off here", style="yellow")
     interrupted, ended = False, []
     try:
-        ended = measured(plan, groups, console, lambda: keep(False), apart)
+        ended = measured(plan, groups, console, lambda: keep(False), run_in_process)
         keep(not ended)
     except KeyboardInterrupt:
         interrupted = True
@@ -158,7 +158,7 @@ def measured(
     groups: list[Group],
     console: Console,
     keep: Callable[[], object],
-    apart: Callable[..., Any] = apart,
+    run_in_process: Callable[..., Any] = run_in_process,
 ) -> list[str]:
     """Run each side's process; its groups are appended as they come, and `keep` is called after each.
 
@@ -177,17 +177,17 @@ def measured(
     ) as progress:
         for asked in plan:
             with tempfile.TemporaryDirectory(prefix="gradlab-bench-", ignore_cleanup_errors=True) as folder:
-                heard = Heard(progress, progress.add_task(f"{asked.side} starts", total=None), groups, keep)
+                messages = Messages(progress, progress.add_task(f"{asked.side} starts", total=None), groups, keep)
                 try:
-                    apart(f"bench, {asked.side}", work, asked, folder, heard=heard, env=ENVIRONMENT)
+                    run_in_process(f"bench, {asked.side}", work, asked, folder, on_message=messages, env=ENVIRONMENT)
                 except RuntimeError as error:
                     ended.append(str(error))
-            progress.remove_task(heard.task)
+            progress.remove_task(messages.task)
     return ended
 
 
 @dataclass
-class Heard:
+class Messages:
     """What a measuring process tells, shown and kept."""
 
     progress: Progress

@@ -37,7 +37,7 @@ def measure(
     watch: Watch,
     swept: float | None = None,
     fresh: bool = True,
-    told: Callable[[str, float], object] = lambda stage, share: None,
+    on_progress: Callable[[str, float], object] = lambda stage, share: None,
 ) -> Group:
     """Build, prove and time every implementation of a subject in every mode, in one group.
 
@@ -46,7 +46,7 @@ def measure(
         ceilings, watch: of the subject's device.
         swept: the size relative to the case of the Spec that was scaled.
         fresh: whether first calls are timed: each member is built twice, with nothing kept in memory in between.
-        told: hears what is done, and the share of the timing that is over.
+        on_progress: gets what is done, and the share of the timing that is over.
     """
     flops, moved = subject.work(direction)
     blank = Group(
@@ -65,12 +65,12 @@ def measure(
         swept=swept,
     )
     with subject.precise():
-        built = _build(subject, direction, modes, fresh, told)
-        return _time(subject, blank, built, budget, watch, functools.partial(told, "timing"))
+        built = _build(subject, direction, modes, fresh, on_progress)
+        return _time(subject, blank, built, budget, watch, functools.partial(on_progress, "timing"))
 
 
 def _build(
-    subject: Subject, direction: str, modes: Sequence[str], fresh: bool, told: Callable[[str, float], object]
+    subject: Subject, direction: str, modes: Sequence[str], fresh: bool, on_progress: Callable[[str, float], object]
 ) -> list[Built]:
     """Every member called twice, with empty caches and with what that left on disk; or once, caches as they are."""
     built = []
@@ -81,7 +81,7 @@ def _build(
     for attempt in ("first_call", "cached_call") if fresh else ("",):
         natives(subject.side.name).forget()
         for one in built:
-            told(f"{one.member.name}: {attempt.replace('_', ' ') or 'call'}", 0.0)
+            on_progress(f"{one.member.name}: {attempt.replace('_', ' ') or 'call'}", 0.0)
             if one.sound:
                 _call(subject, direction, one, attempt)
     return built
@@ -107,7 +107,12 @@ def _call(subject: Subject, direction: str, one: Built, attempt: str) -> None:
 
 
 def _time(
-    subject: Subject, blank: Group, built: Sequence[Built], budget: float, watch: Watch, told: Callable[[float], object]
+    subject: Subject,
+    blank: Group,
+    built: Sequence[Built],
+    budget: float,
+    watch: Watch,
+    on_progress: Callable[[float], object],
 ) -> Group:
     """The group with its members' samples; those with a problem come without."""
     sound = [one for one in built if one.sound]
@@ -131,7 +136,14 @@ def _time(
     clocks = timers(subject.side, alone)
     start = time.perf_counter()
     rounds = in_turns(
-        calls, clocks, subject.side.wait, budget, pairs=wanted, around=around, spoilt=watch.slowed, told=told
+        calls,
+        clocks,
+        subject.side.wait,
+        budget,
+        pairs=wanted,
+        around=around,
+        spoilt=watch.slowed,
+        on_progress=on_progress,
     )
     replayed = getattr(clocks["warm"], "replayed", lambda call: False)
     launched = getattr(clocks["warm"], "launched", lambda call: "")

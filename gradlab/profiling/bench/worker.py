@@ -1,4 +1,4 @@
-"""The benchmark's part in one side's process: subjects one after another, told group by group."""
+"""The benchmark's part in one side's process: subjects one after another, sent group by group."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -38,7 +38,7 @@ class Asked:
         largest: each op's largest case alone; or, tiny, its first checked one and tiny ceilings: all the same steps in
             no time.
         fresh: compilers find nothing in any group, which is what a first call is timed with; without it they keep what
-            they made, and no first call is told.
+            they made, and no first call is reported.
         done: (op, case, pass) of the groups that an earlier run has.
     """
 
@@ -68,7 +68,7 @@ ENVIRONMENT = {
 }
 
 
-def work(tell: Callable[[Any], object], asked: Asked, folder: str) -> None:
+def work(send: Callable[[Any], object], asked: Asked, folder: str) -> None:
     """Measure all that is asked for; tells ("groups", how many), ("at", words, share of the group), ("group", Group).
 
     Args:
@@ -82,11 +82,11 @@ def work(tell: Callable[[Any], object], asked: Asked, folder: str) -> None:
         if not asked.swept or way in asked.swept or subject[2] == 1
         if (subject[0].name, subject[1].name, way) not in asked.done
     ]
-    tell(("groups", len(plan)))
+    send(("groups", len(plan)))
     compilers = natives(side.name)
     if COMPILED in asked.modes and asked.fresh:
         # The first of all looks for the machine's instructions and the C++ compiler: no member's first call.
-        tell(("at", f"{side.name}: compiler starts", 0.0))
+        send(("at", f"{side.name}: compiler starts", 0.0))
         with compilers.fresh(f"{folder}/start"):
             side.wait(side.compiled(lambda x: x + x)(side.put(np.ones(8), asked.dtype)))
     ceilings = Ceilings(side, asked.dtype, timers(side)["warm"], asked.tiny)
@@ -94,16 +94,24 @@ def work(tell: Callable[[Any], object], asked: Asked, folder: str) -> None:
         for i, ((op, case, share), way) in enumerate(plan):
             what = f"{op.name} on {side.name}, {case.name}, {way}"
 
-            def told(stage: str, share: float, what: str = what) -> None:
-                tell(("at", f"{what}: {stage}", share))
+            def on_progress(stage: str, share: float, what: str = what) -> None:
+                send(("at", f"{what}: {stage}", share))
 
-            told("inputs and ceilings", 0.0)
+            on_progress("inputs and ceilings", 0.0)
             with compilers.fresh(f"{folder}/{i}") if asked.fresh else nullcontext():
                 subject = Subject(op, case, side, asked.dtype, asked.seed)
                 group = measure(
-                    subject, way, asked.modes, asked.budget, ceilings, watch, swept=share, fresh=asked.fresh, told=told
+                    subject,
+                    way,
+                    asked.modes,
+                    asked.budget,
+                    ceilings,
+                    watch,
+                    swept=share,
+                    fresh=asked.fresh,
+                    on_progress=on_progress,
                 )
-            tell(("group", group))
+            send(("group", group))
 
 
 def subjects(asked: Asked, side: Side) -> Iterator[tuple[Spec, Case, float | None]]:

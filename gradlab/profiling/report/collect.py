@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradlab.profiling.apart import Job, together
 from gradlab.profiling.bench.worker import ENVIRONMENT
 from gradlab.profiling.bench.worker import work as benchmark
+from gradlab.profiling.processes import Job, run_jobs
 from gradlab.profiling.report.stages import Scope, checks, inspections, timings
 
 KIND, SCHEMA = "gradlab report", 1
@@ -39,7 +39,7 @@ class Data:
     def as_json(self) -> dict[str, Any]:
         return {"kind": KIND, "schema": SCHEMA, **vars(self)}
 
-    def hear(self, message: tuple[Any, ...]) -> None:
+    def take(self, message: tuple[Any, ...]) -> None:
         """Keep what a stage tells."""
         match message:
             case ("check", found):
@@ -52,40 +52,40 @@ class Data:
                 self.groups.append(group.as_json())
 
 
-Together = Callable[[Sequence[Job], Callable[[Job, Any], object]], object]
+RunJobs = Callable[[Sequence[Job], Callable[[Job, Any], object]], object]
 
 
 def collect(
-    data: Data, scope: Scope, folder: str, said: Callable[[str, str], object], together: Together = together
+    data: Data, scope: Scope, folder: str, on_stage: Callable[[str, str], object], run_jobs: RunJobs = run_jobs
 ) -> None:
     """Check and inspect beside each other, then time each side alone: nothing else may run while a clock does.
 
-    A stage that fails leaves its error and stops no other; what an interrupted one had told is in `data`.
+    A stage that fails leaves its error and stops no other; what an interrupted one had sent is in `data`.
 
     Args:
         folder: for the compilers' caches.
-        said: hears a stage's name and what it is at.
+        on_stage: gets a stage's name and what it is at.
     """
 
     def job(name: str, work: Callable[..., None], *args: Any, env: dict[str, str] | None = None) -> Job:
         data.stages[name] = {"became": STOPPED, "seconds": 0.0}
 
-        def heard(message: tuple[Any, ...]) -> None:
-            data.hear(message)
+        def on_message(message: tuple[Any, ...]) -> None:
+            data.take(message)
             if message[0] == "at":
-                said(name, message[1])
+                on_stage(name, message[1])
 
-        return Job(name, work, args, heard, env or {})
+        return Job(name, work, args, on_message, env or {})
 
     def ended(job: Job, outcome: Any) -> None:
         failed = isinstance(outcome, RuntimeError)
         data.stages[job.name] = {"became": FAILED if failed else DONE, "seconds": time.perf_counter() - begun}
         if failed:
             data.stages[job.name]["error"] = str(outcome)
-        said(job.name, data.stages[job.name]["became"])
+        on_stage(job.name, data.stages[job.name]["became"])
 
     first = [job("check", checks, scope), job("inspect", inspections, scope)]
     alone = [job(f"bench {a.side}", benchmark, a, f"{folder}/{a.side}", env=ENVIRONMENT) for a in timings(scope)]
     for jobs in (first, *([one] for one in alone)):
         begun = time.perf_counter()
-        together(jobs, ended)
+        run_jobs(jobs, ended)

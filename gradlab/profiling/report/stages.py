@@ -45,20 +45,20 @@ class Scope:
         return ("bfloat16",) if self.quick else ("bfloat16", "float32")
 
 
-Tell = Callable[[tuple[str, Any]], object]
+Send = Callable[[tuple[str, Any]], object]
 
 
-def checks(tell: Tell, scope: Scope) -> None:
+def checks(send: Send, scope: Scope) -> None:
     """Every op's check, with the curves of error against step; tells ("at", words) and ("check", data) an op."""
     for name in scope.ops:
-        started = functools.partial(_started, tell)
+        started = functools.partial(_started, send)
         options: dict[str, Any] = {"parts": ("derivative",), "order": 1} if scope.quick else {}
         report = check(name, side=scope.sides, raises=False, started=started, **options)
-        tell(("check", {"op": name, **json.loads(report.to_json()), "curves": _curves(report)}))
+        send(("check", {"op": name, **json.loads(report.to_json()), "curves": _curves(report)}))
 
 
-def _started(tell: Tell, what: str, spent: float) -> None:
-    tell(("at", what))
+def _started(send: Send, what: str, spent: float) -> None:
+    send(("at", what))
 
 
 def _curves(report: Report) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def timings(scope: Scope) -> tuple[Asked, ...]:
     return tuple(replace(some, side=side, modes=modes[side], factors=QUICK) for side in scope.sides)
 
 
-def inspections(tell: Tell, scope: Scope) -> None:
+def inspections(send: Send, scope: Scope) -> None:
     """Every kernel's machine code and promises; tells ("at", words), ("kernel", data) each, ("promises", data)."""
     ops = [spec(name) for name in scope.ops]
     asked = choose(ops, scope.sides, scope.dtypes, None)
@@ -95,11 +95,11 @@ def inspections(tell: Tell, scope: Scope) -> None:
     more = tuple(s for s in held if s not in asked)
     codes = []
     for code in read(Wanted(asked + more, targets(scope.archs, None), lines=True)):
-        tell(("at", f"{code.op} on {code.side}, {code.name}, {code.dtype}, {code.arch}"))
+        send(("at", f"{code.op} on {code.side}, {code.name}, {code.dtype}, {code.arch}"))
         codes.append(code)
-        tell(("kernel", code.as_json() | {"source": _source(code)}))
+        send(("kernel", code.as_json() | {"source": _source(code)}))
     verdicts = promises.hold(ops, scope.sides, codes)
-    tell(
+    send(
         (
             "promises",
             [

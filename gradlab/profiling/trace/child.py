@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, **ENV, "PYTHONPATH": path, VARIABLE: ""}
 
 
-def traced(module: str, jobs: Sequence[Job], told: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+def traced(module: str, jobs: Sequence[Job], on_progress: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """Trace each job in a process of its own: what each left, by side.
 
     They warm up one after another, so that nothing disturbs what compiling costs; then each is traced while the others
@@ -47,14 +47,14 @@ def traced(module: str, jobs: Sequence[Job], told: Callable[[str], None]) -> dic
     with ExitStack() as stack:
         children = []
         for job in jobs:
-            told(f"{job.side}: warm-up")
+            on_progress(f"{job.side}: warm-up")
             child = Child(command(module, job))
             stack.callback(child.end)
             child.ready(job)
             children.append(child)
         found = {}
         for job, child in zip(jobs, children, strict=True):
-            told(f"{job.side}: {job.steps} steps")
+            on_progress(f"{job.side}: {job.steps} steps")
             found[job.side] = child.result(job)
     return found
 

@@ -8,44 +8,46 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
 
-Tell = Callable[[Any], object]
+Send = Callable[[Any], object]
 
 
 @dataclass(frozen=True)
 class Job:
-    """`work(tell, *args)` of a process.
+    """`work(send, *args)` of a process.
 
     Attributes:
         name: what the work is, for its error.
-        work: a function of a module, whose name it is found by; `args`, what it tells and returns are pickled.
-        heard: gets whatever the work tells, as it is told.
+        work: a function of a module, whose name it is found by; `args`, what it sends and returns are pickled.
+        on_message: gets whatever the work sends, as it is sent.
         env: variables that the process has beside those of this one, set before any framework is imported.
     """
 
     name: str
     work: Callable[..., Any]
     args: tuple[Any, ...] = ()
-    heard: Tell = lambda value: None
+    on_message: Send = lambda value: None
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-def apart(name: str, work: Callable[..., Any], *args: Any, heard: Tell, env: Mapping[str, str] | None = None) -> Any:
+def run_in_process(
+    name: str, work: Callable[..., Any], *args: Any, on_message: Send, env: Mapping[str, str] | None = None
+) -> Any:
     """What one job returns.
 
     Raises:
         RuntimeError: the work failed; its last line.
     """
-    (outcome,) = together([Job(name, work, args, heard, env or {})])
+    (outcome,) = run_jobs([Job(name, work, args, on_message, env or {})])
     if isinstance(outcome, RuntimeError):
         raise outcome
     return outcome
 
 
-def together(jobs: Sequence[Job], ended: Callable[[Job, Any], object] = lambda job, outcome: None) -> list[Any]:
+def run_jobs(jobs: Sequence[Job], ended: Callable[[Job, Any], object] = lambda job, outcome: None) -> list[Any]:
     """Run jobs side by side; what each returns, or the RuntimeError that ended it. None is left when this returns.
 
     Args:
-        ended: hears a job and its outcome as soon as it is there.
+        ended: gets a job and its outcome as soon as it is there.
     """
     context = multiprocessing.get_context("spawn")
     outcomes: dict[int, Any] = {}
@@ -62,8 +64,8 @@ def together(jobs: Sequence[Job], ended: Callable[[Job, Any], object] = lambda j
             for here in cast(list[Connection], wait(list(running))):
                 i, process = running[here]
                 kind, value = _received(here, process)
-                if kind == "told":
-                    jobs[i].heard(value)
+                if kind == "message":
+                    jobs[i].on_message(value)
                 else:
                     outcomes[i] = value if kind == "done" else RuntimeError(f"{jobs[i].name}: {value}")
                     _end(here, process)
@@ -94,7 +96,7 @@ def _child(pipe: Connection, env: Mapping[str, str], work: Callable[..., Any], a
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(env)
     try:
-        pipe.send(("done", work(lambda value: pipe.send(("told", value)), *args)))
+        pipe.send(("done", work(lambda value: pipe.send(("message", value)), *args)))
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         pipe.send(("failed", f"{type(error).__name__}: {lines[0]}"))
