@@ -3,7 +3,7 @@
 from gradlab.autodiff.adam_jax import AdamState, adam_init, adam_step
 from gradlab.autodiff.adam_transforms_jax import adam, adamw, amsgrad
 from gradlab.autodiff.binary_cross_entropy_with_logits_jax import binary_cross_entropy_with_logits
-from gradlab.autodiff.classes_jax import raise_late
+from gradlab.autodiff.classes_jax import raise_device_errors
 from gradlab.autodiff.conv2d_jax import conv2d
 from gradlab.autodiff.cross_entropy_jax import cross_entropy
 from gradlab.autodiff.hooks_jax import conv_general_dilated, dot_general
@@ -38,7 +38,7 @@ __all__ = [
     "linear_cross_entropy",
     "max_pool2d",
     "mse_loss",
-    "raise_late",
+    "raise_device_errors",
     "relu",
     "sgd",
     "sgd_step",

@@ -26,7 +26,7 @@ from gradlab.autodiff.relu_torch import relu
 from gradlab.autodiff.sgd_torch import SGD, sgd_step
 from gradlab.autodiff.sigmoid_torch import sigmoid
 from gradlab.autodiff.tanh_torch import tanh
-from gradlab.kernels.classes_triton import raise_late
+from gradlab.kernels.classes_triton import raise_device_errors
 
 __all__ = [
     "SGD",
@@ -52,7 +52,7 @@ __all__ = [
     "linear_cross_entropy",
     "max_pool2d",
     "mse_loss",
-    "raise_late",
+    "raise_device_errors",
     "relu",
     "sgd_step",
     "sigmoid",

@@ -52,7 +52,7 @@ def test_no_class_wraps_round(device, op, case):
         assert ours(t, ignore_index=ignore_index, reduction="none").isnan().nonzero().flatten().tolist() == [wrong]
         torch.cuda.synchronize()
         with pytest.raises(IndexError, match=rf"is {classes[wrong]}, wanted"):
-            lab.raise_late()
+            lab.raise_device_errors()
         return
     want = loss(lambda t, **options: F.cross_entropy(F.linear(h, w), t, **options), t.long())
     for got, exact in zip(loss(ours, t), want, strict=True):

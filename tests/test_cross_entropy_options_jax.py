@@ -209,13 +209,13 @@ def test_a_class_out_of_range_on_an_accelerator_is_told_late_and_nothing_waits()
     try:
         classes_jax.note(Late(-1, 0), "cross_entropy", 5)
         classes_jax.note(late, "cross_entropy", 5)
-        lab.raise_late()
+        lab.raise_device_errors()
         late.ready = True
         with pytest.raises(
             IndexError, match=r"cross_entropy: labels.ravel\(\)\[4\] is 9, wanted a class in \[0, 5\); found"
         ):
-            lab.raise_late()
-        lab.raise_late()
+            lab.raise_device_errors()
+        lab.raise_device_errors()
     finally:
         classes_jax._pending.clear()
     assert classes_jax.unknown(jnp.asarray([[0, 5], [-100, 1]]), 5, -100).tolist() == [1, 5]

@@ -438,14 +438,14 @@ def test_a_class_out_of_range_on_a_gpu_is_told_late_and_nothing_waits():
     try:
         classes.note(classes.Note(Event(True), fine, "cross_entropy", 6, 5, 1))
         classes.note(classes.Note(Event(False), bad, "cross_entropy", 6, 5, 1))
-        lab.raise_late()
+        lab.raise_device_errors()
         assert len(classes._pending) == 1, "what is over is forgotten, what is not yet over is not asked"
         classes._pending[0] = classes._pending[0]._replace(event=Event(True), D=2)
         with pytest.raises(
             IndexError, match=r"cross_entropy: target.flatten\(1\)\[1, 0\] is 9, wanted a class in \[0, 5\); found"
         ):
-            lab.raise_late()
-        lab.raise_late()
+            lab.raise_device_errors()
+        lab.raise_device_errors()
     finally:
         classes._pending.clear()
 

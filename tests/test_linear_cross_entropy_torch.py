@@ -318,7 +318,7 @@ def test_class_out_of_range(device, row, value):
     lab.linear_cross_entropy(h, w, t, b)
     torch.cuda.synchronize()
     with pytest.raises(IndexError, match=rf"target\[{row}\] is {value}"):
-        lab.raise_late()
+        lab.raise_device_errors()
 
 
 def test_a_class_that_nobody_looked_at_is_nan(device, monkeypatch):

@@ -160,10 +160,14 @@ class Adam(OneLaunch, torch.optim.Adam):
         return state["step"]
 
     def _step_all(
-        self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple], clip: torch.Tensor | None
+        self,
+        columns: Sequence[list[torch.Tensor]],
+        scalars: list[float],
+        on_device: list[tuple],
+        clip: torch.Tensor | None,
     ) -> None:
         params, grads, exp_avgs, exp_avg_sqs, tops, masters = columns
-        rates, steps, keys = (list(column) for column in zip(*late, strict=True))
+        rates, steps, keys = (list(column) for column in zip(*on_device, strict=True))
         found = self._amp("found_inf", params[0])
         counted = [step for step in steps if step.numel()]
         if counted:

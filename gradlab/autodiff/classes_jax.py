@@ -1,4 +1,4 @@
-"""Classes out of range on jax: an error at once on a CPU, a late one on an accelerator, a checkify check inside jit."""
+"""Classes out of range on jax: an error at once on a CPU, at a later call on an accelerator, by checkify inside jit."""
 
 import functools
 from collections import deque
@@ -69,7 +69,7 @@ def refuse_unknown(op: str, t: jax.Array | np.ndarray, V: int, ignore_index: int
     if isinstance(t, jax.core.Tracer):
         return guarded(t, Known(op, V, ignore_index))
     if isinstance(t, jax.Array) and any(d.platform != "cpu" for d in t.devices()):
-        raise_late()
+        raise_device_errors()
         note(unknown(t, V, ignore_index), op, V, t.dtype)
         return t
     classes = np.asarray(t)
@@ -132,7 +132,7 @@ def note(found: jax.Array, op: str, V: int, dtype: Any = np.int64) -> None:
     _pending.append((found, op, V, dtype))
 
 
-def raise_late() -> None:
+def raise_device_errors() -> None:
     """Raise what calls that are over found; the others go on, and nothing waits for them.
 
     Raises:

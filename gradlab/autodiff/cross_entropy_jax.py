@@ -192,8 +192,8 @@ def cross_entropy(
         TypeError: not arrays of one such dtype, labels not integer.
         IndexError: a class out of range, with its place. On a CPU outside jit at once. On an accelerator nothing waits
             for the device: the row's loss and gradient are NaN, and a later call that finds the note of it arrived
-            raises (`gradlab.jax.raise_late` asks without a call). Inside jit the row is NaN, and the error is one of
-            `jax.experimental.checkify` for whoever wraps the program in it.
+            raises (`gradlab.jax.raise_device_errors` asks without a call). Inside jit the row is NaN, and the error is
+            one of `jax.experimental.checkify` for whoever wraps the program in it.
         NotImplementedError: a third derivative.
     """
     labels = as_given(labels)

@@ -249,8 +249,8 @@ def cross_entropy(
             with logits given away before and not written since, or where a compiler or a transform runs.
         TypeError: not strided tensors of one such dtype, classes not integer.
         IndexError: a class out of range, with its row. On a CPU at once. On CUDA nothing waits for the device: the
-            row's loss and gradient are NaN, a kernel notes the row, and a later call, there or back, that finds the
-            note arrived raises (`gradlab.torch.raise_late` asks without a call). Not inside a captured CUDA graph.
+            row's loss and gradient are NaN, a kernel notes the row, and a later call that finds the note arrived
+            raises (`gradlab.torch.raise_device_errors` asks without a call). Not inside a captured CUDA graph.
         RuntimeError: a second backward pass after inplace.
         NotImplementedError: a third derivative; with inplace a second one, or a batch of backward passes.
     """

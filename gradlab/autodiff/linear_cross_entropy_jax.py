@@ -166,8 +166,8 @@ def linear_cross_entropy(
         ValueError: shapes that do not fit, an unknown reduction, a number out of its range.
         TypeError: not an array, mixed or integer dtypes, labels not integer.
         IndexError: a class out of range, with its place. On a CPU outside jit at once; else the row's loss and gradient
-            are NaN, and on an accelerator a later call raises (`gradlab.jax.raise_late` asks without a call). Inside
-            jit the error is one of `jax.experimental.checkify` for whoever wraps the program in it.
+            are NaN, and on an accelerator a later call raises (`gradlab.jax.raise_device_errors` asks without a call).
+            Inside jit the error is one of `jax.experimental.checkify` for whoever wraps the program in it.
         NotImplementedError: a third derivative.
     """
     labels = as_given(labels)

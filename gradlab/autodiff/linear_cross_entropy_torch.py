@@ -217,7 +217,7 @@ def linear_cross_entropy(
             weight that requires a gradient.
         TypeError: not a strided tensor, mixed or integer dtypes, classes not integer.
         IndexError: a class out of range, with its row. On a CPU at once; on CUDA the row's loss and gradient are NaN,
-            and a later call raises (`gradlab.torch.raise_late` asks without a call).
+            and a later call raises (`gradlab.torch.raise_device_errors` asks without a call).
         NotImplementedError: a third derivative.
     """
     if bias is not None:

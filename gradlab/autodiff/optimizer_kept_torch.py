@@ -20,7 +20,7 @@ class Kept:
     """One launch's parameters, and where what stands beside each comes from.
 
     Attributes:
-        late: what the rows had more.
+        on_device: what the rows had more.
     """
 
     def __init__(
@@ -29,9 +29,9 @@ class Kept:
         columns: Sequence[list[Any]],
         names: Sequence[str | None],
         options: tuple,
-        late: list[tuple],
+        on_device: list[tuple],
     ) -> None:
-        self._params, self._options, self.late = params, options, late
+        self._params, self._options, self.on_device = params, options, on_device
         # Of each place of a row behind parameter and gradient: a name in the state, or tensors without elements.
         self._places = [column if name is None else name for column, name in zip(columns[2:], names, strict=True)]
         self._dtypes = [column[0].dtype for column in columns]
@@ -64,7 +64,7 @@ class Kept:
 
 def kept(rows: Sequence[Any], states: dict, options: tuple | None) -> Kept | None:
     """What to keep of a step's only launch, or None: its rows lie alike, on a CPU, and have nothing on the device."""
-    if options is None or any(x.numel() if isinstance(x, torch.Tensor) else x for row in rows for x in row.late):
+    if options is None or any(x.numel() if isinstance(x, torch.Tensor) else x for row in rows for x in row.on_device):
         return None
     columns = [list(column) for column in zip(*[row.tensors for row in rows], strict=True)]
     if not all(map(memory.plain, columns)) or not all(dense(p) is p for p in columns[0]):
@@ -76,4 +76,4 @@ def kept(rows: Sequence[Any], states: dict, options: tuple | None) -> Kept | Non
     for column, name in zip(columns[2:], names, strict=True):
         if any(t.numel() if name is None else state.get(name) is not t for t, state in zip(column, found, strict=True)):
             return None
-    return Kept(columns[0], columns, names, options, [row.late for row in rows])
+    return Kept(columns[0], columns, names, options, [row.on_device for row in rows])

@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
     tensors: tuple[torch.Tensor, ...]
     scalars: list[float]
-    late: tuple[Any, ...] = ()
+    on_device: tuple[Any, ...] = ()
 
 
 class OneLaunch(torch.optim.Optimizer):
@@ -66,7 +66,11 @@ class OneLaunch(torch.optim.Optimizer):
             group.update(flags)
 
     def _step_all(
-        self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple], clip: torch.Tensor | None
+        self,
+        columns: Sequence[list[torch.Tensor]],
+        scalars: list[float],
+        on_device: list[tuple],
+        clip: torch.Tensor | None,
     ) -> None:
         """Launch over the columns: for each place of a row, the tensors of all parameters; then what rows have more."""
         raise NotImplementedError
@@ -109,7 +113,7 @@ class OneLaunch(torch.optim.Optimizer):
         if last is not None and columns is not None:
             clip = self._clip(params)
             scalars = [x for _, group, p in moving for x in self._numbers(group, p)]
-            self._step_all(columns, scalars, last.late, clip)
+            self._step_all(columns, scalars, last.on_device, clip)
             return loss
         for _, group, p in moving:
             self._refuse_row(group, p)
@@ -200,7 +204,7 @@ class OneLaunch(torch.optim.Optimizer):
         models = [dense(row.tensors[0]) for row in rows]
         alike = [tuple(_lie_like(m, t) for t in row.tensors) for m, row in zip(models, rows, strict=True)]
         columns = [list(column) for column in zip(*alike, strict=True)]
-        self._step_all(columns, [x for row in rows for x in row.scalars], [row.late for row in rows], clip)
+        self._step_all(columns, [x for row in rows for x in row.scalars], [row.on_device for row in rows], clip)
         for row, used in zip(rows, alike, strict=True):
             for i, given in enumerate(row.tensors):
                 if i != 1 and used[i] is not given:

@@ -95,7 +95,11 @@ class SGD(OneLaunch, torch.optim.SGD):
         return scalars
 
     def _step_all(
-        self, columns: Sequence[list[torch.Tensor]], scalars: list[float], late: list[tuple], clip: torch.Tensor | None
+        self,
+        columns: Sequence[list[torch.Tensor]],
+        scalars: list[float],
+        on_device: list[tuple],
+        clip: torch.Tensor | None,
     ) -> None:
         kernels.sgd_(*columns, scalars, clip)
 

@@ -273,11 +273,11 @@ def _adam(
     rates = [wide[lr.data_ptr()] for lr in lrs]
     columns = [params, grads, exp_avgs, exp_avg_sqs]
     columns += [max_exp_avg_sqs or [exp_avgs[0].new_empty(0)] * T, masters or [params[0].new_empty(0)] * T]
-    late = [[t.data_ptr() for t in row] if row else [0] * T for row in (rates, steps)]
+    on_device = [[t.data_ptr() for t in row] if row else [0] * T for row in (rates, steps)]
     # fmt: off
     launch_many(
         _adam_kernel, columns, (0, 2, 3, 4, 5), scalars,
-        words=list(zip(*late, keys or [0] * T, strict=True)),
+        words=list(zip(*on_device, keys or [0] * T, strict=True)),
         args=(grad_scale, found_inf, clip),
         dtypes={"DTYPE": 0, "STATE": 2},
         AMSGRAD=any(x.numel() for x in max_exp_avg_sqs),

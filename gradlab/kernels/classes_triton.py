@@ -1,7 +1,7 @@
-"""Classes out of range: an error at once on a CPU; on CUDA one that comes late, because looking would make the host wait.
+"""Classes out of range: an error at once on a CPU; on CUDA at a later call, because looking would make the host wait.
 
 There a kernel notes the first wrong row of each stretch, the notes travel to pinned memory beside whatever comes next,
-and an event says when they are there. Nobody waits for it: every later call, there or back, asks the events that are
+and an event says when they are there. Nobody waits for it: every later call, forward or backward, asks the events that are
 over by then and raises what they found. Until then the row's loss and gradient are NaN.
 """
 
@@ -97,7 +97,7 @@ def refuse_unknown(op: str, t: torch.Tensor, V: int, D: int, ignore_index: int) 
     # A graph is captured once and replayed unseen: its rows answer NaN alone.
     if capturing():
         return
-    raise_late()
+    raise_device_errors()
     if t.numel():
         found = unknown(t, V, ignore_index)
         notes = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
@@ -109,7 +109,7 @@ def note(one: Note) -> None:
     _pending.append(one)
 
 
-def raise_late() -> None:
+def raise_device_errors() -> None:
     """Raise what calls that are over found; the others go on, and nothing waits for them.
 
     While the current stream is captured into a CUDA graph no event is asked: cudaEventQuery would invalidate the capture.
