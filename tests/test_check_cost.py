@@ -35,7 +35,7 @@ def counted(fn):
 
 
 # At most so many calls of y = x w [4 5] [5 3] by part: as many as there are, and one in ten.
-CALLS = {"derivative": 15, "facts": 12, "contract": 32, "second": 13, "edges": 310}
+CALLS = {"derivative": 15, "facts": 12, "contract": 49, "second": 13, "edges": 310}
 
 
 @pytest.mark.parametrize("part", CALLS)

@@ -1,5 +1,6 @@
 """Arrays that a function holds beside its arguments: inputs of other shapes would no longer fit them."""
 
+import dis
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -73,9 +74,9 @@ def _reached(fn: Any, code: Any) -> list[Any]:
 
 
 def _names(code: Any) -> set[str]:
-    """The globals that a code object and those inside it name."""
-    inner = [c for c in code.co_consts if inspect.iscode(c)]
-    return set(code.co_names).union(*(_names(c) for c in inner)) if inner else set(code.co_names)
+    """The globals that a code object and those inside it name; attributes, as `w.T`, are none."""
+    own = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(_names(c) for c in code.co_consts if inspect.iscode(c)))
 
 
 def _is_array(value: Any) -> bool:
