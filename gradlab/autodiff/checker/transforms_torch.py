@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradlab.autodiff.checker.finding import WRONG
+from gradlab.autodiff.checker.finding import OK, WRONG
 from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.checker.rounding import Worked, held, shaken
 from gradlab.autodiff.checker.subject import UNITS
@@ -93,9 +93,9 @@ def autocast(p: Promises) -> None:
     held(found, "autocast", "under bfloat16 autocast", work, unit)
     if any(f.verdict == WRONG for f in found.findings):
         held(without, "autocast", "in float32", functools.partial(work, cast=False), unit)
-    same = {f.input for f in without.findings if f.verdict == WRONG}
+    right = {f.input for f in without.findings if f.verdict == OK}
     for finding in found.findings:
-        if finding.verdict == WRONG and finding.input in same:
+        if finding.verdict == WRONG and finding.input not in right:
             p.note(
                 f"{s.op}: the gradient of {finding.input} in float32 is another than in float64, without autocast too"
             )
