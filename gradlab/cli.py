@@ -51,10 +51,10 @@ def check(target: Annotated[str | None, typer.Argument(
     """Hold gradients against finite differences, and functions to what their framework asks of them."""
     from gradlab.autodiff.checker import command
 
-    asked = command.Asked(
+    args = command.CheckArgs(
         target, side or [], order, seed, shapes, sizes, dtype, part, compile, budget, json, plot
     )  # fmt: skip
-    raise typer.Exit(command.check(asked, Console()))
+    raise typer.Exit(command.check(args, Console()))
 
 
 @app.command()
@@ -77,11 +77,11 @@ def bench(op: Op = None, side: SideOption = None,
     """Time hand-written against native and peers, in turns: eager and compiled, forward and backward, with ceilings."""
     from gradlab.profiling.bench.command import Command, run
 
-    asked = Command(
+    args = Command(
         (spec(op).name,) if op else (), _sides(side), dtype, tuple(mode or ()), tuple(way or ()), case, budget, seed,
         sweep, sizes, json, csv, markdown, compare,
     )  # fmt: skip
-    raise typer.Exit(run(asked, Console()))
+    raise typer.Exit(run(args, Console()))
 
 
 @app.command()
@@ -103,8 +103,8 @@ def inspect(op: Op = None, side: SideOption = None,
     """Compile the kernels and read their machine code: registers, spills, occupancy, instructions. Needs no GPU."""
     from gradlab.profiling.machine_code import command
 
-    asked = command.Asked(op, side or [], arch, dtype, case, gpu, lines, json, check)
-    raise typer.Exit(command.inspect(asked, Console()))
+    args = command.InspectArgs(op, side or [], arch, dtype, case, gpu, lines, json, check)
+    raise typer.Exit(command.inspect(args, Console()))
 
 
 @app.command()
@@ -113,11 +113,11 @@ def report(op: Op = None, side: SideOption = None,
            train: Annotated[bool, typer.Option("--train", help="The demo's training too.")] = False,
            out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("report")) -> None:  # fmt: skip
     """Check, inspect and time every op, and write one page to look at: report/report.html."""
-    from gradlab.profiling.report.command import Asked, run
+    from gradlab.profiling.report.command import ReportArgs, run
     from gradlab.workloads.demonstration import trained
 
-    asked = Asked((spec(op).name,) if op else (), _sides(side), quick, out, trained if train else None)
-    raise typer.Exit(run(asked, Console()))
+    args = ReportArgs((spec(op).name,) if op else (), _sides(side), quick, out, trained if train else None)
+    raise typer.Exit(run(args, Console()))
 
 
 @app.command()
@@ -132,14 +132,15 @@ def profile(target: Annotated[str, typer.Argument(
             case: Annotated[str | None, typer.Option(help="A case of the op by name; its first timed one.")] = None,
             ) -> None:  # fmt: skip
     """Show where the time goes: per op and kernel, by a trace of both sides on one clock, by nsys or by ncu."""
-    from gradlab.profiling.trace import asked, command, op
+    from gradlab.profiling.trace import command, op
+    from gradlab.profiling.trace.args import checked_args
     from gradlab.workloads import catalogue, profiled
 
     names = op.cases(spec(target)) if target in specs() else ()
     if not names and target not in catalogue.WORKLOADS:
         every = ", ".join((*specs(), *catalogue.WORKLOADS))
         raise ValueError(f"profile: target is {target!r}, wanted an op or a workload: {every}")
-    request = asked.asked(target, side, mode, tool, out, case, names)
+    request = checked_args(target, side, mode, tool, out, case, names)
     if not names:
         profiled.refuse(target, request.modes)
     module = (op if names else profiled).__name__
@@ -175,10 +176,10 @@ def train(name: Annotated[str | None, typer.Argument(help="A workload; a table o
     """Train a workload on one side, hand-written or native; with --compare on all, and compare the curves."""
     from gradlab.workloads import command
 
-    asked = command.Asked(
+    args = command.TrainArgs(
         name, tuple(known(s) for s in side or ()), layers, data, epochs, batch_size, lr, optimizer, precision, seed
     )
-    raise typer.Exit(command.train(asked, compare, out, save, load, resume))
+    raise typer.Exit(command.train(args, compare, out, save, load, resume))
 
 
 @app.command()
@@ -191,11 +192,11 @@ def convert_weights(source: Annotated[Path, typer.Argument(help="A safetensors f
     raise typer.Exit(command.convert_weights(source, target))
 
 
-def _sides(asked: list[str] | None) -> tuple[str, ...]:
-    """The sides asked for, each looked up so that an unknown or missing one is said at once."""
-    for name in asked or ():
+def _sides(given: list[str] | None) -> tuple[str, ...]:
+    """The sides that are given, each looked up so that an unknown or missing one is said at once."""
+    for name in given or ():
         side_of(name)
-    chosen = tuple(dict.fromkeys(asked or installed()))
+    chosen = tuple(dict.fromkeys(given or installed()))
     if not chosen:
         raise ModuleNotFoundError(
             "no side is installed: pip install 'gradlab[torch]', 'gradlab[jax]' or 'gradlab[all]'"

@@ -331,3 +331,11 @@ def test_a_backward_that_stops_at_a_tolerance_is_linear_to_that(tolerance, verdi
     fn = ruled(torch.sin, lambda dy, x: dy * x.cos() * (1 + tolerance * torch.sin(1e3 * dy.sum())))
     report = gradlab.check(fn, normal(4), order=1, raises=False, parts=("derivative", "facts"))
     assert report.verdict == verdict, report
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_tie_is_a_kink_though_a_few_lines_add_up(seed):
+    """The same element may be the median of both lines and of their sum and difference: one in five, of three."""
+    zeros = torch.zeros(3, dtype=torch.float64)
+    report = gradlab.check(torch.median, zeros, order=1, seed=seed, raises=False, parts=("derivative",))
+    assert report.verdict == "inconclusive", report

@@ -63,6 +63,12 @@ def test_a_jvp_that_raises_is_a_note_and_one_that_is_not_there_is_none():
     assert "forward mode" not in {f.check for f in report.findings}
 
 
+def test_a_tangent_that_is_lost_on_the_way_is_no_forward_mode():
+    report = contract(lambda x, src: x.scatter_reduce(0, torch.tensor([0, 0, 1]), src, "prod"), normal(4), normal(3))
+    assert report, report
+    assert "forward mode" not in {f.check for f in report.findings}
+
+
 def test_at_a_kink_forward_mode_and_pullback_may_differ():
     """relu at 0: the one takes the slope from the right, the other from the left, and both may."""
 

@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 from gradlab.profiling import files
 from gradlab.workloads import command, compare, process, training
 from gradlab.workloads import compare_report as report
-from gradlab.workloads.command import Asked
+from gradlab.workloads.command import TrainArgs
 from gradlab.workloads.training import Plan, Run
 from gradlab.workloads.workload import Optimizer
 
@@ -24,7 +24,7 @@ both = pytest.mark.skipif(
     any(importlib.util.find_spec(m) is None for needs in training.NEEDS.values() for m in needs),
     reason="needs both sides",
 )
-QUICK = Asked("digits-mlp", epochs=2, batch=480)
+QUICK = TrainArgs("digits-mlp", epochs=2, batch=480)
 
 
 def here(plan, on_loss):
@@ -95,7 +95,7 @@ def test_four_runs_agree(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["digits-mlp", "digits-cnn"])
 def test_full_training_keeps_its_promises(tmp_path, in_process, name):
     # Interpreted Triton would take minutes: the widest pair of the four is jax's.
-    assert go(tmp_path, Asked(name), ("jax",)) == 0
+    assert go(tmp_path, TrainArgs(name), ("jax",)) == 0
     found = results(tmp_path)
     assert found["violations"] == []
     assert all(r["score"] >= found["limits"]["least_accuracy"] for r in found["runs"])
@@ -272,5 +272,5 @@ def test_nothing_to_train_with(tmp_path, monkeypatch, capsys, no_training, hidde
 
 def test_bad_data_leaves_no_folder(tmp_path, no_training):
     with pytest.raises(ValueError, match="absent: No such file or directory"):
-        go(tmp_path / "new", Asked("mnist-mlp", data=Path("absent")))
+        go(tmp_path / "new", TrainArgs("mnist-mlp", data=Path("absent")))
     assert not (tmp_path / "new").exists()

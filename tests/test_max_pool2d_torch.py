@@ -15,7 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, vjp, vmap
 
 import gradlab.torch as lab
-from gradlab.autodiff.max_pool2d_torch import Forward
+from gradlab.autodiff.max_pool2d_torch import MaxPool2d
 from gradlab.kernels import max_pool2d_triton as kernels
 from gradlab.kernels.images_triton import index
 
@@ -243,8 +243,10 @@ def test_maps_of_nothing_and_of_no_images(device):
 
 
 def test_the_way_back_is_handed_no_zeros_for_the_taps(device, monkeypatch):
-    seen, real = [], Forward.backward
-    monkeypatch.setattr(Forward, "backward", staticmethod(lambda ctx, *given: seen.extend(given) or real(ctx, *given)))
+    seen, real = [], MaxPool2d.backward
+    monkeypatch.setattr(
+        MaxPool2d, "backward", staticmethod(lambda ctx, *given: seen.extend(given) or real(ctx, *given))
+    )
     lab.max_pool2d(drawn(1, 1, 4, 4, device=device), 2).sum().backward()
     assert [t is None for t in seen] == [False, True]
 

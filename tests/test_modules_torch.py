@@ -56,6 +56,25 @@ def test_modules_are_torchs_subclasses_and_print_alike():
     assert repr(lab.Conv2d(2, 4, 3, groups=2)) == repr(nn.Conv2d(2, 4, 3, groups=2))
 
 
+def test_a_graph_names_its_ops(device):
+    """What a traceback, a profiler or `print(y)` shows of a gradient is the op's name."""
+    x, t = batch(device)
+    x.requires_grad_()
+    flat = x.reshape(24, 8)
+    weight = torch.ones(4, 1, 3, 3, dtype=x.dtype, device=device)
+    results = {
+        "Conv2d": lab.conv2d(x, weight),
+        "MaxPool2d": lab.max_pool2d(x, 2),
+        "Linear": lab.linear(flat, flat),
+        "CrossEntropy": lab.cross_entropy(flat[:3], t, reduction="none"),
+        "Tanh": lab.tanh(flat),
+    }
+    for name, y in results.items():
+        # A view may come after it.
+        nodes = [y.grad_fn, *(node for node, _ in y.grad_fn.next_functions)]
+        assert f"{name}Backward" in [node.name() for node in nodes if node is not None]
+
+
 def test_convert_keeps_the_model_and_swaps_its_layers(device, monkeypatch):
     theirs = network(nn).to(device)
     ours = copy.deepcopy(theirs)

@@ -72,7 +72,7 @@ def test_the_profiles_page_names_what_there_is():
     from gradlab.profiling.ranges import VARIABLE
     from gradlab.profiling.ranges_label import PASSES
     from gradlab.profiling.ranges_nvtx import PAYLOAD
-    from gradlab.profiling.trace.asked import MODES, TOOLS
+    from gradlab.profiling.trace.args import MODES, TOOLS
 
     assert all(f"`{field}`" in PROFILE for field in PAYLOAD.names)
     assert all(f"`{mode}`" in PROFILE for modes in MODES.values() for mode in modes)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from gradlab import cli
 from gradlab.profiling.trace import command, kernel, ncu, nsys, tools
-from gradlab.profiling.trace.asked import Asked
+from gradlab.profiling.trace.args import ProfileArgs
 from gradlab.profiling.trace.merge import merged
 from gradlab.profiling.trace.show import show
 
@@ -338,7 +338,7 @@ def test_bad_words_are_one_line(monkeypatch, capsys, words, message):
 
 def test_a_process_that_fails_is_one_line_and_leaves_nothing(tmp_path, capsys):
     out = tmp_path / "there" / "deep"
-    asked = Asked("relu", {"torch": "eager"}, "trace", out)
+    asked = ProfileArgs("relu", {"torch": "eager"}, "trace", out)
     assert command.profile(asked, "gradlab.profiling.trace.nowhere", Console(quiet=True)) == 1
     err = " ".join(capsys.readouterr().err.split())
     assert err.startswith("gradlab: profile: relu on torch, eager: ")
@@ -355,7 +355,7 @@ def test_ctrl_c_ends_the_processes_and_exits_with_130(tmp_path, monkeypatch, cap
 
     child = importlib.import_module("gradlab.profiling.trace.child")
     monkeypatch.setattr(child.Child, "ready", interrupted)
-    asked = Asked("relu", {"torch": "eager"}, "trace", tmp_path / "out")
+    asked = ProfileArgs("relu", {"torch": "eager"}, "trace", tmp_path / "out")
     assert command.profile(asked, "gradlab.profiling.trace.op", Console(quiet=True)) == 130
     assert ended[0].poll() is not None
     assert "interrupted" in capsys.readouterr().err

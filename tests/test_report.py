@@ -13,7 +13,7 @@ from gradlab.kernels.spec import specs
 from gradlab.profiling.bench.row import BACKWARD, FORWARD, Group, Member
 from gradlab.profiling.report import command, page, theme
 from gradlab.profiling.report.collect import DONE, FAILED, STOPPED, Data, collect
-from gradlab.profiling.report.command import Asked, run
+from gradlab.profiling.report.command import ReportArgs, run
 from gradlab.profiling.report.stages import Scope
 
 MACHINE = {"cpu": "a CPU", "cores": "2", "python": "3.11", "date": "2026-01-02 03:04 UTC", "commit": "0123456789abcdef"}
@@ -89,7 +89,7 @@ def test_a_stage_that_fails_stops_no_other(tmp_path):
 
 
 def asked(out, **changes):
-    return Asked(**({"ops": ("relu",), "sides": SIDES, "quick": True, "out": out} | changes))
+    return ReportArgs(**({"ops": ("relu",), "sides": SIDES, "quick": True, "out": out} | changes))
 
 
 def gives(data):

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from gradlab import cli
 from gradlab.workloads import checkpoint, command, layouts, training
 from gradlab.workloads.catalogue import WORKLOADS
-from gradlab.workloads.command import Asked
+from gradlab.workloads.command import TrainArgs
 from gradlab.workloads.training import Plan, Training
 from gradlab.workloads.workload import Optimizer, batches
 
@@ -145,10 +145,10 @@ def test_resuming_continues_the_same_curve_bit_for_bit(run, tmp_path, capsys):
     """In float32 and, where a scale is to be kept too, in fp16: each with hand-written layers on one side and natively on the other."""
     precision = "fp16" if run in (("torch", "native"), ("jax", "gradlab")) else "float32"
     whole, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
-    asked = Asked("digits-mlp", (run[0],), run[1], epochs=2, batch=480, optimizer="adam", precision=precision)
+    asked = TrainArgs("digits-mlp", (run[0],), run[1], epochs=2, batch=480, optimizer="adam", precision=precision)
     assert go(asked, save=whole) == 0
     assert go(asked._replace(epochs=1), save=part) == 0
-    assert go(Asked(epochs=2), resume=part) == 0
+    assert go(TrainArgs(epochs=2), resume=part) == 0
     one, other = load_file(whole), load_file(part)
     assert one.keys() == other.keys()
     assert len(one["losses"]) == 6
@@ -173,14 +173,14 @@ def interrupts(k):
 
 def test_ctrl_c_ends_the_step_saves_and_resumes(name, tmp_path, capsys, monkeypatch):
     whole, part = tmp_path / "whole.safetensors", tmp_path / "deep" / "part.safetensors"
-    asked = Asked("digits-mlp", (name,), "native", epochs=2, batch=480)
+    asked = TrainArgs("digits-mlp", (name,), "native", epochs=2, batch=480)
     assert go(asked, save=whole) == 0
     monkeypatch.setattr(training.Training, "steps", interrupts(2))
     assert go(asked, save=part) == 130
     assert f"interrupted after 2 of 6 steps; saved to {part}: --resume {part} goes on" in capsys.readouterr().err
     assert len(load_file(part)["losses"]) == 2
     monkeypatch.undo()
-    assert go(Asked(), resume=part) == 0
+    assert go(TrainArgs(), resume=part) == 0
     for key, value in load_file(whole).items():
         np.testing.assert_array_equal(value, load_file(part)[key])
     assert sorted(os.listdir(part.parent)) == ["part.safetensors"], "a half-written file is left"
@@ -189,7 +189,7 @@ def test_ctrl_c_ends_the_step_saves_and_resumes(name, tmp_path, capsys, monkeypa
 
 def test_ctrl_c_without_save_says_so(name, capsys, monkeypatch):
     monkeypatch.setattr(training.Training, "steps", interrupts(1))
-    assert go(Asked("digits-mlp", (name,), "native", batch=480)) == 130
+    assert go(TrainArgs("digits-mlp", (name,), "native", batch=480)) == 130
     assert "interrupted after 1 of 90 steps; nothing was saved: --save names a file" in capsys.readouterr().err
 
 
@@ -201,7 +201,7 @@ def test_a_full_disk_loses_neither_the_run_nor_the_old_file(name, tmp_path, caps
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save", full)
-    assert go(Asked("digits-mlp", (name,), "native", epochs=1, batch=480), save=path) == 2
+    assert go(TrainArgs("digits-mlp", (name,), "native", epochs=1, batch=480), save=path) == 2
     said = capsys.readouterr()
     assert f"cannot write {path}: No space left on device\n" in said.err
     assert "final loss" in said.out
@@ -231,10 +231,10 @@ def test_weights_travel_by_load(tmp_path, capsys):
     firsts = []
     for here, there in (("torch", "jax"), ("jax", "torch")):
         path, after = tmp_path / f"{here}.safetensors", tmp_path / f"{there}.safetensors"
-        assert go(Asked("digits-cnn", (here,), "native", epochs=1, batch=96), save=path) == 0
-        assert go(Asked("digits-cnn", (there,), "native", epochs=1, batch=480), load=path, save=after) == 0
+        assert go(TrainArgs("digits-cnn", (here,), "native", epochs=1, batch=96), save=path) == 0
+        assert go(TrainArgs("digits-cnn", (there,), "native", epochs=1, batch=480), load=path, save=after) == 0
         firsts.append(load_file(after)["losses"][0])
-        assert go(Asked("digits-cnn", (here,), "native", epochs=1, batch=480), load=path, save=after) == 0
+        assert go(TrainArgs("digits-cnn", (here,), "native", epochs=1, batch=480), load=path, save=after) == 0
         assert load_file(after)["losses"][0] == pytest.approx(firsts[-1], rel=1e-5)
     assert firsts[0] < 2
     capsys.readouterr()
@@ -332,30 +332,46 @@ def saved(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "options", "message"),
     [
-        (Asked("digits"), {}, "unknown workload 'digits'; the lab has linear-regression"),
-        (Asked("digits-mlp", layers="fast"), {}, "train: layers is 'fast', wanted one of gradlab, native"),
-        (Asked("digits-mlp", precision="int8"), {}, "train: precision is 'int8', wanted one of float32, bf16, fp16"),
-        (Asked("digits-mlp", optimizer="lion"), {}, "train: optimizer is 'lion', wanted one of adam, sgd"),
-        (Asked("digits-mlp", lr=-1.0), {}, "train: lr is -1, wanted a positive number"),
-        (Asked("digits-mlp", lr=float("nan")), {}, "train: lr is nan, wanted a positive number"),
-        (Asked("digits-mlp", seed=2**32), {}, "train: seed is 4294967296, wanted 0 to 2"),
-        (Asked("digits-mlp", ("torch", "jax")), {}, "train: --side is torch and jax, wanted one; --compare takes both"),
-        (Asked("digits-mlp", batch=5000), {}, "train: batch-size is 5000, wanted at most the 1440 training rows"),
-        (Asked("digits-mlp"), {"out": Path("x")}, "train: --out is x, wanted none without --compare"),
-        (Asked("digits-mlp"), {"both": True, "save": Path("x")}, "train: --save is x, wanted none beside --compare"),
-        (Asked(), {"both": True}, "train: the workload is missing, wanted one of linear-regression"),
-        (Asked("mnist-cnn"), {}, "train: --data is missing, wanted the path of mnist.npz"),
-        (Asked("mnist-cnn", data=Path("absent.npz")), {}, "absent.npz: No such file or directory, wanted mnist.npz"),
-        (Asked("digits-mlp"), {"load": Path("absent")}, "absent: no such file, wanted a safetensors file"),
-        (Asked("digits-mlp"), {"load": ROOT}, "is a folder, wanted a safetensors file"),
-        (Asked("digits-mlp"), {"load": ROOT / "README.md"}, "README.md: .*, wanted a safetensors file"),
-        (Asked(), {"resume": Path("absent")}, "absent: no such file, wanted a safetensors file"),
-        (Asked(), {"resume": Path("a"), "load": Path("b")}, "train: --load is b, wanted none beside --resume"),
-        (Asked("digits-cnn"), {"load": saved}, "run.safetensors: holds linear1.bias, .*, wanted conv1.bias"),
-        (Asked(seed=3), {"resume": saved}, "run.safetensors: its seed is 0, wanted 3; leave it out to go on"),
-        (Asked(sides=("jax",)), {"resume": saved}, "run.safetensors: its side is torch, wanted jax"),
+        (TrainArgs("digits"), {}, "unknown workload 'digits'; the lab has linear-regression"),
+        (TrainArgs("digits-mlp", layers="fast"), {}, "train: layers is 'fast', wanted one of gradlab, native"),
         (
-            Asked(lr=1.0),
+            TrainArgs("digits-mlp", precision="int8"),
+            {},
+            "train: precision is 'int8', wanted one of float32, bf16, fp16",
+        ),
+        (TrainArgs("digits-mlp", optimizer="lion"), {}, "train: optimizer is 'lion', wanted one of adam, sgd"),
+        (TrainArgs("digits-mlp", lr=-1.0), {}, "train: lr is -1, wanted a positive number"),
+        (TrainArgs("digits-mlp", lr=float("nan")), {}, "train: lr is nan, wanted a positive number"),
+        (TrainArgs("digits-mlp", seed=2**32), {}, "train: seed is 4294967296, wanted 0 to 2"),
+        (
+            TrainArgs("digits-mlp", ("torch", "jax")),
+            {},
+            "train: --side is torch and jax, wanted one; --compare takes both",
+        ),
+        (TrainArgs("digits-mlp", batch=5000), {}, "train: batch-size is 5000, wanted at most the 1440 training rows"),
+        (TrainArgs("digits-mlp"), {"out": Path("x")}, "train: --out is x, wanted none without --compare"),
+        (
+            TrainArgs("digits-mlp"),
+            {"both": True, "save": Path("x")},
+            "train: --save is x, wanted none beside --compare",
+        ),
+        (TrainArgs(), {"both": True}, "train: the workload is missing, wanted one of linear-regression"),
+        (TrainArgs("mnist-cnn"), {}, "train: --data is missing, wanted the path of mnist.npz"),
+        (
+            TrainArgs("mnist-cnn", data=Path("absent.npz")),
+            {},
+            "absent.npz: No such file or directory, wanted mnist.npz",
+        ),
+        (TrainArgs("digits-mlp"), {"load": Path("absent")}, "absent: no such file, wanted a safetensors file"),
+        (TrainArgs("digits-mlp"), {"load": ROOT}, "is a folder, wanted a safetensors file"),
+        (TrainArgs("digits-mlp"), {"load": ROOT / "README.md"}, "README.md: .*, wanted a safetensors file"),
+        (TrainArgs(), {"resume": Path("absent")}, "absent: no such file, wanted a safetensors file"),
+        (TrainArgs(), {"resume": Path("a"), "load": Path("b")}, "train: --load is b, wanted none beside --resume"),
+        (TrainArgs("digits-cnn"), {"load": saved}, "run.safetensors: holds linear1.bias, .*, wanted conv1.bias"),
+        (TrainArgs(seed=3), {"resume": saved}, "run.safetensors: its seed is 0, wanted 3; leave it out to go on"),
+        (TrainArgs(sides=("jax",)), {"resume": saved}, "run.safetensors: its side is torch, wanted jax"),
+        (
+            TrainArgs(lr=1.0),
             {"resume": saved},
             "run.safetensors: its optimizer is SGD with momentum 0.9 at 0.1, wanted SGD",
         ),
@@ -400,10 +416,10 @@ def test_weights_of_another_network(tmp_path):
         checkpoint.weights_for(network, path)
     save_file(network.initial(), path, {"gradlab": json.dumps({"name": "digits-mlp"})})
     with pytest.raises(ValueError, match=r"w.safetensors: its run cannot be read"):
-        go(Asked(), resume=path)
+        go(TrainArgs(), resume=path)
     save_file(network.initial(), path)
     with pytest.raises(ValueError, match=r"w.safetensors: holds weights alone, wanted what --save wrote"):
-        go(Asked(), resume=path)
+        go(TrainArgs(), resume=path)
 
 
 @pytest.mark.parametrize(("hidden", "pip"), [("sklearn", "scikit-learn"), ("safetensors", "safetensors")])
@@ -414,7 +430,7 @@ def test_a_missing_tool_is_one_line(tmp_path, capsys, monkeypatch, hidden, pip):
     monkeypatch.setitem(sys.modules, hidden, None)
     path = tmp_path / "w.safetensors"
     path.write_text("")
-    asked = Asked("digits-mlp", ("torch",), "native")
+    asked = TrainArgs("digits-mlp", ("torch",), "native")
     for options in [{"load": path}, {"save": path}] if hidden == "safetensors" else [{}]:
         assert go(asked, **options) == 2
         assert capsys.readouterr() == ("", f"{pip} is not installed: pip install 'gradlab[demo]'\n")
@@ -424,7 +440,7 @@ def test_an_unwritable_place_is_said_before_training(tmp_path, capsys, monkeypat
     pytest.importorskip("torch")
     monkeypatch.setattr(training.Training, "steps", lambda self: pytest.fail("it trained"))
     (tmp_path / "taken").write_text("")
-    assert go(Asked("digits-mlp"), save=tmp_path / "taken" / "w.safetensors") == 2
+    assert go(TrainArgs("digits-mlp"), save=tmp_path / "taken" / "w.safetensors") == 2
     assert capsys.readouterr().err.startswith(f"cannot write {tmp_path / 'taken' / 'w.safetensors'}: ")
 
 

@@ -13,7 +13,7 @@ from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
 from gradlab.kernels.launch_triton import refuse_capture
 
 
-class Step(Function):
+class AdamStep(Function):
     """(p', m', v', x') of one step, in new memory; no x' without x."""
 
     @staticmethod
@@ -37,12 +37,12 @@ class Step(Function):
     def backward(ctx, cp, cm, cv, cx=None):
         p, g, m, v, x, lr = ctx.saved_tensors
         # A number's derivative is nobody's; a rate that asks for none is read by the kernel all the same.
-        *four, dx, dlr = Pullback.apply(p, g, m, v, x, lr, cp, cm, cv, cx, ctx.scalars)
+        *four, dx, dlr = AdamStepBackward.apply(p, g, m, v, x, lr, cp, cm, cv, cx, ctx.scalars)
         return *four, None if x is None else dx, None if lr is None else dlr, None
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        results = Step.apply(*in_front(info.batch_size, in_dims, args))
+        results = AdamStep.apply(*in_front(info.batch_size, in_dims, args))
         return results, (0,) * len(results)
 
 
@@ -52,7 +52,7 @@ def _rows(t: torch.Tensor, axes: int) -> list[torch.Tensor]:
     return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
-class Pullback(Function):
+class AdamStepBackward(Function):
     """(dp, dg, dm, dv, dx, dlr) for the cotangents of p', m', v', x'; without elements where there is no x or lr."""
 
     @staticmethod
@@ -70,7 +70,7 @@ class Pullback(Function):
     @staticmethod
     def vmap(info, in_dims, *args):
         *given, scalars = in_front(info.batch_size, in_dims, args)
-        results = Pullback.apply(*given, scalars)
+        results = AdamStepBackward.apply(*given, scalars)
         absent = [t is None for t in (given[4], given[5])]
         return results, (0, 0, 0, 0, *(None if gone else 0 for gone in absent))
 
@@ -137,7 +137,7 @@ def adam_step(
         decoupled=decoupled,
         maximize=maximize,
     )
-    return Step.apply(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, rate, scalars)
+    return AdamStep.apply(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, rate, scalars)
 
 
 def _rate(lr: torch.Tensor, param: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 from gradlab.autodiff.arguments import refuse, want_broadcast, want_floats
 from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.autocast_torch import raised
-from gradlab.autodiff.elementwise_torch import Times
+from gradlab.autodiff.elementwise_torch import Multiply
 from gradlab.autodiff.losses import divisor
 from gradlab.autodiff.mapped_torch import in_front, spread
 from gradlab.autodiff.ranges_torch import Function, public
@@ -14,7 +14,7 @@ from gradlab.kernels import binary_cross_entropy_with_logits_triton as kernels
 _OP = "binary_cross_entropy_with_logits"
 
 
-class Losses(Function):
+class BinaryCrossEntropyWithLogits(Function):
     """y = the sum of w G00, over den.
 
     Summed are all but the first `keep` axes, which mapped axes become.
@@ -34,17 +34,17 @@ class Losses(Function):
         x, t, w, p = ctx.saved_tensors
         need_x, need_t, *_ = ctx.needs_input_grad
         c = spread(dy, x.shape)
-        dx = Derivative.apply(c, x, t, w, p, 1, 0, ctx.den) if need_x else None
-        dt = Derivative.apply(c, x, t, w, p, 0, 1, ctx.den) if need_t else None
+        dx = BinaryCrossEntropyWithLogitsDerivative.apply(c, x, t, w, p, 1, 0, ctx.den) if need_x else None
+        dt = BinaryCrossEntropyWithLogitsDerivative.apply(c, x, t, w, p, 0, 1, ctx.den) if need_t else None
         return dx, dt, None, None, None, None
 
     @staticmethod
     def vmap(info, in_dims, x, t, w, p, keep, den):
         tensors = in_front(info.batch_size, in_dims[:4], (x, t, w, p))
-        return Losses.apply(*tensors, keep + 1, den), 0
+        return BinaryCrossEntropyWithLogits.apply(*tensors, keep + 1, den), 0
 
 
-class Derivative(Function):
+class BinaryCrossEntropyWithLogitsDerivative(Function):
     """y = c w G_jk / den. Linear in c; by x it is G_(j+1)k, by t G_j(k+1), which ends at G02 = 0 and here at G3k."""
 
     @staticmethod
@@ -62,15 +62,15 @@ class Derivative(Function):
         j, k, den, (need_c, need_x, need_t, *_) = ctx.j, ctx.k, ctx.den, ctx.needs_input_grad
         if need_x and j == 2:
             raise NotImplementedError(f"{_OP}: its third derivative is not implemented, wanted order 1 or 2")
-        both = u if c is None else Times.apply(u, c) if need_x or need_t else None
-        dc = Derivative.apply(u, x, t, w, p, j, k, den) if need_c else None
-        dx = Derivative.apply(both, x, t, w, p, j + 1, k, den) if need_x else None
-        dt = Derivative.apply(both, x, t, w, p, j, 1, den) if need_t and k == 0 else None
+        both = u if c is None else Multiply.apply(u, c) if need_x or need_t else None
+        dc = BinaryCrossEntropyWithLogitsDerivative.apply(u, x, t, w, p, j, k, den) if need_c else None
+        dx = BinaryCrossEntropyWithLogitsDerivative.apply(both, x, t, w, p, j + 1, k, den) if need_x else None
+        dt = BinaryCrossEntropyWithLogitsDerivative.apply(both, x, t, w, p, j, 1, den) if need_t and k == 0 else None
         return dc, dx, dt, None, None, None, None, None
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return Derivative.apply(*in_front(info.batch_size, in_dims, args)), 0
+        return BinaryCrossEntropyWithLogitsDerivative.apply(*in_front(info.batch_size, in_dims, args)), 0
 
 
 @public("binary_cross_entropy_with_logits")
@@ -115,8 +115,8 @@ def binary_cross_entropy_with_logits(
     w, p = (None if v is None else v.expand(input.shape) for v in (weight, pos_weight))
     den = divisor(_OP, reduction, input.numel())
     if reduction == "none":
-        return Derivative.apply(None, input, target, w, p, 0, 0, 1)
-    return Losses.apply(input, target, w, p, 0, den)
+        return BinaryCrossEntropyWithLogitsDerivative.apply(None, input, target, w, p, 0, 0, 1)
+    return BinaryCrossEntropyWithLogits.apply(input, target, w, p, 0, den)
 
 
 def by_spec(

@@ -8,14 +8,14 @@ from gradlab.autodiff.autocast_torch import lowered
 from gradlab.autodiff.conv2d_mapped_torch import as_images, from_images, inside, more_groups, outside
 from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.ranges_torch import Function, public
-from gradlab.autodiff.relu_torch import Gate
+from gradlab.autodiff.relu_torch import ReluMask
 from gradlab.autodiff.window_torch import pair_of
 from gradlab.kernels import conv2d_triton as kernels
 from gradlab.kernels.images_triton import lies_channels_last
 from gradlab.kernels.window import Geometry, pads
 
 
-class Forward(Function):
+class Conv2d(Function):
     """y[B F P Q] = the correlation of x with w, plus bias, then relu; 0 where gate <= 0."""
 
     @staticmethod
@@ -34,9 +34,9 @@ class Forward(Function):
     def backward(ctx, dy):
         x, w, gate = ctx.saved_tensors
         need_x, need_w, need_bias, *_ = ctx.needs_input_grad
-        dx = Dgrad.apply(dy, w, gate, ctx.geometry, ctx.last[0]) if need_x else None
-        dw = Wgrad.apply(dy, x, gate, ctx.geometry, ctx.last[1]) if need_w else None
-        db = BiasSum.apply(dy, gate) if need_bias else None
+        dx = Conv2dDgrad.apply(dy, w, gate, ctx.geometry, ctx.last[0]) if need_x else None
+        dw = Conv2dWgrad.apply(dy, x, gate, ctx.geometry, ctx.last[1]) if need_w else None
+        db = Conv2dBiasGrad.apply(dy, gate) if need_bias else None
         return dx, dw, db, None, None, None
 
     @staticmethod
@@ -44,16 +44,16 @@ class Forward(Function):
         Z, one_x, one_w = info.batch_size, in_dims[0] is None, in_dims[1:3] == (None, None)
         if one_w:
             x, gate = as_images(*in_front(Z, (in_dims[0], in_dims[3]), (x, gate)))
-            return from_images(Forward.apply(x, w, bias, gate, geometry, relu), Z), 0
+            return from_images(Conv2d.apply(x, w, bias, gate, geometry, relu), Z), 0
         groups = Geometry.of(geometry).groups if one_x else 1
         w, bias, gate = in_front(Z, in_dims[1:4], (w, bias, gate))
         if not one_x:
             x, geometry = inside(x.movedim(in_dims[0], 0), 1, 1), more_groups(geometry, Z)
-        y = Forward.apply(x, inside(w, 0, groups), inside(bias, 0, groups), inside(gate, 1, groups), geometry, relu)
+        y = Conv2d.apply(x, inside(w, 0, groups), inside(bias, 0, groups), inside(gate, 1, groups), geometry, relu)
         return outside(y, Z, 1, groups), 0
 
 
-class Dgrad(Function):
+class Conv2dDgrad(Function):
     """dx[B C H W] of the cotangent dy, zeros in place of dy where gate <= 0."""
 
     @staticmethod
@@ -69,8 +69,8 @@ class Dgrad(Function):
     def backward(ctx, u):
         dy, w, gate = ctx.saved_tensors
         need_dy, need_w, *_ = ctx.needs_input_grad
-        ddy = Forward.apply(u, w, None, gate, ctx.geometry, False) if need_dy else None
-        dw = Wgrad.apply(dy, u, gate, ctx.geometry, lies_channels_last(w)) if need_w else None
+        ddy = Conv2d.apply(u, w, None, gate, ctx.geometry, False) if need_dy else None
+        dw = Conv2dWgrad.apply(dy, u, gate, ctx.geometry, lies_channels_last(w)) if need_w else None
         return ddy, dw, None, None, None
 
     @staticmethod
@@ -79,13 +79,13 @@ class Dgrad(Function):
         dy, gate = in_front(Z, (in_dims[0], in_dims[2]), (dy, gate))
         if one_w:
             dy, gate = as_images(dy, gate)
-            return from_images(Dgrad.apply(dy, w, gate, geometry, channels_last), Z), 0
+            return from_images(Conv2dDgrad.apply(dy, w, gate, geometry, channels_last), Z), 0
         w, geometry = inside(w.movedim(in_dims[1], 0), 0, 1), more_groups(geometry, Z)
-        dx = Dgrad.apply(inside(dy, 1, 1), w, inside(gate, 1, 1), geometry, channels_last)
+        dx = Conv2dDgrad.apply(inside(dy, 1, 1), w, inside(gate, 1, 1), geometry, channels_last)
         return outside(dx, Z, 1, 1), 0
 
 
-class Wgrad(Function):
+class Conv2dWgrad(Function):
     """dw[F D R S] of the cotangent dy, zeros in place of dy where gate <= 0."""
 
     @staticmethod
@@ -101,8 +101,8 @@ class Wgrad(Function):
     def backward(ctx, v):
         dy, x, gate = ctx.saved_tensors
         need_dy, need_x, *_ = ctx.needs_input_grad
-        ddy = Forward.apply(x, v, None, gate, ctx.geometry, False) if need_dy else None
-        dx = Dgrad.apply(dy, v, gate, ctx.geometry, lies_channels_last(x)) if need_x else None
+        ddy = Conv2d.apply(x, v, None, gate, ctx.geometry, False) if need_dy else None
+        dx = Conv2dDgrad.apply(dy, v, gate, ctx.geometry, lies_channels_last(x)) if need_x else None
         return ddy, dx, None, None, None
 
     @staticmethod
@@ -112,11 +112,11 @@ class Wgrad(Function):
         dy, gate = in_front(Z, (in_dims[0], in_dims[2]), (dy, gate))
         if not one_x:
             x, geometry = inside(x.movedim(in_dims[1], 0), 1, 1), more_groups(geometry, Z)
-        dw = Wgrad.apply(inside(dy, 1, groups), x, inside(gate, 1, groups), geometry, channels_last)
+        dw = Conv2dWgrad.apply(inside(dy, 1, groups), x, inside(gate, 1, groups), geometry, channels_last)
         return outside(dw, Z, 0, groups), 0
 
 
-class BiasSum(Function):
+class Conv2dBiasGrad(Function):
     """db[F] = sum over B, P and Q of dy, zeros where gate <= 0. Linear: its pullback is a gated broadcast."""
 
     @staticmethod
@@ -132,12 +132,12 @@ class BiasSum(Function):
     def backward(ctx, db):
         (gate,) = ctx.saved_tensors
         spread = db[:, None, None].expand(ctx.shape)
-        return spread if gate is None else Gate.apply(spread, gate), None
+        return spread if gate is None else ReluMask.apply(spread, gate), None
 
     @staticmethod
     def vmap(info, in_dims, dy, gate):
         dy, gate = in_front(info.batch_size, in_dims, (dy, gate))
-        return outside(BiasSum.apply(inside(dy, 1, 1), inside(gate, 1, 1)), info.batch_size, 0, 1), 0
+        return outside(Conv2dBiasGrad.apply(inside(dy, 1, 1), inside(gate, 1, 1)), info.batch_size, 0, 1), 0
 
 
 @public("conv2d")
@@ -185,7 +185,7 @@ def conv2d(
         want_rank("conv2d", "bias", bias, "[F]", (1,))
         want_size("conv2d", "bias", bias, 0, "F", weight.shape[0], "like weight's first axis")
     x = input if input.ndim == 4 else input.unsqueeze(0)
-    y = Forward.apply(x, weight, bias, None, geometry.flat(), activation == "relu")
+    y = Conv2d.apply(x, weight, bias, None, geometry.flat(), activation == "relu")
     return y if input.ndim == 4 else y.squeeze(0)
 
 

@@ -22,7 +22,7 @@ _OP = "cross_entropy"
 _given = WeakTensorKeyDictionary()
 
 
-class Fused(Function):
+class CrossEntropyFused(Function):
     """The sum or mean of y + z_loss z; its gradient, for a cotangent of 1, is then what the logits' memory holds."""
 
     @staticmethod
@@ -48,7 +48,7 @@ class Fused(Function):
         return g, *(None,) * 6
 
 
-class Onto(Function):
+class CrossEntropyInplace(Function):
     """y and z whose backward writes the gradient over the logits."""
 
     @staticmethod
@@ -128,9 +128,9 @@ def onto(
     if early:
         M = x.shape[0] * x.shape[2]
         n = divisors(x, M, t, w, V, options.ignore_index) if asked.reduction == "mean" else None
-        loss = Fused.apply(x, t, q, w, n, asked.z_loss, options)
+        loss = CrossEntropyFused.apply(x, t, q, w, n, asked.z_loss, options)
         return loss, loss
-    y, z, _ = Onto.apply(x, t, q, w, options)
+    y, z, _ = CrossEntropyInplace.apply(x, t, q, w, options)
     return reduced(y, z, t, w, V, options.ignore_index, asked)
 
 

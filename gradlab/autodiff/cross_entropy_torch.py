@@ -18,7 +18,7 @@ _OP = "cross_entropy"
 CLASSES = (torch.int64, torch.int32, torch.uint8)
 
 
-class Loss(Function):
+class CrossEntropy(Function):
     """y[M] = sum_v r[m v] (l[m] - h[m v]), z[M] = l^2, and each row's maximum, log of its sum of exp, sum of r."""
 
     @staticmethod
@@ -37,19 +37,19 @@ class Loss(Function):
         x, s, t, q, w = ctx.saved_tensors
         if c is None:
             c = s.new_zeros(()).expand(s.shape[1])
-        dx = Pullback.apply(c, e, x, s, t, q, w, ctx.options)
-        dq = TargetPullback.apply(c, x, s, w, ctx.options) if ctx.needs_input_grad[2] else None
+        dx = CrossEntropyBackward.apply(c, e, x, s, t, q, w, ctx.options)
+        dq = CrossEntropyTargetBackward.apply(c, x, s, w, ctx.options) if ctx.needs_input_grad[2] else None
         return dx, None, dq, None, None
 
     @staticmethod
     def vmap(info, in_dims, x, t, q, w, options):
         x, t, q, w = _mapped(info, in_dims, x, t, q, w)
-        y, z, s = Loss.apply(*_rows(x, t, q), w, options)
+        y, z, s = CrossEntropy.apply(*_rows(x, t, q), w, options)
         M = x.shape[0], x.shape[1] * x.shape[3]
         return (y.reshape(M), z.reshape(M), s.reshape(3, *M)), (0, 0, 1)
 
 
-class Pullback(Function):
+class CrossEntropyBackward(Function):
     """dx[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v]), cotangents c of y and e of z, R = sum r."""
 
     @staticmethod
@@ -64,18 +64,18 @@ class Pullback(Function):
     @staticmethod
     def backward(ctx, u):
         c, e, x, s, t, q, w = ctx.saved_tensors
-        dc, de, dx, dq = Second.apply(u, c, e, x, s, t, q, w, ctx.options)
+        dc, de, dx, dq = CrossEntropySecondBackward.apply(u, c, e, x, s, t, q, w, ctx.options)
         return dc, None if e is None else de, dx, None, None, None if q is None else dq, None, None
 
     @staticmethod
     def vmap(info, in_dims, c, e, x, s, t, q, w, options):
         c, e, s = in_front(info.batch_size, (*in_dims[:2], in_dims[3]), (c, e, s))
         x, t, q, w = _mapped(info, (in_dims[2], *in_dims[4:7]), x, t, q, w)
-        dx = Pullback.apply(*_flat(c, e), *_with(s, x, t, q), w, options)
+        dx = CrossEntropyBackward.apply(*_flat(c, e), *_with(s, x, t, q), w, options)
         return dx.reshape(x.shape), 0
 
 
-class TargetPullback(Function):
+class CrossEntropyTargetBackward(Function):
     """dq[m v] = c[m] w[v] (1 - eps) (l[m] - h[m v]): linear in c, and in x a loss whose shares are the cotangent's."""
 
     @staticmethod
@@ -91,8 +91,8 @@ class TargetPullback(Function):
     def backward(ctx, u):
         c, x, w = ctx.saved_tensors
         linear = ctx.options._replace(smooth=False)
-        dc, _, s = Loss.apply(x, None, u, w, linear)
-        return dc.to(c.dtype), Pullback.apply(c, None, x, s, None, u, w, linear), None, None, None
+        dc, _, s = CrossEntropy.apply(x, None, u, w, linear)
+        return dc.to(c.dtype), CrossEntropyBackward.apply(c, None, x, s, None, u, w, linear), None, None, None
 
     @staticmethod
     def vmap(info, in_dims, c, x, s, w, options):
@@ -100,10 +100,10 @@ class TargetPullback(Function):
         x, _, _, w = _mapped(info, (in_dims[1], None, None, in_dims[3]), x, None, None, w)
         (c,) = _flat(c)
         x_, s_, *_ = _with(s, x, None, None)
-        return TargetPullback.apply(c, x_, s_, w, options).reshape(x.shape), 0
+        return CrossEntropyTargetBackward.apply(c, x_, s_, w, options).reshape(x.shape), 0
 
 
-class Second(Function):
+class CrossEntropySecondBackward(Function):
     """The pullback of the pullback: the rows' dot products for c and e, the Hessian-vector products for x and q."""
 
     @staticmethod
@@ -123,7 +123,7 @@ class Second(Function):
     def vmap(info, in_dims, u, c, e, x, s, t, q, w, options):
         u, c, e, s = in_front(info.batch_size, (*in_dims[:3], in_dims[4]), (u, c, e, s))
         x, t, q, w = _mapped(info, (in_dims[3], *in_dims[5:8]), x, t, q, w)
-        dc, de, dx, dq = Second.apply(u.flatten(0, 1), *_flat(c, e), *_with(s, x, t, q), w, options)
+        dc, de, dx, dq = CrossEntropySecondBackward.apply(u.flatten(0, 1), *_flat(c, e), *_with(s, x, t, q), w, options)
         found = dc.reshape(c.shape), de, dx.reshape(x.shape), dq
         axes = [0, None, 0, None]
         if e is not None:
@@ -278,7 +278,7 @@ def cross_entropy(
     asked = Reduction(reduction, float(z_loss), return_z_loss)
     found = onto(x, t, q, weight, chosen, asked, input.is_leaf) if inplace else None
     if found is None:
-        y, z, _ = Loss.apply(x, t, q, weight, chosen)
+        y, z, _ = CrossEntropy.apply(x, t, q, weight, chosen)
         found = reduced(y, z, t, weight, x.shape[1], chosen.ignore_index, asked)
     loss, part = (r.reshape(shape if reduction == "none" else ()).to(input.dtype) for r in found)
     return (loss, part) if return_z_loss else loss

@@ -5,7 +5,7 @@ from gradlab.autodiff.ranges_torch import Function
 from gradlab.kernels import elementwise_triton as kernels
 
 
-class Times(Function):
+class Multiply(Function):
     """y = a b. Its pullbacks are products again."""
 
     @staticmethod
@@ -20,8 +20,8 @@ class Times(Function):
     def backward(ctx, u):
         a, b = ctx.saved_tensors
         need_a, need_b = ctx.needs_input_grad
-        return Times.apply(u, b) if need_a else None, Times.apply(u, a) if need_b else None
+        return Multiply.apply(u, b) if need_a else None, Multiply.apply(u, a) if need_b else None
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return Times.apply(*in_front(info.batch_size, in_dims, args)), 0
+        return Multiply.apply(*in_front(info.batch_size, in_dims, args)), 0

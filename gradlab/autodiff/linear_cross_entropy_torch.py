@@ -19,7 +19,7 @@ from gradlab.kernels.linear_cross_entropy_second_triton import second
 OP = "linear_cross_entropy"
 
 
-class Rows(Function):
+class LinearCrossEntropy(Function):
     """(sum_v r (l - z), l)[m], the first weighted and smoothed, and what is kept of each row.
 
     Everything has an axis Z in front, which mapped axes are folded into.
@@ -40,17 +40,17 @@ class Rows(Function):
         h, w, t, b, c, s = ctx.saved_tensors
         given = ctx.ignore_index, ctx.label_smoothing, ctx.softcap
         need_h, need_w, _, need_b, *_ = ctx.needs_input_grad
-        dh, dw, db = Pullback.apply(g, h, w, t, b, c, s, *given, need_h, need_w, need_b)
+        dh, dw, db = LinearCrossEntropyBackward.apply(g, h, w, t, b, c, s, *given, need_h, need_w, need_b)
         return dh if need_h else None, dw if need_w else None, None, db if need_b else None, *[None] * 4
 
     @staticmethod
     def vmap(info, in_dims, *args):
         if in_dims[4] is not None:
             raise NotImplementedError(f"{OP}: weight is mapped over, wanted one for all")
-        return _folded(Rows, info, in_dims, args)
+        return _folded(LinearCrossEntropy, info, in_dims, args)
 
 
-class Pullback(Function):
+class LinearCrossEntropyBackward(Function):
     """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' ((dy R + dl) p - dy r)."""
 
     @staticmethod
@@ -70,7 +70,7 @@ class Pullback(Function):
         # A gradient that nobody asked for has no cotangent.
         u = [u if there else None for u, there in zip(cotangents, ctx.there, strict=True)]
         need_g, need_h, need_w, _, need_b, *_ = ctx.needs_input_grad
-        dg, dh, dw, db = Second.apply(*u, *ctx.saved_tensors, *given, need_h, need_w, need_b)
+        dg, dh, dw, db = LinearCrossEntropySecondBackward.apply(*u, *ctx.saved_tensors, *given, need_h, need_w, need_b)
         nothing = [None] * 8
         return (
             dg if need_g else None,
@@ -83,10 +83,10 @@ class Pullback(Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _folded(Pullback, info, in_dims, args)
+        return _folded(LinearCrossEntropyBackward, info, in_dims, args)
 
 
-class Second(Function):
+class LinearCrossEntropySecondBackward(Function):
     """The pullback of the pullback: <dx, u> by g, h, w and b, u = uh w + h uw + ub."""
 
     @staticmethod
@@ -104,7 +104,7 @@ class Second(Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _folded(Second, info, in_dims, args)
+        return _folded(LinearCrossEntropySecondBackward, info, in_dims, args)
 
 
 def _folded(rule, info, in_dims, args):
@@ -244,7 +244,7 @@ def linear_cross_entropy(
     _want_shapes(h, w, b, target, weight)
     M = math.prod(h.shape[:-1])
     t = target.reshape(M)
-    r, _ = Rows.apply(
+    r, _ = LinearCrossEntropy.apply(
         h.reshape(1, M, h.shape[-1]),
         w.t().unsqueeze(0),
         t.unsqueeze(0),

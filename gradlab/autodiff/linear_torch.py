@@ -9,14 +9,14 @@ from gradlab.autodiff.arguments_torch import want_tensors
 from gradlab.autodiff.autocast_torch import lowered
 from gradlab.autodiff.mapped_torch import in_front, merged
 from gradlab.autodiff.ranges_torch import Function, public
-from gradlab.autodiff.relu_torch import Gate
+from gradlab.autodiff.relu_torch import ReluMask
 from gradlab.kernels import linear_triton as kernels
 
 # Where the gate of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
 MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
 
 
-class Product(Function):
+class Linear(Function):
     """y[M N] = a[M K] b[K N] + bias[N], then relu; `place` ("a", "b", "y" or "") is zero where gate <= 0.
 
     All of them may have one more axis Z in front, which is what a mapped axis becomes.
@@ -46,12 +46,12 @@ class Product(Function):
         if need_a:
             # A gate that stays at its operand is transposed with it.
             gate_a = gate.transpose(-2, -1) if ctx.place == "b" else gate
-            da = Product.apply(dy, b.transpose(-2, -1), None, gate_a, in_dgrad, False, ctx.by_columns[0])
+            da = Linear.apply(dy, b.transpose(-2, -1), None, gate_a, in_dgrad, False, ctx.by_columns[0])
         if need_b:
             gate_b = gate.transpose(-2, -1) if ctx.place == "a" else gate
-            db = Product.apply(a.transpose(-2, -1), dy, None, gate_b, in_wgrad, False, ctx.by_columns[1])
+            db = Linear.apply(a.transpose(-2, -1), dy, None, gate_b, in_wgrad, False, ctx.by_columns[1])
         if need_bias:
-            dbias = ColumnSum.apply(dy, gate if ctx.place == "y" else None)
+            dbias = LinearBiasGrad.apply(dy, gate if ctx.place == "y" else None)
         return da, db, dbias, None, None, None, None
 
     @staticmethod
@@ -59,15 +59,15 @@ class Product(Function):
         if in_dims[1:3] == (None, None) and b.ndim == 2 and place != "b":
             # One b for all: their rows are the rows of one product.
             a, gate = in_front(info.batch_size, (in_dims[0], in_dims[3]), (a, gate))
-            y = Product.apply(merged(a, 1), b, bias, merged(gate, 1), place, relu, False)
+            y = Linear.apply(merged(a, 1), b, bias, merged(gate, 1), place, relu, False)
             return y.reshape(*a.shape[:-1], b.shape[-1]), 0
         args = in_front(info.batch_size, in_dims, (a, b, bias, gate, place, relu, transposed))
         folded = [merged(t, axes) for t, axes in zip(args[:4], (2, 2, 1, 2), strict=True)]
-        y = Product.apply(*folded, place, relu, transposed)
+        y = Linear.apply(*folded, place, relu, transposed)
         return y.reshape(*args[0].shape[:-1], args[1].shape[-1]), 0
 
 
-class ColumnSum(Function):
+class LinearBiasGrad(Function):
     """s[N] = sum over M of a[M N], zeros where gate <= 0. Linear in a: its pullback is a gated broadcast."""
 
     @staticmethod
@@ -83,12 +83,12 @@ class ColumnSum(Function):
     def backward(ctx, ds):
         (gate,) = ctx.saved_tensors
         rows = ds.unsqueeze(-2).expand(ctx.shape)
-        return rows if gate is None else Gate.apply(rows, gate), None
+        return rows if gate is None else ReluMask.apply(rows, gate), None
 
     @staticmethod
     def vmap(info, in_dims, a, gate):
         a, gate = in_front(info.batch_size, in_dims, (a, gate))
-        s = ColumnSum.apply(merged(a, 2), merged(gate, 2))
+        s = LinearBiasGrad.apply(merged(a, 2), merged(gate, 2))
         return s.reshape(*a.shape[:-2], a.shape[-1]), 0
 
 
@@ -134,7 +134,7 @@ def linear(
     w = (weight if weight.ndim == 2 else weight.unsqueeze(0)).t()
     b = bias.reshape(1) if bias is not None and bias.ndim == 0 else bias
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-    y = Product.apply(rows, w, b, None, "", activation == "relu", False)
+    y = Linear.apply(rows, w, b, None, "", activation == "relu", False)
     # One tuple: with neither leading axes nor N the result has no axis, which reshape takes as () alone.
     return y.reshape((*input.shape[:-1], *weight.shape[:-1]))
 

@@ -15,7 +15,7 @@ from gradlab.kernels.max_pool2d import geometry as geometry_of
 from gradlab.kernels.window import Geometry
 
 
-class Forward(Function):
+class MaxPool2d(Function):
     """y[B C P Q] = the maximum of each window of x, and the tap k that it was."""
 
     @staticmethod
@@ -33,16 +33,16 @@ class Forward(Function):
     @staticmethod
     def backward(ctx, dy, _):
         (k,) = ctx.saved_tensors
-        return None if dy is None else Scatter.apply(dy, k, ctx.geometry, ctx.channels_last), None, None
+        return None if dy is None else MaxPool2dScatter.apply(dy, k, ctx.geometry, ctx.channels_last), None, None
 
     @staticmethod
     def vmap(info, in_dims, x, geometry, channels_last):
         x = x.movedim(in_dims[0], 0)
-        y, k = Forward.apply(x.flatten(0, 1), geometry, channels_last)
+        y, k = MaxPool2d.apply(x.flatten(0, 1), geometry, channels_last)
         return (y.unflatten(0, x.shape[:2]), k.unflatten(0, x.shape[:2])), (0, 0)
 
 
-class Scatter(Function):
+class MaxPool2dScatter(Function):
     """dx[B C H W] = the sum of u over the windows whose tap k is the pixel. Linear in u: its pullback is the gather."""
 
     @staticmethod
@@ -57,15 +57,17 @@ class Scatter(Function):
     @staticmethod
     def backward(ctx, u):
         (k,) = ctx.saved_tensors
-        return Gather.apply(u, k, ctx.geometry, ctx.channels_last), None, None, None
+        return MaxPool2dGather.apply(u, k, ctx.geometry, ctx.channels_last), None, None, None
 
     @staticmethod
     def vmap(info, in_dims, u, k, geometry, channels_last):
         u, k = in_front(info.batch_size, in_dims[:2], (u, k))
-        return Scatter.apply(u.flatten(0, 1), k.flatten(0, 1), geometry, channels_last).unflatten(0, u.shape[:2]), 0
+        return MaxPool2dScatter.apply(u.flatten(0, 1), k.flatten(0, 1), geometry, channels_last).unflatten(
+            0, u.shape[:2]
+        ), 0
 
 
-class Gather(Function):
+class MaxPool2dGather(Function):
     """y[B C P Q] = u at the taps k. Linear in u: its pullback is the scatter."""
 
     @staticmethod
@@ -80,12 +82,14 @@ class Gather(Function):
     @staticmethod
     def backward(ctx, dy):
         (k,) = ctx.saved_tensors
-        return Scatter.apply(dy, k, ctx.geometry, ctx.channels_last), None, None, None
+        return MaxPool2dScatter.apply(dy, k, ctx.geometry, ctx.channels_last), None, None, None
 
     @staticmethod
     def vmap(info, in_dims, u, k, geometry, channels_last):
         u, k = in_front(info.batch_size, in_dims[:2], (u, k))
-        return Gather.apply(u.flatten(0, 1), k.flatten(0, 1), geometry, channels_last).unflatten(0, u.shape[:2]), 0
+        return MaxPool2dGather.apply(u.flatten(0, 1), k.flatten(0, 1), geometry, channels_last).unflatten(
+            0, u.shape[:2]
+        ), 0
 
 
 @overload
@@ -169,7 +173,7 @@ def max_pool2d(
         reach = [d * (k - 1) + 1 for k, d in zip(window, spread, strict=True)]
         refuse("max_pool2d", "the padded image", padded, f"at least the window's {reach}")
     x = input if input.ndim == 4 else input.unsqueeze(0)
-    y, k = Forward.apply(x, geometry.flat(), suggests_channels_last(input))
+    y, k = MaxPool2d.apply(x, geometry.flat(), suggests_channels_last(input))
     y, k = (t if input.ndim == 4 else t.squeeze(0) for t in (y, k))
     return (y, _indices(k, geometry)) if return_indices else y
 

@@ -11,7 +11,7 @@ from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import mse_loss_triton as kernels
 
 
-class Squares(Function):
+class MSELoss(Function):
     """y = the sum of (x - t)^2, over den.
 
     Summed are all but the first `keep` axes, which mapped axes become.
@@ -31,17 +31,17 @@ class Squares(Function):
         x, t = ctx.saved_tensors
         need_x, need_t, *_ = ctx.needs_input_grad
         c = spread(dy, x.shape)
-        dx = Differences.apply(c, None, x, t, 2, ctx.den) if need_x else None
-        dt = Differences.apply(c, None, x, t, -2, ctx.den) if need_t else None
+        dx = MSELossBackward.apply(c, None, x, t, 2, ctx.den) if need_x else None
+        dt = MSELossBackward.apply(c, None, x, t, -2, ctx.den) if need_t else None
         return dx, dt, None, None
 
     @staticmethod
     def vmap(info, in_dims, x, t, keep, den):
         x, t = in_front(info.batch_size, in_dims[:2], (x, t))
-        return Squares.apply(x, t, keep + 1, den), 0
+        return MSELoss.apply(x, t, keep + 1, den), 0
 
 
-class Differences(Function):
+class MSELossBackward(Function):
     """y = num / den (a - b) (x - t), zeros for b or t that is None. Bilinear: its pullbacks are of its kind."""
 
     @staticmethod
@@ -57,15 +57,15 @@ class Differences(Function):
     def backward(ctx, u):
         a, b, x, t = ctx.saved_tensors
         num, den, (need_a, need_b, need_x, need_t, *_) = ctx.num, ctx.den, ctx.needs_input_grad
-        da = Differences.apply(u, None, x, t, num, den) if need_a else None
-        db = Differences.apply(u, None, x, t, -num, den) if need_b else None
-        dx = Differences.apply(u, None, a, b, num, den) if need_x else None
-        dt = Differences.apply(u, None, a, b, -num, den) if need_t else None
+        da = MSELossBackward.apply(u, None, x, t, num, den) if need_a else None
+        db = MSELossBackward.apply(u, None, x, t, -num, den) if need_b else None
+        dx = MSELossBackward.apply(u, None, a, b, num, den) if need_x else None
+        dt = MSELossBackward.apply(u, None, a, b, -num, den) if need_t else None
         return da, db, dx, dt, None, None
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return Differences.apply(*in_front(info.batch_size, in_dims, args)), 0
+        return MSELossBackward.apply(*in_front(info.batch_size, in_dims, args)), 0
 
 
 @public("mse_loss")
@@ -92,8 +92,8 @@ def mse_loss(input: torch.Tensor, target: torch.Tensor, *, reduction: str = "mea
         refuse("mse_loss", "shape of target", list(target.shape), f"{list(input.shape)} like input")
     den = divisor("mse_loss", reduction, input.numel())
     if reduction == "none":
-        return Differences.apply(input, target, input, target, 1, 1)
-    return Squares.apply(input, target, 0, den)
+        return MSELossBackward.apply(input, target, input, target, 1, 1)
+    return MSELoss.apply(input, target, 0, den)
 
 
 by_spec = mse_loss

@@ -9,7 +9,7 @@ from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import relu_triton as kernels
 
 
-class Gate(Function):
+class ReluMask(Function):
     """y = x where gate > 0, else 0. Linear in x; the gate is a step and has no gradient."""
 
     @staticmethod
@@ -23,11 +23,11 @@ class Gate(Function):
     @staticmethod
     def backward(ctx, dy):
         (gate,) = ctx.saved_tensors
-        return Gate.apply(dy, gate), None
+        return ReluMask.apply(dy, gate), None
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return Gate.apply(*in_front(info.batch_size, in_dims, args)), 0
+        return ReluMask.apply(*in_front(info.batch_size, in_dims, args)), 0
 
 
 class Relu(Function):
@@ -44,7 +44,7 @@ class Relu(Function):
     @staticmethod
     def backward(ctx, dy):
         (y,) = ctx.saved_tensors
-        return Gate.apply(dy, y)
+        return ReluMask.apply(dy, y)
 
     @staticmethod
     def vmap(info, in_dims, x):

@@ -104,7 +104,7 @@ class SGD(OneLaunch, torch.optim.SGD):
         kernels.sgd_(*columns, scalars, clip)
 
 
-class Step(Function):
+class SGDStep(Function):
     """(p', b') of one step, in new memory.
 
     Without momentum there is no b'; b is None then, and at the first step.
@@ -128,16 +128,16 @@ class Step(Function):
 
     @staticmethod
     def backward(ctx, cp, cb=None):
-        dp, dg, *db = Pullback.apply(cp, cb, ctx.scalars)
+        dp, dg, *db = SGDStepBackward.apply(cp, cb, ctx.scalars)
         return dp, dg, db[0] if ctx.has_b else None, None
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        results = Step.apply(*in_front(info.batch_size, in_dims, args))
+        results = SGDStep.apply(*in_front(info.batch_size, in_dims, args))
         return results, (0,) * len(results)
 
 
-class Pullback(Function):
+class SGDStepBackward(Function):
     """(dp, dg, db) for the cotangents of p', b'. Its own pullback is the step.
 
     Without momentum there is neither b' nor db.
@@ -153,12 +153,12 @@ class Pullback(Function):
 
     @staticmethod
     def backward(ctx, up, ug, ub=None):
-        cp, *cb = Step.apply(up, ug, ub, ctx.scalars)
+        cp, *cb = SGDStep.apply(up, ug, ub, ctx.scalars)
         return cp, *(cb or [None]), None
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        results = Pullback.apply(*in_front(info.batch_size, in_dims, args))
+        results = SGDStepBackward.apply(*in_front(info.batch_size, in_dims, args))
         return results, (0,) * len(results)
 
 
@@ -211,8 +211,8 @@ def sgd_step(
         first=momentum_buffer is None,
     )
     if not momentum:
-        return Step.apply(param, grad, None, scalars)[0], momentum_buffer
-    return Step.apply(param, grad, momentum_buffer, scalars)
+        return SGDStep.apply(param, grad, None, scalars)[0], momentum_buffer
+    return SGDStep.apply(param, grad, momentum_buffer, scalars)
 
 
 def by_spec(

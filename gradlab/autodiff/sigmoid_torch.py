@@ -4,7 +4,7 @@ import torch
 
 from gradlab.autodiff.arguments import want_floats
 from gradlab.autodiff.arguments_torch import want_tensors
-from gradlab.autodiff.elementwise_torch import Times
+from gradlab.autodiff.elementwise_torch import Multiply
 from gradlab.autodiff.mapped_torch import in_front
 from gradlab.autodiff.ranges_torch import Function, public
 from gradlab.kernels import sigmoid_triton as kernels
@@ -24,14 +24,14 @@ class Sigmoid(Function):
     @staticmethod
     def backward(ctx, dy):
         (y,) = ctx.saved_tensors
-        return Slope.apply(dy, y, 0)
+        return SigmoidBackward.apply(dy, y, 0)
 
     @staticmethod
     def vmap(info, in_dims, x):
         return Sigmoid.apply(x), in_dims[0]
 
 
-class Slope(Function):
+class SigmoidBackward(Function):
     """d = a s_k(y). Linear in a; in y its slope is s_(k+1), and s_3 is 0."""
 
     @staticmethod
@@ -47,13 +47,13 @@ class Slope(Function):
     def backward(ctx, u):
         a, y = ctx.saved_tensors
         need_a, need_y, _ = ctx.needs_input_grad
-        da = Slope.apply(u, y, ctx.k) if need_a else None
-        dy = Slope.apply(Times.apply(u, a), y, ctx.k + 1) if need_y and ctx.k < 2 else None
+        da = SigmoidBackward.apply(u, y, ctx.k) if need_a else None
+        dy = SigmoidBackward.apply(Multiply.apply(u, a), y, ctx.k + 1) if need_y and ctx.k < 2 else None
         return da, dy, None
 
     @staticmethod
     def vmap(info, in_dims, a, y, k):
-        return Slope.apply(*in_front(info.batch_size, in_dims, (a, y, k))), 0
+        return SigmoidBackward.apply(*in_front(info.batch_size, in_dims, (a, y, k))), 0
 
 
 @public("sigmoid")

@@ -16,7 +16,7 @@ from gradlab.kernels.spec import specs
 from gradlab.profiling.bench.file import read_json, write
 from gradlab.profiling.bench.row import BOTH, FORWARD, GRADLAB, NATIVE, Group
 from gradlab.profiling.bench.words import policy, said
-from gradlab.profiling.bench.worker import Asked, work
+from gradlab.profiling.bench.worker import TimingJob, work
 from gradlab.profiling.native import native
 
 # Seconds of timing a group: medians settle far below a second where a call takes a millisecond.
@@ -81,7 +81,7 @@ def rows(
                 write(groups, head | {"complete": False}, {"json": file})
                 print(f"{group.op}, {group.case}, {group.direction}: {_shown(group)}", flush=True)
 
-    asked = Asked(
+    asked = TimingJob(
         tuple(_provable(side, ops)),
         side,
         dtype,

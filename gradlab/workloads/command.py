@@ -17,7 +17,7 @@ from gradlab.workloads.training import NEEDS, Plan, missing
 from gradlab.workloads.workload import LAYERS, PRECISIONS, Layers, Optimizer
 
 
-class Asked(NamedTuple):
+class TrainArgs(NamedTuple):
     """The words of the command line; None for what was not said."""
 
     name: str | None = None
@@ -37,61 +37,61 @@ TOOLS = {"sklearn": "scikit-learn", "safetensors": "safetensors", "matplotlib": 
 
 
 def train(
-    asked: Asked,
+    args: TrainArgs,
     both: bool = False,
     out: Path | None = None,
     save: Path | None = None,
     load: Path | None = None,
     resume: Path | None = None,
 ) -> int:
-    """Train as asked: an exit code.
+    """Train as args: an exit code.
 
     Raises:
         ValueError: words that are unknown or do not go together, data or a file that cannot be read.
     """
     try:
-        return _train(asked, both, out, save, load, resume)
+        return _train(args, both, out, save, load, resume)
     except ModuleNotFoundError as error:
         return _not_there(error)
 
 
 def _train(
-    asked: Asked, both: bool, out: Path | None, save: Path | None, load: Path | None, resume: Path | None
+    args: TrainArgs, both: bool, out: Path | None, save: Path | None, load: Path | None, resume: Path | None
 ) -> int:
-    _choice("layers", asked.layers, LAYERS)
-    _choice("precision", asked.precision, PRECISIONS)
-    _choice("optimizer", asked.optimizer, get_args(Optimizer.__annotations__["kind"]))
-    if asked.lr is not None and not asked.lr > 0:
-        raise ValueError(f"train: lr is {asked.lr:g}, wanted a positive number")
-    if asked.seed is not None and not asked.seed < 2**32:
-        raise ValueError(f"train: seed is {asked.seed}, wanted 0 to 2^32 - 1")
+    _choice("layers", args.layers, LAYERS)
+    _choice("precision", args.precision, PRECISIONS)
+    _choice("optimizer", args.optimizer, get_args(Optimizer.__annotations__["kind"]))
+    if args.lr is not None and not args.lr > 0:
+        raise ValueError(f"train: lr is {args.lr:g}, wanted a positive number")
+    if args.seed is not None and not args.seed < 2**32:
+        raise ValueError(f"train: seed is {args.seed}, wanted 0 to 2^32 - 1")
     if both:
-        clash = {"--layers": asked.layers, "--save": save, "--load": load, "--resume": resume}
+        clash = {"--layers": args.layers, "--save": save, "--load": load, "--resume": resume}
         for word, value in clash.items():
             if value is not None:
                 raise ValueError(
                     f"train: {word} is {value}, wanted none beside --compare, which runs all from one start"
                 )
-        if asked.name is None:
+        if args.name is None:
             raise ValueError(f"train: the workload is missing, wanted one of {', '.join(WORKLOADS)}")
-        plan = _plan(asked, "torch")
-        return compare(plan, Path(plan.name) if out is None else out, asked.sides or SIDES)
+        plan = _plan(args, "torch")
+        return compare(plan, Path(plan.name) if out is None else out, args.sides or SIDES)
     if out is not None:
         raise ValueError(f"train: --out is {out}, wanted none without --compare; --save takes a file")
     if resume is not None:
         if load is not None:
             raise ValueError(f"train: --load is {load}, wanted none beside --resume")
-        said = asked._asdict() | {"side": _one(asked.sides), "path": asked.data}
+        said = args._asdict() | {"side": _one(args.sides), "path": args.data}
         del said["sides"], said["data"], said["lr"], said["optimizer"]
         plan, state = resumed(resume, said)
-        if asked.lr is not None or asked.optimizer is not None:
-            _same(resume, plan, _optimizer(asked, plan.optimizer))
+        if args.lr is not None or args.optimizer is not None:
+            _same(resume, plan, _optimizer(args, plan.optimizer))
         return _needs(plan.side) or train_one(plan, save or resume, state=state)
-    if asked.name is None:
+    if args.name is None:
         _list()
         return DONE
-    side = _one(asked.sides) or next(iter(installed()), "torch")
-    return _needs(side) or train_one(_plan(asked, side), save, load)
+    side = _one(args.sides) or next(iter(installed()), "torch")
+    return _needs(side) or train_one(_plan(args, side), save, load)
 
 
 def convert_weights(source: Path, target: Path) -> int:
@@ -111,25 +111,25 @@ def convert_weights(source: Path, target: Path) -> int:
     return DONE
 
 
-def _plan(asked: Asked, side: str) -> Plan:
-    chosen = workload(str(asked.name))
+def _plan(args: TrainArgs, side: str) -> Plan:
+    chosen = workload(str(args.name))
     return Plan(
         chosen.name,
         side,
-        cast(Layers, asked.layers or "gradlab"),
-        asked.precision or "float32",
-        _optimizer(asked, chosen.optimizer),
-        asked.batch or chosen.batch,
-        asked.epochs or chosen.epochs,
-        asked.seed or 0,
-        asked.data,
+        cast(Layers, args.layers or "gradlab"),
+        args.precision or "float32",
+        _optimizer(args, chosen.optimizer),
+        args.batch or chosen.batch,
+        args.epochs or chosen.epochs,
+        args.seed or 0,
+        args.data,
     )
 
 
-def _optimizer(asked: Asked, usual: Optimizer) -> Optimizer:
-    if asked.optimizer is not None and asked.optimizer != usual.kind:
-        usual = Optimizer("adam", 1e-3) if asked.optimizer == "adam" else Optimizer("sgd", 0.05, 0.9)
-    return usual if asked.lr is None else usual._replace(lr=asked.lr)
+def _optimizer(args: TrainArgs, usual: Optimizer) -> Optimizer:
+    if args.optimizer is not None and args.optimizer != usual.kind:
+        usual = Optimizer("adam", 1e-3) if args.optimizer == "adam" else Optimizer("sgd", 0.05, 0.9)
+    return usual if args.lr is None else usual._replace(lr=args.lr)
 
 
 def _choice(word: str, came: str | None, choices: tuple[str, ...]) -> None:

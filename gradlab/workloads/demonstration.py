@@ -20,8 +20,8 @@ def trained(out: Path) -> dict[str, Any]:
         KeyboardInterrupt: as it came.
     """
     folder = out / "training"
-    asked = command.Asked(NAME, installed(), None, None, None, None, None, None, None, None)
-    code = command.train(asked, True, folder, None, None, None)
+    args = command.TrainArgs(NAME, installed(), None, None, None, None, None, None, None, None)
+    code = command.train(args, True, folder, None, None, None)
     if code == 130:
         raise KeyboardInterrupt
     numbers, figure = folder / "results.json", folder / "loss.png"

@@ -19,7 +19,7 @@ from gradlab.kernels.spec import spec, specs
 
 
 @dataclass(frozen=True)
-class Asked:
+class CheckArgs:
     """The command line, as it came."""
 
     target: str | None
@@ -36,7 +36,7 @@ class Asked:
     plot: Path | None
 
 
-def check(asked: Asked, console: Console) -> int:
+def check(asked: CheckArgs, console: Console) -> int:
     """Check ops or somebody's function and print the report; 0 when all is well, 1 when not."""
     for path in (asked.json, asked.plot):
         if path is not None and not path.absolute().parent.is_dir():
@@ -69,7 +69,7 @@ def _is_file(target: str | None) -> bool:
     return target is not None and target not in specs() and ("::" in target or ".py" in target)
 
 
-def _ops(asked: Asked, console: Console, options: dict[str, Any], report: Report) -> None:
+def _ops(asked: CheckArgs, console: Console, options: dict[str, Any], report: Report) -> None:
     """One op or all; what was found before Ctrl-C is printed."""
     sides = tuple(dict.fromkeys(asked.sides or installed()))
     if not sides:
@@ -84,7 +84,7 @@ def _ops(asked: Asked, console: Console, options: dict[str, Any], report: Report
             report.add(run(name, side=sides, budget=left, started=lambda what, spent: status.update(what), **options))
 
 
-def _write(asked: Asked, report: Report, console: Console) -> None:
+def _write(asked: CheckArgs, report: Report, console: Console) -> None:
     """The files that were asked for, whole or not at all."""
     if asked.json is not None:
         fresh = asked.json.with_name(asked.json.name + ".part")

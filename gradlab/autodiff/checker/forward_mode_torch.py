@@ -16,7 +16,7 @@ def forward_mode(p: Promises) -> None:
     s = p.probe.subject
     lines = directions(p, p.own_rng())
 
-    def jvp(line: Mapping[int, np.ndarray]) -> list[np.ndarray]:
+    def jvp(line: Mapping[int, np.ndarray], whole: bool = False) -> list[np.ndarray]:
         plain = s.put(p.probe.arrays)
         with warnings.catch_warnings(), forward_ad.dual_level():
             # The first of them brings torch's own scripts in, of which it warns.
@@ -24,11 +24,13 @@ def forward_mode(p: Promises) -> None:
             tangents = {i: s.side.put(d, s.side.dtype(plain[i]), plain[i]) for i, d in line.items()}
             given = [forward_ad.make_dual(t, tangents[i]) if i in line else t for i, t in enumerate(plain)]
             pairs = [forward_ad.unpack_dual(y) for y in s.flat(*given)]
-            # Of a result without a tangent the derivative is 0.
+            if whole and any(v is None for _, v in pairs):
+                # All of these results have a pullback: an operation on the way lost the tangent and did not say so.
+                raise NotImplementedError("a result has no tangent")
             return [s.side.take(torch.zeros_like(y) if v is None else v) for y, v in pairs]
 
     try:
-        found = [jvp(line) for line in lines]
+        found = [jvp(line, whole=True) for line in lines]
     except Exception as error:
         if _declared(p):
             p.note(f"{s.op}: its jvp raises ({first_line(error, 90)})")

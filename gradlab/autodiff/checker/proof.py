@@ -21,6 +21,8 @@ HALVINGS = 3
 FAR = 8.0
 # A gradient that is this many times the slopes may be right of ones that grow without bound, as the root's at 0.
 HUGE = 1e3
+# Further pairs of lines: at a tie the same element may be the median of a few lines by chance.
+FURTHER = 4
 # Steps, relative to the largest element, of at least eight and four stairs of bfloat16.
 STAIRS = (2.0**-4, 2.0**-5)
 # Relative to the slope, what a slope beside a gradient that is no number has to be sure of.
@@ -91,6 +93,8 @@ def _proven(probe: Probe, i: int, draw: Callable[[], np.ndarray], draw_other: Ca
         return "slopes grow as the steps shrink"
     if not _add_up(found[2], found[0], found[1], offs[0]) or not _add_up(found[0], found[3], found[1], offs[0]):
         return _NOT_LINEAR
+    if not all(_adds_up(probe, i, draw(), draw(), offs[0]) for _ in range(FURTHER)):
+        return _NOT_LINEAR
     others = {k: draw_other(k) for k in probe.subject.wrt if k != i and probe.arrays[k].size}
     if not others:
         return ""
@@ -101,6 +105,15 @@ def _proven(probe: Probe, i: int, draw: Callable[[], np.ndarray], draw_other: Ca
         return _NOT_SMOOTH
     rest, whole = (min(slopes, key=lambda s: s.error) for slopes in settled)
     return "" if _add_up(whole, found[0], rest, offs[0]) else _NOT_LINEAR
+
+
+def _adds_up(probe: Probe, i: int, one: np.ndarray, other: np.ndarray, off: float) -> bool:
+    """Whether the slopes of two lines add up to that of their sum; true where one of the three does not settle."""
+    found = [_slopes(probe, {i: d}, np.nan, 0.0, thorough=False) for d in (one + other, one, other)]
+    if not all(found):
+        return True
+    whole, first, second = (min(slopes, key=lambda s: s.error) for slopes in found)
+    return _add_up(whole, first, second, off)
 
 
 def _add_up(whole: _Slope, one: _Slope, other: _Slope, off: float) -> bool:

@@ -21,7 +21,7 @@ from gradlab.profiling.bench.row import GRADLAB, MODES, NATIVE, PASSES, Group
 from gradlab.profiling.bench.sizes import sized
 from gradlab.profiling.bench.table import show, show_changes
 from gradlab.profiling.bench.words import policy
-from gradlab.profiling.bench.worker import ENVIRONMENT, Asked, work
+from gradlab.profiling.bench.worker import ENVIRONMENT, TimingJob, work
 from gradlab.profiling.files import writable
 from gradlab.profiling.machine import describe
 from gradlab.profiling.processes import run_in_process
@@ -60,7 +60,7 @@ class Command:
     markdown: Path | None = None
     base: Path | None = None
 
-    def asked(self, seed: int) -> tuple[Asked, ...]:
+    def asked(self, seed: int) -> tuple[TimingJob, ...]:
         """What each side's process is to do.
 
         Raises:
@@ -83,7 +83,7 @@ class Command:
                 )
             sized(chosen[0], _timed(chosen[0])[-1], self.sizes)
         return tuple(
-            Asked(
+            TimingJob(
                 tuple(op.name for op in chosen),
                 known(side),
                 self.dtype,
@@ -154,7 +154,7 @@ def run(command: Command, console: Console, run_in_process: Callable[..., Any] =
 
 
 def measured(
-    plan: tuple[Asked, ...],
+    plan: tuple[TimingJob, ...],
     groups: list[Group],
     console: Console,
     keep: Callable[[], object],

@@ -23,7 +23,7 @@ from gradlab.profiling.native import natives
 
 
 @dataclass(frozen=True)
-class Asked:
+class TimingJob:
     """What one process measures.
 
     Attributes:
@@ -68,7 +68,7 @@ ENVIRONMENT = {
 }
 
 
-def work(send: Callable[[Any], object], asked: Asked, folder: str) -> None:
+def work(send: Callable[[Any], object], asked: TimingJob, folder: str) -> None:
     """Measure all that is asked for; tells ("groups", how many), ("at", words, share of the group), ("group", Group).
 
     Args:
@@ -114,7 +114,7 @@ def work(send: Callable[[Any], object], asked: Asked, folder: str) -> None:
             send(("group", group))
 
 
-def subjects(asked: Asked, side: Side) -> Iterator[tuple[Spec, Case, float | None]]:
+def subjects(asked: TimingJob, side: Side) -> Iterator[tuple[Spec, Case, float | None]]:
     """Each op's cases, or the sizes that its largest one is scaled to."""
     for op in map(spec, asked.ops):
         timed = cases(op, side.device()) if not asked.tiny else op.select("check")[:1]

@@ -25,7 +25,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Asked:
+class InspectArgs:
     """The command line, as it came; architectures and dtypes may hold several, with commas between."""
 
     op: str | None
@@ -39,7 +39,7 @@ class Asked:
     check: bool
 
 
-def inspect(asked: Asked, console: Console) -> int:
+def inspect(args: InspectArgs, console: Console) -> int:
     """Compile, read, print; with `check` hold the Specs' promises.
 
     Returns:
@@ -50,23 +50,23 @@ def inspect(asked: Asked, console: Console) -> int:
         ValueError: an unknown op, side, architecture, dtype, case or GPU; a file that cannot be written.
         ModuleNotFoundError: a side, Triton or one of its tools is not installed.
     """
-    ops = [spec(asked.op)] if asked.op is not None else list(specs().values())
-    sides = split(asked.sides)
-    if asked.json is not None:
-        _writable(asked.json)
-    if asked.check and (asked.case or asked.gpu or asked.lines):
+    ops = [spec(args.op)] if args.op is not None else list(specs().values())
+    sides = split(args.sides)
+    if args.json is not None:
+        _writable(args.json)
+    if args.check and (args.case or args.gpu or args.lines):
         raise ValueError("inspect: --check takes no --case, --gpu or --lines: the promises name their cases")
-    if asked.check:
-        dtypes = split(asked.dtypes) or ["float32", "bfloat16"]
-        there = targets(split(asked.archs) or ["sm_80", "sm_90"], None)
+    if args.check:
+        dtypes = split(args.dtypes) or ["float32", "bfloat16"]
+        there = targets(split(args.archs) or ["sm_80", "sm_90"], None)
         wanted = Wanted(subjects(ops, sides or None, dtypes, [t.name for t in there]), there, size=False)
     else:
-        archs = _archs(asked)
+        archs = _archs(args)
         usual = "float32" if set(archs) <= set(CPUS) else "bfloat16"
-        chosen = choose(ops, sides or None, split(asked.dtypes) or [usual], asked.case)
-        wanted = Wanted(chosen, targets(archs, asked.gpu), asked.gpu, None, asked.lines)
+        chosen = choose(ops, sides or None, split(args.dtypes) or [usual], args.case)
+        wanted = Wanted(chosen, targets(archs, args.gpu), args.gpu, None, args.lines)
     spoken = {arch for op in ops for promise in op.promises for arch in promise.archs}
-    if asked.check and not any(t.name in spoken for t in wanted.targets):
+    if args.check and not any(t.name in spoken for t in wanted.targets):
         names = ", ".join(t.name for t in wanted.targets)
         raise ValueError(f"inspect: no promise speaks of {names}, wanted one of {', '.join(sorted(spoken))}")
     codes: list[Code] = []
@@ -77,15 +77,15 @@ def inspect(asked: Asked, console: Console) -> int:
         complete = True
     except KeyboardInterrupt:
         pass
-    if not asked.check:
-        show(codes, console, asked.lines)
+    if not args.check:
+        show(codes, console, args.lines)
         if any(code.inner for code in codes) and "jax" in (sides or installed()):
             console.print("jax: no rows on a CPU, where its kernels are XLA's code", style="dim", highlight=False)
-    verdicts = hold(ops, sides or installed(), codes) if asked.check and complete else []
-    if asked.check and complete:
+    verdicts = hold(ops, sides or installed(), codes) if args.check and complete else []
+    if args.check and complete:
         show_verdicts(verdicts, console)
-    if asked.json is not None:
-        write_json(asked.json, codes, verdicts, complete)
+    if args.json is not None:
+        write_json(args.json, codes, verdicts, complete)
     if not complete:
         console.print(f"interrupted: {len(codes)} kernels read", style="bold red", highlight=False)
         return 130
@@ -97,7 +97,7 @@ def inspect(asked: Asked, console: Console) -> int:
 
 
 def write_json(path: Path, codes: Sequence[Code], verdicts: Sequence[Verdict], complete: bool) -> None:
-    """The kernels read so far, a row a line; `complete` says whether all that were asked for are in it."""
+    """The kernels read so far, a row a line; `complete` says whether all that were args for are in it."""
     head = {"schema": SCHEMA, "machine": describe(), "complete": complete}
     rows = ",\n".join(f"  {to_json.dumps(code.as_json())}" for code in codes)
     held = ",\n".join(f"  {to_json.dumps(_plain(verdict))}" for verdict in verdicts)
@@ -121,8 +121,8 @@ def _writable(path: Path) -> None:
         raise ValueError(f"inspect: cannot write {path}: {error.strerror}") from None
 
 
-def _archs(asked: Asked) -> list[str]:
-    return split(asked.archs) or [gpu(asked.gpu).arch if asked.gpu else "sm_90"]
+def _archs(args: InspectArgs) -> list[str]:
+    return split(args.archs) or [gpu(args.gpu).arch if args.gpu else "sm_90"]
 
 
 def _watched(wanted: Wanted, console: Console, sofar: Sequence[Code]) -> Iterator[Code]:

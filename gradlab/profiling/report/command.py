@@ -23,7 +23,7 @@ NEEDS = {"jinja2": "jinja2", "matplotlib": "matplotlib", "triton": "triton"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReportArgs:
     """What was said on the command line.
 
     Attributes:
@@ -38,7 +38,7 @@ class Asked:
     train: Callable[[Path], dict[str, Any]] | None = None
 
 
-def run(asked: Asked, console: Console, collect: Callable[..., None] = collect) -> int:
+def run(args: ReportArgs, console: Console, collect: Callable[..., None] = collect) -> int:
     """Collect, then write `report.html`, `results.json` and the figures: what was finished, whatever stops it.
 
     Returns:
@@ -48,27 +48,27 @@ def run(asked: Asked, console: Console, collect: Callable[..., None] = collect) 
         ValueError: an unknown op, a folder that cannot be written.
         ModuleNotFoundError: what draws the page is not installed.
     """
-    ops = tuple(spec(name).name for name in asked.ops) or tuple(specs())
+    ops = tuple(spec(name).name for name in args.ops) or tuple(specs())
     if gone := [name for module, name in NEEDS.items() if importlib.util.find_spec(module) is None]:
         raise ModuleNotFoundError(f"report needs {', '.join(gone)}: pip install 'gradlab[all]'")
     try:
-        claim(asked.out)
+        claim(args.out)
     except OSError as error:
-        raise ValueError(f"report: cannot write to {asked.out}: {error.strerror or error}") from None
-    scope = Scope(ops, asked.sides, asked.quick, secrets.randbits(32))
-    data = Data(describe(), {"ops": list(ops), "sides": list(asked.sides), "quick": asked.quick, "seed": scope.seed})
+        raise ValueError(f"report: cannot write to {args.out}: {error.strerror or error}") from None
+    scope = Scope(ops, args.sides, args.quick, secrets.randbits(32))
+    data = Data(describe(), {"ops": list(ops), "sides": list(args.sides), "quick": args.quick, "seed": scope.seed})
     interrupted = False
     try:
         _collected(data, scope, console, collect)
-        if asked.train is not None:
-            data.training = asked.train(asked.out)
+        if args.train is not None:
+            data.training = args.train(args.out)
     except KeyboardInterrupt:
         interrupted = True
     try:
-        write_whole(asked.out / "results.json", json.dumps(data.as_json(), indent=1) + "\n")
-        written = page.write(data, asked.out)
+        write_whole(args.out / "results.json", json.dumps(data.as_json(), indent=1) + "\n")
+        written = page.write(data, args.out)
     except OSError as error:
-        raise ValueError(f"report: cannot write to {asked.out}: {error.strerror or error}") from None
+        raise ValueError(f"report: cannot write to {args.out}: {error.strerror or error}") from None
     for name, stage in data.stages.items():
         words = f"{name:<12} {stage['became']} in {stage['seconds']:.0f} s {stage.get('error', '')}"
         console.print(words.rstrip(), highlight=False, markup=False, soft_wrap=True)

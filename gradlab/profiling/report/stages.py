@@ -12,7 +12,7 @@ from gradlab.autodiff.checker.plot import STEPS, curve
 from gradlab.autodiff.checker.report import Report
 from gradlab.kernels.spec import spec
 from gradlab.profiling.bench.row import BACKWARD, COMPILED, EAGER, FORWARD, MODES, PASSES
-from gradlab.profiling.bench.worker import Asked
+from gradlab.profiling.bench.worker import TimingJob
 from gradlab.profiling.machine_code import promises
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.inspection import Wanted, choose, read, targets
@@ -75,12 +75,12 @@ def _curves(report: Report) -> list[dict[str, Any]]:
     return found
 
 
-def timings(scope: Scope) -> tuple[Asked, ...]:
+def timings(scope: Scope) -> tuple[TimingJob, ...]:
     """What each side's benchmark process is to measure."""
     if not scope.quick:
-        every = Asked(scope.ops, "", "float32", MODES, PASSES, 0.5, seed=scope.seed, swept=(FORWARD,))
+        every = TimingJob(scope.ops, "", "float32", MODES, PASSES, 0.5, seed=scope.seed, swept=(FORWARD,))
         return tuple(replace(every, side=side) for side in scope.sides)
-    some = Asked(scope.ops, "", "float32", (), (FORWARD, BACKWARD), 0.08, seed=scope.seed, swept=(FORWARD,))
+    some = TimingJob(scope.ops, "", "float32", (), (FORWARD, BACKWARD), 0.08, seed=scope.seed, swept=(FORWARD,))
     # The mode that people use a side in.
     modes = {"torch": (EAGER,), "jax": (COMPILED,)}
     return tuple(replace(some, side=side, modes=modes[side], factors=QUICK) for side in scope.sides)

@@ -11,7 +11,7 @@ from rich.status import Status
 from gradlab.profiling.files import write_whole
 from gradlab.profiling.machine import describe, stamp
 from gradlab.profiling.trace import tools
-from gradlab.profiling.trace.asked import Asked
+from gradlab.profiling.trace.args import ProfileArgs
 from gradlab.profiling.trace.child import ChildError, traced
 from gradlab.profiling.trace.merge import merged
 from gradlab.profiling.trace.show import say, show
@@ -21,8 +21,8 @@ from gradlab.profiling.trace.step import Job
 STEPS = 3
 
 
-def profile(asked: Asked, module: str, console: Console) -> int:
-    """Profile as asked, print, and write to the folder.
+def profile(args: ProfileArgs, module: str, console: Console) -> int:
+    """Profile as args, print, and write to the folder.
 
     Args:
         module: what `python -m` runs the target with: it ends in `serve`.
@@ -33,20 +33,20 @@ def profile(asked: Asked, module: str, console: Console) -> int:
     """
     machine = describe()
     try:
-        asked.out.mkdir(parents=True, exist_ok=True)
+        args.out.mkdir(parents=True, exist_ok=True)
         say(console, stamp(machine))
-        tool, why = tools.chosen(asked.tool, "gpu" in machine)
+        tool, why = tools.chosen(args.tool, "gpu" in machine)
         if why:
             say(console, why, style="yellow")
         if tool == "trace":
-            _trace(asked, module, machine, console)
+            _trace(args, module, machine, console)
             return 0
-        return tools.run(tool, _jobs(asked, tool, asked.out), module, asked.out, console)
+        return tools.run(tool, _jobs(args, tool, args.out), module, args.out, console)
     except ChildError as error:
         say(Console(stderr=True), f"gradlab: {error}")
         return 1
     except OSError as error:
-        say(Console(stderr=True), f"gradlab: profile: cannot write {asked.out}: {error.strerror or error}")
+        say(Console(stderr=True), f"gradlab: profile: cannot write {args.out}: {error.strerror or error}")
         return 2
     except KeyboardInterrupt:
         say(Console(stderr=True), "interrupted")
@@ -54,20 +54,20 @@ def profile(asked: Asked, module: str, console: Console) -> int:
     finally:
         # Where nothing was written nothing is left; a folder that holds something stays.
         with suppress(OSError):
-            asked.out.rmdir()
+            args.out.rmdir()
 
 
-def _jobs(asked: Asked, tool: str, folder: Path) -> list[Job]:
+def _jobs(args: ProfileArgs, tool: str, folder: Path) -> list[Job]:
     return [
-        Job(asked.target, side, mode, asked.case, tool, STEPS, os.path.abspath(folder / f"{side}.json"))
-        for side, mode in asked.modes.items()
+        Job(args.target, side, mode, args.case, tool, STEPS, os.path.abspath(folder / f"{side}.json"))
+        for side, mode in args.modes.items()
     ]
 
 
-def _trace(asked: Asked, module: str, machine: dict[str, str], console: Console) -> None:
+def _trace(args: ProfileArgs, module: str, machine: dict[str, str], console: Console) -> None:
     with tempfile.TemporaryDirectory() as folder, Status("", console=console) as status:
-        found = traced(module, _jobs(asked, "trace", Path(folder)), status.update)
-    path = asked.out / "trace.json"
+        found = traced(module, _jobs(args, "trace", Path(folder)), status.update)
+    path = args.out / "trace.json"
     write_whole(path, merged(found, machine))
     for side in found:
         show(side, found[side], console)

@@ -13,7 +13,7 @@ TOOLS = ("auto", "trace", "nsys", "ncu")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProfileArgs:
     """The words of the command line, looked at.
 
     Attributes:
@@ -31,7 +31,7 @@ class Asked:
     case: str = ""
 
 
-def asked(
+def checked_args(
     target: str,
     sides: list[str] | None,
     mode: str | None,
@@ -39,7 +39,7 @@ def asked(
     out: Path | None,
     case: str | None,
     cases: tuple[str, ...],
-) -> Asked:
+) -> ProfileArgs:
     """The request, or what is wrong with it.
 
     Args:
@@ -69,7 +69,7 @@ def asked(
         raise ValueError(f"profile: case is {case!r}, wanted {wanted}")
     folder = Path("profile") / target if out is None else out
     _writable(folder)
-    return Asked(target, {name: mode or MODES[name][0] for name in chosen}, tool, folder, case or "")
+    return ProfileArgs(target, {name: mode or MODES[name][0] for name in chosen}, tool, folder, case or "")
 
 
 def _writable(folder: Path) -> None:
