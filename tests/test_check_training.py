@@ -63,6 +63,13 @@ def test_a_jvp_that_raises_is_a_note_and_one_that_is_not_there_is_none():
     assert "forward mode" not in {f.check for f in report.findings}
 
 
+def test_what_float32_alone_makes_another_is_no_fault_of_autocast():
+    other = ruled(torch.mul, lambda dy, x, w: (dy * w * (1 if x.dtype == torch.float64 else 2), dy * x))
+    report = contract(other, *pair())
+    assert report, report
+    assert any("in float32 is another than in float64, without autocast too" in n for n in report.notes)
+
+
 def test_a_tangent_that_is_lost_on_the_way_is_no_forward_mode():
     report = contract(lambda x, src: x.scatter_reduce(0, torch.tensor([0, 0, 1]), src, "prod"), normal(4), normal(3))
     assert report, report

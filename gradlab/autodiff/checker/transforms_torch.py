@@ -1,12 +1,15 @@
 """What a training loop does around a backward: gradients of each sample, autocast, gradients that add up."""
 
+import functools
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from gradlab.autodiff.checker.finding import OK, WRONG
 from gradlab.autodiff.checker.guard_torch import by_hand
 from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.checker.rounding import Worked, held, shaken
@@ -67,17 +70,18 @@ def _pulled(p: Promises) -> Any:
 def autocast(p: Promises) -> None:
     """Under bfloat16 autocast of float32 inputs, as the CPU has it, gradients are float64's within bfloat16's rounding.
 
-    Forward runs under it and backward does not, as in a training loop.
+    Forward runs under it and backward does not, as in a training loop. What float32 alone makes another, as where it
+    decides which elements a window holds, is no fault of autocast's.
     """
     s, rng = p.probe.subject, p.own_rng()
 
-    def work(by: float) -> Worked:
+    def work(by: float, cast: bool = True) -> Worked:
         arrays = [
             np.asarray(a, np.float32).astype(np.float64) if i in s.wrt or i in s.carried else a
             for i, a in enumerate(shaken(p.probe.arrays, s.wrt, by, rng))
         ]
         leaves = [t.requires_grad_() if i in s.wrt else t for i, t in enumerate(s.put(arrays, "float32"))]
-        with torch.enable_grad(), torch.autocast(leaves[s.wrt[0]].device.type, torch.bfloat16):
+        with torch.enable_grad(), torch.autocast(leaves[s.wrt[0]].device.type, torch.bfloat16, enabled=cast):
             results = s.flat(*leaves)
         moved = shaken(p.probe.cotangents, range(len(results)), by, rng)
         dys = [s.side.put(c, s.side.dtype(y), y) for c, y in zip(moved, results, strict=True)]
@@ -88,7 +92,19 @@ def autocast(p: Promises) -> None:
         values, taken = [s.side.take(y) for y in results], [s.side.take(dy) for dy in dys]
         return Worked(arrays, taken, values, [s.side.take(g) for g in found])
 
-    held(p, "autocast", "under bfloat16 autocast", work, max(UNITS["bfloat16"], p.probe.noise))
+    unit = max(UNITS["bfloat16"], p.probe.noise)
+    found, without = replace(p, findings=[]), replace(p, findings=[], note=lambda text: None)
+    held(found, "autocast", "under bfloat16 autocast", work, unit)
+    if any(f.verdict == WRONG for f in found.findings):
+        held(without, "autocast", "in float32", functools.partial(work, cast=False), unit)
+    right = {f.input for f in without.findings if f.verdict == OK}
+    for finding in found.findings:
+        if finding.verdict == WRONG and finding.input not in right:
+            p.note(
+                f"{s.op}: the gradient of {finding.input} in float32 is another than in float64, without autocast too"
+            )
+        else:
+            p.add(finding)
 
 
 def accumulated(p: Promises) -> None:
