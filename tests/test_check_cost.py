@@ -1,5 +1,8 @@
 """What a check costs, counted and not timed: calls of the function, and programs that jax compiles."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -93,6 +96,16 @@ def test_an_input_that_is_wrong_is_located_once(here):
     located, edges = needed[0], needed[1] - needed[0]
     assert located > 100, "finding the place takes calls"
     assert edges <= CALLS["edges"]
+
+
+def test_a_first_check_does_not_wait_for_torchs_compiler():
+    """Its import takes longer than the check."""
+    pytest.importorskip("torch")
+    code = (
+        "import sys, torch, gradlab; gradlab.check(torch.sin, torch.ones(2)); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
 
 
 @pytest.fixture

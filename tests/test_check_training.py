@@ -20,10 +20,12 @@ def pair():
 
 
 def test_right_functions_are_right_in_all_of_it():
-    for fn in (wave.build(wave.Parts()), lambda x, w: torch.relu(x @ w.T)):
+    # torch's own rules are mapped by torch's own: there is no per-sample rule to look at.
+    native = (lambda x, w: torch.relu(x @ w.T)), CHECKS - {"per-sample gradients"}
+    for fn, checks in ((wave.build(wave.Parts()), CHECKS), native):
         report = contract(fn, *pair())
         assert report, report
-        assert {f.check for f in report.findings} >= CHECKS
+        assert CHECKS & {f.check for f in report.findings} == checks
 
 
 @pytest.mark.parametrize(

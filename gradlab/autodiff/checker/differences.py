@@ -154,13 +154,11 @@ def _window(f: Callable[[float], np.ndarray], middle: np.ndarray, step: float, u
             rows.append(row)
             rounding = 4 * max(noise, grain) * largest / h
             allowed = np.linalg.norm(rounding)
-            # A bend that halves with the step is no kink; one that is little more than rounding counts as an error.
-            halved = bends[-1] <= 0.55 * bends[0]
-            smooth = level == 1 and bool((halved | (bends[-1] <= 32 * rounding)).all())
+            # A bend that halves with the step is no kink, nor is one that rounding makes in a long sum.
+            smooth = level == 1 and bool((bends[1] <= 0.55 * bends[0] + 32 * rounding).all())
             if smooth and np.linalg.norm(row[0] - rows[0][0]) <= 8 * allowed:
                 # The differences agree to rounding and the function is smooth: a third step adds nothing.
-                error = np.abs(row[1] - row[0]) + rounding + np.where(halved, 0.0, bends[-1])
-                return _Window(step, row[1], error, largest, grain)
+                return _Window(step, row[1], np.abs(row[1] - row[0]) + rounding, largest, grain)
         error = np.abs(rows[-1][-1] - rows[-1][-2]) + rounding
         # On a smooth function the slopes' difference is h f'' and falls to a quarter over two halvings.
         kink = (bends[-1] > 0.6 * bends[0]) & (bends[-1] > 4 * rounding)

@@ -110,6 +110,11 @@ def nodes(results: Iterable[torch.Tensor]) -> list[Any]:
     return list(found)
 
 
+def by_hand(results: Iterable[torch.Tensor]) -> bool:
+    """Whether a Function that is not torch's own is behind these results."""
+    return any(getattr(node, "_forward_cls", None) is not None for node in nodes(results))
+
+
 def once(gradients: Iterable[torch.Tensor | None]) -> bool:
     """Whether a backward behind these gradients is marked `once_differentiable`: torch puts a node that raises there.
 
