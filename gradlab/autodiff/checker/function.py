@@ -17,6 +17,7 @@ from gradlab.autodiff.checker.derivative import Probe, gradients, joined
 from gradlab.autodiff.checker.facts import finite, linear, replays
 from gradlab.autodiff.checker.finding import INCONCLUSIVE, WRONG, Finding
 from gradlab.autodiff.checker.hidden import hidden
+from gradlab.autodiff.checker.inside import inside
 from gradlab.autodiff.checker.judge import CHECK as DERIVATIVE
 from gradlab.autodiff.checker.judge import judge
 from gradlab.autodiff.checker.light import light
@@ -157,6 +158,8 @@ class Run:
                 self._note(f"{s.op}: {name} is {strange}: a constant to the check")
         if not self._recorded():
             return False
+        if not s.trusted:
+            s.inside = inside(s.side.name, s.flat, s.put(s.arrays))
         with self.part("facts") as runs:
             return not runs or replays(self.p, plan.replays)
 

@@ -45,13 +45,15 @@ class Promises:
     def slack(self, i: int) -> float:
         """How far two ways to one gradient may be apart, relative to its largest element.
 
-        Rounding in a sum over all results, or what differences found the function's own noise to be; or what they found
-        the gradient to be off by where that is no fault, as of a solver that stops at a tolerance.
+        Rounding in a sum over all results, also to half precision inside of the function; or what differences found its
+        own noise to be; or what they found the gradient to be off by where that is no fault, as of a solver that stops
+        at a tolerance, and not of a backward that rounds to float32.
         """
+        g, half = self.probe.gradients[i], self.probe.subject.inside.slack
         pairs = [p for p in (*self.probe.pairs.get(i, []), *self.probe.joint) if p.scale]
         errors = max((p.error / p.scale for p in pairs), default=0.0)
-        offs = max((p.off / p.scale for p in pairs), default=0.0)
-        return max((8 + self.probe.middle.size) * EPS, min(1e-3, 10 * errors), min(10 * SENSITIVITY, 10 * offs))
+        offs = 0.0 if _rounded(g) else max((p.off / p.scale for p in pairs), default=0.0)
+        return max((8 + self.probe.middle.size) * EPS, half, min(1e-3, 10 * errors), min(10 * SENSITIVITY, 10 * offs))
 
     def same_gradients(self, check: str, got: Sequence[np.ndarray | None], wrt: Sequence[int],
                        how: str, wanted: Sequence[np.ndarray] | None = None) -> bool:  # fmt: skip
@@ -131,6 +133,12 @@ def _apart(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
     with np.errstate(invalid="ignore", over="ignore"):
         off = got - want
     return max(float(want.max()), -float(want.min())), max(float(off.max()), -float(off.min()))
+
+
+def _rounded(gradient: np.ndarray) -> bool:
+    """Whether every number of a gradient is one of float32's."""
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(gradient, gradient.astype(np.float32), equal_nan=True))
 
 
 def first_line(error: BaseException, most: int = 200) -> str:

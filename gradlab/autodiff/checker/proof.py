@@ -142,7 +142,7 @@ def _least(probe: Probe, i: int, d: np.ndarray, moved: np.ndarray | None) -> flo
         return 0.0
     natural = float(np.linalg.norm(joined(probe.cotangents) * probe.middle)) / probe.units(i)
     return (
-        SENSITIVITY * float(np.linalg.norm(probe.gradients[i] * d))
+        max(SENSITIVITY, probe.subject.inside.slack) * float(np.linalg.norm(probe.gradients[i] * d))
         + FAR * float(np.linalg.norm(moved * d))
         + 64 * probe.subject.eps * natural
     )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradlab.autodiff.checker.complexes import PARTS, in_parts, parted
+from gradlab.autodiff.checker.inside import Inside
 from gradlab.autodiff.side import SIDES, Side
 from gradlab.autodiff.side import side as side_of
 
@@ -41,6 +42,7 @@ class Subject:
         compiled: (leaves, cotangents) -> the pullback of these, compiled where the side compiles.
         quickened: a function of such arrays for many calls of it.
         dtype: the lowest float dtype among the leaves.
+        inside: what its forward works in between arguments and results, as far as it was looked at.
         working: the dtype that everything is worked out in: float64, or the leaves' own where it is not taken.
     """
 
@@ -67,6 +69,7 @@ class Subject:
         lowest = [d for d in reversed(FLOATS) if d in [self.dtypes[i] for i in self.wrt]]
         self.dtype = lowest[0] if lowest else "float64"
         self.working = "float64"
+        self.inside = Inside()
         self.arrays = [
             side.take(leaf) if side.is_array(leaf) and not strange else leaf
             for leaf, strange in zip(self.leaves, self.foreign, strict=True)
