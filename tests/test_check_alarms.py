@@ -8,6 +8,8 @@ import pytest
 
 import gradlab
 from gradlab.autodiff.checker import apart, held
+from gradlab.autodiff.checker.edge import Edges, Judged
+from gradlab.autodiff.checker.finding import Finding
 
 torch = pytest.importorskip("torch")
 from tests.sweeps.everyday_torch import EVERYDAY
@@ -339,3 +341,27 @@ def test_a_tie_is_a_kink_though_a_few_lines_add_up(seed):
     zeros = torch.zeros(3, dtype=torch.float64)
     report = gradlab.check(torch.median, zeros, order=1, seed=seed, raises=False, parts=("derivative",))
     assert report.verdict == "inconclusive", report
+
+
+def test_what_proves_nothing_at_the_given_inputs_proves_nothing_at_an_edge():
+    """A solver's gradient is off by its tolerance, a little more at other inputs."""
+    little, large = (
+        Judged(name, [Finding("edge inputs", "wrong", "x", numbers={"error": error})])
+        for name, error in (("little", 2e-6), ("large", 0.1))
+    )
+    assert Edges(set()).take(little)
+    solved = Edges(set(), {"x": 1e-7})
+    assert not solved.take(little)
+    assert solved.loose == ["little"]
+    assert solved.take(large)
+
+
+def test_forward_mode_is_asked_of_what_is_differentiated():
+    """A function with a gradient inside detaches what needs none; its forward mode is not 0 for that."""
+
+    def force(x):
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad((x**4).sum(), x, create_graph=True)[0]
+
+    assert gradlab.check(force, normal(4), order=1, raises=False).verdict == "ok"

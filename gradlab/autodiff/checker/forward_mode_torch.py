@@ -18,11 +18,13 @@ def forward_mode(p: Promises) -> None:
 
     def jvp(line: Mapping[int, np.ndarray], whole: bool = False) -> list[np.ndarray]:
         plain = s.put(p.probe.arrays)
-        with warnings.catch_warnings(), forward_ad.dual_level():
+        with warnings.catch_warnings(), torch.enable_grad(), forward_ad.dual_level():
             # The first of them brings torch's own scripts in, of which it warns.
             warnings.simplefilter("ignore")
             tangents = {i: s.side.put(d, s.side.dtype(plain[i]), plain[i]) for i, d in line.items()}
-            given = [forward_ad.make_dual(t, tangents[i]) if i in line else t for i, t in enumerate(plain)]
+            # As when it is pulled back: a function may detach what needs no gradient.
+            moving = [t.requires_grad_() if i in s.wrt else t for i, t in enumerate(plain)]
+            given = [forward_ad.make_dual(t, tangents[i]) if i in line else t for i, t in enumerate(moving)]
             pairs = [forward_ad.unpack_dual(y) for y in s.flat(*given)]
             if whole and any(v is None for _, v in pairs):
                 # All of these results have a pullback: an operation on the way lost the tangent and did not say so.

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from gradlab.autodiff.checker import apart
-from gradlab.autodiff.checker.edge import CHECK, Edges, Judged, judged
+from gradlab.autodiff.checker.edge import CHECK, LITTLE, Edges, Judged, judged
 from gradlab.autodiff.checker.edges import Edge, edges, fits_others, reshaped
-from gradlab.autodiff.checker.finding import OK, WRONG, Finding
+from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
 from gradlab.autodiff.checker.judge import CHECK as DERIVATIVE
 from gradlab.autodiff.checker.promise import Promises, first_line
 
@@ -43,7 +43,9 @@ class MadeUp:
             empty: looks at inputs whose first axis is empty.
             others: try other shapes too.
         """
-        edge = Edges({f.input for f in self.p.said(DERIVATIVE) if f.verdict == WRONG})
+        given = self.p.said(DERIVATIVE)
+        off = {f.input: f.error for f in given if f.verdict == INCONCLUSIVE and f.error <= LITTLE}
+        edge = Edges({f.input for f in given if f.verdict == WRONG}, off)
         self._along(itertools.islice(edges(self.s, self.p.rng), self.most), edge.take)
         if not others or self.most is not None:
             pass
