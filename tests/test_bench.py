@@ -140,7 +140,7 @@ def test_half_precision_is_proven_against_float32(side, direction):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("mode", [EAGER, COMPILED])
-def test_the_way_back_alone_is_called_again_and_again(side, mode):
+def test_backward_alone_is_called_again_and_again(side, mode):
     subject = subject_of("linear", side)
     for implementation in (GRADLAB, NATIVE):
         call = subject.call(implementation, mode, BACKWARD)

@@ -242,7 +242,7 @@ def test_maps_of_nothing_and_of_no_images(device):
             assert vmap(f)(x).shape[:3] == shape[:3]
 
 
-def test_the_way_back_is_handed_no_zeros_for_the_taps(device, monkeypatch):
+def test_backward_is_handed_no_zeros_for_the_taps(device, monkeypatch):
     seen, real = [], MaxPool2d.backward
     monkeypatch.setattr(
         MaxPool2d, "backward", staticmethod(lambda ctx, *given: seen.extend(given) or real(ctx, *given))

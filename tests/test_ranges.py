@@ -197,7 +197,7 @@ def test_torch_opens_a_range_for_each_op_and_in_it_for_each_kernel(torch_ranges,
     assert [r.names() for r in torch_ranges[0][section].inside] == inside
 
 
-def test_the_way_back_is_told_from_the_second_also_for_rules_that_are_walked_twice(torch_ranges):
+def test_backward_is_told_from_the_second_also_for_rules_that_are_run_twice(torch_ranges):
     *first, second = torch_ranges[0]["second"].inside
     assert [r.message for r in first if "backward" in r.message] == ["cross_entropy backward", "linear backward"]
     assert all(r.category == "backward" for range_ in first[2:] for r in range_.flat())
@@ -207,7 +207,7 @@ def test_the_way_back_is_told_from_the_second_also_for_rules_that_are_walked_twi
     assert {r.category for r in second.flat()[1:]} == {"second"}
 
 
-def test_a_thread_of_its_own_has_the_way_back(torch_ranges):
+def test_a_thread_of_its_own_has_its_backward(torch_ranges):
     sections, top, _ = torch_ranges
     elsewhere = [r for r in top if r.domain == "gradlab.torch" and r.category == "backward"]
     assert [r.names() for r in elsewhere] == [BACK.replace(", column_sum_kernel backward", "")]
@@ -266,7 +266,7 @@ def test_an_error_stays_the_ops_own_and_ranges_do_not_recompile(torch_ranges):
     assert "1 graphs" in out
 
 
-def test_a_thread_forward_beside_one_on_the_way_back_is_forward():
+def test_a_thread_forward_beside_one_in_backward_is_forward():
     from gradlab.profiling.ranges import Ranges
 
     class Sink:

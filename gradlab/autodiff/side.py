@@ -76,7 +76,7 @@ class Side(Protocol):
         """(arguments, cotangents) -> the vjp of `fn` for the arguments at the places `wrt`; differentiable again."""
         ...
 
-    def way_back(
+    def backward_alone(
         self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[Any], cotangents: Sequence[Any], compiled: bool
     ) -> Callable[[], tuple[Any, ...]]:
         """Backward alone: `fn` is run here, once; each call gives the vjp anew, compiled where that is asked."""

@@ -81,7 +81,7 @@ class JaxSide:
 
         return vjp
 
-    def way_back(self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[jax.Array],
+    def backward_alone(self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[jax.Array],
                  cotangents: Sequence[jax.Array], compiled: bool) -> Callable[[], tuple[jax.Array, ...]]:  # fmt: skip
         def of_wrt(*moving: jax.Array) -> tuple[jax.Array, ...]:
             full = list(args)

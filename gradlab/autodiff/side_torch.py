@@ -108,7 +108,7 @@ class TorchSide:
 
         return vjp
 
-    def way_back(self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[torch.Tensor],
+    def backward_alone(self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[torch.Tensor],
                  cotangents: Sequence[torch.Tensor],
                  compiled: bool) -> Callable[[], tuple[torch.Tensor, ...]]:  # fmt: skip
         args = [_leaf(a) if i in wrt else a for i, a in enumerate(args)]

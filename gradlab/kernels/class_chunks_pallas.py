@@ -1,4 +1,4 @@
-"""What linear_cross_entropy's ways back share: the cotangent of a tile of logits, and the loop over chunks, on Pallas."""
+"""What linear_cross_entropy's backwards share: the cotangent of a tile of logits, and the loop over chunks, on Pallas."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What linear_cross_entropy's ways back share: the cotangent of a tile of logits, and memory for gradients, on Triton."""
+"""What linear_cross_entropy's backwards share: the cotangent of a tile of logits, and memory for gradients, on Triton."""
 
 import torch
 import triton.language as tl

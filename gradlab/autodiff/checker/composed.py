@@ -1,4 +1,4 @@
-"""More than one call at a time: f(f(x)), and two calls whose ways back cross."""
+"""More than one call at a time: f(f(x)), and two calls whose backwards cross."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def composed(p: Promises) -> None:
 
 
 def crossed(p: Promises) -> None:
-    """Two calls, then the way back of the first, of the second, and of the first once more: nothing is shared."""
+    """Two calls, then the backward of the first, of the second, and of the first once more: nothing is shared."""
     s, probe = p.probe.subject, p.probe
     moved = [NEAR * a if i in s.wrt else a for i, a in enumerate(probe.arrays)]
     if not all(np.isfinite(y).all() for y in s.values(moved)):
@@ -66,19 +66,19 @@ def crossed(p: Promises) -> None:
         return
     _kept(p, moved)
     cotangents = s.put_like_results(probe.cotangents)
-    first = s.side.way_back(s.flat, s.wrt, s.put(probe.arrays), cotangents, False)
-    second = s.side.way_back(s.flat, s.wrt, s.put(moved), cotangents, False)
+    first = s.side.backward_alone(s.flat, s.wrt, s.put(probe.arrays), cotangents, False)
+    second = s.side.backward_alone(s.flat, s.wrt, s.put(moved), cotangents, False)
     handed = [s.side.take(g) for g in first()]
     was = [g.copy() for g in handed]
-    how = "when another call was made before its way back"
+    how = "when another call was made before its backward"
     if not p.same_gradients(CROSSED, was, s.wrt, how):
         return
     if not p.same_gradients(CROSSED, [s.side.take(g) for g in second()], s.wrt, "for the later of two calls", beside):
         return
     if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(handed, was, strict=True)):
-        p.say(CROSSED, WRONG, "a gradient that was handed out changes when another call's way back runs")
+        p.say(CROSSED, WRONG, "a gradient that was handed out changes when another call's backward runs")
         return
-    p.same_gradients(CROSSED, [s.side.take(g) for g in first()], s.wrt, "when another call's way back ran before")
+    p.same_gradients(CROSSED, [s.side.take(g) for g in first()], s.wrt, "when another call's backward ran before")
 
 
 def _kept(p: Promises, moved: list[np.ndarray]) -> None:

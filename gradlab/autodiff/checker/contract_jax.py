@@ -234,7 +234,7 @@ def _mapped(p: Promises) -> Asked:
 
 
 def _checkpoint(p: Promises) -> Asked:
-    """Recomputed on the way back, the gradients are the same."""
+    """Recomputed in backward, the gradients are the same."""
     s = p.probe.subject
     found = yield lambda ls, cs, moved: _vjp(jax.checkpoint(s.flat), s.wrt, ls)[1](cs)
     p.same_gradients("checkpoint", found, s.wrt, "under jax.checkpoint")

@@ -144,7 +144,7 @@ def _stored(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _shake(x: np.ndarray, dtype: str, rng: np.random.Generator) -> np.ndarray:
-    """Inputs moved by a float32 rounding: what a backward-stable way there may add."""
+    """Inputs moved by a float32 rounding: what a backward-stable forward may add."""
     return x * (1 + 2.0**-24 * rng.choice([-1.0, 1.0], x.shape))
 
 

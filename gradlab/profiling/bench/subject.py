@@ -53,7 +53,7 @@ class Subject:
         if direction == FORWARD:
             return functools.partial(compiled(fn), *inputs)
         if direction == BACKWARD:
-            return self.side.way_back(fn, self.wrt, inputs, cotangents, mode == COMPILED)
+            return self.side.backward_alone(fn, self.wrt, inputs, cotangents, mode == COMPILED)
         # torch compiles a function together with its backward; to jax the pullback is a function like any other.
         if self.side.name == "torch":
             pulled = self.side.pullback(compiled(fn), self.wrt)
