@@ -89,9 +89,11 @@ def test_a_backward_that_raises_at_a_size_is_wrong():
         ({"x": 1}, "sizes name 'x', wanted an axis length or (argument, axis)"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line(sizes, said):
+@pytest.mark.parametrize("raises", [True, False])
+def test_what_cannot_be_asked_is_one_line(sizes, said, raises):
+    """It is the caller's mistake and no finding about the function."""
     with pytest.raises(ValueError, match=r"^check: ") as caught:
-        gradlab.check(torch.sin, normal(3, 4), sizes=sizes, parts=())
+        gradlab.check(torch.sin, normal(3, 4), sizes=sizes, parts=(), raises=raises)
     assert said.replace("argument 0", subject(torch.sin, (normal(3, 4),), {}).names[0]) in str(caught.value)
 
 

@@ -82,15 +82,27 @@ def check_function(fn: Callable[..., Any], args: Sequence[Any], reference: Calla
     for name, options in each_case(cases):
         try:
             made = subject(fn, args, options, name)
-            want_tiles(made, plan.tiles or {})
-            each_size(made, plan.sizes or {})
+            _want_known(made, plan)
             with made.side.double():
                 _check(made, reference, plan, report)
         except (TypeError, ValueError) as error:
-            if plan.raises:
+            if plan.raises or isinstance(error, Misused):
                 raise
             op = getattr(fn, "__name__", type(fn).__name__)
             report.findings.append(Finding("arguments", INCONCLUSIVE, "", (), first_line(error), {}, op, "", name))
+
+
+def _want_known(s: Subject, plan: Plan) -> None:
+    """Tiles and sizes are the caller's, not the function's: what they get wrong is raised whatever is asked for."""
+    try:
+        want_tiles(s, plan.tiles or {})
+        each_size(s, plan.sizes or {})
+    except ValueError as error:
+        raise Misused(*error.args) from error
+
+
+class Misused(ValueError):
+    """An argument of the check that does not go with the function."""
 
 
 def _check(s: Subject, reference: Callable[..., Any] | None, plan: Plan, report: Report) -> None:
