@@ -189,7 +189,7 @@ def test_amsgrad_takes_its_maximum_where_it_is_told():
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [(adam, optax.adam), (sgd, lambda lr: optax.sgd(optax.constant_schedule(lr)))]
+    ("hand", "theirs"), [(adam, optax.adam), (sgd, lambda lr: optax.sgd(optax.constant_schedule(lr)))]
 )
 def test_the_largest_count_stays(hand, theirs):
     """As in optax: one more would be negative, and the step that it corrects would not be a number."""
