@@ -365,3 +365,25 @@ def test_forward_mode_is_asked_of_what_is_differentiated():
             return torch.autograd.grad((x**4).sum(), x, create_graph=True)[0]
 
     assert gradlab.check(force, normal(4), order=1, raises=False).verdict == "ok"
+
+
+def root(x, eps):
+    return (x.square().sum(-1, keepdim=True) + eps).rsqrt()
+
+
+def unit_backward(eps):
+    def backward(dy, x):
+        r = root(x, eps)
+        return r * dy - x * r**3 * (x * dy).sum(-1, keepdim=True)
+
+    return backward
+
+
+@pytest.mark.parametrize(("eps", "wrong"), [(1e-12, False), (0.0, True)])
+def test_nan_where_a_small_eps_keeps_the_function_smooth_is_wrong(eps, wrong):
+    """Quotients grow a millionfold up to the scale of the eps, and stand still below it."""
+    fn = ruled(lambda x: x * root(x, 1e-12), unit_backward(eps))
+    x = normal(3, 4)
+    x[0] = 0
+    report = gradlab.check(fn, x, order=1, raises=False, parts=("derivative",))
+    assert (report.verdict == "wrong") == wrong, report

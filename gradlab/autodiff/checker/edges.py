@@ -94,7 +94,7 @@ def _drawn(subject: Subject, small: list[np.ndarray],
     # All inputs at once first: of a slow function no more is looked at.
     yield "scaled by 1.37, nothing normalised", each(lambda a: a * 1.37), False
     yield "all inputs 0", each(np.zeros_like), False
-    if len(subject.wrt) > 1:
+    if len(subject.wrt) > 1 or any(small[i].ndim > 1 for i in subject.wrt):
         yield "one row of zeros in all", each(_row_of_zeros), False
     yield "shifted by 10", each(lambda a: a + 10.0), False
     for name, factor in _FACTORS.items():

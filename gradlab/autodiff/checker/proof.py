@@ -6,7 +6,7 @@ backwards agree at several steps, when the slopes along the sum and the differen
 difference of theirs, and when the gradient is off by more than its own rounding.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -219,15 +219,29 @@ class _Along:
 
 
 def bounded(probe: Probe, line: Line) -> bool:
-    """Whether quotients over ever smaller steps, to either side, do not grow: the function is Lipschitz there."""
+    """Whether quotients over ever smaller steps, to either side, do not grow: the function is Lipschitz there.
+
+    They may grow up to a scale of the function's own, as that of an eps under a root, when they stand still below it.
+    """
     phi = _Along(probe, line)
-    steps = [phi.unit * 2.0**-k for k in (4, 8, 12, 16, 20, 24)]
-    with np.errstate(invalid="ignore", over="ignore"):
-        sizes = [np.max(np.abs([phi(h) - phi.middle, phi(-h) - phi.middle])) / h for h in steps if h > phi.finest]
-    if len(sizes) < 4 or not np.isfinite(sizes).all():
+
+    def sizes(exponents: Sequence[int]) -> list[tuple[float, float]]:
+        steps = [h for h in (phi.unit * 2.0**-k for k in exponents) if h > phi.finest]
+        with np.errstate(invalid="ignore", over="ignore"):
+            return [(h, np.max(np.abs([phi(h) - phi.middle, phi(-h) - phi.middle])) / h) for h in steps]
+
+    wide = sizes((4, 8, 12, 16, 20, 24))
+    if len(wide) < 4 or not np.isfinite([s for _, s in wide]).all():
         return False
     rounding = 64 * probe.subject.eps * phi.size
-    return all(s <= 8 * max(sizes[:2]) + rounding / h for s, h in zip(sizes, steps, strict=False))
+    largest = max(s for _, s in wide[:2])
+    if all(s <= 8 * largest + rounding / h for h, s in wide):
+        return True
+    fine = sizes((24, 28, 32))
+    if len(fine) < 3:
+        return False
+    least, most = min(s for _, s in fine), max(s for _, s in fine)
+    return most - least <= 1e-2 * most and rounding / fine[-1][0] <= 1e-2 * most
 
 
 def _on_a_stair(probe: Probe, line: Line, got: float) -> bool:
