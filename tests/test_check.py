@@ -419,9 +419,14 @@ def test_a_budget_says_what_was_left_out(monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(Plan, "spent", lambda plan: next(clock) / 8)
     report = gradlab.check(
-        product, normal(8, 5), normal(5, 7), normal(7), raises=False, budget=30,
+        product,
+        normal(8, 5),
+        normal(5, 7),
+        normal(7),
+        raises=False,
+        budget=30,
         started=lambda what, spent: seen.append((what, spent)),
-    )  # fmt: skip
+    )
     assert seen
     assert "facts" in seen[0][0]
     assert all(0 <= spent < 1 for _, spent in seen)

@@ -63,12 +63,24 @@ RIGHT = {
     "a gradient of zeros": (torch.sgn, (normal(5),)),
     "a view": (lambda x: x.view(-1).sin(), (normal(3, 4),)),
     "contiguous only": (contiguous_only, (normal(3, 4),)),
-    "a tensor made anew by out=": (ruled(with_out, lambda dy, a, b: (dy * b, dy * a)), (normal(30), normal(30, seed=6))),
+    "a tensor made anew by out=": (
+        ruled(with_out, lambda dy, a, b: (dy * b, dy * a)),
+        (normal(30), normal(30, seed=6)),
+    ),
     "a sparse constant": (lambda x: torch.sparse.mm(torch.eye(4, dtype=x.dtype).to_sparse(), x), (normal(4, 3),)),
     "a sparse argument": (torch.sparse.mm, (torch.eye(4, dtype=torch.float64).to_sparse(), normal(4, 3))),
-    "a gradient of rounding": (torch.corrcoef, (torch.tensor([[-6.0, 5.3], [-7.2, 4.1], [-1.7, 8.9]], dtype=torch.float64),)),
-    "terms that cancel": (lambda x: F.layer_norm(x, (1,), torch.full((1,), 8.6e3, dtype=x.dtype), None, 0.5), (normal(1, 1),)),
-    "an argument without a gradient": (lambda x, m, v: F.batch_norm(x, m, v, training=True), (normal(5, 3), torch.zeros(3), torch.ones(3))),
+    "a gradient of rounding": (
+        torch.corrcoef,
+        (torch.tensor([[-6.0, 5.3], [-7.2, 4.1], [-1.7, 8.9]], dtype=torch.float64),),
+    ),
+    "terms that cancel": (
+        lambda x: F.layer_norm(x, (1,), torch.full((1,), 8.6e3, dtype=x.dtype), None, 0.5),
+        (normal(1, 1),),
+    ),
+    "an argument without a gradient": (
+        lambda x, m, v: F.batch_norm(x, m, v, training=True),
+        (normal(5, 3), torch.zeros(3), torch.ones(3)),
+    ),
     "a domain": (F.binary_cross_entropy, (torch.sigmoid(normal(5)), torch.sigmoid(normal(5, seed=6)))),
     "a domain that raises": (F.gaussian_nll_loss, (normal(5), normal(5, seed=6), normal(5, seed=7).abs() + 0.1)),
     "its own batch": (needs_its_batch, (normal(4, 3),)),
@@ -81,7 +93,7 @@ RIGHT = {
     "whole numbers": (torch.floor, (8 * normal(4, 5),)),
     "steps that depend on dy": (torch.linalg.matrix_exp, (normal(3, 3),)),
     "no shape but one": (F.pdist, (normal(5, 3),)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -163,8 +175,10 @@ def test_low_precision_says_what_it_cannot_see():
 
 def test_what_arguments_do_wrong_is_a_finding_where_nothing_is_raised():
     for fn, args in (
-        (lambda x: x @ x, (normal(2, 3),)), (torch.sin, (torch.arange(3),)), (torch.sin, (normal(2).log(),)),
-    ):  # fmt: skip
+        (lambda x: x @ x, (normal(2, 3),)),
+        (torch.sin, (torch.arange(3),)),
+        (torch.sin, (normal(2).log(),)),
+    ):
         report = gradlab.check(fn, *args, raises=False)
         assert report.verdict == "inconclusive"
         with pytest.raises(ValueError, match=r"^check: "):

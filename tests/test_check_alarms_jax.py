@@ -23,10 +23,11 @@ taken.defvjp(
 def root(x):
     """Newton's iteration, differentiated through its solution: at 0 the slope is infinite."""
     return jax.lax.custom_root(
-        lambda y: y * y - x, jnp.ones_like(x),
+        lambda y: y * y - x,
+        jnp.ones_like(x),
         lambda f, y: jax.lax.fori_loop(0, 40, lambda _, y: 0.5 * (y + x / y), y),
         lambda g, b: b / g(jnp.ones_like(b)),
-    )  # fmt: skip
+    )
 
 
 def looped(x):

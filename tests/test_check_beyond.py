@@ -14,8 +14,14 @@ from tests.mutants.score import gradcheck, ours
 
 FILES = ("special_dy_torch", "calls_torch", "hidden_torch")
 SUBJECTS = [s for name in FILES for s in importlib.import_module(f"tests.mutants.{name}").SUBJECTS]
-WANTED = {"special-dy": "special dy", "composed": "f(f(x))", "results": "two calls at once", "same": "one array twice",
-          "pair": "two inputs only", "hidden": "small elements"}  # fmt: skip
+WANTED = {
+    "special-dy": "special dy",
+    "composed": "f(f(x))",
+    "results": "two calls at once",
+    "same": "one array twice",
+    "pair": "two inputs only",
+    "hidden": "small elements",
+}
 
 
 def normal(*shape, seed=5):

@@ -95,7 +95,10 @@ WRONG_BODIES = [
     ("a / b", {"a * b", "a", "None", "-(a / b)"}),
     ("-a", {"a", "None", "--a"}),
     ("f(a, b)", {"f(b, a)", "f(-a, b)", "f(a, -b)", "None", "-f(a, b)"}),
-    ("(a, b, None)", {"(b, a, None)", "(a, None, b)", "(None, b, None)", "(a, None, None)", "(-a, b, None)", "(a, -b, None)"}),
+    (
+        "(a, b, None)",
+        {"(b, a, None)", "(a, None, b)", "(None, b, None)", "(a, None, None)", "(-a, b, None)", "(a, -b, None)"},
+    ),
     ("a if b else c", {"c if b else a", "None"}),
     ("a if b is None else c", {"a if b is not None else c", "None"}),
     ("a if b == c else d", {"a if b != c else d", "None"}),
@@ -105,9 +108,18 @@ WRONG_BODIES = [
     ("a.sum(0)", {"a.sum(1)", "None", "-a.sum(0)"}),
     ("a.sum(1)", {"a.sum(0)", "a.sum(-1)", "None", "-a.sum(1)"}),
     ("a.sum(-1)", {"a.sum(1)", "a.sum(-0)", "a.sum(--1)", "None", "-a.sum(-1)"}),
-    ("a.sum(2, keepdim=True)", {"a.sum(3, keepdim=True)", "a.sum(-2, keepdim=True)", "a.sum(2, keepdim=False)", "None", "-a.sum(2, keepdim=True)"}),
+    (
+        "a.sum(2, keepdim=True)",
+        {
+            "a.sum(3, keepdim=True)",
+            "a.sum(-2, keepdim=True)",
+            "a.sum(2, keepdim=False)",
+            "None",
+            "-a.sum(2, keepdim=True)",
+        },
+    ),
     ("a['x'] + b['y']", {"a['y'] + b['y']", "a['x'] + b['x']", "a['x'] - b['y']", "None", "-(a['x'] + b['y'])"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("body", "wanted"), WRONG_BODIES, ids=[body for body, _ in WRONG_BODIES])
@@ -121,7 +133,17 @@ def test_only_what_makes_derivatives():
     assert texts == {"TABLE = {'a': 'b'}", "return kernels.three(x)", "return _helper(dy)[TABLE[0]]", "return x < 5"}
     for m in made:
         # Docstrings, what is refused, types and vmap are as they were.
-        for kept in ("A rule.", "y = 3 x.", "One launch.", "dy.ndim > 7", "dy has 8 axes", "dy: 'torch.Tensor'", "x + 1", "x * 9", "x < 6"):  # fmt: skip
+        for kept in (
+            "A rule.",
+            "y = 3 x.",
+            "One launch.",
+            "dy.ndim > 7",
+            "dy has 8 axes",
+            "dy: 'torch.Tensor'",
+            "x + 1",
+            "x * 9",
+            "x < 6",
+        ):
             assert kept in m.source
 
 

@@ -18,12 +18,25 @@ from gradlab.kernels.spec import spec, specs
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
-def check(target: str | Callable[..., Any] | None = None, *args: Any, reference: Callable[..., Any] | None = None,
-          order: int | None = None, cases: Any = None, seed: int = 0, raises: bool = True, strict: bool = False,
-          side: str | Sequence[str] | None = None, dtypes: Sequence[str] | None = None,
-          parts: Sequence[str] | None = None, tiles: Mapping[str, Sequence[int]] | None = None,
-          sizes: Sizes | None = None, replays: int | None = None, compiled: bool = False, budget: float | None = None,
-          started: Callable[[str, float], None] | None = None) -> Report:  # fmt: skip
+def check(
+    target: str | Callable[..., Any] | None = None,
+    *args: Any,
+    reference: Callable[..., Any] | None = None,
+    order: int | None = None,
+    cases: Any = None,
+    seed: int = 0,
+    raises: bool = True,
+    strict: bool = False,
+    side: str | Sequence[str] | None = None,
+    dtypes: Sequence[str] | None = None,
+    parts: Sequence[str] | None = None,
+    tiles: Mapping[str, Sequence[int]] | None = None,
+    sizes: Sizes | None = None,
+    replays: int | None = None,
+    compiled: bool = False,
+    budget: float | None = None,
+    started: Callable[[str, float], None] | None = None,
+) -> Report:
     """Check the gradients of a function of torch tensors or jax arrays, or of an op of the lab.
 
     Args:

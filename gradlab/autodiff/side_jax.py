@@ -57,8 +57,9 @@ class JaxSide:
     def functional(self, fn: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
         return fn, {}
 
-    def differentiable(self, fn: Callable[..., tuple[Any, ...]], args: Sequence[jax.Array],
-                       wrt: Sequence[int]) -> list[str]:  # fmt: skip
+    def differentiable(
+        self, fn: Callable[..., tuple[Any, ...]], args: Sequence[jax.Array], wrt: Sequence[int]
+    ) -> list[str]:
         program = jax.make_jaxpr(fn)(*args)
         reached = _reached(program.jaxpr, [i in wrt for i in range(len(args))])
         return [str(y.dtype) if has else "" for y, has in zip(program.out_avals, reached, strict=True)]
@@ -81,8 +82,14 @@ class JaxSide:
 
         return vjp
 
-    def backward_alone(self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[jax.Array],
-                 cotangents: Sequence[jax.Array], compiled: bool) -> Callable[[], tuple[jax.Array, ...]]:  # fmt: skip
+    def backward_alone(
+        self,
+        fn: Callable[..., Any],
+        wrt: Sequence[int],
+        args: Sequence[jax.Array],
+        cotangents: Sequence[jax.Array],
+        compiled: bool,
+    ) -> Callable[[], tuple[jax.Array, ...]]:
         def of_wrt(*moving: jax.Array) -> tuple[jax.Array, ...]:
             full = list(args)
             for i, value in zip(wrt, moving, strict=True):
@@ -125,9 +132,11 @@ def _cheap() -> Any:
     if jax.default_backend() != "cpu":
         return None
     options: Any = {
-        "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1,
-    }  # fmt: skip
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_parallel_codegen_split_count": 1,
+    }
     try:
         jax.jit(lambda: 0).lower().compile(options)
     except Exception:

@@ -73,8 +73,9 @@ class TorchSide:
         parameters = {name: p.detach() for name, p in fn.named_parameters() if p.requires_grad}
         return (Functional(fn) if parameters else fn), parameters
 
-    def differentiable(self, fn: Callable[..., tuple[Any, ...]], args: Sequence[torch.Tensor],
-                       wrt: Sequence[int]) -> list[str]:  # fmt: skip
+    def differentiable(
+        self, fn: Callable[..., tuple[Any, ...]], args: Sequence[torch.Tensor], wrt: Sequence[int]
+    ) -> list[str]:
         with torch.enable_grad():
             results = fn(*(_leaf(a) if i in wrt else a for i, a in enumerate(args)))
         return [self.dtype(y) if y.requires_grad else "" for y in results]
@@ -108,9 +109,14 @@ class TorchSide:
 
         return vjp
 
-    def backward_alone(self, fn: Callable[..., Any], wrt: Sequence[int], args: Sequence[torch.Tensor],
-                 cotangents: Sequence[torch.Tensor],
-                 compiled: bool) -> Callable[[], tuple[torch.Tensor, ...]]:  # fmt: skip
+    def backward_alone(
+        self,
+        fn: Callable[..., Any],
+        wrt: Sequence[int],
+        args: Sequence[torch.Tensor],
+        cotangents: Sequence[torch.Tensor],
+        compiled: bool,
+    ) -> Callable[[], tuple[torch.Tensor, ...]]:
         args = [_leaf(a) if i in wrt else a for i, a in enumerate(args)]
         # What is kept is kept for the next call too: a compiled backward would write into it otherwise.
         with torch.enable_grad(), functorch_config.patch(donated_buffer=False):

@@ -119,8 +119,13 @@ def listed(name: str, mutant: Mutant) -> bool:
     )
 
 
-def score(sides: Sequence[str], ops: Sequence[str] | None = None, limit: int | None = None, seed: int = 0,
-          say: Callable[[str], None] = print) -> dict[str, dict[str, Any]]:  # fmt: skip
+def score(
+    sides: Sequence[str],
+    ops: Sequence[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> dict[str, dict[str, Any]]:
     """Make and check the mutants of each rule file.
 
     Args:

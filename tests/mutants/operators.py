@@ -17,9 +17,15 @@ SETTINGS = frozenset(
 )  # fmt: skip
 SUMS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 ORDERS = {
-    ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.GtE), ast.Gt: (ast.GtE, ast.Lt), ast.GtE: (ast.Gt, ast.LtE),
-    ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,),
-}  # fmt: skip
+    ast.Lt: (ast.LtE, ast.Gt),
+    ast.LtE: (ast.Lt, ast.GtE),
+    ast.Gt: (ast.GtE, ast.Lt),
+    ast.GtE: (ast.Gt, ast.LtE),
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+    ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,),
+}
 EITHER = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot)
 
 
@@ -127,8 +133,9 @@ def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         yield from _flat(getattr(statement, "orelse", []))
 
 
-def _changes(statement: ast.stmt, tree: ast.Module, backward: bool,
-             strings: list[str]) -> Iterator[tuple[str, int, "_Undo"]]:  # fmt: skip
+def _changes(
+    statement: ast.stmt, tree: ast.Module, backward: bool, strings: list[str]
+) -> Iterator[tuple[str, int, "_Undo"]]:
     """Changes of a statement, each made in place: the operator, the line, and what takes it back.
 
     Args:

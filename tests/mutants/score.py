@@ -50,9 +50,15 @@ def ours(subject: Subject, seed: int, size: int = SIZE, parts: Sequence[str] | N
     with side_of(subject.side).double():
         args = arguments(subject, seed, size)
         return gradlab.check(
-            subject.fn, *args, reference=subject.reference, order=subject.order, seed=seed, raises=False, parts=parts,
+            subject.fn,
+            *args,
+            reference=subject.reference,
+            order=subject.order,
+            seed=seed,
+            raises=False,
+            parts=parts,
             sizes=subject.sizes,
-        )  # fmt: skip
+        )
 
 
 def says_wrong(report) -> bool:

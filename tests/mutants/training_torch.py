@@ -135,7 +135,13 @@ class ForwardTerm(Parts):
         return tx * torch.cos(x) + tw * torch.sin(x)
 
 
-FAMILY = Family("wave-training", "torch", lambda fault: build(fault or Parts()), lambda r, n: tuple(r.normal(size=(2, 4, n))), plain_wave)  # fmt: skip
+FAMILY = Family(
+    "wave-training",
+    "torch",
+    lambda fault: build(fault or Parts()),
+    lambda r, n: tuple(r.normal(size=(2, 4, n))),
+    plain_wave,
+)
 
 
 def _(name, parts, shows, blames, note):

@@ -89,9 +89,11 @@ class Output(NamedTuple):
 def newton(a: jax.Array) -> jax.Array:
     """A loop of a fixed number of turns, differentiated through the solution alone."""
     return lax.custom_root(
-        lambda y: y * y - a, jnp.ones_like(a), lambda f, y: lax.fori_loop(0, 40, lambda _, y: 0.5 * (y + a / y), y),
+        lambda y: y * y - a,
+        jnp.ones_like(a),
+        lambda f, y: lax.fori_loop(0, 40, lambda _, y: 0.5 * (y + a / y), y),
         lambda g, b: b / g(jnp.ones_like(b)),
-    )  # fmt: skip
+    )
 
 
 def forever(x: jax.Array) -> jax.Array:
@@ -192,7 +194,10 @@ WRITTEN: dict[str, Callable[[], Made]] = {
     "an old key": lambda: (dropout, (_(3, 4), jax.random.PRNGKey(0))),
     "a masked attention": lambda: (attention, (_(3, 4), _(5, 4), _(5, 2), jnp.tri(3, 5, 1, dtype=bool))),
     "options": lambda: (functools.partial(static, mode="cos"), (_(3),)),
-    "static_argnames": lambda: (functools.partial(jax.jit(static, static_argnames=("mode", "times")), mode="cos"), (_(3),)),
+    "static_argnames": lambda: (
+        functools.partial(jax.jit(static, static_argnames=("mode", "times")), mode="cos"),
+        (_(3),),
+    ),
     "not under jit": lambda: (concrete, (_(3),)),
     "NumPy's constants": lambda: (through_numpy, (_(3, 4),)),
     "a safe logarithm": lambda: (safe, (_(3, 4),)),
@@ -214,7 +219,10 @@ WRITTEN: dict[str, Callable[[], Made]] = {
     "at.set": lambda: (lambda x, v: x.at[1].set(v), (_(3, 4), _(4))),
     "at.max": lambda: (lambda x, v: x.at[jnp.array([0, 2])].max(v), (_(3, 4), _(2, 4))),
     "dynamic_slice": lambda: (lambda x, i: lax.dynamic_slice(x, (i, 0), (2, 4)), (_(5, 4), jnp.array(1))),
-    "rotary": lambda: (lambda x: (lax.complex(x[..., ::2], x[..., 1::2]) * jnp.exp(1j * jnp.arange(2))).real, (_(3, 4),)),
+    "rotary": lambda: (
+        lambda x: (lax.complex(x[..., ::2], x[..., 1::2]) * jnp.exp(1j * jnp.arange(2))).real,
+        (_(3, 4),),
+    ),
     "fft": lambda: (lambda x: jnp.abs(jnp.fft.rfft(x)), (_(3, 8),)),
     "a complex result": lambda: (lambda x: jnp.fft.rfft(x), (_(3, 8),)),
     "eigh": lambda: (lambda a: jnp.linalg.eigvalsh(a + a.T), (_(3, 3),)),
@@ -236,8 +244,11 @@ WRITTEN: dict[str, Callable[[], Made]] = {
     "linearize inside": lambda: (lambda x: jax.jvp(jnp.sin, (x,), (jnp.ones_like(x),))[1], (_(3),)),
     "associative_scan": lambda: (lambda x: lax.associative_scan(jnp.multiply, x), (_(5),)),
     "odeint": lambda: (lambda y: _odeint(y), (_(2),)),
-    "remat of a scan": lambda: (jax.checkpoint(lambda x: lax.scan(lambda c, r: (jnp.tanh(c + r), c), jnp.zeros(4), x)), (_(3, 4),)),
-}  # fmt: skip
+    "remat of a scan": lambda: (
+        jax.checkpoint(lambda x: lax.scan(lambda c, r: (jnp.tanh(c + r), c), jnp.zeros(4), x)),
+        (_(3, 4),),
+    ),
+}
 
 
 def _odeint(y: jax.Array) -> jax.Array:

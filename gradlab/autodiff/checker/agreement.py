@@ -65,8 +65,9 @@ def _close(p: Promises, wanted: Sequence[np.ndarray], slack: float) -> None:
         p.same(VALUE, p.result(k), y, want, slack, "as the reference gives it")
 
 
-def _values(probe: Probe, reference: Callable[..., Any], arrays: Sequence[np.ndarray],
-            as_they_came: bool = False) -> list[np.ndarray]:  # fmt: skip
+def _values(
+    probe: Probe, reference: Callable[..., Any], arrays: Sequence[np.ndarray], as_they_came: bool = False
+) -> list[np.ndarray]:
     s = probe.subject
     args = s.args if as_they_came else s.rebuilt(s.put(arrays))
     results = as_tuple(reference(*args, **s.options))

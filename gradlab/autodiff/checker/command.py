@@ -44,9 +44,13 @@ def check(asked: CheckArgs, console: Console) -> int:
     for name in asked.sides:
         side_of(name)
     options: dict[str, Any] = {
-        "order": asked.order, "seed": asked.seed, "dtypes": asked.dtypes, "parts": asked.parts,
-        "compiled": asked.compiled, "raises": False,
-    }  # fmt: skip
+        "order": asked.order,
+        "seed": asked.seed,
+        "dtypes": asked.dtypes,
+        "parts": asked.parts,
+        "compiled": asked.compiled,
+        "raises": False,
+    }
     sizes = None if asked.sizes is None else parsed_sizes(asked.sizes)
     if sizes is not None and not _is_file(asked.target):
         raise ValueError("check: --sizes are of a FILE.py::function; an op of the lab has those of its Spec")

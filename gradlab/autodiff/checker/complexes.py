@@ -21,8 +21,9 @@ def is_complex(side: Side, value: Any) -> bool:
     return side.dtype(value) in PARTS and not side.foreign(value)
 
 
-def in_parts(side: Side, leaves: Sequence[Any], names: Sequence[str],
-             rebuild: Rebuild) -> tuple[list[Any], list[str], Rebuild]:  # fmt: skip
+def in_parts(
+    side: Side, leaves: Sequence[Any], names: Sequence[str], rebuild: Rebuild
+) -> tuple[list[Any], list[str], Rebuild]:
     """Leaves and their names with both parts in place of each complex one, and what joins and rebuilds them."""
     held = [is_complex(side, leaf) for leaf in leaves]
     if not any(held):

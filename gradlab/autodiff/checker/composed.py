@@ -20,9 +20,11 @@ def composed(p: Promises) -> None:
     """
     s, probe = p.probe.subject, p.probe
     fits = [
-        (k, j) for j in s.wrt for k, y in enumerate(p.values)
+        (k, j)
+        for j in s.wrt
+        for k, y in enumerate(p.values)
         if y.size and y.shape == probe.arrays[j].shape and s.result_dtypes[k : k + 1] in ([], [s.working])
-    ]  # fmt: skip
+    ]
     if not fits:
         return
     k, j = fits[0]

@@ -29,11 +29,20 @@ def contract(p: Promises, at_size: bool = False) -> None:
     """
     s = p.probe.subject
     if not at_size and not s.untraced:
-        _compiled(p, {
-            "forward": _forward, "argnums": _subsets, "each result alone": _alone, "vmap": _mapped,
-            "checkpoint": _checkpoint, "scan": _scan, "float0": _float0, "per-sample gradients": per_sample,
-            "forward mode": forward_mode,
-        })  # fmt: skip
+        _compiled(
+            p,
+            {
+                "forward": _forward,
+                "argnums": _subsets,
+                "each result alone": _alone,
+                "vmap": _mapped,
+                "checkpoint": _checkpoint,
+                "scan": _scan,
+                "float0": _float0,
+                "per-sample gradients": per_sample,
+                "forward mode": forward_mode,
+            },
+        )
         _guarded(p, "as they were given", functools.partial(given, p))
     eagerly = not at_size and (s.untraced or _worth_running_eagerly(p))
     if eagerly:
@@ -154,8 +163,9 @@ def _forward(p: Promises) -> Asked:
     p.same_values("forward", results, "when a gradient is recorded")
 
 
-def recorded(p: Promises, kinds: Sequence[Subject], arrays: Sequence[np.ndarray],
-             weights: Sequence[np.ndarray]) -> list[list[np.ndarray]]:  # fmt: skip
+def recorded(
+    p: Promises, kinds: Sequence[Subject], arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]
+) -> list[list[np.ndarray]]:
     """The gradient that is differentiated again is the gradient: a forward rule of its own gives it.
 
     Returns:
@@ -294,9 +304,10 @@ def _unchanged(p: Promises, eagerly: bool) -> None:
     before = [np.array(g) if jnp.issubdtype(g.dtype, jnp.number) else None for g in given]
     jax.block_until_ready(pulled(given[: len(s.names)], given[len(s.names) :]))
     said = [
-        name for name, g, was in zip(names, given, before, strict=True)
+        name
+        for name, g, was in zip(names, given, before, strict=True)
         if was is not None and not np.array_equal(np.asarray(g), was)
-    ]  # fmt: skip
+    ]
     if said:
         p.say("memory unchanged", WRONG, f"forward or backward writes into {', '.join(said)}", said[0])
     else:

@@ -24,8 +24,9 @@ ALL_SUBSETS = 3
 class _Run:
     """The subject's leaves as tensors that require gradients, and one forward."""
 
-    def __init__(self, p: Promises, leaves: Sequence[torch.Tensor] | None = None,
-                 wrt: Sequence[int] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, p: Promises, leaves: Sequence[torch.Tensor] | None = None, wrt: Sequence[int] | None = None
+    ) -> None:
         self.p, subject = p, p.probe.subject
         given = subject.put(p.probe.arrays) if leaves is None else leaves
         self.wrt = list(subject.wrt if wrt is None else wrt)
@@ -34,8 +35,9 @@ class _Run:
         with torch.enable_grad():
             self.results = subject.flat(*self.leaves)
 
-    def grads(self, cotangents: Sequence[torch.Tensor | None] | None = None, keep: bool = True,
-              **options: Any) -> list[torch.Tensor | None]:  # fmt: skip
+    def grads(
+        self, cotangents: Sequence[torch.Tensor | None] | None = None, keep: bool = True, **options: Any
+    ) -> list[torch.Tensor | None]:
         """Gradients of `wrt`; results that need none, or whose cotangent is None, are left out."""
         cs = self.c if cotangents is None else cotangents
         pairs = [(y, c) for y, c in zip(self.results, cs, strict=True) if y.requires_grad and c is not None]
@@ -57,21 +59,32 @@ def contract(p: Promises, at_size: bool = False) -> None:
         run = _Run(p)
     shared: dict[str, Callable[[Promises, _Run], None]] = {
         # First of all: it looks at what one backward changes.
-        "memory unchanged": functools.partial(_unchanged, saved=saved), "forward": _forward, "strided dy": _strided,
-    }  # fmt: skip
+        "memory unchanged": functools.partial(_unchanged, saved=saved),
+        "forward": _forward,
+        "strided dy": _strided,
+    }
     own: dict[str, Callable[[Promises], None]] = {
-        "as they were given": given, "no uninitialised or out-of-bounds writes": _poisoned,
-    }  # fmt: skip
+        "as they were given": given,
+        "no uninitialised or out-of-bounds writes": _poisoned,
+    }
     if not at_size:
         shared |= {
-            "repeated backward": _twice, "dy expanded": _expanded, "each result alone": _alone,
+            "repeated backward": _twice,
+            "dy expanded": _expanded,
+            "each result alone": _alone,
             "vmap of the backward": _batched,
-        }  # fmt: skip
+        }
         own |= {
-            "strided inputs": _inputs, "negative bit": _negated, "requires_grad": _subsets, "vmap": _mapped,
-            "per-sample gradients": per_sample, "forward mode": forward_mode, ".grad adds up": accumulated,
-            "autocast": autocast, "custom ops": _opcheck,
-        }  # fmt: skip
+            "strided inputs": _inputs,
+            "negative bit": _negated,
+            "requires_grad": _subsets,
+            "vmap": _mapped,
+            "per-sample gradients": per_sample,
+            "forward mode": forward_mode,
+            ".grad adds up": accumulated,
+            "autocast": autocast,
+            "custom ops": _opcheck,
+        }
     for check, promise in shared.items():
         _guarded(p, check, promise, p, run)
     for check, alone in own.items():
@@ -113,8 +126,10 @@ def _expanded(p: Promises, run: _Run) -> None:
     ):
         expanded = [repeat(c) for c in run.c]
         plain = run.grads([c.clone(memory_format=torch.contiguous_format) for c in expanded])
-        wanted = [np.zeros(p.probe.arrays[i].shape) if g is None else p.probe.subject.side.take(g)
-                  for i, g in zip(run.wrt, plain, strict=True)]  # fmt: skip
+        wanted = [
+            np.zeros(p.probe.arrays[i].shape) if g is None else p.probe.subject.side.take(g)
+            for i, g in zip(run.wrt, plain, strict=True)
+        ]
         p.same_gradients("strided dy", _take(p, run.grads(expanded)), run.wrt, how, wanted)
 
 
@@ -212,8 +227,10 @@ def _batched(p: Promises, run: _Run) -> None:
     except Exception as error:
         p.note(f"{p.probe.subject.op}: backward has no vmap ({first_line(error, 70)})")
         return
-    beside = [np.zeros(p.probe.arrays[i].shape) if g is None else p.probe.subject.side.take(g)
-              for i, g in zip(run.wrt, run.grads(other), strict=True)]  # fmt: skip
+    beside = [
+        np.zeros(p.probe.arrays[i].shape) if g is None else p.probe.subject.side.take(g)
+        for i, g in zip(run.wrt, run.grads(other), strict=True)
+    ]
     for k, wanted in enumerate((None, beside)):
         grads = _take(p, [None if g is None else g[k] for g in both])
         how = "with two cotangents at once (is_grads_batched)"
@@ -225,8 +242,9 @@ def _forward(p: Promises, run: _Run) -> None:
     p.same_values("forward", [p.probe.subject.side.take(y) for y in run.results], "when a gradient is recorded")
 
 
-def recorded(p: Promises, kinds: Sequence[Subject], arrays: Sequence[np.ndarray],
-             weights: Sequence[np.ndarray]) -> list[list[np.ndarray]]:  # fmt: skip
+def recorded(
+    p: Promises, kinds: Sequence[Subject], arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]
+) -> list[list[np.ndarray]]:
     """The gradient that is differentiated again is the gradient.
 
     Returns:

@@ -93,8 +93,13 @@ class Probe:
         many = np.count_nonzero(x)
         return min(1.0, float(np.sqrt(np.vdot(x, x) / many))) if many else 1.0
 
-    def slope(self, direction: Mapping[int, np.ndarray], step: float = differences.STEP, narrow: bool = True,
-              thorough: bool = False) -> Slope:  # fmt: skip
+    def slope(
+        self,
+        direction: Mapping[int, np.ndarray],
+        step: float = differences.STEP,
+        narrow: bool = True,
+        thorough: bool = False,
+    ) -> Slope:
         """Slopes of all results along a direction, in units of the inputs it moves."""
 
         def line(t: float) -> np.ndarray:

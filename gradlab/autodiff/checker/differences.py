@@ -39,8 +39,16 @@ class Slope:
     noise: float
 
 
-def along(f: Callable[[float], np.ndarray], middle: np.ndarray, step: float = STEP, unit: float = 1.0,
-          narrow: bool = True, thorough: bool = False, noise: float = EPS, least: float = 0.0) -> Slope:  # fmt: skip
+def along(
+    f: Callable[[float], np.ndarray],
+    middle: np.ndarray,
+    step: float = STEP,
+    unit: float = 1.0,
+    narrow: bool = True,
+    thorough: bool = False,
+    noise: float = EPS,
+    least: float = 0.0,
+) -> Slope:
     """f'(0) for f from a number to an array, f(0) being `middle`.
 
     Central differences at a step, its half and, unless they agree, its quarter, extrapolated to step 0 (Ridders,
@@ -131,8 +139,14 @@ class _Window:
         return self.error + 16 * noise * self.largest / (self.step * unit)
 
 
-def _window(f: Callable[[float], np.ndarray], middle: np.ndarray, step: float, unit: float, noise: float,
-            tried: list[tuple[float, np.ndarray]]) -> _Window:  # fmt: skip
+def _window(
+    f: Callable[[float], np.ndarray],
+    middle: np.ndarray,
+    step: float,
+    unit: float,
+    noise: float,
+    tried: list[tuple[float, np.ndarray]],
+) -> _Window:
     rows: list[list[np.ndarray]] = []
     bends: list[np.ndarray] = []
     largest = _sizes(middle)

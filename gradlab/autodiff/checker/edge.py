@@ -62,8 +62,9 @@ class Edges:
         return new
 
 
-def judged(name: str, other: Subject, values: list[np.ndarray], alike: bool, rng: np.random.Generator,
-           known: Collection[str]) -> Judged:  # fmt: skip
+def judged(
+    name: str, other: Subject, values: list[np.ndarray], alike: bool, rng: np.random.Generator, known: Collection[str]
+) -> Judged:
     """Judge the gradients of a subject at an edge; `known` inputs are wrong anyway."""
     found: list[Finding] = []
     cotangents = [rng.standard_normal(y.shape) for y in values]

@@ -86,8 +86,9 @@ def fits_others(subject: Subject) -> bool:
     return subject.trusted or not holds_arrays(subject.origin, subject.options)
 
 
-def _drawn(subject: Subject, small: list[np.ndarray],
-           rng: np.random.Generator) -> Iterator[tuple[str, list[np.ndarray], bool]]:  # fmt: skip
+def _drawn(
+    subject: Subject, small: list[np.ndarray], rng: np.random.Generator
+) -> Iterator[tuple[str, list[np.ndarray], bool]]:
     def each(change: Callable[[np.ndarray], np.ndarray], only: int | None = None) -> list[Any]:
         return [change(a) if i in subject.wrt and only in (None, i) else a for i, a in enumerate(small)]
 
@@ -138,10 +139,15 @@ def _row_of_zeros(a: np.ndarray) -> np.ndarray:
 def _labels(subject: Subject, small: list[np.ndarray]) -> list[int]:
     """Integer arrays that may be class indices: as many dimensions as rows have, none negative."""
     return [
-        i for i, a in enumerate(small)
-        if i not in subject.wrt and isinstance(a, np.ndarray) and a.dtype.kind == "i"
-        and a.ndim and a.size > 1 and a.min() >= 0
-    ]  # fmt: skip
+        i
+        for i, a in enumerate(small)
+        if i not in subject.wrt
+        and isinstance(a, np.ndarray)
+        and a.dtype.kind == "i"
+        and a.ndim
+        and a.size > 1
+        and a.min() >= 0
+    ]
 
 
 def _names_ignored(subject: Subject) -> bool:
@@ -175,8 +181,9 @@ def _ignoring(subject: Subject, small: list[np.ndarray]) -> Iterator[tuple[str, 
             yield f"{subject.names[i]} with an ignored row", arrays, False
 
 
-def _taken(subject: Subject, name: str, arrays: list[np.ndarray],
-           alike: bool) -> Iterator[tuple[str, Subject, list[np.ndarray], bool]]:  # fmt: skip
+def _taken(
+    subject: Subject, name: str, arrays: list[np.ndarray], alike: bool
+) -> Iterator[tuple[str, Subject, list[np.ndarray], bool]]:
     """The subject there, if forward takes it and most of what it gives is finite."""
     other = subject.differently(arrays, name)
     try:

@@ -81,7 +81,8 @@ def finite(p: Promises, names: Sequence[str]) -> bool:
     bad = ~np.isfinite(p.probe.middle)
     if bad.any():
         p.say(
-            "finite", INCONCLUSIVE, f"{int(bad.sum())} of {bad.size} results are not finite at these inputs: "
-            "nothing to differentiate there",
-        )  # fmt: skip
+            "finite",
+            INCONCLUSIVE,
+            f"{int(bad.sum())} of {bad.size} results are not finite at these inputs: nothing to differentiate there",
+        )
     return not bad.any()

@@ -76,8 +76,14 @@ class Plan:
         return (time.perf_counter() - self.begun) / self.budget if self.budget else 0.0
 
 
-def check_function(fn: Callable[..., Any], args: Sequence[Any], reference: Callable[..., Any] | None,
-                   cases: Any, plan: Plan, report: Report) -> None:  # fmt: skip
+def check_function(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    reference: Callable[..., Any] | None,
+    cases: Any,
+    plan: Plan,
+    report: Report,
+) -> None:
     """Check a function at its arguments, once for each case of its options."""
     for name, options in each_case(cases):
         try:

@@ -33,9 +33,8 @@ def hidden(p: Promises, known: Collection[str]) -> None:
     if probe.coarse or probe.skipped:
         return
     inputs = [
-        i for i in s.wrt
-        if probe.arrays[i].size and s.names[i] not in known and np.isfinite(probe.gradients[i]).all()
-    ]  # fmt: skip
+        i for i in s.wrt if probe.arrays[i].size and s.names[i] not in known and np.isfinite(probe.gradients[i]).all()
+    ]
     for i in inputs:
         size, whole = np.abs(probe.gradients[i]), np.ones(probe.arrays[i].shape, bool)
         evened = _evened(p, i)

@@ -27,9 +27,16 @@ class View:
     tile: tuple[int, ...]
 
 
-def judge(probe: Probe, rng: np.random.Generator, add: Callable[[Finding], None], check: str = CHECK,
-          tiles: Mapping[str, Sequence[int]] | None = None, uniform: bool = False,
-          at_once: int = 0, known: Collection[str] = ()) -> list[View]:  # fmt: skip
+def judge(
+    probe: Probe,
+    rng: np.random.Generator,
+    add: Callable[[Finding], None],
+    check: str = CHECK,
+    tiles: Mapping[str, Sequence[int]] | None = None,
+    uniform: bool = False,
+    at_once: int = 0,
+    known: Collection[str] = (),
+) -> list[View]:
     """Judge every gradient of the probe; one finding an input.
 
     Args:
@@ -75,8 +82,15 @@ def judge(probe: Probe, rng: np.random.Generator, add: Callable[[Finding], None]
     return views
 
 
-def _at_once(probe: Probe, inputs: Sequence[int], rng: np.random.Generator, check: str, uniform: bool, times: int,
-             views: list[View]) -> dict[int, Finding]:  # fmt: skip
+def _at_once(
+    probe: Probe,
+    inputs: Sequence[int],
+    rng: np.random.Generator,
+    check: str,
+    uniform: bool,
+    times: int,
+    views: list[View],
+) -> dict[int, Finding]:
     """The inputs that directions through all of them, even ones and last an uneven one, find right.
 
     None when anything looks wrong on one of them.
@@ -116,8 +130,14 @@ def _told(probe: Probe, pair: Pair, i: int) -> bool:
     return pair.off <= pair.error + SENSITIVITY * own and pair.error <= SURE * max(own, natural)
 
 
-def _together(probe: Probe, inputs: list[int], rng: np.random.Generator, check: str,
-              tiles: Mapping[str, Sequence[int]], verdicts: dict[int, Finding]) -> None:  # fmt: skip
+def _together(
+    probe: Probe,
+    inputs: list[int],
+    rng: np.random.Generator,
+    check: str,
+    tiles: Mapping[str, Sequence[int]],
+    verdicts: dict[int, Finding],
+) -> None:
     """One uneven direction through all inputs at once; where it is wrong, each input alone says whose fault it is."""
     whole = {i: uneven(rng, probe.arrays[i].shape) * probe.units(i) for i in inputs}
     joint = probe.pair(whole, probe.slope(whole, min(probe.steps[i] for i in inputs)))
@@ -131,8 +151,15 @@ def _together(probe: Probe, inputs: list[int], rng: np.random.Generator, check: 
             verdicts[i] = _finding(probe, i, check, [pair], rng, tiles, False)
 
 
-def _finding(probe: Probe, i: int, check: str, pairs: list[Pair], rng: np.random.Generator,
-             tiles: Mapping[str, Sequence[int]], uniform: bool) -> Finding:  # fmt: skip
+def _finding(
+    probe: Probe,
+    i: int,
+    check: str,
+    pairs: list[Pair],
+    rng: np.random.Generator,
+    tiles: Mapping[str, Sequence[int]],
+    uniform: bool,
+) -> Finding:
     pair = pairs[-1]
     name = probe.subject.names[i]
     verdict = pair.verdict
@@ -143,10 +170,11 @@ def _finding(probe: Probe, i: int, check: str, pairs: list[Pair], rng: np.random
     numbers = {
         "error": pair.off / pair.scale if pair.scale else pair.off,
         "allowed": pair.allowed / pair.scale if pair.scale else pair.allowed,
-        "got": pair.got, "wanted": pair.wanted,
+        "got": pair.got,
+        "wanted": pair.wanted,
         # Where a function is flat its gradient is rounding: beside what it moves it is nothing.
         "part": pair.off / (max(pair.scale, pair.natural) or 1.0),
-    }  # fmt: skip
+    }
     subject = probe.subject
     common: dict[str, Any] = {"op": subject.op, "side": subject.side.name, "case": subject.case}
     if verdict == WRONG:
@@ -223,8 +251,9 @@ def _not_finite(probe: Probe, i: int, check: str, rng: np.random.Generator, unif
     return Finding(check, verdict, subject.names[i], at, said, numbers, subject.op, subject.side.name, subject.case)
 
 
-def _bounded(probe: Probe, i: int, d: np.ndarray, draw: Callable[[], np.ndarray],
-             others: Callable[[int], np.ndarray]) -> bool:  # fmt: skip
+def _bounded(
+    probe: Probe, i: int, d: np.ndarray, draw: Callable[[], np.ndarray], others: Callable[[int], np.ndarray]
+) -> bool:
     """Whether difference quotients stay bounded along an element, a line of the input, and one of all inputs."""
     rest = {k: others(k) for k in probe.subject.wrt if k != i and probe.arrays[k].size}
     return all(bounded(probe, line) for line in ({i: d}, {i: draw()}, {i: draw(), **rest}))

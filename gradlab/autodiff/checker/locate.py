@@ -126,8 +126,9 @@ def _element(probe: Probe, i: int, at: tuple[int, ...]) -> tuple[float, float, f
     return float(probe.gradients[i][at]), pair.wanted / probe.units(i), pair.error / probe.units(i)
 
 
-def _sample(probe: Probe, i: int, box: Box, first: tuple[int, ...],
-            rng: np.random.Generator) -> dict[tuple[int, ...], tuple[float, float, float]]:  # fmt: skip
+def _sample(
+    probe: Probe, i: int, box: Box, first: tuple[int, ...], rng: np.random.Generator
+) -> dict[tuple[int, ...], tuple[float, float, float]]:
     shape = tuple(b - a for a, b in box)
     size = math.prod(shape)
     flat = range(size) if size <= EACH else rng.choice(size, EACH, replace=False)

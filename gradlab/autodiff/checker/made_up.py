@@ -71,8 +71,12 @@ class MadeUp:
         except Exception as error:
             p.note(f"{self.s.op}: with {EMPTY} the check raises {first_line(error, 90)}")
 
-    def _along(self, each: Iterator[Edge], take: Callable[[Judged], list[Finding]],
-               tell: Callable[[str], None] = lambda name: None) -> None:  # fmt: skip
+    def _along(
+        self,
+        each: Iterator[Edge],
+        take: Callable[[Judged], list[Finding]],
+        tell: Callable[[str], None] = lambda name: None,
+    ) -> None:
         """Judge one edge after the other."""
         known = {f.input for f in self.p.said(DERIVATIVE) if f.verdict == WRONG}
         for name, other, values, alike in each:

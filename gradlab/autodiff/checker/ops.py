@@ -35,8 +35,9 @@ def check_op(op: Spec, sides: Sequence[Side], plan: Plan, report: Report) -> Non
         _between_sides(op, case, seen, report)
 
 
-def _case(op: Spec, case: Case, side: Side, arrays: Arrays, plan: Plan, whole: bool,
-          report: Report) -> tuple[list[np.ndarray], list[np.ndarray]]:  # fmt: skip
+def _case(
+    op: Spec, case: Case, side: Side, arrays: Arrays, plan: Plan, whole: bool, report: Report
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """One case on one side; its values and gradients."""
     fn = functools.partial(side.op(op.name), **op.options(case))
     put = [side.put(a, "float64") for a in arrays.values()]
@@ -45,9 +46,13 @@ def _case(op: Spec, case: Case, side: Side, arrays: Arrays, plan: Plan, whole: b
     subject.differentiate([i for i, name in enumerate(arrays) if name in op.wrt])
     parts = tuple(p for p in plan.parts if (whole or p not in ONCE) and p != "reference")
     own = replace(
-        plan, order=min(plan.order, op.order), dtypes=DTYPES if plan.dtypes is None else plan.dtypes, parts=parts,
-        tiles=op.tiles or plan.tiles, kept_slope=op.kept_slope,
-    )  # fmt: skip
+        plan,
+        order=min(plan.order, op.order),
+        dtypes=DTYPES if plan.dtypes is None else plan.dtypes,
+        parts=parts,
+        tiles=op.tiles or plan.tiles,
+        kept_slope=op.kept_slope,
+    )
     run = Run(subject, own, report)
     if not run.begin():
         return [], []
@@ -96,8 +101,17 @@ def _between_sides(op: Spec, case: Case, seen: list, report: Report) -> None:
             report.findings.append(found)
 
 
-def compare(op: str, side: str, case: str, check: str, name: str, got: np.ndarray, wanted: np.ndarray,
-            slack: np.ndarray | float, relative: float) -> Finding:  # fmt: skip
+def compare(
+    op: str,
+    side: str,
+    case: str,
+    check: str,
+    name: str,
+    got: np.ndarray,
+    wanted: np.ndarray,
+    slack: np.ndarray | float,
+    relative: float,
+) -> Finding:
     """Judge `got` against `wanted`, elementwise.
 
     Args:
@@ -121,9 +135,11 @@ def compare(op: str, side: str, case: str, check: str, name: str, got: np.ndarra
     if np.max(slack) > 1e-5 * scale and not np.isinf(off[worst]):
         verdict = INCONCLUSIVE
     numbers = {
-        "error": float(off[worst] / scale), "allowed": float(allowed[worst] / scale),
-        "got": float(got[worst]), "wanted": float(wanted[worst]),
-    }  # fmt: skip
+        "error": float(off[worst] / scale),
+        "allowed": float(allowed[worst] / scale),
+        "got": float(got[worst]),
+        "wanted": float(wanted[worst]),
+    }
     margin = f"(error {numbers['error']:.1e}, allowed {numbers['allowed']:.1e})"
     said = f"is {got[worst]:.10g}, wanted {wanted[worst]:.10g} {margin}"
     return Finding(check, verdict, name, tuple(int(i) for i in worst), said, numbers, op, side, case)

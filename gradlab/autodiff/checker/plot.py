@@ -136,8 +136,11 @@ def _curves(axes: Any, views: Sequence[View], worst: View) -> None:
         direction[where] = worst.probe.units(worst.input)
         alone = curve(replace(worst, direction=direction))
         axes.loglog(STEPS, alone.errors, color="black", linestyle=":", linewidth=1.2, label=name)
-    axes.set(xlabel="step, in units of the input's scale", ylabel="|gradient - central difference|, relative",
-             title="ring: first step of the three used; star: extrapolated; bar: allowed")  # fmt: skip
+    axes.set(
+        xlabel="step, in units of the input's scale",
+        ylabel="|gradient - central difference|, relative",
+        title="ring: first step of the three used; star: extrapolated; bar: allowed",
+    )
     axes.title.set_fontsize(10)
     axes.invert_xaxis()
     axes.grid(alpha=0.25)
@@ -191,6 +194,7 @@ def _map(axes: Any, view: View) -> None:
     tiles = f", tiles of {' x '.join(map(str, view.tile))}" if view.tile else ""
     name = probe.subject.names[i]
     first = "; cross: the first that is wrong" if where else ""
-    axes.set(title=f"gradient of {name} {list(g.shape)}, {blocks}{tiles}{first}", xlabel="last axis",
-             ylabel="axes before it")  # fmt: skip
+    axes.set(
+        title=f"gradient of {name} {list(g.shape)}, {blocks}{tiles}{first}", xlabel="last axis", ylabel="axes before it"
+    )
     axes.title.set_fontsize(10)

@@ -73,8 +73,9 @@ def precision(p: Promises, dtype: str, kept_slope: float = 0.0) -> None:
         _judge(p, f"{dtype} value", p.result(k), y, want, carried + 8 * np.abs(beside - want), dtype)
 
 
-def _judge(p: Promises, check: str, name: str, got: np.ndarray, want: np.ndarray, slack: np.ndarray,
-           dtype: str) -> None:  # fmt: skip
+def _judge(
+    p: Promises, check: str, name: str, got: np.ndarray, want: np.ndarray, slack: np.ndarray, dtype: str
+) -> None:
     if got.shape != want.shape:
         p.say(check, WRONG, f"has the shape {list(got.shape)}, wanted {list(want.shape)}", name)
         return

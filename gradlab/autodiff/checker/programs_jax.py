@@ -23,8 +23,9 @@ class Programs:
         joined: values and pullback are one program.
     """
 
-    def __init__(self, flat: Callable[..., tuple[Any, ...]], pulled: Callable[..., tuple[Any, ...]],
-                 small: bool, joined: bool) -> None:  # fmt: skip
+    def __init__(
+        self, flat: Callable[..., tuple[Any, ...]], pulled: Callable[..., tuple[Any, ...]], small: bool, joined: bool
+    ) -> None:
         self._flat, self._pulled = flat, pulled
         self.small, self.joined = small, small and joined
         self._made: dict[tuple[str, bool], Callable[..., Any]] = {}

@@ -32,8 +32,15 @@ class Promises:
         """Keep a finding."""
         self.findings.append(finding)
 
-    def say(self, check: str, verdict: str, said: str, name: str = "", where: tuple[int, ...] = (),
-            numbers: Mapping[str, float] | None = None) -> None:  # fmt: skip
+    def say(
+        self,
+        check: str,
+        verdict: str,
+        said: str,
+        name: str = "",
+        where: tuple[int, ...] = (),
+        numbers: Mapping[str, float] | None = None,
+    ) -> None:
         """One finding."""
         s = self.probe.subject
         self.add(Finding(check, verdict, name, where, said, numbers or {}, s.op, s.side.name, s.case))
@@ -55,8 +62,14 @@ class Promises:
         offs = 0.0 if _rounded(g) else max((p.off / p.scale for p in pairs), default=0.0)
         return max((8 + self.probe.middle.size) * EPS, half, min(1e-3, 10 * errors), min(10 * SENSITIVITY, 10 * offs))
 
-    def same_gradients(self, check: str, got: Sequence[np.ndarray | None], wrt: Sequence[int],
-                       how: str, wanted: Sequence[np.ndarray] | None = None) -> bool:  # fmt: skip
+    def same_gradients(
+        self,
+        check: str,
+        got: Sequence[np.ndarray | None],
+        wrt: Sequence[int],
+        how: str,
+        wanted: Sequence[np.ndarray] | None = None,
+    ) -> bool:
         """Whether these are the probe's gradients, or `wanted`; says so for each of the inputs `wrt`."""
         sound = True
         for k, (i, g) in enumerate(zip(wrt, got, strict=True)):
@@ -75,8 +88,9 @@ class Promises:
         natural = float(np.linalg.norm(joined(self.probe.cotangents) * self.probe.middle)) / self.probe.units(i)
         return 16 * self._grain[i] + 64 * self.probe.subject.eps * natural
 
-    def same_values(self, check: str, got: Sequence[np.ndarray], how: str,
-                    wanted: Sequence[np.ndarray] | None = None) -> bool:  # fmt: skip
+    def same_values(
+        self, check: str, got: Sequence[np.ndarray], how: str, wanted: Sequence[np.ndarray] | None = None
+    ) -> bool:
         """Whether these are the function's values, or `wanted`; one finding, of the first result that is not."""
         slack = max((self.slack(i) for i in self.probe.subject.wrt), default=1e-12)
         sound = True
@@ -91,8 +105,17 @@ class Promises:
         one = len(self.values) == 1 and kept is None
         return names[place] if place < len(names) else "result" if one else f"result {place}"
 
-    def same(self, check: str, name: str, got: np.ndarray | None, want: np.ndarray, slack: float, how: str,
-             least: float = 0.0, grain: Callable[[], np.ndarray] | None = None) -> bool:  # fmt: skip
+    def same(
+        self,
+        check: str,
+        name: str,
+        got: np.ndarray | None,
+        want: np.ndarray,
+        slack: float,
+        how: str,
+        least: float = 0.0,
+        grain: Callable[[], np.ndarray] | None = None,
+    ) -> bool:
         """One array against another; a finding that names the first element that differs.
 
         Args:
@@ -158,6 +181,9 @@ def refuses(error: BaseException) -> bool:
 # torch of an op without a derivative; jax of a while_loop, of a custom_vmap and of a callback, which have forward mode
 # alone, or none.
 _REFUSALS = (
-    "not implemented", "not differentiable", "reverse-mode differentiation does not work", "not support jvp",
+    "not implemented",
+    "not differentiable",
+    "reverse-mode differentiation does not work",
+    "not support jvp",
     "not support reverse-mode",
-)  # fmt: skip
+)

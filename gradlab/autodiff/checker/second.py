@@ -39,8 +39,7 @@ class Pulled(Subject):
         return self.first.gradients(arrays[: self.count], arrays[self.count :], dtype or self.working)
 
 
-def second(p: Promises, rng: np.random.Generator, light: Promises | None = None,
-           asked: bool = True) -> None:  # fmt: skip
+def second(p: Promises, rng: np.random.Generator, light: Promises | None = None, asked: bool = True) -> None:
     """Pull random cotangents back through the pullback; one finding an input and kind of dy.
 
     The pullback is linear in dy, so its slope along a direction of dy is itself at that direction: only the inputs are

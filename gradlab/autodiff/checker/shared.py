@@ -39,8 +39,10 @@ def same_array(p: Promises) -> None:
         return s.flat(*(leaves[first.get(i, i)] for i in range(len(leaves))))
 
     wrt = [i for i in s.wrt if first.get(i, i) == i]
-    wanted = [sum((apart[j] for j, k in first.items() if k == i), np.zeros_like(apart[i])) if i in first else apart[i]
-              for i in wrt]  # fmt: skip
+    wanted = [
+        sum((apart[j] for j, k in first.items() if k == i), np.zeros_like(apart[i])) if i in first else apart[i]
+        for i in wrt
+    ]
     names = "; ".join(", ".join(s.names[j] for j in group) for group in groups)
     how = f"with one array as {names}, against equal ones"
     pull = s.side.pullback(tied, wrt)

@@ -46,9 +46,17 @@ class Subject:
         working: the dtype that everything is worked out in: float64, or the leaves' own where it is not taken.
     """
 
-    def __init__(self, side: Side, fn: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any],
-                 op: str = "", case: str = "given", names: Sequence[str] = (),
-                 results: Sequence[str] = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        side: Side,
+        fn: Callable[..., Any],
+        args: Sequence[Any],
+        options: Mapping[str, Any],
+        op: str = "",
+        case: str = "given",
+        names: Sequence[str] = (),
+        results: Sequence[str] = (),
+    ) -> None:
         self.side, self.fn, self.args, self.options, self.case = side, fn, tuple(args), dict(options), case
         self.origin = fn
         self.kept: list[int] | None = None
@@ -173,8 +181,9 @@ class Subject:
         """The float results, as float64, worked out in `dtype`; float64 unless it takes none."""
         return [self.side.take(y) for y in self._quick(*self.put(arrays, dtype))]
 
-    def gradients(self, arrays: Sequence[np.ndarray], cotangents: Sequence[np.ndarray],
-                  dtype: str = "") -> list[np.ndarray]:  # fmt: skip
+    def gradients(
+        self, arrays: Sequence[np.ndarray], cotangents: Sequence[np.ndarray], dtype: str = ""
+    ) -> list[np.ndarray]:
         """The vjp of the function for its float leaves, as float64, worked out in `dtype`."""
         found = self.compiled(self.put(arrays, dtype), self.put_like_results(cotangents, dtype))
         return [self.side.take(g) for g in found]

@@ -67,8 +67,9 @@ def _functions(module: ModuleType) -> list[str]:
     return [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
 
 
-def _arguments(module: ModuleType, fn: Callable[..., Any], name: str, shapes: str | None, side: str | None,
-               seed: int) -> tuple[Any, ...]:  # fmt: skip
+def _arguments(
+    module: ModuleType, fn: Callable[..., Any], name: str, shapes: str | None, side: str | None, seed: int
+) -> tuple[Any, ...]:
     if shapes is not None:
         return drawn(shapes, side or _side_of(module), seed)
     given = getattr(module, f"{name}_args", None)
