@@ -370,6 +370,14 @@ def test_what_proves_nothing_at_the_given_inputs_proves_nothing_at_an_edge():
     assert solved.take(large)
 
 
+@pytest.mark.parametrize(("factor", "wrong"), [(1 + 4e-7, False), (1.001, True)])
+def test_an_element_that_is_off_by_a_tolerance_proves_nothing_at_an_edge(factor, wrong):
+    """An adjoint that is right at the given inputs, and at a cut of them off by what its solver stops at."""
+    fn = ruled(torch.sin, lambda dy, x: dy * x.cos() * (1 if len(x) > 1 else factor))
+    report = gradlab.check(fn, normal(4), order=1, raises=False, parts=("derivative", "edges"))
+    assert (report.verdict == "wrong") == wrong, report
+
+
 def test_forward_mode_is_asked_of_what_is_differentiated():
     """A function with a gradient inside detaches what needs none; its forward mode is not 0 for that."""
 

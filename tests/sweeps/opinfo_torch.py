@@ -32,6 +32,7 @@ KNOWN: dict[str, str] = {
     "nn.functional.poisson_nll_loss": "NaN for a target of 0 with full=True, where the loss is flat",
     "nn.functional.softshrink": "0 at 0 with lambd=0, where the function is the identity",
     "nn.functional.hardshrink": "0 at 0 with lambd=0, where the function is the identity",
+    "lu": "NaN for a singular matrix whose factors are still smooth",
     "linalg.lu": "NaN for a singular matrix whose factors are still smooth",
     "linalg.lu_factor_ex": "NaN for a singular matrix whose factors are still smooth",
     "linalg.cholesky_ex": "a matrix that is not positive definite: info says so, and the gradient is not that of L",

@@ -16,6 +16,8 @@ CHECK = "edge inputs"
 # Where the given inputs' gradient is off by a little that proves nothing, as a solver's is by its tolerance, so much
 # more of it proves nothing at an edge.
 MORE, LITTLE = 1e3, 1e-6
+# And there, of the element that is wrong: by so little a solver's or a series' tolerance is off, and no rule.
+TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Edges:
         if one.loose:
             self.loose.append(one.loose)
             return []
-        vague = [f for f in one.findings if f.verdict == WRONG and f.error <= MORE * self.off.get(f.input, 0.0)]
+        vague = [f for f in one.findings if f.verdict == WRONG and self._vague(f)]
         new = [f for f in one.findings if f.verdict == WRONG and f not in vague and f.input not in self.faults]
         self.faults |= {f.input for f in new}
         for f in one.findings:
@@ -60,6 +62,10 @@ class Edges:
         if vague or any(f.verdict == INCONCLUSIVE for f in one.findings):
             self.loose.append(one.name)
         return new
+
+    def _vague(self, f: Finding) -> bool:
+        got, wanted = f.numbers.get("got", np.nan), f.numbers.get("wanted", np.nan)
+        return abs(got - wanted) <= TOLERANCE * abs(wanted) or f.error <= MORE * self.off.get(f.input, 0.0)
 
 
 def judged(
