@@ -9,7 +9,7 @@ import numpy as np
 from gradlab.workloads.training import Plan, Run
 from gradlab.workloads.workload import Workload, shown
 
-COLUMNS = ("side", "layers", "kernels", "loss", "test", "max Δloss early", "max Δloss", "s", "MiB")
+COLUMNS = ("side", "layers", "kernels", "loss", "test", "Δloss early", "Δloss max", "s", "MiB")
 
 
 def distance(a: Run, b: Run) -> np.ndarray:
@@ -92,7 +92,7 @@ def notes(runs: Sequence[Run], plan: Plan) -> list[str]:
     promise = f"the limit is {most:g}" if math.isfinite(most) else f"in {plan.precision} there is no limit"
     lines = [
         "loss: of the last batch; test: on the test data; s: seconds of training, compilation included",
-        f"max Δloss: the largest distance from the losses of {reference(runs).name}; early: in the first {near} steps",
+        f"Δloss max: the largest distance from the losses of {reference(runs).name}; early: in the first {near} steps",
         f"any two curves: {largest_of_all(runs, near):.1e} early, {promise}; {largest_of_all(runs):.1e} in all",
         "MiB: the most memory that the process took beyond what it had before, or on a GPU its framework there",
     ]
