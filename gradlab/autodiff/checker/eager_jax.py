@@ -1,10 +1,10 @@
 """Whether a function is run without jit: not where that costs much, or can show nothing that jit does not."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from gradlab.autodiff.checker.equations_jax import equations
 from gradlab.autodiff.checker.subject import Subject
 
 # Operations that are compiled one by one, at some hundredths of a second each.
@@ -17,7 +17,7 @@ def by_hand(s: Subject) -> bool:
     """Whether the function goes through a rule, or a callback, that is not jax's own."""
     return any(
         any(word in equation.primitive.name for word in _BY_HAND) and not _jax_own(equation)
-        for equation in _equations(jax.make_jaxpr(s.flat)(*s.put(s.arrays)).jaxpr)
+        for equation in equations(jax.make_jaxpr(s.flat)(*s.put(s.arrays)).jaxpr)
     )
 
 
@@ -26,15 +26,6 @@ def too_many(s: Subject, cotangents: tuple[Any, ...]) -> int:
     program = jax.make_jaxpr(s.pulled)(s.put(s.arrays), cotangents)
     count = len({f"{e.primitive} {[v.aval for v in e.invars]} {e.params}" for e in program.jaxpr.eqns})
     return count if count > MOST else 0
-
-
-def _equations(program: Any) -> Iterator[Any]:
-    for equation in program.eqns:
-        yield equation
-        for held in equation.params.values():
-            inner = getattr(held, "jaxpr", None)
-            if hasattr(inner, "eqns"):
-                yield from _equations(inner)
 
 
 def _jax_own(equation: Any) -> bool:
