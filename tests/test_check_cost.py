@@ -159,7 +159,7 @@ def test_jax_compiles_nothing_anew_at_edges_of_the_given_shape(programs):
 @pytest.mark.parametrize(
     ("seconds", "missing", "most"),
     [
-        (0.05, set(), 600),
+        (0.05, set(), 560),
         (0.5, set(), 110),
         (5.0, {"second", "edges"}, 60),
         (50.0, {"contract", "second", "edges"}, 32),
