@@ -74,13 +74,8 @@ class _Work:
                 moving.append(k)
         with torch.enable_grad():
             results = s.as_given(*leaves)
-        cotangents = shaken(self.p.probe.cotangents, range(len(results)), by, rng)
-        dys = [s.side.put(c, s.side.dtype(y), y) for c, y in zip(cotangents, results, strict=True)]
-        pairs = [(y, dy) for y, dy in zip(results, dys, strict=True) if y.requires_grad]
         try:
-            found = torch.autograd.grad(
-                [y for y, _ in pairs], [leaves[k] for k in moving], [dy for _, dy in pairs], materialize_grads=True
-            )
+            taken, found = pulled_back(self.p, results, [leaves[k] for k in moving], by, rng)
         except Exception as error:
             raise _Backward(error) from error
         grads = {}
@@ -90,8 +85,19 @@ class _Work:
             grads.update({i: s.side.take(part) for i, part in zip(places, parts, strict=True)})
         dtypes = {s.dtypes[i] for i in s.wrt} | {s.side.dtype(y) for y in results}
         self.unit, self.half = max(UNITS[d] for d in dtypes), "float16" in dtypes
-        values, taken = [s.side.take(y) for y in results], [s.side.take(dy) for dy in dys]
-        return Worked(arrays, taken, values, [grads[i] for i in s.wrt])
+        return Worked(arrays, taken, [s.side.take(y) for y in results], [grads[i] for i in s.wrt])
+
+
+def pulled_back(
+    p: Promises, results: Sequence[torch.Tensor], moving: Sequence[torch.Tensor], by: float, rng: np.random.Generator
+) -> tuple[list[np.ndarray], Sequence[torch.Tensor]]:
+    """The probe's dy moved by that part of each element and rounded to each result's dtype, and its gradients."""
+    side = p.probe.subject.side
+    cotangents = shaken(p.probe.cotangents, range(len(results)), by, rng)
+    dys = [side.put(c, side.dtype(y), y) for c, y in zip(cotangents, results, strict=True)]
+    pairs = [(y, dy) for y, dy in zip(results, dys, strict=True) if y.requires_grad]
+    found = torch.autograd.grad([y for y, _ in pairs], moving, [dy for _, dy in pairs], materialize_grads=True)
+    return [side.take(dy) for dy in dys], found
 
 
 class _Memory:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from gradlab.autodiff.checker.finding import OK, WRONG
+from gradlab.autodiff.checker.given_torch import pulled_back
 from gradlab.autodiff.checker.guard_torch import by_hand
 from gradlab.autodiff.checker.promise import Promises, first_line
 from gradlab.autodiff.checker.rounding import Worked, held, shaken
@@ -83,14 +84,8 @@ def autocast(p: Promises) -> None:
         leaves = [t.requires_grad_() if i in s.wrt else t for i, t in enumerate(s.put(arrays, "float32"))]
         with torch.enable_grad(), torch.autocast(leaves[s.wrt[0]].device.type, torch.bfloat16, enabled=cast):
             results = s.flat(*leaves)
-        moved = shaken(p.probe.cotangents, range(len(results)), by, rng)
-        dys = [s.side.put(c, s.side.dtype(y), y) for c, y in zip(moved, results, strict=True)]
-        pairs = [(y, dy) for y, dy in zip(results, dys, strict=True) if y.requires_grad]
-        found = torch.autograd.grad(
-            [y for y, _ in pairs], [leaves[i] for i in s.wrt], [dy for _, dy in pairs], materialize_grads=True
-        )
-        values, taken = [s.side.take(y) for y in results], [s.side.take(dy) for dy in dys]
-        return Worked(arrays, taken, values, [s.side.take(g) for g in found])
+        taken, found = pulled_back(p, results, [leaves[i] for i in s.wrt], by, rng)
+        return Worked(arrays, taken, [s.side.take(y) for y in results], [s.side.take(g) for g in found])
 
     unit = max(UNITS["bfloat16"], p.probe.noise)
     found, without = replace(p, findings=[]), replace(p, findings=[], note=lambda text: None)
