@@ -10,7 +10,7 @@ def contract(p: Promises, ruled: bool) -> None:
     """Hold the function to all of it; a call that the check made up and that raises is a note.
 
     Args:
-        ruled: there may be a rule written by hand; else only special cotangents are looked at.
+        ruled: there may be a hand-written rule; else only special cotangents are looked at.
     """
     promises: tuple[tuple[str, Callable[[Promises], None]], ...] = (
         (cotangents.CHECK, cotangents.special),

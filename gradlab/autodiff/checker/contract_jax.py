@@ -349,7 +349,7 @@ def empty(p: Promises) -> None:
 
 
 def ruled(p: Promises) -> bool:
-    """Whether there is a rule written by hand: what only such a rule can break, at a program's cost, is left out."""
+    """Whether there is a hand-written rule: what only such a rule can break, at a program's cost, is left out."""
     s = p.probe.subject
     if s.untraced or s.trusted or by_hand(s):
         return True

@@ -392,7 +392,7 @@ def empty(p: Promises) -> None:
 
 
 def ruled(p: Promises) -> bool:
-    """Whether what only a rule written by hand can break is looked at: here that costs no more than the rest."""
+    """Whether what only a hand-written rule can break is looked at: here that costs no more than the rest."""
     return True
 
 

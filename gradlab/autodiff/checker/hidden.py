@@ -1,7 +1,7 @@
 """Elements of a gradient, and results, that are too small to show beside the largest of all.
 
 A fault below 1e-7 of a gradient's norm does not show in a sum over all of it. Where results differ that much in how
-they move, they are weighed by one over their slopes; where elements of one gradient do, the small ones are moved alone.
+they move, they are weighted by one over their slopes; where elements of one gradient do, small ones are moved alone.
 Only what is proven is said: what differences are too coarse for is not looked at.
 """
 
@@ -38,7 +38,7 @@ def hidden(p: Promises, known: Collection[str]) -> None:
     for i in inputs:
         size, whole = np.abs(probe.gradients[i]), np.ones(probe.arrays[i].shape, bool)
         evened = _evened(p, i)
-        if evened is not None and _wrong(p, evened, i, whole, "for a dy that weighs each result by one over its slope"):
+        if evened is not None and _wrong(p, evened, i, whole, "for a dy that weights results by one over their slopes"):
             continue
         for small in _levels(size):
             how = f"one of {small.sum()} elements that are small beside the largest, {size.max():.3g}"
@@ -47,7 +47,7 @@ def hidden(p: Promises, known: Collection[str]) -> None:
 
 
 def _evened(p: Promises, i: int) -> Probe | None:
-    """The probe with every result weighed by one over its slope; None where all move about as much as others."""
+    """The probe with every result weighted by one over its slope; None where all move about as much as others."""
     probe, unit = p.probe, p.probe.units(i)
     line = {i: _within(probe, i, None, p.rng)}
     up, down = (_values(probe, line, sign * STEP * unit) for sign in (1, -1))
@@ -55,8 +55,8 @@ def _evened(p: Promises, i: int) -> Probe | None:
         return None
     moved = np.abs(up - down) / (2 * STEP * unit)
     c = joined(probe.cotangents)
-    weighed = np.abs(c) * moved
-    if not (weighed[moved > 0] < SMALL * np.max(weighed, initial=0.0)).any():
+    weighted = np.abs(c) * moved
+    if not (weighted[moved > 0] < SMALL * np.max(weighted, initial=0.0)).any():
         return None
     # What is small beside the result itself no difference sees, and its rounding would hide the others.
     scale = np.maximum(moved, SMALL * np.abs(probe.middle) / unit)
@@ -95,7 +95,7 @@ def _values(probe: Probe, line: Mapping[int, np.ndarray], t: float) -> np.ndarra
 
 
 def _slope(probe: Probe, line: Mapping[int, np.ndarray], step: float) -> tuple[float, float]:
-    """The slope of the weighed results by central differences, and its error; NaN where there is none."""
+    """The slope of the weighted results by central differences, and its error; NaN where there is none."""
     c, unit = joined(probe.cotangents), min(probe.units(i) for i in line)
     quotients, size = [], 0.0
     for h in (step * unit, step * unit / 2):
