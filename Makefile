@@ -24,10 +24,10 @@ bench: $(READY)  ## time every op, hand-written against native
 	$(PY) -m gradlab bench
 
 docs: $(READY)  ## write README's table of ops and docs/ anew
-	$(PY) -m gradlab.profiling.pages
+	$(PY) -m gradlab.profiling.docs.pages
 
 gpu:  ## with CUDA, on what is installed: PART=smoke first; then what is missing: results/<gpu>/
-	@PYTHONPATH=. $(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m gradlab.profiling.gpu $(PART)
+	@PYTHONPATH=. $(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m gradlab.profiling.gpu.run $(PART)
 
 clean:  ## remove the environment and what was made
 	rm -rf .venv build dist demo report *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

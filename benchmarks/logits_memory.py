@@ -12,14 +12,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gradlab.autodiff.side import Side, installed
-from gradlab.autodiff.side import side as side_of
-from gradlab.kernels.linear_cross_entropy import chunk
+from gradlab.autodiff.frameworks.side import Side, installed
+from gradlab.autodiff.frameworks.side import side as side_of
+from gradlab.base.files import write_whole
+from gradlab.base.machine import describe, stamp
+from gradlab.kernels.class_losses.chunks import chunk
 from gradlab.kernels.spec import Case, spec
 from gradlab.profiling.bench.peak import peak_bytes
-from gradlab.profiling.files import write_whole
-from gradlab.profiling.machine import describe, stamp
-from gradlab.profiling.native import native
+from gradlab.profiling.native.native import native
 
 OP, FLOAT = "linear_cross_entropy", 4
 PLAIN = {"has_b": False, "has_c": False}

@@ -5,13 +5,13 @@ The ops, cases and natives are those of `gradlab bench`; a group is one case on 
 
 import pytest
 
-from gradlab.autodiff.side import installed
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.frameworks.side import installed
+from gradlab.autodiff.frameworks.side import side as side_of
 from gradlab.kernels.spec import specs
 from gradlab.profiling.bench.row import EAGER, GRADLAB, NATIVE, PASSES
 from gradlab.profiling.bench.subject import Subject
 from gradlab.profiling.bench.worker import cases
-from gradlab.profiling.native import natives
+from gradlab.profiling.native.native import natives
 
 pytest.importorskip("pytest_benchmark")
 

@@ -11,9 +11,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradlab.autodiff.check import check as check
+    from gradlab.autodiff.checker.check import check as check
     from gradlab.autodiff.checker.report import GradientError as GradientError
-    from gradlab.profiling.ranges import nvtx as nvtx
+    from gradlab.profiling.ranges.ranges import nvtx as nvtx
 
 __all__ = ["GradientError", "check", "nvtx"]
 
@@ -21,7 +21,7 @@ __all__ = ["GradientError", "check", "nvtx"]
 def __getattr__(name: str) -> Any:
     """`gradlab.check`, `gradlab.GradientError` and `gradlab.nvtx`, imported when asked for."""
     if name == "check":
-        from gradlab.autodiff.check import check
+        from gradlab.autodiff.checker.check import check
 
         return check
     if name == "GradientError":
@@ -29,13 +29,13 @@ def __getattr__(name: str) -> Any:
 
         return GradientError
     if name == "nvtx":
-        from gradlab.profiling.ranges import nvtx
+        from gradlab.profiling.ranges.ranges import nvtx
 
         return nvtx
     raise AttributeError(f"module 'gradlab' has no attribute {name!r}")
 
 
 if os.environ.get("GRADLAB_NVTX"):
-    from gradlab.profiling.ranges import from_environment
+    from gradlab.profiling.ranges.ranges import from_environment
 
     from_environment()

@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 
 import gradlab
-from gradlab.autodiff.side import SIDES, installed, known
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.frameworks.side import SIDES, installed, known
+from gradlab.autodiff.frameworks.side import side as side_of
 from gradlab.kernels.spec import spec, specs
 
 app = typer.Typer(

@@ -78,8 +78,8 @@ def _seeded():
 @pytest.fixture(autouse=True)
 def _planned_anew():
     """A test that changes a tile or a kernel is not answered by a plan that another one made."""
-    if "gradlab.kernels.plans_triton" in sys.modules:
-        sys.modules["gradlab.kernels.plans_triton"].forget()
+    if "gradlab.kernels.runtime.plans_triton" in sys.modules:
+        sys.modules["gradlab.kernels.runtime.plans_triton"].forget()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import gradlab.jax as lab
 from gradlab.kernels.spec import specs
-from gradlab.profiling.native import native
+from gradlab.profiling.native.native import native
 
 jax.config.update("jax_enable_x64", True)
 AUTO = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))

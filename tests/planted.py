@@ -6,7 +6,7 @@ import types
 
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import interpret_triton
+from gradlab.kernels.runtime import interpret_triton
 
 
 def plant(monkeypatch, folder, module, name, *faults):

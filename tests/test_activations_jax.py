@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.test_util import check_grads
 
 from gradlab import jax as lab
-from gradlab.kernels import elementwise_pallas
+from gradlab.kernels.common import elementwise_pallas
 from tests.quick_jax import jit
 
 OPS = {"sigmoid": (lab.sigmoid, jax.nn.sigmoid), "tanh": (lab.tanh, jnp.tanh)}

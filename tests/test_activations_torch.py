@@ -8,8 +8,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, jacrev, vmap
 
 import gradlab.torch as lab
-from gradlab.autodiff.side_torch import backend
-from gradlab.kernels import elementwise_triton
+from gradlab.autodiff.frameworks.side_torch import backend
+from gradlab.kernels.common import elementwise_triton
 
 OPS = {"sigmoid": (lab.sigmoid, torch.sigmoid), "tanh": (lab.tanh, torch.tanh)}
 

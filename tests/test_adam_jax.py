@@ -337,7 +337,7 @@ def test_blocks_of(platform, maximum, blocks_of):
     cotangents = tuple(jnp.cos(k * p) for k in range(4 if maximum else 3))
     run = lambda *given: (step(*given), jax.vjp(step, *given)[1](cotangents))
     want = run(*given)
-    from gradlab.kernels import step_pallas
+    from gradlab.kernels.optimizers import step_pallas
 
     grids = blocks_of(platform, step_pallas)
     assert_close(jax.jit(run)(*given), want)

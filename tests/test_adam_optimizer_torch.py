@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradlab.torch as lab
 from gradlab.kernels import adam_triton as kernels
-from gradlab.kernels import many_triton, norm_triton
-from gradlab.kernels.launch_triton import recording
+from gradlab.kernels.optimizers import multi_tensor_triton, norm_triton
+from gradlab.kernels.runtime.launch_triton import recording
 from tests.planted import plant
 
 SHAPES = [(3, 4), (7,), (), (2, 3, 4), (0, 5)]
@@ -144,7 +144,7 @@ def partial(device, kind=(lab.Adam, torch.optim.Adam)):
 def chunked(device):
     """Chunks of 16: several programs a tensor, the last one masked; stretches of 32 of the norm, in tiles of 16."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "launch_many", functools.partial(many_triton.launch_many, chunk=16))
+        patch.setattr(kernels, "launch_many", functools.partial(multi_tensor_triton.launch_many, chunk=16))
         patch.setattr(norm_triton, "STRETCH", 32)
         patch.setattr(norm_triton, "TILE", 16)
         ours = [torch.nn.Parameter(torch.randn(n, dtype=torch.float64, device=device)) for n in (5, 16, 37, 64, 1)]
@@ -340,8 +340,10 @@ def test_missing_gradients_and_nothing_at_all(device):
 
 def launches_of(monkeypatch):
     launched = []
-    launch = many_triton.launch
-    monkeypatch.setattr(many_triton, "launch", lambda *a, **k: (launched.append(a[0].fn.__name__), launch(*a, **k)))
+    launch = multi_tensor_triton.launch
+    monkeypatch.setattr(
+        multi_tensor_triton, "launch", lambda *a, **k: (launched.append(a[0].fn.__name__), launch(*a, **k))
+    )
     return launched
 
 

@@ -10,8 +10,10 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp
 
 from gradlab.jax import adam_init, adam_step
-from gradlab.kernels import adam_pallas, rounding_pallas, step_pallas
-from gradlab.kernels.lower_pallas import lowered
+from gradlab.kernels import adam_pallas
+from gradlab.kernels.common import rounding_pallas
+from gradlab.kernels.optimizers import step_pallas
+from gradlab.kernels.runtime.lower_pallas import lowered
 
 BF16 = jnp.bfloat16
 

@@ -13,12 +13,12 @@ from triton.runtime.jit import JITFunction
 
 import gradlab.torch as lab
 from gradlab.kernels import adam_triton as kernels
-from gradlab.kernels import many_triton
-from gradlab.kernels import rounding_triton as rounding
+from gradlab.kernels.common import rounding_triton as rounding
+from gradlab.kernels.common.rounding_triton import key_at
 from gradlab.kernels.cpu.launching import Kernel
-from gradlab.kernels.launch_triton import launch
-from gradlab.kernels.many_triton import start_of
-from gradlab.kernels.rounding_triton import key_at
+from gradlab.kernels.optimizers import multi_tensor_triton
+from gradlab.kernels.optimizers.multi_tensor_triton import start_of
+from gradlab.kernels.runtime.launch_triton import launch
 from tests.planted import plant
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -223,8 +223,8 @@ def test_random_rounding_hangs_on_seed_step_tensor_and_element_alone(device, mon
         other, _ = rounded(device, **{**options, name: value})
         for a, b in zip(first, other, strict=True):
             assert 0.3 < (a != b).double().mean() < 0.7, name
-    monkeypatch.setattr(many_triton, "block", lambda size, most, least=16: 128)
-    monkeypatch.setattr(many_triton, "CHUNK", 128)
+    monkeypatch.setattr(multi_tensor_triton, "block", lambda size, most, least=16: 128)
+    monkeypatch.setattr(multi_tensor_triton, "CHUNK", 128)
     for a, b in zip(first, rounded(device, **options)[0], strict=True):
         assert torch.equal(a, b)
 
@@ -282,8 +282,8 @@ def test_chunks_past_2_to_the_31_start_where_they_are(device, monkeypatch, tmp_p
     want = [i * 2**30 for i in range(8)]
     assert starts(device) == want
     narrow = (".to(tl.int64)", ".to(tl.int32)"), ("+ tensor)", "+ tensor).to(tl.int32)")
-    plant(monkeypatch, tmp_path, many_triton, "start_of", *narrow)
-    monkeypatch.setitem(globals(), "start_of", many_triton.start_of)
+    plant(monkeypatch, tmp_path, multi_tensor_triton, "start_of", *narrow)
+    monkeypatch.setitem(globals(), "start_of", multi_tensor_triton.start_of)
     assert starts(device) != want
 
 

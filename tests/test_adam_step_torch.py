@@ -12,7 +12,7 @@ from torch.optim.adam import adam as adam_in_place
 
 import gradlab.torch as lab
 from gradlab.kernels import adam_triton as kernels
-from gradlab.kernels.launch_triton import recording
+from gradlab.kernels.runtime.launch_triton import recording
 
 OPTIONS = [
     {"step": 1, "eps": 1e-3},

@@ -13,10 +13,10 @@ from torch._vmap_internals import _vmap
 from torch.autograd.functional import hessian, jacobian
 
 import gradlab.torch as lab
-from gradlab.autodiff import batched_torch
-from gradlab.autodiff.check import check
-from gradlab.autodiff.side import as_tuple
-from gradlab.autodiff.side_torch import SIDE
+from gradlab.autodiff.checker.check import check
+from gradlab.autodiff.frameworks import batched_torch
+from gradlab.autodiff.frameworks.side import as_tuple
+from gradlab.autodiff.frameworks.side_torch import SIDE
 from gradlab.kernels.spec import specs
 
 B = 2

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gradlab.autodiff.side import SIDES, as_tuple
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.frameworks.side import SIDES, as_tuple
+from gradlab.autodiff.frameworks.side import side as side_of
+from gradlab.base.processes import run_in_process
 from gradlab.kernels.spec import Case, spec, specs
 from gradlab.profiling.bench import command as bench
 from gradlab.profiling.bench import peers, worker
@@ -26,8 +27,7 @@ from gradlab.profiling.bench.subject import Subject
 from gradlab.profiling.bench.sweep import scaled
 from gradlab.profiling.bench.timers import timers
 from gradlab.profiling.bench.watch import Watch
-from gradlab.profiling.native import Native, native, natives
-from gradlab.profiling.processes import run_in_process
+from gradlab.profiling.native.native import Native, native, natives
 
 TINY = {
     "adam": Case("tiny", {"E": 9}, {"step": 10}, use="bench"),

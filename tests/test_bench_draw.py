@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gradlab.autodiff.side import SIDES
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.frameworks.side import SIDES
+from gradlab.autodiff.frameworks.side import side as side_of
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.bench import draw
 from gradlab.profiling.bench.subject import Subject

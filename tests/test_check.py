@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import gradlab
-from gradlab.autodiff.checker import differences
+from gradlab.autodiff.checker.core import differences
 from gradlab.autodiff.checker.function import Plan
-from gradlab.autodiff.side import installed
+from gradlab.autodiff.frameworks.side import installed
 from gradlab.kernels.spec import specs
 
 torch = pytest.importorskip("torch")

@@ -7,9 +7,9 @@ import signal
 import pytest
 
 import gradlab
-from gradlab.autodiff.checker import apart, held
-from gradlab.autodiff.checker.edge import Edges, Judged
-from gradlab.autodiff.checker.finding import Finding
+from gradlab.autodiff.checker.core.finding import Finding
+from gradlab.autodiff.checker.inputs import captured, isolated
+from gradlab.autodiff.checker.inputs.edge import Edges, Judged
 
 torch = pytest.importorskip("torch")
 from tests.sweeps.everyday_torch import EVERYDAY
@@ -226,14 +226,14 @@ def test_an_edge_finding_can_be_typed_in_again():
 
 def test_a_function_of_its_own_shapes_is_given_no_others():
     labels = torch.tensor([0, 1])
-    assert held.holds_arrays(lambda x: x[labels], {})
-    assert held.holds_arrays(functools.partial(torch.add, other=labels), {})
-    assert held.holds_arrays(needs_its_batch, {})
-    assert held.holds_arrays(torch.nn.Linear(2, 2).forward, {})
-    assert held.holds_arrays(torch.sin, {"out": labels})
-    assert held.holds_arrays(lambda x: outer(x), {}), "a function that a function calls"
+    assert captured.holds_arrays(lambda x: x[labels], {})
+    assert captured.holds_arrays(functools.partial(torch.add, other=labels), {})
+    assert captured.holds_arrays(needs_its_batch, {})
+    assert captured.holds_arrays(torch.nn.Linear(2, 2).forward, {})
+    assert captured.holds_arrays(torch.sin, {"out": labels})
+    assert captured.holds_arrays(lambda x: outer(x), {}), "a function that a function calls"
     for fn in (torch.sin, F.layer_norm, functools.partial(F.conv2d, stride=(2, 1)), lambda x: x.sin()):
-        assert not held.holds_arrays(fn, {}), fn
+        assert not captured.holds_arrays(fn, {}), fn
 
 
 def outer(x):
@@ -260,10 +260,10 @@ def test_a_child_sends_what_it_found_before_it_died():
         send(list(range(100_000)))
         os.kill(os.getpid(), signal.SIGKILL)
 
-    sent, died = apart.apart(work)
+    sent, died = isolated.apart(work)
     assert sent == ["one", list(range(100_000))]
     assert died == "killed by SIGKILL"
-    sent, died = apart.apart(lambda send: __import__("time").sleep(60), patience=0.1)
+    sent, died = isolated.apart(lambda send: __import__("time").sleep(60), patience=0.1)
     assert (sent, died) == ([], "it said nothing for 0.1 s")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gradlab
-from gradlab.autodiff.checker import contract_both, cotangents
+from gradlab.autodiff.checker.contract import both, cotangents
 from tests.mutants.corpus import KINDS
 
 torch = pytest.importorskip("torch")
@@ -108,7 +108,7 @@ def test_parts_are_few():
         calls.clear()
         with pytest.MonkeyPatch.context() as patch:
             if not parts:
-                patch.setattr(contract_both, "contract", lambda *given: None)
+                patch.setattr(both, "contract", lambda *given: None)
             assert gradlab.check(lambda x: Count.apply(x), normal(3, 4), order=1, parts=("contract",))
         return len(calls)
 

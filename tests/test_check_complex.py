@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import gradlab
-from gradlab.autodiff.side import installed
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.frameworks.side import installed
+from gradlab.autodiff.frameworks.side import side as side_of
 from tests.mutants.corpus import load
 
 SIDES = installed()

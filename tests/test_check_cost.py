@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 import gradlab
-from gradlab.autodiff.checker import apart, function
+from gradlab.autodiff.checker import function
+from gradlab.autodiff.checker.inputs import isolated
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def here(monkeypatch):
         work(sent.append)
         return sent, ""
 
-    monkeypatch.setattr(apart, "apart", work_here)
+    monkeypatch.setattr(isolated, "apart", work_here)
 
 
 def counted(fn):

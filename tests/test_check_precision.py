@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gradlab
-from gradlab.autodiff.checker.precision import _stored, _ulp
+from gradlab.autodiff.checker.precision.precision import _stored, _ulp
 
 torch = pytest.importorskip("torch")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import gradlab
-from gradlab.autodiff.checker.asked import each_size, parsed_sizes
-from gradlab.autodiff.checker.sizes import resized
-from gradlab.autodiff.checker.subject import subject
+from gradlab.autodiff.checker.core.request import each_size, parsed_sizes
+from gradlab.autodiff.checker.core.subject import subject
+from gradlab.autodiff.checker.inputs.sizes import resized
 from tests.mutants.score import ours
 
 torch = pytest.importorskip("torch")

@@ -8,7 +8,7 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp
 
 import gradlab.jax as lab
-from gradlab.autodiff import classes_jax
+from gradlab.autodiff.class_losses import class_range_jax
 
 # dtype, V, ignore_index, labels, the row whose label is out of range.
 CASES = {
@@ -81,10 +81,10 @@ def test_labels_in_int32_are_the_same_labels(case, x64):
     with jax.enable_x64(x64), jax.disable_jit():
         t = jnp.asarray(host)
         # What an accelerator is asked, where looking would make the host wait.
-        row, value = np.asarray(classes_jax.unknown(t, V, ignore_index))
+        row, value = np.asarray(class_range_jax.unknown(t, V, ignore_index))
         assert row == (-1 if wrong is None else wrong)
         assert wrong is None or value.astype(dtype) == labels[wrong]
-        narrow, ignored = classes_jax.narrow(t, ignore_index)
+        narrow, ignored = class_range_jax.narrow(t, ignore_index)
         assert narrow.dtype == jnp.int32
         known = (narrow >= 0) & (narrow < V)
         assert (narrow == ignored).tolist() == (~valid).tolist()

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F
 
 import gradlab.torch as lab
-from gradlab.kernels import classes_triton
+from gradlab.kernels.class_losses import class_range_triton
 
 # dtype, V, ignore_index, classes, the row whose class is out of range.
 CASES = {
@@ -63,7 +63,7 @@ def test_no_class_wraps_round(device, op, case):
 def test_the_kernel_that_looks_on_a_gpu_compares_alike(device, case):
     dtype, V, ignore_index, classes, wrong = CASES[case]
     t = torch.tensor(classes, dtype=getattr(torch, dtype), device=device)
-    found = classes_triton.unknown(t, V, ignore_index)[0].tolist()
+    found = class_range_triton.unknown(t, V, ignore_index)[0].tolist()
     assert found == ([3, 0] if wrong is None else [wrong, classes[wrong]])
 
 

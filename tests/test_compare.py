@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-from gradlab.profiling import files
+from gradlab.base import files
 from gradlab.workloads import command, compare, process, training
 from gradlab.workloads import compare_report as report
 from gradlab.workloads.command import TrainArgs

@@ -14,8 +14,9 @@ from jax.experimental import pallas as pl
 from jax.test_util import check_grads
 
 from gradlab.jax import conv2d
-from gradlab.kernels import conv2d_pallas, linear_pallas
-from gradlab.kernels.lower_pallas import lowered
+from gradlab.kernels import conv2d_pallas
+from gradlab.kernels.common import column_sum_pallas
+from gradlab.kernels.runtime.lower_pallas import lowered
 from tests.pairs import pairs, pairwise
 from tests.quick_jax import jit
 
@@ -205,7 +206,7 @@ def test_blocks_as_compiled(groups, monkeypatch):
 
     jax.clear_caches()
     monkeypatch.setattr(pl, "pallas_call", interpreted)
-    for module in (conv2d_pallas, linear_pallas):
+    for module in (conv2d_pallas, column_sum_pallas):
         monkeypatch.setattr(module, "launch", lambda call, *operands: call("cuda", *operands))
     try:
         arrays = drawn(B=2, D=5, H=13, W=9, F=70, R=3, S=3, groups=groups)

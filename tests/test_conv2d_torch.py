@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from gradlab.kernels import compiled_triton
 from gradlab.kernels import conv2d_triton as kernels
-from gradlab.kernels.sizes_triton import Tile
+from gradlab.kernels.common.tiles_triton import Tile
+from gradlab.kernels.runtime import compiled_triton
 from gradlab.torch import conv2d
 
 # torch says once a process that its own convolution copies the input.

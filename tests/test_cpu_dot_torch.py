@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import compiled_triton
 from gradlab.kernels.cpu import lower, machine
+from gradlab.kernels.runtime import compiled_triton
 
 
 @JITFunction

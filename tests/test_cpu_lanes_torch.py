@@ -5,7 +5,7 @@ import torch
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import compiled_triton
+from gradlab.kernels.runtime import compiled_triton
 
 
 @JITFunction

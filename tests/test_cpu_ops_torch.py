@@ -9,11 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from gradlab.autodiff.side import as_tuple
-from gradlab.autodiff.side_torch import SIDE
-from gradlab.kernels import reduce_triton
+from gradlab.autodiff.frameworks.side import as_tuple
+from gradlab.autodiff.frameworks.side_torch import SIDE
+from gradlab.kernels.common import reduce_triton
 from gradlab.kernels.cpu import launching
-from gradlab.kernels.launch_triton import gpu_sizes, interpreting
+from gradlab.kernels.runtime.launch_triton import gpu_sizes, interpreting
 from gradlab.kernels.spec import specs
 from gradlab.profiling.machine_code.found import passes
 

@@ -16,8 +16,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import gradlab.torch as lab
-from gradlab.kernels import compiled_triton
 from gradlab.kernels.cpu import cache_triton, machine
+from gradlab.kernels.runtime import compiled_triton
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import torch
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import compiled_triton
 from gradlab.kernels.cpu import lower, machine
+from gradlab.kernels.runtime import compiled_triton
 from gradlab.profiling.machine_code.compile_cpu_triton import front
 
 DTYPES = [torch.int8, torch.bfloat16, torch.float32, torch.float64]

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.test_util import check_grads
 
 from gradlab.jax import cross_entropy
-from gradlab.kernels import row_sums_pallas, rows_pallas
+from gradlab.kernels.class_losses import row_sums_pallas, rows_pallas
 from tests.quick_jax import jit
 
 REDUCTIONS = ("mean", "sum", "none")

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 import gradlab.jax as lab
-from gradlab.autodiff import classes_jax
-from gradlab.kernels.lower_pallas import lowered
-from gradlab.profiling.native_jax import NATIVE
+from gradlab.autodiff.class_losses import class_range_jax
+from gradlab.kernels.runtime.lower_pallas import lowered
+from gradlab.profiling.native.native_jax import NATIVE
 
 REDUCTIONS = ("mean", "sum", "none")
 LAYOUTS = {"rows": ((5, 6), -1), "pixels": ((2, 4, 3), 1), "one row": ((6,), 0)}
@@ -207,8 +207,8 @@ def test_a_class_out_of_range_on_an_accelerator_is_told_late_and_nothing_waits()
     Late.__array__ = lambda self, *_, **__: np.asarray(self.found)
     late = Late(4, 9, ready=False)
     try:
-        classes_jax.note(Late(-1, 0), "cross_entropy", 5)
-        classes_jax.note(late, "cross_entropy", 5)
+        class_range_jax.note(Late(-1, 0), "cross_entropy", 5)
+        class_range_jax.note(late, "cross_entropy", 5)
         lab.raise_device_errors()
         late.ready = True
         with pytest.raises(
@@ -217,6 +217,6 @@ def test_a_class_out_of_range_on_an_accelerator_is_told_late_and_nothing_waits()
             lab.raise_device_errors()
         lab.raise_device_errors()
     finally:
-        classes_jax._pending.clear()
-    assert classes_jax.unknown(jnp.asarray([[0, 5], [-100, 1]]), 5, -100).tolist() == [1, 5]
-    assert classes_jax.unknown(jnp.asarray([0, 4]), 5, -100)[0] == -1
+        class_range_jax._pending.clear()
+    assert class_range_jax.unknown(jnp.asarray([[0, 5], [-100, 1]]), 5, -100).tolist() == [1, 5]
+    assert class_range_jax.unknown(jnp.asarray([0, 4]), 5, -100)[0] == -1

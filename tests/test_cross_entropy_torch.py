@@ -11,10 +11,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import gradlab.torch as lab
-from gradlab.kernels import classes_triton as classes
-from gradlab.kernels import cross_entropy_fused_triton as fused
 from gradlab.kernels import cross_entropy_triton as kernels
-from gradlab.kernels import rows_triton
+from gradlab.kernels.class_losses import class_range_triton as classes
+from gradlab.kernels.class_losses import in_place_triton as fused
+from gradlab.kernels.class_losses import rows_triton
 
 # Options of the kernels: nothing ignored but -100, no smoothing, no cap.
 PLAIN = (-100, 0.0, True, 0.0)

@@ -16,7 +16,7 @@ SCRIPT = """
 import os, signal, sys, threading
 import torch
 import gradlab.torch as lab
-from gradlab.kernels import interpret_triton, launch_triton
+from gradlab.kernels.runtime import interpret_triton, launch_triton
 from gradlab.kernels.cpu import lower
 from triton.runtime import interpreter
 
@@ -114,7 +114,7 @@ def test_a_forked_child_runs_kernels_at_once(tmp_path, where, how):
 
 def test_a_child_forked_by_the_thread_that_holds_a_lock_goes_on_holding_it():
     code = (
-        "import os; from gradlab.kernels.forking import Lock\n"
+        "import os; from gradlab.kernels.runtime.forking import Lock\n"
         "put_back = []; lock = Lock(lambda: put_back.append(1))\n"
         "with lock:\n"
         "    child = os.fork()\n"

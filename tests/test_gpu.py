@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradlab.autodiff.side import SIDES
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.frameworks.side import SIDES
+from gradlab.autodiff.frameworks.side import side as side_of
 from gradlab.kernels.spec import spec
-from gradlab.profiling import gpu, gpu_rows, gpu_smoke
 from gradlab.profiling.bench.file import read_json, write
 from gradlab.profiling.bench.row import Group, Member
-from gradlab.profiling.gpu import Part
-from gradlab.profiling.gpu_part import execute
+from gradlab.profiling.gpu import rows, smoke
+from gradlab.profiling.gpu import run as gpu
+from gradlab.profiling.gpu.part import execute
+from gradlab.profiling.gpu.run import Part
 
 MACHINE = {"gpu": "NVIDIA H200", "driver": "580.1", "date": "2026-01-02 03:04 UTC", "commit": "abc"}
 HERE = Path(__file__).parent
@@ -180,7 +181,7 @@ def test_the_smoke_run_leaves_figures_on_a_bare_machine_and_a_second_one_measure
     assert gpu.main(["smoke"], tmp_path, tiny=True) == 0
     groups, head = read_json(folder / "smoke-torch-rows.json")
     assert head["complete"]
-    assert [(g.op, g.direction) for g in groups] == [(op, way) for op in gpu_smoke.MAIN for way in gpu_rows.PASSES]
+    assert [(g.op, g.direction) for g in groups] == [(op, way) for op in smoke.MAIN for way in rows.PASSES]
     assert all(m.warm and not m.problem for g in groups for m in g.members)
     compared = json.loads((folder / "smoke-torch.json").read_text())
     assert compared["launched"] == ["relu_triton._gate_kernel"]
@@ -205,45 +206,45 @@ def test_a_group_is_on_disk_before_the_next_one_starts_and_a_later_run_goes_on(t
                     raise KeyboardInterrupt
 
     def finished(file):
-        return gpu_rows.finished(file, ABOUT)
+        return rows.finished(file, ABOUT)
 
-    monkeypatch.setattr(gpu_rows, "work", work)
+    monkeypatch.setattr(rows, "work", work)
     with pytest.raises(KeyboardInterrupt):
-        gpu_rows.rows(file, ABOUT, "torch", "float32", "eager", ["relu"])
+        rows.rows(file, ABOUT, "torch", "float32", "eager", ["relu"])
     assert [g.case for g in finished(file)] == ["a", "b"]
     assert not read_json(file)[1]["complete"]
-    groups = gpu_rows.rows(file, ABOUT, "torch", "float32", "eager", ["relu"])
+    groups = rows.rows(file, ABOUT, "torch", "float32", "eager", ["relu"])
     assert [g.case for g in groups] == ["a", "b", "c"]
     assert read_json(file)[1]["complete"]
     assert seen[1] == (2, {("relu", "a", "forward"), ("relu", "b", "forward")})
-    assert gpu_rows.finished(file, ABOUT | {"source": "changed"}) == []
+    assert rows.finished(file, ABOUT | {"source": "changed"}) == []
 
 
 def test_smoke_launches_every_kernel_as_a_gpu_would():
     """By recording: with a GPU's sizes. Unknown classes are looked for by a kernel where looking would wait."""
     pytest.importorskip("torch")
-    from gradlab.kernels.launch_triton import recording
-    from gradlab.profiling import gpu_smoke_torch as extra
+    from gradlab.kernels.runtime.launch_triton import recording
+    from gradlab.profiling.gpu import smoke_torch as extra
 
     with recording() as launches:
-        for row in gpu_smoke._rows(side_of("torch"), extra, None):
+        for row in smoke._rows(side_of("torch"), extra, None):
             # Nothing is computed in a recording, so nothing can be right.
             assert not row.problem, row
     names = {extra._name(launch.jit) for launch in launches}
-    assert extra.kernels() - names == {"classes_triton._unknown_kernel"}
+    assert extra.kernels() - names == {"class_range_triton._unknown_kernel"}
 
 
 def test_smoke_says_what_is_wrong_what_fails_and_what_is_not_launched(monkeypatch, tmp_path, capsys):
     pytest.importorskip("torch")
-    from gradlab.profiling import gpu_smoke_torch as extra
+    from gradlab.profiling.gpu import smoke_torch as extra
 
     rows = [
-        gpu_smoke.Row("linear", "odd", "forward", 1e-3, 1e-6),
-        gpu_smoke.Row("relu", "odd", "second", problem="E: x"),
+        smoke.Row("linear", "odd", "forward", 1e-3, 1e-6),
+        smoke.Row("relu", "odd", "second", problem="E: x"),
     ]
-    monkeypatch.setattr(gpu_smoke, "_rows", lambda *args: iter(rows))
+    monkeypatch.setattr(smoke, "_rows", lambda *args: iter(rows))
     monkeypatch.setattr(extra, "kernels", lambda: {"a._lost_kernel"})
-    assert not gpu_smoke.compared(tmp_path / "smoke.json", ABOUT, side_of("torch"), 60.0)
+    assert not smoke.compared(tmp_path / "smoke.json", ABOUT, side_of("torch"), 60.0)
     out = capsys.readouterr().out
     assert "linear, odd, forward: off by 1.0e-03, allowed 1.0e-06\nrelu, odd, second: E: x\n" in out
     assert "2 passes of 2 ops, 2 wrong, 0 kernels\nnot launched: a._lost_kernel\n" in out
@@ -262,15 +263,15 @@ def test_smoke_says_what_is_wrong_what_fails_and_what_is_not_launched(monkeypatc
     ],
 )
 def test_smokes_error(got, wanted, error):
-    assert gpu_smoke._error(np.asarray(got), np.asarray(wanted)) == error
+    assert smoke._error(np.asarray(got), np.asarray(wanted)) == error
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_smoke_compares_a_case_on_every_side(side):
     pytest.importorskip(side)
-    extra = importlib.import_module(f"gradlab.profiling.gpu_smoke_{side}")
+    extra = importlib.import_module(f"gradlab.profiling.gpu.smoke_{side}")
     op = spec("linear")
-    rows = list(gpu_smoke.of_case(side_of(side), extra, op, op.cases[1]))
+    rows = list(smoke.of_case(side_of(side), extra, op, op.cases[1]))
     assert [row.way for row in rows] == ["forward", "backward", "second"]
     assert all(row.right for row in rows), rows
 
@@ -307,7 +308,7 @@ def test_module_runs_as_make_runs_it():
         [
             sys.executable,
             "-c",
-            "from gradlab.profiling import gpu; gpu.devices = lambda: {'torch': 'cpu'}; raise SystemExit(gpu.main([]))",
+            "from gradlab.profiling.gpu import run as gpu; gpu.devices = lambda: {'torch': 'cpu'}; raise SystemExit(gpu.main([]))",
         ],
         cwd=HERE.parent,
         capture_output=True,

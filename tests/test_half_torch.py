@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F
 
 import gradlab.torch as lab
-from gradlab.kernels.launch_triton import interpreting
+from gradlab.kernels.runtime.launch_triton import interpreting
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 

@@ -180,7 +180,7 @@ def test_refusals_of_types(call, message):
 def watched(monkeypatch):
     """Names of the lab's kernels, as they are traced."""
     seen = []
-    for module, name in ((linear_pallas, "product"), (conv2d_pallas, "forward")):
+    for module, name in ((linear_pallas, "matmul"), (conv2d_pallas, "forward")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, real=real, name=name: seen.append(name) or real(*a))
     jax.clear_caches()
@@ -218,7 +218,7 @@ def test_in_nnx(batch, watched):
     want = forward_and_backward(networks[0])
     assert not watched
     got = nnx.jit(forward_and_backward)(networks[1])
-    assert {"product", "forward"} <= set(watched)
+    assert {"matmul", "forward"} <= set(watched)
     assert len(jax.tree.leaves(got)) == len(jax.tree.leaves(want)) == 9
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(g, w, rtol=0, atol=1e-12 * np.abs(w).max())
@@ -239,7 +239,7 @@ def test_in_linen(watched):
     assert not watched
     by_hand = network(conv=conv_general_dilated, dot=dot_general)
     got = jax.value_and_grad(lambda p: jnp.sin(by_hand.apply(p, x)).sum())(params)
-    assert {"product", "forward"} <= set(watched)
+    assert {"matmul", "forward"} <= set(watched)
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(g, w, rtol=0, atol=1e-12 * np.abs(w).max())
 

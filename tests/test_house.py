@@ -1,6 +1,7 @@
 """The house: who imports whom, twins that line up, links and packaging, what an import brings in."""
 
 import ast
+import graphlib
 import importlib.util
 import os
 import re
@@ -21,8 +22,8 @@ BACKEND = PACKAGE / "kernels" / "cpu"
 ROOMS = ("kernels", "autodiff", "profiling")
 TORCH = {"torch", "triton"}
 JAX = {"jax", "jaxlib", "optax", "flax"}
-# A room may import from the rooms below it: its own level or lower.
-LEVEL = {"kernels": 0, "autodiff": 1, "": 2, "profiling": 2, "workloads": 3}
+# A package may import from those below it: its own level or lower.
+LEVEL = {"base": 0, "kernels": 1, "autodiff": 2, "": 3, "profiling": 3, "workloads": 4}
 
 
 def imports(path):
@@ -38,6 +39,22 @@ def imports(path):
             yield node.module, id(node) in top
             for alias in node.names:
                 yield f"{node.module}.{alias.name}", id(node) in top
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from ((name, False) for name in dynamic(node.args[0]))
+
+
+def dynamic(name):
+    """The modules that an expression names: a string, or one with a place for the framework in it."""
+    if isinstance(name, ast.Constant):
+        return [name.value]
+    if isinstance(name, ast.JoinedStr):
+        parts = [str(p.value) if isinstance(p, ast.Constant) else "*" for p in name.values]
+        return [module(p) for p in PACKAGE.parent.glob("".join(parts).replace(".", "/") + ".py")]
+    return []
+
+
+def module(path):
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
 
 
 def side_of(path):
@@ -78,12 +95,36 @@ def test_rooms_import_downwards(path):
         assert LEVEL[other] <= LEVEL[room], f"{path.name} in {room or 'gradlab'} looks up at {name}"
 
 
+def packages():
+    """Which packages import which; the entry points at the top, which know all of it, aside."""
+    known = {module(p): p for p in FILES}
+    graph = {}
+    for path in FILES:
+        if path.parent == PACKAGE:
+            continue
+        for name, _ in imports(path):
+            # `side.op("relu")` looks an op up by its name: a registry, which no file of an op's is bound to.
+            if path.name.startswith("side_") and name.startswith("gradlab.autodiff.") and name.count(".") == 2:
+                continue
+            if name in known and known[name].parent not in (path.parent, PACKAGE):
+                graph.setdefault(path.parent, set()).add(known[name].parent)
+    return graph
+
+
+def test_no_packages_import_each_other_in_a_circle():
+    graph = packages()
+    assert PACKAGE / "kernels" in graph[PACKAGE / "autodiff"]
+    graphlib.TopologicalSorter(graph).prepare()
+
+
 def test_the_rules_see_a_breach(tmp_path):
     """The control: a file that breaks them is caught by what the tests above call."""
     breach = tmp_path / "op_triton.py"
     breach.write_text("def f():\n    import jax.numpy\n")
     assert side_of(breach) == "torch"
     assert {n.split(".")[0] for n, _ in imports(breach)} & JAX
+    breach.write_text("import importlib\nimportlib.import_module(f'gradlab.autodiff.linear_{side}')\n")
+    assert {n for n, _ in imports(breach)} >= {"gradlab.autodiff.linear_jax", "gradlab.autodiff.linear_torch"}
     breach.write_text("from .linear import SPEC\n")
     with pytest.raises(AssertionError, match="absolute"):
         list(imports(breach))

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton")
 
 from gradlab import cli
-from gradlab.kernels.promise import Promise
+from gradlab.kernels.bounds import Promise
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code import amdgcn, command, gpus, inspection, places, sass, source_view, tools
 from gradlab.profiling.machine_code.code import Code
@@ -223,10 +223,10 @@ def code(**changes):
     return Code(
         **{
             "op": "linear", "case": "transformer", "side": SIDE, "dtype": "bfloat16", "arch": "sm_90",
-            "kernel": "product", "variant": 1, "direction": "forward", "grid": (2048,), "threads": 256,
+            "kernel": "matmul", "variant": 1, "direction": "forward", "grid": (2048,), "threads": 256,
             "registers": 116, "blocks": 2, "occupancy": 0.25, "limiter": "registers", "shared_dynamic": 98304,
             "counts": counts, "gpu": "H200", "waves": 7.76, "floor": 2.78e-4, "ceiling": "989.4 TFLOP/s, datasheet",
-            "file": "gradlab/kernels/linear_triton.py", "line": 13, **changes,
+            "file": "gradlab/kernels/common/matmul_triton.py", "line": 13, **changes,
         }
     )  # fmt: skip
 
@@ -248,10 +248,10 @@ def cpu_code(**changes):
     return Code(
         **{
             "op": "linear", "case": "transformer", "side": SIDE, "dtype": "float32", "arch": "native",
-            "kernel": "product", "variant": 1, "direction": "forward", "grid": (512,), "threads": 1, "registers": 13,
+            "kernel": "matmul", "variant": 1, "direction": "forward", "grid": (512,), "threads": 1, "registers": 13,
             "counts": dataclasses.replace(inner, instructions=729, lines={36: 10, 46: 90}), "inner": inner,
             "cpu": "znver3", "vector_bits": 256, "stack": 262640, "scratch": 287616, "size": 3953,
-            "file": "gradlab/kernels/linear_triton.py", "line": 13, **changes,
+            "file": "gradlab/kernels/common/matmul_triton.py", "line": 13, **changes,
         }
     )  # fmt: skip
 
@@ -370,7 +370,7 @@ def test_table_fits_80_columns_and_the_file_holds_every_number(monkeypatch, caps
     status, out, err = run(monkeypatch, capsys, "linear", "--side", SIDE, "--json", str(file))
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
-    assert "product        forward   116      -   96 K  25% regs      4   20/24   100  7.76" in out
+    assert "matmul         forward   116      -   96 K  25% regs      4   20/24   100  7.76" in out
     assert "121 K" in out
     assert "forward: at least 278 µs on H200 (989.4 TFLOP/s, datasheet)" in out
     document = json.loads(file.read_text())
@@ -400,10 +400,10 @@ def test_a_cpus_table_fits_its_terminal_and_the_file_holds_every_number(monkeypa
     assert max(map(len, table)) <= columns
     assert f"linear on {SIDE}, float32, native; transformer: " in out
     assert "znver3, vectors of 256 bits\n" in out
-    row = "product        forward   256     -  537 K  32   12/16    2    6    -   1   729"
+    row = "matmul         forward   256     -  537 K  32   12/16    2    6    -   1   729"
     assert (row if columns == 80 else f"{row}   13 3.86 K      512\n") in out
     assert " 121 K " in out
-    assert "product calls memcpy, memset\n" in out
+    assert "matmul calls memcpy, memset\n" in out
     assert "    90   46" in out
     assert ("programs" in out) == (columns == 120)
     row = json.loads(file.read_text())["kernels"][0]
@@ -423,8 +423,8 @@ def test_a_kernel_that_does_not_compile_is_said_and_exits_with_1(monkeypatch, ca
     reads += [code(error="RuntimeError: ptxas: fatal"), code(variant=2)]
     status, out, _ = run(monkeypatch, capsys, "linear", "--side", SIDE)
     assert status == 1
-    assert f"not compiled: linear on {SIDE}, product, bfloat16, sm_90: RuntimeError: ptxas: fatal" in out
-    assert "product 2" in out
+    assert f"not compiled: linear on {SIDE}, matmul, bfloat16, sm_90: RuntimeError: ptxas: fatal" in out
+    assert "matmul 2" in out
 
 
 def test_a_broken_promise_exits_with_1(monkeypatch, capsys, reads, tmp_path):
@@ -434,10 +434,10 @@ def test_a_broken_promise_exits_with_1(monkeypatch, capsys, reads, tmp_path):
     file = tmp_path / "codes.json"
     status, out, _ = run(monkeypatch, capsys, "linear", "--side", SIDE, "--check", "--json", str(file))
     assert status == 1
-    assert f"broken: linear on {SIDE}: no spill_bytes: product, bfloat16, sm_90: spill_bytes is 12" in out
+    assert f"broken: linear on {SIDE}: no spill_bytes: matmul, bfloat16, sm_90: spill_bytes is 12" in out
     assert max(len(line) for line in out.splitlines() if not line.startswith("broken: ")) <= 80
     broken = [p["broken"] for p in json.loads(file.read_text())["promises"] if p["broken"]]
-    assert broken == [["product, bfloat16, sm_90: spill_bytes is 12"]]
+    assert broken == [["matmul, bfloat16, sm_90: spill_bytes is 12"]]
 
 
 @pytest.mark.parametrize("check", [[], ["--check"]])
@@ -447,7 +447,7 @@ def test_ctrl_c_keeps_what_was_read(monkeypatch, capsys, reads, tmp_path, check)
     status, out, _ = run(monkeypatch, capsys, "linear", "--side", SIDE, "--json", str(file), *check)
     assert status == 130
     assert "interrupted: 1 kernels read" in out
-    assert ("product" in out) == (not check)
+    assert ("matmul" in out) == (not check)
     document = json.loads(file.read_text())
     assert (document["complete"], len(document["kernels"])) == (False, 1)
 

@@ -8,8 +8,9 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 import gradlab.torch as lab
-from gradlab.kernels import interpret_triton, linear_triton, relu_triton
-from gradlab.kernels import launch_triton as launching
+from gradlab.kernels import linear_triton, relu_triton
+from gradlab.kernels.runtime import interpret_triton
+from gradlab.kernels.runtime import launch_triton as launching
 
 
 @launching.kernel
@@ -126,5 +127,5 @@ def test_the_environment_chooses(monkeypatch):
 def test_a_launch_of_several_axes_runs_every_program():
     a, b = torch.randn(3, 20, 17, dtype=torch.float64), torch.randn(3, 17, 30, dtype=torch.float64)
     with launching.gpu_sizes():
-        y = linear_triton.product(a, b, None, None, "", False, False)
+        y = linear_triton.matmul(a, b, None, None, "", False, False)
     torch.testing.assert_close(y, a @ b, rtol=0, atol=1e-13)

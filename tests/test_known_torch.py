@@ -12,8 +12,8 @@ import triton.language as tl
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels import compiled_triton, known_triton
 from gradlab.kernels.cpu.cache_triton import Cache
+from gradlab.kernels.runtime import cache_index_triton, compiled_triton
 
 
 @JITFunction
@@ -66,10 +66,10 @@ def test_a_kernel_that_is_gone_or_broken_is_compiled_anew(asked, folder):
 
 def test_another_kernels_file_is_not_taken(asked, folder):
     first = plus(1)
-    (known,) = (folder / known_triton.FOLDER).iterdir()
+    (known,) = (folder / cache_index_triton.FOLDER).iterdir()
     plus(2)
     (one,) = [
-        file for file in folder.glob("*/_plus_kernel.obj") if known_triton._base32(known.read_text()) in str(file)
+        file for file in folder.glob("*/_plus_kernel.obj") if cache_index_triton._base32(known.read_text()) in str(file)
     ]
     (two,) = [file for file in folder.glob("*/_plus_kernel.obj") if file != one]
     one.write_bytes(two.read_bytes())
@@ -92,7 +92,7 @@ def test_triton_is_asked_where_the_user_says_how(knob, asked, monkeypatch, folde
 
 def test_another_cache_or_another_triton_is_not_this_one(asked, monkeypatch, tmp_path):
     plus(1)
-    monkeypatch.setattr(known_triton, "triton_files", lambda: "newer")
+    monkeypatch.setattr(cache_index_triton, "triton_files", lambda: "newer")
     plus(1)
     assert len(asked) == 2
     monkeypatch.setenv("TRITON_F32_DEFAULT", "ieee")
@@ -100,12 +100,12 @@ def test_another_cache_or_another_triton_is_not_this_one(asked, monkeypatch, tmp
     assert len(asked) == 3
     monkeypatch.setattr(knobs.cache, "manager_class", None)
     made = compiled_triton.source(_plus_kernel, (torch.zeros(16),), {"B": 16, "C": 1})
-    assert known_triton.key(made, compiled_triton.CPUBackend(compiled_triton.TARGET), {}) is None
+    assert cache_index_triton.key(made, compiled_triton.CPUBackend(compiled_triton.TARGET), {}) is None
 
 
 def test_triton_is_known_by_its_files(monkeypatch, tmp_path):
-    known_triton.triton_files.cache_clear()
-    before = known_triton.triton_files()
+    cache_index_triton.triton_files.cache_clear()
+    before = cache_index_triton.triton_files()
     for name in ("_C/libtriton.so", "runtime/cache.py", "compiler/code.py", "language/core.py", "backends/a/driver.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
@@ -114,14 +114,14 @@ def test_triton_is_known_by_its_files(monkeypatch, tmp_path):
     for changed in (None, "_C/libtriton.so", "runtime/cache.py", "language/core.py", "backends/a/driver.py"):
         if changed is not None:
             os.utime(tmp_path / changed, (1, 1))
-        known_triton.triton_files.cache_clear()
-        seen.add(known_triton.triton_files())
-    known_triton.triton_files.cache_clear()
+        cache_index_triton.triton_files.cache_clear()
+        seen.add(cache_index_triton.triton_files())
+    cache_index_triton.triton_files.cache_clear()
     assert len(seen) == 6
 
 
 def test_a_folder_that_cannot_be_written_costs_time_alone(monkeypatch, folder):
-    monkeypatch.setattr(known_triton, "_path", lambda name: folder / "file" / "below" / name)
+    monkeypatch.setattr(cache_index_triton, "_path", lambda name: folder / "file" / "below" / name)
     (folder / "file").write_text("")
     first = plus(1)
     assert plus(1) == first

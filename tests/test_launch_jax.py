@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from gradlab.jax import linear
-from gradlab.kernels import interpret_pallas
-from gradlab.kernels.launch_pallas import launch, one_piece, pallas
-from gradlab.kernels.traced_pallas import Told
+from gradlab.kernels.runtime import interpret_pallas
+from gradlab.kernels.runtime.launch_pallas import launch, one_piece, pallas
+from gradlab.kernels.runtime.traced_pallas import Told
 
 
 def every_access(x_ref, i_ref, y_ref, z_ref, n_ref):

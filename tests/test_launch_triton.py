@@ -10,9 +10,11 @@ torch = pytest.importorskip("torch")
 import triton.language as tl
 
 import gradlab.torch as lab
-from gradlab.kernels import classes_triton as classes
-from gradlab.kernels import compiled_triton, linear_triton, relu_triton, source_triton
-from gradlab.kernels import launch_triton as gate
+from gradlab.kernels import linear_triton, relu_triton
+from gradlab.kernels.class_losses import class_range_triton as classes
+from gradlab.kernels.common import matmul_triton
+from gradlab.kernels.runtime import compiled_triton, source_triton
+from gradlab.kernels.runtime import launch_triton as gate
 from gradlab.profiling.machine_code.compile_triton import begun
 from gradlab.profiling.machine_code.launches_torch import source
 from gradlab.profiling.machine_code.targets import TARGETS
@@ -54,7 +56,7 @@ def test_threads_take_turns():
 
     def work():
         for _ in range(3):
-            results.append(linear_triton.product(x, x, None, None, "", False, False))
+            results.append(linear_triton.matmul(x, x, None, None, "", False, False))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     [t.start() for t in threads]
@@ -75,19 +77,19 @@ def test_a_gpus_sizes_on_a_cpu():
 
     def grid():
         with pytest.MonkeyPatch.context() as patch:
-            launched, launch = [], linear_triton.launch
+            launched, launch = [], matmul_triton.launch
             patch.setattr(
-                linear_triton,
+                matmul_triton,
                 "launch",
                 lambda jit, grid, *a, **k: (launched.append((grid, k)), launch(jit, grid, *a, **k)),
             )
-            y = linear_triton.product(x, x.t(), None, None, "", False, False)
+            y = linear_triton.matmul(x, x.t(), None, None, "", False, False)
         torch.testing.assert_close(y, x @ x.t(), rtol=1e-5, atol=1e-4)
         ((grid, options),) = launched
         return tuple(grid), {name: options[name] for name in ("BM", "BK", "BN", "WHOLE_K")}
 
     with gate.recording() as noted:
-        linear_triton.product(x, x.t(), None, None, "", False, False)
+        linear_triton.matmul(x, x.t(), None, None, "", False, False)
     own = grid()
     with gate.gpu_sizes():
         taken = grid()
@@ -142,7 +144,7 @@ def test_an_op_with_a_table_refuses_capture_and_changes_nothing(monkeypatch, cap
 def test_what_reads_the_host_is_left_out_of_inductors_graphs():
     for name in ("adam_", "adam_pullback", "sgd_", "sgd_pullback", "global_norm", "scale_"):
         assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.gradlab, name).default.tags, name
-    assert torch.Tag.cudagraph_unsafe not in torch.ops.gradlab.product.default.tags
+    assert torch.Tag.cudagraph_unsafe not in torch.ops.gradlab.matmul.default.tags
 
 
 def test_no_event_is_asked_while_a_graph_is_captured(captured):

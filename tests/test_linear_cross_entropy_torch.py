@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradlab.torch as lab
-from gradlab.autodiff.side import side
-from gradlab.kernels import classes_triton, linear_cross_entropy_second_triton, linear_triton
+from gradlab.autodiff.frameworks.side import side
 from gradlab.kernels import linear_cross_entropy_triton as kernels
-from gradlab.kernels.launch_triton import gpu_sizes
-from gradlab.kernels.linear_cross_entropy import chunk
-from gradlab.kernels.sizes_triton import Tile, fill
+from gradlab.kernels.class_losses import class_range_triton, second_triton
+from gradlab.kernels.class_losses.chunks import chunk
+from gradlab.kernels.common import column_sum_triton, matmul_triton
+from gradlab.kernels.common.tiles_triton import Tile, fill
+from gradlab.kernels.runtime.launch_triton import gpu_sizes
 from gradlab.profiling.bench.peak import peak_bytes
 
 EVERYTHING = {"ignore_index": 1, "label_smoothing": 0.2, "z_loss": 0.3, "softcap": 2.0}
@@ -67,7 +68,7 @@ def compare(h, w, t, b, **options):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    for module in (kernels, linear_cross_entropy_second_triton):
+    for module in (kernels, second_triton):
         monkeypatch.setattr(module, "chunk", lambda M, K, V: min(V, 3))
 
 
@@ -211,7 +212,7 @@ def test_same_bits_and_nothing_changed(device, small_chunks):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_errs_at_most_twice_as_native(device, dtype, monkeypatch):
-    for module in (kernels, linear_cross_entropy_second_triton):
+    for module in (kernels, second_triton):
         monkeypatch.setattr(module, "chunk", lambda M, K, V: 32)
     h, w, b, t, _ = drawn(device, 48, 24, 80, dtype=dtype)
     truth = results(
@@ -238,21 +239,21 @@ def test_what_needs_no_gradient_costs_nothing(device, needed, monkeypatch, small
     h, w, b, t, _ = drawn(device)
     full = torch.autograd.grad(lab.linear_cross_entropy(h, w, t, b), (h, w, b))
     calls = []
-    for name in ("product_into", "column_sum"):
-        real = getattr(linear_triton, name)
+    for module, name in ((matmul_triton, "matmul_into"), (column_sum_triton, "column_sum")):
+        real = getattr(module, name)
         monkeypatch.setattr(kernels, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
     leaves = [a.detach().requires_grad_(i in needed) for i, a in enumerate((h, w, b))]
     found = torch.autograd.grad(lab.linear_cross_entropy(*leaves[:2], t, leaves[2]), [leaves[i] for i in needed])
     assert all(torch.equal(g, full[i]) for g, i in zip(found, needed, strict=True))
     # Three chunks, a product for h and one for w in each.
-    assert calls.count("product_into") == 3 * sum(i < 2 for i in needed)
+    assert calls.count("matmul_into") == 3 * sum(i < 2 for i in needed)
     assert calls.count("column_sum") == 3 * (2 in needed)
 
 
 def test_memory_stays_below_its_formula(monkeypatch):
     """And that of linear and cross_entropy does not, which keep the logits."""
     M, K, V, e = 64, 8, 4096, 4
-    for module in (kernels, linear_cross_entropy_second_triton):
+    for module in (kernels, second_triton):
         monkeypatch.setattr(module, "chunk", lambda M, K, V: 256)
     h, w, _, t, _ = drawn("cpu", M, K, V, dtype=torch.float32)
 
@@ -323,7 +324,7 @@ def test_class_out_of_range(device, row, value):
 
 def test_a_class_that_nobody_looked_at_is_nan(device, monkeypatch):
     monkeypatch.setattr(kernels, "refuse_unknown", lambda *args: None)
-    assert classes_triton.refuse_unknown is not kernels.refuse_unknown
+    assert class_range_triton.refuse_unknown is not kernels.refuse_unknown
     h, w, b, t, _ = drawn(device)
     t[1] = 7
     y, z = lab.linear_cross_entropy(h, w, t, b, reduction="none", z_loss=0.1, return_z_loss=True)

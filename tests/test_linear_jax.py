@@ -14,7 +14,8 @@ from jax.experimental import pallas as pl
 from jax.test_util import check_grads
 
 from gradlab.jax import linear
-from gradlab.kernels import elementwise_pallas, linear_pallas
+from gradlab.kernels import linear_pallas
+from gradlab.kernels.common import column_sum_pallas, elementwise_pallas, matmul_pallas
 from tests.quick_jax import jit
 
 
@@ -134,7 +135,7 @@ def in_blocks_of(platform, monkeypatch):
         return real(*args, **{**options, "interpret": True, "compiler_params": None})
 
     monkeypatch.setattr(pl, "pallas_call", interpreted)
-    for module in (linear_pallas, elementwise_pallas):
+    for module in (matmul_pallas, column_sum_pallas, elementwise_pallas):
         monkeypatch.setattr(module, "launch", lambda call, *operands: call(platform, *operands))
     return grids
 
@@ -165,7 +166,7 @@ def test_half_precision_products_are_summed_in_float32(dtype, monkeypatch):
     # The second half of the sum takes the first half back, in blocks of 64 that hold other terms.
     order = np.random.default_rng(0).permutation(128)
     x, w = jnp.concatenate([x, -x[:, order]], 1), jnp.concatenate([w, w[order]])
-    y = jax.jit(lambda x, w: linear_pallas.product(x, w, None, None, False, False, "", False))(x, w)
+    y = jax.jit(lambda x, w: linear_pallas.matmul(x, w, None, None, False, False, "", False))(x, w)
     magnitude = np.abs(np.float64(x)) @ np.abs(np.float64(w))
     assert (np.abs(np.float64(y)) <= (8 + 256) * 2.0**-24 * magnitude).all()
 
@@ -175,7 +176,7 @@ def test_tall_column_sum_in_two_passes(gated, dtype, monkeypatch):
     grids = in_blocks_of("cuda", monkeypatch)
     rng = np.random.default_rng(0)
     a, gate = (jnp.asarray(rng.standard_normal((1601, 130)), dtype) for _ in range(2))
-    got = jax.jit(lambda a, g: linear_pallas.column_sum(a, g))(a, gate if gated else None)
+    got = jax.jit(lambda a, g: column_sum_pallas.column_sum(a, g))(a, gate if gated else None)
     assert grids == [(3, 2), (1, 2)]
     a = np.asarray(a, "float64")
     want = np.where(np.asarray(gate) > 0, a, 0).sum(0) if gated else a.sum(0)
@@ -186,7 +187,7 @@ def test_tall_column_sum_in_two_passes(gated, dtype, monkeypatch):
 @pytest.mark.parametrize("turned_a", [False, True])
 @pytest.mark.parametrize("turned_b", [False, True])
 def test_every_product_in_small_blocks(turned_a, turned_b, monkeypatch):
-    monkeypatch.setattr(linear_pallas, "_tile", lambda *_: (16, 8, 16, 4, 1))
+    monkeypatch.setattr(matmul_pallas, "_tile", lambda *_: (16, 8, 16, 4, 1))
     (a, b, c), g = draw((17,), 21, 35)
     gates = {"": None, "a": jnp.cos(9 * a), "b": jnp.cos(9 * b), "y": g}
 
@@ -197,7 +198,7 @@ def test_every_product_in_small_blocks(turned_a, turned_b, monkeypatch):
     def every():
         a_, b_ = turned(a, "a"), turned(b, "b")
         return {
-            (place, relu): linear_pallas.product(a_, b_, c, turned(gate, place), turned_a, turned_b, place, relu)
+            (place, relu): linear_pallas.matmul(a_, b_, c, turned(gate, place), turned_a, turned_b, place, relu)
             for place, gate in gates.items()
             for relu in (False, True)
         }

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 import gradlab.torch as lab
-from gradlab.kernels import linear_triton as kernels
-from gradlab.kernels.sizes_triton import Tile
+from gradlab.kernels.common import column_sum_triton, matmul_triton
+from gradlab.kernels.common.column_sum_triton import column_sum
+from gradlab.kernels.common.tiles_triton import Tile
 
 EPS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 RELU = pytest.mark.parametrize("activation", [None, "relu"])
@@ -194,8 +195,8 @@ def test_weight_without_an_output_axis(device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_several_programs_and_partial_tiles(device, dtype, monkeypatch):
     """Small tiles: many programs, ragged edges, a K loop."""
-    monkeypatch.setattr(kernels, "tile", lambda what, like, M, K, N: Tile(16, 16, 16))
-    monkeypatch.setattr(kernels, "block", lambda size, most, least=16: 16)
+    monkeypatch.setattr(matmul_triton, "tile", lambda what, like, M, K, N: Tile(16, 16, 16))
+    monkeypatch.setattr(column_sum_triton, "block", lambda size, most, least=16: 16)
     x, w, b = (random(*s, dtype=dtype, device=device) for s in ((37, 50), (35, 50), (35,)))
     y = lab.linear(x, w, b, activation="relu")
     close(y, native(x.double(), w.double(), b.double(), "relu"), 50, dtype)
@@ -210,7 +211,7 @@ def test_several_programs_and_partial_tiles(device, dtype, monkeypatch):
 def test_tall_column_sum_in_two_passes(device, gated):
     a, g = torch.randn(1100, 20, device=device), torch.randn(1100, 20, device=device)
     wanted = torch.where(g > 0, a, 0) if gated else a
-    close(kernels.column_sum(a, g if gated else None), wanted.double().sum(0), 1100, torch.float32)
+    close(column_sum(a, g if gated else None), wanted.double().sum(0), 1100, torch.float32)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.booleans())

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.test_util import check_grads
 
 from gradlab import jax as lab
-from gradlab.kernels import elementwise_pallas, linear_pallas, reduce_pallas
-from gradlab.profiling.native_jax import NATIVE
+from gradlab.kernels.common import column_sum_pallas, elementwise_pallas, reduce_pallas
+from gradlab.profiling.native.native_jax import NATIVE
 from tests.pairs import pairwise
 from tests.quick_jax import jit
 
@@ -96,7 +96,7 @@ def test_extreme_logits_keep_their_digits():
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_blocks_of(platform, reduction, op, blocks_of):
     """More than one stretch, the last one not full: what lies past the end counts for nothing."""
-    grids = blocks_of(platform, elementwise_pallas, reduce_pallas, linear_pallas)
+    grids = blocks_of(platform, elementwise_pallas, reduce_pallas, column_sum_pallas)
     assert_same(op, drawn(3, 100, 301), rtol=1e-11, reduction=reduction)
     assert max(grid[0] for grid in grids) > 1
 

@@ -12,8 +12,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, jacrev, vmap
 
 import gradlab.torch as lab
-from gradlab.autodiff.side_torch import backend
-from gradlab.kernels import reduce_triton
+from gradlab.autodiff.frameworks.side_torch import backend
+from gradlab.kernels.common import reduce_triton
 
 OPS = {
     "mse_loss": (lab.mse_loss, F.mse_loss),

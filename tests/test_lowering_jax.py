@@ -28,8 +28,8 @@ from gradlab.jax import (
     sigmoid,
     tanh,
 )
-from gradlab.kernels.launch_pallas import launch
-from gradlab.kernels.lower_pallas import lowered
+from gradlab.kernels.runtime.launch_pallas import launch
+from gradlab.kernels.runtime.lower_pallas import lowered
 
 CALLS = {"cpu": None, "cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
 TARGETS = [(p, d) for p in ("cuda", "tpu") for d in ("float32", "bfloat16", "float16")] + [("cuda", "float64")]
@@ -146,9 +146,9 @@ PROGRAMS = {
     "sgd": (descent_update, (0, 1), 2, ((3, 7),) * 2 + ((),), ()),
 }
 KERNELS = {
-    "linear": ({"product"}, {"product", "column_sum"}, {"product", "column_sum"}),
-    "linear without bias": ({"product"}, {"product"}, {"product"}),
-    "linear, relu": ({"product"}, {"product", "column_sum"}, {"product", "column_sum", "gate"}),
+    "linear": ({"matmul"}, {"matmul", "column_sum"}, {"matmul", "column_sum"}),
+    "linear without bias": ({"matmul"}, {"matmul"}, {"matmul"}),
+    "linear, relu": ({"matmul"}, {"matmul", "column_sum"}, {"matmul", "column_sum", "gate"}),
     "relu": ({"gate"}, {"gate"}, {"gate"}),
     "max_pool2d": ({"max"}, {"max", "scatter"}, {"max", "scatter", "gather"}),
     "sigmoid": ({"sigmoid"}, {"sigmoid", "slope"}, {"sigmoid", "slope", "times"}),
@@ -171,8 +171,8 @@ KERNELS = {
     ),
     "linear_cross_entropy": (
         {"statistics", "merge", "total"},
-        {"statistics", "merge", "total", "pullback", "product", "column_sum"},
-        {"statistics", "merge", "total", "pullback", "product", "column_sum", "second"},
+        {"statistics", "merge", "total", "pullback", "matmul", "column_sum"},
+        {"statistics", "merge", "total", "pullback", "matmul", "column_sum", "second"},
     ),
     "adam_step": ({"adam"}, {"adam", "adam_pullback", "column_sum"}),
     "adam": ({"adam"}, {"adam", "adam_pullback", "column_sum"}),

@@ -4,8 +4,8 @@ import subprocess
 
 import numpy as np
 
-from gradlab.profiling import machine
-from gradlab.profiling.memory import peak_since_reset, reset_peak
+from gradlab.base import machine
+from gradlab.base.memory import peak_since_reset, reset_peak
 
 
 def test_machine():

@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch")
 
 import triton
 
-from gradlab.autodiff.side import installed
-from gradlab.kernels import elementwise_triton, linear_triton
+from gradlab.autodiff.frameworks.side import installed
+from gradlab.kernels.common import elementwise_triton, matmul_triton
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code import compile_triton, inspection
 from gradlab.profiling.machine_code.inspection import Wanted, choose, find, inspect, read, targets
@@ -74,7 +74,7 @@ def forward_alone(monkeypatch):
 
 def test_a_tile_that_is_too_large_is_caught_and_its_spills_are_what_ptxas_says(monkeypatch, forward_alone):
     assert broken("linear", "torch") == []
-    monkeypatch.setattr(linear_triton, "tile", lambda what, a, M, K, N: (128, 32, 128, 2, 2))
+    monkeypatch.setattr(matmul_triton, "tile", lambda what, a, M, K, N: (128, 32, 128, 2, 2))
     (words,) = broken("linear", "torch")
     (subject,), (target,) = choose([spec("linear")], ["torch"], ["bfloat16"], None), targets(["sm_90"], None)
     (code,) = read(Wanted((subject,), (target,)))
@@ -88,7 +88,7 @@ def test_a_tile_that_is_too_large_is_caught_and_its_spills_are_what_ptxas_says(m
     assert stores > 100
     # ptxas 12 says what its code has; ptxas 13, which Triton 3.9 brings, 12 bytes more of 15464.
     assert code.counts.spill_bytes == pytest.approx(stores + loads, rel=0.002)
-    assert words == f"product, bfloat16, sm_90: spill_bytes is {code.counts.spill_bytes}"
+    assert words == f"matmul, bfloat16, sm_90: spill_bytes is {code.counts.spill_bytes}"
     assert code.registers == int(re.search(r"Used (\d+) registers", done.stderr).group(1))
 
 
@@ -123,33 +123,33 @@ def test_a_product_without_tensor_cores_is_caught(monkeypatch, forward_alone):
     # A sum in place of a dot: right, and slow.
     import triton.language as tl
 
-    from gradlab.kernels.launch_triton import kernel
+    from gradlab.kernels.runtime.launch_triton import kernel
 
     @kernel
-    def _product_kernel(a_ptr, b_ptr, y_ptr, BM: tl.constexpr):
+    def _matmul_kernel(a_ptr, b_ptr, y_ptr, BM: tl.constexpr):
         i = tl.arange(0, BM)
         a = tl.load(a_ptr + i[:, None] * BM + i[None, :])
         b = tl.load(b_ptr + i[:, None] * BM + i[None, :])
         y = tl.sum(a[:, :, None].to(tl.float32) * b[None, :, :].to(tl.float32), axis=1)
         tl.store(y_ptr + i[:, None] * BM + i[None, :], y.to(y_ptr.dtype.element_ty))
 
-    real = linear_triton.launch
+    real = matmul_triton.launch
 
     def slow(jit, grid, a, *args, writes, **constants):
-        if jit is linear_triton._product_kernel:
-            return real(_product_kernel, [1], a, args[3], writes[0], BM=16, writes=writes)
+        if jit is matmul_triton._matmul_kernel:
+            return real(_matmul_kernel, [1], a, args[3], writes[0], BM=16, writes=writes)
         return real(jit, grid, a, *args, writes=writes, **constants)
 
-    monkeypatch.setattr(linear_triton, "launch", slow)
+    monkeypatch.setattr(matmul_triton, "launch", slow)
     words = broken("linear", "torch")
-    assert "product, bfloat16, sm_90: tensor is 0" in words
+    assert "matmul, bfloat16, sm_90: tensor is 0" in words
 
 
 def test_a_pallas_tile_that_is_too_large_is_caught(monkeypatch):
     jax = pytest.importorskip("jax")
     if "jax" not in sides():
         pytest.skip("no Triton IR to be had")
-    from gradlab.kernels import step_pallas
+    from gradlab.kernels.optimizers import step_pallas
 
     # A program traced before has the right blocks, and one traced now is nobody else's.
     jax.clear_caches()
@@ -199,7 +199,7 @@ def test_both_vendors_and_the_newest_architecture(forward_alone):
     for code in codes:
         assert not code.error
         assert code.counts.spills == 0
-        assert bool(code.counts.tensor) == (code.kernel == "product"), code
+        assert bool(code.counts.tensor) == (code.kernel == "matmul"), code
         assert code.counts.loads >= code.counts.wide_loads
         # AMD's prologue stands on no line.
         assert sum(code.lines.values()) >= 0.8 * code.counts.instructions

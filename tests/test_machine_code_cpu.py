@@ -8,9 +8,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 pytest.importorskip("llvmlite")
 
-from gradlab.kernels import elementwise_triton, launch_triton
+from gradlab.kernels.common import elementwise_triton
 from gradlab.kernels.cpu import lower, machine
 from gradlab.kernels.cpu.located import Located
+from gradlab.kernels.runtime import launch_triton
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code import assembly, compile_cpu_triton, inspection
 from gradlab.profiling.machine_code.inspection import Wanted, choose, find, inspect, read
@@ -20,7 +21,7 @@ from gradlab.profiling.machine_code.targets import TARGETS
 from tests import variants
 
 # What another op launches too is looked at there.
-ELSEWHERE = {("column_sum", op) for op in specs() if op != "linear"} | {("product", "linear_cross_entropy")}
+ELSEWHERE = {("column_sum", op) for op in specs() if op != "linear"} | {("matmul", "linear_cross_entropy")}
 ARM = "neoverse-v2"
 
 
@@ -67,7 +68,7 @@ def test_promises_are_kept_here_and_on_cpus_that_are_not_there(op, once):
 def test_products_of_bfloat16_are_amxs_where_it_is_there(once):
     codes, broken = codes_of("linear", ["sapphirerapids"], "bfloat16")
     assert broken == []
-    assert next(c for c in codes if c.kernel == "product").counts.tensor >= 4
+    assert next(c for c in codes if c.kernel == "matmul").counts.tensor >= 4
 
 
 def test_every_kernel_of_the_lab_is_assembled_for_aarch64():

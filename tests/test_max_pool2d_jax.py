@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from gradlab.jax import max_pool2d
-from gradlab.kernels import elementwise_pallas
+from gradlab.kernels.common import elementwise_pallas
 from tests.pairs import pairwise
 from tests.quick_jax import jit
 

@@ -17,7 +17,7 @@ from torch.func import grad, vjp, vmap
 import gradlab.torch as lab
 from gradlab.autodiff.max_pool2d_torch import MaxPool2d
 from gradlab.kernels import max_pool2d_triton as kernels
-from gradlab.kernels.images_triton import index
+from gradlab.kernels.common.images_triton import index
 
 
 def drawn(*shape, device="cpu", dtype=torch.float64):
@@ -218,7 +218,7 @@ def test_mapped_indices_and_cotangents(device):
 
 @pytest.mark.parametrize("name", ["aot_eager", "inductor"])
 def test_one_graph(device, name):
-    from gradlab.autodiff.side_torch import backend
+    from gradlab.autodiff.frameworks.side_torch import backend
 
     torch.compiler.reset()
     x = drawn(2, 2, 6, 6, device=device)

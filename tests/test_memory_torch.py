@@ -9,8 +9,9 @@ torch = pytest.importorskip("torch")
 from torch.testing._internal.two_tensor import TwoTensor
 
 import gradlab.torch as lab
-from gradlab.kernels import memory_triton as memory
-from gradlab.kernels import norm_triton, relu_triton, sgd_triton
+from gradlab.kernels import relu_triton, sgd_triton
+from gradlab.kernels.optimizers import norm_triton
+from gradlab.kernels.runtime import memory_triton as memory
 
 
 def negated(t):

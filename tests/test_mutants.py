@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradlab.autodiff.side import installed
+from gradlab.autodiff.frameworks.side import installed
 from tests.mutants.corpus import CONTROLS, KINDS, load
 from tests.mutants.score import TOOLS, ours, says_wrong
 

@@ -3,21 +3,18 @@
 import ast
 import functools
 import random
-from pathlib import Path
 
 import pytest
 
-import gradlab
 from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, Finding
-from gradlab.autodiff.side import SIDES, side
+from gradlab.autodiff.frameworks.side import SIDES, side
 from gradlab.kernels.spec import specs
 from tests.mutants import automatic
 from tests.mutants.equivalent import EQUIVALENT
 from tests.mutants.operators import mutants
 from tests.mutants.overlooked import OVERLOOKED
 
-ROOM = Path(gradlab.__file__).parent / "autodiff"
-FILES = [ROOM / f"{op}_{framework}.py" for op in (*specs(), "elementwise") for framework in SIDES]
+FILES = [automatic.file_of(f"{op}_{framework}") for op in (*specs(), "elementwise") for framework in SIDES]
 
 TORCH = '''
 """A rule."""
@@ -226,7 +223,7 @@ def test_source_that_is_no_module():
 
 def test_rule_itself_is_not_caught():
     pytest.importorskip("torch")
-    real = automatic.build("relu_torch", (ROOM / "relu_torch.py").read_text())
+    real = automatic.build("relu_torch", automatic.file_of("relu_torch").read_text())
     assert automatic.caught("relu", side("torch"), real.by_spec) == ""
 
 
@@ -240,7 +237,7 @@ def test_sample_is_caught(framework, op, count):
     pytest.importorskip(framework)
     name = f"{op}_{framework}"
     overlooked = {text for file, text, _ in OVERLOOKED if file == name}
-    every = [m for m in mutants((ROOM / f"{name}.py").read_text()) if not automatic.listed(name, m)]
+    every = [m for m in mutants(automatic.file_of(name).read_text()) if not automatic.listed(name, m)]
     every = [m for m in every if m.text not in overlooked]
     for m in random.Random(1).sample(every, count):
         assert automatic.caught(op, side(framework), automatic.build(name, m.source).by_spec), m

@@ -9,9 +9,10 @@ optax = pytest.importorskip("optax")
 import jax.numpy as jnp
 from jax.test_util import check_grads
 
-from gradlab.autodiff.norm_jax import clip_factor
+from gradlab.autodiff.optimizers.norm_jax import clip_factor
 from gradlab.jax import adam, clip_by_global_norm, global_norm
-from gradlab.kernels import norm_pallas, reduce_pallas, step_pallas
+from gradlab.kernels.common import reduce_pallas
+from gradlab.kernels.optimizers import norm_pallas, step_pallas
 
 
 @pytest.fixture(autouse=True, scope="module")

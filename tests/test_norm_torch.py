@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import gradlab.torch as lab
-from gradlab.kernels import many_triton, norm_triton
+from gradlab.kernels.optimizers import multi_tensor_triton, norm_triton
 from tests.planted import plant
 
 
@@ -64,7 +64,7 @@ def test_any_largest_norm(device, max_norm):
 def test_a_broken_kernel_fails(device, monkeypatch, tmp_path, kernel, fault, name):
     # One fault is in whole chunks alone: chunks of one element are.
     if "True) * factor" in fault[0]:
-        monkeypatch.setattr(many_triton, "block", lambda size, most, least=16: 1)
+        monkeypatch.setattr(multi_tensor_triton, "block", lambda size, most, least=16: 1)
     plant(monkeypatch, tmp_path, norm_triton, kernel, fault)
     with pytest.raises(AssertionError):
         COMPARISONS[name](device)
@@ -95,7 +95,7 @@ def test_a_norm_that_is_not_finite(device, value):
 def test_chunks_are_summed_in_the_same_order_every_time(device, monkeypatch):
     """Chunks of 16, whole and masked, and more of them than the last kernel loads at once."""
     grads = [torch.randn(n, device=device) for n in (5, 16, 37, 64, 1)] + [torch.randn(9, device=device).half()]
-    monkeypatch.setattr(many_triton, "block", lambda size, most, least=16: 16)
+    monkeypatch.setattr(multi_tensor_triton, "block", lambda size, most, least=16: 16)
     monkeypatch.setattr(norm_triton, "block", lambda size, most, least=16: 4)
     first = norm_triton.global_norm(grads, 1.0, None)
     want = torch.cat([g.double() for g in grads]).norm()

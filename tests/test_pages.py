@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gradlab.kernels.spec import specs
-from gradlab.profiling import pages
+from gradlab.profiling.docs import pages
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -69,9 +69,9 @@ def test_snippet_runs(snippet, capsys, tmp_path):
 
 
 def test_the_profiles_page_names_what_there_is():
-    from gradlab.profiling.ranges import VARIABLE
-    from gradlab.profiling.ranges_label import PASSES
-    from gradlab.profiling.ranges_nvtx import PAYLOAD
+    from gradlab.profiling.ranges.label import PASSES
+    from gradlab.profiling.ranges.nvtx import PAYLOAD
+    from gradlab.profiling.ranges.ranges import VARIABLE
     from gradlab.profiling.trace.args import MODES, TOOLS
 
     assert all(f"`{field}`" in PROFILE for field in PAYLOAD.names)

@@ -10,11 +10,11 @@ pytest.importorskip("triton")
 import torch.nn.functional as F
 
 import gradlab.torch as lab
-from gradlab.kernels import memory_triton as memory
-from gradlab.kernels import plans_triton
-from gradlab.kernels.elementwise_triton import times
-from gradlab.kernels.plans_triton import Plan, Plans
+from gradlab.kernels.common.elementwise_triton import times
 from gradlab.kernels.relu_triton import gate
+from gradlab.kernels.runtime import memory_triton as memory
+from gradlab.kernels.runtime import plans_triton
+from gradlab.kernels.runtime.plans_triton import Plan, Plans
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="plans are for CPUs")
 

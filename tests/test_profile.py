@@ -52,7 +52,7 @@ def timed(trace, name, side):
 
 def test_a_trace_holds_both_sides_ranges_each_kernel_within_its_op(both):
     trace = both[1]
-    ops, kernels = timed(trace, "linear backward", "torch"), timed(trace, "product_kernel backward", "torch")
+    ops, kernels = timed(trace, "linear backward", "torch"), timed(trace, "matmul_kernel backward", "torch")
     assert (len(ops), len(kernels)) == (3, 6)
     for start, end in kernels:
         assert any(a <= start and end <= b for a, b in ops)
@@ -76,9 +76,9 @@ def test_both_sides_are_on_the_clock_of_the_date(both):
 def test_the_tables_say_time_counts_and_stages(both):
     out = " ".join(both[0].split())
     torch, jax = out.split(" jax, jit:")
-    assert re.search(r"product_kernel forward 3 ", torch), "one a step"
+    assert re.search(r"matmul_kernel forward 3 ", torch), "one a step"
     for side, text in (("torch", torch), ("jax", jax)):
-        assert re.search(r"product_kernel forward \d+ [\d.]+ [mun]s [\d.]+%", text), side
+        assert re.search(r"matmul_kernel forward \d+ [\d.]+ [mun]s [\d.]+%", text), side
         assert "interpreted" not in text.lower()
         assert "linear, case odd (M 5, K 7, N 3), float32, forward and backward" in text
     assert re.search(r"compile time: trace [\d.]+ \w+, lower [\d.]+ \w+, compile [\d.]+ \w+", jax)
@@ -170,14 +170,14 @@ def test_time_of_its_own_leaves_out_what_lies_inside():
         ("while", 40),
     ]
     program = """
-      %dot.7 = f32[2]{0} dot(%a, %b), metadata={op_name="jit(f)/transpose(jvp(linear))/gradlab_product_kernel/dot"}
-      ROOT ynn_fusion.1 = f32[2]{0} fusion(%a), metadata={op_name="jit(f)/linear/gradlab_product_kernel/add"}
-      %dot.8 = f32[2]{0} dot(%a), metadata={op_name="jit(f)/transpose(jvp(transpose(jvp(linear))))/gradlab_product_kernel/dot"}
+      %dot.7 = f32[2]{0} dot(%a, %b), metadata={op_name="jit(f)/transpose(jvp(linear))/gradlab_matmul_kernel/dot"}
+      ROOT ynn_fusion.1 = f32[2]{0} fusion(%a), metadata={op_name="jit(f)/linear/gradlab_matmul_kernel/add"}
+      %dot.8 = f32[2]{0} dot(%a), metadata={op_name="jit(f)/transpose(jvp(transpose(jvp(linear))))/gradlab_matmul_kernel/dot"}
       %other = f32[2]{0} add(%a, %b), metadata={op_name="jit(f)/add"}"""
     assert names(program) == {
-        "dot.7": "product_kernel backward",
-        "ynn_fusion.1": "product_kernel forward",
-        "dot.8": "product_kernel second",
+        "dot.7": "matmul_kernel backward",
+        "ynn_fusion.1": "matmul_kernel forward",
+        "dot.8": "matmul_kernel second",
     }
 
 
@@ -275,10 +275,10 @@ def test_ncu_is_run_on_the_steps_and_read_back(tmp_path):
 
 
 def test_nsys_knows_bytes_from_the_ranges_and_the_peak_from_a_copy():
-    text = "Time (%),Total Time (ns),Instances,Name\n100.0,2000,2,_product_kernel\n"
-    label = {"kernel": "product_kernel", "bytes": 3000}
+    text = "Time (%),Total Time (ns),Instances,Name\n100.0,2000,2,_matmul_kernel\n"
+    label = {"kernel": "matmul_kernel", "bytes": 3000}
     (found,) = nsys.read(text, {"labels": [[label, 2], [{"kernel": "", "bytes": 9}, 1]], "copy": 6e9})
-    assert found == kernel.Kernel("_product_kernel", 2, 2e-6, 6000.0, 50.0, None)
+    assert found == kernel.Kernel("_matmul_kernel", 2, 2e-6, 6000.0, 50.0, None)
     assert nsys.read("SKIPPED: torch.sqlite does not contain CUDA kernel data.", {"labels": []}) == []
     assert ncu.read("==WARNING== No kernels were profiled.\n", {}) == []
     with pytest.raises(ValueError, match="the tool printed no table with the column"):
@@ -373,14 +373,14 @@ def test_a_device_column_stands_where_a_device_has_worked(capsys):
         "breaks": [["x" * 9, 2]],
         "recompiled": [[str(i), 1] for i in range(7)],
         "rows": [
-            {"name": "_product_kernel", "count": 3, "seconds": 0.0, "device": 3e-6},
+            {"name": "_matmul_kernel", "count": 3, "seconds": 0.0, "device": 3e-6},
             {"name": "aten::mm", "count": 3, "seconds": 9.0, "device": 1e-6},
         ],
     }
     show("torch", found, Console(width=80))
     out = capsys.readouterr().out
     assert "on the device" in out
-    assert re.search(r"_product_kernel +3 +3 us +75.0%", out)
+    assert re.search(r"_matmul_kernel +3 +3 us +75.0%", out)
     assert "graph breaks: 2\n  2 x xxxxxxxxx\n" in out
     assert "recompilations: 7" in out
     assert "and 2 other reasons" in out

@@ -78,6 +78,6 @@ def test_nothing_is_imported_until_it_is_used(pytester):
 
         def test_light():
             assert "gradlab.pytest_plugin" in sys.modules
-            assert not {"torch", "jax", "gradlab.autodiff.check"} & set(sys.modules)
+            assert not {"torch", "jax", "gradlab.autodiff.checker.check"} & set(sys.modules)
     """)
     run(pytester).assert_outcomes(passed=1)

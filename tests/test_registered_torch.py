@@ -8,8 +8,8 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradlab.torch as lab
-from gradlab.autodiff.side_torch import backend
-from gradlab.kernels.window import Geometry
+from gradlab.autodiff.frameworks.side_torch import backend
+from gradlab.kernels.common.window import Geometry
 
 SCALARS = [0.9, 0.999, 1e-8, 0.0, 0.01, 0.5, 1.0, 0.1]
 
@@ -40,7 +40,7 @@ def samples(device):
     s = torch.stack([logits.flatten(1).max(1).values, ones, ones])
     lce = (r(1, 5, 4), r(1, 3, 4).mT, t.unsqueeze(0), r(1, 3), r(1, 3).abs())
     return {
-        "product": [(x, w, b, None, "", True, False), (x, w, None, r(5, 3), "y", False, True), (x, w, None, x, "a", False, False), (r(2, 5, 4), w.expand(2, 4, 3), r(2, 3), None, "", True, True)],
+        "matmul": [(x, w, b, None, "", True, False), (x, w, None, r(5, 3), "y", False, True), (x, w, None, x, "a", False, False), (r(2, 5, 4), w.expand(2, 4, 3), r(2, 3), None, "", True, True)],
         "column_sum": [(x, None), (x, r(5, 4)), (r(2, 5, 4), None)],
         "gate": [(x, x), (r(()).expand(5, 4), r(4, 5).t())],
         "conv2d": [(image, window, b, None, geometry, True, False), (image, window, None, r(2, 3, 3, 2), geometry, False, True)],
@@ -169,7 +169,7 @@ def test_eager_goes_past_the_dispatcher_and_a_mode_does_not(device):
     x = torch.randn(3, 4, device=device)
     with Watch():
         lab.linear(x, x)
-    assert any("gradlab.product" in name for name in seen)
+    assert any("gradlab.matmul" in name for name in seen)
 
 
 def test_class_out_of_range_is_said_under_compile_too(device):

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.test_util import check_grads
 
 from gradlab.jax import relu
-from gradlab.kernels import elementwise_pallas, relu_pallas
+from gradlab.kernels import relu_pallas
+from gradlab.kernels.common import elementwise_pallas
 from tests.quick_jax import jit
 
 

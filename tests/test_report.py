@@ -8,7 +8,7 @@ import shutil
 import pytest
 from rich.console import Console
 
-from gradlab.autodiff.side import SIDES
+from gradlab.autodiff.frameworks.side import SIDES
 from gradlab.kernels.spec import specs
 from gradlab.profiling.bench.row import BACKWARD, FORWARD, Group, Member
 from gradlab.profiling.report import command, page, theme

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import gradlab.torch as lab
-from gradlab.autodiff.side import as_tuple
-from gradlab.autodiff.side_torch import SIDE
+from gradlab.autodiff.frameworks.side import as_tuple
+from gradlab.autodiff.frameworks.side_torch import SIDE
 from gradlab.kernels.spec import specs
 
 ROWS, V, K = 8, 64, 3

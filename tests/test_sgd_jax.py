@@ -12,7 +12,8 @@ from jax.test_util import check_grads
 
 from gradlab.jax import SGDState, sgd, sgd_step
 from gradlab.kernels import sgd as spec
-from gradlab.kernels import sgd_pallas, step_pallas
+from gradlab.kernels import sgd_pallas
+from gradlab.kernels.optimizers import step_pallas
 from tests.quick_jax import jit
 
 

@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import gradlab.torch as lab
-from gradlab.kernels import many_triton
 from gradlab.kernels import sgd_triton as kernels
+from gradlab.kernels.optimizers import multi_tensor_triton
 
 OPTIONS = [
     {},
@@ -230,8 +230,8 @@ def test_what_is_not_finite_goes_where_torch_lets_it(device):
 
 def test_one_launch_for_all_parameters_and_groups(device, monkeypatch):
     launched = []
-    launch = many_triton.launch
-    monkeypatch.setattr(many_triton, "launch", lambda *a, **k: (launched.append(a[0]), launch(*a, **k)))
+    launch = multi_tensor_triton.launch
+    monkeypatch.setattr(multi_tensor_triton, "launch", lambda *a, **k: (launched.append(a[0]), launch(*a, **k)))
     ps = parameters(device)
     optimizer = lab.SGD([{"params": ps[:2]}, {"params": ps[2:], "lr": 0.5, "momentum": 0.9}])
     for p in ps:
@@ -243,7 +243,7 @@ def test_one_launch_for_all_parameters_and_groups(device, monkeypatch):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_many_chunks_whole_and_partial(device, monkeypatch, momentum):
     """Chunks of 16: several programs a tensor, the last one masked."""
-    monkeypatch.setattr(kernels, "launch_many", functools.partial(many_triton.launch_many, chunk=16))
+    monkeypatch.setattr(kernels, "launch_many", functools.partial(multi_tensor_triton.launch_many, chunk=16))
     ours = [torch.nn.Parameter(torch.randn(n, dtype=torch.float64, device=device)) for n in (5, 16, 37, 64, 1)]
     theirs = copy.deepcopy(ours)
     options = {"lr": 0.1, "momentum": momentum}
@@ -261,7 +261,7 @@ def test_unaligned_addresses(device):
 
 def test_a_step_changes_no_constant(device):
     """What would be compiled anew: the constants and argument types are the same at another step, lr and momentum."""
-    from gradlab.kernels.launch_triton import recording
+    from gradlab.kernels.runtime.launch_triton import recording
 
     p, g, b = (torch.zeros(100) for _ in range(3))
     with recording() as launches:

@@ -11,8 +11,8 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp
 
 import gradlab.jax as lab
-from gradlab.autodiff.side_jax import SIDE
-from gradlab.profiling.native_jax import NATIVE
+from gradlab.autodiff.frameworks.side_jax import SIDE
+from gradlab.profiling.native.native_jax import NATIVE
 
 LEADING = [(), (2, 0), (2, 3)]
 MANY = "(2, 3"

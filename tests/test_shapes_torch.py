@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F
 
 import gradlab.torch as lab
-from gradlab.autodiff.side_torch import SIDE
-from gradlab.profiling.native_torch import NATIVE
+from gradlab.autodiff.frameworks.side_torch import SIDE
+from gradlab.profiling.native.native_torch import NATIVE
 
 ANY = [(), (0,), (3,), (2, 0, 3), (2, 3, 2)]
 LEADING = [(), (0,), (3,), (2, 0), (2, 3)]

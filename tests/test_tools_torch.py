@@ -11,10 +11,10 @@ from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import gradlab.torch as lab
-from gradlab.autodiff.side import as_tuple
-from gradlab.autodiff.side_torch import SIDE
+from gradlab.autodiff.frameworks.side import as_tuple
+from gradlab.autodiff.frameworks.side_torch import SIDE
 from gradlab.kernels.spec import specs
-from gradlab.profiling.native_torch import NATIVE
+from gradlab.profiling.native.native_torch import NATIVE
 
 OPS = pytest.mark.parametrize("name", specs())
 # What a product's FLOPs are counted over, of the ops that are made of one.

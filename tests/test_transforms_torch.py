@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.func import functional_call, grad, jacrev, vmap
 
 import gradlab.torch as lab
-from gradlab.autodiff.side_torch import backend
+from gradlab.autodiff.frameworks.side_torch import backend
 
 Z = 3
 GRID = {"stride": (2, 1), "padding": 1}

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 
 import gradlab.torch as lab
-from gradlab.kernels import classes_triton
-from gradlab.kernels.launch_triton import recording
+from gradlab.kernels.class_losses import class_range_triton
+from gradlab.kernels.runtime.launch_triton import recording
 from gradlab.kernels.spec import specs
 from gradlab.profiling.machine_code import launches_torch
 
@@ -63,7 +63,7 @@ def losses(dtype):
     pulled(lab.cross_entropy(leaf(dtype, 2, 5, 4), classes(2, 4)))
     pulled(lab.cross_entropy(leaf(dtype, 4, 32), classes(4, of=torch.uint8)))
     for narrow in (torch.uint8, torch.int32, torch.int64):
-        classes_triton.unknown(classes(6, of=narrow), 5, -100)
+        class_range_triton.unknown(classes(6, of=narrow), 5, -100)
 
 
 def derivatives(dtype):

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff import optimizer_jax as optimizer
-from gradlab.autodiff.arguments import dtype_name, refuse
-from gradlab.autodiff.norm_jax import clip_factor, want_norm
-from gradlab.autodiff.optimizer_jax import Rate
-from gradlab.autodiff.ranges_jax import public
+from gradlab.autodiff.arguments.errors import dtype_name, refuse
+from gradlab.autodiff.frameworks.ranges_jax import public
+from gradlab.autodiff.optimizers import optimizer_jax as optimizer
+from gradlab.autodiff.optimizers.norm_jax import clip_factor, want_norm
+from gradlab.autodiff.optimizers.optimizer_jax import Rate
 from gradlab.kernels import adam_pallas as kernels
-from gradlab.kernels import rounding_pallas as rounding
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
-from gradlab.kernels.mesh_pallas import compiled
+from gradlab.kernels.common import rounding_pallas as rounding
+from gradlab.kernels.runtime.mesh_pallas import compiled
 
 
 class AdamState(NamedTuple):

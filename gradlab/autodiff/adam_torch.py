@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 
-from gradlab.autodiff.arguments import refuse, want_floats
-from gradlab.autodiff.arguments_torch import want_tensors
-from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.ranges_torch import Function, public
+from gradlab.autodiff.arguments.errors import refuse, want_floats
+from gradlab.autodiff.arguments.tensors_torch import want_tensors
+from gradlab.autodiff.frameworks.mapped_torch import in_front
+from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import adam_triton as kernels
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
-from gradlab.kernels.launch_triton import refuse_capture
+from gradlab.kernels.runtime.launch_triton import refuse_capture
 
 
 class AdamStep(Function):

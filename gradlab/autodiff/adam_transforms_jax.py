@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from gradlab.autodiff import optimizer_jax as optimizer
 from gradlab.autodiff.adam_jax import AdamState, adam_init, over_leaves
-from gradlab.autodiff.arguments import refuse
-from gradlab.autodiff.optimizer_jax import GradientTransformation, Rate
+from gradlab.autodiff.arguments.errors import refuse
+from gradlab.autodiff.optimizers import optimizer_jax as optimizer
+from gradlab.autodiff.optimizers.optimizer_jax import GradientTransformation, Rate
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
 
 

@@ -5,13 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff.arguments import refuse, want_broadcast, want_floats
-from gradlab.autodiff.arguments_jax import as_arrays
-from gradlab.autodiff.elementwise_jax import times
-from gradlab.autodiff.losses import divisor
-from gradlab.autodiff.ranges_jax import public
+from gradlab.autodiff.arguments.arrays_jax import as_arrays
+from gradlab.autodiff.arguments.errors import refuse, want_broadcast, want_floats
+from gradlab.autodiff.arguments.reduction import divisor
+from gradlab.autodiff.common.elementwise_jax import times
+from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import binary_cross_entropy_with_logits_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled, parted_like
+from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
 _OP = "binary_cross_entropy_with_logits"
 

@@ -2,13 +2,13 @@
 
 import torch
 
-from gradlab.autodiff.arguments import refuse, want_broadcast, want_floats
-from gradlab.autodiff.arguments_torch import want_tensors
-from gradlab.autodiff.autocast_torch import raised
-from gradlab.autodiff.elementwise_torch import Multiply
-from gradlab.autodiff.losses import divisor
-from gradlab.autodiff.mapped_torch import in_front, spread
-from gradlab.autodiff.ranges_torch import Function, public
+from gradlab.autodiff.arguments.errors import refuse, want_broadcast, want_floats
+from gradlab.autodiff.arguments.reduction import divisor
+from gradlab.autodiff.arguments.tensors_torch import want_tensors
+from gradlab.autodiff.common.elementwise_torch import Multiply
+from gradlab.autodiff.frameworks.autocast_torch import raised
+from gradlab.autodiff.frameworks.mapped_torch import in_front, spread
+from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import binary_cross_entropy_with_logits_triton as kernels
 
 _OP = "binary_cross_entropy_with_logits"

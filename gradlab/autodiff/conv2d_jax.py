@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
-from gradlab.autodiff.arguments_jax import as_arrays
-from gradlab.autodiff.ranges_jax import public
+from gradlab.autodiff.arguments.arrays_jax import as_arrays
+from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, want_rank, want_size
+from gradlab.autodiff.arguments.window_jax import borders, steps, whole
+from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.autodiff.relu_jax import gated
-from gradlab.autodiff.window_jax import borders, steps, whole
 from gradlab.kernels import conv2d_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled, parted_like
-from gradlab.kernels.window import Geometry
+from gradlab.kernels.common.window import Geometry
+from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

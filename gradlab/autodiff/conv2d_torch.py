@@ -2,17 +2,17 @@
 
 import torch
 
-from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
-from gradlab.autodiff.arguments_torch import want_tensors
-from gradlab.autodiff.autocast_torch import lowered
-from gradlab.autodiff.conv2d_mapped_torch import as_images, from_images, inside, more_groups, outside
-from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.ranges_torch import Function, public
+from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, want_rank, want_size
+from gradlab.autodiff.arguments.tensors_torch import want_tensors
+from gradlab.autodiff.arguments.window_torch import pair_of
+from gradlab.autodiff.common.conv2d_mapped_torch import as_images, from_images, inside, more_groups, outside
+from gradlab.autodiff.frameworks.autocast_torch import lowered
+from gradlab.autodiff.frameworks.mapped_torch import in_front
+from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.autodiff.relu_torch import ReluMask
-from gradlab.autodiff.window_torch import pair_of
 from gradlab.kernels import conv2d_triton as kernels
-from gradlab.kernels.images_triton import lies_channels_last
-from gradlab.kernels.window import Geometry, pads
+from gradlab.kernels.common.images_triton import lies_channels_last
+from gradlab.kernels.common.window import Geometry, pads
 
 
 class Conv2d(Function):

@@ -6,14 +6,14 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff.arguments import dtype_name, refuse, want_bool, want_floats, want_size
-from gradlab.autodiff.arguments_jax import as_arrays
-from gradlab.autodiff.class_losses import options
-from gradlab.autodiff.classes_jax import as_given, narrow, refuse_unknown
-from gradlab.autodiff.ranges_jax import public
-from gradlab.autodiff.row_sums_jax import Reduction, reduced
+from gradlab.autodiff.arguments.arrays_jax import as_arrays
+from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_bool, want_floats, want_size
+from gradlab.autodiff.class_losses.class_range_jax import as_given, narrow, refuse_unknown
+from gradlab.autodiff.class_losses.row_sums_jax import Reduction, reduced
+from gradlab.autodiff.class_losses.settings import options
+from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import cross_entropy_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled, parted_like, uniform
+from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like, uniform
 
 _OP = "cross_entropy"
 

@@ -4,14 +4,14 @@ from typing import Any, Literal, overload
 
 import torch
 
-from gradlab.autodiff.arguments import dtype_name, refuse, want_bool, want_floats, want_size
-from gradlab.autodiff.arguments_torch import want_tensors
-from gradlab.autodiff.autocast_torch import raised
-from gradlab.autodiff.class_losses import options
-from gradlab.autodiff.cross_entropy_fused_torch import onto
-from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.ranges_torch import Function, public
-from gradlab.autodiff.row_sums_torch import Reduction, reduced
+from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_bool, want_floats, want_size
+from gradlab.autodiff.arguments.tensors_torch import want_tensors
+from gradlab.autodiff.class_losses.in_place_torch import onto
+from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
+from gradlab.autodiff.class_losses.settings import options
+from gradlab.autodiff.frameworks.autocast_torch import raised
+from gradlab.autodiff.frameworks.mapped_torch import in_front
+from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import cross_entropy_triton as kernels
 
 _OP = "cross_entropy"

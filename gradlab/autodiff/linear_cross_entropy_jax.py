@@ -7,15 +7,15 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff.arguments import dtype_name, refuse, want_floats, want_rank, want_size
-from gradlab.autodiff.arguments_jax import as_arrays
-from gradlab.autodiff.class_losses import options
-from gradlab.autodiff.classes_jax import as_given, narrow, refuse_unknown
-from gradlab.autodiff.ranges_jax import public
-from gradlab.autodiff.row_sums_jax import Reduction, reduced
+from gradlab.autodiff.arguments.arrays_jax import as_arrays
+from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_floats, want_rank, want_size
+from gradlab.autodiff.class_losses.class_range_jax import as_given, narrow, refuse_unknown
+from gradlab.autodiff.class_losses.row_sums_jax import Reduction, reduced
+from gradlab.autodiff.class_losses.settings import options
+from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import linear_cross_entropy_pallas as kernels
-from gradlab.kernels.linear_cross_entropy_second_pallas import second as second_of
-from gradlab.kernels.mesh_pallas import compiled, parted_like
+from gradlab.kernels.class_losses.second_pallas import second as second_of
+from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
 OP = "linear_cross_entropy"
 

@@ -5,16 +5,16 @@ from typing import Any, Literal, overload
 
 import torch
 
-from gradlab.autodiff.arguments import dtype_name, refuse, want_floats, want_rank, want_size
-from gradlab.autodiff.arguments_torch import want_tensors
-from gradlab.autodiff.autocast_torch import lowered, raised
-from gradlab.autodiff.class_losses import options
+from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_floats, want_rank, want_size
+from gradlab.autodiff.arguments.tensors_torch import want_tensors
+from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
+from gradlab.autodiff.class_losses.settings import options
 from gradlab.autodiff.cross_entropy_torch import CLASSES
-from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.ranges_torch import Function, public
-from gradlab.autodiff.row_sums_torch import Reduction, reduced
+from gradlab.autodiff.frameworks.autocast_torch import lowered, raised
+from gradlab.autodiff.frameworks.mapped_torch import in_front
+from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import linear_cross_entropy_triton as kernels
-from gradlab.kernels.linear_cross_entropy_second_triton import second
+from gradlab.kernels.class_losses.second_triton import second
 
 OP = "linear_cross_entropy"
 

@@ -6,12 +6,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
-from gradlab.autodiff.arguments_jax import as_arrays
-from gradlab.autodiff.ranges_jax import public
+from gradlab.autodiff.arguments.arrays_jax import as_arrays
+from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, want_rank, want_size
+from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.autodiff.relu_jax import gated
 from gradlab.kernels import linear_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled, parted_like
+from gradlab.kernels.common import column_sum_pallas
+from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
 # Where the gate of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
 MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
@@ -21,7 +22,7 @@ SWAPPED = {"": "", "y": "y", "a": "b", "b": "a"}
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _product_rule(a, b, bias, gate, turned_a, turned_b, place, relu):
     """y[M N] = a[M K] b[K N] + bias[N], then relu; `place` ("a", "b", "y" or "") is zero where gate <= 0."""
-    return kernels.product(a, b, bias, gate, turned_a, turned_b, place, relu)
+    return kernels.matmul(a, b, bias, gate, turned_a, turned_b, place, relu)
 
 
 def _product_fwd(a, b, bias, gate, turned_a, turned_b, place, relu):
@@ -54,12 +55,12 @@ product = compiled(_product_rule, static_argnums=(4, 5, 6, 7))
 @jax.custom_vjp
 def _column_sum_rule(a, gate):
     """s[N] = sum over M of a[M N], zeros where gate <= 0. Linear in a: its pullback is a gated broadcast."""
-    return kernels.column_sum(a, gate)
+    return column_sum_pallas.column_sum(a, gate)
 
 
 def _column_sum_fwd(a, gate):
     # An array without elements remembers the shape for one that nothing else needs.
-    return column_sum(a, gate), (jnp.empty((*a.shape, 0), a.dtype), gate)
+    return column_sum_pallas.column_sum(a, gate), (jnp.empty((*a.shape, 0), a.dtype), gate)
 
 
 def _column_sum_bwd(kept, ds):

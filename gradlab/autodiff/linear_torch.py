@@ -4,13 +4,14 @@ import math
 
 import torch
 
-from gradlab.autodiff.arguments import refuse, want_choice, want_floats, want_rank, want_size
-from gradlab.autodiff.arguments_torch import want_tensors
-from gradlab.autodiff.autocast_torch import lowered
-from gradlab.autodiff.mapped_torch import in_front, merged
-from gradlab.autodiff.ranges_torch import Function, public
+from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, want_rank, want_size
+from gradlab.autodiff.arguments.tensors_torch import want_tensors
+from gradlab.autodiff.frameworks.autocast_torch import lowered
+from gradlab.autodiff.frameworks.mapped_torch import in_front, merged
+from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.autodiff.relu_torch import ReluMask
 from gradlab.kernels import linear_triton as kernels
+from gradlab.kernels.common.column_sum_triton import column_sum
 
 # Where the gate of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
 MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
@@ -24,7 +25,7 @@ class Linear(Function):
 
     @staticmethod
     def forward(a, b, bias, gate, place, relu, transposed):
-        return kernels.product(a, b, bias, gate, place, relu, transposed)
+        return kernels.matmul(a, b, bias, gate, place, relu, transposed)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -72,7 +73,7 @@ class LinearBiasGrad(Function):
 
     @staticmethod
     def forward(a, gate):
-        return kernels.column_sum(a, gate)
+        return column_sum(a, gate)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff.arguments import refuse, want_floats, want_rank
-from gradlab.autodiff.arguments_jax import as_arrays
-from gradlab.autodiff.ranges_jax import public
-from gradlab.autodiff.window_jax import borders, steps
+from gradlab.autodiff.arguments.arrays_jax import as_arrays
+from gradlab.autodiff.arguments.errors import refuse, want_floats, want_rank
+from gradlab.autodiff.arguments.window_jax import borders, steps
+from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import max_pool2d_pallas as kernels
+from gradlab.kernels.common.window import Geometry
 from gradlab.kernels.max_pool2d import geometry as geometry_of
-from gradlab.kernels.mesh_pallas import compiled, parted_like
-from gradlab.kernels.window import Geometry
+from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

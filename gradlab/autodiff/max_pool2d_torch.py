@@ -4,15 +4,15 @@ from typing import Any, Literal, overload
 
 import torch
 
-from gradlab.autodiff.arguments import refuse, want_bool, want_floats, want_rank
-from gradlab.autodiff.arguments_torch import want_tensors
-from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.ranges_torch import Function, public
-from gradlab.autodiff.window_torch import pair_of
+from gradlab.autodiff.arguments.errors import refuse, want_bool, want_floats, want_rank
+from gradlab.autodiff.arguments.tensors_torch import want_tensors
+from gradlab.autodiff.arguments.window_torch import pair_of
+from gradlab.autodiff.frameworks.mapped_torch import in_front
+from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import max_pool2d_triton as kernels
-from gradlab.kernels.images_triton import suggests_channels_last
+from gradlab.kernels.common.images_triton import suggests_channels_last
+from gradlab.kernels.common.window import Geometry
 from gradlab.kernels.max_pool2d import geometry as geometry_of
-from gradlab.kernels.window import Geometry
 
 
 class MaxPool2d(Function):

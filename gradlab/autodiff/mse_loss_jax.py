@@ -5,12 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff.arguments import refuse, want_floats
-from gradlab.autodiff.arguments_jax import as_arrays
-from gradlab.autodiff.losses import divisor
-from gradlab.autodiff.ranges_jax import public
+from gradlab.autodiff.arguments.arrays_jax import as_arrays
+from gradlab.autodiff.arguments.errors import refuse, want_floats
+from gradlab.autodiff.arguments.reduction import divisor
+from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import mse_loss_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled, parted_like
+from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -2,12 +2,12 @@
 
 import torch
 
-from gradlab.autodiff.arguments import refuse, want_floats
-from gradlab.autodiff.arguments_torch import want_tensors
-from gradlab.autodiff.autocast_torch import raised
-from gradlab.autodiff.losses import divisor
-from gradlab.autodiff.mapped_torch import in_front, spread
-from gradlab.autodiff.ranges_torch import Function, public
+from gradlab.autodiff.arguments.errors import refuse, want_floats
+from gradlab.autodiff.arguments.reduction import divisor
+from gradlab.autodiff.arguments.tensors_torch import want_tensors
+from gradlab.autodiff.frameworks.autocast_torch import raised
+from gradlab.autodiff.frameworks.mapped_torch import in_front, spread
+from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import mse_loss_triton as kernels
 
 

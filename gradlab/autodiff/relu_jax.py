@@ -2,11 +2,11 @@
 
 import jax
 
-from gradlab.autodiff.arguments import want_floats
-from gradlab.autodiff.arguments_jax import as_arrays
-from gradlab.autodiff.ranges_jax import public
+from gradlab.autodiff.arguments.arrays_jax import as_arrays
+from gradlab.autodiff.arguments.errors import want_floats
+from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import relu_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled, parted_like
+from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
 
 @jax.custom_vjp

@@ -2,10 +2,10 @@
 
 import torch
 
-from gradlab.autodiff.arguments import want_floats
-from gradlab.autodiff.arguments_torch import want_tensors
-from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.ranges_torch import Function, public
+from gradlab.autodiff.arguments.errors import want_floats
+from gradlab.autodiff.arguments.tensors_torch import want_tensors
+from gradlab.autodiff.frameworks.mapped_torch import in_front
+from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import relu_triton as kernels
 
 

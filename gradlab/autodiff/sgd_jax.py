@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff import optimizer_jax as optimizer
-from gradlab.autodiff.arguments import refuse
-from gradlab.autodiff.optimizer_jax import GradientTransformation, Rate
-from gradlab.autodiff.ranges_jax import public
+from gradlab.autodiff.arguments.errors import refuse
+from gradlab.autodiff.frameworks.ranges_jax import public
+from gradlab.autodiff.optimizers import optimizer_jax as optimizer
+from gradlab.autodiff.optimizers.optimizer_jax import GradientTransformation, Rate
 from gradlab.kernels import sgd_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled
+from gradlab.kernels.runtime.mesh_pallas import compiled
 from gradlab.kernels.sgd import LR
 
 

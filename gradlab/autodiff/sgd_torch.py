@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from gradlab.autodiff.arguments import refuse, want_floats
-from gradlab.autodiff.arguments_torch import want_tensors
-from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.optimizer_torch import OneLaunch, Row, nothing
-from gradlab.autodiff.ranges_torch import Function, public
+from gradlab.autodiff.arguments.errors import refuse, want_floats
+from gradlab.autodiff.arguments.tensors_torch import want_tensors
+from gradlab.autodiff.frameworks.mapped_torch import in_front
+from gradlab.autodiff.frameworks.ranges_torch import Function, public
+from gradlab.autodiff.optimizers.optimizer_torch import OneLaunch, Row, nothing
 from gradlab.kernels import sgd_triton as kernels
 from gradlab.kernels.sgd import LR
 

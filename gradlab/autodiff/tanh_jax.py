@@ -4,12 +4,12 @@ import functools
 
 import jax
 
-from gradlab.autodiff.arguments import want_floats
-from gradlab.autodiff.arguments_jax import as_arrays
-from gradlab.autodiff.elementwise_jax import times
-from gradlab.autodiff.ranges_jax import public
+from gradlab.autodiff.arguments.arrays_jax import as_arrays
+from gradlab.autodiff.arguments.errors import want_floats
+from gradlab.autodiff.common.elementwise_jax import times
+from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import tanh_pallas as kernels
-from gradlab.kernels.mesh_pallas import compiled, parted_like
+from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
 
 @jax.custom_vjp

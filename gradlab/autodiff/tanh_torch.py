@@ -2,11 +2,11 @@
 
 import torch
 
-from gradlab.autodiff.arguments import want_floats
-from gradlab.autodiff.arguments_torch import want_tensors
-from gradlab.autodiff.elementwise_torch import Multiply
-from gradlab.autodiff.mapped_torch import in_front
-from gradlab.autodiff.ranges_torch import Function, public
+from gradlab.autodiff.arguments.errors import want_floats
+from gradlab.autodiff.arguments.tensors_torch import want_tensors
+from gradlab.autodiff.common.elementwise_torch import Multiply
+from gradlab.autodiff.frameworks.mapped_torch import in_front
+from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import tanh_triton as kernels
 
 

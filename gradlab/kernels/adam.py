@@ -40,7 +40,7 @@ import math
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, Promise, in_vectors, spills, unspilled
+from gradlab.kernels.bounds import ALWAYS, Promise, in_vectors, spills, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradlab.kernels import launch_pallas
-from gradlab.kernels.launch_pallas import accumulator
-from gradlab.kernels.rounding_pallas import mixed, random_bits, stochastic
-from gradlab.kernels.step_pallas import step
+from gradlab.kernels.common.rounding_pallas import mixed, random_bits, stochastic
+from gradlab.kernels.optimizers.step_pallas import step
+from gradlab.kernels.runtime import launch_pallas
+from gradlab.kernels.runtime.launch_pallas import accumulator
 
 # Scalars of one step, in this order, in the accumulator's dtype; all of them may change at every step. The learning
 # rate stands apart, because it has a derivative. v' is divided by `before` where the maximum is taken, and what is

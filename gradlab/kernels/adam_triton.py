@@ -5,18 +5,19 @@ from collections.abc import Sequence
 import torch
 import triton.language as tl
 
-from gradlab.kernels.launch_triton import (
-    accumulator,
-    block,
-    kernel,
-    launch,
-    on_device,
-    op,
-    triton_dtype,
+from gradlab.kernels.common.column_sum_triton import column_sum
+from gradlab.kernels.common.rounding_triton import key_at, mixed, nearest, random_bits, stochastic
+from gradlab.kernels.optimizers.multi_tensor_triton import (
+    address,
+    keep,
+    launch_many,
+    scalar,
+    some,
+    start_of,
+    tensor_of,
+    times,
 )
-from gradlab.kernels.linear_triton import column_sum
-from gradlab.kernels.many_triton import address, keep, launch_many, scalar, some, start_of, tensor_of, times
-from gradlab.kernels.rounding_triton import key_at, mixed, nearest, random_bits, stochastic
+from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, on_device, op, triton_dtype
 
 # Scalars of one tensor's step, in this order: float64 on the host, and all of them may change at every step.
 SCALARS = ("beta1", "beta2", "eps", "weight_decay", "step_size", "correction2", "sign", "decay")

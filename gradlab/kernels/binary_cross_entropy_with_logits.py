@@ -23,7 +23,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, in_vectors, streams, unspilled
+from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Promise, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Arrays, Case, Spec
 
 

@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from gradlab.kernels import reduce_pallas
-from gradlab.kernels.elementwise_pallas import elementwise
-from gradlab.kernels.launch_pallas import accumulator
+from gradlab.kernels.common import reduce_pallas
+from gradlab.kernels.common.elementwise_pallas import elementwise
+from gradlab.kernels.runtime.launch_pallas import accumulator
 
 
 # fmt: off

@@ -29,9 +29,9 @@ Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning,
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, HALF, fused, spills, streams, tensor_cores
+from gradlab.kernels.bounds import ALWAYS, HALF, fused, spills, streams, tensor_cores
+from gradlab.kernels.common.window import output, pads, pair
 from gradlab.kernels.spec import Arrays, Case, Spec, normal
-from gradlab.kernels.window import output, pads, pair
 
 
 def reference(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activation=None):

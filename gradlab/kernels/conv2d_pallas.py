@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from gradlab.kernels import conv2d_whole_pallas as whole
-from gradlab.kernels.conv2d_whole_pallas import dot
-from gradlab.kernels.interpret_pallas import program_id
-from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, one_piece, pad, pallas
-from gradlab.kernels.linear_pallas import column_sum
-from gradlab.kernels.window import Geometry
+from gradlab.kernels.common import conv2d_arrays_pallas as whole
+from gradlab.kernels.common.column_sum_pallas import column_sum
+from gradlab.kernels.common.conv2d_arrays_pallas import dot
+from gradlab.kernels.common.window import Geometry
+from gradlab.kernels.runtime.interpret_pallas import program_id
+from gradlab.kernels.runtime.launch_pallas import accumulator, block, interpreted, launch, loop, one_piece, pad, pallas
 
 
 class Phase(NamedTuple):

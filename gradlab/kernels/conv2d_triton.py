@@ -7,11 +7,20 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from gradlab.kernels.images_triton import empty, index
-from gradlab.kernels.launch_triton import accumulator, block, kernel, kernel_of_any, launch, op, sized_for, triton_dtype
-from gradlab.kernels.linear_triton import column_sum
-from gradlab.kernels.sizes_triton import Tile, parts, tile
-from gradlab.kernels.window import Geometry
+from gradlab.kernels.common.column_sum_triton import column_sum
+from gradlab.kernels.common.images_triton import empty, index
+from gradlab.kernels.common.tiles_triton import Tile, parts, tile
+from gradlab.kernels.common.window import Geometry
+from gradlab.kernels.runtime.launch_triton import (
+    accumulator,
+    block,
+    kernel,
+    kernel_of_any,
+    launch,
+    op,
+    sized_for,
+    triton_dtype,
+)
 
 # Programs from which on a copy of the filters is faster than so many readings of them.
 COPIED = 8

@@ -48,7 +48,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, in_vectors
+from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Promise, in_vectors
 from gradlab.kernels.spec import Arrays, Case, Spec
 
 IGNORE = -100

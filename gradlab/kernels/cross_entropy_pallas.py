@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from gradlab.kernels.interpret_pallas import program_id
-from gradlab.kernels.launch_pallas import accumulator, loop
-from gradlab.kernels.rows_pallas import ROWS, gradient, lanes, run, shares, standing, statistics
-from gradlab.kernels.softcap_pallas import cap_slope, capped
+from gradlab.kernels.class_losses.pullback_pallas import _pullback_kernel
+from gradlab.kernels.class_losses.rows_pallas import ROWS, lanes, run, shares, standing, statistics
+from gradlab.kernels.common.softcap_pallas import cap_slope, capped
+from gradlab.kernels.runtime.launch_pallas import accumulator, loop
 
 Rows = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -23,14 +23,6 @@ def _loss_kernel(*refs, names, o):
         ref[...] = jnp.where(valid, value, jnp.zeros_like(value))
     for ref, value in zip(s_refs, (top, log_sum, mass), strict=True):
         ref[...] = value
-
-
-def _pullback_kernel(*refs, names, o):
-    """d[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v]), p = softmax h; grid (M/BM, V/BV); a program owns d[BM BV]."""
-    ins, d_ref = dict(zip(names, refs, strict=False)), refs[-1]
-    v = lanes(program_id(1) * o.BV, d_ref.shape)
-    tile = {name: ins[name][...] for name in ("x", "q", "w") if name in ins}
-    d_ref[...] = gradient(ins, tile, v, [ins[k][...] for k in ROWS], o).astype(d_ref.dtype)
 
 
 def _target_pullback_kernel(*refs, names, o):

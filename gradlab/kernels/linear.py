@@ -28,7 +28,7 @@ Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2; the 
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, HALF, fused, spills, streams, tensor_cores
+from gradlab.kernels.bounds import ALWAYS, HALF, fused, spills, streams, tensor_cores
 from gradlab.kernels.spec import Arrays, Case, Spec, normal
 
 
@@ -85,9 +85,9 @@ SPEC = Spec(
     promises=(
         *ALWAYS,
         *spills(float32=8, float64=128),
-        *tensor_cores("product"),
-        *fused("product"),
-        streams("product", share=0.6, dtypes=(*HALF, "float32")),
+        *tensor_cores("matmul"),
+        *fused("matmul"),
+        streams("matmul", share=0.6, dtypes=(*HALF, "float32")),
     ),
     source="Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2",
 )

@@ -43,17 +43,10 @@ et al., PaLM, arXiv:2204.02311; label smoothing: Szegedy et al., arXiv:1512.0056
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, fused, spills, tensor_cores
+from gradlab.kernels.bounds import ALWAYS, fused, spills, tensor_cores
 from gradlab.kernels.spec import Arrays, Case, Spec, normal
 
 IGNORE = -100
-
-
-def chunk(M: int, K: int, V: int) -> int:
-    """Vc, the classes whose dx lies in memory at once in backward: at least 1024, about K, or 2^21 / M."""
-    # Rows whose number an export of jax leaves open may be many.
-    few = 2**21 // max(M, 1) if isinstance(M, int) else 1
-    return min(V, max(1024, *(1 << max(n, 1).bit_length() - 1 for n in (K, few))))
 
 
 def reference(
@@ -131,8 +124,8 @@ SPEC = Spec(
     promises=(
         *ALWAYS,
         *spills(float32=8, float64=128),
-        *tensor_cores("statistics", "pullback", "product"),
-        *fused("statistics", "pullback", "product"),
+        *tensor_cores("statistics", "pullback", "matmul"),
+        *fused("statistics", "pullback", "matmul"),
     ),
     source="Milakov and Gimelshein, arXiv:1805.02867; Wijmans et al., arXiv:2411.09009",
 )

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from gradlab.kernels.class_chunks_pallas import chunks, cotangent
-from gradlab.kernels.interpret_pallas import program_id
-from gradlab.kernels.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
-from gradlab.kernels.linear_pallas import column_sum, product, product_into
-from gradlab.kernels.rows_pallas import fold
-from gradlab.kernels.softcap_pallas import cap_slope, capped
+from gradlab.kernels.class_losses.chunks_pallas import chunks, cotangent
+from gradlab.kernels.class_losses.rows_pallas import fold
+from gradlab.kernels.common.column_sum_pallas import column_sum
+from gradlab.kernels.common.matmul_pallas import matmul, matmul_into
+from gradlab.kernels.common.softcap_pallas import cap_slope, capped
+from gradlab.kernels.runtime.interpret_pallas import program_id
+from gradlab.kernels.runtime.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
 
 # What a program of `_statistics_kernel` writes for each row: max, sum exp(z - max), z[t], c[t], sum c (max - z), sum c.
 PARTS = 6
@@ -227,8 +228,8 @@ def pullback(
     def body(first, parts, grown, h, t, *rows):
         w, b, c = parts
         d = _chunk(first, h, w, b, c, (t, *rows), softcap, numbers)
-        dh = product_into(grown[0], d, w, turned_b=True)
-        return (dh,), (product(h, d, None, None, True, False, "", False), None if b is None else column_sum(d, None))
+        dh = matmul_into(grown[0], d, w, turned_b=True)
+        return (dh,), (matmul(h, d, None, None, True, False, "", False), None if b is None else column_sum(d, None))
 
     (dh,), (dw, db) = chunks(body, (w, b, c), ((M, K),), h, t, *g, *s)
     return dh.astype(h.dtype), dw, db

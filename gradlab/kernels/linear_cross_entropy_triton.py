@@ -5,14 +5,15 @@ import math
 import torch
 import triton.language as tl
 
-from gradlab.kernels.class_chunks_triton import cotangent, empties
-from gradlab.kernels.classes_triton import refuse_unknown
-from gradlab.kernels.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
-from gradlab.kernels.linear_cross_entropy import chunk
-from gradlab.kernels.linear_triton import column_sum, product_into
-from gradlab.kernels.rows_triton import fold
-from gradlab.kernels.sizes_triton import fill, tile
-from gradlab.kernels.softcap_triton import cap_slope, capped
+from gradlab.kernels.class_losses.chunks import chunk
+from gradlab.kernels.class_losses.chunks_triton import cotangent, empties
+from gradlab.kernels.class_losses.class_range_triton import refuse_unknown
+from gradlab.kernels.class_losses.rows_triton import fold
+from gradlab.kernels.common.column_sum_triton import column_sum
+from gradlab.kernels.common.matmul_triton import matmul_into
+from gradlab.kernels.common.softcap_triton import cap_slope, capped
+from gradlab.kernels.common.tiles_triton import fill, tile
+from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
 
 
 # fmt: off
@@ -233,7 +234,7 @@ def loss(
     Any strides, 0 too. softcap 0 is none. In the accumulator's dtype.
 
     Raises:
-        IndexError: a class that is neither in [0, V) nor ignore_index (gradlab/kernels/classes_triton.py says when).
+        IndexError: a class that is neither in [0, V) nor ignore_index (gradlab/kernels/class_losses/class_range_triton.py says when).
     """
     (Z, M, K), V = h.shape, w.shape[-1]
     refuse_unknown("linear_cross_entropy", t.reshape(-1), V, 1, ignore_index)
@@ -342,9 +343,9 @@ def pullback(
         )
         # fmt: on
         if need_h:
-            product_into(dh if part.stop == V else grown, d, w_.mT, grown if first else None)
+            matmul_into(dh if part.stop == V else grown, d, w_.mT, grown if first else None)
         if need_w:
-            product_into(dw[..., part], h.mT, d, None)
+            matmul_into(dw[..., part], h.mT, d, None)
         if need_b:
             db[..., part] = column_sum(d, None)
     return dh, dw, db

@@ -26,9 +26,9 @@ Source: Krizhevsky, Sutskever and Hinton, ImageNet classification with deep conv
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, in_vectors, streams
+from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Promise, in_vectors, streams
+from gradlab.kernels.common.window import Geometry, output, pair
 from gradlab.kernels.spec import Arrays, Case, Spec
-from gradlab.kernels.window import Geometry, output, pair
 
 
 def geometry(image, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False) -> Geometry:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradlab.kernels.elementwise_pallas import elementwise
-from gradlab.kernels.launch_pallas import accumulator
-from gradlab.kernels.window import Geometry
+from gradlab.kernels.common.elementwise_pallas import elementwise
+from gradlab.kernels.common.window import Geometry
+from gradlab.kernels.runtime.launch_pallas import accumulator
 
 
 # fmt: off

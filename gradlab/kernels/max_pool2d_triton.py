@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import triton.language as tl
 
-from gradlab.kernels.images_triton import empty, index
-from gradlab.kernels.launch_triton import (
+from gradlab.kernels.common.images_triton import empty, index
+from gradlab.kernels.common.window import Geometry
+from gradlab.kernels.runtime.launch_triton import (
     accumulator,
     block,
     kernel,
@@ -22,7 +23,6 @@ from gradlab.kernels.launch_triton import (
     sized_for,
     triton_dtype,
 )
-from gradlab.kernels.window import Geometry
 
 # The taps of a larger window are walked in a loop.
 UNROLLED = 32

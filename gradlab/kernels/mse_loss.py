@@ -17,7 +17,7 @@ Precision: float32 or better in every sum; the result is rounded once. Saved for
 Source: Gauss, Theoria motus corporum coelestium, 1809; the bilinear rule is elementary.
 """
 
-from gradlab.kernels.promise import ALWAYS, Promise, in_vectors, spills, streams, unspilled
+from gradlab.kernels.bounds import ALWAYS, Promise, in_vectors, spills, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 

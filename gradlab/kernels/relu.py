@@ -17,7 +17,7 @@ Source: Nair and Hinton, Rectified Linear Units Improve Restricted Boltzmann Mac
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, HALF, NO_SPILLS, Promise, in_vectors, streams, unspilled
+from gradlab.kernels.bounds import ALWAYS, HALF, NO_SPILLS, Promise, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 

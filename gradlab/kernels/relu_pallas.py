@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gradlab.kernels.elementwise_pallas import elementwise
+from gradlab.kernels.common.elementwise_pallas import elementwise
 
 
 # fmt: off

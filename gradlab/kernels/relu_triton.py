@@ -3,8 +3,8 @@
 import torch
 import triton.language as tl
 
-from gradlab.kernels.elementwise_triton import elementwise
-from gradlab.kernels.launch_triton import kernel, op
+from gradlab.kernels.common.elementwise_triton import elementwise
+from gradlab.kernels.runtime.launch_triton import kernel, op
 
 
 # fmt: off

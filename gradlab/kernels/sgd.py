@@ -23,7 +23,7 @@ Source: Sutskever, Martens, Dahl and Hinton, On the importance of initialization
 2013, section 2, with PyTorch's b (theirs divided by -lr).
 """
 
-from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise, in_vectors, unspilled
+from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Promise, in_vectors, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 LR = 1e-3

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradlab.kernels import launch_pallas
-from gradlab.kernels.launch_pallas import accumulator
-from gradlab.kernels.step_pallas import step
+from gradlab.kernels.optimizers.step_pallas import step
+from gradlab.kernels.runtime import launch_pallas
+from gradlab.kernels.runtime.launch_pallas import accumulator
 
 # Scalars of one step, in this order, in the accumulator's dtype; all of them may change at every step. The last four
 # are r, q, n, t of gradlab/kernels/sgd.py: r = 0 where the buffer counts for nothing, t = 0 where there is none.

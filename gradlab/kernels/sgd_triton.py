@@ -5,16 +5,17 @@ from collections.abc import Sequence
 import torch
 import triton.language as tl
 
-from gradlab.kernels.launch_triton import (
-    accumulator,
-    block,
-    kernel,
-    launch,
-    on_device,
-    op,
-    triton_dtype,
+from gradlab.kernels.optimizers.multi_tensor_triton import (
+    address,
+    keep,
+    launch_many,
+    scalar,
+    some,
+    start_of,
+    tensor_of,
+    times,
 )
-from gradlab.kernels.many_triton import address, keep, launch_many, scalar, some, start_of, tensor_of, times
+from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, on_device, op, triton_dtype
 
 # Scalars of one tensor's step, in this order: float64 on the host, and all of them may change at every step. The last
 # four are r, q, n, t of gradlab/kernels/sgd.py: r = 0 where the buffer is not read, t = 0 where there is none.

@@ -20,7 +20,7 @@ Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., table 2.3.
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, HALF, NO_SPILLS, Promise, in_vectors, streams, unspilled
+from gradlab.kernels.bounds import ALWAYS, HALF, NO_SPILLS, Promise, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 

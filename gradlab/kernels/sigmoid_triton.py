@@ -3,8 +3,8 @@
 import torch
 import triton.language as tl
 
-from gradlab.kernels.elementwise_triton import elementwise
-from gradlab.kernels.launch_triton import accumulator, kernel, op, triton_dtype
+from gradlab.kernels.common.elementwise_triton import elementwise
+from gradlab.kernels.runtime.launch_triton import accumulator, kernel, op, triton_dtype
 
 
 # fmt: off

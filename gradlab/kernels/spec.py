@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, NO_SPILLS, Promise
+from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Promise
 
 Arrays = dict[str, np.ndarray]
 Sizes = Mapping[str, Any]

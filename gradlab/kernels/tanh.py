@@ -21,7 +21,7 @@ Source: Cody and Waite, Software Manual for the Elementary Functions, 1980, chap
 
 import numpy as np
 
-from gradlab.kernels.promise import ALWAYS, HALF, NO_SPILLS, Promise, in_vectors, streams, unspilled
+from gradlab.kernels.bounds import ALWAYS, HALF, NO_SPILLS, Promise, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 

@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from gradlab.kernels.elementwise_pallas import elementwise
-from gradlab.kernels.launch_pallas import accumulator
-from gradlab.kernels.softcap_pallas import rational, tanh_of
+from gradlab.kernels.common.elementwise_pallas import elementwise
+from gradlab.kernels.common.softcap_pallas import rational, tanh_of
+from gradlab.kernels.runtime.launch_pallas import accumulator
 
 
 # fmt: off

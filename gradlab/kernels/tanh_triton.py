@@ -3,9 +3,9 @@
 import torch
 import triton.language as tl
 
-from gradlab.kernels.elementwise_triton import elementwise
-from gradlab.kernels.launch_triton import accumulator, kernel, op, triton_dtype
-from gradlab.kernels.softcap_triton import tanh_of
+from gradlab.kernels.common.elementwise_triton import elementwise
+from gradlab.kernels.common.softcap_triton import tanh_of
+from gradlab.kernels.runtime.launch_triton import accumulator, kernel, op, triton_dtype
 
 
 # fmt: off

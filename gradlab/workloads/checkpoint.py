@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.profiling.files import whole
+from gradlab.base.files import whole
 from gradlab.workloads import layouts
 from gradlab.workloads.layouts import Arrays
 from gradlab.workloads.network import Network, Weights

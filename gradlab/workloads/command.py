@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gradlab.autodiff.side import SIDES, installed
+from gradlab.autodiff.frameworks.side import SIDES, installed
 from gradlab.workloads import checkpoint
 from gradlab.workloads.catalogue import WORKLOADS, workload
 from gradlab.workloads.compare import DONE, UNUSABLE, compare, not_installed, say

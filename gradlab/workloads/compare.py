@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gradlab.profiling.files import claim, whole
-from gradlab.profiling.machine import describe, stamp
+from gradlab.base.files import claim, whole
+from gradlab.base.machine import describe, stamp
 from gradlab.workloads import compare_report as report
 from gradlab.workloads.process import run_elsewhere
 from gradlab.workloads.training import NEEDS, Plan, Run, missing

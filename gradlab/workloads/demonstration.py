@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from gradlab.autodiff.side import installed
+from gradlab.autodiff.frameworks.side import installed
 from gradlab.workloads import command
 from gradlab.workloads.compare import DONE
 

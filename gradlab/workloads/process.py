@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from gradlab.profiling.processes import run_in_process
+from gradlab.base.processes import run_in_process
 from gradlab.workloads.training import Plan, Run, run
 
 

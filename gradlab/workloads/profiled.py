@@ -4,7 +4,7 @@ import importlib
 import itertools
 from typing import Any
 
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.frameworks.side import side as side_of
 from gradlab.profiling.trace.step import Job, Step, serve
 from gradlab.workloads.catalogue import workload
 from gradlab.workloads.workload import batches

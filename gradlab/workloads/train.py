@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gradlab.profiling.files import claim
+from gradlab.base.files import claim
 from gradlab.workloads import checkpoint
 from gradlab.workloads.compare import DONE, INTERRUPTED, UNUSABLE, progress, say
 from gradlab.workloads.training import Plan, Training

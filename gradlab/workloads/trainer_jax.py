@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradlab.autodiff.side_jax import SIDE
+from gradlab.autodiff.frameworks.side_jax import SIDE
 from gradlab.workloads.layers_jax import loss, optimizer, outputs
 from gradlab.workloads.layouts import Arrays, flat, nested, to_jax, to_torch
 from gradlab.workloads.network import Weights

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradlab.autodiff.side_torch import SIDE
+from gradlab.autodiff.frameworks.side_torch import SIDE
 from gradlab.workloads.layers_torch import loss, optimizer, outputs
 from gradlab.workloads.layouts import Arrays
 from gradlab.workloads.network import Weights

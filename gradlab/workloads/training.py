@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.side import side
-from gradlab.profiling.memory import peak_since_reset, reset_peak
+from gradlab.autodiff.frameworks.side import side
+from gradlab.base.memory import peak_since_reset, reset_peak
 from gradlab.workloads.catalogue import workload
 from gradlab.workloads.layouts import Arrays
 from gradlab.workloads.network import Weights

@@ -21,7 +21,7 @@ import gradlab
 from gradlab.autodiff.checker.function import PARTS, Plan
 from gradlab.autodiff.checker.ops import check_op
 from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, Finding, Report
-from gradlab.autodiff.side import Side, side
+from gradlab.autodiff.frameworks.side import Side, side
 from gradlab.kernels.spec import spec, specs
 from tests.mutants.equivalent import EQUIVALENT
 from tests.mutants.operators import Mutant, mutants
@@ -60,10 +60,16 @@ class _UpToTheFirst(list):
         return self
 
 
+def file_of(name: str) -> Path:
+    """Where the rule file of that name stands: an op's in `autodiff`, what several ops share in `autodiff/common`."""
+    own = ROOM / f"{name}.py"
+    return own if own.exists() else ROOM / "common" / f"{name}.py"
+
+
 def build(name: str, source: str) -> types.ModuleType | None:
     """The module of a rule file with another source, beside the real one; None when it is no module."""
     module = types.ModuleType(f"gradlab.autodiff.{name}")
-    module.__file__, module.__package__ = str(ROOM / f"{name}.py"), "gradlab.autodiff"
+    module.__file__, module.__package__ = str(file_of(name)), "gradlab.autodiff"
     try:
         exec(compile(source, module.__file__, "exec"), module.__dict__)
     except Exception:
@@ -140,7 +146,7 @@ def score(
     for framework in sides:
         for op in ops or specs():
             name, start = f"{op}_{framework}", time.perf_counter()
-            every = list(mutants((ROOM / f"{name}.py").read_text()))
+            every = list(mutants(file_of(name).read_text()))
             drawn = every if limit is None or limit >= len(every) else random.Random(seed).sample(every, limit)
             row: dict[str, Any] = {"made": 0, "equivalent": 0, "caught": 0, "survivors": []}
             for parts in PASSES:
@@ -194,7 +200,7 @@ def _add(made: Table, name: str, rows: list[dict[str, Any]], **style: Any) -> No
 def _usual(op: str, framework: str, parts: tuple[str, ...]) -> set[tuple]:
     """What is inconclusive of the rule as it stands, so that it tells nothing of a mutant."""
     on, report = side(framework), Report()
-    module = build(f"{op}_{framework}", (ROOM / f"{op}_{framework}.py").read_text())
+    module = build(f"{op}_{framework}", file_of(f"{op}_{framework}").read_text())
     held = on.__dict__.pop("op", None)
     try:
         with in_place(on, module.by_spec):

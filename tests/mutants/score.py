@@ -17,8 +17,8 @@ from rich.table import Table
 
 import gradlab
 from gradlab.autodiff.checker.report import Report
-from gradlab.autodiff.side import installed
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.frameworks.side import installed
+from gradlab.autodiff.frameworks.side import side as side_of
 from tests.mutants.corpus import CONTROLS, KINDS, Subject, load
 
 SIZE = 8

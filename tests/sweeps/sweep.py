@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradlab
-from gradlab.autodiff.checker.apart import apart
+from gradlab.autodiff.checker.inputs.isolated import apart
 
 # Samples that one process checks before the next is forked.
 CHUNK = 40

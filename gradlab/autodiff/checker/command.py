@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
-from gradlab.autodiff.check import check as run
-from gradlab.autodiff.checker.asked import parsed_sizes
+from gradlab.autodiff.checker.check import check as run
+from gradlab.autodiff.checker.core.request import parsed_sizes
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.target import load
-from gradlab.autodiff.side import installed
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.frameworks.side import installed
+from gradlab.autodiff.frameworks.side import side as side_of
 from gradlab.kernels.spec import spec, specs
 
 

@@ -10,26 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.checker import contract_both
-from gradlab.autodiff.checker.agreement import agreement
-from gradlab.autodiff.checker.asked import Sizes, each_case, each_size, want_tiles
-from gradlab.autodiff.checker.derivative import Probe, gradients, joined
-from gradlab.autodiff.checker.facts import finite, linear, replays
-from gradlab.autodiff.checker.finding import INCONCLUSIVE, WRONG, Finding
-from gradlab.autodiff.checker.hidden import hidden
-from gradlab.autodiff.checker.inside import inside
-from gradlab.autodiff.checker.judge import CHECK as DERIVATIVE
-from gradlab.autodiff.checker.judge import judge
-from gradlab.autodiff.checker.light import light
-from gradlab.autodiff.checker.made_up import MadeUp
-from gradlab.autodiff.checker.precision import lower, precision
-from gradlab.autodiff.checker.promise import Promises, first_line, refuses
+from gradlab.autodiff.checker.budget import Worth, took, worth
+from gradlab.autodiff.checker.contract import both
+from gradlab.autodiff.checker.contract.facts import finite, linear, replays
+from gradlab.autodiff.checker.contract.state import changed, state
+from gradlab.autodiff.checker.core.comparison import Promises, first_line, refuses
+from gradlab.autodiff.checker.core.derivative import Probe, gradients, joined
+from gradlab.autodiff.checker.core.finding import INCONCLUSIVE, WRONG, Finding
+from gradlab.autodiff.checker.core.inside import inside
+from gradlab.autodiff.checker.core.request import Sizes, each_case, each_size, want_tiles
+from gradlab.autodiff.checker.core.subject import Subject, subject
+from gradlab.autodiff.checker.inputs.light import light
+from gradlab.autodiff.checker.inputs.made_up import MadeUp
+from gradlab.autodiff.checker.inputs.sizes import at_sizes
+from gradlab.autodiff.checker.precision.precision import lower, precision
 from gradlab.autodiff.checker.report import Report
-from gradlab.autodiff.checker.second import second
-from gradlab.autodiff.checker.sizes import at_sizes
-from gradlab.autodiff.checker.state import changed, state
-from gradlab.autodiff.checker.subject import Subject, subject
-from gradlab.autodiff.checker.worth import Worth, took, worth
+from gradlab.autodiff.checker.verdict.agreement import agreement
+from gradlab.autodiff.checker.verdict.hidden import hidden
+from gradlab.autodiff.checker.verdict.judge import CHECK as DERIVATIVE
+from gradlab.autodiff.checker.verdict.judge import judge
+from gradlab.autodiff.checker.verdict.second import second
 
 PARTS = ("derivative", "facts", "contract", "second", "precision", "edges", "reference")
 
@@ -254,13 +254,13 @@ class Run:
             with self.part("facts") as runs:
                 if runs:
                     linear(self.light or p)
-            rules = importlib.import_module(f"gradlab.autodiff.checker.contract_{s.side.name}")
+            rules = importlib.import_module(f"gradlab.autodiff.checker.contract.contract_{s.side.name}")
             with self.part("contract") as runs:
                 if runs:
                     rules.contract(p, at_size=self.light is not None)
                     if self.light is not None:
                         rules.contract(self.light)
-                    contract_both.contract(self.light or p, rules.ruled(p))
+                    both.contract(self.light or p, rules.ruled(p))
                     hidden(self.light or p, {f.input for f in p.said(DERIVATIVE) if f.verdict == WRONG})
                     if plan.compiled:
                         rules.compiled(self.light or p)

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradlab.autodiff.checker import differences
-from gradlab.autodiff.checker.derivative import SENSITIVITY
-from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
+from gradlab.autodiff.checker.core import differences
+from gradlab.autodiff.checker.core.derivative import SENSITIVITY
+from gradlab.autodiff.checker.core.finding import INCONCLUSIVE, OK, WRONG, Finding
+from gradlab.autodiff.checker.core.subject import Subject
 from gradlab.autodiff.checker.function import Plan, Run
 from gradlab.autodiff.checker.report import Report
-from gradlab.autodiff.checker.subject import Subject
-from gradlab.autodiff.side import Side, as_tuple
+from gradlab.autodiff.frameworks.side import Side, as_tuple
 from gradlab.kernels.spec import Arrays, Case, Spec
 
 # Judged on the case of the most elements: promises and precisions are slow to hold, and empty at a single element.

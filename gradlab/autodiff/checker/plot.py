@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradlab.autodiff.checker.derivative import Probe, uneven
-from gradlab.autodiff.checker.finding import OK, WRONG, Finding
-from gradlab.autodiff.checker.judge import View
+from gradlab.autodiff.checker.core.derivative import Probe, uneven
+from gradlab.autodiff.checker.core.finding import OK, WRONG, Finding
+from gradlab.autodiff.checker.verdict.judge import View
 
 ENDINGS = (".png", ".svg", ".pdf")
 # The map has at most this many cells along an axis, each one random direction within its block.

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradlab.autodiff.checker.finding import INCONCLUSIVE, OK, WRONG, Finding
+from gradlab.autodiff.checker.core.finding import INCONCLUSIVE, OK, WRONG, Finding
 
 _COLOURS = {OK: "green", WRONG: "bold red", INCONCLUSIVE: "yellow"}
 _RANK = (OK, INCONCLUSIVE, WRONG)

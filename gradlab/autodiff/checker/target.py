@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.frameworks.side import side as side_of
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from gradlab.autodiff.side import Side
+from gradlab.autodiff.frameworks.side import Side
 from gradlab.profiling.bench.clock import Call, Timer
 
 # Most bytes of a stream, far beyond any cache, and the sides of the products.

@@ -11,10 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from gradlab.autodiff.arguments import FLOATS
-from gradlab.autodiff.side import known
+from gradlab.autodiff.arguments.errors import FLOATS
+from gradlab.autodiff.frameworks.side import known
+from gradlab.base.files import writable
+from gradlab.base.machine import describe
+from gradlab.base.processes import run_in_process
 from gradlab.kernels.spec import Spec, spec, specs
-from gradlab.profiling import ranges
 from gradlab.profiling.bench import compare
 from gradlab.profiling.bench.file import write
 from gradlab.profiling.bench.row import GRADLAB, MODES, NATIVE, PASSES, Group
@@ -22,9 +24,7 @@ from gradlab.profiling.bench.sizes import sized
 from gradlab.profiling.bench.table import show, show_changes
 from gradlab.profiling.bench.words import policy
 from gradlab.profiling.bench.worker import ENVIRONMENT, TimingJob, work
-from gradlab.profiling.files import writable
-from gradlab.profiling.machine import describe
-from gradlab.profiling.processes import run_in_process
+from gradlab.profiling.ranges import ranges
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gradlab.autodiff.side import Side
+from gradlab.autodiff.frameworks.side import Side
 from gradlab.kernels.spec import Case, Spec, normal
 
 # Elements from which an array for CUDA is drawn there.

@@ -2,7 +2,7 @@
 
 import torch
 
-from gradlab.autodiff.side_torch import SIDE
+from gradlab.autodiff.frameworks.side_torch import SIDE
 
 
 class Drawer:

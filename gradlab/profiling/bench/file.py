@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gradlab.base.files import write_whole
 from gradlab.profiling.bench.row import Group
 from gradlab.profiling.bench.words import markdown
-from gradlab.profiling.files import write_whole
 
 # Raised when a key changes its meaning or goes; a new key is no reason.
 SCHEMA = 2

@@ -13,7 +13,7 @@ from gradlab.profiling.bench.row import BACKWARD, FAILED, GRADLAB, NATIVE, THROT
 from gradlab.profiling.bench.subject import Subject
 from gradlab.profiling.bench.timers import timers
 from gradlab.profiling.bench.watch import Watch
-from gradlab.profiling.native import natives
+from gradlab.profiling.native.native import natives
 
 
 @dataclass

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from gradlab.autodiff.side import Side
+from gradlab.autodiff.frameworks.side import Side
 
 
 def peak_bytes(side: Side, call: Callable[[], Any]) -> int | None:

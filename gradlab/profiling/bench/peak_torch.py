@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from gradlab.autodiff.side import Side
+from gradlab.autodiff.frameworks.side import Side
 
 
 def peak_bytes(side: Side, call: Callable[[], Any]) -> int | None:

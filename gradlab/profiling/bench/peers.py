@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-from gradlab.profiling.native import Native
+from gradlab.profiling.native.native import Native
 
 
 class Peer(NamedTuple):

@@ -1,7 +1,7 @@
 """Peers on torch: Liger-Kernel and FlagGems, Triton kernels both. An entry in PEERS is all that a new one takes."""
 
-from gradlab.profiling import native_torch
 from gradlab.profiling.bench.peers import Peer
+from gradlab.profiling.native import native_torch
 
 
 def liger_cross_entropy(x, target, *, ignore_index=-100, reduction="mean"):

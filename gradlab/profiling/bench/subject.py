@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.arguments import dtype_name
-from gradlab.autodiff.side import Side, as_tuple
+from gradlab.autodiff.arguments.errors import dtype_name
+from gradlab.autodiff.frameworks.side import Side, as_tuple
 from gradlab.kernels.spec import Case, Spec
 from gradlab.profiling.bench import draw
 from gradlab.profiling.bench.peers import peers
 from gradlab.profiling.bench.row import BACKWARD, BOTH, COMPILED, FORWARD, GRADLAB, NATIVE
-from gradlab.profiling.native import Native, native, natives
+from gradlab.profiling.native.native import Native, native, natives
 
 
 class Subject:

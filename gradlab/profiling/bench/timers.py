@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradlab.autodiff.side import Side
+from gradlab.autodiff.frameworks.side import Side
 from gradlab.profiling.bench.clock import Call, Host, Timer
 
 

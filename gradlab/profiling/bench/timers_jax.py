@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from gradlab.autodiff.side import Side
+from gradlab.autodiff.frameworks.side import Side
 from gradlab.profiling.bench.clock import Call, Host, Timer
 
 # Bytes written to empty L2: twice the largest there is (H200 50 MiB, B200 126 MiB).

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from gradlab.autodiff.side import Side
+from gradlab.autodiff.frameworks.side import Side
 from gradlab.profiling.bench.clock import Call, Timer
 
 # Seconds below which launching may take longer than running: then a graph of the calls is what is timed.

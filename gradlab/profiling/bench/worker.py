@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.side import Side
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.frameworks.side import Side
+from gradlab.autodiff.frameworks.side import side as side_of
 from gradlab.kernels.spec import Case, Spec, spec
-from gradlab.profiling import ranges
 from gradlab.profiling.bench.ceilings import Ceilings
 from gradlab.profiling.bench.measure import measure
 from gradlab.profiling.bench.row import COMPILED
@@ -19,7 +18,8 @@ from gradlab.profiling.bench.subject import Subject
 from gradlab.profiling.bench.sweep import FACTORS, scaled
 from gradlab.profiling.bench.timers import timers
 from gradlab.profiling.bench.watch import Watch
-from gradlab.profiling.native import natives
+from gradlab.profiling.native.native import natives
+from gradlab.profiling.ranges import ranges
 
 
 @dataclass(frozen=True)

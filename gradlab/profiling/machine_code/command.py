@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from gradlab.autodiff.side import installed
+from gradlab.autodiff.frameworks.side import installed
+from gradlab.base.files import write_whole
+from gradlab.base.machine import describe
 from gradlab.kernels.spec import spec, specs
-from gradlab.profiling.files import write_whole
-from gradlab.profiling.machine import describe
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.gpus import gpu
 from gradlab.profiling.machine_code.inspection import Wanted, choose, read, targets

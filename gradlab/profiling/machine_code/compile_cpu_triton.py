@@ -6,10 +6,10 @@ from typing import Any
 from triton._C.libtriton import ir
 from triton.compiler import ASTSource
 
-from gradlab.kernels.compiled_triton import TARGET
 from gradlab.kernels.cpu import located, lower, machine
 from gradlab.kernels.cpu.compiler import CPUBackend
 from gradlab.kernels.cpu.machine import Machine
+from gradlab.kernels.runtime.compiled_triton import TARGET
 from gradlab.profiling.machine_code.assembly import read
 from gradlab.profiling.machine_code.targets import CPU
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradlab.autodiff.side import Side, as_tuple
-from gradlab.kernels.forking import Lock
+from gradlab.autodiff.frameworks.side import Side, as_tuple
+from gradlab.kernels.runtime.forking import Lock
 from gradlab.kernels.spec import Case, Spec
 
 # Held by whoever parses Python: the parser counts its depth for all threads together (gh-106905), and of two that parse

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gradlab.autodiff.arguments import FLOATS
-from gradlab.autodiff.side import installed
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.arguments.errors import FLOATS
+from gradlab.autodiff.frameworks.side import installed
+from gradlab.autodiff.frameworks.side import side as side_of
 from gradlab.kernels.spec import Case, Spec, spec, specs
 from gradlab.profiling.machine_code import amdgcn, sass
 from gradlab.profiling.machine_code.code import Code

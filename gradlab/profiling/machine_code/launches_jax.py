@@ -10,10 +10,10 @@ from jax._src import source_info_util
 from jax._src.lib import triton as jaxlib_triton
 from jax._src.lib.mlir import ir
 
-from gradlab.autodiff.side_jax import SIDE
-from gradlab.kernels import launch_pallas
-from gradlab.kernels.forking import Lock
-from gradlab.kernels.lower_pallas import lowered
+from gradlab.autodiff.frameworks.side_jax import SIDE
+from gradlab.kernels.runtime import launch_pallas
+from gradlab.kernels.runtime.forking import Lock
+from gradlab.kernels.runtime.lower_pallas import lowered
 from gradlab.kernels.spec import Array, Case, Spec
 from gradlab.profiling.machine_code.found import Found, largest, passes
 from gradlab.profiling.machine_code.places import placed

@@ -13,9 +13,9 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import gradlab.kernels
-from gradlab.autodiff.side_torch import SIDE
-from gradlab.kernels import compiled_triton
-from gradlab.kernels.launch_triton import KERNELS, OF_CPUS, Launch, recording, triton_dtype
+from gradlab.autodiff.frameworks.side_torch import SIDE
+from gradlab.kernels.runtime import compiled_triton
+from gradlab.kernels.runtime.launch_triton import KERNELS, OF_CPUS, Launch, recording, triton_dtype
 from gradlab.kernels.spec import Array, Case, Spec
 from gradlab.profiling.machine_code.found import PARSER, Found, largest, passes
 

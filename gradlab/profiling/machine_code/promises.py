@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gradlab.kernels.promise import Promise
+from gradlab.kernels.bounds import Promise
 from gradlab.kernels.spec import Spec
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.inspection import Subject, case_of, choose

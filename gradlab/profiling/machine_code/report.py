@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradlab.kernels.promise import HALF, Promise
+from gradlab.kernels.bounds import HALF, Promise
 from gradlab.kernels.spec import spec
 from gradlab.profiling.machine_code import report_cpu
 from gradlab.profiling.machine_code.code import Code

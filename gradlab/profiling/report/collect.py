@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradlab.base.processes import Job, run_jobs
 from gradlab.profiling.bench.worker import ENVIRONMENT
 from gradlab.profiling.bench.worker import work as benchmark
-from gradlab.profiling.processes import Job, run_jobs
 from gradlab.profiling.report.stages import Scope, checks, inspections, timings
 
 KIND, SCHEMA = "gradlab report", 1

@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from gradlab.base.files import claim, write_whole
+from gradlab.base.machine import describe
 from gradlab.kernels.spec import spec, specs
-from gradlab.profiling.files import claim, write_whole
-from gradlab.profiling.machine import describe
 from gradlab.profiling.report import page
 from gradlab.profiling.report.collect import DONE, Data, collect
 from gradlab.profiling.report.stages import Scope

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.base.files import whole
 from gradlab.profiling.bench.row import BACKWARD, FORWARD, GRADLAB, NATIVE, Group, Member
-from gradlab.profiling.files import whole
 from gradlab.profiling.report import theme
 
 Pen = Callable[[str], str]

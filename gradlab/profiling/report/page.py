@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gradlab.base.files import write_whole
+from gradlab.base.machine import stamp
 from gradlab.profiling.bench.row import FORWARD, Group
-from gradlab.profiling.files import write_whole
-from gradlab.profiling.machine import stamp
 from gradlab.profiling.report import figures, theme, view
 from gradlab.profiling.report.collect import DONE, Data
 

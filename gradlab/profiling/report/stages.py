@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gradlab.autodiff.check import check
-from gradlab.autodiff.checker.judge import View
+from gradlab.autodiff.checker.check import check
 from gradlab.autodiff.checker.plot import STEPS, curve
 from gradlab.autodiff.checker.report import Report
+from gradlab.autodiff.checker.verdict.judge import View
 from gradlab.kernels.spec import spec
 from gradlab.profiling.bench.row import BACKWARD, COMPILED, EAGER, FORWARD, MODES, PASSES
 from gradlab.profiling.bench.worker import TimingJob

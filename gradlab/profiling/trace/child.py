@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gradlab.profiling.ranges import VARIABLE
+from gradlab.profiling.ranges.ranges import VARIABLE
 from gradlab.profiling.trace.step import READY, Job
 
 # Two frameworks share the GPU's memory, and what was compiled for an earlier profile would hide what compiling costs.

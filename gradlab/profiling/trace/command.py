@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.status import Status
 
-from gradlab.profiling.files import write_whole
-from gradlab.profiling.machine import describe, stamp
+from gradlab.base.files import write_whole
+from gradlab.base.machine import describe, stamp
 from gradlab.profiling.trace import tools
 from gradlab.profiling.trace.args import ProfileArgs
 from gradlab.profiling.trace.child import ChildError, traced

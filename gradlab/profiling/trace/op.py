@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.side import side as side_of
+from gradlab.autodiff.frameworks.side import side as side_of
 from gradlab.kernels.spec import Case, Spec, spec
 from gradlab.profiling.trace.step import Job, Step, serve
 

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from gradlab.autodiff.side import side
-from gradlab.profiling import ranges
-from gradlab.profiling.ranges_label import Label, Sink
+from gradlab.autodiff.frameworks.side import side
+from gradlab.profiling.ranges import ranges
+from gradlab.profiling.ranges.label import Label, Sink
 
 READY = "ready"
 # The ranges of the profile's own.

@@ -15,9 +15,9 @@ import jax.monitoring
 import jax.numpy as jnp
 from jax.profiler import ProfileData
 
-from gradlab.autodiff.side import as_tuple
-from gradlab.profiling import ranges
-from gradlab.profiling.ranges_label import PASSES, Label
+from gradlab.autodiff.frameworks.side import as_tuple
+from gradlab.profiling.ranges import ranges
+from gradlab.profiling.ranges.label import PASSES, Label
 from gradlab.profiling.trace.step import MARKS, Counting
 
 # jax's events of its own compilation, by the stage's name.

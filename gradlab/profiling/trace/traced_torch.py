@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch._dynamo import utils as dynamo
 
-from gradlab.autodiff.side_torch import SIDE, backend
-from gradlab.profiling import ranges
-from gradlab.profiling.ranges_label import Label
+from gradlab.autodiff.frameworks.side_torch import SIDE, backend
+from gradlab.profiling.ranges import ranges
+from gradlab.profiling.ranges.label import Label
 from gradlab.profiling.trace.step import MARKS, Counting
 
 # Events of Kineto that are no event of the program: they name what it recorded.

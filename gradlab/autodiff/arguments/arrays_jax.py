@@ -1,0 +1,22 @@
+"""What only jax can be wrong about: whether an argument is an array at all."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradlab.autodiff.arguments.errors import refuse
+from gradlab.kernels.runtime.mesh_pallas import gathered
+
+
+def as_arrays(op: str, arguments: dict[str, Any]) -> dict[str, jax.Array]:
+    """The arguments as jax arrays, whole on every device; NumPy arrays and numbers become one, as everywhere in jax.
+
+    Raises:
+        TypeError: something that is neither.
+    """
+    for argument, value in arguments.items():
+        if not isinstance(value, (jax.Array, np.ndarray, np.generic, int, float)):
+            refuse(op, argument, f"a {type(value).__name__}", "a jax.Array", TypeError)
+    return {argument: gathered(jnp.asarray(value)) for argument, value in arguments.items()}

@@ -1,0 +1,129 @@
+"""Tensors that are spread over a mesh of devices (DTensor): what of them lies here, and one norm over all of them.
+
+Each rank steps the part that it holds; nothing has to travel for that. A norm is of the whole: each part's sum of
+squares is added up over the axes of the mesh that shard it, and counted once over those that repeat it.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gradlab.autodiff.arguments.errors import refuse
+from gradlab.kernels.optimizers import norm_triton
+from gradlab.kernels.runtime import memory_triton as memory
+
+DEVICES = ("cpu", "cuda")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def is_sharded(t: Any) -> bool:
+    """Whether it is a DTensor, which nobody has made before torch.distributed.tensor is imported."""
+    if type(t) in _PLAIN:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(t, module.DTensor)
+
+
+def local(t: Any) -> torch.Tensor:
+    """The part of a DTensor that lies on this rank, the same memory; any other tensor as it is."""
+    return t.detach().to_local() if is_sharded(t) else t
+
+
+def whole(t: Any) -> torch.Tensor:
+    """All of a DTensor, which every rank gets; any other tensor as it is."""
+    return t.full_tensor() if is_sharded(t) else t
+
+
+def want_parts(name: str, argument: str, t: Any) -> None:
+    """Refuse what is neither a tensor with memory of its own nor a DTensor of such parts, nor what traces them."""
+    # A plain one that has no memory all the same is told apart by the op that takes it.
+    if (
+        type(t) in _PLAIN
+        or torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or type(t).__name__ == "FakeTensor"
+    ):
+        return
+    part = local(t)
+    if part.layout == torch.strided and part.device.type in DEVICES and not memory.has_memory(part):
+        refuse(name, argument, memory.kind(part), "a plain torch.Tensor or a DTensor", TypeError)
+
+
+def want_beside(name: str, argument: str, t: Any, p: Any, exact: bool = True) -> None:
+    """Refuse what is not spread as its parameter is; unless `exact` a gradient that can be brought there will do."""
+    if type(t) in _PLAIN and type(p) in _PLAIN:
+        return
+    if is_sharded(t) != is_sharded(p):
+        came, wanted = (f"a {type(t).__name__} beside a {type(p).__name__} parameter", f"a {type(p).__name__}")
+        refuse(name, argument, came, f"{wanted} like its parameter", TypeError)
+    if not is_sharded(p):
+        return
+    if any(place.is_partial() for place in p.placements):
+        refuse(name, "placements of a parameter", p.placements, "Shard or Replicate")
+    if t.device_mesh != p.device_mesh:
+        refuse(name, f"mesh of {argument}", t.device_mesh, f"{p.device_mesh} like its parameter")
+    if exact and t.placements != p.placements:
+        refuse(name, f"placements of {argument}", t.placements, f"{p.placements} like its parameter")
+
+
+def beside(t: Any, p: Any) -> torch.Tensor:
+    """The part of a gradient that lies where its parameter's does; sums that are still to be made are made."""
+    if is_sharded(t) and t.placements != p.placements:
+        t = t.detach().redistribute(p.device_mesh, p.placements)
+    return local(t)
+
+
+def part_of(t: Any) -> int:
+    """The number of the part that this rank holds, the same for all that hold the same; 0 of a tensor held whole."""
+    if not is_sharded(t):
+        return 0
+    mesh, number = t.device_mesh, 0
+    for axis, place in enumerate(t.placements):
+        if not place.is_replicate():
+            number = number * mesh.size(axis) + mesh.get_local_rank(axis)
+    return number
+
+
+def global_norm(name: str, tensors: Sequence[Any], max_norm: float, grad_scale: torch.Tensor | None) -> torch.Tensor:
+    """`norm_triton.global_norm` of whole tensors, of which DTensors hold parts; the same number on every rank.
+
+    One number for each way that tensors are spread is added up over the mesh. Partial sums are made whole first.
+
+    Raises:
+        ValueError: tensors on several meshes, or on a mesh and on none: ranks would come to different norms.
+    """
+    if not any(map(is_sharded, tensors)):
+        return norm_triton.global_norm(list(tensors), max_norm, grad_scale)
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    batches: dict[tuple, list[torch.Tensor]] = defaultdict(list)
+    mesh = next(t.device_mesh for t in tensors if is_sharded(t))
+    for t in tensors:
+        if not is_sharded(t) or t.device_mesh != mesh:
+            came = f"one over {mesh} and {t.device_mesh if is_sharded(t) else 'a plain tensor'}"
+            refuse(name, "the norm", came, "one over gradients on a single mesh")
+        places = [Replicate() if p.is_partial() else p for p in t.placements]
+        if tuple(places) != tuple(t.placements):
+            t = t.redistribute(mesh, places)
+        batches[tuple(not p.is_replicate() for p in places)].append(local(t))
+    squares = []
+    # All ranks take the batches in one order: each waits for the others.
+    for sharded in sorted(batches):
+        square = norm_triton.global_norm(batches[sharded], max_norm, grad_scale)[:1].square()
+        parts = DTensor.from_local(square, mesh, [Partial() if s else Replicate() for s in sharded], run_check=False)
+        squares.append(parts.full_tensor())
+    return norm_triton.clip_factor(torch.cat(squares), max_norm)
+
+
+def like(number: torch.Tensor, tensors: Sequence[Any]) -> torch.Tensor:
+    """A number that all ranks have, as a DTensor where the tensors are."""
+    for t in tensors:
+        if is_sharded(t):
+            from torch.distributed.tensor import DTensor, Replicate
+
+            mesh = t.device_mesh
+            return DTensor.from_local(number, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return number

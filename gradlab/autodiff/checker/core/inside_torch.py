@@ -1,0 +1,33 @@
+"""What a torch function works in: the dtypes of the tensors that its forward calls torch for."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from gradlab.autodiff.checker.core.inside import Inside
+
+
+class _Recorder(TorchFunctionMode):
+    """Records the float dtypes of what torch's functions return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(results):
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+                self.seen.add(leaf.dtype)
+        return results
+
+
+def inside(fn: Callable[..., Any], args: Sequence[Any]) -> Inside:
+    """The largest rounding unit among the dtypes of a call, 0 where it makes no float tensor."""
+    recorder = _Recorder()
+    with torch.no_grad(), recorder:
+        fn(*args)
+    return Inside(max((torch.finfo(dtype).eps / 2 for dtype in recorder.seen), default=0.0))

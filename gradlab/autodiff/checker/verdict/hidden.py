@@ -1,0 +1,169 @@
+"""Elements of a gradient, and results, that are too small to show beside the largest of all.
+
+A fault below 1e-7 of a gradient's norm does not show in a sum over all of it. Where results differ that much in how
+they move, they are weighted by one over their slopes; where elements of one gradient do, small ones are moved alone.
+Only what is proven is said: what differences are too coarse for is not looked at.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from gradlab.autodiff.checker.core.comparison import Promises
+from gradlab.autodiff.checker.core.derivative import Probe, gradients, joined, split, uneven
+from gradlab.autodiff.checker.core.differences import STEP
+from gradlab.autodiff.checker.core.finding import WRONG
+from gradlab.autodiff.checker.core.proof import proven
+
+CHECK = "small elements"
+# Below this part of the largest an element is small, or below what chance makes of so many; then among the small ones.
+SMALL, CHANCE, NEXT, LEVELS = 1e-6, 0.01, 1e-3, 3
+# What a central difference has to be off by: of its own error, and of the gradient's norm.
+ERRORS, PART = 10.0, 1e-6
+# First steps, relative to the input's scale.
+STEPS = (STEP, 2.0**-5, 2.0**-2)
+# What small elements move is little beside the results: where these are straight, long lines see it.
+WIDE = 8.0
+
+
+def hidden(p: Promises, known: Collection[str]) -> None:
+    """Look where the sums over all of a gradient could not; `known` inputs are wrong anyway."""
+    probe, s = p.probe, p.probe.subject
+    if probe.coarse or probe.skipped:
+        return
+    inputs = [
+        i for i in s.wrt if probe.arrays[i].size and s.names[i] not in known and np.isfinite(probe.gradients[i]).all()
+    ]
+    for i in inputs:
+        size, whole = np.abs(probe.gradients[i]), np.ones(probe.arrays[i].shape, bool)
+        evened = _evened(p, i)
+        if evened is not None and _wrong(p, evened, i, whole, "for a dy that weights results by one over their slopes"):
+            continue
+        for small in _levels(size):
+            how = f"one of {small.sum()} elements that are small beside the largest, {size.max():.3g}"
+            if _wrong(p, probe, i, small, how):
+                break
+
+
+def _evened(p: Promises, i: int) -> Probe | None:
+    """The probe with every result weighted by one over its slope; None where all move about as much as others."""
+    probe, unit = p.probe, p.probe.units(i)
+    line = {i: _within(probe, i, None, p.rng)}
+    up, down = (_values(probe, line, sign * STEP * unit) for sign in (1, -1))
+    if up is None or down is None:
+        return None
+    moved = np.abs(up - down) / (2 * STEP * unit)
+    c = joined(probe.cotangents)
+    weighted = np.abs(c) * moved
+    if not (weighted[moved > 0] < SMALL * np.max(weighted, initial=0.0)).any():
+        return None
+    # What is small beside the result itself no difference sees, and its rounding would hide the others.
+    scale = np.maximum(moved, SMALL * np.abs(probe.middle) / unit)
+    fair = uneven(p.rng, c.shape) / np.where(moved > 0, scale, np.max(moved))
+    cotangents = split(fair, probe.cotangents)
+    found = gradients(probe.subject, probe.arrays, cotangents)
+    if not all(np.isfinite(g).all() for g in found.values()):
+        return None
+    return replace(probe, cotangents=cotangents, gradients=found, pairs={})
+
+
+def _levels(size: np.ndarray) -> Iterator[np.ndarray]:
+    """The small elements, and the small ones among these."""
+    small, part = np.ones(size.shape, bool), min(SMALL, CHANCE / size.size)
+    for _ in range(LEVELS):
+        small = small & (size < part * float(np.max(size[small])))
+        if not small.any():
+            return
+        yield small
+        part = NEXT
+
+
+def _within(probe: Probe, i: int, small: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    d = uneven(rng, probe.arrays[i].shape) * probe.units(i)
+    return d if small is None else np.where(small, d, 0.0)
+
+
+def _values(probe: Probe, line: Mapping[int, np.ndarray], t: float) -> np.ndarray | None:
+    """The results at a step along a line; None where the function has none there."""
+    moved = [a + t * line[i] if i in line else a for i, a in enumerate(probe.arrays)]
+    try:
+        values = joined(probe.subject.values(moved))
+    except Exception:
+        return None
+    return values if values.shape == probe.middle.shape and np.isfinite(values).all() else None
+
+
+def _slope(probe: Probe, line: Mapping[int, np.ndarray], step: float) -> tuple[float, float]:
+    """The slope of the weighted results by central differences, and its error; NaN where there is none."""
+    c, unit = joined(probe.cotangents), min(probe.units(i) for i in line)
+    quotients, size = [], 0.0
+    for h in (step * unit, step * unit / 2):
+        up, down = _values(probe, line, h), _values(probe, line, -h)
+        if up is None or down is None:
+            return np.nan, np.nan
+        quotients.append(float(np.dot(c, up - down)) / (2 * h))
+        size = max(size, float(np.linalg.norm(c * up)), float(np.linalg.norm(c * down)))
+    change = (quotients[1] - quotients[0]) / 3
+    return quotients[1] + change, abs(change) + 24 * probe.noise * size / (step * unit)
+
+
+def _slopes(probe: Probe, line: Mapping[int, np.ndarray], got: float, norm: float) -> tuple[float, float]:
+    """The surest slope that decides it: a wider step where rounding leaves it open, as a straight line has it."""
+    best = (np.nan, np.inf)
+    for step in STEPS:
+        found = _slope(probe, line, step)
+        best = found if found[1] < best[1] else best
+        off = abs(got - best[0])
+        if not best[1] + PART * norm < off <= ERRORS * best[1] + PART * norm:
+            break
+    return best
+
+
+def _off(probe: Probe, line: Mapping[int, np.ndarray]) -> bool:
+    """Whether the gradient looks wrong along a line."""
+    got = sum(float(np.vdot(probe.gradients[i], d)) for i, d in line.items())
+    norm = float(np.sqrt(sum(float(np.sum((probe.gradients[i] * d) ** 2)) for i, d in line.items())))
+    wanted, error = _slopes(probe, line, got, norm)
+    return abs(got - wanted) > ERRORS * error + PART * norm
+
+
+def _wrong(p: Promises, probe: Probe, i: int, small: np.ndarray, how: str) -> bool:
+    """Whether these elements of a gradient are proven wrong; said, with the first of them."""
+    rng = p.rng
+    if not _off(probe, {i: _within(probe, i, small, rng)}):
+        return False
+    if not any(_proven(probe, i, small, rng, wide) for wide in (1.0, WIDE)):
+        return False
+    at = _first(probe, i, np.argwhere(small), rng)
+    d = np.zeros(small.shape)
+    d[at] = probe.units(i)
+    got = float(probe.gradients[i][at])
+    wanted = _slopes(probe, {i: d}, got * probe.units(i), 0.0)[0] / probe.units(i)
+    largest = float(np.max(np.abs(probe.gradients[i])))
+    numbers = {"got": got, "wanted": wanted, "error": abs(got - wanted) / (largest or 1.0)}
+    p.say(CHECK, WRONG, f"is {got:.6g}, differences give {wanted:.6g}; {how}", probe.subject.names[i], at, numbers)
+    return True
+
+
+def _proven(probe: Probe, i: int, small: np.ndarray, rng: np.random.Generator, wide: float) -> bool:
+    """Whether the differences prove it, with lines so many times as long as others are."""
+
+    def draw() -> np.ndarray:
+        return wide * _within(probe, i, small, rng)
+
+    return not proven(probe, i, draw, lambda k: _within(probe, k, None, rng))
+
+
+def _first(probe: Probe, i: int, places: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:
+    """The first wrong element of these, by bisection."""
+    low, high = 0, len(places) - 1
+    while low < high:
+        middle = (low + high) // 2
+        part = np.zeros(probe.arrays[i].shape, bool)
+        part[tuple(places[low : middle + 1].T)] = True
+        if _off(probe, {i: _within(probe, i, part, rng)}):
+            high = middle
+        else:
+            low = middle + 1
+    return tuple(int(k) for k in places[low])

@@ -1,0 +1,51 @@
+"""What the losses of classes are asked for, looked at before anything runs. Framework-free."""
+
+import math
+import numbers
+from typing import Any, NamedTuple
+
+from gradlab.autodiff.arguments.errors import refuse, want_bool, want_choice
+
+
+class Options(NamedTuple):
+    """How a row's classes become shares r = w ((1 - eps) q + eps / V), and the cap of its logits; 0 for none.
+
+    `smooth` tells whether the even part eps / V is there: the loss is linear in q without it.
+    """
+
+    ignore_index: int
+    eps: float
+    smooth: bool
+    cap: float
+
+
+def options(
+    op: str, *, ignore_index: Any, reduction: Any, label_smoothing: Any, z_loss: Any, return_z_loss: Any, softcap: Any
+) -> Options:
+    """The options of a call, all of them looked at.
+
+    Raises:
+        ValueError: an unknown reduction, a number out of range.
+        TypeError: not an int, a number, True or False where one is wanted.
+    """
+    want_choice(op, "reduction", reduction, ("none", "mean", "sum"))
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
+        refuse(op, "ignore_index", repr(ignore_index), "an int", TypeError)
+    if not -(2**63) <= int(ignore_index) < 2**63:
+        refuse(op, "ignore_index", ignore_index, "an int of 64 bits, as classes are at most")
+    want_bool(op, "return_z_loss", return_z_loss)
+    eps = _number(op, "label_smoothing", label_smoothing)
+    if not 0 <= eps <= 1:
+        refuse(op, "label_smoothing", label_smoothing, "a number from 0 to 1")
+    if not 0 <= _number(op, "z_loss", z_loss) < math.inf:
+        refuse(op, "z_loss", z_loss, "a number from 0")
+    cap = 0.0 if softcap is None else _number(op, "softcap", softcap)
+    if softcap is not None and not 0 < cap < math.inf:
+        refuse(op, "softcap", softcap, "a number above 0, or None")
+    return Options(int(ignore_index), eps, True, cap)
+
+
+def _number(op: str, argument: str, came: Any) -> float:
+    if isinstance(came, bool) or not isinstance(came, numbers.Real):
+        refuse(op, argument, repr(came) if isinstance(came, str) else f"a {type(came).__name__}", "a number", TypeError)
+    return float(came)

@@ -1,0 +1,125 @@
+"""Where torch's ops and rules open their named ranges; a compiler, which a range would stop, sees none of them.
+
+Compiled, what stays is the range of each kernel: it is opened inside the registered custom op, which runs uncompiled.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import torch
+
+from gradlab.autodiff.frameworks import batched_torch
+from gradlab.kernels.runtime import memory_triton as memory
+from gradlab.kernels.runtime import ranges
+from gradlab.kernels.runtime.launch_triton import bare
+from gradlab.kernels.runtime.plans_triton import Plans
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate the public function of `op`: an eager call opens a range of its name, shapes, FLOPs and bytes."""
+
+    def decorate(fn: Callable[P, R]) -> Callable[P, R]:
+        planned = Plans(fn)
+
+        @functools.wraps(fn)
+        def call(*args: P.args, **options: P.kwargs) -> R:
+            # The compiler is asked first: its programs are then not guarded by whether ranges are on.
+            if torch.compiler.is_compiling():
+                return fn(*args, **options)
+            if torch.jit.is_tracing():
+                _refuse_trace(fn.__name__)
+            if ranges.opener is None:
+                signature = _signature(args, options)
+                return fn(*args, **options) if signature is None else planned(signature, args, options)
+            with ranges.opener.call("torch", op, fn, args, options):
+                return fn(*args, **options)
+
+        return call
+
+    return decorate
+
+
+def _signature(args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...] | None:
+    """What a call depends on where it computes alone: autograd records nothing, and nobody else takes part."""
+    if not bare() or torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return None
+    values = (*args, *options.values()) if options else args
+    if not unrecorded(values) or torch.is_autocast_enabled("cpu"):
+        return None
+    found = memory.signature(values)
+    return None if found is None else (len(args), *options, *found)
+
+
+def _refuse_trace(name: str) -> NoReturn:
+    """A trace holds numbers of its example, a mean's divisor among them, and would use them for other sizes."""
+    wanted = "torch.export.export or torch.compile, which follow sizes"
+    raise NotImplementedError(f"{name}: the call is recorded by torch.jit.trace, wanted {wanted}")
+
+
+def unrecorded(args: tuple[Any, ...]) -> bool:
+    """Whether autograd records nothing for these arguments, in reverse or forward mode: `apply` is `forward` then."""
+    if torch.is_grad_enabled():
+        for a in args:
+            if isinstance(a, torch.Tensor) and a.requires_grad:
+                return False
+    return torch.autograd.forward_ad._current_level < 0
+
+
+class Direct(torch.autograd.Function):
+    """A `torch.autograd.Function` that an eager call on plain tensors enters without torch's own preparations.
+
+    Where torch.autograd batches a backward, it is applied by its own vmap rule. No range is opened: for rules whose
+    backward launches nothing.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.vmap = staticmethod(batched_torch.through(cls.vmap))  # type: ignore[method-assign]
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return super().apply(*args)
+        if not memory.strange(args):
+            if not torch._C._are_functorch_transforms_active():
+                if unrecorded(args):
+                    return cls.forward(*args)
+                # torch's own `apply` binds arguments to forward's signature first, which takes longer than a kernel.
+                return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+        elif batched_torch.hides_batch(args):
+            return batched_torch.apply(cls, args)
+        return super().apply(*args)
+
+
+class Function(Direct):
+    """A `torch.autograd.Function` whose backward opens a range, in whichever thread autograd runs it."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.setup_context = staticmethod(_noted(cls.setup_context))  # type: ignore[method-assign]
+        cls.backward = staticmethod(_ranged(cls, cls.backward))  # type: ignore[method-assign]
+
+
+def _noted(setup_context: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(setup_context)
+    def noted(ctx: Any, inputs: Any, output: Any) -> None:
+        setup_context(ctx, inputs, output)
+        if not torch.compiler.is_compiling() and ranges.opener is not None:
+            ranges.opener.noted(ctx)
+
+    return noted
+
+
+def _ranged(rule: type, backward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(backward)
+    def ranged(ctx: Any, *cotangents: Any) -> Any:
+        if torch.compiler.is_compiling() or ranges.opener is None:
+            return backward(ctx, *cotangents)
+        with ranges.opener.rule("torch", rule, ctx, cotangents):
+            return backward(ctx, *cotangents)
+
+    return ranged

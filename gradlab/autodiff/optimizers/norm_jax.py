@@ -1,0 +1,145 @@
+"""The gradients' common norm for jax: measured in one pass over each array, and taken down to a largest one in another.
+
+A sum of squares, a product with a number and a dot product are each other's pullbacks: every order is exact.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradlab.autodiff.arguments.arrays_jax import as_arrays
+from gradlab.autodiff.arguments.errors import refuse, want_floats
+from gradlab.autodiff.optimizers.optimizer_jax import GradientTransformation
+from gradlab.kernels.optimizers import norm_pallas as kernels
+from gradlab.kernels.runtime.launch_pallas import accumulator
+from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
+
+
+@jax.custom_vjp
+def _squares_rule(x):
+    """s = the sum of x^2."""
+    return kernels.squares(x)
+
+
+def _squares_fwd(x):
+    return squares(x), x
+
+
+def _squares_bwd(x, ds):
+    return (scale(x, 2 * ds),)
+
+
+_squares_rule.defvjp(_squares_fwd, _squares_bwd)
+squares = compiled(_squares_rule)
+
+
+@jax.custom_vjp
+def _dot_rule(x, y):
+    """s = the sum of x y. Bilinear: its pullbacks are products with a number."""
+    return kernels.dot(x, y)
+
+
+def _dot_fwd(x, y):
+    return dot(x, y), (x, y)
+
+
+def _dot_bwd(kept, ds):
+    x, y = kept
+    return scale(y, ds), scale(x, ds)
+
+
+_dot_rule.defvjp(_dot_fwd, _dot_bwd)
+dot = compiled(_dot_rule)
+
+
+@jax.custom_vjp
+def _scale_rule(x, s):
+    """y = x s for a number s. Bilinear: its pullbacks are of its kind, and a dot product."""
+    return kernels.scale(x, s)
+
+
+def _scale_fwd(x, s):
+    return scale(x, s), (x, s)
+
+
+def _scale_bwd(kept, dy):
+    x, s = kept
+    return scale(dy, s), dot(x, dy)
+
+
+_scale_rule.defvjp(_scale_fwd, _scale_bwd)
+scale = compiled(_scale_rule)
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """The square root of the sum of the squares of all elements of a tree; a hand-written `optax.tree.norm`.
+
+    Args:
+        tree: of arrays of float64, float32, float16 or bfloat16, also mixed.
+
+    Returns:
+        A scalar: float64 where a leaf is, else float32. Reverse-mode derivatives of every order; 0 where the norm is.
+
+    Raises:
+        TypeError: a leaf that is not an array of such a dtype.
+    """
+    leaves = _leaves("global_norm", tree)
+    dtype = jnp.result_type(*(accumulator(x.dtype) for x in leaves)) if leaves else jnp.float32
+    total = sum((squares(x).astype(dtype) for x in leaves), jnp.zeros((), dtype))
+    # The root has no derivative at 0.
+    return jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
+
+
+def clip_factor(tree: Any, max_norm: float | jax.Array) -> jax.Array:
+    """What a tree is multiplied by so that its norm is at most `max_norm`: min(1, max_norm / norm), as optax has it.
+
+    For steps that take the factor into their own pass over the gradients.
+    """
+    norm = global_norm(tree)
+    # What is not a number is not below, and poisons.
+    below = norm < max_norm
+    return jnp.where(below, 1, jnp.asarray(max_norm, norm.dtype) / jnp.where(below, 1, norm))
+
+
+def clip_by_global_norm(max_norm: float | jax.Array) -> GradientTransformation:
+    """Take gradients down to a largest common norm; a hand-written `optax.clip_by_global_norm`.
+
+    update = g max_norm / n where n, the norm over the whole tree, is max_norm or more, else g.
+
+    Args:
+        max_norm: the largest norm that is left as it is; a number or an array, a run-time value.
+
+    Returns:
+        `init` and `update`, which optax.chain and jax.jit take as their own; there is no state.
+
+    Raises:
+        ValueError: a max_norm that is negative or not a number.
+        TypeError: in `update`, a gradient that is not an array of the lab's floating dtypes.
+    """
+    want_norm("clip_by_global_norm", max_norm)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        _leaves("clip_by_global_norm", grads)
+        factor = clip_factor(grads, max_norm)
+        return jax.tree.map(
+            lambda g: parted_like(scale(jnp.asarray(g), factor.astype(accumulator(g.dtype))), g), grads
+        ), state
+
+    return GradientTransformation(lambda params: (), update)
+
+
+def want_norm(op: str, max_norm: Any) -> None:
+    """Refuse a largest norm that is none; an array is not looked at."""
+    if isinstance(max_norm, (int, float)) and (math.isnan(max_norm) or max_norm < 0):
+        refuse(op, "max_norm", repr(max_norm), "a number from 0")
+
+
+def _leaves(op: str, tree: Any) -> list[jax.Array]:
+    found: list[jax.Array] = []
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        arrays = as_arrays(op, {f"leaf {jax.tree_util.keystr(path)}": leaf})
+        want_floats(op, arrays)
+        found += arrays.values()
+    return found

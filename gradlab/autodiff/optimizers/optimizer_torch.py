@@ -1,0 +1,275 @@
+"""What the optimizers for torch have in common: a step of all parameters of one dtype and device in one launch."""
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+
+from gradlab.autodiff.arguments import shards_torch as shards
+from gradlab.autodiff.arguments.errors import FLOATS, dtype_name, refuse
+from gradlab.autodiff.arguments.tensors_torch import DEVICES
+from gradlab.autodiff.optimizers.next_step_torch import Kept, kept
+from gradlab.kernels.optimizers.multi_tensor_triton import dense
+from gradlab.kernels.runtime import memory_triton as memory
+from gradlab.kernels.runtime.launch_triton import capturing
+
+# Options of torch's optimizers that choose one of its implementations of the same step.
+HOW = ("foreach", "fused", "capturable", "differentiable")
+
+
+class Row(NamedTuple):
+    """One parameter's step: tensors, the gradient second and written in every other place; scalars; and the rest."""
+
+    tensors: tuple[torch.Tensor, ...]
+    scalars: list[float]
+    on_device: tuple[Any, ...] = ()
+
+
+class OneLaunch(torch.optim.Optimizer):
+    """An optimizer of torch with another `step`; stands before torch's class among the bases.
+
+    Of parameters that are spread over a mesh (DTensors, as fully_shard makes them) each rank steps its part.
+
+    A subclass says which options it refuses, and for one parameter which tensors and scalars its kernel takes.
+    """
+
+    # Options of torch's that this optimizer does not have; a new param group may bring them: looked at each step.
+    _refused: tuple[str, ...] = ()
+    # Options of ours, which torch's state_dicts do not have: copies and pickles of the optimizer carry them.
+    _own: tuple[str, ...] = ("max_norm",)
+
+    max_norm: float | None = None
+    # The norm of the last step's gradients, where max_norm asks for one: float64 of one element on their device.
+    grad_norm: torch.Tensor | None = None
+    # Parameters whose state began in the step that is being made.
+    _begun: set[torch.Tensor] = frozenset()  # type: ignore[assignment]
+    # The last step, where the next may be made like it.
+    _kept: Kept | None = None
+    # What is the same for all parameters of a group whose numbers of steps are, in the step that is being made.
+    _scalars: dict[tuple[Any, ...], list[float]]
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        _outside_of_compile()
+        return super().__new__(cls)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in self._own}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state_dict of this class or of torch's; flags that say how torch steps stay those that are here."""
+        own = [{flag: group[flag] for flag in HOW if flag in group} for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, flags in zip(self.param_groups, own, strict=True):
+            group.update(flags)
+
+    def _step_all(
+        self,
+        columns: Sequence[list[torch.Tensor]],
+        scalars: list[float],
+        on_device: list[tuple],
+        clip: torch.Tensor | None,
+    ) -> None:
+        """Launch over the columns: for each place of a row, the tensors of all parameters; then what rows have more."""
+        raise NotImplementedError
+
+    def _row(self, group: dict[str, Any], p: torch.Tensor, number: int) -> Row:
+        """The step of parameter `number`, counted over all groups, that begins here."""
+        raise NotImplementedError
+
+    def _numbers(self, group: dict[str, Any], p: torch.Tensor) -> list[float]:
+        """The scalars of the parameter's step that begins here, where one was made before."""
+        raise NotImplementedError
+
+    def _dtype_of(self, key: str, p: torch.Tensor) -> torch.dtype:
+        """The dtype that the parameter's state of that name has."""
+        return p.dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; returns what the closure returns.
+
+        Raises:
+            TypeError: a parameter or gradient that is sparse, complex, of another dtype than the lab's, or of a
+                subclass without memory of its own; a DTensor beside a plain one.
+            ValueError: a parameter on a device without kernels, a mesh or placements that differ, an option refused.
+        """
+        return self._stepped(closure)
+
+    def _stepped(self, closure: Callable[[], Any] | None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # Everything is looked at before anything is written: an error leaves no half-made step behind.
+        self._refuse_options()
+        moving = self._moving()
+        params, options = [p for _, _, p in moving], self._options()
+        self._begun, self._scalars = set(), {}
+        last = self._kept
+        columns = last.columns(params, self.state, options) if last is not None else None
+        if last is not None and columns is not None:
+            clip = self._clip(params)
+            scalars = [x for _, group, p in moving for x in self._numbers(group, p)]
+            self._step_all(columns, scalars, last.on_device, clip)
+            return loss
+        for _, group, p in moving:
+            self._refuse_row(group, p)
+        clip = self._clip(params)
+        batches: dict[tuple, list[Row]] = defaultdict(list)
+        times: dict[int, int] = {}
+        for number, group, p in moving:
+            row = self._row(group, p, number)
+            # A parameter that is there twice takes its second step in a launch behind the first.
+            time = times[id(p)] = times.get(id(p), -1) + 1
+            batches[time, p.device, *[t.dtype for t in row.tensors]].append(_local(row, p))
+        for batch in sorted(batches, key=lambda found: found[0]):
+            self._launch(batches[batch], clip)
+        self._kept = kept(next(iter(batches.values())), self.state, options) if len(batches) == 1 else None
+        return loss
+
+    def _options(self) -> tuple[Any, ...] | None:
+        """What a step depends on besides tensors, a rate and how often it was made; None where it is on the device."""
+        found: list[Any] = [getattr(self, name) for name in self._own]
+        for group in self.param_groups:
+            rate = group["lr"]
+            found += [0 if isinstance(rate, float) else rate, len(group["params"])]
+            found += [value for option, value in group.items() if option not in ("params", "lr")]
+        amp = [getattr(self, name, None) for name in ("found_inf", "grad_scale")]
+        return None if any(isinstance(t, torch.Tensor) for t in amp) else memory.signature(found)
+
+    def _moving(self) -> list[tuple[int, dict[str, Any], torch.Tensor]]:
+        """The parameters that have a gradient, with their groups, numbered over all."""
+        every = [(group, p) for group in self.param_groups for p in group["params"]]
+        return [(i, group, p) for i, (group, p) in enumerate(every) if p.grad is not None]
+
+    def _refuse_options(self) -> None:
+        """Raise a ValueError for an option that the hand-written step does not have."""
+        name = type(self).__name__
+        if capturing():
+            # A graph would read the table of addresses where it lay on the host when it was captured.
+            refuse(name, "step", "captured into a CUDA graph", "to be called: its addresses come from the host")
+        for group in self.param_groups:
+            for option in self._refused:
+                if group.get(option):
+                    refuse(name, option, repr(group[option]), "False or None")
+        want_norm(name, self.max_norm)
+
+    def _refuse_row(self, group: dict[str, Any], p: torch.Tensor) -> None:
+        """Raise a TypeError or ValueError for a parameter, gradient or state that the kernel cannot take."""
+        assert p.grad is not None
+        name, state = type(self).__name__, self.state.get(p, {})
+        want_steppable(name, {"a parameter": p, "a gradient": p.grad})
+        shards.want_beside(name, "a gradient", p.grad, p, exact=False)
+        # The kernel walks over addresses: what is shorter or narrower than its parameter must not get there.
+        for what, t in (("a gradient", p.grad), *state.items()):
+            if not isinstance(t, torch.Tensor) or what == "step":
+                continue
+            if t.shape != p.shape:
+                refuse(name, f"shape of {what}", list(t.shape), f"{list(p.shape)} like its parameter")
+            dtype = p.dtype if t is p.grad else self._dtype_of(what, p)
+            if t.dtype != dtype:
+                like = " like its parameter" if dtype == p.dtype else ""
+                refuse(name, f"dtype of {what}", dtype_name(t), f"{str(dtype).removeprefix('torch.')}{like}", TypeError)
+            if t.device != p.device:
+                refuse(name, f"device of {what}", t.device, f"{p.device} like its parameter")
+            if t is not p.grad:
+                shards.want_parts(name, what, t)
+                shards.want_beside(name, what, t, p)
+
+    def _clip(self, params: list[torch.Tensor]) -> torch.Tensor | None:
+        """The norm of all gradients, and what they are to be multiplied by; both stay on the device."""
+        if self.max_norm is None or not params:
+            return None
+        want_one_device(type(self).__name__, params)
+        # A parameter that is there twice has one gradient.
+        grads = [p.grad for p in dict.fromkeys(params) if p.grad is not None]
+        scale = self._amp("grad_scale", params[0])
+        clip = shards.global_norm(type(self).__name__, grads, self.max_norm, scale)
+        self.grad_norm = clip[0]
+        return clip
+
+    def _amp(self, attribute: str, p: torch.Tensor) -> torch.Tensor | None:
+        """What torch.amp.GradScaler hangs on an optimizer for one step, beside the parameter."""
+        found = getattr(self, attribute, None)
+        # Without any gradient the scaler's sum over devices is a plain 0.
+        if not isinstance(found, torch.Tensor):
+            return None
+        return shards.whole(found).to(p.device, torch.float32, non_blocking=True)
+
+    def _launch(self, rows: list[Row], clip: torch.Tensor | None) -> None:
+        """Over tensors that lie alike in memory; one that does not takes part as a copy and is written back."""
+        models = [dense(row.tensors[0]) for row in rows]
+        alike = [tuple(_lie_like(m, t) for t in row.tensors) for m, row in zip(models, rows, strict=True)]
+        columns = [list(column) for column in zip(*alike, strict=True)]
+        self._step_all(columns, [x for row in rows for x in row.scalars], [row.on_device for row in rows], clip)
+        for row, used in zip(rows, alike, strict=True):
+            for i, given in enumerate(row.tensors):
+                if i != 1 and used[i] is not given:
+                    given.copy_(used[i])
+
+
+@functools.cache
+def nothing(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor without elements, which stands where a row has none; one for all."""
+    return torch.empty(0, dtype=dtype, device=device)
+
+
+def want_steppable(name: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse what is sparse, complex, of another dtype than the lab's, or on a device without kernels."""
+    for what, t in tensors.items():
+        shards.want_parts(name, what, t)
+        if t.layout != torch.strided:
+            refuse(name, f"layout of {what}", t.layout, "torch.strided", TypeError)
+        if dtype_name(t) not in FLOATS:
+            refuse(name, f"dtype of {what}", dtype_name(t), f"one of {', '.join(FLOATS)}", TypeError)
+        if t.device.type not in DEVICES:
+            refuse(name, f"device of {what}", t.device, " or ".join(DEVICES))
+
+
+def want_one_device(name: str, tensors: Sequence[torch.Tensor]) -> None:
+    """Refuse to take one norm over several devices: one would wait for the other."""
+    for t in tensors:
+        if t.device != tensors[0].device:
+            came = f"one over {tensors[0].device} and {t.device}"
+            refuse(name, "the norm", came, "one over gradients of a single device")
+
+
+def want_norm(name: str, max_norm: Any) -> None:
+    """Refuse a largest norm that is none; None stands for no clipping."""
+    if max_norm is not None and (
+        isinstance(max_norm, bool) or not isinstance(max_norm, (int, float)) or math.isnan(max_norm) or max_norm < 0
+    ):
+        refuse(name, "max_norm", repr(max_norm), "a number from 0, or None")
+
+
+def _local(row: Row, p: torch.Tensor) -> Row:
+    """The row of what lies on this rank."""
+    if not shards.is_sharded(p):
+        return row
+    parts = [shards.local(t) for t in row.tensors]
+    parts[1] = shards.beside(row.tensors[1], p)
+    return row._replace(tensors=tuple(parts))
+
+
+def _lie_like(model: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """`t`, or a copy of it that lies as the model does; a place that the kernel does not touch has no elements."""
+    if not t.numel():
+        return t
+    if t.stride() == model.stride():
+        return t
+    strides = zip(t.stride(), model.stride(), t.shape, strict=True)
+    return t if all(a == b or n == 1 for a, b, n in strides) else torch.empty_like(model).copy_(t)
+
+
+@functools.cache
+def _outside_of_compile() -> None:
+    """Keep torch.compile out of the step: inlined it would be compiled anew for each number and state that it looks at.
+
+    When the first optimizer is made, not when this file is imported: torch imports its compiler for it, which takes
+    seconds, and does so for any optimizer of its own.
+    """
+    reason = "the optimizers of gradlab step in one launch over addresses, which the host looks up"
+    OneLaunch._stepped = torch.compiler.disable(OneLaunch._stepped, reason=reason)  # type: ignore[method-assign]

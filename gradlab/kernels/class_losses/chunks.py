@@ -1,0 +1,8 @@
+"""How many classes backward of linear_cross_entropy takes at a time. Framework-free."""
+
+
+def chunk(M: int, K: int, V: int) -> int:
+    """Vc, the classes whose dx lies in memory at once in backward: at least 1024, about K, or 2^21 / M."""
+    # Rows whose number an export of jax leaves open may be many.
+    few = 2**21 // max(M, 1) if isinstance(M, int) else 1
+    return min(V, max(1024, *(1 << max(n, 1).bit_length() - 1 for n in (K, few))))

@@ -1,0 +1,130 @@
+"""Classes out of range: an error at once on a CPU; on CUDA at a later call, because looking would make the host wait.
+
+There a kernel notes the first wrong row of each stretch, the notes travel to pinned memory beside whatever comes next,
+and an event says when they are there. Nobody waits for it: every later call, forward or backward, asks the events that are
+over by then and raises what they found. Until then the row's loss and gradient are NaN.
+"""
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+
+from gradlab.kernels.runtime.launch_triton import block, capturing, kernel, launch
+from gradlab.kernels.runtime.plans_triton import looks
+
+# Classes that the host looks at one by one.
+FEW = 256
+
+
+class Note(NamedTuple):
+    """What a call found, on its way to the host: there once `event.query()`; of rows M = N D and V classes."""
+
+    event: Any
+    found: torch.Tensor
+    op: str
+    M: int
+    V: int
+    D: int
+
+
+_pending: deque[Note] = deque()
+
+
+# fmt: off
+@kernel
+def _unknown_kernel(
+    t_ptr, t_m,
+    f_ptr,
+    M, V, IGNORE, STRETCH,
+    BM: tl.constexpr,
+):
+    """f[i] = (first m of the i-th STRETCH whose class is neither in [0, V) nor IGNORE, or M; that class); grid (I); a program owns f[i]."""
+    i = tl.program_id(0).to(tl.int64)
+    first = tl.full((BM,), 0, tl.int64) + M
+    for m0 in range(0, STRETCH, BM):
+        step = m0 + tl.arange(0, BM)
+        m = i * STRETCH + step
+        inside = (step < STRETCH) & (m < M)
+        t = tl.load(t_ptr + m * t_m, mask=inside, other=0).to(tl.int64)
+        wrong = inside & ((t < 0) | (t >= V)) & (t != IGNORE)
+        first = tl.minimum(first, tl.where(wrong, m, M))
+    found = tl.min(first, axis=0)
+    tl.store(f_ptr + 2 * i, found)
+    tl.store(f_ptr + 2 * i + 1, tl.load(t_ptr + found * t_m, mask=found < M, other=0).to(tl.int64))
+# fmt: on
+
+
+def unknown(t: torch.Tensor, V: int, ignore_index: int) -> torch.Tensor:
+    """f[I 2]: for each stretch of t[M] its first row with an unknown class, M if there is none, and that class."""
+    (M,) = t.shape
+    parts = max(1, min(1024, -(-M // 2**14)))
+    stretch = -(-M // parts)
+    f = t.new_empty((parts, 2), dtype=torch.int64)
+    # fmt: off
+    launch(
+        _unknown_kernel, [parts],
+        t, *t.stride(),
+        f,
+        M, V, ignore_index, stretch,
+        BM=block(stretch, 1024), writes=[f],
+    )
+    # fmt: on
+    return f
+
+
+@looks
+def refuse_unknown(op: str, t: torch.Tensor, V: int, D: int, ignore_index: int) -> None:
+    """Raise an IndexError for a class in t[N D] that is neither in [0, V) nor ignore_index; on CUDA, at a later call.
+
+    t comes flat; D says how it was, so that the message can name the place.
+    """
+    if not t.is_cuda and t.numel() <= FEW:
+        # torch's ops below take the host ten times as long.
+        for row, value in enumerate(t.tolist()):
+            if not 0 <= value < V and value != ignore_index:
+                raise IndexError(_said(op, row, value, V, D))
+        return
+    if not t.is_cuda:
+        # torch converts a number to the tensor's dtype first: uint8 255 would equal an ignore_index of -1.
+        wide = t.to(torch.int64)
+        wrong = ((wide < 0) | (wide >= V)) & (wide != ignore_index)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise IndexError(_said(op, row, int(t[row]), V, D))
+        return
+    # A graph is captured once and replayed unseen: its rows answer NaN alone.
+    if capturing():
+        return
+    raise_device_errors()
+    if t.numel():
+        found = unknown(t, V, ignore_index)
+        notes = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+        note(Note(torch.cuda.current_stream(t.device).record_event(), notes, op, t.shape[0], V, D))
+
+
+def note(one: Note) -> None:
+    """Remember a note until its event is over."""
+    _pending.append(one)
+
+
+def raise_device_errors() -> None:
+    """Raise what calls that are over found; the others go on, and nothing waits for them.
+
+    While the current stream is captured into a CUDA graph no event is asked: cudaEventQuery would invalidate the capture.
+
+    Raises:
+        IndexError: an earlier call had a class out of range.
+    """
+    while _pending and not capturing() and _pending[0].event.query():
+        one = _pending.popleft()
+        row, value = min(one.found.tolist())
+        if row < one.M:
+            said = _said(one.op, row, value, one.V, one.D)
+            raise IndexError(f"{said}; found on the GPU in an earlier call, whose loss and gradient are NaN there")
+
+
+def _said(op: str, row: int, value: int, V: int, D: int) -> str:
+    where = f"target[{row}]" if D == 1 else f"target.flatten(1)[{row // D}, {row % D}]"
+    return f"{op}: {where} is {value}, wanted a class in [0, {V})"

@@ -1,0 +1,52 @@
+"""The sum of a matrix over its rows as a Pallas kernel, in two passes where it is tall."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from gradlab.kernels.runtime.launch_pallas import accumulator, block, launch, loop, pad, pallas
+
+
+# fmt: off
+def _column_sum_kernel(*refs, M, BM, gated):
+    """s[z n] = sum_m a[m n], gated by g > 0, over the z-th M rows; grid (Z, N/BN); a program owns s[z BN]."""
+    a_ref, *others, s_ref = refs
+    acc = accumulator(a_ref.dtype)
+
+    def step(i, total):
+        m = pl.ds(i * BM, BM)
+        a = a_ref[m, :].astype(acc)
+        if gated:
+            a = jnp.where(others[0][m, :] <= 0, jnp.zeros_like(a), a)
+        return total + jnp.sum(a, axis=0, keepdims=True)
+
+    s_ref[...] = loop(M // BM, step, jnp.zeros(s_ref.shape, acc)).astype(s_ref.dtype)
+# fmt: on
+
+
+def column_sum(a: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """s[N] = sum over M of a[M N], zeros where gate <= 0; M * N * (1 or 2) elements read.
+
+    A tall matrix is summed in two passes, Z partial rows first: no atomics, so the same bits each time.
+    """
+    (M, N), dtype, acc = a.shape, a.dtype, accumulator(a.dtype)
+    if 0 in (M, N):
+        return jnp.zeros(N, dtype)
+
+    def call(platform: str, *operands: jax.Array) -> jax.Array:
+        M = operands[0].shape[0]
+        Z = max(1, min(256, M // 512)) if platform == "cuda" else 1
+        BM, BN = block(platform, -(-M // Z), 64), block(platform, N, 128, least=128)
+        rows = -(-M // (Z * BM)) * BM
+        padded = [pad(t, Z * rows, BN) for t in operands]
+        spec = pl.BlockSpec((rows, BN), lambda z, j: (z, j))
+        kernel = functools.partial(_column_sum_kernel, M=rows, BM=BM, gated=len(operands) > 1)
+        shape = jax.ShapeDtypeStruct((Z, padded[0].shape[1]), acc if Z > 1 else dtype)
+        out = pl.BlockSpec((1, BN), lambda z, j: (z, j))
+        grid = (Z, padded[0].shape[1] // BN)
+        partial = pallas(kernel, platform, grid, [spec] * len(padded), out, shape)(*padded)[:, :N]
+        return partial[0] if Z == 1 else call(platform, partial).astype(dtype)
+
+    return launch(call, *(t for t in (a, gate) if t is not None))

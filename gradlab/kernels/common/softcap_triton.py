@@ -1,0 +1,33 @@
+"""tanh of a tile in registers, and the soft cap of logits that is made of it: what several Triton kernels call."""
+
+import triton.language as tl
+
+from gradlab.kernels.runtime.launch_triton import kernel
+
+
+@kernel
+def tanh_of(x):
+    """tanh(x), with all digits of a small x; -0 stays -0."""
+    z = tl.exp(-2 * tl.abs(x))
+    far = tl.where(x >= 0, 1.0, -1.0) * ((1 - z) / (1 + z))
+    # Cody and Waite: minimax over |x| < ln(3) / 2, where 1 - z would cancel.
+    g = tl.where(tl.abs(x) < 0.625, x * x, 0.0)
+    p = (-0.96437492777225469787e0 * g - 0.99225929672236083313e2) * g - 0.16134119023996228053e4
+    q = ((g + 0.11274474380534949335e3) * g + 0.22337720718962312926e4) * g + 0.48402357071988688686e4
+    y = tl.where(tl.abs(x) < 0.625, x + x * (g * p / q), far)
+    return tl.where(x == 0, x, y)
+
+
+@kernel
+def capped(x, CAP: tl.constexpr):
+    """CAP tanh(x / CAP); x itself where CAP is 0."""
+    if CAP > 0:
+        x = CAP * tanh_of(x / CAP)
+    return x
+
+
+@kernel
+def cap_slope(x, CAP: tl.constexpr):
+    """The derivative of `capped` at x: 1 / cosh(x / CAP)^2, which does not cancel where the cap is reached; CAP > 0."""
+    e = tl.exp(-2 * tl.abs(x / CAP))
+    return 4 * e / ((1 + e) * (1 + e))

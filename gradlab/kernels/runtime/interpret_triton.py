@@ -1,0 +1,148 @@
+"""The lab's kernels in Triton's interpreter: a second opinion on what the CPU's compiler makes of them, and slow.
+
+Triton decides between its compiler and its interpreter when a kernel is decorated, from an environment variable that
+holds for the whole process. Here the interpreted form is made from the same Python function on first use, and Triton's
+language module is switched to its NumPy meaning only while it runs (under a lock, and put back afterwards whatever
+happens).
+"""
+
+import dataclasses
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.jit import JITFunction
+
+from gradlab.kernels.runtime.forking import Lock
+
+_switched = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
+# The language's modules and classes with their attributes, while it is found out which of them interpretation replaces.
+_before: list[tuple[Any, dict[str, Any]]] | None = None
+
+
+def _put_back() -> None:
+    """In a child forked while another thread interpreted: the language has its compiled meaning again."""
+    global _before
+    if _before is not None:
+        for place, members in _before:
+            for name, now in list(vars(place).items()):
+                if members.get(name, _absent) is not now:
+                    _set(place, name, members.get(name, _absent))
+        _before = None
+    elif _meanings.cache_info().currsize:
+        for place, name, member, _ in _meanings():
+            _set(place, name, member)
+
+
+_lock = Lock(_put_back)
+
+
+def interpret(
+    jit: JITFunction, grid: tuple[int, ...], args: tuple, writes: Sequence[torch.Tensor], constants: dict[str, Any]
+) -> None:
+    """Run `jit` over `grid` on NumPy arrays over the tensors' memory."""
+    with staged([a for a in args if isinstance(a, torch.Tensor)], writes) as stage:
+        args = tuple(stage(a) if isinstance(a, torch.Tensor) else a for a in args)
+        values = inspect.getcallargs(jit.fn, *args, **constants)
+        values = {k: v if k in constants else interpreter._implicit_cvt(v) for k, v in values.items()}
+        grid = grid + (1,) * (3 - len(grid))
+        fn = _twin(jit)
+        with _lock, _numpy_language(), np.errstate(all="ignore"):
+            interpreter.interpreter_builder.set_grid_dim(*grid)
+            for index in np.ndindex(*grid):
+                interpreter.interpreter_builder.set_grid_idx(*index)
+                fn(**values)
+
+
+@contextmanager
+def staged(tensors: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> Iterator[Callable]:
+    """Hand an interpreted kernel float32 in place of bfloat16, and round to nearest where it is written back.
+
+    Triton's interpreter has no bfloat16 arithmetic and truncates when it stores one. Every bfloat16 value is a
+    float32, so a kernel that accumulates in float32 sees the same numbers; the strides, zeros included, stay.
+    """
+    copies = {_place(t): _widen(t) for t in tensors if t.dtype == torch.bfloat16}
+    yield lambda t: copies.get(_place(t), t)
+    for t in writes:
+        if _place(t) in copies:
+            t.copy_(copies[_place(t)])
+
+
+def _place(t: torch.Tensor) -> tuple:
+    return t.data_ptr(), t.dtype, t.shape, t.stride()
+
+
+def _widen(t: torch.Tensor) -> torch.Tensor:
+    """A float32 copy with the same shape and strides, which `Tensor.float` would not keep for an expanded tensor."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+    return t.detach().as_strided((extent,), (1,)).float().as_strided(t.shape, t.stride(), 0)
+
+
+@functools.cache
+def _twin(jit: JITFunction) -> Callable:
+    """The kernel's Python function, rewritten for the interpreter, in a namespace of its own."""
+    names = dict(jit.fn.__globals__)
+    fn = types.FunctionType(jit.fn.__code__, names, jit.fn.__name__, jit.fn.__defaults__, jit.fn.__closure__)
+    called = {k: names[k] for k in fn.__code__.co_names if isinstance(names.get(k), JITFunction)}
+    names.update({k: _twin(v) for k, v in called.items()})
+    return interpreter.FunctionRewriter(fn).rewrite_ast()
+
+
+@contextmanager
+def _numpy_language() -> Iterator[None]:
+    """Give `triton.language` its NumPy meaning, and put back every attribute afterwards."""
+    try:
+        for place, name, _, numpy_member in _meanings():
+            setattr(place, name, numpy_member)
+        yield
+    finally:
+        for place, name, member, _ in _meanings():
+            _set(place, name, member)
+
+
+_absent = object()
+
+
+def _set(place: Any, name: str, member: Any) -> None:
+    """The attribute as it was, which may be: not there."""
+    if member is not _absent:
+        setattr(place, name, member)
+    elif name in vars(place):
+        delattr(place, name)
+
+
+@functools.cache
+def _meanings() -> list[tuple[Any, str, Any, Any]]:
+    """Every attribute that interpretation replaces: where, name, compiled meaning, NumPy meaning.
+
+    Found once, by letting Triton switch its modules and noting what moved: looking for it costs milliseconds.
+    """
+    global _before
+    before = _before = [(place, dict(vars(place))) for place in _switched]
+    # Triton asks a kernel's globals which modules to switch; a kernel that calls tl.sum needs both.
+    interpreter._patch_lang(types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    # tl.sum, tl.max, ... are kernels themselves: what runs is their Python function.
+    for name, member in list(vars(tl).items()):
+        if isinstance(member, JITFunction):
+            setattr(tl, name, member.fn)
+    # The compiler checks integers for overflow in debug builds only; in the interpreter it doubles the work.
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
+    tl.tensor.__index__ = lambda self: int(self.handle.data.reshape(()))
+    moved = [
+        (place, name, members.get(name, _absent), now)
+        for place, members in before
+        for name, now in vars(place).items()
+        if members.get(name, _absent) is not now
+    ]
+    for place, name, member, _ in moved:
+        _set(place, name, member)
+    _before = None
+    return moved

@@ -1,0 +1,327 @@
+"""The one gate for Pallas launches: the platform that a program is lowered for picks interpreter, Triton or Mosaic.
+
+A Triton-backed Pallas kernel does not mask partial blocks, and the interpreter pads them with NaN, so the gate hands
+every kernel whole blocks: `pad` before, a slice after. Blocks are powers of two with at least 128 on the last axis
+where a compiler asks for that; interpreted, one block is the whole array, because a step there costs the whole array.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas import triton as pltriton
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import batching, mlir
+from jax.sharding import ManualAxisType
+
+from gradlab.kernels.runtime import interpret_pallas
+from gradlab.kernels.runtime.mesh_pallas import like, on_each_device, plain, varying
+from gradlab.kernels.runtime.traced_pallas import Told, traced
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def interpreted(platform: str) -> bool:
+    """Whether kernels on this platform run in the interpreter, where steps are expensive and elements cheap."""
+    return platform == "cpu"
+
+
+def launch(call: Callable[..., Any], *operands: jax.Array) -> Any:
+    """`call(platform, *operands)` for the platform that the surrounding program is lowered for.
+
+    The choice falls when the program is lowered, not when it is traced: an array on a CPU beside a GPU is interpreted,
+    and a program can be lowered for a machine that is not there. What a GPU or a TPU runs is traced then, so `call`
+    may hold sizes and settings, but no array. A symbolic size, of `jax.export`, is for a CPU alone, where a block is
+    the whole array.
+    """
+    for name, cell in zip(call.__code__.co_freevars, call.__closure__ or (), strict=True):
+        if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(cell.cell_contents)):
+            raise TypeError(f"launch: {call.__qualname__} holds {name}, wanted arrays among its operands alone")
+    if _symbolic(operands):
+        return _whole({"cpu": functools.partial(_of_any_size, call)}, operands)
+    return _whole({name: functools.partial(call, name) for name in PLATFORMS}, operands)
+
+
+def _symbolic(arrays: Sequence[Any]) -> bool:
+    return any(jax.export.is_symbolic_dim(n) for x in arrays for n in x.shape)
+
+
+def _of_any_size(call: Callable[..., Any], *operands: jax.Array) -> Any:
+    # Private: Pallas refuses blocks of symbolic size unless an export says that they are meant.
+    from jax._src.pallas.core import pallas_export_experimental
+
+    with pallas_export_experimental(dynamic_shapes=True):
+        return call("cpu", *operands)
+
+
+def one_piece(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` of arrays and settings, which jax sees as one operation; mapped, as the mapped `fn`.
+
+    A custom_vjp's function must have no operation without operands, as the number of the platform is, or a constant:
+    where a loop is differentiated twice, jax 0.10 works them out ahead, puts them before the arguments, and counts the
+    arguments that the rule keeps without them. A residual is another one then.
+    """
+
+    @functools.wraps(fn)
+    def call(*args: Any) -> Any:
+        tree: Any
+        leaves, tree = jax.tree.flatten(args)
+        arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
+        settings = [None if i in arrays else leaf for i, leaf in enumerate(leaves)]
+
+        places = tuple(arrays)
+
+        def rebuilt(*given: jax.Array) -> Any:
+            there = dict(zip(places, given, strict=True))
+            return fn(*tree.unflatten([there.get(i, x) for i, x in enumerate(settings)]))
+
+        return _whole({"": rebuilt}, list(arrays.values()))
+
+    return call
+
+
+# A kernel's program as one operation. It is traced and lowered apart from what surrounds it, without the types that
+# say how arrays differ along a mesh's axes: inside, Pallas' interpreter mixes arrays that do with constants.
+_piece = Primitive("gradlab_launch")
+_piece.multiple_results = True
+
+
+class _Programs:
+    """The programs of one operation, one for each platform or one for all (""): the first is traced, others on demand.
+
+    A program is kept as a jaxpr, because a function would keep the tracers that it closes over alive.
+
+    Attributes:
+        first: the program that the operation's types are taken from.
+    """
+
+    def __init__(self, first: Any, branches: Mapping[str, Told], types: Sequence[Any]) -> None:
+        self.first, self._branches = first, branches
+        self._traced = {next(iter(branches)): first}
+        self._types, self._x64 = tuple(types), jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        self._run: dict[str, Callable[..., list[jax.Array]]] = {}
+        self._maps: dict[Any, _Programs] = {}
+
+    def branches(self, names: Sequence[str]) -> dict[str, Callable[..., list[jax.Array]]]:
+        """For each platform among `names` that there is a program for, the program as a function; all where it is one.
+
+        Each is a `jax.jit`: what is lowered in several places of a program is lowered once.
+        """
+        found = {}
+        for name in ("", *names):
+            if name in self._branches:
+                if name not in self._run:
+                    self._run[name] = jax.jit(jaxpr_as_fun(self._program(name)))
+                found[name] = self._run[name]
+        return found
+
+    def _program(self, name: str) -> Any:
+        # Several threads may lower at once: what two of them trace is the same.
+        if name not in self._traced:
+            with jax.enable_x64(self._x64):
+                self._traced[name], _ = traced(self._branches[name], self._types)
+        return self._traced[name]
+
+    def __repr__(self) -> str:
+        return str(self.first)
+
+    def mapped(self, axes: tuple[int | None, ...], size: int, types: Sequence[Any]) -> "_Programs":
+        """The programs of the mapped operation."""
+        if (axes, size) not in self._maps:
+            branches = {
+                name: Told(jax.vmap(functools.partial(self._one, name), axes, axis_size=size))
+                for name in self._branches
+            }
+            first, _ = traced(next(iter(branches.values())), types)
+            self._maps[axes, size] = _Programs(first, branches, types)
+        return self._maps[axes, size]
+
+    def _one(self, name: str, *arrays: jax.Array) -> list[jax.Array]:
+        return jaxpr_as_fun(self._program(name))(*arrays)
+
+
+def _whole(branches: Mapping[str, Callable[..., Any]], arrays: Sequence[jax.Array]) -> Any:
+    """The results of one operation on arrays, in the structure that its branches return."""
+    told = tuple((name, Told(fn)) for name, fn in branches.items())
+    structure: Any = None
+
+    def bind(*arrays: jax.Array) -> list[jax.Array]:
+        nonlocal structure
+        types = tuple(plain(x) for x in arrays)
+        first, structure = traced(told[0][1], types)
+        known = all(fn.known for _, fn in told)
+        return _bound((_kept if known else _made)(first, told, types), arrays)
+
+    results = on_each_device(bind, arrays)
+    return jax.tree.unflatten(structure, results)
+
+
+def _made(first: Any, told: tuple[tuple[str, Told], ...], types: tuple[Any, ...]) -> _Programs:
+    return _Programs(first, dict(told), types)
+
+
+# By their first: as long as jax keeps that one, the others are kept too, and what they were mapped to.
+_kept = functools.lru_cache(maxsize=1024)(_made)
+
+
+def _bound(programs: _Programs, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    return _piece.bind(*varying(arrays), programs=programs)
+
+
+@_piece.def_impl
+def _run(*arrays: jax.Array, programs: _Programs) -> list[jax.Array]:
+    (device,) = {d.platform for x in arrays for d in x.devices()}
+    # Devices of CUDA call their platform gpu.
+    (program,) = programs.branches(["cuda" if device == "gpu" else device]).values()
+    return program(*arrays)
+
+
+@_piece.def_abstract_eval
+def _types(*operands: Any, programs: _Programs) -> list[Any]:
+    return [like(result, operands) for result in programs.first.out_avals]
+
+
+def _mapped(
+    arrays: Sequence[jax.Array], axes: Sequence[Any], *, programs: _Programs
+) -> tuple[list[jax.Array], list[int]]:
+    axes = tuple(axis if isinstance(axis, int) else None for axis in axes)
+    size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    results = _bound(programs.mapped(axes, size, [plain(x) for x in arrays]), arrays)
+    return results, [0] * len(results)
+
+
+def _kernels(program: Any) -> Iterator[str]:
+    """The names of a program's kernels, as they stand in its names of scopes."""
+    for eqn in program.jaxpr.eqns:
+        yield from re.findall(r"gradlab_(\w+?)_kernel", f"{eqn.source_info.name_stack} {eqn.params.get('name', '')}")
+        if eqn.primitive is _piece:
+            yield from _kernels(eqn.params["programs"].first)
+
+
+def _lowered(ctx: Any, *operands: Any, programs: _Programs) -> Any:
+    wanted, program = ctx.module_context.platforms, programs.first
+    if _symbolic(program.in_avals) and any(name != "cpu" for name in wanted):
+        shapes = ", ".join(t.str_short(short_dtypes=True) for t in program.in_avals)
+        kernel = next(_kernels(program), "a kernel")
+        raise ValueError(
+            f"{kernel}: operands are {shapes}, wanted known sizes: a compiled kernel has blocks of fixed "
+            "sizes, only jax.export for platforms=('cpu',) takes a symbolic one"
+        )
+    branches = programs.branches(wanted)
+    # One platform, or one program for all of them; else the running program chooses, or jax says which one is missing.
+    chosen: Callable[..., Any] = functools.partial(jax.lax.platform_dependent, **branches)
+    if "" in branches or (len(wanted) == 1 and branches):
+        (chosen,) = branches.values()
+    without = ctx.replace(avals_in=program.in_avals, avals_out=program.out_avals)
+    return mlir.lower_fun(chosen, multiple_results=True)(without, *operands)
+
+
+batching.primitive_batchers[_piece] = _mapped
+mlir.register_lowering(_piece, _lowered)
+
+
+def pallas(
+    kernel: Callable[..., None],
+    platform: str,
+    grid: Sequence[int],
+    in_specs: Sequence[pl.BlockSpec],
+    out_specs: Any,
+    out_shape: Any,
+    *,
+    warps: int = 4,
+    stages: int = 3,
+    **options: Any,
+) -> Callable[..., Any]:
+    """`pl.pallas_call` with the platform's backend and the kernel's name on it.
+
+    Interpreted, one program over whole arrays is run on them.
+    """
+    params: Any = None
+    if platform == "cuda":
+        # Without these parameters Pallas takes Mosaic GPU, which has no jnp.dot.
+        params = pltriton.CompilerParams(num_warps=warps, num_stages=stages)
+    if platform == "tpu":
+        params = pltpu.CompilerParams(dimension_semantics=("parallel",) * len(grid))
+    name = "gradlab_" + getattr(kernel, "func", kernel).__name__.strip("_")
+    # Within `one_piece` nothing varies along an axis of a mesh.
+    shapes = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, manual_axis_type=ManualAxisType()), out_shape
+    )
+    call = pl.pallas_call(
+        kernel,
+        grid=tuple(grid),
+        in_specs=list(in_specs),
+        out_specs=out_specs,
+        out_shape=shapes,
+        interpret=interpreted(platform),
+        compiler_params=params,
+        name=name,
+        **options,
+    )
+    return (
+        _interpreted(kernel, name, grid, in_specs, out_specs, out_shape, call, **options)
+        if interpreted(platform)
+        else call
+    )
+
+
+def _interpreted(
+    kernel: Callable[..., None],
+    name: str,
+    grid: Sequence[int],
+    in_specs: Sequence[pl.BlockSpec],
+    out_specs: Any,
+    out_shape: Any,
+    call: Callable[..., Any],
+    input_output_aliases: Mapping[int, int] | None = None,
+) -> Callable[..., Any]:
+    """One program over whole arrays, run on them; `call` where there are more."""
+    results, structure = jax.tree.flatten(out_shape)
+    specs = [*in_specs, *jax.tree.leaves(out_specs)]
+
+    def run(*operands: jax.Array) -> Any:
+        if not interpret_pallas.whole(grid, specs, [*operands, *results]):
+            return call(*operands)
+        with jax.named_scope(name):
+            return jax.tree.unflatten(
+                structure, interpret_pallas.run(kernel, operands, results, input_output_aliases or {})
+            )
+
+    return run
+
+
+def block(platform: str, size: int, most: int, least: int = 16) -> int:
+    """The whole axis when interpreted; else the power of two that covers `size`, between `least` and `most`."""
+    if interpreted(platform):
+        return size
+    return max(least, min(most, 1 << max(size - 1, 0).bit_length()))
+
+
+def pad(x: jax.Array, *blocks: int, value: float = 0) -> jax.Array:
+    """`x` with each axis grown to a whole number of blocks, filled with `value`."""
+    widths = [(0, -n % b) for n, b in zip(x.shape, blocks, strict=True)]
+    return jnp.pad(x, widths, constant_values=value) if any(w for _, w in widths) else x
+
+
+def accumulator(dtype: Any) -> Any:
+    """The dtype that sums of `dtype` are carried in: float64 for float64, else float32."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def loop(steps: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
+    """`fori_loop` inside a kernel; counts in int32, which is what a TPU indexes with also when x64 is on."""
+    if steps == 1:
+        # Interpreted, which is where blocks are whole, a loop would be compiled for nothing.
+        return body(0 if interpret_pallas.alone() else jnp.int32(0), start)
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(steps), body, start)
+
+
+def scalars(*values: Any, dtype: Any) -> jax.Array:
+    """Run-time scalars as the [1 k] array that every backend takes."""
+    return jnp.stack([jnp.asarray(v, dtype) for v in values]).reshape(1, -1)

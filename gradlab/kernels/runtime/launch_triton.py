@@ -1,0 +1,325 @@
+"""Launches of the lab's Triton kernels: on CUDA through Triton, on a CPU through the compiler in `kernels/cpu`.
+
+Triton has one active back end a process. Here the tensor decides, at each launch, so that tensors on a CPU beside a GPU
+are computed on the CPU. `GRADLAB_CPU=interpret` runs Triton's interpreter there instead: a second opinion, and slow.
+"""
+
+import dataclasses
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch.utils.flop_counter import register_flop_formula
+from triton.runtime.jit import JITFunction
+
+from gradlab.kernels.runtime import compiled_triton, plans_triton, ranges, source_triton
+from gradlab.kernels.runtime import memory_triton as memory
+from gradlab.kernels.runtime.forking import Lock
+
+# Every kernel that was decorated so far, and those of them that no GPU launches, by id.
+KERNELS: list[JITFunction] = []
+OF_CPUS: set[int] = set()
+
+
+def kernel(fn: Callable) -> JITFunction:
+    """Decorate a Triton kernel of this lab, which `launch` runs on CUDA and on a CPU."""
+    KERNELS.append(source_triton.made(fn))
+    return KERNELS[-1]
+
+
+def kernel_of_cpus(fn: Callable) -> JITFunction:
+    """Decorate a kernel that is launched on CPUs alone, where another one does the same for a GPU."""
+    jit = kernel(fn)
+    OF_CPUS.add(id(jit))
+    return jit
+
+
+def kernel_of_any(*names: str) -> Callable[[Callable], JITFunction]:
+    """Decorate a kernel whose constants of these names, integers, are arguments on a CPU: compiled once for all values.
+
+    A GPU folds them into addresses of every element; a CPU's loops have their own for that.
+    """
+
+    def decorated(fn: Callable) -> JITFunction:
+        jit = kernel(fn)
+        compiled_triton.ANY[id(jit)] = names
+        return jit
+
+    return decorated
+
+
+def forget() -> None:
+    """Drop every compiled kernel from memory; on disk it stays."""
+    for jit in KERNELS:
+        jit.device_caches.clear()
+    compiled_triton.forget()
+    plans_triton.forget()
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One launch as a compiler sees it: the kernel, its arguments and its options."""
+
+    jit: JITFunction
+    grid: tuple[int, ...]
+    args: tuple
+    warps: int
+    stages: int
+    constants: dict[str, Any]
+
+
+_recorded: list[Launch] | None = None
+_recorded_for = "cuda"
+
+
+def _stop_recording() -> None:
+    global _recorded
+    _recorded = None
+
+
+_lock = Lock(_stop_recording)
+
+
+@contextmanager
+def recording(device: str = "cuda") -> Iterator[list[Launch]]:
+    """Within it, launches choose a GPU's sizes, or a CPU's, and are noted, not run: what machine code is read from.
+
+    Args:
+        device: whose tiles launches take: "cuda" or "cpu".
+    """
+    global _recorded, _recorded_for
+    with _lock:
+        _recorded, _recorded_for = [], device
+        try:
+            yield _recorded
+        finally:
+            _recorded = None
+
+
+@contextmanager
+def gpu_sizes() -> Iterator[None]:
+    """Within it, launches on a CPU take a GPU's tiles and splits: what is proven on a CPU is what a GPU launches."""
+    global _gpu_sizes
+    before, _gpu_sizes = _gpu_sizes, True
+    try:
+        yield
+    finally:
+        _gpu_sizes = before
+
+
+@contextmanager
+def interpreting() -> Iterator[None]:
+    """Within it, kernels on a CPU run in Triton's interpreter."""
+    global _interpreting
+    before, _interpreting = _interpreting, True
+    try:
+        yield
+    finally:
+        _interpreting = before
+
+
+@contextmanager
+def noting(note: Callable[[JITFunction], None]) -> Iterator[None]:
+    """Within it, `note` is called with each kernel in front of its launch."""
+    global _note
+    before, _note = _note, note
+    try:
+        yield
+    finally:
+        _note = before
+
+
+def sized_for(device: torch.device) -> str:
+    """Whose tiles launches on this device take: "cuda" or "cpu"."""
+    if _recorded is not None:
+        return _recorded_for
+    return "cuda" if device.type == "cuda" or _gpu_sizes else "cpu"
+
+
+def interpreted(device: torch.device) -> bool:
+    """Whether kernels on this device run in Triton's interpreter, whose time is no kernel's speed."""
+    return device.type != "cuda" and _interpreting and _recorded is None
+
+
+def bare() -> bool:
+    """Whether a launch on a CPU runs its machine code with a CPU's tiles, unnoted and in no named range."""
+    return _recorded is None and _note is None and ranges.opener is None and not (_interpreting or _gpu_sizes)
+
+
+def _from_environment() -> bool:
+    chosen = os.environ.get("GRADLAB_CPU", "compile")
+    if chosen not in ("compile", "interpret"):
+        raise ValueError(f"GRADLAB_CPU is {chosen!r}, wanted compile or interpret")
+    return chosen == "interpret"
+
+
+_gpu_sizes = False
+_note: Callable[[JITFunction], None] | None = None
+_interpreting = _from_environment()
+
+
+def launch(
+    jit: JITFunction,
+    grid: Sequence[int],
+    *args: Any,
+    writes: Sequence[torch.Tensor],
+    warps: int = 4,
+    stages: int = 3,
+    holds: Sequence[torch.Tensor] = (),
+    **constants: Any,
+) -> None:
+    """Run `jit` over `grid` on the device of the tensors it writes.
+
+    Args:
+        grid: programs along up to three axes; with a zero axis nothing is launched.
+        args: tensors, integers and floats in the kernel's order; a float reaches a compiled kernel as float32
+            unless the kernel annotates it wider.
+        writes: every tensor that the kernel stores to.
+        warps, stages: launch options on CUDA; a CPU has neither.
+        holds: tensors that the kernel reaches through addresses, which only its named range has to know.
+        constants: the kernel's `tl.constexpr` parameters.
+    """
+    if 0 in grid:
+        return
+    if _recorded is not None:
+        _recorded.append(Launch(jit, tuple(grid), args, warps, stages, constants))
+        return
+    if plans_triton.noted(jit, grid, args, constants):
+        return
+    if ranges.opener is None:
+        _run(jit, grid, args, writes, warps, stages, constants)
+        return
+    tensors = list(holds) or [a for a in args if isinstance(a, torch.Tensor)]
+    # Inside a compiled program no rule is there to say which way this is; autograd's engine knows.
+    back = torch._C._current_autograd_node() is not None
+    with ranges.opener.kernel("torch", jit.fn, tensors, back):
+        _run(jit, grid, args, writes, warps, stages, constants)
+
+
+def _run(
+    jit: JITFunction,
+    grid: Sequence[int],
+    args: tuple,
+    writes: Sequence[torch.Tensor],
+    warps: int,
+    stages: int,
+    constants: dict[str, Any],
+) -> None:
+    if _note is not None:
+        _note(jit)
+    device = writes[0].device
+    if device.type != "cuda":
+        if _interpreting:
+            from gradlab.kernels.runtime.interpret_triton import interpret
+
+            interpret(jit, tuple(grid), args, writes, constants)
+        else:
+            compiled_triton.run(jit, grid, args, constants)
+        return
+    if max(grid[1:], default=1) > 65535:
+        raise ValueError(f"{jit.fn.__name__}: grid is {tuple(grid)}, wanted at most 65535 programs past the first axis")
+    with torch.cuda.device(device):
+        # FP fusion is named because its default changes between Triton releases, and with it the last bit.
+        jit[tuple(grid)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+
+
+def triton_dtype(dtype: torch.dtype) -> tl.dtype:
+    """The Triton dtype of a tensor's elements."""
+    return getattr(tl, str(dtype).removeprefix("torch."))
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums of `dtype` are carried in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def capturing() -> bool:
+    """Whether the current stream is captured into a CUDA graph; a CPU build of torch has no answer to that."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def refuse_capture(op: str, device: torch.device) -> None:
+    """Raise a ValueError while the current stream is captured into a CUDA graph, for an op that reads the host's memory.
+
+    Each replay would copy from the same place on the host, which belongs to something else by then: the kernel would
+    take any bytes for addresses.
+    """
+    if device.type == "cuda" and capturing():
+        raise ValueError(
+            f"{op}: stream is captured into a CUDA graph, wanted one that is not: addresses and scalars come from the host"
+        )
+
+
+def on_device(values: Sequence, dtype: torch.dtype, device: torch.device, op: str) -> torch.Tensor:
+    """A small tensor of host values for `op`; on CUDA it travels from pinned memory, so that nothing waits for it.
+
+    Raises:
+        ValueError: the stream is captured into a CUDA graph.
+    """
+    refuse_capture(op, device)
+    host = torch.tensor(values, dtype=dtype)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+def block(size: int, most: int, least: int = 16) -> int:
+    """The power of two that covers `size`, held between `least` and `most`."""
+    return max(least, min(most, 1 << (size - 1).bit_length() if size > 1 else 1))
+
+
+def _no_product(*args: Any, **shapes: Any) -> int:
+    return 0
+
+
+def op(
+    name: str,
+    fake: Callable,
+    mutates: Sequence[str] = (),
+    from_host: bool = False,
+    flops: Callable[..., int] = _no_product,
+) -> Callable[[Callable], Callable]:
+    """Register a launching function as the custom op `gradlab::name`.
+
+    Crossing the dispatcher costs tens of microseconds a call, so an eager call on plain tensors goes straight to
+    the function, on a CPU by its plan; a compiler, a tracing mode or a wrapped tensor gets the registered op. Lazy
+    tensors are made real here, in front of both.
+
+    Args:
+        fake: the same signature on tensors without data: gives the results' shapes, strides and dtypes.
+        mutates: names of the arguments that are written.
+        from_host: it calls `on_device`, so inductor leaves it out of the CUDA graphs that it makes.
+        flops: the FLOPs of its products, for `torch.utils.flop_counter.FlopCounterMode`, which counts nothing else of
+            torch's own layers either; of the op's arguments with a shape in place of each tensor, and `out_shape`.
+    """
+    tags = (torch.Tag.cudagraph_unsafe,) if from_host else ()
+
+    def register(fn: Callable) -> Callable:
+        checked = memory.addressable(name, fn)
+        registered = torch.library.custom_op(f"gradlab::{name}", checked, mutates_args=mutates, tags=tags)
+        registered.register_fake(fake)
+        register_flop_formula(getattr(torch.ops.gradlab, name))(flops)
+        overload = getattr(torch.ops.gradlab, name).default
+        names = list(inspect.signature(fn).parameters)
+        written = [names.index(argument) for argument in mutates]
+        lazily, lazily_registered = (memory.resolving(name, f, written) for f in (fn, overload))
+        planned = plans_triton.Plans(fn)
+
+        @functools.wraps(fn)
+        def call(*args: Any) -> Any:
+            if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+                return fn(*args) if plans_triton.noting() else overload(*args)
+            signature = memory.signature(args) if bare() else None
+            if signature is not None:
+                return planned(signature, args)
+            found = memory.strange(args)
+            if not found:
+                return fn(*args)
+            return lazily_registered(*args) if memory.wrapped(found) else lazily(*args)
+
+        return call
+
+    return register

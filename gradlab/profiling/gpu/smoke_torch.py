@@ -1,0 +1,133 @@
+"""torch in the first minute on a GPU: what no Spec's case launches, and which kernels were."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+import gradlab.torch as lab
+from gradlab.autodiff.frameworks.side_torch import SIDE
+from gradlab.kernels.runtime import launch_triton
+from gradlab.profiling.machine_code.launches_torch import every_kernel
+
+
+def gpu() -> torch.device:
+    """torch's default device: CUDA where there is one."""
+    return torch.device(SIDE.device())
+
+
+def cpu() -> torch.device:
+    """Where kernels are interpreted."""
+    return torch.device("cpu")
+
+
+def put(array: np.ndarray, dtype: str, where: torch.device) -> torch.Tensor:
+    """An array on a device, floats in `dtype`."""
+    return SIDE.put(array, dtype, like=torch.empty(0, device=where, dtype=torch.int64))
+
+
+take = SIDE.take
+
+
+def kernels() -> set[str]:
+    """The names of all kernels that are launched, with their files."""
+    return {_name(k) for k in every_kernel() if k.fn.__name__.endswith("_kernel")}
+
+
+@contextmanager
+def counted() -> Iterator[set[str]]:
+    """The names of the kernels that run within it."""
+    names: set[str] = set()
+    with launch_triton.noting(lambda jit: names.add(_name(jit))):
+        yield names
+
+
+def _name(jit: Any) -> str:
+    return f"{jit.fn.__module__.rpartition('.')[2]}.{jit.fn.__name__}"
+
+
+def _drawn(where: torch.device, *shape: int, seed: int = 0) -> torch.Tensor:
+    return put(np.random.default_rng(seed).standard_normal(shape), "float32", where).requires_grad_()
+
+
+def _classes(where: torch.device, M: int, V: int) -> torch.Tensor:
+    return put(np.random.default_rng(9).integers(0, V, M), "float32", where)
+
+
+def _steps(where: torch.device, make: Callable[[list[torch.Tensor]], Any]) -> tuple[torch.Tensor, ...]:
+    """Parameters after two steps, one larger than a chunk."""
+    params = [_drawn(where, 3000), _drawn(where, 7, 3, seed=1)]
+    optimizer = make(params)
+    for seed in (2, 3):
+        for p in params:
+            p.grad = _drawn(where, *p.shape, seed=seed).detach()
+        optimizer.step()
+    return tuple(p.detach() for p in params)
+
+
+def _clipped(where: torch.device) -> tuple[torch.Tensor, ...]:
+    """A norm, and the gradients that it shortens."""
+    p = _drawn(where, 3000)
+    p.grad = _drawn(where, 3000, seed=1).detach()
+    return lab.clip_grad_norm_([p], 1.0), p.grad
+
+
+def _in_place(where: torch.device) -> tuple[torch.Tensor, ...]:
+    """A loss whose gradient takes the logits' memory, and a backward that scales it."""
+    x = _drawn(where, 8, 300)
+    y = lab.cross_entropy(x * 1.0, _classes(where, 8, 300), inplace=True)
+    return y.detach(), *torch.autograd.grad(3 * y, x)
+
+
+def _long_rows(where: torch.device) -> tuple[torch.Tensor, ...]:
+    """Rows that no program holds."""
+    x = _drawn(where, 4, 20_000)
+    y = lab.cross_entropy(x, _classes(where, 4, 20_000))
+    return y.detach(), *torch.autograd.grad(y, x)
+
+
+def _many_classes(where: torch.device) -> tuple[torch.Tensor, ...]:
+    """Classes in several programs a row, merged by a kernel of its own."""
+    h, w = _drawn(where, 40, 72), _drawn(where, 700, 72, seed=1)
+    y = lab.linear_cross_entropy(h, w, _classes(where, 40, 700))
+    return y.detach(), *torch.autograd.grad(y, (h, w))
+
+
+def _columns(where: torch.device) -> tuple[torch.Tensor, ...]:
+    """Losses row by row, whose sum's backward has the rows' cotangents, twice."""
+    x, t = _drawn(where, 8, 300), _classes(where, 8, 300)
+    y = lab.cross_entropy(x, t, reduction="none")
+    (dx,) = torch.autograd.grad(y, x, _drawn(where, 8, seed=4), create_graph=True)
+    return y.detach(), dx.detach(), *torch.autograd.grad(dx, x, _drawn(where, 8, 300, seed=5))
+
+
+def _tiles(where: torch.device) -> tuple[torch.Tensor, ...]:
+    """A product of several tiles along every axis, none of them whole."""
+    x, w, b = _drawn(where, 200, 328), _drawn(where, 136, 328, seed=1), _drawn(where, 136, seed=2)
+    y = lab.linear(x, w, b, activation="relu")
+    return y.detach(), *torch.autograd.grad(y, (x, w, b), _drawn(where, 200, 136, seed=3))
+
+
+def _channels_last(where: torch.device) -> tuple[torch.Tensor, ...]:
+    """Images that lie channels last, of more than one tile."""
+    x = _drawn(where, 2, 32, 12, 12).detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    w = _drawn(where, 48, 32, 3, 3, seed=1)
+    y = lab.max_pool2d(lab.conv2d(x, w, padding=1), 2)
+    assert isinstance(y, torch.Tensor)
+    return y.detach(), *torch.autograd.grad(y, (x, w), _drawn(where, 2, 48, 6, 6, seed=2))
+
+
+# A name, a call that gives results on a device, and the terms of its longest sum.
+CALLS = (
+    ("Adam", lambda where: _steps(where, lambda ps: lab.Adam(ps, lr=0.01, amsgrad=True, max_norm=1.0)), 3021),
+    ("SGD", lambda where: _steps(where, lambda ps: lab.SGD(ps, lr=0.01, momentum=0.9)), 1),
+    ("clip_grad_norm_", _clipped, 3000),
+    ("cross_entropy in place", _in_place, 300),
+    ("cross_entropy of long rows", _long_rows, 20_000),
+    ("cross_entropy of rows", _columns, 300),
+    ("linear_cross_entropy of many classes", _many_classes, 700),
+    ("linear of several tiles", _tiles, 328),
+    ("conv2d and max_pool2d channels last", _channels_last, 432),
+)
