@@ -7,7 +7,7 @@ torch's generated C++ asks for `NAME.so`, the kernel, and for `NAME.launcher.so`
 and takes the arguments as torch's wrapper lays them out: an address as it is, an int64 or a float by its address.
 Triton files what it compiles by the last suffix of a name, which is the same of both: they are made when torch asks for
 them.
-This file alone knows how torch asks; both libraries are linked by the C++ compiler that AOTInductor needs anyway.
+Both libraries are linked by the C++ compiler that AOTInductor needs anyway.
 """
 
 import functools
@@ -20,6 +20,7 @@ from typing import Any
 from gradlab.kernels.cpu import types
 from gradlab.kernels.cpu.binary import Binary
 from gradlab.kernels.cpu.machine import host, position_independent
+from gradlab.kernels.private import private_torch
 
 # How C++ names an argument's type, and the type of what torch's wrapper holds of it.
 _NUMBERS = {
@@ -66,9 +67,8 @@ extern "C" void run_from_nativert(uint32_t x, uint32_t y, uint32_t z, int, void 
 @functools.cache
 def install() -> None:
     """Have inductor save this back end's kernels ahead of time; its older versions save none for a CPU."""
-    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
-
-    others = getattr(CachingAutotuner, "save_cpu_kernel", None)
+    tuner_class = private_torch.caching_autotuner()
+    others = getattr(tuner_class, "save_cpu_kernel", None)
     if others is None:
         return
 
@@ -76,17 +76,15 @@ def install() -> None:
     def save_cpu_kernel(tuner: Any, launcher: Any) -> None:
         (_save if "obj" in launcher.bin.asm else others)(tuner, launcher)
 
-    CachingAutotuner.save_cpu_kernel = save_cpu_kernel  # type: ignore[method-assign]
+    tuner_class.save_cpu_kernel = save_cpu_kernel
 
 
 def _save(tuner: Any, launcher: Any) -> None:
-    from torch._inductor.codecache import CpuTritonKernelCache
-
     # torch's wrapper hands on what its call of the kernel names: no constants, and a grid for the user's kernels alone.
     constants = {parameter.name for parameter in tuner.fn.params if parameter.is_constexpr}
     signature = {name: kind for name, kind in launcher.bin.src.signature.items() if name not in constants}
     kernel, launching = libraries(launcher.bin, signature, _grid(tuner, launcher, signature))
-    CpuTritonKernelCache.set(
+    private_torch.cpu_kernel_cache().set(
         tuner.inductor_meta["kernel_name"],
         kernel_bytes=kernel,
         launcher_bytes=launching,
@@ -98,8 +96,6 @@ def _save(tuner: Any, launcher: Any) -> None:
 
 def _grid(tuner: Any, launcher: Any, signature: dict[str, str]) -> list[str]:
     """C++ that computes the grid where torch's wrapper hands none on."""
-    from torch._inductor.runtime.triton_heuristics import GridExpr
-
     meta = tuner.inductor_meta
     extra = meta.get("extra_launcher_args", [])
     if extra == ["_grid_0", "_grid_1", "_grid_2"]:
@@ -110,7 +106,7 @@ def _grid(tuner: Any, launcher: Any, signature: dict[str, str]) -> list[str]:
             "time, wanted one configuration, or sizes that are known now"
         )
     fixed = tuner.triton_meta.get("constants", {})
-    grid = GridExpr.from_meta(meta, launcher.config, mode="cpp")
+    grid = private_torch.grid_expression(meta, launcher.config, mode="cpp")
     numbers = []
     for place, (name, kind) in enumerate(signature.items()):
         if kind == "constexpr" and isinstance(fixed.get(name), int):
@@ -164,10 +160,18 @@ def _launcher(binary: Binary, signature: dict[str, str], grid: list[str]) -> str
 
 
 def _linked(source: Path, name: str) -> bytes:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
     library = source.with_suffix(".so")
-    command = [get_cpp_compiler(), "-shared", "-fPIC", "-O1", "-std=c++17", str(source), "-o", str(library), "-lm"]
+    command = [
+        private_torch.cpp_compiler(),
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-std=c++17",
+        str(source),
+        "-o",
+        str(library),
+        "-lm",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]

@@ -129,7 +129,7 @@ class CPUBackend(BaseBackend):
 
 def _ttir(module: Any, metadata: dict[str, Any]) -> str:
     """Triton's own passes, those that its GPU back ends begin with; as text, which is printed once."""
-    from triton._C.libtriton import ir, passes
+    from gradlab.kernels.private.private_triton import ir, passes
 
     manager = ir.pass_manager(module.context)
     manager.enable_debug()
