@@ -15,6 +15,8 @@ from typing import Any
 
 from triton.backends.compiler import BaseBackend, GPUTarget
 
+# The instrumentation mode, a word of Triton's own, that asks for a sanitized kernel.
+SANITIZE = "gradlab-sanitize"
 # Options of launches that say how to use a GPU; every back end of this Triton adds its own.
 _FOR_GPUS = ("grf_mode", "generate_native_code", "maxnreg", "num_consumer_groups", "num_buffers_warp_spec")
 
@@ -47,6 +49,11 @@ class Options:
     default_dot_input_precision: str = "ieee"
     allowed_dot_input_precisions: tuple[str, ...] = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
     max_num_imprecise_acc_default: int = 0
+
+    @property
+    def sanitized(self) -> bool:
+        """Whether the kernel examines its accesses to memory."""
+        return SANITIZE in self.instrumentation_mode
 
     def hash(self) -> str:
         """What of the options changes the code, for Triton's cache."""
@@ -86,6 +93,8 @@ class CPUBackend(BaseBackend):
         given["enable_fp_fusion"] = _fusion(given.get("enable_fp_fusion"))
         # Triton asserts that integers do not overflow in debug mode alone; what it computes for that takes time always.
         given["sanitize_overflow"] = given.get("sanitize_overflow", True) and given.get("debug", False)
+        if SANITIZE in given.get("instrumentation_mode", ""):
+            given |= {"debug": True, "sanitize_overflow": False}
         options = Options(**given)
         for name in opts.keys() & _foreign():
             # Triton refuses a keyword of a launch that the options do not have.
@@ -158,7 +167,10 @@ def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
     from gradlab.kernels.cpu.machine import host
 
     text = str(module)
-    lowered = lower.lower(text, host(), options.enable_fp_fusion)
+    writing = None
+    if options.sanitized:
+        from gradlab.kernels.cpu.sanitize_lower import Sanitized as writing
+    lowered = lower.lower(text, host(), options.enable_fp_fusion, writing)
     named = re.search(r'tt\.func public @"?([^"(\s]+)', text)
     metadata["name"] = named[1] if named else lowered.name
     # Triton's runtime asks how much of a GPU's shared memory a kernel needs, and hosts divide what there is by it.
@@ -171,6 +183,7 @@ def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
         "messages": lowered.messages,
         "stored": lowered.stored,
         "ordered": lowered.ordered,
+        "sites": lowered.sites,
     }
     return lowered.ir
 

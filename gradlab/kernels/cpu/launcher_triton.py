@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gradlab.kernels.cpu import types
+from gradlab.kernels.cpu import sanitize_torch, types
 from gradlab.kernels.cpu.launching import Kernel
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -25,6 +25,7 @@ class Launcher:
         self._kernel: Kernel | None = None
         self._pointers: list[int] = []
         self._count = 0
+        self._examined = False
 
     def __call__(
         self,
@@ -50,13 +51,17 @@ class Launcher:
         if len(values) != self._count:
             wanted = f"wanted {self._wanted}, constants among them"
             raise TypeError(f"{kernel.binary.name}: {len(args)} arguments were given, {wanted}")
+        given = list(values) if self._examined else values
         for index in self._pointers:
             value = values[index]
             if type(value) in _PLAIN and value.is_cpu and not value.is_neg():
                 values[index] = value.data_ptr()
             else:
                 values[index] = address(value, kernel, index)
-        kernel((x, y, z), values)
+        if self._examined:
+            sanitize_torch.launch(kernel, (x, y, z), values, given)
+        else:
+            kernel((x, y, z), values)
         if leave is not None:
             leave(launch_metadata)
 
@@ -64,6 +69,7 @@ class Launcher:
         arguments = kernel.binary.arguments
         self._pointers = [index for index, (_, kind) in enumerate(arguments) if types.is_pointer(kind)]
         self._count = len(arguments)
+        self._examined = bool(kernel.binary.sites)
         self._kernel = kernel
 
 
