@@ -7,7 +7,6 @@ torch's generated C++ loads `NAME.so`, the kernel, and `NAME.launcher.so`, which
 and takes the arguments as torch's wrapper passes them: a pointer by value, an int64 or a float by its address.
 Triton's cache keys a compiled file by its last suffix, which both libraries share; so they are no stages of the
 compiler, and are built when inductor saves the kernel. The C++ compiler that AOTInductor needs anyway links them.
-Inductor's private interface for saving kernels is used in this file only.
 """
 
 import functools
@@ -20,6 +19,7 @@ from typing import Any
 from gradlab.kernels.cpu import types
 from gradlab.kernels.cpu.binary import Binary
 from gradlab.kernels.cpu.machine import host, position_independent
+from gradlab.kernels.private import private_torch
 
 # C++ type of an argument in its slot, and the type that torch's wrapper passes by address.
 _NUMBERS = {
@@ -66,9 +66,8 @@ extern "C" void run_from_nativert(uint32_t x, uint32_t y, uint32_t z, int, void 
 @functools.cache
 def install() -> None:
     """Have inductor save this back end's kernels ahead of time; its older versions save no CPU kernels at all."""
-    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
-
-    others = getattr(CachingAutotuner, "save_cpu_kernel", None)
+    tuner_class = private_torch.caching_autotuner()
+    others = getattr(tuner_class, "save_cpu_kernel", None)
     if others is None:
         return
 
@@ -76,17 +75,15 @@ def install() -> None:
     def save_cpu_kernel(tuner: Any, launcher: Any) -> None:
         (_save if "obj" in launcher.bin.asm else others)(tuner, launcher)
 
-    CachingAutotuner.save_cpu_kernel = save_cpu_kernel  # type: ignore[method-assign]
+    tuner_class.save_cpu_kernel = save_cpu_kernel
 
 
 def _save(tuner: Any, launcher: Any) -> None:
-    from torch._inductor.codecache import CpuTritonKernelCache
-
     # torch's wrapper passes the kernel's arguments without its constants, and a grid for user-written kernels only.
     constants = {parameter.name for parameter in tuner.fn.params if parameter.is_constexpr}
     signature = {name: kind for name, kind in launcher.bin.src.signature.items() if name not in constants}
     kernel, launching = libraries(launcher.bin, signature, _grid(tuner, launcher, signature))
-    CpuTritonKernelCache.set(
+    private_torch.cpu_kernel_cache().set(
         tuner.inductor_meta["kernel_name"],
         kernel_bytes=kernel,
         launcher_bytes=launching,
@@ -98,8 +95,6 @@ def _save(tuner: Any, launcher: Any) -> None:
 
 def _grid(tuner: Any, launcher: Any, signature: dict[str, str]) -> list[str]:
     """C++ that computes the grid where torch's wrapper passes none."""
-    from torch._inductor.runtime.triton_heuristics import GridExpr
-
     meta = tuner.inductor_meta
     extra = meta.get("extra_launcher_args", [])
     if extra == ["_grid_0", "_grid_1", "_grid_2"]:
@@ -110,7 +105,7 @@ def _grid(tuner: Any, launcher: Any, signature: dict[str, str]) -> list[str]:
             "wanted one configuration, or grid sizes known at compile time"
         )
     fixed = tuner.triton_meta.get("constants", {})
-    grid = GridExpr.from_meta(meta, launcher.config, mode="cpp")
+    grid = private_torch.grid_expression(meta, launcher.config, mode="cpp")
     numbers = []
     for place, (name, kind) in enumerate(signature.items()):
         if kind == "constexpr" and isinstance(fixed.get(name), int):
@@ -164,10 +159,18 @@ def _launcher(binary: Binary, signature: dict[str, str], grid: list[str]) -> str
 
 
 def _linked(source: Path, name: str) -> bytes:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
     library = source.with_suffix(".so")
-    command = [get_cpp_compiler(), "-shared", "-fPIC", "-O1", "-std=c++17", str(source), "-o", str(library), "-lm"]
+    command = [
+        private_torch.cpp_compiler(),
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-std=c++17",
+        str(source),
+        "-o",
+        str(library),
+        "-lm",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]

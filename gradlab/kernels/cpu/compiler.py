@@ -129,7 +129,7 @@ class CPUBackend(BaseBackend):
 
 def _ttir(module: Any, metadata: dict[str, Any]) -> str:
     """Triton's own TTIR passes, those that its GPU back ends start with; the result is the printed module."""
-    from triton._C.libtriton import ir, passes
+    from gradlab.kernels.private.private_triton import ir, passes
 
     manager = ir.pass_manager(module.context)
     manager.enable_debug()
