@@ -90,10 +90,10 @@ class Sanitized(Kernel):
         assert p is not None
         return memory.load(self.b, p, self._guarded(op, layout.LOAD, p, mask), other)
 
-    def store(self, op: Operation, p: Lane, value: Lane, mask: Lane | None, ask: bool = True) -> None:
+    def store(self, op: Operation, p: Lane, value: Lane, mask: Lane | None, test_full: bool = True) -> None:
         """A store within bounds."""
         mask = self._guarded(op, layout.STORE, p, mask, value)
-        memory.store(self.b, p, value, mask, ask)
+        memory.store(self.b, p, value, mask, test_full)
 
     def stores(self, group: Iterable[Operation]) -> None:
         """Stores come whose elements are stored at one moment."""
