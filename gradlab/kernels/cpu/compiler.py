@@ -15,13 +15,9 @@ from typing import Any
 
 from triton.backends.compiler import BaseBackend, GPUTarget
 
-<<<<<<< HEAD
-# The instrumentation mode, a word of Triton's own, that asks for a sanitized kernel.
+# The instrumentation mode, an option of Triton's own launches, that asks for a sanitized kernel.
 SANITIZE = "gradlab-sanitize"
-# Options of launches that say how to use a GPU; every back end of this Triton adds its own.
-=======
 # Launch options that only concern GPUs; the other back ends of this Triton add theirs.
->>>>>>> main
 _FOR_GPUS = ("grf_mode", "generate_native_code", "maxnreg", "num_consumer_groups", "num_buffers_warp_spec")
 
 
@@ -173,7 +169,9 @@ def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
     text = str(module)
     writing = None
     if options.sanitized:
-        from gradlab.kernels.cpu.sanitize_lower import Sanitized as writing
+        from gradlab.kernels.cpu.sanitize_lower import Sanitized
+
+        writing = Sanitized
     lowered = lower.lower(text, host(), options.enable_fp_fusion, writing)
     named = re.search(r'tt\.func public @"?([^"(\s]+)', text)
     metadata["name"] = named[1] if named else lowered.name

@@ -6,7 +6,8 @@ Each gives whether a lane may go on; what it may not do, and what is suspect tho
 from gradlab.kernels.cpu import sanitize_layout as layout
 
 _RECORD = f"""\
-define internal void @sanitize.record(ptr %state, i64 %site, i64 %kind, i64 %program, i64 %at, i64 %other, ptr %extent) noinline {{
+define internal void @sanitize.record(ptr %state, i64 %site, i64 %kind, i64 %program, i64 %at, i64 %other, ptr %extent)
+    noinline {{
 entry:
   %place = getelementptr i64, ptr %state, i64 {layout.RECORDS}
   %records = load ptr, ptr %place
@@ -47,8 +48,7 @@ entry:
 
 def _word(extent: str, name: str, word: int, kind: str = "i64") -> str:
     return (
-        f"  %at.{name} = getelementptr i64, ptr {extent}, i64 {word}\n"
-        f"  %{name} = load {kind}, ptr %at.{name}, align 8"
+        f"  %at.{name} = getelementptr i64, ptr {extent}, i64 {word}\n  %{name} = load {kind}, ptr %at.{name}, align 8"
     )
 
 
@@ -59,7 +59,8 @@ def _noted(name: str, kind: int, other: str, after: str) -> str:
 
 
 _LANE = f"""\
-define internal i1 @sanitize.lane(ptr %state, ptr %given, i64 %at, i64 %size, i64 %access, i64 %site, i64 %program, i64 %tick, i64 %value) noinline {{
+define internal i1 @sanitize.lane(ptr %state, ptr %given, i64 %at, i64 %size, i64 %access, i64 %site, i64 %program,
+    i64 %tick, i64 %value) noinline {{
 entry:
   %known = icmp ne ptr %given, null
   br i1 %known, label %held, label %look
@@ -105,7 +106,8 @@ def lanes(width: int, attributes: str) -> tuple[str, str]:
     name = f"sanitize.lanes.{width}"
     word, byte, truth = (f"<{width} x {kind}>" for kind in ("i64", "i8", "i1"))
     text = f"""\
-define internal {truth} @{name}(ptr %state, ptr %extent, {word} %at, {truth} %mask, i64 %size, i64 %access, i64 %site, i64 %program, i64 %tick, {word} %values) noinline {attributes} {{
+define internal {truth} @{name}(ptr %state, ptr %extent, {word} %at, {truth} %mask, i64 %size, i64 %access, i64 %site,
+    i64 %program, i64 %tick, {word} %values) noinline {attributes} {{
 entry:
   %ats = alloca {word}, align 64
   %words = alloca {word}, align 64
@@ -126,7 +128,8 @@ one:
   %lane = load i64, ptr %lane.at
   %value.at = getelementptr i64, ptr %words, i64 %i
   %value = load i64, ptr %value.at
-  %fine = call i1 @sanitize.lane(ptr %state, ptr %extent, i64 %lane, i64 %size, i64 %access, i64 %site, i64 %program, i64 %tick, i64 %value)
+  %fine = call i1 @sanitize.lane(ptr %state, ptr %extent, i64 %lane, i64 %size, i64 %access, i64 %site, i64 %program,
+    i64 %tick, i64 %value)
   %kept = zext i1 %fine to i8
   store i8 %kept, ptr %mark.at
   br label %after

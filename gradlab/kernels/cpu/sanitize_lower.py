@@ -58,10 +58,17 @@ class Sanitized(Kernel):
         return dataclasses.replace(super().lowered(), ordered=True, sites=self._sites)
 
     def _text(self, head: list[str], body: list[str]) -> str:
-        more = [f"  %state.at = getelementptr i64, ptr %report, i64 {layout.STATE}", "  %state = load ptr, ptr %state.at"]
-        for word in ("EPOCH", "FLOOR", "START", "STARTS"):
-            number = getattr(layout, word)
-            more.append(f"  %state.{word.lower()} = getelementptr i64, ptr %state, i64 {number}")
+        more = [
+            f"  %state.at = getelementptr i64, ptr %report, i64 {layout.STATE}",
+            "  %state = load ptr, ptr %state.at",
+        ]
+        for name, number in (
+            ("epoch", layout.EPOCH),
+            ("floor", layout.FLOOR),
+            ("start", layout.START),
+            ("starts", layout.STARTS),
+        ):
+            more.append(f"  %state.{name} = getelementptr i64, ptr %state, i64 {number}")
         more += ["  %epoch = load i64, ptr %state.epoch", "  %starts = load ptr, ptr %state.starts"]
         for i, (_, kind) in enumerate(self.kernel.arguments):
             if not types.is_pointer(kind.element):
@@ -116,7 +123,9 @@ class Sanitized(Kernel):
 
     # Guards.
 
-    def _guarded(self, op: Operation, access: int, p: Lane, mask: Lane | None, value: Lane | None = None) -> Lane | None:
+    def _guarded(
+        self, op: Operation, access: int, p: Lane, mask: Lane | None, value: Lane | None = None
+    ) -> Lane | None:
         """The mask of the lanes that may go on."""
         b = self.b
         if isinstance(mask, Uniform) and mask.known is not None:

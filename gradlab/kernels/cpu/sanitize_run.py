@@ -53,7 +53,7 @@ class Noted(NamedTuple):
     Attributes:
         site: number of the access.
         kind: of the fault, as `sanitize_layout.KINDS` numbers them.
-        count: how many elements it was noted of.
+        elements: how many it was noted of.
         program: number of the first program that it was noted in.
         at: address of the first element.
         other: number of the other program of a race.
@@ -62,7 +62,7 @@ class Noted(NamedTuple):
 
     site: int
     kind: int
-    count: int
+    elements: int
     program: int
     at: int
     other: int
@@ -125,7 +125,7 @@ class Examined(Kernel):
         state[layout.FIND] = ctypes.cast(callback, ctypes.c_void_p).value or 0
         for i, extent in enumerate(extents):
             first = layout.ARGUMENTS + layout.EXTENT * i
-            state[first : first + layout.EXTENT] = extent.words()
+            state[first : first + layout.EXTENT] = list(extent.words())
         self._state = ctypes.addressof(state)
         try:
             self(grid, values)
@@ -138,7 +138,7 @@ class Examined(Kernel):
             noted
             for site in range(sites)
             for kind in range(len(layout.KINDS))
-            if (noted := _noted(records, site, kind, starts, epoch)).count
+            if (noted := _noted(records, site, kind, starts, epoch)).elements
         ]
 
 

@@ -42,6 +42,8 @@ class Fault:
         masked: whether the access has a mask; if so, the element's is true.
         count: elements that it was done to.
         launch: number of the launch, from 1 on.
+        span: elements of memory from the tensor's first to its last.
+        launches: how many launches did it.
     """
 
     kind: str
@@ -62,6 +64,8 @@ class Fault:
     masked: bool
     count: int
     launch: int
+    span: int = 0
+    launches: int = 1
 
 
 class Session:
@@ -215,8 +219,9 @@ def _fault(kernel: Examined, grid: Grid, given: Sequence[Any], memory: _Memory, 
         grid=grid,
         other=None if noted.other < 0 else _place(noted.other, grid),
         masked=masked,
-        count=noted.count,
+        count=noted.elements,
         launch=launch,
+        span=0 if tensor is None else span(tensor),
     )
 
 

@@ -17,9 +17,9 @@ import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
 from triton.runtime.jit import JITFunction
 
+from gradlab.kernels.cpu import sanitize_torch
 from gradlab.kernels.private.private_torch import autograd_node, dispatch_modes
 from gradlab.kernels.private.private_triton import forget as forget_compiled
-from gradlab.kernels.cpu import sanitize_torch
 from gradlab.kernels.runtime import compiled_triton, plans_triton, ranges, source_triton
 from gradlab.kernels.runtime import memory_triton as memory
 from gradlab.kernels.runtime.forking import Lock
@@ -147,6 +147,11 @@ def sized_for(device: torch.device) -> str:
 def interpreted(device: torch.device) -> bool:
     """Whether kernels on this device run in Triton's interpreter, whose time is no kernel's speed."""
     return device.type != "cuda" and _interpreting and _recorded is None
+
+
+def interpreting_now() -> bool:
+    """Whether launches on a CPU run in Triton's interpreter."""
+    return _interpreting
 
 
 def bare() -> bool:
