@@ -53,7 +53,8 @@ def shell(command):
 
 def plain(text):
     """Without the seconds of a check, and what pads a table's lines."""
-    return "".join(line.rstrip() + "\n" for line in text.splitlines() if not line.startswith("seconds:")).rstrip("\n") + "\n"
+    lines = [line.rstrip() for line in text.splitlines() if not line.startswith("seconds:")]
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def numbers_aside(text):

@@ -1,4 +1,4 @@
-"""mkdocs' hooks: what the pages link to outside of docs/ becomes a page or a picture of the site, which needs nothing else.
+"""mkdocs' hooks: what pages link to outside of docs/ becomes a part of the site, which then needs nothing else.
 
 On GitHub `../gradlab/kernels/linear_triton.py` leads to the file. The site has no repository beside it, so every such
 link brings the file into the site: source as a page that shows it, Markdown as a page, a picture as it is.
@@ -62,10 +62,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
     def turned(match: re.Match[str]) -> str:
         target = _resolved(here, match[2])
-        if target.startswith("docs/"):
-            to = target.removeprefix("docs/")
-        else:
-            to = _page(target)
+        to = target.removeprefix("docs/") if target.startswith("docs/") else _page(target)
         return match[1] + posixpath.relpath(to, posixpath.dirname(here) or ".")
 
     return "".join(part if CODE.fullmatch(part) else LINK.sub(turned, part) for part in CODE.split(markdown))

@@ -97,8 +97,8 @@ def inspect_function(
 ) -> list[Code]:
     """The Triton kernels of anybody's torch function, compiled and read; no GPU is needed.
 
-    The function is called once, with launches of `kernel[grid](...)` noted and not run, so results hold no values; where
-    they have a gradient, so is its backward.
+    The function is called once, with launches of `kernel[grid](...)` noted and not run, so results hold no values.
+    Where the results have a gradient, its backward is called in the same way.
 
     Args:
         fn: the function; kernels under `triton.autotune` are not found, call it without.
