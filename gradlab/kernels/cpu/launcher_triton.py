@@ -12,6 +12,7 @@ import torch
 
 from gradlab.kernels.cpu import sanitize_torch, types
 from gradlab.kernels.cpu.launching import Kernel
+from gradlab.kernels.cpu.sanitize_run import Examined
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -26,6 +27,7 @@ class Launcher:
         self._pointers: list[int] = []
         self._count = 0
         self._examined = False
+        self._file = source_file(src)
 
     def __call__(
         self,
@@ -69,7 +71,9 @@ class Launcher:
         arguments = kernel.binary.arguments
         self._pointers = [index for index, (_, kind) in enumerate(arguments) if types.is_pointer(kind)]
         self._count = len(arguments)
-        self._examined = bool(kernel.binary.sites)
+        self._examined = isinstance(kernel, Examined)
+        if isinstance(kernel, Examined):
+            kernel.file = self._file
         self._kernel = kernel
 
 
@@ -154,3 +158,9 @@ def _descriptor(value: Any) -> Iterable[Any]:
 
 def _kind(value: Any) -> str:
     return type(value).__name__
+
+
+def source_file(src: Any) -> str:
+    """The file of the kernel that Triton compiles, where it is made of a Python function."""
+    code = getattr(getattr(getattr(src, "fn", None), "fn", None), "__code__", None)
+    return "<unknown>" if code is None else code.co_filename

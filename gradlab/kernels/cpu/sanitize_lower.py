@@ -16,7 +16,8 @@ from gradlab.kernels.cpu.sanitize_origins import Origins
 from gradlab.kernels.cpu.ttir import Function, Operation
 from gradlab.kernels.cpu.values import Value
 
-# Where an access stands: what it does, file, line, callers, the argument's number or -1, element, whether it is masked.
+# Where an access stands: what it does, file ("" is the kernel's own), line, callers, the argument's number or -1, element,
+# whether it is masked.
 Site = tuple[int, str, int, list[tuple[str, int]], int, str, bool]
 
 
@@ -294,9 +295,13 @@ class Sanitized(Kernel):
             masked = len(op.operands) > (1 if access == layout.LOAD else 2) and op.name != "tt.atomic_cas"
             element = types.pointee(op.operand_types[0].element)
             found = self._numbers[id(op)] = len(self._sites)
-            callers = [(file, line) for file, line in place.callers]
-            self._sites.append((access, place.file, place.line, callers, number, element, masked))
+            callers = [(self._file(file), line) for file, line in place.callers]
+            self._sites.append((access, self._file(place.file), place.line, callers, number, element, masked))
         return found
+
+    def _file(self, name: str) -> str:
+        """A file's name, "" for the kernel's own: a kernel in Triton's cache may have moved since it was compiled."""
+        return "" if name == self.module.where(self.kernel.location).file else name
 
     def _width(self) -> str:
         bits = self.b.vector_bits

@@ -81,10 +81,15 @@ class Clock:
 
 
 class Examined(Kernel):
-    """A sanitized kernel: its programs run in order, one launch at a time."""
+    """A sanitized kernel: its programs run in order, one launch at a time.
+
+    Attributes:
+        file: where the kernel's source stands now.
+    """
 
     def __init__(self, binary: Binary, threads: Callable[[], int]) -> None:
         super().__init__(binary, threads)
+        self.file = "<unknown>"
         self._state = 0
 
     def _take(self) -> _Memory:
@@ -155,6 +160,10 @@ def _program(starts: Any, tick: int) -> int:
     return max(ran, key=lambda number: starts[number], default=-1)
 
 
-def loaded(binary: Binary, threads: Callable[[], int]) -> Kernel:
-    """A kernel in memory, sanitized or not."""
-    return Examined(binary, threads) if binary.sites else Kernel(binary, threads)
+def loaded(binary: Binary, threads: Callable[[], int], file: str = "<unknown>") -> Kernel:
+    """A kernel in memory, sanitized or not, whose source stands in a file."""
+    if not binary.sites:
+        return Kernel(binary, threads)
+    kernel = Examined(binary, threads)
+    kernel.file = file
+    return kernel

@@ -20,6 +20,7 @@ from gradlab.kernels.cpu import cache_triton, sanitize_torch
 from gradlab.kernels.cpu.binary import Binary
 from gradlab.kernels.cpu.compiler import SANITIZE, CPUBackend
 from gradlab.kernels.cpu.driver import CPUDriver
+from gradlab.kernels.cpu.launcher_triton import source_file
 from gradlab.kernels.cpu.launching import Kernel
 from gradlab.kernels.cpu.sanitize_run import loaded
 from gradlab.kernels.runtime import cache_index_triton
@@ -109,7 +110,7 @@ def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
         same = (jit, kept is _examined, *made.signature.items(), *made.constants.items())
         kernel = _kernels.get(same)
         if kernel is None:
-            kernel = _kernels[same] = loaded(compiled(made), torch.get_num_threads)
+            kernel = _kernels[same] = loaded(compiled(made), torch.get_num_threads, source_file(made))
         found = kept[key] = Prepared(kernel, jit, args)
     return found
 
