@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gradlab.autodiff.frameworks.side import installed
+from gradlab.base.exit_codes import FOUND, INTERRUPTED, OK
 from gradlab.base.files import write_whole
 from gradlab.base.machine import describe
 from gradlab.kernels.spec import spec, specs
@@ -88,12 +89,12 @@ def inspect(args: InspectArgs, console: Console) -> int:
         write_json(args.json, codes, verdicts, complete)
     if not complete:
         console.print(f"interrupted: {len(codes)} kernels read", style="bold red", highlight=False)
-        return 130
+        return INTERRUPTED
     if not codes:
         on_cpu = all(isinstance(t, CPU) for t in wanted.targets)
         why = "on a CPU jax's kernels are XLA's code" if on_cpu else "jax's kernels are lowered for CUDA"
         raise ValueError(f"inspect: nothing to compile: {why}, wanted {'--side torch or ' * on_cpu}an sm_ architecture")
-    return 1 if any(v.broken for v in verdicts) or any(c.error for c in codes) else 0
+    return FOUND if any(v.broken for v in verdicts) or any(c.error for c in codes) else OK
 
 
 def write_json(path: Path, codes: Sequence[Code], verdicts: Sequence[Verdict], complete: bool) -> None:
