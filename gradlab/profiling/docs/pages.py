@@ -28,7 +28,7 @@ def table() -> str:
         lines.append(
             f"| [{name}](docs/{name}.md) | `{op.formula}` | `{op.signature}` "
             f"| {_short(flops['forward'])}, {_short(flops['backward'])} at {sizes} "
-            f"| {_short(least['forward'])}B, {_short(least['backward'])}B | {op.kept} | {orders} |"
+            f"| {_short(least['forward'])}B, {_short(least['backward'])}B | {op.saved} | {orders} |"
         )
     return "\n".join(lines)
 
