@@ -16,8 +16,8 @@ from gradlab.kernels.cpu.sanitize_origins import Origins
 from gradlab.kernels.cpu.ttir import Function, Operation
 from gradlab.kernels.cpu.values import Value
 
-# Where an access stands: what it does, file ("" is the kernel's own), line, callers, the argument's number or -1, element,
-# whether it is masked.
+# Where an access stands: what it does, file ("" is the kernel's own), line, callers, number of the argument or -1,
+# element, whether it is masked.
 Site = tuple[int, str, int, list[tuple[str, int]], int, str, bool]
 
 
