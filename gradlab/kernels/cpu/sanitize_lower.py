@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from gradlab.kernels.cpu import lanes, memory, sanitize_guard, types
+from gradlab.kernels.cpu import lanes, memory, sanitize_guard, sanitize_vector, types
 from gradlab.kernels.cpu import sanitize_layout as layout
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
 from gradlab.kernels.cpu.lower import Kernel, Lowered
@@ -191,6 +191,7 @@ class Sanitized(Kernel):
         """Which lanes of an access may go on."""
         b = self.b
         word, truth, pointers = b.type("i64"), b.type("i1"), f"<{b.width} x ptr>"
+        first: str | None = None
         straight = isinstance(p, Pointer) and isinstance(p.offset, Ramp) and p.offset.step == 1
         if straight and p.offset.base.known == 0:  # type: ignore[union-attr]
             assert isinstance(p, Pointer)
@@ -219,10 +220,15 @@ class Sanitized(Kernel):
                 return at
 
         def asked() -> str:
-            name, text = sanitize_guard.lanes(b.width, self._width())
+            name, text = sanitize_vector.lanes(b.width, self._width())
             b.helpers[name] = text
+            at = f"{word} {ats()}" if first is None or extent.low is None else f"i64 {first}"
+            if at.startswith("i64"):
+                name, text = sanitize_vector.contiguous(b.width, self._width())
+                b.helpers[name] = text
+                b.declarations.update(sanitize_vector.declarations(b.width))
             values = self._bits(value) if value is not None else "zeroinitializer"
-            given = self._given(op, extent, f"{word} {ats()}, {truth} {held}", size, access, site)
+            given = self._given(op, extent, f"{at}, {truth} {held}", size, access, site)
             return b.emit(f"call {truth} @{name}({given}, {word} {values})")
 
         return self._asked(fine, held, truth, asked)

@@ -16,7 +16,8 @@ from triton import knobs
 from gradlab.kernels.cpu import sanitize_layout as layout
 from gradlab.kernels.cpu.compiler import SANITIZE
 from gradlab.kernels.cpu.launching import Grid, Kernel
-from gradlab.kernels.cpu.sanitize_run import ANYTHING, NOTHING, Clock, Examined, Extent, Noted
+from gradlab.kernels.cpu.sanitize_run import ANYTHING, LAST_TICK, NOTHING, Clock, Examined, Extent, Noted
+from gradlab.kernels.cpu.sanitize_shadow_torch import Shadow, Shadows, noting
 
 # Elements of a view with gaps for which it is noted which are its own.
 _NOTED = 2**28
@@ -43,6 +44,7 @@ class Fault:
         count: elements that it was done to.
         launch: number of the launch, from 1 on.
         span: elements of memory from the tensor's first to its last.
+        stored: of memory that nobody has written, the launch before that stored some of it: its number, its kernel.
         launches: how many launches did it.
     """
 
@@ -65,6 +67,7 @@ class Fault:
     count: int
     launch: int
     span: int = 0
+    stored: tuple[int, str] | None = None
     launches: int = 1
 
 
@@ -81,8 +84,14 @@ class Session:
     def __init__(self, note: Callable[[list[Fault]], None]) -> None:
         self._note = note
         self._clock = Clock()
+        self._shadows = Shadows()
         self._lock = threading.RLock()
         self.launches = 0
+
+    def note_fresh(self, tensor: torch.Tensor) -> None:
+        """Nobody has written a tensor, which was made now."""
+        with self._lock:
+            self._shadows.note_fresh(tensor)
 
     def launch(self, kernel: Examined, grid: Grid, values: Sequence[Any], given: Sequence[Any]) -> None:
         """Run a launch and note its faults.
@@ -93,11 +102,17 @@ class Session:
         """
         with self._lock:
             self.launches += 1
-            memory = _Memory()
-            extents = [memory.extent(_tensor(value), number) for value, number in zip(given, values, strict=True)]
+            if self._clock.now > LAST_TICK:
+                self._clock.now = Clock().now
+                self._shadows.start_anew()
+            tensors = [_tensor(value) for value in given]
+            memory = _Memory(self._shadows, _written(kernel, tensors), grid[0] * grid[1] * grid[2] > 1)
+            extents = [memory.extent(tensor, number) for tensor, number in zip(tensors, values, strict=True)]
             noted = kernel.examine(grid, values, extents, memory.find, self._clock)
-            if noted:
-                self._note([_fault(kernel, grid, given, memory, one, self.launches) for one in noted])
+            found = [_fault(kernel, grid, given, memory, one, self.launches) for one in noted]
+            memory.stored(self.launches, kernel.binary.name)
+            if found:
+                self._note(found)
 
 
 active: Session | None = None
@@ -105,12 +120,13 @@ active: Session | None = None
 
 @contextmanager
 def opened(session: Session) -> Iterator[None]:
-    """Within it, kernels are sanitized, and the session runs them."""
+    """Within it, kernels are sanitized, the session runs them, and memory that nobody has written is known."""
     global active
     before, active = active, session
     mode, knobs.compilation.instrumentation_mode = knobs.compilation.instrumentation_mode, SANITIZE
     try:
-        yield
+        with noting(session.note_fresh):
+            yield
     finally:
         active, knobs.compilation.instrumentation_mode = before, mode
 
@@ -124,9 +140,18 @@ def launch(kernel: Kernel, grid: Grid, values: Sequence[Any], given: Sequence[An
 
 
 class _Memory:
-    """The extents of one launch, and what keeps them alive."""
+    """The extents of one launch, and what keeps them alive.
 
-    def __init__(self) -> None:
+    Args:
+        written: addresses of the storages that the kernel may write; None for all.
+        race: whether there is more than one program.
+    """
+
+    def __init__(self, shadows: Shadows, written: set[int] | None, race: bool) -> None:
+        self._shadows = shadows
+        self._written = written
+        self._race = race
+        self._stored: list[Shadow] = []
         self._held: list[torch.Tensor] = []
         self._known: list[torch.Tensor] | None = None
         # The tensor of each extent that an address was found in.
@@ -163,7 +188,44 @@ class _Memory:
             if not bool(own.all()):
                 self._held.append(own)
                 inside = own.data_ptr()
-        return Extent(tensor.data_ptr(), size * tensor.itemsize, shift, inside)
+        writers, readers = self._shadow(tensor) if size else (0, 0)
+        return Extent(tensor.data_ptr(), size * tensor.itemsize, shift, inside, writers, readers)
+
+    def _shadow(self, tensor: torch.Tensor) -> tuple[int, int]:
+        """Addresses of the entries of a tensor's first element; 0 where nothing can go wrong."""
+        self._shadows.catch_up(tensor)
+        storage = tensor.untyped_storage()
+        written = self._written is None or storage.data_ptr() in self._written
+        known = self._shadows.find(tensor)
+        if not written and (known is None or not known.fresh):
+            return 0, 0
+        shadow = self._shadows.of(tensor)
+        if written:
+            self._stored.append(shadow)
+        if written and self._race and shadow.readers is None:
+            shadow.readers = torch.zeros_like(shadow.writers)
+        at = tensor.data_ptr()
+        readers = shadow.address(shadow.readers, at) if written and self._race and shadow.readers is not None else 0
+        return shadow.address(shadow.writers, at), readers
+
+    def before(self, tensor: torch.Tensor) -> tuple[int, str] | None:
+        """The launch that stored some of a tensor's storage last, before this one."""
+        shadow = self._shadows.find(tensor)
+        return None if shadow is None else shadow.launch
+
+    def stored(self, launch: int, kernel: str) -> None:
+        """The launch is over: remember which it was."""
+        for shadow in self._stored:
+            shadow.launch = launch, kernel
+
+
+def _written(kernel: Examined, tensors: Sequence[torch.Tensor | None]) -> set[int] | None:
+    """Addresses of the storages that a kernel may write; None where it writes through addresses out of memory."""
+    numbers = {number for access, _, _, _, number, _, _ in kernel.binary.sites if access != layout.LOAD}
+    if -1 in numbers:
+        return None
+    found = [tensors[number] for number in numbers]
+    return {tensor.untyped_storage().data_ptr() for tensor in found if tensor is not None}
 
 
 def span(tensor: torch.Tensor) -> int:
@@ -222,6 +284,7 @@ def _fault(kernel: Examined, grid: Grid, given: Sequence[Any], memory: _Memory, 
         count=noted.elements,
         launch=launch,
         span=0 if tensor is None else span(tensor),
+        stored=None if tensor is None else memory.before(tensor),
     )
 
 
