@@ -11,7 +11,6 @@ import triton.language as tl
 import gradlab
 from tests.sanitized import cpu_driver, faults, line, only
 
-
 cpu = pytest.fixture(autouse=True)(cpu_driver)
 
 

@@ -9,7 +9,7 @@ pytest.importorskip("llvmlite")
 import triton.language as tl
 
 import gradlab
-from tests.sanitized import cpu_driver, faults, line, only
+from tests.sanitized import cpu_driver, line, only
 
 cpu = pytest.fixture(autouse=True)(cpu_driver)
 

@@ -18,6 +18,8 @@ entry:
   %count = load i64, ptr %record
   %more = add i64 %count, 1
   store i64 %more, ptr %record
+  %faults.at = getelementptr i64, ptr %state, i64 {layout.FAULTS}
+  store i64 1, ptr %faults.at
   %new = icmp eq i64 %count, 0
   br i1 %new, label %fill, label %done
 fill:
@@ -38,11 +40,29 @@ done:
 _FIND = f"""\
 define internal ptr @sanitize.find(ptr %state, i64 %at) noinline {{
 entry:
-  %place = getelementptr i64, ptr %state, i64 {layout.FIND}
-  %finder = load ptr, ptr %place
+  %answers.at = getelementptr i64, ptr %state, i64 {layout.ANSWERS}
+  %answers = load ptr, ptr %answers.at
+  %mixed = mul i64 %at, -7046029254386353131
+  %number = lshr i64 %mixed, {64 - layout.ANSWER_BITS}
+  %pair = shl i64 %number, 1
+  %key.at = getelementptr i64, ptr %answers, i64 %pair
+  %answer.at = getelementptr i64, ptr %key.at, i64 1
+  %key = load i64, ptr %key.at
+  %known = icmp eq i64 %key, %at
+  %answer = load ptr, ptr %answer.at
+  %null = icmp eq ptr %answer, null
+  %asks = select i1 %known, i1 %null, i1 true
+  br i1 %asks, label %ask, label %done
+ask:
+  %finder.at = getelementptr i64, ptr %state, i64 {layout.FIND}
+  %finder = load ptr, ptr %finder.at
   %found = call i64 %finder(i64 %at)
   %extent = inttoptr i64 %found to ptr
+  store i64 %at, ptr %key.at
+  store ptr %extent, ptr %answer.at
   ret ptr %extent
+done:
+  ret ptr %answer
 }}"""
 
 

@@ -222,16 +222,23 @@ class Sanitized(Kernel):
         def asked() -> str:
             name, text = sanitize_vector.lanes(b.width, self._width())
             b.helpers[name] = text
-            at = f"{word} {ats()}" if first is None or extent.low is None else f"i64 {first}"
-            if at.startswith("i64"):
-                name, text = sanitize_vector.contiguous(b.width, self._width())
-                b.helpers[name] = text
-                b.declarations.update(sanitize_vector.declarations(b.width))
             values = self._bits(value) if value is not None else "zeroinitializer"
-            given = self._given(op, extent, f"{at}, {truth} {held}", size, access, site)
+            given = self._given(op, extent, f"{word} {ats()}, {truth} {held}", size, access, site)
             return b.emit(f"call {truth} @{name}({given}, {word} {values})")
 
-        return self._asked(fine, held, truth, asked)
+        if first is None or extent.low is None:
+            return self._asked(fine, held, truth, asked)
+
+        def at_once() -> str:
+            name, text = sanitize_vector.contiguous(b.width, access, self._width())
+            b.helpers[name] = text
+            b.declarations.update(sanitize_vector.declarations(b.width))
+            bits = b.emit(f"bitcast {truth} {held} to i{b.width}")
+            given = f"ptr %state, ptr {extent.address}, i64 {first}, i64 {size}, i{b.width} {bits}"
+            right = b.emit(f"call i1 @{name}({given}, i64 {self._ticks.get(id(op), '0')})")
+            return self._asked(right, held, truth, asked)
+
+        return self._asked(fine, held, truth, at_once)
 
     def _asked(self, fine: str, held: str, kind: str, ask: Any) -> str:
         """The mask as it is where an access is fine, else what `ask()` leaves of it."""

@@ -7,7 +7,7 @@ NumPy, writes there afterwards is told by the pattern that is gone, in front of 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -28,6 +28,17 @@ _MAKERS = (
 )
 
 
+class Stored(NamedTuple):
+    """A launch that stored some of a storage: its number, kernel, argument, where it stores, address of the tensor."""
+
+    launch: int
+    kernel: str
+    argument: str
+    file: str
+    line: int
+    address: int
+
+
 @dataclass
 class Shadow:
     """The shadow of one storage.
@@ -38,7 +49,7 @@ class Shadow:
         shift: log2 of the bytes that one entry is about.
         writers, readers: entries as `sanitize_layout` says; readers are kept where programs may race.
         fresh: whether there may be memory that nobody has written.
-        launch: the last launch that stored some of it: its number and the kernel's name.
+        stored: the last launch that stored some of it.
     """
 
     alive: StorageWeakRef
@@ -47,11 +58,17 @@ class Shadow:
     writers: torch.Tensor
     readers: torch.Tensor | None = None
     fresh: bool = False
-    launch: tuple[int, str] | None = None
+    stored: Stored | None = None
 
     def address(self, entries: torch.Tensor, at: int) -> int:
         """Where the entry of an address is."""
         return entries.data_ptr() + 4 * ((at - self.base) >> self.shift)
+
+    def with_readers(self) -> torch.Tensor:
+        """The readers, which are kept from now on."""
+        if self.readers is None:
+            self.readers = torch.zeros_like(self.writers)
+        return self.readers
 
 
 class Shadows:
@@ -59,6 +76,7 @@ class Shadows:
 
     def __init__(self) -> None:
         self._kept: dict[int, Shadow] = {}
+        self._spare: dict[int, torch.Tensor] = {}
 
     def note_fresh(self, tensor: torch.Tensor) -> None:
         """Nobody has written this tensor's storage, which was made now."""
@@ -76,7 +94,7 @@ class Shadows:
         found = self._kept.get(storage.data_ptr())
         if found is not None and found.alive.expired():
             # Other memory lies there now.
-            del self._kept[storage.data_ptr()]
+            self._drop(storage.data_ptr())
             return None
         return found
 
@@ -114,12 +132,25 @@ class Shadows:
                 shadow.readers.zero_()
 
     def _made(self, storage: torch.UntypedStorage, shift: int, writer: int) -> Shadow:
-        if len(self._kept) > 256:
-            self._kept = {base: shadow for base, shadow in self._kept.items() if not shadow.alive.expired()}
-        writers = torch.full((-(-storage.nbytes() // (1 << shift)),), writer, dtype=torch.int32)
+        count = -(-storage.nbytes() // (1 << shift))
+        self._drop(storage.data_ptr())
+        if count not in self._spare:
+            for base, shadow in list(self._kept.items()):
+                if shadow.alive.expired():
+                    self._drop(base)
+        spare = self._spare.pop(count, None)
+        writers = torch.full((count,), writer, dtype=torch.int32) if spare is None else spare.fill_(writer)
         shadow = Shadow(StorageWeakRef(storage), storage.data_ptr(), shift, writers)
         self._kept[storage.data_ptr()] = shadow
         return shadow
+
+    def _drop(self, base: int) -> None:
+        """Forget a shadow whose storage is gone; new memory for entries costs more than old, so that one is kept."""
+        shadow = self._kept.pop(base, None)
+        if shadow is not None:
+            if len(self._spare) > 64:
+                self._spare.clear()
+            self._spare[shadow.writers.numel()] = shadow.writers
 
 
 def _integers(tensor: torch.Tensor, shift: int) -> torch.Tensor:

@@ -48,16 +48,17 @@ done:
     return name, text
 
 
-def contiguous(width: int, attributes: str) -> tuple[str, str]:
-    """Name and text of the function for neighbours in memory: all of a vector's shadow at once, where nothing is amiss.
+def contiguous(width: int, access: int, attributes: str) -> tuple[str, str]:
+    """Name and text of the function for neighbours in memory: their shadow at once, where nothing is wrong.
 
-    What is amiss in some lane is looked at lane by lane, before anything of the shadow has changed.
+    It gives whether nothing is; else nothing has changed, and each lane is to be asked.
     """
-    name = f"sanitize.contiguous.{width}"
-    word, truth, short = (f"<{width} x {kind}>" for kind in ("i64", "i1", "i32"))
-    steps = ", ".join(f"i64 {i}" for i in range(width))
+    name = f"sanitize.{layout.ACCESSES[access]}.{width}"
+    truth, short = (f"<{width} x {kind}>" for kind in ("i1", "i32"))
+    races = "%read.other" if access == layout.STORE else "zeroinitializer"
+    wrong = "%tick.all" if access == layout.STORE else "zeroinitializer"
     text = f"""\
-define internal {truth} @{name}(ptr %state, ptr %extent, i64 %first, {truth} %mask, {_GIVEN}, {word} %values)
+define internal i1 @{name}(ptr %state, ptr %extent, i64 %first, i64 %size, i{width} %mask.bits, i64 %tick)
     noinline {attributes} {{
 entry:
 {_load("%extent", "low", layout.LOW)}
@@ -77,11 +78,9 @@ entry:
   %dense = icmp eq i64 %inside, 0
   %known = and i1 %same, %dense
   %shadowed = icmp ne i64 %writers, 0
-  %plain = icmp ne i64 %access, {layout.ATOMIC}
-  %usual = and i1 %shadowed, %plain
   %whole = and i1 %within, %known
-  %fast = and i1 %whole, %usual
-  br i1 %fast, label %shadow, label %lanes
+  %fast = and i1 %whole, %shadowed
+  br i1 %fast, label %shadow, label %slow
 shadow:
 {_load("%state", "floor", layout.FLOOR)}
 {_load("%state", "start", layout.START)}
@@ -90,6 +89,7 @@ shadow:
 {_splat("start", width)}
 {_splat("epoch", width)}
 {_splat("tick", width)}
+  %mask = bitcast i{width} %mask.bits to {truth}
   %element = ashr i64 %offset, %shift
   %element.bytes = shl i64 %element, 2
   %writer.word = add i64 %writers, %element.bytes
@@ -99,62 +99,58 @@ shadow:
   %wrote.now = icmp sgt {short} %wrote, %floor.all
   %wrote.before = icmp slt {short} %wrote, %start.all
   %wrote.other = and {truth} %wrote.now, %wrote.before
-  %is.store = icmp eq i64 %access, {layout.STORE}
-  %again = select i1 %is.store, {short} %tick.all, {short} zeroinitializer
-  %wrong = icmp eq {short} %writer, %again
-  %amiss = or {truth} %wrote.other, %wrong
-  %amiss.active = and {truth} %amiss, %mask
+  %is.wrong = icmp eq {short} %writer, {wrong}
+  %amiss = or {truth} %wrote.other, %is.wrong
   %reads = icmp ne i64 %readers, 0
+  br i1 %reads, label %reader, label %decide
+reader:
   %reader.word = add i64 %readers, %element.bytes
-  %reader.somewhere = select i1 %reads, i64 %reader.word, i64 %writer.word
-  %reader.at = inttoptr i64 %reader.somewhere to ptr
-  %reader = load {short}, ptr %reader.at, align 4
-  br i1 %is.store, label %stores, label %loads
-loads:
-  %loads.amiss = call i1 @llvm.vector.reduce.or.v{width}i1({truth} %amiss.active)
-  br i1 %loads.amiss, label %lanes, label %loads.mark
-loads.mark:
-  br i1 %reads, label %loads.read, label %fine
-loads.read:
-  %old = icmp sle {short} %reader, %epoch.all
-  %marks = and {truth} %old, %mask
-  %reader.new = select {truth} %marks, {short} %start.all, {short} %reader
-  store {short} %reader.new, ptr %reader.at, align 4
-  br label %fine
-stores:
-  %read.now = icmp sgt {short} %reader, %floor.all
-  %read.before = icmp slt {short} %reader, %start.all
+  %reader.at = inttoptr i64 %reader.word to ptr
+  %read = load {short}, ptr %reader.at, align 4
+  %read.now = icmp sgt {short} %read, %floor.all
+  %read.before = icmp slt {short} %read, %start.all
   %read.other = and {truth} %read.now, %read.before
-  %read.active = and {truth} %read.other, %mask
-  %stores.amiss = or {truth} %amiss.active, %read.active
-  %some = call i1 @llvm.vector.reduce.or.v{width}i1({truth} %stores.amiss)
-  br i1 %some, label %lanes, label %stores.mark
-stores.mark:
-  %writer.new = select {truth} %mask, {short} %tick.all, {short} %writer
-  store {short} %writer.new, ptr %writer.at, align 4
-  br label %fine
+  br label %decide
+decide:
+  %raced = phi {truth} [ zeroinitializer, %shadow ], [ {races}, %reader ]
+  %both = or {truth} %amiss, %raced
+  %active = and {truth} %both, %mask
+  %active.bits = bitcast {truth} %active to i{width}
+  %some = icmp ne i{width} %active.bits, 0
+  br i1 %some, label %slow, label %mark
+mark:
+{_MARKS[access].format(truth=truth, short=short)}
 fine:
-  ret {truth} %mask
-lanes:
-  %first.one = insertelement {word} poison, i64 %first, i64 0
-  %first.all = shufflevector {word} %first.one, {word} poison, {short} zeroinitializer
-  %size.one = insertelement {word} poison, i64 %size, i64 0
-  %size.all = shufflevector {word} %size.one, {word} poison, {short} zeroinitializer
-  %steps = mul {word} %size.all, <{steps}>
-  %at = add {word} %first.all, %steps
-  %found = call {truth} @sanitize.lanes.{width}(ptr %state, ptr %extent, {word} %at, {truth} %mask, {_GIVEN}, {word} %values)
-  ret {truth} %found
+  ret i1 true
+slow:
+  ret i1 false
 }}"""
     return name, text
 
 
+_MARKS = {
+    layout.STORE: """\
+  %writer.new = select {truth} %mask, {short} %tick.all, {short} %writer
+  store {short} %writer.new, ptr %writer.at, align 4
+  br label %fine""",
+    layout.LOAD: """\
+  br i1 %reads, label %note, label %fine
+note:
+  %note.word = add i64 %readers, %element.bytes
+  %note.at = inttoptr i64 %note.word to ptr
+  %noted = load {short}, ptr %note.at, align 4
+  %old = icmp sle {short} %noted, %epoch.all
+  %marks = and {truth} %old, %mask
+  %reader.new = select {truth} %marks, {short} %start.all, {short} %noted
+  store {short} %reader.new, ptr %note.at, align 4
+  br label %fine""",
+}
+
+
 def declarations(width: int) -> dict[str, str]:
     """What the functions call of LLVM's own."""
-    absolute, some = f"llvm.abs.v{width}i32", f"llvm.vector.reduce.or.v{width}i1"
-    return {
-        absolute: f"declare <{width} x i32> @{absolute}(<{width} x i32>, i1)",
-        some: f"declare i1 @{some}(<{width} x i1>)",
-    }
+    absolute = f"llvm.abs.v{width}i32"
+    return {absolute: f"declare <{width} x i32> @{absolute}(<{width} x i32>, i1)"}
 
 
 def _load(place: str, name: str, word: int) -> str:

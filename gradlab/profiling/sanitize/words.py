@@ -42,7 +42,7 @@ def _outside(fault: Any) -> str:
 def _unwritten(fault: Any) -> str:
     if fault.stored is None:
         return "which nothing has written since torch.empty"
-    launch, kernel = fault.stored
+    launch, kernel, *_ = fault.stored
     return f"which nothing has written since torch.empty; launch {launch}, {kernel}, has stored other elements of it"
 
 
