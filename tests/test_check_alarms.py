@@ -168,7 +168,7 @@ def test_a_staircase_of_a_low_precision_has_no_slope_of_its_own(dtype):
 def test_low_precision_says_what_it_cannot_see():
     report = gradlab.check(lambda x: (x.float().sin() * 3).double(), normal(6), order=1, parts=("derivative",))
     (found,) = [f for f in report.findings if f.check == "derivative vs finite differences"]
-    assert "a fault below" in found.detail
+    assert "an error below" in found.detail
     wrong = ruled(lambda x: x.float().sin().double(), lambda dy, x: 1.1 * dy * x.cos())
     assert gradlab.check(wrong, normal(6), order=1, raises=False, parts=("derivative",)).verdict == "wrong"
 

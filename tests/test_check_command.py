@@ -105,7 +105,10 @@ BAD = {
     "side": ("relu --side numpy", "unknown side 'numpy'"),
     "part": ("relu --part all", "parts holds 'all'"),
     "dtype": ("relu --dtype int8", "dtypes holds 'int8'"),
-    "folder": ("relu --json nowhere/x.json", "--json or --plot is nowhere/x.json, wanted a file in a folder that exists"),
+    "folder": (
+        "relu --json nowhere/x.json",
+        "--json or --plot is nowhere/x.json, wanted a file in a folder that exists",
+    ),
     "broken": ("{broken}::f", "cannot be imported: ZeroDivisionError: division by zero"),
 }
 

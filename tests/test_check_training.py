@@ -40,7 +40,7 @@ def test_right_functions_are_right_in_all_of_it():
         (wave.HalfUnderAutocast, "autocast", "under bfloat16 autocast; 11 of 12 elements"),
         (wave.AddsItself, ".grad adds up", "as .grad that was there, after 1 backward"),
         (wave.AddsAsContiguous, ".grad adds up", "as .grad of reversed axes that was there, after 1 backward"),
-        (wave.ForwardTerm, "forward mode", "and differences"),
+        (wave.ForwardTerm, "forward mode", "and finite differences"),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
 )
@@ -96,7 +96,9 @@ def test_at_a_kink_forward_mode_and_pullback_may_differ():
 
     report = contract(lambda x: Relu.apply(x), torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64))
     assert report, report
-    assert any("differs from the pullback, and finite differences cannot tell which is wrong" in n for n in report.notes)
+    assert any(
+        "differs from the pullback, and finite differences cannot tell which is wrong" in n for n in report.notes
+    )
 
 
 def test_a_backward_that_does_not_run_under_autocast_is_a_note():

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import triton
 import triton.language as tl
 
 import gradlab.torch as lab
@@ -181,7 +182,7 @@ def test_what_is_forgotten_is_loaded_anew(monkeypatch):
 
 def test_a_kernels_source_is_cut_out_as_inspect_would():
     # Where Triton takes lines otherwise, `made` is to follow, or to go.
-    assert source_triton.jit.inspect is inspect
+    assert triton.runtime.jit.inspect is inspect
     assert len(gate.KERNELS) > 50
     for jit in gate.KERNELS:
         assert (jit.raw_src, jit.starting_line_number) == inspect.getsourcelines(jit.fn), jit.fn.__name__

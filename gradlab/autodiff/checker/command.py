@@ -1,6 +1,5 @@
 """`gradlab check`: runs the check for the arguments of the command line, prints and writes the report."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ from gradlab.autodiff.checker.check import check as run
 from gradlab.autodiff.checker.core.options import parsed_sizes
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.target import load
-from gradlab.autodiff.frameworks.side import installed
+from gradlab.autodiff.frameworks.side import selected
 from gradlab.autodiff.frameworks.side import side as side_of
+from gradlab.base.exit_codes import FOUND, OK
+from gradlab.base.files import write_whole
 from gradlab.kernels.spec import spec, specs
 
 
@@ -68,7 +69,7 @@ def check(args: CheckArgs, console: Console) -> int:
         if report.findings:
             report.print(console)
             _write(args, report, console)
-    return 0 if report else 1
+    return OK if report else FOUND
 
 
 def _is_file(target: str | None) -> bool:
@@ -77,11 +78,7 @@ def _is_file(target: str | None) -> bool:
 
 def _ops(args: CheckArgs, console: Console, options: dict[str, Any], report: Report) -> None:
     """Check one op or all of them; the findings made before Ctrl-C stay in the report."""
-    sides = tuple(dict.fromkeys(args.sides or installed()))
-    if not sides:
-        raise ModuleNotFoundError(
-            "no side is installed: pip install 'gradlab[torch]', 'gradlab[jax]' or 'gradlab[all]'"
-        )
+    sides = selected(args.sides)
     names = [spec(args.target).name] if args.target else list(specs())
     start = time.perf_counter()
     with console.status("starting") as status:
@@ -93,8 +90,6 @@ def _ops(args: CheckArgs, console: Console, options: dict[str, Any], report: Rep
 def _write(args: CheckArgs, report: Report, console: Console) -> None:
     """Write the requested files, each complete or not at all."""
     if args.json is not None:
-        fresh = args.json.with_name(args.json.name + ".part")
-        fresh.write_text(report.to_json())
-        os.replace(fresh, args.json)
+        write_whole(args.json, report.to_json())
     if args.plot is not None and report.views:
         console.print(f"plot: {report.plot(args.plot)}", highlight=False)

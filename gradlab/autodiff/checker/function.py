@@ -47,7 +47,7 @@ class CheckPlan:
         replays: repetitions of the same call; as many as fit into 20 ms when None.
         compiled: compare torch.compile with eager too, which takes seconds.
         budget: seconds; parts that start after it is spent do not run and are listed in a finding.
-        kept_slope: what the precision part allows for results that are saved in a low dtype.
+        saved_slope: what the precision part allows for results that are saved in a low dtype.
         raises: raise for bad arguments; otherwise they become a finding.
         complete: run every part even if the function is slow, until the budget is spent.
         sizes: further axis lengths at which the first derivative is checked.
@@ -63,7 +63,7 @@ class CheckPlan:
     replays: int | None = None
     compiled: bool = False
     budget: float | None = None
-    kept_slope: float = 0.0
+    saved_slope: float = 0.0
     raises: bool = True
     complete: bool = False
     sizes: Sizes | None = None
@@ -286,7 +286,7 @@ class FunctionCheck:
                         second(cmp, self.rng, self.reduced, plan.require_second or s.trusted)
             with self.part("precision") as runs:
                 for dtype in lower(s, plan.dtypes) if runs else ():
-                    precision(cmp, dtype, plan.kept_slope)
+                    precision(cmp, dtype, plan.saved_slope)
             with self.part("edges") as runs:
                 if runs:
                     generated = GeneratedInputs(cmp, plan, self.omitted.edges)

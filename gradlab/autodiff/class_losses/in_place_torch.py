@@ -15,6 +15,7 @@ from gradlab.autodiff.frameworks.ranges_torch import Function
 from gradlab.kernels import cross_entropy_triton as plain
 from gradlab.kernels.class_losses import in_place_triton as kernels
 from gradlab.kernels.class_losses import row_sums_triton as sums
+from gradlab.kernels.private.private_torch import innermost_transform
 from gradlab.kernels.runtime.plans_triton import unplanned
 
 _OP = "cross_entropy"
@@ -136,7 +137,7 @@ def onto(
 
 def _want_place(x: torch.Tensor, q: torch.Tensor | None, leaf: bool) -> None:
     """Refuse logits whose memory cannot be given away."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or innermost_transform() is not None:
         refuse(_OP, "inplace", "True inside a compiler or a transform", "False: what it frees is theirs to know")
     if x.requires_grad and leaf:
         refuse(_OP, "inplace", "True for a leaf that requires a gradient", "False, or logits that were computed")

@@ -1,13 +1,13 @@
 """The written pages that follow from the specs: README's table of ops and one page an op. `make docs` writes them."""
 
 import inspect
-import os
 import re
 import sys
 from pathlib import Path
 
 from gradlab.autodiff.checker.check import check
 from gradlab.autodiff.frameworks.side import installed
+from gradlab.base.files import write_whole
 from gradlab.base.machine import describe, stamp
 from gradlab.kernels.spec import Spec, specs
 
@@ -28,7 +28,7 @@ def table() -> str:
         lines.append(
             f"| [{name}](docs/{name}.md) | `{op.formula}` | `{op.signature}` "
             f"| {_short(flops['forward'])}, {_short(flops['backward'])} at {sizes} "
-            f"| {_short(least['forward'])}B, {_short(least['backward'])}B | {op.kept} | {orders} |"
+            f"| {_short(least['forward'])}B, {_short(least['backward'])}B | {op.saved} | {orders} |"
         )
     return "\n".join(lines)
 
@@ -77,15 +77,9 @@ under [`jax.custom_vjp`](../gradlab/autodiff/{op.name}_jax.py).
 def write(root: Path) -> None:
     """Write README's table and every op's page below `root`."""
     readme = root / "README.md"
-    _replace(readme, with_table(readme.read_text()))
+    write_whole(readme, with_table(readme.read_text()))
     for name, op in specs().items():
-        _replace(root / "docs" / f"{name}.md", page(op))
-
-
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_suffix(".part")
-    fresh.write_text(text)
-    os.replace(fresh, path)
+        write_whole(root / "docs" / f"{name}.md", page(op))
 
 
 def _short(n: float) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.autodiff.arguments.errors import FLOATS
-from gradlab.autodiff.frameworks.side import installed
-from gradlab.autodiff.frameworks.side import side as side_of
+from gradlab.autodiff.frameworks.side import selected
 from gradlab.kernels.spec import Case, Spec, spec, specs
 from gradlab.profiling.machine_code import amdgcn, sass
 from gradlab.profiling.machine_code.code import Code
@@ -95,13 +94,7 @@ def choose(
     for name in dtypes:
         if name not in FLOATS:
             raise ValueError(f"inspect: unknown dtype {name!r}; the lab has {', '.join(FLOATS)}")
-    for name in sides or ():
-        side_of(name)
-    named = tuple(dict.fromkeys(sides or installed()))
-    if not named:
-        raise ModuleNotFoundError(
-            "no side is installed: pip install 'gradlab[torch]', 'gradlab[jax]' or 'gradlab[all]'"
-        )
+    named = selected(sides)
     if importlib.util.find_spec("triton") is None:
         raise ModuleNotFoundError("inspect needs triton, which compiles the kernels of both sides: pip install triton")
     return tuple(

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch._inductor.utils import clear_caches
 from torch.optim.adam import adam as adam_in_place
 from torch.optim.sgd import sgd as sgd_in_place
 
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
+from gradlab.kernels.private.private_torch import clear_inductor_caches
 from gradlab.kernels.runtime import launch_triton
 from gradlab.kernels.sgd import LR as SGD_LR
 from gradlab.profiling.native.native import Native
@@ -177,7 +177,7 @@ def fresh(folder: str) -> Iterator[None]:
 
 
 def _clear() -> None:
-    clear_caches()
+    clear_inductor_caches()
     forget()
 
 

@@ -10,6 +10,7 @@ from gradlab.autodiff.checker.core.complex_arrays import PARTS, is_complex
 from gradlab.autodiff.checker.core.finding import WRONG
 from gradlab.autodiff.checker.core.subject import FLOATS, UNITS
 from gradlab.autodiff.checker.precision.rounding import Evaluation, compare_evaluations, perturb
+from gradlab.kernels.private.private_torch import negative_view
 
 CHECK = "as they were given"
 
@@ -125,7 +126,7 @@ class _Memory:
                 buffers[where] = _moved(_as_stored(t).as_strided((stop - start,), (1,), start), by, rng)
             copy = buffers[where].as_strided(t.shape, t.stride(), t.storage_offset() - start)
             copy = torch.conj(copy) if t.is_conj() else copy
-            self.tensors.append(torch._neg_view(copy) if t.is_neg() else copy)
+            self.tensors.append(negative_view(copy) if t.is_neg() else copy)
 
 
 def _plain(t: torch.Tensor) -> bool:
@@ -140,7 +141,7 @@ def _where(t: torch.Tensor) -> tuple[int, torch.dtype]:
 def _as_stored(t: torch.Tensor) -> torch.Tensor:
     """The stored values of a tensor, without its conjugate and negative bits."""
     t = t.detach().conj() if t.is_conj() else t.detach()
-    return torch._neg_view(t) if t.is_neg() else t
+    return negative_view(t) if t.is_neg() else t
 
 
 def _extent(t: torch.Tensor) -> int:

@@ -2,6 +2,8 @@
 
 import torch
 
+from gradlab.kernels.private.private_torch import negative_view
+
 
 def expanded_number(c: torch.Tensor) -> torch.Tensor:
     """One number expanded with stride 0, followed by NaN in memory."""
@@ -32,4 +34,4 @@ def strided_copy(t: torch.Tensor) -> torch.Tensor:
 
 def negated_view(t: torch.Tensor) -> torch.Tensor:
     """The same values, stored negated, with the negative bit set."""
-    return torch._neg_view(t.detach().neg())
+    return negative_view(t.detach().neg())

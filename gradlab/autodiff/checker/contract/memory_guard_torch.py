@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradlab.kernels.private.private_torch import TorchDispatchMode
 
 _NEW = {torch.empty, torch.empty_like, torch.Tensor.new_empty, torch.empty_strided, torch.Tensor.new_empty_strided}
 # Guard elements on either side: this many plus an eighth of the tensor, to catch a wrong stride too.

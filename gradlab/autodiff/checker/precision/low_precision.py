@@ -20,7 +20,7 @@ SIGNS = 4
 MANY, DEVIATIONS = 64, 8.0
 
 
-def precision(cmp: Comparison, dtype: str, kept_slope: float = 0.0) -> None:
+def precision(cmp: Comparison, dtype: str, saved_slope: float = 0.0) -> None:
     """Values and gradients in `dtype` against float64 at the same numbers.
 
     The tolerance of an element is half an ulp, for the rounding that stores it, plus the error of a float32 sum,
@@ -29,7 +29,7 @@ def precision(cmp: Comparison, dtype: str, kept_slope: float = 0.0) -> None:
     down, so a factor of 1.005 or truncation shows in the mean although each element is within an ulp.
 
     Args:
-        kept_slope: how much dx changes with a result saved in `dtype`, per unit of dy.
+        saved_slope: how much dx changes with a result saved in `dtype`, per unit of dy.
     """
     probe, s = cmp.probe, cmp.probe.subject
     arrays = [_rounded(a, dtype) if i in s.wrt else a for i, a in enumerate(probe.arrays)]
@@ -64,7 +64,7 @@ def precision(cmp: Comparison, dtype: str, kept_slope: float = 0.0) -> None:
         # The terms of an element are not known one by one: their typical size over the array bounds a lucky estimate.
         spread = np.maximum(spread, float(np.sqrt(np.mean(spread**2))) if spread.size else 0.0)
         constants = 2.0**-24 * 4 * np.sqrt(8 + length) * spread
-        from_saved = kept_slope * 2.0 ** -_BITS[dtype] * max(float(np.max(np.abs(c), initial=0.0)) for c in cotangents)
+        from_saved = saved_slope * 2.0 ** -_BITS[dtype] * max(float(np.max(np.abs(c), initial=0.0)) for c in cotangents)
         slack = constants + 8 * np.abs(moved[i] - truth[i]) + from_saved
         _judge(cmp, f"{dtype} gradient", s.names[i], found[i], truth[i], slack, dtype)
     for k, (y, want, beside) in enumerate(zip(values, exact, near, strict=True)):

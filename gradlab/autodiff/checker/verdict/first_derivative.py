@@ -228,7 +228,9 @@ def _unsettled(probe: Probe, pair: Pair, numbers: Mapping[str, float], why: str)
         return (
             f"differs from finite differences by {numbers['error']:.1e}, which their own error {part:.1e} may explain"
         )
-    return f"finite differences have an error of {part:.1e} (noise, low precision or a kink); no larger error shows"
+    return (
+        f"finite differences have an error of {part:.1e} (noise, low precision or a kink); the gradient differs by less"
+    )
 
 
 def _not_finite(probe: Probe, i: int, check: str, rng: np.random.Generator, uniform: bool) -> Finding | None:
