@@ -137,7 +137,7 @@ def inspect(
         bool,
         typer.Option(
             "--check",
-            help="Hold every kernel to its Spec's promises: on sm_80 and sm_90, in float32 and bfloat16, or as asked.",
+            help="Check every kernel's codegen bounds: on sm_80 and sm_90, in float32 and bfloat16, or as given.",
         ),
     ] = False,
 ) -> None:

@@ -48,7 +48,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Promise, in_vectors
+from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Bound, in_vectors
 from gradlab.kernels.spec import Arrays, Case, Spec
 
 IGNORE = -100
@@ -146,14 +146,14 @@ SPEC = Spec(
     grows=("M", "V"),
     length=lambda sizes: max(sizes["V"], sizes["M"]),
     derive=derive,
-    kept="x, t or q, w, three numbers a row",
-    promises=(
+    saved="x, t or q, w, three numbers a row",
+    bounds=(
         *ALWAYS,
         NO_SPILLS,
         *(replace(NO_SPILLS, case=case) for case in ("distillation", "capped logits")),
         # Rows of an odd number of logits are not aligned, so these speak of 4096 classes; jax pads either way.
         *(
-            Promise(kind, least=least, kernels=(*more, "pullback", "second"), case="vocabulary")
+            Bound(kind, least=least, kernels=(*more, "pullback", "second"), case="vocabulary")
             for kind, least, more in (("wide_loads", 4, ("loss",)), ("wide_stores", 2, ()))
         ),
         # Each row's label stands beside the classes.

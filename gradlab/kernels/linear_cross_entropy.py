@@ -118,10 +118,10 @@ SPEC = Spec(
     grows=("M", "K", "V"),
     length=lambda sizes: sizes["V"] + sizes["K"] + sizes["M"],
     derive=derive,
-    kept="h, w, b, t, c, three numbers a row",
+    saved="h, w, b, t, c, three numbers a row",
     # Not kept, but rounded on its way: dx, of which dh, dw and db are sums.
-    kept_slope=1.0,
-    promises=(
+    saved_slope=1.0,
+    bounds=(
         *ALWAYS,
         *spills(float32=8, float64=128),
         *tensor_cores("statistics", "pullback", "matmul"),

@@ -78,7 +78,7 @@ def find(at: OpCase, dtype: str, device: str = "cuda") -> list[Found]:
 def source(noted: Launch) -> Source:
     """A recorded launch as the compiler takes it.
 
-    Arguments are specialised as a launch would: a size or stride of 1 is a constant, multiples of 16 are promised.
+    Arguments are specialised as a launch would: a size or stride of 1 is a constant, multiples of 16 are declared.
     """
     signature, constants, attrs = {}, dict(noted.constants), {}
     for i, (name, value) in enumerate(zip(noted.jit.arg_names, noted.args, strict=False)):
