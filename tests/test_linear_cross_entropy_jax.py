@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from gradlab.jax import cross_entropy, linear, linear_cross_entropy
 from gradlab.kernels import linear_cross_entropy_pallas
-from gradlab.kernels.class_losses import chunks_pallas, row_sums_pallas, second_pallas
+from gradlab.kernels.class_losses import blocks_pallas, chunks_pallas, linear_second_pallas, row_sums_pallas
 from gradlab.kernels.common import column_sum_pallas, matmul_pallas
 
-MODULES = (linear_cross_entropy_pallas, second_pallas, matmul_pallas, column_sum_pallas, row_sums_pallas)
+MODULES = (linear_cross_entropy_pallas, blocks_pallas, matmul_pallas, column_sum_pallas, row_sums_pallas)
 EVERYTHING = {"ignore_index": 1, "label_smoothing": 0.2, "z_loss": 0.3, "softcap": 2.0}
 
 
@@ -121,7 +121,7 @@ def test_every_option_with_every_other(sizes, reduction, ignored, smoothing, z_l
 @pytest.fixture
 def chunks_of(monkeypatch):
     def use(size):
-        for module in (chunks_pallas, second_pallas):
+        for module in (chunks_pallas, linear_second_pallas):
             monkeypatch.setattr(module, "chunk", lambda M, K, V: min(V, size))
         # A program compiled before has other chunks, and one compiled now is nobody else's.
         jax.clear_caches()
@@ -145,6 +145,13 @@ def test_both_derivatives_in_the_blocks_of_a_gpu(blocks_of, chunks_of):
     b = b.at[130:].add(-300.0)
     compare(h, w, t, b, weight=c, second=True, reduction="none", **{**EVERYTHING, "softcap": 50.0})
     assert (2, 4) in grids
+
+
+def test_logits_far_below_zero_in_blocks_past_the_last_class(blocks_of):
+    """A lane past the classes reads a logit of 0, whose softmax would be infinite."""
+    blocks_of("cuda", *MODULES)
+    h, w, t, b, _ = drawn(5, 3, 70)
+    compare(h, w, t, b - 1000.0, second=True, reduction="sum")
 
 
 def test_several_tiles_of_classes_in_one_program(monkeypatch):
@@ -180,10 +187,10 @@ def broken(monkeypatch, name, change):
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("loss", lambda r: (tuple(map(jnp.zeros_like, r[0])), r[1])),
-        ("loss", lambda r: ((-r[0][0], r[0][1]), r[1])),
-        ("pullback", lambda r: tuple(map(jnp.zeros_like, r))),
-        ("pullback", lambda r: (r[0], r[1].at[:, 3].mul(1.001), r[2])),
+        ("loss", lambda r: (jnp.zeros_like(r[0]), jnp.zeros_like(r[1]), r[2])),
+        ("loss", lambda r: (-r[0], *r[1:])),
+        ("backward", lambda r: tuple(map(jnp.zeros_like, r))),
+        ("backward", lambda r: (r[0], r[1].at[:, 3].mul(1.001), r[2])),
     ],
     ids=["forward that does nothing", "forward's sign", "backward that does nothing", "a class of dw"],
 )
