@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 
 import gradlab
-from gradlab.autodiff.frameworks.side import SIDES, installed, known
-from gradlab.autodiff.frameworks.side import side as side_of
+from gradlab.autodiff.frameworks.side import SIDES, known, selected
+from gradlab.base.exit_codes import UNUSABLE
 from gradlab.kernels.spec import spec, specs
 
 app = typer.Typer(
@@ -95,7 +95,7 @@ def bench(
 
     args = Command(
         (spec(op).name,) if op else (),
-        _sides(side),
+        selected(side),
         dtype,
         tuple(mode or ()),
         tuple(way or ()),
@@ -137,7 +137,7 @@ def inspect(
         bool,
         typer.Option(
             "--check",
-            help="Hold every kernel to its Spec's promises: on sm_80 and sm_90, in float32 and bfloat16, or as asked.",
+            help="Check every kernel's codegen bounds: on sm_80 and sm_90, in float32 and bfloat16, or as given.",
         ),
     ] = False,
 ) -> None:
@@ -160,7 +160,7 @@ def report(
     from gradlab.profiling.report.command import ReportArgs, run
     from gradlab.workloads.demonstration import trained
 
-    args = ReportArgs((spec(op).name,) if op else (), _sides(side), quick, out, trained if train else None)
+    args = ReportArgs((spec(op).name,) if op else (), selected(side), quick, out, trained if train else None)
     raise typer.Exit(run(args, Console()))
 
 
@@ -244,22 +244,10 @@ def convert_weights(
     raise typer.Exit(command.convert_weights(source, target))
 
 
-def _sides(given: list[str] | None) -> tuple[str, ...]:
-    """The sides that are given, each looked up so that an unknown or missing one is said at once."""
-    for name in given or ():
-        side_of(name)
-    chosen = tuple(dict.fromkeys(given or installed()))
-    if not chosen:
-        raise ModuleNotFoundError(
-            "no side is installed: pip install 'gradlab[torch]', 'gradlab[jax]' or 'gradlab[all]'"
-        )
-    return chosen
-
-
 def main() -> None:
     """Run the command; an error of the user's is one line on stderr and exit code 2."""
     try:
         app()
     except (ValueError, TypeError, IndexError, ModuleNotFoundError) as error:
         print(f"gradlab: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(UNUSABLE)

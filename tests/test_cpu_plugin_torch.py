@@ -389,7 +389,7 @@ def test_a_damaged_file_is_never_run(cpu):
 
 def test_a_folder_that_cannot_be_written_is_replaced(monkeypatch, compiled):
     monkeypatch.setattr(triton.knobs.cache, "dir", "/dev/null/cache")
-    cache_triton._say.cache_clear()
+    cache_triton._warn.cache_clear()
     kernel = fresh(add_kernel)
     with pytest.warns(UserWarning, match="/dev/null/cache cannot be written .* TRITON_CACHE_DIR names another"):
         added(kernel=kernel)
@@ -412,7 +412,7 @@ def test_a_folder_that_becomes_unwritable_is_read_and_replaced(monkeypatch, comp
     monkeypatch.setattr(os, "replace", refuse)
     added()
     assert len(compiled) == 1
-    cache_triton._say.cache_clear()
+    cache_triton._warn.cache_clear()
     with pytest.warns(UserWarning, match="Permission denied"):
         added(enable_fp_fusion=False)
     assert len(compiled) == 2

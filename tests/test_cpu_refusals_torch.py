@@ -113,7 +113,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(monkeypatch, tmp_path, afr
 
     monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    cache_triton._say.cache_clear()
+    cache_triton._warn.cache_clear()
     with pytest.warns(
         UserWarning, match=r"cannot be written \(No space left on device\): kernels are compiled for this"
     ):

@@ -11,13 +11,13 @@ import pytest
 pytest.importorskip("triton")
 
 from gradlab import cli
-from gradlab.kernels.bounds import Promise
+from gradlab.kernels.bounds import Bound
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code import amdgcn, command, gpus, inspection, places, sass, source_view, tools
+from gradlab.profiling.machine_code.bounds import hold, subjects
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.counts import Counts, CPUCounts
 from gradlab.profiling.machine_code.gpus import Ceilings
-from gradlab.profiling.machine_code.promises import hold, subjects
 from gradlab.profiling.machine_code.targets import CPUS, TARGETS, occupancy
 
 OPS = ", ".join(specs())
@@ -261,44 +261,44 @@ def with_counts(**changes):
 
 
 @pytest.mark.parametrize(
-    ("promise", "kernel", "kept"),
+    ("bound", "kernel", "holds"),
     [
-        (Promise("spill_bytes", most=0), with_counts(), True),
-        (Promise("spill_bytes", most=0), with_counts(spill_bytes=4), False),
-        (Promise("wide_share", least=0.8), with_counts(), True),
-        (Promise("wide_share", least=0.84), with_counts(), False),
-        (Promise("wide_share", least=1.0), with_counts(loads=0, wide_loads=0, stores=0, wide_stores=0), True),
-        (Promise("registers", most=128), code(), True),
-        (Promise("registers", most=115), code(), False),
-        (Promise("occupancy", least=0.5), code(), False),
-        (Promise("occupancy", least=0.5), code(occupancy=None), True),
-        (Promise("tensor", least=1, most=4), code(), True),
-        (Promise("tensor", least=1, most=3), code(), False),
-        (Promise("tensor", least=4), code(), True),
-        (Promise("tensor", least=5), code(), False),
-        (Promise("spill_bytes", most=0), code(error="ptxas died"), False),
-        (Promise("inner_width", least=1, archs=CPUS), cpu_code(), True),
-        (Promise("inner_width", least=1, archs=CPUS), cpu_code(vector_bits=512), False),
-        (Promise("inner_share", least=0.75, archs=CPUS), cpu_code(), True),
-        (Promise("inner_share", least=0.76, archs=CPUS), cpu_code(), False),
-        (Promise("inner_gathers", most=1, archs=CPUS), cpu_code(), False),
-        (Promise("products", least=32, archs=CPUS), cpu_code(), True),
-        (Promise("registers", most=12, archs=CPUS), cpu_code(), False),
+        (Bound("spill_bytes", most=0), with_counts(), True),
+        (Bound("spill_bytes", most=0), with_counts(spill_bytes=4), False),
+        (Bound("wide_share", least=0.8), with_counts(), True),
+        (Bound("wide_share", least=0.84), with_counts(), False),
+        (Bound("wide_share", least=1.0), with_counts(loads=0, wide_loads=0, stores=0, wide_stores=0), True),
+        (Bound("registers", most=128), code(), True),
+        (Bound("registers", most=115), code(), False),
+        (Bound("occupancy", least=0.5), code(), False),
+        (Bound("occupancy", least=0.5), code(occupancy=None), True),
+        (Bound("tensor", least=1, most=4), code(), True),
+        (Bound("tensor", least=1, most=3), code(), False),
+        (Bound("tensor", least=4), code(), True),
+        (Bound("tensor", least=5), code(), False),
+        (Bound("spill_bytes", most=0), code(error="ptxas died"), False),
+        (Bound("inner_width", least=1, archs=CPUS), cpu_code(), True),
+        (Bound("inner_width", least=1, archs=CPUS), cpu_code(vector_bits=512), False),
+        (Bound("inner_share", least=0.75, archs=CPUS), cpu_code(), True),
+        (Bound("inner_share", least=0.76, archs=CPUS), cpu_code(), False),
+        (Bound("inner_gathers", most=1, archs=CPUS), cpu_code(), False),
+        (Bound("products", least=32, archs=CPUS), cpu_code(), True),
+        (Bound("registers", most=12, archs=CPUS), cpu_code(), False),
     ],
 )
-def test_promise(promise, kernel, kept):
-    op = dataclasses.replace(spec("linear"), promises=(promise,))
+def test_bound(bound, kernel, holds):
+    op = dataclasses.replace(spec("linear"), bounds=(bound,))
     (verdict,) = hold([op], [SIDE], [kernel])
     assert verdict.held == 1
-    assert (not verdict.broken) == kept
+    assert (not verdict.broken) == holds
 
 
-def test_a_promise_speaks_of_some_kernels_alone():
+def test_a_bound_speaks_of_some_kernels_alone():
     spoilt = with_counts(spill_bytes=4)
     other = code(kernel="column_sum")
 
     def verdicts(codes=(spoilt, other), **words):
-        op = dataclasses.replace(spec("linear"), promises=(Promise("spill_bytes", most=0, **words),))
+        op = dataclasses.replace(spec("linear"), bounds=(Bound("spill_bytes", most=0, **words),))
         return [(v.held, v.extreme, len(v.broken)) for v in hold([op], [SIDE], codes)]
 
     assert verdicts() == [(2, 4, 1)]
@@ -311,13 +311,13 @@ def test_a_promise_speaks_of_some_kernels_alone():
     assert verdicts([dataclasses.replace(spoilt, case="square")], case="square") == [(1, 4, 1)]
 
 
-def test_every_promise_is_of_a_number_and_a_case_that_are_there():
+def test_every_bound_is_of_a_number_and_a_case_that_are_there():
     for op in specs().values():
-        assert op.promises
-        for promise in op.promises:
-            assert promise.least is not None or promise.most is not None
-            (cpu_code() if promise.archs[0] in CPUS else code()).fact(promise.fact)
-            inspection.case_of(op, promise.case or None)
+        assert op.bounds
+        for bound in op.bounds:
+            assert bound.least is not None or bound.most is not None
+            (cpu_code() if bound.archs[0] in CPUS else code()).fact(bound.fact)
+            inspection.case_of(op, bound.case or None)
     with pytest.raises(AttributeError):
         code().fact("speed")
     cases = {(s.op.name, s.case.name) for s in subjects(list(specs().values()), [SIDE], ["bfloat16"])}
@@ -374,7 +374,7 @@ def test_table_fits_80_columns_and_the_file_holds_every_number(monkeypatch, caps
     assert "121 K" in out
     assert "forward: at least 278 µs on H200 (989.4 TFLOP/s, datasheet)" in out
     document = json.loads(file.read_text())
-    assert (document["schema"], document["complete"], document["promises"]) == (1, True, [])
+    assert (document["schema"], document["complete"], document["bounds"]) == (1, True, [])
     assert document["machine"]["triton"]
     row = document["kernels"][0]
     assert (row["registers"], row["spill_bytes"], row["lines"], row["grid"]) == (116, 0, {"36": 10, "46": 90}, [2048])
@@ -427,7 +427,7 @@ def test_a_kernel_that_does_not_compile_is_said_and_exits_with_1(monkeypatch, ca
     assert "matmul 2" in out
 
 
-def test_a_broken_promise_exits_with_1(monkeypatch, capsys, reads, tmp_path):
+def test_a_broken_bound_exits_with_1(monkeypatch, capsys, reads, tmp_path):
     reads += [code(), code(kernel="column_sum", counts=Counts(instructions=9))]
     assert run(monkeypatch, capsys, "linear", "--side", SIDE, "--check")[0] == 0
     reads[0] = with_counts(spill_bytes=12)
@@ -436,7 +436,7 @@ def test_a_broken_promise_exits_with_1(monkeypatch, capsys, reads, tmp_path):
     assert status == 1
     assert f"broken: linear on {SIDE}: no spill_bytes: matmul, bfloat16, sm_90: spill_bytes is 12" in out
     assert max(len(line) for line in out.splitlines() if not line.startswith("broken: ")) <= 80
-    broken = [p["broken"] for p in json.loads(file.read_text())["promises"] if p["broken"]]
+    broken = [p["broken"] for p in json.loads(file.read_text())["bounds"] if p["broken"]]
     assert broken == [["matmul, bfloat16, sm_90: spill_bytes is 12"]]
 
 
@@ -464,18 +464,18 @@ def test_ctrl_c_keeps_what_was_read(monkeypatch, capsys, reads, tmp_path, check)
         (["relu", "--gpu", "H300"], "inspect: unknown GPU 'H300'; the lab has A100, A100-PCIe, A10, L4, H100, H100-PCIe, H200, B200, MI300X"),
         (["relu", "--gpu", "A100", "--arch", "sm_90"], "inspect: A100 is sm_80, wanted a GPU of sm_90"),
         (["relu", "--json", "/nowhere/x.json"], "inspect: cannot write /nowhere/x.json: No such file or directory"),
-        (["relu", "--check", "--arch", "gfx942"], "inspect: no promise speaks of gfx942, wanted one of native, neoverse-v2, sapphirerapids, sm_80, sm_90, x86-64-v3"),
+        (["relu", "--check", "--arch", "gfx942"], "inspect: no Spec has a bound for gfx942, wanted one of native, neoverse-v2, sapphirerapids, sm_80, sm_90, x86-64-v3"),
         (["relu", "--gpu", "A100", "--arch", "native"], "inspect: A100 is sm_80, wanted a GPU of native"),
         (["relu", "--json", "/proc/x.json"], "inspect: cannot write /proc/x.json: No such file or directory"),
         (["relu", "--json", "/"], "inspect: cannot write /: it is a folder"),
-        (["relu", "--check", "--lines"], "inspect: --check takes no --case, --gpu or --lines: the promises name their cases"),
+        (["relu", "--check", "--lines"], "inspect: --check takes no --case, --gpu or --lines: the bounds name their cases"),
     ],
 )  # fmt: skip
 def test_user_errors_are_one_line_and_exit_with_2(monkeypatch, capsys, words, message):
     assert run(monkeypatch, capsys, *words) == (2, "", f"gradlab: {message}\n")
 
 
-def test_launches_that_are_not_found_are_one_row_and_break_every_promise(monkeypatch, capsys):
+def test_launches_that_are_not_found_are_one_row_and_break_every_bound(monkeypatch, capsys):
     def lost(subject, device):
         raise RuntimeError("no Triton IR")
 
@@ -487,7 +487,7 @@ def test_launches_that_are_not_found_are_one_row_and_break_every_promise(monkeyp
         monkeypatch, capsys, "relu", "--side", SIDE, "--check", "--arch", "sm_90", "--dtype", "bfloat16"
     )
     assert status == 1
-    assert "0 of 5 promises kept" in out
+    assert "0 of 5 bounds held" in out
     assert "?, bfloat16, sm_90: RuntimeError: no Triton IR" in out
 
 

@@ -69,7 +69,9 @@ def test_another_kernels_file_is_not_taken(asked, folder):
     (known,) = (folder / cache_index_triton.FOLDER).iterdir()
     plus(2)
     (one,) = [
-        file for file in folder.glob("*/_plus_kernel.obj") if cache_index_triton._base32(known.read_text()) in str(file)
+        file
+        for file in folder.glob("*/_plus_kernel.obj")
+        if cache_index_triton.folder_of(known.read_text()) in str(file)
     ]
     (two,) = [file for file in folder.glob("*/_plus_kernel.obj") if file != one]
     one.write_bytes(two.read_bytes())

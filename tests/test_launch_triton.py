@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import triton
 import triton.language as tl
 
 import gradlab.torch as lab
@@ -160,7 +161,7 @@ def test_no_event_is_asked_while_a_graph_is_captured(captured):
     try:
         classes.note(classes.Note(Event(), torch.tensor([[2, 9]]), "cross_entropy", 6, 5, 1))
         lab.raise_device_errors()
-        classes.refuse_unknown("cross_entropy", OnCuda(), 5, 1, -100)
+        classes.refuse_out_of_range("cross_entropy", OnCuda(), 5, 1, -100)
         assert len(classes._pending) == 1
     finally:
         classes._pending.clear()
@@ -181,7 +182,7 @@ def test_what_is_forgotten_is_loaded_anew(monkeypatch):
 
 def test_a_kernels_source_is_cut_out_as_inspect_would():
     # Where Triton takes lines otherwise, `made` is to follow, or to go.
-    assert source_triton.jit.inspect is inspect
+    assert triton.runtime.jit.inspect is inspect
     assert len(gate.KERNELS) > 50
     for jit in gate.KERNELS:
         assert (jit.raw_src, jit.starting_line_number) == inspect.getsourcelines(jit.fn), jit.fn.__name__

@@ -1,4 +1,4 @@
-"""Every kernel of the lab compiled and held to its Spec's promises, on a machine that needs no GPU; and spoilt ones."""
+"""Every kernel of the lab compiled and held to its Spec's bounds, on a machine that needs no GPU; and spoilt ones."""
 
 import importlib
 import re
@@ -15,12 +15,12 @@ from gradlab.autodiff.frameworks.side import installed
 from gradlab.kernels.common import elementwise_triton, matmul_triton
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code import compile_triton, inspection
+from gradlab.profiling.machine_code.bounds import hold, subjects
 from gradlab.profiling.machine_code.inspection import Wanted, choose, find, inspect, read, targets
-from gradlab.profiling.machine_code.promises import hold, subjects
 
 
 def verdicts(op, sides, dtype):
-    """The op's promises on sm_90 in one dtype, held against what is compiled now."""
+    """The op's bounds on sm_90 in one dtype, held against what is compiled now."""
     wanted = Wanted(subjects([spec(op)], sides, [dtype]), targets(["sm_90"], None))
     return hold([spec(op)], sides, list(read(wanted)))
 
@@ -37,19 +37,19 @@ def broken(op, side, dtype="bfloat16"):
     return [words for verdict in verdicts(op, [side], dtype) for words in verdict.broken]
 
 
-# The assembler of Triton 3.9 is ptxas 13.4; this is what it breaks of the promises that ptxas 12 keeps.
+# The assembler of Triton 3.9 is ptxas 13.4; this is what it breaks of the bounds that ptxas 12 keeps.
 PTXAS_13 = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
-NEWER = {"second, bfloat16, sm_90: spill_bytes is 16", "tanh, bfloat16, sm_90: occupancy is 0.625"}
+NEWER = {"second_backward, bfloat16, sm_90: spill_bytes is 16", "tanh, bfloat16, sm_90: occupancy is 0.625"}
 
 
 # sm_80 and the other dtypes: `gradlab inspect --check`.
 @pytest.mark.parametrize(("op", "dtype"), [*((op, "bfloat16") for op in specs()), ("linear", "float32")])
-def test_promises_are_kept(op, dtype):
+def test_bounds_hold(op, dtype):
     found = verdicts(op, sides(), dtype)
     assert {v.side for v in found} == set(sides())
     assert all(v.held for v in found)
     assert {words for v in found for words in v.broken} <= (NEWER if PTXAS_13 else set())
-    assert {"atomics", "blocks", "spill_bytes"} <= {v.promise.fact for v in found}
+    assert {"atomics", "blocks", "spill_bytes"} <= {v.bound.fact for v in found}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Kernels assembled for CPUs, this one and others, and held to their Specs' promises; and spoilt ones."""
+"""Kernels assembled for CPUs, this one and others, and held to their Specs' bounds; and spoilt ones."""
 
 import re
 
@@ -14,9 +14,9 @@ from gradlab.kernels.cpu.located import Located
 from gradlab.kernels.runtime import launch_triton
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code import assembly, compile_cpu_triton, inspection
+from gradlab.profiling.machine_code.bounds import hold, subjects
 from gradlab.profiling.machine_code.inspection import Wanted, choose, find, inspect, read
 from gradlab.profiling.machine_code.launches_torch import NoValues, cpu_source, every_kernel
-from gradlab.profiling.machine_code.promises import hold, subjects
 from gradlab.profiling.machine_code.targets import TARGETS
 from tests import variants
 
@@ -37,7 +37,7 @@ def once(monkeypatch):
 
 
 def codes_of(op, archs, dtype="float32"):
-    """Its kernels, read, and what is broken of its promises."""
+    """Its kernels, read, and what is broken of its bounds."""
     wanted = Wanted(subjects([spec(op)], ["torch"], [dtype], archs), inspection.targets(archs, None), size=False)
     codes = list(read(wanted))
     verdicts = hold([spec(op)], ["torch"], codes)
@@ -53,7 +53,7 @@ X86 = [
 
 
 @pytest.mark.parametrize("op", specs())
-def test_promises_are_kept_here_and_on_cpus_that_are_not_there(op, once):
+def test_bounds_hold_here_and_on_cpus_that_are_not_there(op, once):
     archs = [*X86, *([ARM] if op in ("cross_entropy", "linear", "relu") else [])]
     codes, broken = codes_of(op, archs)
     assert broken == []

@@ -68,8 +68,8 @@ def test_every_stage_leaves_its_data(collected):
     }
     assert {(k["side"], k["kernel"], k["arch"]) for k in data.kernels} == {(side, "gate", "sm_90") for side in SIDES}
     assert all(sum(line["count"] for f in k["source"] for line in f) > 0 for k in data.kernels)
-    assert data.promises
-    assert not any(p["broken"] for p in data.promises)
+    assert data.bounds
+    assert not any(p["broken"] for p in data.bounds)
     assert {name for name, _ in messages} == set(data.stages)
     # What results.json holds is plain.
     assert json.loads(json.dumps(data.as_json()))["groups"] == json.loads(json.dumps(data.groups))
@@ -96,7 +96,7 @@ def gives(data):
     """A `collect` that gives this data."""
 
     def collect(into, scope, folder, said):
-        for name in ("stages", "checks", "groups", "kernels", "promises"):
+        for name in ("stages", "checks", "groups", "kernels", "bounds"):
             setattr(into, name, getattr(data, name))
 
     return collect
@@ -306,7 +306,7 @@ def every_op(opened, collected, tmp_path, monkeypatch):
                 {**check, "op": op, "findings": [{**check["findings"][0], "verdict": "inconclusive"}]} for op in names
             ],
             kernels=[{**kernel, "op": op, "registers": 255, "spill_bytes": 12345} for op in names],
-            promises=[{**promise, "op": op} for promise in collected[0].promises[:1] * 12 for op in names],
+            bounds=[{**bound, "op": op} for bound in collected[0].bounds[:1] * 12 for op in names],
         ),
         tmp_path,
     )

@@ -20,7 +20,7 @@ _OP = "cross_entropy"
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _loss_rule(x, t, q, a, settings, with_n, inplace):
-    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics: max, log sum exp(z - max), sum r."""
+    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics."""
     return kernels.loss(x, t, q, a, settings)
 
 
@@ -63,7 +63,7 @@ backward = uniform(backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def target_backward(dy, x, a, s, settings):
-    """dq[m v] = dy[m] a[v] (1 - s) (l[m] - z[m v]), s the smoothing: linear in dy, and in x a loss of the target u."""
+    """dq[m v] = dy[m] a[v] (1 - s) (l[m] - z[m v]), s the label smoothing: linear in dy; in x a loss of target u."""
     return kernels.target_backward(dy, x, a, s, settings)
 
 

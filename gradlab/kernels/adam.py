@@ -40,7 +40,7 @@ import math
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, Promise, in_vectors, spills, unspilled
+from gradlab.kernels.bounds import ALWAYS, Bound, in_vectors, spills, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
@@ -112,18 +112,18 @@ SPEC = Spec(
     # dlr is a sum over all elements; their roundings are independent, and partly cancel.
     length=lambda sizes: math.isqrt(sizes["E"]),
     order=1,
-    kept="p, g, m, v, lr, x",
-    promises=(
+    saved="p, g, m, v, lr, x",
+    bounds=(
         *ALWAYS,
         *spills(),
         # The last chunk is masked and loaded one by one, and so are the scalars.
-        Promise("wide_loads", least=4, kernels=("adam",)),
-        Promise("wide_stores", least=3, kernels=("adam",)),
-        Promise("wide_loads", least=7, kernels=("adam_pullback",)),
-        Promise("wide_stores", least=4, kernels=("adam_pullback",)),
-        Promise("spill_bytes", most=0, case="large, amsgrad"),
-        Promise("wide_loads", least=9, kernels=("adam_pullback",), case="large, amsgrad"),
-        Promise("wide_stores", least=5, kernels=("adam_pullback",), case="large, amsgrad"),
+        Bound("wide_loads", least=4, kernels=("adam",)),
+        Bound("wide_stores", least=3, kernels=("adam",)),
+        Bound("wide_loads", least=7, kernels=("adam_pullback",)),
+        Bound("wide_stores", least=4, kernels=("adam_pullback",)),
+        Bound("spill_bytes", most=0, case="large, amsgrad"),
+        Bound("wide_loads", least=9, kernels=("adam_pullback",), case="large, amsgrad"),
+        Bound("wide_stores", least=5, kernels=("adam_pullback",), case="large, amsgrad"),
         *in_vectors("adam", "adam_pullback"),
         unspilled("adam"),
     ),

@@ -23,7 +23,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Promise, in_vectors, streams, unspilled
+from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Bound, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Arrays, Case, Spec
 
 
@@ -76,15 +76,15 @@ SPEC = Spec(
     draw=draw,
     length=lambda sizes: sizes["E"],
     derive=derive,
-    kept="x, t, w, p",
-    promises=(
+    saved="x, t, w, p",
+    bounds=(
         *ALWAYS,
         NO_SPILLS,
         streams("losses", share=0.8),
         streams("derivative", "times", sides=("jax",)),
         # A mean's cotangent comes expanded on torch: its one element is loaded over and over.
-        Promise("wide_loads", least=1, kernels=("derivative", "times")),
-        Promise("wide_stores", least=1, kernels=("derivative", "times")),
+        Bound("wide_loads", least=1, kernels=("derivative", "times")),
+        Bound("wide_stores", least=1, kernels=("derivative", "times")),
         *in_vectors("losses", "derivative", "times"),
         unspilled("times"),
         # 16 registers of AVX2 do not hold a logarithm's coefficients beside halves that are widened.

@@ -123,8 +123,8 @@ SPEC = Spec(
     derive=derive,
     order=3,
     grows=("B", "D", "F"),
-    kept="x, w; y with relu",
-    promises=(
+    saved="x, w; y with relu",
+    bounds=(
         *ALWAYS,
         *spills(float64=256),
         *tensor_cores("forward", "dgrad", "wgrad"),

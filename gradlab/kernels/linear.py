@@ -81,8 +81,8 @@ SPEC = Spec(
     grows=("M", "K", "N"),
     tiles={"x": (64, 64), "w": (64, 64), "b": (64,)},
     length=lambda sizes: max(sizes["M"], sizes["K"], sizes["N"]),
-    kept="x, w; y with relu",
-    promises=(
+    saved="x, w; y with relu",
+    bounds=(
         *ALWAYS,
         *spills(float32=8, float64=128),
         *tensor_cores("matmul"),

@@ -26,7 +26,7 @@ Source: Krizhevsky, Sutskever and Hinton, ImageNet classification with deep conv
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Promise, in_vectors, streams
+from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Bound, in_vectors, streams
 from gradlab.kernels.common.window import Geometry, output, pair
 from gradlab.kernels.spec import Arrays, Case, Spec
 
@@ -111,13 +111,13 @@ SPEC = Spec(
     grows=("B", "C"),
     length=lambda sizes: sizes["R"] * sizes["S"],
     derive=derive,
-    kept="the tap of each maximum",
-    promises=(
+    saved="the tap of each maximum",
+    bounds=(
         *ALWAYS,
         NO_SPILLS,
         streams("max", "scatter", "gather", sides=("jax",)),
         # Windows of stride 2 read every other pixel of a row; what they write is dense.
-        Promise("wide_stores", least=1, kernels=("max", "scatter", "gather"), sides=("torch",)),
+        Bound("wide_stores", least=1, kernels=("max", "scatter", "gather"), sides=("torch",)),
         # Windows' places are no neighbours; what is computed of them is in vectors.
         *in_vectors("max", "square", "gather", but=("max", "square", "gather")),
     ),

@@ -17,7 +17,7 @@ Precision: float32 or better in every sum; the result is rounded once. Saved for
 Source: Gauss, Theoria motus corporum coelestium, 1809; the bilinear rule is elementary.
 """
 
-from gradlab.kernels.bounds import ALWAYS, Promise, in_vectors, spills, streams, unspilled
+from gradlab.kernels.bounds import ALWAYS, Bound, in_vectors, spills, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -58,15 +58,15 @@ SPEC = Spec(
     length=lambda sizes: sizes["E"],
     derive=derive,
     order=3,
-    kept="x, t",
-    promises=(
+    saved="x, t",
+    bounds=(
         *ALWAYS,
         *spills(float64=32),
         streams("squares", share=0.8),
         streams("differences", sides=("jax",)),
         # A mean's cotangent comes expanded on torch: its one element is loaded over and over.
-        Promise("wide_loads", least=1, kernels=("differences",)),
-        Promise("wide_stores", least=1, kernels=("differences",)),
+        Bound("wide_loads", least=1, kernels=("differences",)),
+        Bound("wide_stores", least=1, kernels=("differences",)),
         *in_vectors("squares", "differences"),
         unspilled("squares", "differences"),
     ),

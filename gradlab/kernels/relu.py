@@ -17,7 +17,7 @@ Source: Nair and Hinton, Rectified Linear Units Improve Restricted Boltzmann Mac
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, HALF, NO_SPILLS, Promise, in_vectors, streams, unspilled
+from gradlab.kernels.bounds import ALWAYS, HALF, NO_SPILLS, Bound, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -53,12 +53,12 @@ SPEC = Spec(
     ),
     draw=draw,
     order=3,
-    kept="y",
-    promises=(
+    saved="y",
+    bounds=(
         *ALWAYS,
         NO_SPILLS,
         streams("gate"),
-        Promise("occupancy", least=0.75, dtypes=(*HALF, "float32")),
+        Bound("occupancy", least=0.75, dtypes=(*HALF, "float32")),
         *in_vectors("gate"),
         unspilled("gate"),
     ),

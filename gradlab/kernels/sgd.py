@@ -23,7 +23,7 @@ Source: Sutskever, Martens, Dahl and Hinton, On the importance of initialization
 2013, section 2, with PyTorch's b (theirs divided by -lr).
 """
 
-from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Promise, in_vectors, unspilled
+from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Bound, in_vectors, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 LR = 1e-3
@@ -66,15 +66,15 @@ SPEC = Spec(
         Case("transformer", {"E": 2**27}, {"momentum": 0.9}, use="bench gpu"),
     ),
     order=3,
-    kept="nothing",
-    promises=(
+    saved="nothing",
+    bounds=(
         *ALWAYS,
         NO_SPILLS,
         # The last chunk is masked and loaded one by one, and so are the scalars.
-        Promise("wide_loads", least=3, kernels=("sgd",)),
-        Promise("wide_stores", least=2, kernels=("sgd",)),
-        Promise("wide_loads", least=2, kernels=("sgd_pullback",)),
-        Promise("wide_stores", least=3, kernels=("sgd_pullback",)),
+        Bound("wide_loads", least=3, kernels=("sgd",)),
+        Bound("wide_stores", least=2, kernels=("sgd",)),
+        Bound("wide_loads", least=2, kernels=("sgd_pullback",)),
+        Bound("wide_stores", least=3, kernels=("sgd_pullback",)),
         *in_vectors("sgd", "sgd_pullback"),
         unspilled("sgd", "sgd_pullback"),
     ),

@@ -20,7 +20,7 @@ Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., table 2.3.
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, HALF, NO_SPILLS, Promise, in_vectors, streams, unspilled
+from gradlab.kernels.bounds import ALWAYS, HALF, NO_SPILLS, Bound, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -56,13 +56,13 @@ SPEC = Spec(
     ),
     draw=draw,
     order=3,
-    kept="y",
-    kept_slope=1.0,
-    promises=(
+    saved="y",
+    saved_slope=1.0,
+    bounds=(
         *ALWAYS,
         NO_SPILLS,
         streams("sigmoid", "slope", "times"),
-        Promise("occupancy", least=0.75, dtypes=(*HALF, "float32")),
+        Bound("occupancy", least=0.75, dtypes=(*HALF, "float32")),
         *in_vectors("sigmoid", "slope", "times"),
         unspilled("sigmoid", "slope", "times"),
     ),

@@ -1,4 +1,4 @@
-"""What an op says about itself, in NumPy alone: the one place that shapes, costs, cases and tolerances come from."""
+"""Spec: an op's shapes, reference, costs, cases and tolerances, in NumPy only; everything else reads them from here."""
 
 import functools
 import importlib
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Promise
+from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Bound
 
 Arrays = dict[str, np.ndarray]
 Sizes = Mapping[str, Any]
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
-# bits of the significand, hidden one included: unit roundoff is 2^-bits
+# Bits of the significand, the hidden one included: unit roundoff is 2^-bits.
 _BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -40,8 +40,8 @@ class Array:
 class Case:
     """One set of sizes and options of an op.
 
-    `use` is "check" for small awkward float64 cases that are differentiated by differences, "bench" for large ones
-    that are timed.
+    `use` is "check" for small float64 cases of awkward sizes, whose derivatives are compared with finite differences,
+    and "bench" for large ones that are timed.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Spec:
-    """An op, said once, framework-free.
+    """The description of an op, free of any framework.
 
     Attributes:
         name: the op's stem: `<name>_triton.py`, `<name>_pallas.py`, `<name>_torch.py`, `<name>_jax.py`.
@@ -61,18 +61,18 @@ class Spec:
         wrt: the inputs that have a gradient.
         reference: the op in NumPy: arrays in the signature's order, options by name; returns one array or a tuple.
         flops: sizes and options -> {"forward": n, "backward": n}, an add and a multiply counting one each.
-        cases: what is checked and what is timed.
+        cases: the sizes and options that are checked and timed.
         draw: generator, case, spec -> inputs; standard normal when not given.
         length: sizes -> number of terms in the op's longest sum, which scales every tolerance.
         derive: sizes and options -> further sizes that the signature names.
         order: how many times the op can be differentiated exactly; 3 stands for any number.
         grows: the axes along which a case is scaled to see time against size.
-        tiles: by input, the part of its gradient that one program of the compiled float64 kernels owns.
-        kept: the residuals, in words.
-        promises: what the compiled kernels keep: `gradlab inspect --check`.
-        kept_slope: the most that a gradient changes, for each unit of dy, with a kept or intermediate result that lies
-            rounded in its dtype.
-        source: where the mathematics is from.
+        tiles: by input, the tile of its gradient that one program of the compiled float64 kernels owns.
+        saved: the residuals, in words.
+        bounds: codegen bounds, which `gradlab inspect --check` checks.
+        saved_slope: the largest derivative of a gradient, for each unit of dy, by a saved or intermediate result that
+            is rounded to its dtype.
+        source: reference to the literature.
     """
 
     name: str
@@ -88,9 +88,9 @@ class Spec:
     order: int = 2
     grows: tuple[str, ...] = ("E",)
     tiles: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: _EMPTY)
-    kept: str = ""
-    kept_slope: float = 0.0
-    promises: tuple[Promise, ...] = (*ALWAYS, NO_SPILLS)
+    saved: str = ""
+    saved_slope: float = 0.0
+    bounds: tuple[Bound, ...] = (*ALWAYS, NO_SPILLS)
     source: str = ""
 
     @functools.cached_property
@@ -106,7 +106,7 @@ class Spec:
         return {**case.sizes, **self.derive(case.sizes, **case.static)}
 
     def present(self, case: Case) -> tuple[Array, ...]:
-        """The inputs that the case has: an option of an input's name, set to False, leaves it out."""
+        """The inputs that the case has: the option `has_<input>`, set to False, leaves one out."""
         return tuple(a for a in self.inputs if case.static.get(f"has_{a.name}", True))
 
     def results(self, case: Case) -> tuple[Array, ...]:
@@ -115,7 +115,7 @@ class Spec:
         return tuple(a for a in self.outputs if a.name not in absent)
 
     def options(self, case: Case) -> dict[str, Any]:
-        """The case's options without those that only say which inputs are there."""
+        """The case's options without the `has_<input>` ones."""
         return {k: v for k, v in case.static.items() if not k.startswith("has_")}
 
     def make(self, case: Case, seed: int = 0) -> Arrays:
@@ -124,7 +124,7 @@ class Spec:
         return (self.draw or normal)(rng, case, self)
 
     def bytes(self, case: Case, dtype: str) -> dict[str, int]:
-        """Least traffic in bytes: every input read once, every result written once.
+        """Minimum memory traffic in bytes: every input read once, every result written once.
 
         Backward reads the inputs and the cotangents and writes one gradient for each of `wrt`.
         """
@@ -141,7 +141,7 @@ class Spec:
         }
 
     def tolerance(self, case: Case, dtype: str) -> float:
-        """Largest error, relative to the largest value, that rounding explains in `dtype`.
+        """The largest error, relative to the largest value, that rounding in `dtype` explains.
 
         A sum of L terms carried in unit roundoff u errs by at most L u of the sum of magnitudes (Higham, Accuracy
         and Stability of Numerical Algorithms, 3.1); 8 covers the few roundings around it, and half precision is
@@ -161,10 +161,10 @@ def normal(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
 
 
 def specs() -> dict[str, Spec]:
-    """Every op of the lab by name, found by its files: an op is a stem with a `_triton` and a `_pallas` twin."""
-    room = Path(__file__).parent
-    stems = sorted(p.stem.removesuffix("_triton") for p in room.glob("*_triton.py"))
-    return {s: importlib.import_module(f"gradlab.kernels.{s}").SPEC for s in stems if (room / f"{s}.py").exists()}
+    """Every op of the lab by name, found by its files: an op is a stem with a `_triton` and a `_pallas` file."""
+    folder = Path(__file__).parent
+    stems = sorted(p.stem.removesuffix("_triton") for p in folder.glob("*_triton.py"))
+    return {s: importlib.import_module(f"gradlab.kernels.{s}").SPEC for s in stems if (folder / f"{s}.py").exists()}
 
 
 def spec(name: str) -> Spec:
@@ -173,10 +173,10 @@ def spec(name: str) -> Spec:
     Raises:
         ValueError: there is none.
     """
-    known = specs()
-    if name not in known:
-        raise ValueError(f"unknown op {name!r}; the lab has {', '.join(known)}")
-    return known[name]
+    found = specs()
+    if name not in found:
+        raise ValueError(f"unknown op {name!r}; the lab has {', '.join(found)}")
+    return found[name]
 
 
 def _parse(side: str) -> tuple[Array, ...]:

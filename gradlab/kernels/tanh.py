@@ -21,7 +21,7 @@ Source: Cody and Waite, Software Manual for the Elementary Functions, 1980, chap
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, HALF, NO_SPILLS, Promise, in_vectors, streams, unspilled
+from gradlab.kernels.bounds import ALWAYS, HALF, NO_SPILLS, Bound, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 
@@ -56,13 +56,13 @@ SPEC = Spec(
     ),
     draw=draw,
     order=3,
-    kept="y",
-    kept_slope=2.0,
-    promises=(
+    saved="y",
+    saved_slope=2.0,
+    bounds=(
         *ALWAYS,
         NO_SPILLS,
         streams("tanh", "slope", "times"),
-        Promise("occupancy", least=0.75, dtypes=(*HALF, "float32")),
+        Bound("occupancy", least=0.75, dtypes=(*HALF, "float32")),
         *in_vectors("tanh", "slope", "times"),
         unspilled("tanh", "slope", "times"),
     ),

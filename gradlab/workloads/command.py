@@ -8,9 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from gradlab.autodiff.frameworks.side import SIDES, installed
+from gradlab.base.exit_codes import OK, UNUSABLE
+from gradlab.base.terminal import print_line
 from gradlab.workloads import checkpoint
 from gradlab.workloads.catalogue import WORKLOADS, workload
-from gradlab.workloads.compare import DONE, UNUSABLE, compare, not_installed, say
+from gradlab.workloads.compare import compare, not_installed
 from gradlab.workloads.train import resumed
 from gradlab.workloads.train import train as train_one
 from gradlab.workloads.training import NEEDS, Plan, missing
@@ -89,7 +91,7 @@ def _train(
         return _needs(plan.side) or train_one(plan, save or resume, state=state)
     if args.name is None:
         _list()
-        return DONE
+        return OK
     side = _one(args.sides) or next(iter(installed()), "torch")
     return _needs(side) or train_one(_plan(args, side), save, load)
 
@@ -105,10 +107,10 @@ def convert_weights(source: Path, target: Path) -> int:
     except ModuleNotFoundError as error:
         return _not_there(error)
     except OSError as error:
-        say(Console(stderr=True), f"cannot write {target}: {error.strerror or error}")
+        print_line(Console(stderr=True), f"cannot write {target}: {error.strerror or error}")
         return UNUSABLE
-    say(Console(), f"{target} holds the weights of {source} as {side} has them")
-    return DONE
+    print_line(Console(), f"{target} holds the weights of {source} as {side} has them")
+    return OK
 
 
 def _plan(args: TrainArgs, side: str) -> Plan:
@@ -151,8 +153,8 @@ def _same(path: Path, plan: Plan, optimizer: Optimizer) -> None:
 def _needs(side: str) -> int:
     gone = missing(NEEDS[side])
     if gone:
-        say(Console(stderr=True), f"{not_installed(gone)} 'gradlab[{side}]'")
-    return UNUSABLE if gone else DONE
+        print_line(Console(stderr=True), f"{not_installed(gone)} 'gradlab[{side}]'")
+    return UNUSABLE if gone else OK
 
 
 def _not_there(error: ModuleNotFoundError) -> int:
@@ -160,7 +162,7 @@ def _not_there(error: ModuleNotFoundError) -> int:
     name = (error.name or "").partition(".")[0]
     if name not in TOOLS:
         raise error
-    say(Console(stderr=True), f"{not_installed([TOOLS[name]])} 'gradlab[demo]'")
+    print_line(Console(stderr=True), f"{not_installed([TOOLS[name]])} 'gradlab[demo]'")
     return UNUSABLE
 
 

@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gradlab.base.exit_codes import FOUND, INTERRUPTED, OK, UNUSABLE
 from gradlab.base.files import claim, whole
 from gradlab.base.machine import describe, stamp
+from gradlab.base.terminal import print_line
 from gradlab.workloads import compare_report as report
 from gradlab.workloads.process import run_elsewhere
 from gradlab.workloads.training import NEEDS, Plan, Run, missing
 from gradlab.workloads.workload import LAYERS, steps
-
-DONE, BROKEN, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 
 def compare(plan: Plan, out: Path, sides: Sequence[str]) -> int:
@@ -38,21 +38,21 @@ def compare(plan: Plan, out: Path, sides: Sequence[str]) -> int:
     present = []
     for name in dict.fromkeys(sides):
         if gone := missing(NEEDS[name]):
-            say(errors, f"the {name} side is left out: {not_installed(gone)} 'gradlab[{name}]'")
+            print_line(errors, f"the {name} side is left out: {not_installed(gone)} 'gradlab[{name}]'")
         else:
             present.append(name)
     if not present:
-        say(errors, "nothing to train with: pip install 'gradlab[all]'")
+        print_line(errors, "nothing to train with: pip install 'gradlab[all]'")
         return UNUSABLE
     if gone := missing({"sklearn": "scikit-learn", "matplotlib": "matplotlib"}):
-        say(errors, f"{not_installed(gone)} 'gradlab[demo]'")
+        print_line(errors, f"{not_installed(gone)} 'gradlab[demo]'")
         return UNUSABLE
     data = plan.workload.load(plan.seed, plan.path)
     total, setting = steps(data, plan.batch, plan.epochs), plan.setting(data.source)
     try:
         claim(out)
     except OSError as error:
-        say(errors, f"cannot write to {out}: {error.strerror or error}")
+        print_line(errors, f"cannot write to {out}: {error.strerror or error}")
         return UNUSABLE
 
     plans = [replace(plan, side=name, layers=layers) for name in present for layers in LAYERS]
@@ -73,21 +73,21 @@ def compare(plan: Plan, out: Path, sides: Sequence[str]) -> int:
         except RuntimeError as error:
             stopped = str(error)
     if stopped:
-        say(errors, f"{stopped}: {len(finished)} of {len(plans)} runs had finished")
+        print_line(errors, f"{stopped}: {len(finished)} of {len(plans)} runs had finished")
     if finished:
         _show(console, finished, plan)
         try:
             _write(out, finished, plan, setting, complete=not stopped)
         except OSError as error:
-            say(errors, f"cannot write to {out}: {error.strerror or error}")
+            print_line(errors, f"cannot write to {out}: {error.strerror or error}")
             return UNUSABLE
-        say(console, f"written to {out}: loss.png, table.md, results.json")
+        print_line(console, f"written to {out}: loss.png, table.md, results.json")
     if stopped:
-        return INTERRUPTED if stopped == "interrupted" else BROKEN
+        return INTERRUPTED if stopped == "interrupted" else FOUND
     broken = report.violations(finished, plan)
     for line in broken:
-        say(errors, line)
-    return BROKEN if broken else DONE
+        print_line(errors, line)
+    return FOUND if broken else OK
 
 
 def not_installed(names: Sequence[str]) -> str:
@@ -106,11 +106,6 @@ def progress(console: Console) -> Progress:
         TextColumn("left"),
         console=console,
     )
-
-
-def say(console: Console, line: str) -> None:
-    """A line as it is: no wrapping, no colours, and a path's brackets are no markup."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _write(out: Path, runs: Sequence[Run], plan: Plan, setting: str, complete: bool) -> None:
@@ -132,4 +127,4 @@ def _show(console: Console, runs: Sequence[Run], plan: Plan) -> None:
         table.add_row(*row)
     console.print(table)
     for note in report.notes(runs, plan):
-        say(console, note)
+        print_line(console, note)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.autodiff.frameworks.side import installed
+from gradlab.base.exit_codes import OK
 from gradlab.workloads import command
-from gradlab.workloads.compare import DONE
 
 NAME = "digits-cnn"
 COLUMNS = ("run", "kernels", "last loss", "test", "seconds")
@@ -26,7 +26,7 @@ def trained(out: Path) -> dict[str, Any]:
         raise KeyboardInterrupt
     numbers, figure = folder / "results.json", folder / "loss.png"
     found: dict[str, Any] = {"name": NAME, "columns": COLUMNS, "rows": [], "notes": []}
-    if code != DONE:
+    if code != OK:
         found["notes"].append("A run failed or broke its promise; the terminal says which.")
     if numbers.is_file():
         for run in json.loads(numbers.read_text(encoding="utf-8"))["runs"]:

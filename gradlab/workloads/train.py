@@ -12,9 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
+from gradlab.base.exit_codes import INTERRUPTED, OK, UNUSABLE
 from gradlab.base.files import claim
+from gradlab.base.terminal import print_line
 from gradlab.workloads import checkpoint
-from gradlab.workloads.compare import DONE, INTERRUPTED, UNUSABLE, progress, say
+from gradlab.workloads.compare import progress
 from gradlab.workloads.training import Plan, Training
 from gradlab.workloads.workload import shown
 
@@ -44,14 +46,14 @@ def train(plan: Plan, save: Path | None = None, load: Path | None = None, state:
         try:
             claim(save.parent)
         except OSError as error:
-            say(errors, f"cannot write {save}: {error.strerror or error}")
+            print_line(errors, f"cannot write {save}: {error.strerror or error}")
             return UNUSABLE
     weights = None if load is None else checkpoint.weights_for(plan.workload.network, load)
     data = plan.workload.load(plan.seed, plan.path)
     training = Training(plan, data, weights)
     if state is not None:
         training.restore(state)
-    say(console, plan.setting(data.source))
+    print_line(console, plan.setting(data.source))
     done, start, full = len(training.losses), time.perf_counter(), ""
     with progress(errors) as bars, training.quiet(), _between_steps() as stop:
         task = bars.add_task(f"{plan.side} {plan.layers}", loss="", total=training.total, completed=done)
@@ -64,7 +66,7 @@ def train(plan: Plan, save: Path | None = None, load: Path | None = None, state:
     if stop and len(training.losses) < training.total:
         failed = _saved(training, save) if save is not None else ""
         kept = f"saved to {save}: --resume {save} goes on" if save else "nothing was saved: --save names a file"
-        say(errors, f"interrupted after {len(training.losses)} of {training.total} steps; {failed or kept}")
+        print_line(errors, f"interrupted after {len(training.losses)} of {training.total} steps; {failed or kept}")
         return INTERRUPTED
     seconds = time.perf_counter() - start
     with training.quiet():
@@ -73,11 +75,11 @@ def train(plan: Plan, save: Path | None = None, load: Path | None = None, state:
     words = [f"final loss {training.losses[-1]:.6f}", f"{tested} on the test data"]
     words += [f"{len(training.losses) - done} steps in {seconds:.1f} s"]
     words += [f"peak memory {peak / 2**20:.0f} MiB"] if peak else []
-    say(console, ", ".join(words))
+    print_line(console, ", ".join(words))
     if save is not None:
         full = full or _saved(training, save)
-        say(errors if full else console, full or f"saved to {save}")
-    return UNUSABLE if full else DONE
+        print_line(errors if full else console, full or f"saved to {save}")
+    return UNUSABLE if full else OK
 
 
 def resumed(path: Path, asked: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:

@@ -13,6 +13,7 @@ import torch
 
 from gradlab.autodiff.arguments.errors import refuse
 from gradlab.kernels.optimizers import norm_triton
+from gradlab.kernels.private.private_torch import dispatch_modes
 from gradlab.kernels.runtime import memory_triton as memory
 
 DEVICES = ("cpu", "cuda")
@@ -40,12 +41,7 @@ def whole(t: Any) -> torch.Tensor:
 def want_parts(name: str, argument: str, t: Any) -> None:
     """Refuse what is neither a tensor with memory of its own nor a DTensor of such parts, nor what traces them."""
     # A plain one that has no memory all the same is told apart by the op that takes it.
-    if (
-        type(t) in _PLAIN
-        or torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or type(t).__name__ == "FakeTensor"
-    ):
+    if type(t) in _PLAIN or torch.compiler.is_compiling() or dispatch_modes() or type(t).__name__ == "FakeTensor":
         return
     part = local(t)
     if part.layout == torch.strided and part.device.type in DEVICES and not memory.has_memory(part):

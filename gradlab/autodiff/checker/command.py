@@ -1,6 +1,5 @@
 """`gradlab check`: what the command does with what was said on it."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ from gradlab.autodiff.checker.check import check as run
 from gradlab.autodiff.checker.core.request import parsed_sizes
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.target import load
-from gradlab.autodiff.frameworks.side import installed
+from gradlab.autodiff.frameworks.side import selected
 from gradlab.autodiff.frameworks.side import side as side_of
+from gradlab.base.exit_codes import FOUND, OK
+from gradlab.base.files import write_whole
 from gradlab.kernels.spec import spec, specs
 
 
@@ -66,7 +67,7 @@ def check(asked: CheckArgs, console: Console) -> int:
         if report.findings:
             report.print(console)
             _write(asked, report, console)
-    return 0 if report else 1
+    return OK if report else FOUND
 
 
 def _is_file(target: str | None) -> bool:
@@ -75,11 +76,7 @@ def _is_file(target: str | None) -> bool:
 
 def _ops(asked: CheckArgs, console: Console, options: dict[str, Any], report: Report) -> None:
     """One op or all; what was found before Ctrl-C is printed."""
-    sides = tuple(dict.fromkeys(asked.sides or installed()))
-    if not sides:
-        raise ModuleNotFoundError(
-            "no side is installed: pip install 'gradlab[torch]', 'gradlab[jax]' or 'gradlab[all]'"
-        )
+    sides = selected(asked.sides)
     names = [spec(asked.target).name] if asked.target else list(specs())
     begun = time.perf_counter()
     with console.status("starting") as status:
@@ -91,8 +88,6 @@ def _ops(asked: CheckArgs, console: Console, options: dict[str, Any], report: Re
 def _write(asked: CheckArgs, report: Report, console: Console) -> None:
     """The files that were asked for, whole or not at all."""
     if asked.json is not None:
-        fresh = asked.json.with_name(asked.json.name + ".part")
-        fresh.write_text(report.to_json())
-        os.replace(fresh, asked.json)
+        write_whole(asked.json, report.to_json())
     if asked.plot is not None and report.views:
         console.print(f"plot: {report.plot(asked.plot)}", highlight=False)

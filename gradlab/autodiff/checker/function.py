@@ -47,7 +47,7 @@ class Plan:
         replays: of the same call; as many as fit into a moment when None.
         compiled: hold torch.compile against eager too, which takes seconds.
         budget: seconds; parts that find it spent do not run, and that is said.
-        kept_slope: what `precision` allows for results that are kept in a low dtype.
+        saved_slope: what `precision` allows for results that are saved in a low dtype.
         raises: raise what the arguments do wrong; a finding otherwise.
         all_of_it: nothing is left out of a function whose calls are slow, unless the budget is spent.
         sizes: axis lengths that the caller names, where the first derivative is judged as well.
@@ -63,7 +63,7 @@ class Plan:
     replays: int | None = None
     compiled: bool = False
     budget: float | None = None
-    kept_slope: float = 0.0
+    saved_slope: float = 0.0
     raises: bool = True
     all_of_it: bool = False
     sizes: Sizes | None = None
@@ -277,7 +277,7 @@ class Run:
                         second(p, self.rng, self.light, plan.asked_second or s.trusted)
             with self.part("precision") as runs:
                 for dtype in lower(s, plan.dtypes) if runs else ():
-                    precision(p, dtype, plan.kept_slope)
+                    precision(p, dtype, plan.saved_slope)
             with self.part("edges") as runs:
                 if runs:
                     made_up = MadeUp(p, plan, self.worth.edges)

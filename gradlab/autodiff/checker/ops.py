@@ -51,7 +51,7 @@ def _case(
         dtypes=DTYPES if plan.dtypes is None else plan.dtypes,
         parts=parts,
         tiles=op.tiles or plan.tiles,
-        kept_slope=op.kept_slope,
+        saved_slope=op.saved_slope,
     )
     run = Run(subject, own, report)
     if not run.begin():

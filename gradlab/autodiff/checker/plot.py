@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import math
-import os
 import textwrap
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from gradlab.autodiff.checker.core.derivative import Probe, uneven
 from gradlab.autodiff.checker.core.finding import OK, WRONG, Finding
 from gradlab.autodiff.checker.verdict.judge import View
+from gradlab.base.files import whole
 
 ENDINGS = (".png", ".svg", ".pdf")
 # The map has at most this many cells along an axis, each one random direction within its block.
@@ -34,9 +34,7 @@ def draw(held: Sequence[View], path: Path, worst: Finding | None = None) -> Path
     if path.suffix.lower() not in ENDINGS:
         raise ValueError(f"plot: {path.name} ends in {path.suffix or 'nothing'}, wanted {', '.join(ENDINGS)}")
     drawn = _figure(_drawable(held), worst)
-    fresh = path.with_name(f"{path.stem}.part{path.suffix}")
-    drawn.savefig(fresh, dpi=130)
-    os.replace(fresh, path)
+    whole(path, lambda part: drawn.savefig(part, dpi=130))
     return path
 
 

@@ -1,4 +1,4 @@
-"""What the losses of classes are asked for, looked at before anything runs. Framework-free."""
+"""The options of a loss of classes, checked before anything runs. Framework-free."""
 
 import math
 import numbers
@@ -11,7 +11,7 @@ from gradlab.kernels.class_losses.settings import ClassLoss
 def class_loss(
     op: str, *, ignore_index: Any, reduction: Any, label_smoothing: Any, z_loss: Any, return_z_loss: Any, softcap: Any
 ) -> ClassLoss:
-    """The settings of a call, all of them looked at.
+    """The settings of a call, once all of its options are checked.
 
     Raises:
         ValueError: an unknown reduction, a number out of range.

@@ -1,8 +1,7 @@
 """A batched backward (`is_grads_batched`, `vectorize=True`, `check_batched_grad`) by each Function's own vmap rule.
 
 torch.autograd runs it under its older vmap, whose tensors hide their batch axis without a functorch interpreter:
-`torch.autograd.Function` does not see it and would hand a kernel a tensor without memory. Everything private to torch
-that this takes stands here.
+`torch.autograd.Function` does not see it and would hand a kernel a tensor without memory.
 """
 
 import functools
@@ -12,7 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-_hides = torch._C._functorch.is_legacy_batchedtensor
+from gradlab.kernels.private.private_torch import add_batch_dim, remove_batch_dim
+from gradlab.kernels.private.private_torch import is_batched as has_batch_axis
+from gradlab.kernels.private.private_torch import is_legacy_batched as _hides
 
 
 class Info(NamedTuple):
@@ -24,7 +25,7 @@ class Info(NamedTuple):
 
 def is_batched(t: torch.Tensor | None) -> bool:
     """Whether a tensor has a batch axis that its shape does not show: of torch.autograd, or of torch.func.vmap."""
-    return t is not None and (_hides(t) or torch._C._functorch.is_batchedtensor(t))
+    return t is not None and (_hides(t) or has_batch_axis(t))
 
 
 def hides_batch(args: Sequence[Any]) -> bool:
@@ -68,8 +69,8 @@ def through(vmap: Callable[..., Any]) -> Callable[..., Any]:
         mapped = [_hide(a, axis, {level: info.batch_size}) for a, axis in zip(args, in_dims, strict=True)]
         results = _through(vmap, mapped)
         if not isinstance(results, tuple):
-            return torch._remove_batch_dim(results, level, info.batch_size, 0), 0
-        return tuple(torch._remove_batch_dim(r, level, info.batch_size, 0) for r in results), (0,) * len(results)
+            return remove_batch_dim(results, level, info.batch_size, 0), 0
+        return tuple(remove_batch_dim(r, level, info.batch_size, 0) for r in results), (0,) * len(results)
 
     return rule
 
@@ -79,9 +80,9 @@ def hidden(t: torch.Tensor) -> dict[int, int]:
     sizes, level = {}, 0
     while _hides(t):
         level += 1
-        front = torch._remove_batch_dim(t, level, 1, 0)
+        front = remove_batch_dim(t, level, 1, 0)
         # Without an axis of the level torch makes one of the size asked for.
-        if front.shape[0] == 1 and torch._remove_batch_dim(t, level, 2, 0).shape[0] == 2:
+        if front.shape[0] == 1 and remove_batch_dim(t, level, 2, 0).shape[0] == 2:
             continue
         sizes[level], t = front.shape[0], front
     return sizes
@@ -92,7 +93,7 @@ def _shown(value: Any, sizes: Mapping[int, int]) -> tuple[Any, int | None]:
     if not isinstance(value, torch.Tensor) or not _hides(value):
         return value, None
     for level in sorted(sizes, reverse=True):
-        value = torch._remove_batch_dim(value, level, sizes[level], 0)
+        value = remove_batch_dim(value, level, sizes[level], 0)
     return value.reshape(math.prod(sizes.values()), *value.shape[len(sizes) :]), 0
 
 
@@ -103,5 +104,5 @@ def _hide(value: Any, axis: int | None, sizes: Mapping[int, int]) -> Any:
     value = value.movedim(axis, 0)
     value = value.reshape(*(sizes[level] for level in levels), *value.shape[1:])
     for level in levels:
-        value = torch._add_batch_dim(value, 0, level)
+        value = add_batch_dim(value, 0, level)
     return value

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax._src.checkify import error_checks  # Private: there is no public way to tell checkify of an operation.
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+
+from gradlab.kernels.private.private_jax import error_checks
 
 _guard = Primitive("gradlab_guard")
 _guard.multiple_results = True

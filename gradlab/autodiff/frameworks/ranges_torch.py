@@ -10,6 +10,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import torch
 
 from gradlab.autodiff.frameworks import batched_torch
+from gradlab.kernels.private.private_torch import dispatch_modes, forward_ad_level, transforms_active
 from gradlab.kernels.runtime import memory_triton as memory
 from gradlab.kernels.runtime import ranges
 from gradlab.kernels.runtime.launch_triton import bare
@@ -45,7 +46,7 @@ def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def _signature(args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...] | None:
     """What a call depends on where it computes alone: autograd records nothing, and nobody else takes part."""
-    if not bare() or torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+    if not bare() or dispatch_modes() or transforms_active():
         return None
     values = (*args, *options.values()) if options else args
     if not unrecorded(values) or torch.is_autocast_enabled("cpu"):
@@ -66,7 +67,7 @@ def unrecorded(args: tuple[Any, ...]) -> bool:
         for a in args:
             if isinstance(a, torch.Tensor) and a.requires_grad:
                 return False
-    return torch.autograd.forward_ad._current_level < 0
+    return forward_ad_level() < 0
 
 
 class Direct(torch.autograd.Function):
@@ -85,7 +86,7 @@ class Direct(torch.autograd.Function):
         if torch.compiler.is_compiling():
             return super().apply(*args)
         if not memory.strange(args):
-            if not torch._C._are_functorch_transforms_active():
+            if not transforms_active():
                 if unrecorded(args):
                     return cls.forward(*args)
                 # torch's own `apply` binds arguments to forward's signature first, which takes longer than a kernel.

@@ -146,6 +146,23 @@ def installed() -> tuple[str, ...]:
     return tuple(name for name in SIDES if importlib.util.find_spec(name) is not None)
 
 
+def selected(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The sides of these names, each once, or all that are installed.
+
+    Raises:
+        ValueError: there is no side of a name.
+        ModuleNotFoundError: a side's framework is not installed, or none is.
+    """
+    for name in names or ():
+        side(name)
+    found = tuple(dict.fromkeys(names or installed()))
+    if not found:
+        raise ModuleNotFoundError(
+            "no side is installed: pip install 'gradlab[torch]', 'gradlab[jax]' or 'gradlab[all]'"
+        )
+    return found
+
+
 def as_tuple(value: Any) -> tuple[Any, ...]:
     """One result or several, as several."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._functorch import config as functorch_config
-from torch.utils import _pytree as pytree
 
 from gradlab.autodiff.frameworks.side import as_tuple
+from gradlab.kernels.private.private_torch import functorch_config, pytree
 from gradlab.kernels.runtime.launch_triton import interpreted
 
 
@@ -119,7 +118,7 @@ class TorchSide:
     ) -> Callable[[], tuple[torch.Tensor, ...]]:
         args = [_leaf(a) if i in wrt else a for i, a in enumerate(args)]
         # What is kept is kept for the next call too: a compiled backward would write into it otherwise.
-        with torch.enable_grad(), functorch_config.patch(donated_buffer=False):
+        with torch.enable_grad(), functorch_config().patch(donated_buffer=False):
             results = as_tuple((self.compiled(fn) if compiled else fn)(*args))
             pairs = [(y, c) for y, c in zip(results, cotangents, strict=True) if y.requires_grad]
             outputs, given = zip(*pairs, strict=True)

@@ -13,6 +13,7 @@ from gradlab.autodiff.optimizers.optimizer_torch import OneLaunch, Row, nothing
 from gradlab.kernels import adam_triton as kernels
 from gradlab.kernels.adam import BETA1, BETA2, EPS, LR
 from gradlab.kernels.common.rounding_triton import key
+from gradlab.kernels.private.private_torch import foreach_add_
 
 HALF = (torch.float16, torch.bfloat16)
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
@@ -172,7 +173,7 @@ class Adam(OneLaunch, torch.optim.Adam):
         counted = [step for step in steps if step.numel()]
         if counted:
             advance = 1.0 if found is None else torch.eq(found, 0).to(torch.float32)
-            torch._foreach_add_(counted, advance)
+            foreach_add_(counted, advance)
         kernels.adam_(
             params,
             grads,

@@ -1,13 +1,12 @@
 """AOTInductor: a kernel as two shared libraries, which a process without Python loads.
 
-torch's generated C++ asks for `NAME.so`, the kernel, and for `NAME.launcher.so`, which exports
+torch's generated C++ loads `NAME.so`, the kernel, and `NAME.launcher.so`, which exports
 
     void run_from_nativert(uint32 x, uint32 y, uint32 z, int threads, void **args, void *kernel)
 
-and takes the arguments as torch's wrapper lays them out: an address as it is, an int64 or a float by its address.
-Triton files what it compiles by the last suffix of a name, which is the same of both: they are made when torch asks for
-them.
-This file alone knows how torch asks; both libraries are linked by the C++ compiler that AOTInductor needs anyway.
+and takes the arguments as torch's wrapper passes them: a pointer by value, an int64 or a float by its address.
+Triton's cache keys a compiled file by its last suffix, which both libraries share; so they are no stages of the
+compiler, and are built when inductor saves the kernel. The C++ compiler that AOTInductor needs anyway links them.
 """
 
 import functools
@@ -20,8 +19,9 @@ from typing import Any
 from gradlab.kernels.cpu import types
 from gradlab.kernels.cpu.binary import Binary
 from gradlab.kernels.cpu.machine import host, position_independent
+from gradlab.kernels.private import private_torch
 
-# How C++ names an argument's type, and the type of what torch's wrapper holds of it.
+# C++ type of an argument in its slot, and the type that torch's wrapper passes by address.
 _NUMBERS = {
     "i1": ("int8_t", "int64_t"),
     "i8": ("int8_t", "int64_t"),
@@ -42,8 +42,8 @@ _LAUNCHER = """\
 namespace {{
 using Run = int64_t (*)(void *, int64_t, int64_t, int32_t, int32_t, int32_t, void *, void *);
 const char *const messages[] = {{{messages}}};
-template <class Kept, class Given> void put(int64_t *slot, void *given) {{
-  *reinterpret_cast<Kept *>(slot) = static_cast<Kept>(*static_cast<Given *>(given));
+template <class Slot, class Passed> void put(int64_t *slot, void *passed) {{
+  *reinterpret_cast<Slot *>(slot) = static_cast<Slot>(*static_cast<Passed *>(passed));
 }}
 struct Scratch {{
   void *at = std::aligned_alloc(64, {scratch});
@@ -65,10 +65,9 @@ extern "C" void run_from_nativert(uint32_t x, uint32_t y, uint32_t z, int, void 
 
 @functools.cache
 def install() -> None:
-    """Have inductor save this back end's kernels ahead of time; its older versions save none for a CPU."""
-    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
-
-    others = getattr(CachingAutotuner, "save_cpu_kernel", None)
+    """Have inductor save this back end's kernels ahead of time; its older versions save no CPU kernels at all."""
+    tuner_class = private_torch.caching_autotuner()
+    others = getattr(tuner_class, "save_cpu_kernel", None)
     if others is None:
         return
 
@@ -76,17 +75,15 @@ def install() -> None:
     def save_cpu_kernel(tuner: Any, launcher: Any) -> None:
         (_save if "obj" in launcher.bin.asm else others)(tuner, launcher)
 
-    CachingAutotuner.save_cpu_kernel = save_cpu_kernel  # type: ignore[method-assign]
+    tuner_class.save_cpu_kernel = save_cpu_kernel
 
 
 def _save(tuner: Any, launcher: Any) -> None:
-    from torch._inductor.codecache import CpuTritonKernelCache
-
-    # torch's wrapper hands on what its call of the kernel names: no constants, and a grid for the user's kernels alone.
+    # torch's wrapper passes the kernel's arguments without its constants, and a grid for user-written kernels only.
     constants = {parameter.name for parameter in tuner.fn.params if parameter.is_constexpr}
     signature = {name: kind for name, kind in launcher.bin.src.signature.items() if name not in constants}
     kernel, launching = libraries(launcher.bin, signature, _grid(tuner, launcher, signature))
-    CpuTritonKernelCache.set(
+    private_torch.cpu_kernel_cache().set(
         tuner.inductor_meta["kernel_name"],
         kernel_bytes=kernel,
         launcher_bytes=launching,
@@ -97,20 +94,18 @@ def _save(tuner: Any, launcher: Any) -> None:
 
 
 def _grid(tuner: Any, launcher: Any, signature: dict[str, str]) -> list[str]:
-    """C++ that computes the grid where torch's wrapper hands none on."""
-    from torch._inductor.runtime.triton_heuristics import GridExpr
-
+    """C++ that computes the grid where torch's wrapper passes none."""
     meta = tuner.inductor_meta
     extra = meta.get("extra_launcher_args", [])
     if extra == ["_grid_0", "_grid_1", "_grid_2"]:
         return []
     if extra:
         raise NotImplementedError(
-            f"{meta['kernel_name']}: several configurations, and {len(extra)} sizes in the grid that are known at run "
-            "time, wanted one configuration, or sizes that are known now"
+            f"{meta['kernel_name']}: several configurations, and {len(extra)} grid sizes known only at run time, "
+            "wanted one configuration, or grid sizes known at compile time"
         )
     fixed = tuner.triton_meta.get("constants", {})
-    grid = GridExpr.from_meta(meta, launcher.config, mode="cpp")
+    grid = private_torch.grid_expression(meta, launcher.config, mode="cpp")
     numbers = []
     for place, (name, kind) in enumerate(signature.items()):
         if kind == "constexpr" and isinstance(fixed.get(name), int):
@@ -125,11 +120,11 @@ def libraries(compiled: Any, signature: dict[str, str], grid: list[str]) -> tupl
 
     Args:
         compiled: Triton's compiled kernel, of this back end.
-        signature: name and Triton's type of each argument that the launcher is handed; "constexpr" is not read.
+        signature: name and Triton's type of each argument that the launcher takes; "constexpr" ones are skipped.
         grid: C++ that sets `x`, `y` and `z` before the kernel runs.
 
     Raises:
-        NotImplementedError: the kernel prints, or takes a number that torch's wrapper does not hand on.
+        NotImplementedError: the kernel prints, or takes a type of number that torch's wrapper does not pass.
         RuntimeError: the C++ compiler fails.
     """
     binary, ir = Binary.unseal(compiled.asm["obj"]), compiled.asm["llir"]
@@ -164,10 +159,18 @@ def _launcher(binary: Binary, signature: dict[str, str], grid: list[str]) -> str
 
 
 def _linked(source: Path, name: str) -> bytes:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
     library = source.with_suffix(".so")
-    command = [get_cpp_compiler(), "-shared", "-fPIC", "-O1", "-std=c++17", str(source), "-o", str(library), "-lm"]
+    command = [
+        private_torch.cpp_compiler(),
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-std=c++17",
+        str(source),
+        "-o",
+        str(library),
+        "-lm",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]

@@ -1,4 +1,4 @@
-"""Inline assembly: what a GPU is told there about its launches means nothing to a CPU, the rest is not compiled."""
+"""Inline assembly: a GPU's launch-control instructions are no-ops on a CPU; any other instruction is refused."""
 
 import re
 
@@ -15,10 +15,10 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
 def check(op: Operation) -> None:
-    """Refuse assembly that does something: also where nobody reads its result, it may have been written to act.
+    """Refuse assembly that does something, even if its result is unused: it may have side effects.
 
     Raises:
-        NotLowered: an instruction is not one of those that do nothing here.
+        NotLowered: an instruction is not one of the no-ops.
     """
     text = _COMMENT.sub("", str(op.attributes["assembly"]))
     for instruction in re.split(r"[;\n]", text):
@@ -28,6 +28,6 @@ def check(op: Operation) -> None:
 
 @rule("tt.elementwise_inline_asm")
 def nothing(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
-    """0, which nobody reads: what passes the check gives no value."""
+    """0, an unused result: assembly that passes the check computes nothing."""
     check(op)
     return lanes.known(0, op.type.element)

@@ -21,12 +21,12 @@ _KINDS = {
     "fmax": "fmax",
     "fmin": "fmin",
 }
-# The same, for types that LLVM has no atomic operation for: no other thread runs this kernel.
+# A plain load, operation and store for types that LLVM has no atomic operation for: one thread runs this kernel.
 _PLAIN = {"fadd": "fadd", "exch": None}
 
 
 def read_modify_write(tiles: Tiles, op: Operation) -> None:
-    """`tt.atomic_rmw`: the old values, where somebody wants them."""
+    """`tt.atomic_rmw`; the result is the old values, built only if it is used."""
     kind = _KINDS.get(str(op.attributes["kind"]))
     if kind is None:
         raise NotLowered(op, f"an atomic {op.attributes['kind']}")
@@ -42,7 +42,7 @@ def read_modify_write(tiles: Tiles, op: Operation) -> None:
 
 
 def compare_and_swap(tiles: Tiles, op: Operation) -> None:
-    """`tt.atomic_cas`: the old values; the new one is stored where the old one is what was expected."""
+    """`tt.atomic_cas`: store the new value where the old equals the expected one; the result is the old values."""
     element = op.result_types[0].element
     if element in types.FLOATS and element not in ("f16", "bf16", *types.NATIVE_FLOATS):
         raise NotLowered(op, f"a compare-and-swap of {element}")
@@ -71,7 +71,7 @@ def _narrow(b: Emitter, op: Operation, p: str, value: str, element: str) -> str:
 
 
 def _each(tiles: Tiles, op: Operation, one, masked: bool) -> None:
-    """Element by element, in order; masked ones give 0."""
+    """Apply an operation element by element, in order; masked-off elements give 0."""
     b, (kind,), (result,) = tiles.b, op.result_types, op.results
     shape = kind.shape
     buffer: Buffer | None = tiles.buffer(shape, kind.element) if shape and tiles.users.get(result) else None

@@ -1,7 +1,8 @@
-"""A compiled kernel as a file: its object code, what a launch of it has to know, and a seal that holds both together.
+"""A compiled kernel as a file: object code, the metadata that a launch needs, and a checksum over both.
 
-The object comes first, so that `objdump` and its like read the file as it stands. The seal names the kernel and the
-machine that the file was made for: a file that is cut short, altered, another kernel's or another CPU's does not open.
+The object comes first, so that `objdump` reads the file as it is. The checksum also covers the kernel's cache key and
+the
+machine: a file that is truncated, altered, or made for another kernel or CPU is refused.
 """
 
 import dataclasses
@@ -12,13 +13,13 @@ from typing import Any
 
 from gradlab.kernels.cpu.machine import Machine, host
 
-# How the file ends: bytes of JSON before it, the kernel's name in Triton's cache, a checksum, what kind of file it is.
+# Trailer: bytes of JSON before it, the kernel's name in Triton's cache, a checksum, a magic number.
 _END = struct.Struct("<Q32s32s16s")
 _KIND = b"gradlab-cpu-0001"
 
 
 class Broken(ValueError):
-    """The file is not a kernel of this CPU, or not a whole one."""
+    """The file is damaged, incomplete, or not a kernel compiled for this CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Binary:
         entry: the function that runs programs `begin` to `end - 1`.
         arguments: name and element type of each argument, in the order of their slots: `("x_ptr", "*f32")`.
         scratch: bytes of memory that a thread needs while it runs programs.
-        messages: what a failed assertion says or what stands before a printed value, and where it stands in the source.
+        messages: text of each assertion, or prefix of each print, with its place in the source.
         stored: which arguments are pointers that the kernel stores through.
         ordered: whether programs have to run one after another: they print, or update memory that they share.
         code: the object file.
@@ -46,17 +47,17 @@ class Binary:
     code: bytes
 
     def seal(self, owner: str, machine: Machine | None = None) -> bytes:
-        """The file of a kernel whose name in Triton's cache is `owner`, 64 hexadecimal digits."""
+        """The bytes of the file, for a kernel whose name in Triton's cache is `owner`, 64 hexadecimal digits."""
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "code"}
         body = self.code + (text := json.dumps(facts).encode())
         return body + _END.pack(len(text), bytes.fromhex(owner), _checksum(body, owner, machine or host()), _KIND)
 
     @classmethod
     def unseal(cls, data: bytes, owner: str | None = None, machine: Machine | None = None) -> "Binary":
-        """What `seal` wrote.
+        """The kernel that `seal` wrote.
 
         Raises:
-            Broken: the file is cut short or altered, made for another machine or by another version of the compiler,
+            Broken: the file is truncated or altered, made for another machine or by another version of the compiler,
                 or for another kernel than `owner`.
         """
         if len(data) < _END.size:
@@ -74,7 +75,7 @@ class Binary:
 
     @classmethod
     def made(cls, code: bytes, **facts: Any) -> "Binary":
-        """A binary out of what JSON keeps of its attributes, where every sequence is a list."""
+        """A binary from attributes that went through JSON, which turns tuples into lists."""
         return cls(code=code, **{name: _tuples(value) for name, value in facts.items()})
 
 

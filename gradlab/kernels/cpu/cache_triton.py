@@ -1,7 +1,7 @@
-"""Triton's cache of compiled kernels, with two faults of disks taken care of.
+"""Triton's cache of compiled kernels, made robust against damaged files and unwritable folders.
 
-A file that was cut short or altered, or copied from another kernel or machine, is compiled anew, never run. A folder
-that cannot be written is replaced by one of this process's own, which goes with it.
+A file that is truncated, altered, or copied from another kernel or machine is compiled again, never run. A folder that
+cannot be written is replaced by a temporary one, which is removed when the process exits.
 """
 
 import atexit
@@ -23,13 +23,13 @@ from gradlab.kernels.cpu.binary import Binary, Broken
 
 
 def install() -> None:
-    """Have Triton use this cache, unless the user has chosen one."""
+    """Have Triton use this cache, unless the user has chosen another cache manager."""
     if knobs.cache.manager_class is None:
         knobs.cache.manager_class = Cache
 
 
 class Cache(FileCacheManager):
-    """Triton's cache on disk; files of GPU kernels are treated as Triton treats them."""
+    """Triton's cache on disk; files of GPU kernels are handled as in Triton itself."""
 
     def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
         try:
@@ -39,7 +39,7 @@ class Cache(FileCacheManager):
             self._retreat(error)
 
     def put(self, data: str | bytes, filename: str, binary: bool = True) -> str:
-        """Keep a file, and give its path."""
+        """Store a file; returns its path."""
         try:
             return self._put(data, filename)
         except OSError as error:
@@ -47,7 +47,7 @@ class Cache(FileCacheManager):
             return self._put(data, filename)
 
     def _put(self, data: Any, filename: str) -> str:
-        """As Triton's own, without a folder for each file on its way."""
+        """As Triton's own, without a temporary folder for each file."""
         path = os.path.join(self.cache_dir, filename)
         on_its_way = f"{path}.{os.getpid()}.{threading.get_ident()}"
         try:
@@ -62,18 +62,18 @@ class Cache(FileCacheManager):
     def get_group(self, filename: str) -> dict[str, str] | None:
         """The paths of a kernel's files, or None where it has to be compiled."""
         group = super().get_group(filename)
-        return group if group and _whole(group, self.key) else None
+        return group if group and _intact(group, self.key) else None
 
     def _retreat(self, error: OSError) -> None:
         wanted = getattr(self, "cache_dir", None) or os.path.join(knobs.cache.dir, self.key)
-        _say(os.path.dirname(wanted), error.strerror or str(error))
+        _warn(os.path.dirname(wanted), error.strerror or str(error))
         self.cache_dir = os.path.join(_own_folder(os.getpid()), self.key)
         self.lock_path = os.path.join(self.cache_dir, "lock")
         os.makedirs(self.cache_dir, exist_ok=True)
 
 
-def _whole(group: dict[str, str], key: str) -> bool:
-    """Whether the files are all there, unharmed, and those of the kernel that Triton calls `key`."""
+def _intact(group: dict[str, str], key: str) -> bool:
+    """Whether all files exist, are undamaged, and belong to the kernel that Triton calls `key`."""
     paths = {Path(name).suffix: Path(path) for name, path in group.items()}
     try:
         owner = base64.b32decode(key + "=" * (-len(key) % 8)).hex()
@@ -88,7 +88,7 @@ def _whole(group: dict[str, str], key: str) -> bool:
 
 @functools.cache
 def _own_folder(process: int) -> str:
-    """A folder of this process; a fork makes its own."""
+    """A temporary folder of this process; a forked child makes another."""
     folder = tempfile.mkdtemp(prefix="gradlab-triton-")
     atexit.register(_remove, folder, process)
     return folder
@@ -100,7 +100,7 @@ def _remove(folder: str, process: int) -> None:
 
 
 @functools.cache
-def _say(folder: str, reason: str) -> None:
+def _warn(folder: str, reason: str) -> None:
     warnings.warn(
         f"Triton's cache folder {folder} cannot be written ({reason}): kernels are compiled for this process only, "
         "TRITON_CACHE_DIR names another",

@@ -1,4 +1,4 @@
-"""What a loop carries from one pass to the next: scalars in registers, tensors in memory, pointers by their steps."""
+"""Loop-carried values: scalars in registers, tensors in memory, pointers and ranges as a start plus an offset."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,15 @@ from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Block, Operation, Type
 from gradlab.kernels.cpu.values import Affine, Buffer, Lazy
 
-# A scalar, a tensor in memory, or the step by which a tensor moves as a whole.
+# How a value is carried: a scalar, a tensor in memory, or a tensor to which each iteration adds one scalar.
 Kind = None | Buffer | Uniform
 
 
 class Carried:
-    """The carried values of one loop.
+    """The loop-carried values of one loop.
 
     Attributes:
-        arguments: names and types within the loop.
+        arguments: names and types in the loop's body.
         kinds: how each is carried.
     """
 
@@ -32,7 +32,7 @@ class Carried:
         self._before = ""
 
     def enter(self, before: str) -> None:
-        """At the loop's head: a phi for each scalar and each offset."""
+        """At the loop's head: write a phi for each scalar and each offset."""
         b, self._before = self.tiles.b, before
         for (name, kind), start, how in zip(self.arguments, self.starts, self.kinds, strict=True):
             if isinstance(how, Buffer):
@@ -50,7 +50,7 @@ class Carried:
                 self.tiles.env[name] = Affine(start, Uniform(ssa, element))
 
     def leave(self, ends: Sequence[str]) -> None:
-        """At the end of a pass: tensors into their memory, scalars and offsets noted."""
+        """At the end of an iteration: store the tensors, note the next scalars and offsets."""
         _overwrite(
             self.tiles, [(how, end) for how, end in zip(self.kinds, ends, strict=True) if isinstance(how, Buffer)]
         )
@@ -63,12 +63,12 @@ class Carried:
                 self._ends.append(lanes.add(self.tiles.b, value.offset, how).ssa)
 
     def close(self, last: str) -> None:
-        """After the last block of a pass: where the phis come from."""
+        """After the body's last block: complete the phis, whose predecessor is now known."""
         for (line, ssa, kind, first), end in zip(self._holes, self._ends, strict=True):
             self.tiles.b.lines[line] = f"  {ssa} = phi {kind} [ {first}, %{self._before} ], [ {end}, %{last} ]"
 
     def results(self, names: Sequence[str]) -> None:
-        """After the loop: its results are what it carried."""
+        """After the loop: bind its results to the carried values."""
         for name, (argument, _) in zip(names, self.arguments, strict=True):
             self.tiles.env[name] = self.tiles.env[argument]
 
@@ -82,7 +82,7 @@ def carry(
     results: Sequence[str],
     affine: bool = True,
 ) -> Carried:
-    """How each value of a loop is carried; tensors' first values are in memory afterwards."""
+    """Choose how each value of a loop is carried, and store the tensors' initial values."""
     kinds: list[Kind] = []
     for (name, kind), start, end, result in zip(arguments, starts, ends, results, strict=True):
         if not kind.shape:
@@ -102,7 +102,7 @@ def carry(
 
 
 def _strides(tiles: Tiles, kind: Type, name: str, end: str, result: str) -> tuple[int, ...] | None:
-    """How a carried tensor lies: an accumulator as it is stored after the loop."""
+    """Strides of a carried tensor's memory: an accumulator lies as it is stored after the loop."""
     op = tiles.definitions.get(end)
     if op is None or op.name != "tt.dot" or op.operands[2] != name or not orientation.by_columns(tiles, op, result):
         return None
@@ -110,7 +110,7 @@ def _strides(tiles: Tiles, kind: Type, name: str, end: str, result: str) -> tupl
 
 
 def _movement(tiles: Tiles, block: Block, name: str, end: str) -> Uniform | None:
-    """The scalar that each pass adds to a carried tensor, where it only does that."""
+    """The loop-invariant scalar that each iteration adds to a carried tensor; None if it does anything else."""
     op = tiles.definitions.get(end)
     if op is None or op.block is not block or op.name not in ("arith.addi", "tt.addptr") or op.operands[0] != name:
         return None
@@ -121,7 +121,7 @@ def _movement(tiles: Tiles, block: Block, name: str, end: str) -> Uniform | None
     if by.name == "arith.constant" and isinstance(by.attributes["value"], int):
         return lanes.known(by.attributes["value"], element)
     if by.name == "tt.splat" and by.operands[0] in tiles.env:
-        # Known before the loop: the same in each pass.
+        # Defined before the loop: loop-invariant.
         scalar = tiles.scalar(by.operands[0])
         assert isinstance(scalar, Uniform)
         return lanes.widen(tiles.b, scalar, element)
@@ -129,13 +129,13 @@ def _movement(tiles: Tiles, block: Block, name: str, end: str) -> Uniform | None
 
 
 def _overwrite(tiles: Tiles, pairs: Sequence[tuple[Buffer, str]]) -> None:
-    """Write new values over carried tensors, none of which may read what another has overwritten by then."""
+    """Overwrite carried tensors with their new values; no value may read a tensor that has been overwritten already."""
     todo = [(buffer, end) for buffer, end in pairs if tiles.env[end] is not buffer]
     taken = {buffer.base for buffer, _ in todo}
     ready: list[tuple[Buffer, str]] = []
     for buffer, end in todo:
         straight, sideways = _reads(tiles, end)
-        # Its own place before it is written is all that a value may read while the others are written too.
+        # Tensors written in one loop nest: a value may read carried tensors only at the place that it writes.
         if sideways & taken or straight & (taken - {buffer.base}):
             temporary = tiles.materialize(end)
             tiles.env[end] = temporary
@@ -148,7 +148,7 @@ def _overwrite(tiles: Tiles, pairs: Sequence[tuple[Buffer, str]]) -> None:
 
 
 def _reads(tiles: Tiles, name: str) -> tuple[set[str], set[str]]:
-    """The buffers that a lazy tensor reads: at its own place, and at other places."""
+    """The buffers that a lazy tensor reads at its own place, and those that it reads at other places."""
     straight: set[str] = set()
     sideways: set[str] = set()
     todo = [(name, True)]

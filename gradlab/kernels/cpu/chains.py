@@ -1,8 +1,8 @@
-"""Long chains of operations that several loops want: where one of them is evaluated once, into memory.
+"""Long chains of operations that several loop nests use: where to evaluate a link once, into memory.
 
-A lazy tensor is evaluated anew by every loop that wants it. Where each link of a chain is wanted by a loop of its own
-and by the next link as well (the exchanges of a sort), the n-th loop would evaluate n links: code and time grow with
-the square of the chain.
+Every loop nest that uses a lazy tensor recomputes it. Where each link of a chain is used by a loop nest of its own and
+by the next link (the exchanges of a sort), the n-th nest would recompute n links: code and time grow with the square of
+the chain's length.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Lazy, Value
 
-# Operations one upon the other that are evaluated anew without a second thought.
+# Depth up to which a chain is always recomputed.
 LINKS = 24
-# Operations that evaluate their operands in a loop of their own; all stores count as one, as neighbours share a loop.
+# Operations that evaluate their operands in a loop nest of their own; stores count as one, as neighbours share a nest.
 _LOOPS = {"tt.reduce", "tt.scan", "tt.dot", "tt.gather", "tt.histogram", "tt.atomic_rmw", "tt.atomic_cas", "scf.yield"}
 _ADDRESS, _STORE = -1, 0
 
 
 class Chains:
-    """How long each lazy tensor's chain is, and which loops want it.
+    """The depth of each lazy tensor's chain, and which loop nests use it.
 
     Args:
         users: the users of each name of the kernel.
@@ -30,7 +30,7 @@ class Chains:
         self._loops: dict[str, frozenset[int]] = {}
 
     def long(self, env: Mapping[str, Value], op: Operation) -> bool:
-        """Note how many operations lie one upon the other below a lazy tensor, itself among them; whether many do."""
+        """Note the depth of a lazy tensor's chain, itself included; returns whether it is long."""
         below = [self._lengths.get(name, 0) for name in op.operands if isinstance(env.get(name), Lazy)]
         length = 1 + max(below, default=0)
         for name in op.results:
@@ -38,15 +38,15 @@ class Chains:
         return length >= LINKS
 
     def wanted_twice(self, name: str) -> bool:
-        """Whether two loops would evaluate a tensor, each anew.
+        """Whether two loop nests would each recompute a tensor.
 
-        What addresses are made of does not count: a load sees from its operations how they grow, and not from memory.
+        Operands of addresses do not count: a load derives its strides from their operations, which memory would hide.
         """
         loops = self._wanting(name)
         return len(loops) > 1 and _ADDRESS not in loops
 
     def _wanting(self, name: str) -> frozenset[int]:
-        """The loops that want a tensor: two of them are enough to know, the addresses before others."""
+        """The loop nests that use a tensor, addresses first; the search stops at two."""
         todo = [name]
         while todo:
             one = todo[-1]

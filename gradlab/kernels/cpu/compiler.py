@@ -1,7 +1,7 @@
-"""The compiler half of the Triton back end `cpu`: a kernel becomes TTIR, TTIR becomes LLVM IR, and that an object file.
+"""The compiler half of the Triton back end `cpu`: TTIR to LLVM IR to an object file.
 
-Triton imports this module while it is itself half imported, in every process that imports Triton: nothing but its own
-base classes is imported here before a kernel is compiled.
+Triton imports this module during its own import, in every process that imports Triton: before a kernel is compiled,
+only Triton's base classes are imported here.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ from typing import Any
 
 from triton.backends.compiler import BaseBackend, GPUTarget
 
-# Options of launches that say how to use a GPU; every back end of this Triton adds its own.
+# Launch options that only concern GPUs; the other back ends of this Triton add theirs.
 _FOR_GPUS = ("grf_mode", "generate_native_code", "maxnreg", "num_consumer_groups", "num_buffers_warp_spec")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options of a launch that Triton's front end, its launcher or this compiler reads.
+    """The launch options that Triton's front end, its launcher or this compiler reads.
 
-    `num_warps`, `num_stages` and `num_ctas` say how a GPU runs a program: here they change nothing, and kernels that
-    differ in nothing else are compiled once.
+    `num_warps`, `num_stages` and `num_ctas` tune GPUs and have no effect here: launches that differ only in these share
+    one compiled kernel.
     """
 
     num_warps: int = 4
@@ -43,26 +43,26 @@ class Options:
     # Float8 types as the front end names them: E4M3FN, E5M2, E4M3FNUZ, E5M2FNUZ.
     supported_fp8_dtypes: tuple[str, ...] = ("fp8e4nv", "fp8e5", "fp8e4b8", "fp8e5b16")
     deprecated_fp8_dot_operand_dtypes: tuple[str, ...] = ()
-    # A product is computed in its operands' precision whatever the GPU is allowed to round.
+    # A dot is computed in its operands' precision, whatever input_precision allows a GPU to round.
     default_dot_input_precision: str = "ieee"
     allowed_dot_input_precisions: tuple[str, ...] = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
     max_num_imprecise_acc_default: int = 0
 
     def hash(self) -> str:
-        """What of the options changes the code, for Triton's cache."""
+        """The options that change the code, as a key for Triton's cache."""
         read = (self.debug, self.sanitize_overflow, self.enable_fp_fusion, self.ir_override, self.instrumentation_mode)
         return hashlib.sha256(repr(read).encode()).hexdigest()
 
 
 class CPUBackend(BaseBackend):
-    """What Triton asks of a compiler."""
+    """Triton's compiler interface, for CPUs."""
 
     instrumentation = None
     # The file that a launch loads: an object file, `binary.Binary.seal`.
     binary_ext = "obj"
 
     def __init__(self, target: GPUTarget) -> None:
-        # Code is made for the CPU that runs this; torch.compile names none.
+        # Code is generated for the host; torch.compile names no architecture.
         if isinstance(target.arch, str) and target.arch not in ("", platform.machine()):
             raise ValueError(f"cpu: the target's architecture is {target.arch!r}, wanted {platform.machine()!r}")
         super().__init__(target)
@@ -73,31 +73,31 @@ class CPUBackend(BaseBackend):
         return target.backend == "cpu"
 
     def hash(self) -> str:
-        """What compiled files depend on beside the kernel and its options: this compiler, LLVM, the CPU."""
+        """The cache key's part besides the kernel and its options: this compiler, LLVM and the CPU."""
         from gradlab.kernels.cpu.machine import host
 
         return _version(host().key())
 
     def parse_options(self, opts: dict[str, Any]) -> Options:
-        """The options of one launch; those of other back ends are taken and have no effect."""
+        """The options of one launch; options of other back ends are accepted and have no effect."""
         fixed = {"backend_name", "arch", "extern_libs", "warp_size"}
         own = {field.name for field in dataclasses.fields(Options)} - fixed
         given = {name: value for name, value in opts.items() if name in own and value is not None}
         given["enable_fp_fusion"] = _fusion(given.get("enable_fp_fusion"))
-        # Triton asserts that integers do not overflow in debug mode alone; what it computes for that takes time always.
+        # Triton checks integer overflow in debug mode only, but computes the operands of those checks in every mode.
         given["sanitize_overflow"] = given.get("sanitize_overflow", True) and given.get("debug", False)
         options = Options(**given)
         for name in opts.keys() & _foreign():
-            # Triton refuses a keyword of a launch that the options do not have.
+            # Triton refuses launch keywords that are not attributes of the options.
             options.__dict__.setdefault(name, opts[name])
         return options
 
     def pack_metadata(self, metadata: Any) -> tuple[int, int, int]:
-        """What launch hooks are handed, as other back ends hand it."""
+        """The metadata that launch hooks receive, as in other back ends."""
         return metadata.num_warps, metadata.num_ctas, metadata.shared
 
     def get_codegen_implementation(self, options: Options) -> dict[str, Any]:
-        """What the front end asks of the target: any tile can be a dot's operand."""
+        """Limits of the target that the front end checks: a dot's operands may have any size."""
         return {"convert_custom_types": None, "min_dot_size": lambda lhs, rhs: (1, 1, 1)}
 
     def get_module_map(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class CPUBackend(BaseBackend):
 
     @staticmethod
     def parse_attr(desc: str) -> list[list[Any]]:
-        """Divisibility of arguments makes no other code here, and so no other file."""
+        """Divisibility of arguments does not change the code here, and so does not change the cache key."""
         return []
 
     def load_dialects(self, context: Any) -> None:
@@ -121,15 +121,15 @@ class CPUBackend(BaseBackend):
         if getattr(language, "name", "TRITON") != "TRITON":
             raise NotImplementedError("a Gluon kernel is written for one GPU's layouts: it is not compiled for the CPU")
         if knobs.compilation.store_binary_only:
-            raise RuntimeError("TRITON_STORE_BINARY_ONLY keeps GPU files only: unset it to compile for the CPU")
+            raise RuntimeError("TRITON_STORE_BINARY_ONLY stores GPU files only: unset it to compile for the CPU")
         stages["ttir"] = _ttir
         stages["llir"] = functools.partial(_llir, options=options)
         stages["obj"] = _obj
 
 
 def _ttir(module: Any, metadata: dict[str, Any]) -> str:
-    """Triton's own passes, those that its GPU back ends begin with; as text, which is printed once."""
-    from triton._C.libtriton import ir, passes
+    """Triton's own TTIR passes, those that its GPU back ends start with; the result is the printed module."""
+    from gradlab.kernels.private.private_triton import ir, passes
 
     manager = ir.pass_manager(module.context)
     manager.enable_debug()
@@ -153,7 +153,7 @@ def _ttir(module: Any, metadata: dict[str, Any]) -> str:
 
 
 def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
-    """LLVM IR; what a launch has to know of it travels in the metadata."""
+    """LLVM IR; the metadata takes what a launch needs."""
     from gradlab.kernels.cpu import lower
     from gradlab.kernels.cpu.machine import host
 
@@ -161,7 +161,7 @@ def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
     lowered = lower.lower(text, host(), options.enable_fp_fusion)
     named = re.search(r'tt\.func public @"?([^"(\s]+)', text)
     metadata["name"] = named[1] if named else lowered.name
-    # Triton's runtime asks how much of a GPU's shared memory a kernel needs, and hosts divide what there is by it.
+    # Triton's runtime checks a kernel's shared memory, and host code divides the available amount by it: not 0.
     metadata["shared"] = 1
     metadata["launch"] = {
         "name": metadata["name"],
@@ -176,7 +176,7 @@ def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
 
 
 def _obj(text: str, metadata: dict[str, Any]) -> bytes:
-    """The object file, sealed with what a launch has to know."""
+    """The object file with the metadata that a launch needs, sealed."""
     from gradlab.kernels.cpu.binary import Binary
     from gradlab.kernels.cpu.machine import host, object_code
 
@@ -190,13 +190,13 @@ def _obj(text: str, metadata: dict[str, Any]) -> bytes:
     return Binary.made(code, **metadata["launch"]).seal(metadata["hash"])
 
 
-def _fusion(asked: bool | None) -> bool:
-    """Whether a product and a sum may be one instruction, which rounds once: as asked, else Triton's default."""
+def _fusion(requested: bool | None) -> bool:
+    """Whether a multiply and an add may fuse and round once: as requested, else Triton's default."""
     from triton import knobs
 
     if getattr(knobs.language, "force_disable_fp_fusion", False):
         return False
-    return getattr(knobs.language, "default_fp_fusion", True) if asked is None else asked
+    return getattr(knobs.language, "default_fp_fusion", True) if requested is None else requested
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Blocks, loops and branches: operations in order, each as what it is - a root, a scalar at once, a tensor later."""
+"""Blocks, loops and branches: roots and scalars are lowered in order, tensors when a root uses them."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +19,16 @@ from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Block, Operation
 from gradlab.kernels.cpu.values import Buffer, Index, NotLowered, Position, contiguous
 
-# What writes memory, or has to happen where it stands.
+# Roots: operations that write memory, or that must execute at their place in the program.
 EFFECTS = {"tt.store", "tt.atomic_rmw", "tt.atomic_cas", "gpu.barrier", "ttg.barrier", "tt.call"}
-# Importing a file enters its rules.
+# Imported for its rules, which register themselves.
 assert {library.call, assembly.nothing}.issubset(RULES.values())
 _TERMINATORS = {"scf.yield", "scf.condition", "tt.return", "tt.map_elementwise.return", "cf.br", "cf.cond_br"}
 _NOTHING = {"llvm.intr.assume", "ttg.local_barrier", "scf.reduce"}
 
 
 def lower_operations(tiles: Tiles, operations: Sequence[Operation]) -> Operation | None:
-    """Write operations in order; the terminator of a region, which its owner reads, is handed back."""
+    """Lower operations in order; returns the terminator of a region, which the region's owner reads."""
     at = 0
     while at < len(operations):
         op, following = operations[at], operations[at + 1 :]
@@ -42,17 +42,17 @@ def lower_operations(tiles: Tiles, operations: Sequence[Operation]) -> Operation
             tiles.settle([op, *following] if op.regions else following)
         root = _ROOTS.get(op.name)
         if root is not None:
-            with_later(tiles, following, root, op)
+            with_following(tiles, following, root, op)
         elif op.name not in _NOTHING:
             _define(tiles, op)
         at += 1
     return None
 
 
-def with_later(
+def with_following(
     tiles: Tiles, following: Sequence[Operation], write: Callable[[Tiles, Operation], None], op: Operation
 ) -> None:
-    """Write an operation while `following` ones are known to come."""
+    """Lower an operation while `following` ones are on record as still to come."""
     tiles.later.append(following)
     try:
         write(tiles, op)
@@ -65,7 +65,7 @@ def _names(op: Operation) -> Iterator[str]:
 
 
 def _define(tiles: Tiles, op: Operation) -> None:
-    """A scalar now, a tensor when it is wanted."""
+    """Compute a scalar now; note a tensor as lazy."""
     if op.name == "tt.elementwise_inline_asm":
         assembly.check(op)
     if op.name in SHAPINGS and shape_anew(tiles, op):
@@ -81,7 +81,7 @@ def _define(tiles: Tiles, op: Operation) -> None:
 
 
 def _table(tiles: Tiles, op: Operation) -> Buffer:
-    """A tensor of different constants, in memory that is only read."""
+    """A constant tensor of different elements, in read-only memory."""
     shape, element = op.type.shape, op.type.element
     kind = types.in_memory(element)
     written = "i8" if element == "i1" else element
@@ -111,13 +111,13 @@ def _scalar(tiles: Tiles, op: Operation) -> Lane:
 
 
 def _yielded(block: Block) -> Sequence[str]:
-    """What a region hands on at its end; a yield of nothing is not printed."""
+    """The values that a region yields; a yield of nothing is not printed."""
     last = block.operations[-1] if block.operations else None
     return last.operands if last is not None and last.name == "scf.yield" else ()
 
 
 def _for(tiles: Tiles, op: Operation) -> None:
-    """`scf.for`: first, last, step, then what is carried."""
+    """`scf.for`; its operands are lower bound, upper bound, step, then the initial carried values."""
     (block,), b = op.regions[0], tiles.b
     first, last, step = (tiles.scalar(name) for name in op.operands[:3])
     (counter, _), *arguments = block.arguments
@@ -150,7 +150,7 @@ def _for(tiles: Tiles, op: Operation) -> None:
 
 
 def _while(tiles: Tiles, op: Operation) -> None:
-    """`scf.while`: a region that decides and hands on, a region that goes on."""
+    """`scf.while`: a condition region that forwards values, and a body region."""
     (deciding,), (going,) = op.regions
     b = tiles.b
     condition, ends = deciding.terminator, _yielded(going)
@@ -178,7 +178,7 @@ def _while(tiles: Tiles, op: Operation) -> None:
 
 
 def _if(tiles: Tiles, op: Operation) -> None:
-    """`scf.if`: scalars by a phi, tensors through memory that both branches write."""
+    """`scf.if`: scalar results by a phi, tensor results through memory that both branches write."""
     b = tiles.b
     condition = tiles.scalar(op.operands[0])
     assert isinstance(condition, Uniform)
@@ -212,7 +212,7 @@ def _if(tiles: Tiles, op: Operation) -> None:
 
 
 def scalar_register(value: Lane) -> str:
-    """A scalar as LLVM sees it."""
+    """The LLVM value of a scalar."""
     if isinstance(value, Pointer):
         return value.base
     assert isinstance(value, Uniform)
@@ -220,7 +220,7 @@ def scalar_register(value: Lane) -> str:
 
 
 def _call(tiles: Tiles, op: Operation) -> None:
-    """`tt.call`: the callee's operations in the caller's place, under names of their own."""
+    """`tt.call`: the callee is inlined, its names made unique."""
     results = tiles.inline(op)
     for name, value in zip(op.results, results, strict=True):
         tiles.env[name] = value
@@ -280,7 +280,7 @@ def lower_blocks(
             b.jump(leave)
             return
         targets = done.attributes["to"]
-        # Each way on has a block of its own: both may lead to one place, with other values.
+        # Each edge has a block of its own: both may lead to one block with different values.
         ways = [b.label() for _ in targets] if len(targets) > 1 else []
         if ways:
             b.branch(scalar_register(tiles.scalar(done.operands[0])), *ways)
@@ -293,7 +293,7 @@ def lower_blocks(
             incoming[label].append((b.block, values))
             b.jump(labels[label])
 
-    # The first block is on every way to the others.
+    # The first block dominates the others.
     write(0, blocks[0])
     for number, block in enumerate(blocks[1:], 1):
         with b.branch_scope():
@@ -312,7 +312,7 @@ def lower_blocks(
 
 
 def _map(tiles: Tiles, op: Operation) -> None:
-    """`tt.map_elementwise`: a region of scalars for every element, or for so many neighbours at once."""
+    """`tt.map_elementwise`: a region of scalars for every element, or for `pack` neighbours at once."""
     shape, pack = op.operand_types[0].shape, op.attributes.get("pack", 1)
     (blocks,), b = op.regions, tiles.b
     buffers = [tiles.buffer(kind.shape, kind.element) for kind in op.result_types]
@@ -333,7 +333,7 @@ def _map(tiles: Tiles, op: Operation) -> None:
 
 
 def _next(b: Emitter, place: Position | None, pack: int, more: int) -> Position | None:
-    """The place of one of `pack` neighbours, of which `place` counts the first."""
+    """The position of element `more` in the group of `pack` neighbours number `place`."""
     if pack == 1:
         return place
     if place is None or place.known is not None:
@@ -343,7 +343,7 @@ def _next(b: Emitter, place: Position | None, pack: int, more: int) -> Position 
 
 
 def _barrier(tiles: Tiles, op: Operation) -> None:
-    """A barrier orders memory; the loads before it are settled by now."""
+    """A barrier orders memory; loads before it have been evaluated already."""
 
 
 _ROOTS: dict[str, Callable[[Tiles, Operation], None]] = {

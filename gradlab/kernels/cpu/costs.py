@@ -1,10 +1,10 @@
-"""Which operations take long: what decides whether a lazy tensor is evaluated anew or read from memory."""
+"""Which operations are expensive: decides whether a lazy tensor is recomputed or stored to memory once."""
 
 from collections.abc import Callable, Mapping
 
 from gradlab.kernels.cpu.values import Value, chain
 
-# What takes long enough that doing it twice is worse than memory.
+# Operations that cost more to repeat than to store and load the result.
 EXPENSIVE = {
     "tt.load",
     "tt.reduce",
@@ -21,14 +21,14 @@ TRANSCENDENTAL = {f"math.{name}" for name in ("exp", "exp2", "log", "log2", "tan
 
 
 def expensive(env: Mapping[str, Value], name: str) -> bool:
-    """Whether evaluating a tensor takes longer than reading it from memory."""
+    """Whether computing a tensor takes longer than reading it from memory."""
     return _involves(
         env, name, lambda op: op in EXPENSIVE or (op.startswith(EXPENSIVE_PREFIXES) and op not in CHEAP_MATH)
     )
 
 
 def transcendental(env: Mapping[str, Value], name: str) -> bool:
-    """Whether evaluating a tensor takes a function of `math`."""
+    """Whether computing a tensor takes a transcendental function."""
     return _involves(env, name, lambda op: op in TRANSCENDENTAL)
 
 

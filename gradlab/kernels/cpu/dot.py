@@ -1,4 +1,4 @@
-"""`tt.dot`: operands packed where a register micro-kernel reads them, accumulators that stay in registers along K.
+"""`tt.dot`: operands packed for a register micro-kernel, whose accumulators stay in registers along K.
 
 The logical product of a tile is [M K] x [K N] -> [M N] with 2 M K N FLOPs. The micro-kernel holds rows x vectors
 accumulators; at each k it reads the vectors of b and one scalar of a for each row.
@@ -13,19 +13,19 @@ from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation, Type
 from gradlab.kernels.cpu.values import Buffer, Index, Lazy, NotLowered
 
-# Rows and vectors of the accumulators by bits of a register: 32 registers of 512 bits, 16 of 256, 32 of 128 on aarch64.
-# Two products a cycle that take four cycles each want more than eight of them.
+# Rows x vectors of accumulators by register width: there are 32 registers of 512 bits, 16 of 256, 32 of 128 on aarch64.
+# Two FMAs a cycle with a latency of four cycles take more than eight independent accumulators.
 SHAPES = {512: (8, 2), 256: (6, 2), 128: (4, 4)}
-# Rows of the strips at the end where the rows, a power of two, are no multiple of the accumulators'.
+# Rows of the remainder strips where M, a power of two, is no multiple of the micro-kernel's rows.
 LAST = 4
-# Places along K in one pass of the micro-kernel's loop.
+# Unrolling of the micro-kernel's loop along K.
 UNROLL = 4
 
 
 def dot(tiles: Tiles, op: Operation) -> None:
-    """d = a b + c, with a[M K], b[K N], c[M N]; or a product for each place of one more axis in front."""
+    """d = a b + c, with a[M K], b[K N], c[M N]; or a batch of them along one leading axis."""
     kind = op.result_types[0]
-    # A narrow accumulator is held in float32 and rounded once.
+    # A narrow accumulator is computed in float32 and rounded once.
     element = types.computed(kind.element)
     if element not in ("f32", "f64", "i32"):
         raise NotLowered(op, f"a dot that accumulates in {element}")
@@ -39,7 +39,7 @@ def dot(tiles: Tiles, op: Operation) -> None:
     elif batches == 1 and c.strides[-1] != 1:
         # The columns of c are contiguous (`orientation`): d^T = b^T a^T.
         a, b, multiply = packing.columns_of(tiles, left, element), packing.either_way(tiles, right, element), _product
-        a, b, d = _turned(b), _turned(a), _turned(c)
+        a, b, d = _transposed(b), _transposed(a), _transposed(c)
     else:
         a, b, multiply = packing.either_way(tiles, left, element), packing.rows(tiles, right, element), _product
     for batch in range(batches):
@@ -47,7 +47,7 @@ def dot(tiles: Tiles, op: Operation) -> None:
     tiles.env[op.results[0]] = c if element == kind.element else _rounded(tiles, c, kind)
 
 
-def _turned(x: Buffer) -> Buffer:
+def _transposed(x: Buffer) -> Buffer:
     """The transpose, in the same memory."""
     return Buffer(x.base, x.shape[::-1], x.strides[::-1], x.element)
 
@@ -67,7 +67,7 @@ def _rounded(tiles: Tiles, wide: Buffer, kind: Type) -> Buffer:
 
 
 def _accumulator(tiles: Tiles, name: str, op: Operation) -> tuple[Buffer, bool]:
-    """Memory that holds c and takes d, and whether c is zero and not there yet."""
+    """Memory that holds c and receives d, and whether c is an all-zero constant that was not stored."""
     value, kind = tiles.env[name], tiles.types[name]
     element = types.computed(kind.element)
     if element != kind.element:
@@ -100,7 +100,7 @@ def _product(e: Emitter, a: Buffer, b: Buffer, c: Buffer, zero: bool) -> None:
     vectors = max(1, min(vectors, N // width))
     rows = min(M, rows if vectors > 1 else 2 * rows)
     kind = types.llvm(element)
-    whole = M - next(rest for rest in range(0, M + 1, min(M, LAST)) if (M - rest) % rows == 0)
+    full = M - next(rest for rest in range(0, M + 1, min(M, LAST)) if (M - rest) % rows == 0)
 
     def moved(base: str, offset: str) -> str:
         return e.emit(f"getelementptr inbounds {kind}, ptr {base}, i64 {offset}")
@@ -125,8 +125,8 @@ def _product(e: Emitter, a: Buffer, b: Buffer, c: Buffer, zero: bool) -> None:
 
             e.loop(count, rows, [], along_m)
 
-        strips(0, whole, rows)
-        strips(whole, M - whole, min(LAST, M))
+        strips(0, full, rows)
+        strips(full, M - full, min(LAST, M))
         return []
 
     with e.lanes(0):
@@ -145,7 +145,7 @@ def _micro_kernel(
     c_stride: int,
     zero: bool,
 ) -> str:
-    """The function that takes `rows` rows of c along all of K; its name."""
+    """Write the function that accumulates `rows` rows of c over all of K; returns its name."""
     name = (
         f"micro_{rows}x{vectors}x{width}_{K}_{element}_{a_strides[0]}_{a_strides[1]}_{b_stride}_{c_stride}_{int(zero)}"
     )
@@ -196,7 +196,7 @@ def _micro_kernel(
 
 
 def _accumulate(e: Emitter, u: int, i: int, j: int, element: str, vector: str, width: int) -> list[str]:
-    """The product of row i and vector j at the u-th k of a pass, added."""
+    """Add the product of row i and vector j at the u-th unrolled k."""
     before, now = f"%new{u - 1}_{i}_{j}" if u else f"%sum{i}_{j}", f"{u}_{i}_{j}"
     factors = f"%all{u}_{i}", f"%b{u}_{j}"
     if element == "i32":

@@ -20,12 +20,12 @@ ROWS, COLUMNS, DEEP = 16, 16, 32
 
 
 def covers(tiles: Tiles, op: Operation) -> bool:
-    """Whether a dot is of bfloat16, in whole tiles, and this CPU has them."""
+    """Whether a dot is of bfloat16, its sizes are multiples of AMX tiles, and this CPU has AMX."""
     *_, M, K = op.operand_types[0].shape
     N = op.operand_types[1].shape[-1]
     half = op.operand_types[0].element == op.operand_types[1].element == "bf16"
-    whole = M % ROWS == 0 and N % COLUMNS == 0 and K % DEEP == 0
-    return tiles.b.matrices and half and whole and op.result_types[0].element == "f32"
+    full = M % ROWS == 0 and N % COLUMNS == 0 and K % DEEP == 0
+    return tiles.b.matrices and half and full and op.result_types[0].element == "f32"
 
 
 def pairs(tiles: Tiles, name: str) -> Buffer:
@@ -37,7 +37,7 @@ def pairs(tiles: Tiles, name: str) -> Buffer:
     row = buffer.strides[-2]
 
     def store(front: tuple[Position | None, ...], k: str, more: int, n: str, pair: str, kind: str) -> None:
-        """Pairs of the rows 2 `more` past k, from column n on."""
+        """Store the pairs of rows k + 2 more and k + 2 more + 1, from column n on."""
         with e.lanes(0):
             at = e.emit(f"mul nuw nsw i32 {k}, {row // 2}")
             at = e.emit(f"add nuw nsw i32 {at}, {more * row}")
@@ -60,7 +60,7 @@ def pairs(tiles: Tiles, name: str) -> Buffer:
             pair = e.emit(f"shufflevector {kind} {low}, {kind} {high}, <{2 * across} x i32> <{order}>")
         store(front, k, 0, n, pair, f"<{2 * across} x i16>")
 
-    def turned(front: tuple[Position | None, ...], k: str, n: str) -> None:
+    def packed_transposed(front: tuple[Position | None, ...], k: str, n: str) -> None:
         with e.lanes(DEEP):
             found = columns(tiles, name, "bf16", front, moved(e, k, 0, True), n, COLUMNS)
         with e.lanes(COLUMNS):
@@ -71,7 +71,7 @@ def pairs(tiles: Tiles, name: str) -> Buffer:
 
     across = min(DEEP, N)
     if tiles.along(shape, [name]) == len(shape) - 2:
-        packing.blocks(tiles, name, DEEP, COLUMNS, turned)
+        packing.blocks(tiles, name, DEEP, COLUMNS, packed_transposed)
     else:
         packing.blocks(tiles, name, 2, across, interleaved)
     return buffer
@@ -120,7 +120,7 @@ def _shape() -> str:
 
 
 def _micro_kernel(e: Emitter, high: int, wide: int, K: int, a_row: int, b_row: int, c_row: int, zero: bool) -> str:
-    """The function that takes high x wide tiles of c along all of K; strides in bytes; its name."""
+    """Write the function that accumulates high x wide tiles of c over all of K, strides in bytes; returns its name."""
     name = f"amx_{high}x{wide}_{K}_{a_row}_{b_row}_{c_row}_{int(zero)}"
     if name in e.helpers:
         return name
@@ -147,10 +147,10 @@ def _micro_kernel(e: Emitter, high: int, wide: int, K: int, a_row: int, b_row: i
         f"  %a_offset = mul nuw nsw i64 %k, {LINE}",
         f"  %b_offset = mul nuw nsw i64 %k, {DEEP // 2 * b_row}",
     ]
-    for side, count, apart, row, first in (("a", high, ROWS * a_row, a_row, 4), ("b", wide, LINE, b_row, 6)):
+    for side, count, distance, row, first in (("a", high, ROWS * a_row, a_row, 4), ("b", wide, LINE, b_row, 6)):
         lines.append(f"  %{side}_here = getelementptr inbounds i8, ptr %{side}, i64 %{side}_offset")
         for i in range(count):
-            lines.append(f"  %{side}{i} = getelementptr inbounds i8, ptr %{side}_here, i64 {i * apart}")
+            lines.append(f"  %{side}{i} = getelementptr inbounds i8, ptr %{side}_here, i64 {i * distance}")
             lines.append(f"  call void @llvm.x86.tileloadd64(i8 {first + i}, ptr %{side}{i}, i64 {row})")
     lines += [f"  call void @llvm.x86.tdpbf16ps(i8 {tile}, i8 {4 + i}, i8 {6 + j})" for i, j, tile in results]
     lines += [

@@ -2,8 +2,8 @@
 
     d = (a * a_scale) (b * b_scale) + c,  a[M K], a_scale[M K/G], b[K N], b_scale[N K/G], c[M N]
 
-An operand is of 4-bit floats, two in a byte along K, of 8-bit, or of 16-bit floats. A scale is for G places along K and
-is a power of two, the exponent of a float32 in a byte (e8m0), or an 8-bit float. Scaling rounds nothing in float32.
+An operand is of 4-bit floats, two in a byte along K, of 8-bit, or of 16-bit floats. G elements along K share a scale: a
+power of two, stored as the exponent of a float32 (e8m0), or an 8-bit float. In float32 the scaling is exact.
 """
 
 import copy
@@ -20,7 +20,7 @@ _PACKED = "e2m1"
 
 
 def dot_scaled(tiles: Tiles, op: Operation) -> None:
-    """Write the product; the operands are widened into memory of their own."""
+    """Write the product; the operands are first widened to float32 in memory."""
     names = list(op.operands)
     sides = []
     for side, has_scale in zip(("lhs", "rhs"), op.attributes["scales"], strict=True):
@@ -42,7 +42,7 @@ def _widened(tiles: Tiles, op: Operation, side: str, name: str, scale: str | Non
         raise NotLowered(op, "a scaled dot of more than two axes")
     along_k = 1 if side == "lhs" else 0
     shape = tuple(n * 2 if packed and axis == along_k else n for axis, n in enumerate(kind.shape))
-    # Read at places of K that the loops do not go through one by one: they are in memory first.
+    # Packed values and scales are read at k // 2 and k // G, not at the loop's own k, so they go to memory first.
     values = tiles.materialize(name)
     scales = tiles.materialize(scale) if scale else None
     group = shape[along_k] // tiles.types[scale].shape[1] if scale else 0
@@ -70,7 +70,7 @@ def _widened(tiles: Tiles, op: Operation, side: str, name: str, scale: str | Non
 
 
 def _divided(b: Emitter, k: Position | None, by: int) -> Position | None:
-    """A place along K in units of `by`, a power of two."""
+    """k // by, for a power of two."""
     if k is None:
         return None
     if k.known is not None:
@@ -80,13 +80,13 @@ def _divided(b: Emitter, k: Position | None, by: int) -> Position | None:
 
 
 def _four_bits(b: Emitter, byte: str, k: Position | None) -> str:
-    """A sign, two bits of an exponent and one of a fraction; the first along K lies in the low half of its byte."""
+    """e2m1 to float32: a sign, two exponent bits, one fraction bit; the first along K is the low half of its byte."""
     word = b.convert("zext", "i8", "i32", byte)
     with b.lanes(0):
         shift = b.op("shl", "i32", b.op("and", "i32", k.ssa if k else "0", "1"), "2")
     nibble = b.op("lshr", "i32", word, b.splat("i32", shift))
     size = b.op("and", "i32", nibble, b.constant(7, "i32"))
-    # From 1 on the bits are those of a float32 further up; below are 0 and 1/2.
+    # From 1 on, exponent and fraction are those of a float32, shifted; below 1 are 0 and 1/2.
     normal = b.op("add", "i32", b.op("shl", "i32", size, b.constant(22, "i32")), b.constant(126 << 23, "i32"))
     small = b.bitcast(
         "f32", "i32", b.op("fmul", "f32", b.convert("uitofp", "i32", "f32", size), b.constant(0.5, "f32"))

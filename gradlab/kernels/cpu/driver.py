@@ -1,7 +1,7 @@
-"""The driver half of the Triton back end `cpu`: what Triton's runtime asks of a device, answered for this CPU.
+"""The driver half of the Triton back end `cpu`: Triton's device interface, for this CPU.
 
-The driver is active where torch has no GPU, or where TRITON_DEFAULT_BACKEND=cpu names it; Triton asks when the first
-kernel is launched. This module is imported with Triton itself: torch and LLVM wait until then.
+The driver is active where torch has no GPU, or where TRITON_DEFAULT_BACKEND=cpu names it; Triton decides at the
+first launch. This module is imported with Triton itself: torch and LLVM are imported only at the first launch.
 """
 
 import os
@@ -21,7 +21,7 @@ _PLENTY = 2**30
 
 
 class CPUDriver(DriverBase):
-    """What Triton asks of a device's driver."""
+    """Triton's driver interface."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class CPUDriver(DriverBase):
 
     @classmethod
     def is_active(cls) -> bool:
-        """Whether kernels of this process run here: no GPU has a driver of its own, or the environment says so."""
+        """Whether this driver is the process's: no GPU driver is active, or the environment selects it."""
         if os.environ.get("TRITON_DEFAULT_BACKEND") == "cpu":
             return True
         try:
@@ -57,7 +57,7 @@ class CPUDriver(DriverBase):
         }.get(ty) or f"{'u' if ty[0] == 'u' else ''}int{ty[1:]}_t"
 
     def get_current_target(self) -> GPUTarget:
-        """A target without warps; which CPU it is stands in `CPUBackend.hash`."""
+        """A target without warps; `CPUBackend.hash` identifies the CPU."""
         return GPUTarget("cpu", platform.machine(), 1)
 
     def get_current_device(self) -> int:
@@ -68,35 +68,35 @@ class CPUDriver(DriverBase):
         """There is one."""
 
     def get_current_stream(self, device: int | None = None) -> int:
-        """A launch is over when it returns: there are no streams."""
+        """0: a launch has completed when it returns, so there are no streams."""
         return 0
 
     def get_active_torch_device(self) -> Any:
-        """Where torch puts tensors for kernels."""
+        """The torch device that tensors for kernels live on."""
         import torch
 
         return torch.device("cpu")
 
     def get_device_interface(self) -> Any:
-        """Events and synchronisation, as `triton.testing.do_bench` takes them."""
+        """Events and synchronisation for `triton.testing.do_bench`."""
         return Interface()
 
     def get_benchmarker(self) -> Callable[..., Any]:
-        """What the autotuner times with."""
+        """The function that the autotuner times with."""
         return benchmark
 
     def get_empty_cache_for_benchmark(self) -> None:
-        """Timings are of warm caches: a CPU's last level is shared with whatever else runs."""
+        """None: timings are of warm caches, as other processes share a CPU's last-level cache."""
 
     def clear_cache(self, cache: None) -> None:
-        """Nothing, as above."""
+        """A no-op, as above."""
 
 
 class Utilities:
-    """What Triton's runtime asks of a device's library."""
+    """Triton's interface to a device's runtime library."""
 
     def get_device_properties(self, device: int) -> dict[str, Any]:
-        """A GPU's limits, which a CPU does not have."""
+        """Limits that Triton checks a GPU kernel against, set so that none applies."""
         return {
             "max_shared_mem": _PLENTY,
             "max_num_regs": _PLENTY,
@@ -109,10 +109,10 @@ class Utilities:
         }
 
     def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> "tuple[Kernel, Kernel, int, int, int]":
-        """A compiled kernel in memory: the module, the function, registers, spills, largest number of threads.
+        """Load a compiled kernel; returns module, function, registers, spills, largest number of threads.
 
         Raises:
-            RuntimeError: the file is damaged or not of this machine.
+            RuntimeError: the file is damaged, or compiled for another machine.
         """
         from gradlab.kernels.cpu.binary import Binary, Broken
         from gradlab.kernels.cpu.launching import Kernel
@@ -120,19 +120,19 @@ class Utilities:
         try:
             loaded = Kernel(Binary.unseal(kernel), _threads())
         except Broken as error:
-            raise RuntimeError(f"{name}: {error}; TRITON_ALWAYS_COMPILE=1 compiles it anew") from None
-        # Hosts divide a GPU's registers by a thread's to find how many programs it holds.
+            raise RuntimeError(f"{name}: {error}; TRITON_ALWAYS_COMPILE=1 compiles it again") from None
+        # Host code divides a GPU's registers by a kernel's to get its occupancy: not 0.
         return loaded, loaded, 1, 0, _PLENTY
 
     def unload_module(self, module: "Kernel") -> None:
-        """Code goes with the last who holds it."""
+        """A no-op: the code is freed with the last reference."""
 
     def set_printf_fifo_size(self, size: int) -> None:
-        """Nothing is buffered."""
+        """A no-op: prints are not buffered."""
 
 
 class Interface:
-    """torch.cuda's functions of time, for a device whose launches are over when they return."""
+    """The part of torch.cuda that benchmarks use, for a device whose launches are synchronous."""
 
     class Event:
         """A moment."""
@@ -141,7 +141,7 @@ class Interface:
             self._time = 0.0
 
         def record(self, stream: Any = None) -> None:
-            """It is now."""
+            """Note the time."""
             self._time = time.perf_counter()
 
         def elapsed_time(self, end: "Interface.Event") -> float:
@@ -149,10 +149,10 @@ class Interface:
             return (end._time - self._time) * 1e3
 
         def synchronize(self) -> None:
-            """It is over."""
+            """A no-op: launches are synchronous."""
 
     def synchronize(self, device: Any = None) -> None:
-        """Every launch is over."""
+        """A no-op: launches are synchronous."""
 
     def current_device(self) -> int:
         """There is one."""
@@ -167,7 +167,7 @@ def benchmark(
     rep: float = 50.0,
     **unused: Any,
 ) -> Any:
-    """Milliseconds of a call, after one that may compile it: quantiles, or the median.
+    """Milliseconds of a call, after a first one that may compile: quantiles, or the median.
 
     Args:
         quantiles: between 0 and 1.

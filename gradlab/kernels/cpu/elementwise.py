@@ -1,7 +1,7 @@
-"""One operation on lane values: a table from the operation's name to what writes it.
+"""Elementwise operations on lanes: a table from an operation's name to the function that writes it.
 
-Every function takes the emitter, the operation and its operands as lanes and gives the result's lanes. What has one
-value for all lanes is computed once, as a scalar; integer arithmetic that keeps a ramp a ramp gives a ramp.
+Every function takes the emitter, the operation and its operands' lanes, and returns the result's lanes. A value that is
+uniform over the lanes is computed once, as a scalar; integer arithmetic on ramps gives a ramp where the result is one.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enter a function as what writes these operations."""
+    """Register a function as the one that writes these operations."""
 
     def enter(fn: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, fn))
@@ -119,7 +119,7 @@ def _bitwise(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
 def _shift(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
     t, name = _result(op), _SHIFTS[op.name]
     x, y = (registers(b, o) for o in operands)
-    # Past the width a GPU shifts everything out, and LLVM gives poison.
+    # For amounts past the width a GPU shifts every bit out, where LLVM gives poison.
     amount = operands[1]
     if isinstance(amount, Uniform) and amount.known is not None and 0 <= amount.known < types.bits(t):
         return lanes.made(b, b.op(name, t, x, y), t)
@@ -179,13 +179,13 @@ def _compare_integers(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
         if fold:
             return lanes.known(fold(x.known, y.known), "i1")
     if t == "i64" and predicate in ("slt", "sge") and isinstance(x, Ramp) and x.step == 1 and isinstance(y, Uniform):
-        # One scalar difference, held between 0 and the width, in place of two vectors of 64 bits.
+        # One scalar difference, clamped to [0, width], in place of two vectors of 64-bit integers.
         width = str(b.width)
         with b.lanes(0):
-            gap = b.intrinsic("ssub.sat", t, y.ssa, x.base.ssa)
-            gap = b.intrinsic("smax", t, b.intrinsic("smin", t, gap, width), "0")
-            gap = b.convert("trunc", "i64", "i32", gap)
-        return Vector(b.emit(f"icmp {predicate} {b.type('i32')} {b.iota('i32')}, {b.splat('i32', gap)}"), "i1")
+            left = b.intrinsic("ssub.sat", t, y.ssa, x.base.ssa)
+            left = b.intrinsic("smax", t, b.intrinsic("smin", t, left, width), "0")
+            left = b.convert("trunc", "i64", "i32", left)
+        return Vector(b.emit(f"icmp {predicate} {b.type('i32')} {b.iota('i32')}, {b.splat('i32', left)}"), "i1")
     return lanes.made(b, b.emit(f"icmp {predicate} {b.type(t)} {registers(b, x)}, {registers(b, y)}"), "i1")
 
 
@@ -220,7 +220,7 @@ _ROUNDINGS = {
 
 
 def floating(b: Emitter, element: str, operands: list[Lane], write: Callable[..., str]) -> Lane:
-    """`write(element, *values)` on floats, widened before and rounded after where the CPU has no such arithmetic."""
+    """`write(element, *values)` on floats; types without arithmetic on the CPU are widened before, rounded after."""
     wide = types.computed(element)
     values = [floats.widened(b, element, registers(b, o))[0] for o in operands]
     found = write(wide, *values)
@@ -229,7 +229,7 @@ def floating(b: Emitter, element: str, operands: list[Lane], write: Callable[...
 
 @rule(*_FLOAT)
 def _float_arithmetic(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
-    # A product and a sum may become one rounding, as with a GPU's FP fusion; nothing else may move.
+    # A multiply and an add may contract into one rounding, as with a GPU's FP fusion; nothing else may change.
     fused = " contract" if b.fusion and op.name in ("arith.addf", "arith.subf", "arith.mulf") else ""
     name = _FLOAT[op.name] + fused
     return floating(b, _result(op), operands, lambda t, *values: b.op(name, t, *values))
@@ -304,7 +304,7 @@ def _resize(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
         name = "trunc"
     if isinstance(x, Uniform) and x.known is not None:
         value = x.known & ((1 << types.bits(source)) - 1) if name == "zext" else x.known
-        # A truth value is kept as 0 or 1, and sign-extended as 0 or -1.
+        # A truth value is stored as 0 or 1, and sign-extends to 0 or -1.
         return lanes.known(-value if name == "sext" and source == "i1" else value, t)
     if (
         isinstance(x, Ramp)
@@ -312,7 +312,7 @@ def _resize(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
         and source != "i1"
         and (not isinstance(x.step, int) or abs(x.step) < 2**16)
     ):
-        # An offset that wraps within a vector addresses no memory; bits that are to wrap have large steps.
+        # Offsets that wrap within a vector address no memory; integers meant to wrap (hashes) have large steps.
         return Ramp(lanes.widen(b, x.base, t), lanes.step(b, x, t), t)
     return lanes.made(b, b.convert(name, source, t, registers(b, x)), t)
 
@@ -322,7 +322,7 @@ def _integer_to_float(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
     source, t = op.operand_types[0].element, _result(op)
     wide = types.computed(t)
     if wide != t and types.bits(source) > 16:
-        # 32 and 64 bits are rounded to a narrow float once: by way of float64, to odd.
+        # 32 and 64 bits are rounded to a narrow float once: by way of float64, rounded to odd.
         value = b.convert(op.name.removeprefix("arith."), source, "f64", registers(b, operands[0]))
         return lanes.made(b, floats.converted(b, "f64", t, value), t)
     value = b.convert(op.name.removeprefix("arith."), source, wide, registers(b, operands[0]))

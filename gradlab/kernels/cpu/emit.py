@@ -3,8 +3,8 @@
 Code is written either for one element (`width` 0) or for `width` lanes at once; every method that makes a type or a
 constant follows the width that holds where it is called.
 
-An instruction that only computes is written once, and in front of the outermost loop in which its operands are known:
-what LLVM's optimiser would otherwise find out, at the cost of all the rest of compiling a kernel.
+Pure instructions are deduplicated and hoisted while they are written, in front of the outermost loop in which their
+operands are defined. LLVM's optimiser would do the same, in as much time as all the rest of compiling a kernel takes.
 """
 
 import re
@@ -15,7 +15,7 @@ from typing import Any
 from gradlab.kernels.cpu import types
 
 _OPERAND = re.compile(r"%[\w.]+")
-# Instructions whose result depends on their operands alone, and which may be executed though nobody wants the result.
+# Pure instructions: the result depends on the operands alone, and they may be executed speculatively.
 # Divisions are among them: `integers` writes none whose divisor may trap.
 _COMPUTES = {
     "add", "sub", "mul", "shl", "lshr", "ashr", "and", "or", "xor", "sdiv", "udiv", "srem", "urem",
@@ -26,12 +26,12 @@ _COMPUTES = {
 
 
 class Scope:
-    """A stretch of code all of which is reached through its beginning: a function's body, a loop's, a branch's.
+    """A single-entry stretch of code: the body of a function, a loop or a branch.
 
     Attributes:
-        depth: how many scopes are around it.
-        parent: the next one around it.
-        before: of a loop, the lines in front of it, which may still be added to.
+        depth: the number of enclosing scopes.
+        parent: the enclosing scope.
+        before: for a loop, the lines in front of it, where hoisted instructions go.
     """
 
     __slots__ = ("before", "depth", "parent")
@@ -42,19 +42,19 @@ class Scope:
         self.before = before
 
 
-# A line of text, or lines that are added to while those after them are written.
+# A line of text, or a list that hoisted lines are appended to while later ones are written.
 Line = str | list[Any]
 
 
 class Emitter:
-    """The body of one LLVM function while it is written, and what its module has to declare.
+    """Writes the body of one LLVM function and collects its module's declarations.
 
     Attributes:
         width: lanes of the code being written; 0 for scalar code.
         vector_bits: bits of a vector register of the CPU the code is for.
-        fusion: whether a product and a sum may become one operation with one rounding.
-        across: whether the loops being written inside that of the vector move it from row to row: what they add to its
-            lanes is one scalar, and what is found out of the rest is known in front of them.
+        fusion: whether a multiply and an add may fuse into one operation with one rounding.
+        across: whether the loops inside the vector's loop go from row to row: they add one scalar to all lanes of an
+            address, and what depends on the other part can be hoisted out of them.
         matrices: whether the CPU has tile registers that multiply bfloat16 (AMX).
         block: label of the basic block being written, which a phi has to name.
     """
@@ -73,10 +73,10 @@ class Emitter:
         self._names = 0
         # The scopes around what is being written, outermost first.
         self._open = [Scope()]
-        # Where each name is defined; what is not here is an argument's or another name of the whole function.
+        # The scope that defines each name; names not in it, such as arguments, are defined everywhere.
         self._defined: dict[str, Scope] = {}
         self._computed: dict[str, tuple[str, Scope]] = {}
-        # A scope as it would be, were the code in which memory is steady one.
+        # The scope in which memory is steady; None where it is not.
         self._steady: Scope | None = None
 
     def name(self) -> str:
@@ -87,7 +87,7 @@ class Emitter:
         return name
 
     def emit(self, text: str) -> str:
-        """Write an instruction with a result, and give the result's name."""
+        """Write an instruction with a result; returns the result's name."""
         if text[: text.find(" ")] in _COMPUTES:
             return self.compute(text)
         name = self.name()
@@ -95,27 +95,27 @@ class Emitter:
         return name
 
     def compute(self, text: str) -> str:
-        """The name of what an instruction without effects gives; it is written where nothing that is known gives it."""
+        """Write a pure instruction unless an equal one is available; returns the result's name."""
         return self._once(text, text, 0)
 
     def read(self, text: str, anywhere: bool = False) -> str:
-        """The name of what a load gives; as `compute` within what `steady` encloses.
+        """Write a load; returns the result's name. Within `steady` it is deduplicated and hoisted, as in `compute`.
 
         Args:
-            anywhere: the address can be read whether or not this place is reached.
+            anywhere: whether the address is readable even if this place is not reached.
         """
         if self._steady is None:
             name = self.name()
             self.lines.append(f"  {name} = {text}")
             return name
         first, last = self._steady, len(self._open) - 1
-        # Nothing may be read in front of a branch that is perhaps not taken.
+        # A load must not be hoisted out of a branch, which may not be taken.
         while last >= first.depth and (anywhere or self._open[last].before is not None):
             last -= 1
         return self._once(f"{id(first)} {text}", text, max(last, first.depth - 1))
 
     def once(self, key: str, write: Callable[[], str]) -> str:
-        """What `write` gives, which reads memory in blocks of its own; written once, as `read`, but where it stands."""
+        """The result of `write`, code of several blocks that reads memory; deduplicated as `read`, but not hoisted."""
         if self._steady is None:
             return write()
         key = f"{id(self._steady)} {key}"
@@ -126,7 +126,7 @@ class Emitter:
 
     @contextmanager
     def steady(self, holds: bool = True) -> Iterator[None]:
-        """Within it no memory changes that is read there; or, where that does not hold, any may."""
+        """A context in which no memory that is read changes; with holds=False, one in which memory may change."""
         before = self._steady
         self._steady = Scope(self._open[-1]) if holds else None
         try:
@@ -141,7 +141,7 @@ class Emitter:
         for operand in _OPERAND.findall(text):
             scope = self._defined.get(operand)
             while scope is not None and not self._around(scope):
-                # Defined in a loop or a branch that is over: known in all of what is around that.
+                # Defined in a loop or branch that has ended: available in the scope around that.
                 scope = scope.parent
             if scope is not None and scope.depth > depth:
                 depth = scope.depth
@@ -163,7 +163,7 @@ class Emitter:
 
     @contextmanager
     def branch_scope(self) -> Iterator[None]:
-        """Within it, code is written that is not always reached: what it computes is not known after it."""
+        """A context for conditional code: its results are not available after it."""
         self._open.append(Scope(self._open[-1]))
         try:
             yield
@@ -172,7 +172,7 @@ class Emitter:
 
     @contextmanager
     def loop_scope(self) -> Iterator[None]:
-        """Within it, a loop is written, from its head to its last branch; code in front of it may be added to."""
+        """A context for a loop, from its head to its last branch; hoisted code goes in front of it."""
         before: list[Line] = []
         self.lines.append(before)
         self._open.append(Scope(self._open[-1], before))
@@ -183,7 +183,7 @@ class Emitter:
 
     @contextmanager
     def moving_across(self, holds: bool = True) -> Iterator[None]:
-        """Within it, loops inside that of the vector move it from row to row."""
+        """A context in which loops inside the vector's loop go from row to row (`across`)."""
         before, self.across = self.across, holds
         try:
             yield
@@ -206,7 +206,7 @@ class Emitter:
 
     @contextmanager
     def lanes(self, width: int) -> Iterator[None]:
-        """Write code for another number of lanes within."""
+        """A context that writes code for another number of lanes."""
         before, self.width = self.width, width
         try:
             yield
@@ -233,7 +233,7 @@ class Emitter:
         return "<" + ", ".join(f"{types.llvm(element)} {value}" for value in values) + ">"
 
     def suffix(self, element: str) -> str:
-        """How an intrinsic's name ends for values of this type: `v16f32`."""
+        """The suffix of an intrinsic's name for values of this type: `v16f32`."""
         scalar = {"float": "f32", "double": "f64", "half": "f16", "ptr": "p0"}.get(
             types.llvm(element), types.llvm(element)
         )
@@ -246,7 +246,7 @@ class Emitter:
         return self.emit(f"{instruction} {self.type(element)} {', '.join(operands)}")
 
     def convert(self, instruction: str, source: str, target: str, value: str) -> str:
-        """A conversion: `sext <16 x i32> a to <16 x i64>`; nothing where the LLVM types are one."""
+        """A conversion: `sext <16 x i32> a to <16 x i64>`; a no-op where the LLVM types are the same."""
         if types.llvm(source) == types.llvm(target):
             return value
         return self.emit(f"{instruction} {self.type(source)} {value} to {self.type(target)}")
@@ -279,7 +279,7 @@ class Emitter:
         self.declarations[name] = f"declare {result} @{name}({arguments})"
 
     def table(self, constants: str) -> str:
-        """The address of constants that stand in the module, given as LLVM writes an array."""
+        """The address of constants in the module, given in LLVM's syntax of an array."""
         name = f"@table.{len(self.declarations)}"
         self.declarations[name] = f"{name} = internal unnamed_addr constant {constants}, align 64"
         return name
@@ -287,8 +287,8 @@ class Emitter:
     def helper(self, name: str, element: str, write: Callable[..., str], *operands: str) -> str:
         """Call the internal function `name` on operands of one type; `write(%x0, %x1, ...)` writes its body, once.
 
-        What is called often is one function in the text and copied into its callers by the optimiser, which keeps the
-        text, and the time to read it, short.
+        Code that is used often is one function in the text, which the optimiser inlines: the text stays short, and so
+        does the time to parse it.
         """
         kind = self.type(element)
         full = f"{name}.{self.suffix(element)}"
@@ -324,7 +324,7 @@ class Emitter:
         return self.emit(f"shufflevector {kind} {one}, {kind} poison, <{self.width} x i32> zeroinitializer")
 
     def slot(self, elements: int, element: str) -> str:
-        """Memory of the function's own for so many elements, aligned to a cache line."""
+        """Stack memory for a number of elements, aligned to a cache line."""
         name = self.name()
         self.slots.append(f"  {name} = alloca [{elements} x {types.in_memory(element)}], align 64")
         return name
@@ -340,14 +340,14 @@ class Emitter:
     def loop(
         self, count: int, step: int, carried: Sequence[tuple[str, str]], body: Callable[[str, list[str]], Sequence[str]]
     ) -> list[str]:
-        """`for i in range(0, count, step)`, count > 0; a loop of one pass is none.
+        """`for i in range(0, count, step)`, count > 0; a single iteration is written without a loop.
 
         Args:
-            carried: LLVM type and first value of what passes from one pass to the next.
-            body: writes one pass, given i (an i32) and what is carried, and gives what is carried on.
+            carried: LLVM type and initial value of each loop-carried value.
+            body: writes one iteration, given i (an i32) and the carried values; returns their next values.
 
         Returns:
-            What the last pass carried on.
+            The carried values after the last iteration.
         """
         if count <= step:
             return list(body("0", [value for _, value in carried]))
@@ -374,7 +374,7 @@ class Emitter:
 
 
 def written(lines: Iterable[Line]) -> list[str]:
-    """Lines of text, with those that were added to where they stand."""
+    """Lines of text, with hoisted lines in their places."""
     found: list[str] = []
     for line in lines:
         if isinstance(line, str):

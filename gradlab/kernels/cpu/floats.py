@@ -1,15 +1,15 @@
-"""Floats that the CPU does not compute with: widened to float32 before an operation, rounded to nearest even after."""
+"""Floats without arithmetic on the CPU: widened to float32 before an operation, rounded to nearest even after."""
 
 from gradlab.kernels.cpu import types
 from gradlab.kernels.cpu.emit import Emitter
 
 # Exponent bias, mantissa bits and largest magnitude of 8-bit floats. E5M2 alone has infinities; the NaN of E4M3FN is
-# all ones, and that of those that end in UZ is what would be -0.
+# all ones, and the NaN of types ending in UZ has the bits of -0.
 _SMALL = {"f8E4M3FN": (7, 3, 0x7E), "f8E5M2": (15, 2, 0x7B), "f8E4M3FNUZ": (8, 3, 0x7F), "f8E5M2FNUZ": (16, 2, 0x7F)}
 
 
 def widened(b: Emitter, element: str, value: str) -> tuple[str, str]:
-    """A float as what arithmetic is done in: the value and its element type."""
+    """A float widened to the type that arithmetic is done in: the value and its element type."""
     if element in types.NATIVE_FLOATS or not types.is_float(element):
         return value, element
     if element == "f16":
@@ -38,20 +38,20 @@ def narrowed(b: Emitter, element: str, value: str) -> str:
 
 
 def converted(b: Emitter, source: str, target: str, value: str) -> str:
-    """A float of one type as another."""
+    """A float converted to another type."""
     if source == target:
         return value
     if source == "f64":
         if target == "f32":
             return b.convert("fptrunc", "f64", "f32", value)
-        # A float16 too: LLVM would call a function for it.
+        # For float16 too: LLVM would call a library function.
         return narrowed(b, target, _odd_single(b, value))
     value, source = widened(b, source, value)
     return b.convert("fpext", "f32", "f64", value) if target == "f64" else narrowed(b, target, value)
 
 
 def truncated(b: Emitter, source: str, target: str, value: str) -> str:
-    """A float as a narrower one, rounded toward zero: the nearest, and one step back where it is further out."""
+    """A float rounded toward zero to a narrower type: to nearest, then a step back where that went away from zero."""
     found, wide = converted(b, source, target, value), "f64" if source == "f64" else "f32"
     exact = converted(b, source, wide, value)
     beyond = b.compare(
@@ -84,7 +84,7 @@ def _odd_single(b: Emitter, value: str) -> str:
     single = b.convert("fptrunc", "f64", "f32", value)
     back = b.convert("fpext", "f32", "f64", single)
     word = b.bitcast("f32", "i32", single)
-    # Away from zero by too much: one step back; then, where anything was lost, the last bit is set.
+    # Where rounding went away from zero, one step back; then, where bits were lost, set the last bit.
     beyond = b.compare("ogt", "f64", b.intrinsic("fabs", "f64", back), b.intrinsic("fabs", "f64", value))
     word = b.op("sub", "i32", word, b.convert("zext", "i1", "i32", beyond))
     lost = b.compare("one", "f64", back, value)
@@ -95,7 +95,7 @@ def _from_small(b: Emitter, element: str, word: str) -> str:
     bias, mantissa, _ = _SMALL[element]
     magnitude = b.op("and", "i32", word, b.constant(0x7F, "i32"))
     sign = b.op("shl", "i32", b.op("and", "i32", word, b.constant(0x80, "i32")), b.constant(24, "i32"))
-    # As a float32 with the small exponent in place of its own; the product mends the bias, subnormals included.
+    # A float32 with the narrow type's exponent; multiplying corrects the bias, subnormals included.
     shifted = b.bitcast("i32", "f32", b.op("shl", "i32", magnitude, b.constant(23 - mantissa, "i32")))
     value = b.op("fmul", "f32", shifted, b.constant(2.0 ** (127 - bias), "f32"))
     value = b.bitcast("f32", "i32", value)
@@ -119,13 +119,13 @@ def _to_small(b: Emitter, element: str, word: str) -> str:
     cut = 23 - mantissa
     magnitude = b.op("and", "i32", word, b.constant(0x7FFFFFFF, "i32"))
     sign = b.op("and", "i32", b.op("lshr", "i32", word, b.constant(24, "i32")), b.constant(0x80, "i32"))
-    # Normal numbers: round the bits that are cut, then mend the bias.
+    # Normal numbers: round the dropped bits, then correct the bias.
     last = b.op("and", "i32", b.op("lshr", "i32", magnitude, b.constant(cut, "i32")), b.constant(1, "i32"))
     normal = b.op("add", "i32", b.op("add", "i32", magnitude, last), b.constant((1 << (cut - 1)) - 1, "i32"))
     normal = b.op(
         "sub", "i32", b.op("lshr", "i32", normal, b.constant(cut, "i32")), b.constant((127 - bias) << mantissa, "i32")
     )
-    # Subnormal ones: the sum with a power of two whose last bit is the smallest number rounds them in place.
+    # Subnormals: adding a power of two whose last bit is the smallest subnormal rounds them in place.
     power = 2.0 ** (1 - bias - mantissa + 23)
     value = b.bitcast("i32", "f32", magnitude)
     summed = b.bitcast("f32", "i32", b.op("fadd", "f32", value, b.constant(power, "f32")))
@@ -138,7 +138,7 @@ def _to_small(b: Emitter, element: str, word: str) -> str:
     found = b.select(over, "i32", b.constant(largest, "i32"), found)
     nan = b.compare("ugt", "i32", magnitude, b.constant(0x7F800000, "i32"))
     if element.endswith("UZ"):
-        # There is no -0: its bits are the NaN.
+        # UZ types have no -0: its bits are the NaN.
         zero = b.compare("eq", "i32", found, b.constant(0, "i32"))
         signed = b.select(zero, "i32", found, b.op("or", "i32", found, sign))
         return b.select(nan, "i32", b.constant(0x80, "i32"), signed)

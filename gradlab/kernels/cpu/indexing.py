@@ -1,4 +1,4 @@
-"""Operations that only say which element of another tensor is meant: ranges, broadcasts, transposes."""
+"""Operations that only change the index of an element: ranges, broadcasts, transposes."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -51,7 +51,7 @@ def _transpose_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> 
 
 
 def _reshape_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
-    """Axes of one element come and go, or two tensors' elements in turn; others are in memory by now (`shaping`)."""
+    """A reshape that adds or drops axes of one element or interleaves two tensors; others use memory (`shaping`)."""
     shape, given = op.operand_types[0].shape, op.result_types[0].shape
     if interleaves(tiles, op):
         (*front, here), b = index, tiles.b
@@ -72,7 +72,7 @@ def _splat_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tupl
     return (), width
 
 
-# Where an operation's operand is evaluated, and over how many lanes.
+# The index at which an operation's operand is evaluated, and over how many lanes.
 SOURCES: dict[str, Callable[["Tiles", Operation, Index, int], tuple[Index, int]]] = {
     "tt.splat": _splat_from,
     "tt.expand_dims": _expand_from,
@@ -89,7 +89,7 @@ def _relabelled(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
 
 
 def interleaves(tiles: "Tiles", op: Operation) -> bool:
-    """Whether a reshape puts the elements of two tensors in turn, to be stored so: they need not go through memory."""
+    """Whether a reshape interleaves two tensors only for stores, so that it needs no memory."""
     joined = tiles.definitions.get(op.operands[0]) if op.name == "tt.reshape" else None
     if joined is None or joined.name != "tt.join" or len(tiles.users[joined.result]) > 1:
         return False
@@ -103,14 +103,14 @@ def interleaves(tiles: "Tiles", op: Operation) -> bool:
 
 
 def interleaved(tiles: "Tiles", name: str) -> bool:
-    """Whether a tensor is computed place by place of two whose elements are put in turn."""
+    """Whether a tensor is computed elementwise from an interleaving of two tensors."""
     return any(interleaves(tiles, op) for op in chain(tiles.env, name, lambda op: op.name in RULES))
 
 
 def _reshape(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
     if not interleaves(tiles, op):
         return _relabelled(tiles, op, index, 0)
-    # Lanes of a, b, a, b, ...: half as many of each, or one of the two where the lanes do not go along the last axis.
+    # Lanes a, b, a, b, ...: half as many of each; one of the two where lanes are along another axis than the last.
     (joined, b), here = (tiles.definitions[op.operands[0]], tiles.b), index[-1]
     assert here is not None
     element, width = joined.type.element, b.width

@@ -1,4 +1,4 @@
-"""Division of integers: there is no vector instruction for it on common CPUs, and a scalar one traps on zero."""
+"""Division of integers: common CPUs have no vector instruction for it, and the scalar one traps on zero."""
 
 from gradlab.kernels.cpu import lanes, types
 from gradlab.kernels.cpu.emit import Emitter
@@ -8,7 +8,7 @@ _LLVM = {"divsi": "sdiv", "remsi": "srem", "divui": "udiv", "remui": "urem"}
 
 
 def divided(b: Emitter, name: str, element: str, x: Lane, y: Lane) -> Lane:
-    """x / y or its remainder, rounded toward zero; a divisor of 0 gives some number, not a trap.
+    """x / y or its remainder, rounded toward zero; a divisor of 0 gives an unspecified number, not a trap.
 
     Args:
         name: divsi, remsi, divui or remui.
@@ -22,7 +22,7 @@ def divided(b: Emitter, name: str, element: str, x: Lane, y: Lane) -> Lane:
     if folded is not None:
         return lanes.known(folded, element)
     if b.width and isinstance(y, Uniform) and y.known is not None and y.known > 0 and types.bits(element) <= 32:
-        # By a constant LLVM multiplies.
+        # LLVM turns division by a constant into a multiplication.
         return lanes.made(b, b.op(_LLVM[name], element, registers(b, x), registers(b, y)), element)
     if b.width and isinstance(y, Uniform) and types.bits(element) <= 32:
         return lanes.made(b, _by_reciprocal(b, name, element, registers(b, x), y), element)
@@ -33,7 +33,7 @@ def divided(b: Emitter, name: str, element: str, x: Lane, y: Lane) -> Lane:
 
 
 def _folded(name: str, x: Lane, y: Lane) -> int | None:
-    """The result for constants, where signed and unsigned agree or the operation is signed."""
+    """Constant folding, where signed and unsigned agree or the operation is signed."""
     if not isinstance(x, Uniform) or not isinstance(y, Uniform) or x.known is None or not y.known:
         return None
     if name.endswith("ui") and min(x.known, y.known) < 0:
@@ -43,7 +43,7 @@ def _folded(name: str, x: Lane, y: Lane) -> int | None:
 
 
 def _safe(b: Emitter, name: str, element: str, x: str, y: Lane) -> str:
-    """The divisor, with 1 in place of what would trap: 0, and -1 below the smallest number."""
+    """The divisor, with 1 in place of divisors that trap: 0, and -1 under the smallest number."""
     divisor = registers(b, y)
     if isinstance(y, Uniform) and y.known is not None and y.known > 0:
         return divisor
@@ -57,7 +57,7 @@ def _safe(b: Emitter, name: str, element: str, x: str, y: Lane) -> str:
 
 
 def _by_float(b: Emitter, name: str, element: str, x: str, y: str) -> str:
-    """Exact by way of float64: a quotient of 32-bit integers is further from a whole number than its rounding."""
+    """Exact division by way of float64: its rounding is below a 32-bit quotient's distance to the next integer."""
     signed = name.endswith("si")
     to, back = ("sitofp", "fptosi") if signed else ("uitofp", "fptoui")
     quotient = b.op("fdiv", "f64", b.convert(to, element, "f64", x), b.convert(to, element, "f64", y))
@@ -68,9 +68,9 @@ def _by_float(b: Emitter, name: str, element: str, x: str, y: str) -> str:
 
 
 def _by_reciprocal(b: Emitter, name: str, element: str, x: str, y: Uniform) -> str:
-    """By one divisor for all lanes: its reciprocal in float64, once, and a product for each lane.
+    """Division by a uniform divisor: its reciprocal in float64 once, and a product for each lane.
 
-    (|x| + 1/2) / |y| is at least 1/2 / |y| away from a whole number, and rounding moves it by less than 2^-21 / |y|.
+    (|x| + 1/2) / |y| is at least 1/2 / |y| away from an integer, and rounding moves it by less than 2^-21 / |y|.
     """
     signed = name.endswith("si")
     to, back = ("sitofp", "fptosi") if signed else ("uitofp", "fptoui")
@@ -81,7 +81,7 @@ def _by_reciprocal(b: Emitter, name: str, element: str, x: str, y: Uniform) -> s
     half = b.constant(0.5, "f64")
     half = b.intrinsic("copysign", "f64", half, value) if signed else half
     product = b.op("fmul", "f64", b.op("fadd", "f64", value, half), b.splat("f64", reciprocal))
-    # Only the smallest number by -1 is out of range.
+    # The smallest number divided by -1 is the only quotient out of range.
     whole = b.emit(f"freeze {b.type(element)} {b.convert(back, 'f64', element, product)}")
     if name.startswith("div"):
         return whole

@@ -1,12 +1,12 @@
-"""What a tensor is at one place of a loop: the values of its lanes, and what is known of how they follow each other.
+"""A tensor's lanes at one place of a loop, and how much is known about them at compile time.
 
-    Uniform    one scalar for all lanes, perhaps known while compiling
+    Uniform    one scalar for all lanes, perhaps a compile-time constant
     Ramp       base + lane * step
-    Vector     lanes that nothing is known about
-    Shifted    such lanes plus a scalar: what of an address one loop moves stays out of what another has found out
+    Vector     arbitrary lanes
+    Shifted    arbitrary lanes plus a scalar: an inner loop moves the scalar, the lanes stay loop-invariant
     Pointer    an address: a base for all lanes plus an offset in elements, a ramp or a vector
 
-Ramps are why loads become whole vectors: the address of `x_ptr + first + arange` is a Pointer with a ramp of step 1.
+Ramps make vector loads possible: the address of `x_ptr + first + arange` is a Pointer with a ramp of step 1.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from gradlab.kernels.cpu.emit import Emitter
 
 
 class Uniform(NamedTuple):
-    """One scalar; `known` is its value where compilation knows it (integers and truth values)."""
+    """One scalar; `known` is its value where it is a compile-time constant (integers and truth values)."""
 
     ssa: str
     element: str
@@ -39,7 +39,7 @@ class Vector(NamedTuple):
 
 
 class Shifted(NamedTuple):
-    """vector + by in every lane, integers of by's element type, in bits that wrap."""
+    """vector + by in every lane, integers of by's element type, modulo 2^bits."""
 
     vector: str
     by: Uniform
@@ -69,7 +69,7 @@ def constant(value: float, element: str) -> Uniform:
 
 
 def wrap(value: int, element: str) -> int:
-    """An integer as so many bits hold it: signed, except that a truth value is 0 or 1."""
+    """An integer wrapped to its type's bits: signed, except that a truth value is 0 or 1."""
     if element == "i1":
         return value & 1
     width = types.bits(element)
@@ -82,7 +82,7 @@ def is_scalar(*lanes: Lane) -> bool:
 
 
 def made(b: Emitter, ssa: str, element: str) -> Lane:
-    """What an instruction at the current width has made."""
+    """An instruction's result at the current width."""
     if b.width:
         return Vector(ssa, element)
     return Pointer(ssa, None, element) if types.is_pointer(element) else Uniform(ssa, element)
@@ -110,7 +110,7 @@ def registers(b: Emitter, x: Lane) -> str:
 
 
 def addresses(b: Emitter, p: Pointer) -> str:
-    """The address of each lane; of all in scalar code."""
+    """The address of each lane; one address in scalar code."""
     if p.offset is None:
         return b.splat(p.element, p.base)
     offset = registers(b, p.offset)
@@ -119,7 +119,7 @@ def addresses(b: Emitter, p: Pointer) -> str:
 
 
 def add(b: Emitter, x: Uniform, y: Uniform) -> Uniform:
-    """x + y of scalars, in bits that wrap."""
+    """x + y of scalars, modulo 2^bits."""
     if x.known == 0:
         return y
     if y.known == 0:
@@ -155,7 +155,7 @@ def multiply(b: Emitter, x: Uniform, y: Uniform) -> Uniform:
 
 
 def shifted(b: Emitter, x: Lane, y: Lane) -> Lane:
-    """x + y of integers, one of which has lanes; what is one scalar in all lanes stays apart where loops move it."""
+    """x + y of integers, one with lanes; a scalar part that loops move stays separate (`Emitter.across`)."""
     if not b.across:
         return Vector(b.op("add", x.element, registers(b, x), registers(b, y)), x.element)
     vectors, by = [], known(0, x.element)
@@ -209,7 +209,7 @@ def moved(b: Emitter, p: Lane, offset: Lane) -> Lane:
     if isinstance(offset, Uniform):
         return Pointer(_step_base(b, p.base, kind, offset), p.offset, element)
     if isinstance(offset, Shifted):
-        # An offset that wraps in a lane addresses no memory.
+        # Offsets that wrap in a lane address no memory.
         p = Pointer(_step_base(b, p.base, kind, offset.by), p.offset, element)
         offset = Vector(offset.vector, offset.element)
     if isinstance(offset, Ramp):

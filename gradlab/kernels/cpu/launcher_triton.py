@@ -1,7 +1,7 @@
-"""From Triton's launches to `launching.Kernel`: the arguments as the user gave them become addresses and numbers.
+"""The launcher that Triton calls: turns the user's arguments into addresses and numbers for `launching.Kernel`.
 
-A kernel reads memory at a bare address, so every argument is looked at: a tensor on another device, one whose memory is
-not what it seems, or one without memory raises.
+A kernel reads memory at a bare address, so every argument is checked: a tensor on another device, a lazily negated one,
+or one without memory of its own raises.
 """
 
 import operator
@@ -17,7 +17,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class Launcher:
-    """What Triton calls for every launch of one compiled kernel."""
+    """Triton calls it for every launch of one compiled kernel."""
 
     def __init__(self, src: Any, metadata: Any) -> None:
         self._pick = picker(list(src.signature.values()))
@@ -68,10 +68,10 @@ class Launcher:
 
 
 def address(value: Any, kernel: Kernel, index: int) -> int:
-    """Where an argument's memory begins; None has none, and is a null pointer.
+    """The address of an argument's memory; None is a null pointer.
 
     Raises:
-        TypeError, ValueError: the argument has no memory of a CPU that a kernel could read as it stands.
+        TypeError, ValueError: the argument has no CPU memory that a kernel could read as it is.
     """
     name = kernel.binary.arguments[index][0]
     if value is None or isinstance(value, int):
@@ -95,7 +95,7 @@ def address(value: Any, kernel: Kernel, index: int) -> int:
 
 
 def _address_alone(value: Any, where: str) -> int:
-    """The memory of what is no tensor: Triton takes every object with a `data_ptr()` and a dtype.
+    """The address of an object that is no tensor: Triton accepts every object with a `data_ptr()` and a dtype.
 
     Such an object is an address with a type, or a view that torch does not have (of negative strides, for instance).
     """
@@ -109,18 +109,18 @@ def _address_alone(value: Any, where: str) -> int:
 
 
 def picker(signature: Sequence[Any]) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """A function of a launch's arguments that gives those which reach the compiled kernel, in its order.
+    """A function from a launch's arguments to those that the compiled kernel takes, in its order.
 
-    Constants do not reach it, a tuple's members do one by one, and a tensor descriptor as what it was made of.
+    Constants are dropped, tuples are flattened, and a tensor descriptor becomes its base, shape and strides.
 
     Args:
         signature: Triton's type of each argument, "constexpr" for a constant, and a tuple of these for a tuple.
     """
     if all(isinstance(kind, str) and not kind.startswith("tensordesc") for kind in signature):
-        kept = [index for index, kind in enumerate(signature) if kind != "constexpr"]
-        if len(kept) > 1:
-            return operator.itemgetter(*kept)
-        return lambda args: [args[index] for index in kept]
+        passed = [index for index, kind in enumerate(signature) if kind != "constexpr"]
+        if len(passed) > 1:
+            return operator.itemgetter(*passed)
+        return lambda args: [args[index] for index in passed]
     return lambda args: list(_leaves(signature, args))
 
 
@@ -135,7 +135,7 @@ def _leaves(signature: Sequence[Any], args: Sequence[Any]) -> Iterable[Any]:
 
 
 def _descriptor(value: Any) -> Iterable[Any]:
-    """A host's tensor descriptor, as the front end takes it apart: shape and strides come twice."""
+    """A host tensor descriptor, flattened as the front end does it: shape and strides come twice."""
     yield value.base
     yield from value.shape
     yield from value.strides

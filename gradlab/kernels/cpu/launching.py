@@ -1,6 +1,6 @@
-"""Launches of a compiled kernel: arguments into memory, programs over threads, failures into words.
+"""Launches of a compiled kernel: arguments are written to memory, programs spread over threads, failures raised.
 
-Numbers and addresses come in; which objects they belong to is the caller's business, so that no framework is imported.
+Arguments are plain numbers and addresses, so that no framework is imported; callers keep the memory alive.
 """
 
 import ctypes
@@ -18,14 +18,14 @@ from gradlab.kernels.cpu.machine import Code
 from gradlab.kernels.cpu.slots import Slots
 from gradlab.kernels.cpu.threads import LONGEST, Team
 
-# Seconds of work from which on a second thread is worth waking.
+# Seconds of work from which on a second thread is worth using.
 SPREAD = 200e-6
 _LARGEST = 2**31 - 1
-# What a failed program reports: which message, which program, six values more. Then where printed values go.
+# A failed program's report: message number, program, six reserved words; then the address of the print callback.
 _REPORT = struct.Struct("<8qQ7q")
 _REPORTED = 8
 _Print = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-# What the bits of a printed value are, as the compiler numbers them; the rest is integers.
+# Kinds of printed values, as the compiler numbers them; the others are signed integers.
 _FLOAT, _POINTER, _UNSIGNED, _NOTHING = 1, 2, 3, -1
 
 Grid = tuple[int, int, int]
@@ -40,12 +40,12 @@ def cores() -> int:
 class Kernel:
     """A compiled kernel in this process's memory, called with its grid and its arguments' values.
 
-    Any number of threads may call it at once. A call returns when every program has run; the interpreter's lock is free
+    Any number of threads may call it at once. A call returns when every program has run, and releases the GIL
     meanwhile.
 
     Args:
-        binary: the kernel's machine code and what is known of it.
-        threads: gives the number of threads that a large launch may take, at each such launch.
+        binary: the kernel's machine code and metadata.
+        threads: called at each large launch for the number of threads that it may use.
     """
 
     def __init__(self, binary: Binary, threads: Callable[[], int] = cores) -> None:
@@ -64,9 +64,9 @@ class Kernel:
             ctypes.c_void_p,
             ctypes.c_void_p,
         )
-        # Seconds that a program took at the last launch.
+        # Seconds a program, estimated from earlier launches.
         self._seconds = math.inf
-        # A kernel that prints has memory of its own, which knows its messages.
+        # A kernel that prints has its own pool, whose callbacks hold its messages.
         self._size = 2 ** (self._slots.size - 1).bit_length(), 2 ** (binary.scratch - 1).bit_length()
         self._idle: list[_Memory] = [] if binary.ordered else _IDLE[self._size]
 
@@ -95,16 +95,16 @@ class Kernel:
         if expected < SPREAD or (expected < LONGEST and self._threads() == 1):
             start = time.perf_counter()
             failure = self._run(memory, memory.address, 0, programs, grid)
-            # A launch that had to wait for its CPU says little; a few that last make themselves heard.
+            # One launch that was preempted must not count much: the estimate grows by at most 8x a launch.
             self._seconds = min((time.perf_counter() - start) / programs, 8 * self._seconds)
         else:
             failure = self._long(memory.address, programs, grid)
         self._idle.append(memory)
         if failure is not None:
-            raise AssertionError(self._words(failure, grid))
+            raise AssertionError(self._message(failure, grid))
 
     def _long(self, arguments: int, programs: int, grid: Grid) -> Failure:
-        """A launch that takes long, or nobody knows how long."""
+        """A launch that takes long, or whose duration is unknown."""
 
         def run(begin: int, end: int) -> Failure:
             memory = self._take()
@@ -151,18 +151,18 @@ class Kernel:
             raise ValueError(f"{shown}, wanted at most {_LARGEST} programs along an axis and 2**63 - 1 in all")
         return x, y, z
 
-    def _words(self, failure: tuple[int, ...], grid: Grid) -> str:
+    def _message(self, failure: tuple[int, ...], grid: Grid) -> str:
         message, program = failure[:2]
         text, place = self.binary.messages[message]
         return f"{place}: {text or 'device_assert'} (program {_place(program, grid)} of {self.binary.name})"
 
 
 class _Memory:
-    """What one thread needs while it runs programs: the arguments' slots, a report, scratch.
+    """Memory that one thread needs while it runs programs: the arguments' slots, a report, scratch.
 
     Attributes:
-        grid: of the launch that uses it.
-        error: what a print raised; no exception passes through compiled code.
+        grid: the grid of the launch that uses it.
+        error: the exception that a print raised, as none can pass through compiled code.
     """
 
     __slots__ = ("_held", "address", "arguments", "error", "grid", "report", "report_address", "scratch")
@@ -194,7 +194,7 @@ class _Memory:
         self._held = (*self._held, callback)
 
 
-# Memory that no launch uses now, by the size of arguments and scratch: as many pieces as there were threads at once.
+# Pools of memory that no launch is using, by size of arguments and scratch.
 _IDLE: defaultdict[tuple[int, int], list[_Memory]] = defaultdict(list)
 
 

@@ -7,7 +7,7 @@ from gradlab.kernels.cpu.elementwise import floating, function, rule
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, registers
 from gradlab.kernels.cpu.library_c import C_FUNCTIONS, c_function
-from gradlab.kernels.cpu.library_words import WORDS
+from gradlab.kernels.cpu.library_integers import INTEGERS
 from gradlab.kernels.cpu.mathematics import FUNCTIONS, SPECIAL
 from gradlab.kernels.cpu.ttir import Operation
 
@@ -33,8 +33,8 @@ def call(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
     symbol, t = str(op.attributes["symbol"]), op.type.element
     if symbol.startswith("__nv_"):
         for name in _names(symbol.removeprefix("__nv_").removeprefix("fast_")):
-            if name in WORDS:
-                return WORDS[name](b, op, operands)
+            if name in INTEGERS:
+                return INTEGERS[name](b, op, operands)
             if name in _INTRINSICS:
                 return _intrinsic(b, _INTRINSICS[name], t, operands)
             if name in FUNCTIONS:
@@ -55,7 +55,7 @@ def call(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
 
 
 def _names(name: str) -> list[str]:
-    """A function's name with and without what says its type or its rounding to nearest."""
+    """A function's name with and without the affixes for its type and for rounding to nearest."""
     plain = name.removesuffix("_rn")
     return [
         name,
@@ -98,7 +98,7 @@ def _difference(b: Emitter, t: str, x: str, y: str) -> str:
 
 
 def _saturated(b: Emitter, t: str, x: str) -> str:
-    """Held between 0 and 1; NaN becomes 0."""
+    """Clamped to [0, 1]; NaN becomes 0."""
     return b.intrinsic("minnum", t, b.intrinsic("maxnum", t, x, b.constant(0.0, t)), b.constant(1.0, t))
 
 
@@ -107,7 +107,7 @@ def _inverse(name: str) -> Callable[..., str]:
 
 
 def _of_pi(name: str) -> Callable[..., str]:
-    """sin or cos of pi x: what is left of a turn is exact before it is multiplied."""
+    """sin or cos of pi x: x is reduced by its period exactly, before it is multiplied by pi."""
 
     def write(b: Emitter, t: str, x: str) -> str:
         half = b.op("fmul", t, x, b.constant(0.5, t))
@@ -120,7 +120,7 @@ def _of_pi(name: str) -> Callable[..., str]:
     return write
 
 
-# Names after `_rn`, and an f or a d before, are taken off: `__nv_fadd_rn` is `add`.
+# By name without the suffix `_rn` and the prefix f or d: `__nv_fadd_rn` is `add`.
 _FORMULAS: dict[str, Callable[..., str]] = {
     "add": _arithmetic("fadd"),
     "sub": _arithmetic("fsub"),

@@ -1,11 +1,11 @@
-"""Seldom used functions of CUDA's device library that the C library has: called lane by lane, in float64."""
+"""Rarely used functions of CUDA's device library that the C library has: called lane by lane, in float64."""
 
 from gradlab.kernels.cpu import lanes, types
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, registers
 from gradlab.kernels.cpu.ttir import Operation
 
-# Whether the value may be computed in float64 and rounded; the others ask for the neighbours of a float32.
+# Whether float32 may be computed in float64 and rounded; not so for functions of a float's neighbours (nextafter).
 C_FUNCTIONS = {
     "lgamma": True,
     "tgamma": True,

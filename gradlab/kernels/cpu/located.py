@@ -1,6 +1,6 @@
-"""LLVM IR that says which source line each instruction stems from, for who reads the machine code.
+"""LLVM IR with debug locations, so that machine code can be listed by source line.
 
-A launch compiles without it: lines cost compile time, and the code is the same.
+Launches compile without them: locations cost compile time, and the code is the same.
 """
 
 import re
@@ -13,19 +13,19 @@ from gradlab.kernels.cpu.lower import NAME, Kernel
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Index, Lazy
 
-# In front of what was written for a line; a comment to LLVM.
+# Marks the code written for a line; a comment in LLVM's syntax.
 _MARK = "; line "
 _RESULT = re.compile(r"  (%[\w.]+) = ")
 _LABEL = re.compile(r"^[\w.]+:$")
-# Numbers of metadata that the function without lines has no use for.
+# First metadata number that the module without locations does not use.
 _FIRST = 100
 
 
-class Noting(Emitter):
-    """Notes for which line each name is made: its instruction may be written in front of a loop.
+class LineEmitter(Emitter):
+    """Records the source line of each name: its instruction may be hoisted out of its line's code.
 
     Attributes:
-        line: that code is written for now.
+        line: the line that code is being written for.
         places: line of each name.
     """
 
@@ -45,17 +45,17 @@ class Noting(Emitter):
 class Located(Kernel):
     """A kernel whose instructions carry the line of their operation.
 
-    Of a chain of calls the innermost line in the kernel's own file counts: what `tl.sum` becomes stands on the line
+    In a chain of calls the innermost line in the kernel's own file counts: the code of `tl.sum` belongs to the line
     that calls it.
     """
 
-    emitter = Noting
-    b: Noting
+    emitter = LineEmitter
+    b: LineEmitter
     _at: Operation | None = None
 
     @property
     def at(self) -> Operation | None:
-        """What is being lowered."""
+        """The operation being lowered."""
         return self._at
 
     @at.setter
@@ -88,8 +88,8 @@ def located(ir: str, places: Mapping[str, int], file: str, first: int) -> str:
     """The module with LLVM's debug locations.
 
     Args:
-        ir: with a mark in front of what is written for a line.
-        places: lines of names, where they are known.
+        ir: the module, with a mark in front of the code of each line.
+        places: the line of each name that has one.
         first: the line of the function.
     """
     lines: set[int] = set()

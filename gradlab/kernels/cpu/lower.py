@@ -2,8 +2,8 @@
 
     i64 run(ptr args, i64 begin, i64 end, i32 grid0, i32 grid1, i32 grid2, ptr scratch, ptr report)
 
-`args` is a block of 8-byte words, one an argument in the kernel's order. Programs [begin, end) run in order, axis 0
-fastest; several threads may run ranges of one grid at once. The result is 0, or 1 after a failed assertion.
+`args` is a block of 8-byte words, one for each argument in the kernel's order. Programs [begin, end) run in order, axis
+0 fastest; several threads may run ranges of one grid at once. The result is 0, or 1 after a failed assertion.
 """
 
 import copy
@@ -25,12 +25,12 @@ _PARAMETERS = (
     "ptr noalias readonly %args, i64 %begin, i64 %end, i32 %grid0, i32 %grid1, i32 %grid2, ptr noalias %scratch, "
     "ptr noalias %report"
 )
-_WAY_OUT = "GRADLAB_CPU=interpret or TRITON_INTERPRET=1 runs it in Triton's interpreter"
+_ALTERNATIVE = "GRADLAB_CPU=interpret or TRITON_INTERPRET=1 runs it in Triton's interpreter"
 _ATOMIC = {"tt.atomic_rmw", "tt.atomic_cas"}
 
 
 class Unsupported(NotImplementedError):
-    """A kernel that is not compiled for CPUs: one line with operation, kernel, source line and a way out."""
+    """A kernel that is not compiled for CPUs; the message names operation, kernel, source line and an alternative."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Lowered:
         ir: the module's text.
         name: the kernel's function.
         arguments: name and element type of each argument; "*f32" is an address.
-        scratch: bytes of memory that a thread hands in.
-        stored: numbers of the pointer arguments that are stored through.
-        ordered: programs run one after another in one thread: an atomic operation sees them in order.
+        scratch: bytes of scratch memory for each thread.
+        stored: indices of the pointer arguments that the kernel stores through.
+        ordered: whether programs must run one after another in one thread, as with atomic operations.
         messages: text and place of each assertion and print.
     """
 
@@ -60,25 +60,25 @@ def lower(text: str, machine: Machine, fusion: bool = True, writing: "type[Kerne
     """The LLVM IR of printed Triton IR.
 
     Args:
-        text: what Triton's front end gives after its own passes, with locations.
-        fusion: whether a product and a sum may be rounded once.
-        writing: what writes the function: `Kernel`, or one that writes source lines beside it (`located.Located`).
+        text: TTIR after Triton's own passes, printed with locations.
+        fusion: whether a multiply and an add may be rounded once.
+        writing: the class that writes the function: `Kernel`, or `located.Located` for debug locations.
 
     Raises:
-        Unsupported: the kernel uses what is not compiled for CPUs.
+        Unsupported: the kernel uses an operation that is not compiled for CPUs.
     """
     try:
         module = parse(text)
     except ValueError as error:
         named = re.search(r'tt\.func public @"?([^"(\s]+)', text)
-        raise Unsupported(f"{named[1] if named else 'a kernel'}: {error}; {_WAY_OUT}") from None
+        raise Unsupported(f"{named[1] if named else 'a kernel'}: {error}; {_ALTERNATIVE}") from None
     writer = (writing or Kernel)(module, module.kernel, machine, fusion)
     try:
         return writer.lowered()
     except NotLowered as error:
         raise _unsupported(module, error.op, str(error)) from None
     except (ArithmeticError, AssertionError, LookupError, NotImplementedError, TypeError, ValueError) as error:
-        # What this compiler does not foresee is an error of the kernel's line all the same.
+        # Also an unforeseen error names the kernel's line.
         op = writer.at
         if op is None:
             raise
@@ -88,11 +88,11 @@ def lower(text: str, machine: Machine, fusion: bool = True, writing: "type[Kerne
 def _unsupported(module: Module, op: Operation, reason: str) -> Unsupported:
     place = module.where(op.location)
     reason = " ".join(reason.split())
-    return Unsupported(f"{module.kernel.name}: {reason} ({op.name} at {place.file}:{place.line}); {_WAY_OUT}")
+    return Unsupported(f"{module.kernel.name}: {reason} ({op.name} at {place.file}:{place.line}); {_ALTERNATIVE}")
 
 
 class Kernel(Tiles):
-    """The function of one kernel while it is written."""
+    """Writes the function of one kernel."""
 
     emitter: type[Emitter] = Emitter
 
@@ -110,7 +110,7 @@ class Kernel(Tiles):
         return len(self.messages) - 1
 
     def inline(self, op: Operation) -> list[Value]:
-        """The results of a call, the callee's operations written here."""
+        """The results of a call, whose callee is inlined here."""
         callee = self.module.functions[op.attributes["callee"]]
         self._calls += 1
         blocks = _renamed(callee.blocks, f"@{self._calls}")

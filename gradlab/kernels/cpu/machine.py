@@ -1,4 +1,4 @@
-"""This CPU, and LLVM's code generator for it: IR text to an object file, an object file to callable functions.
+"""This CPU, and LLVM's code generator for it: IR text to object file, object file to callable functions.
 
 llvmlite carries LLVM in its wheel; it is imported when the first kernel is compiled or loaded, not before.
 """
@@ -15,12 +15,12 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-# Held around LLVM's calls, and by a fork: llvmlite's own lock would stay closed in a child that it is taken in.
+# Held around LLVM's calls and around a fork: a child forked during a call would inherit llvmlite's own lock taken.
 _lock = threading.RLock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
-# Names of what is linked: none is used twice.
+# Unique names of linked objects.
 _libraries = itertools.count()
 
 
@@ -30,7 +30,7 @@ class NoCompiler(ImportError):
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What code is generated for: LLVM's triple, CPU name and feature string, and bits of a vector register."""
+    """A target of code generation: LLVM's triple, CPU name and feature string, and bits of a vector register."""
 
     triple: str
     cpu: str
@@ -43,13 +43,13 @@ class Machine:
         return self.vector_bits == 512 and "+amx-bf16" in self.features.split(",")
 
     def key(self) -> str:
-        """What tells one machine's code from another's, with the code generator's version."""
+        """Cache key of this machine's code, with the code generator's version."""
         return hashlib.sha256(repr((self, _binding().llvm_version_info)).encode()).hexdigest()[:16]
 
 
 @functools.cache
 def host() -> Machine:
-    """The CPU that this process runs on; `GRADLAB_CPU_VECTOR_BITS` holds it to narrower registers."""
+    """The CPU that this process runs on; `GRADLAB_CPU_VECTOR_BITS` limits it to narrower registers."""
     llvm = _binding()
     features = llvm.get_host_cpu_features()
     widest = _vector_bits(features)
@@ -60,14 +60,14 @@ def host() -> Machine:
         widest = min(widest, int(given))
     if features.get("amx-bf16") and not _tiles_permitted():
         features.update({name: False for name in features if name.startswith("amx")})
-    # On some CPUs, AMD's among them, LLVM makes a branch a lane of a gather. Masks that follow data are guessed wrong
-    # half of the time: the instruction is faster there too.
+    # On some CPUs, AMD's among them, LLVM lowers a gather to one branch a lane. Data-dependent masks are mispredicted
+    # half of the time: the gather instruction is faster there too.
     text = features.flatten() + (",+fast-gather" if widest >= 256 else "")
     return Machine(llvm.get_process_triple(), llvm.get_host_cpu_name(), text, widest)
 
 
 def _tiles_permitted() -> bool:
-    """Ask Linux for the tile registers, which it saves for processes that have asked; every process asks anew."""
+    """Request the AMX tile registers, which Linux grants to each process on request; returns whether it did."""
     if platform.machine() != "x86_64" or sys.platform != "linux":
         return False
     arch_prctl, request, tile_data = 158, 0x1023, 18
@@ -75,7 +75,7 @@ def _tiles_permitted() -> bool:
 
 
 def named(triple: str, cpu: str, features: str = "", vector_bits: int = 128) -> Machine:
-    """Another CPU than this process runs on: its code is assembled, not run."""
+    """Another CPU than the host: code for it is assembled, not run."""
     llvm = _binding()
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
@@ -107,15 +107,15 @@ def assembly(ir: str, machine: Machine) -> str:
 
 
 def read(ir: str, machine: Machine, size: bool = True) -> tuple[str, int]:
-    """The assembly text of a module of IR text for who reads it, and bytes of its machine code.
+    """The assembly text of a module of IR text, for reading, and the size of its machine code in bytes.
 
-    The text has LLVM's comments, which say what is a loop and what is spilled. Machine code is made once more to be
-    weighed, unless `size` says otherwise; then it weighs 0.
+    The text has LLVM's comments, which mark loops and spills. The size takes a second code generation; with size=False
+    it is skipped, and given as 0.
     """
     llvm = _binding()
     with _lock:
         module, target = _optimized(ir, machine)
-        # Making code changes a module: each is made from its own.
+        # Code generation changes the module: each takes its own.
         other = llvm.parse_bitcode(module.as_bitcode()) if size else None
         target.set_asm_verbosity(True)
         text = target.emit_assembly(module)
@@ -130,11 +130,11 @@ class Code:
 
     def __init__(self, binary: bytes) -> None:
         self._binary = binary
-        # What was linked for each function that was asked for.
+        # The linked library of each requested function.
         self._linked: dict[str, Any] = {}
 
     def address(self, name: str) -> int:
-        """Where a function begins."""
+        """The address of a function."""
         with _lock:
             found = self._linked.get(name)
             if found is None:
@@ -149,16 +149,16 @@ class Code:
             return found[name]
 
     def function(self, name: str, result: Any, *arguments: Any) -> Any:
-        """A function as ctypes calls it, without the interpreter's lock."""
+        """A function as a ctypes callable, which releases the GIL."""
         call: Any = ctypes.CFUNCTYPE(result, *arguments)(self.address(name))
-        # The function holds its memory.
+        # The function keeps its code alive.
         call.code = self
         return call
 
 
 @functools.cache
 def _linker() -> Any:
-    """The process's only one: to make one takes five times as long as to link a kernel."""
+    """One linker for the process: to make one takes five times as long as to link a kernel."""
     return _binding().create_lljit_compiler(_target(host()), suppress_errors=True)
 
 
@@ -167,8 +167,8 @@ def _optimized(ir: str, machine: Machine) -> tuple[Any, Any]:
     target = _target(machine)
     module = llvm.parse_assembly(f'target triple = "{machine.triple}"\n' + ir)
     module.verify()
-    # What should be a vector is one already, and is written where it belongs (`emit`): the passes that are left copy
-    # small functions into their callers. Everything that LLVM's optimiser does at level 2 takes 60 times as long.
+    # The code is vectorised and hoisted already (`emit`): the passes that are left inline small functions. LLVM's full
+    # optimisation at level 2 takes 60 times as long.
     manager = llvm.create_new_module_pass_manager()
     manager.add_always_inliner_pass()
     manager.run(module, llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=1)))

@@ -1,7 +1,7 @@
-"""Loops written twice: once for whole tiles, where no lane is masked off, and once for those at an edge.
+"""Loop versioning: loops are written once without masks, for full tiles, and once with masks, for tiles at an edge.
 
-Most tiles of a launch are whole. That a comparison holds for all of a tile is asked once, in front of its loops: it
-compares what grows along the axes with one number, so that a corner of the tile speaks for all of it.
+Most tiles of a launch are full. Whether a mask holds for all of a tile is tested once, in front of its loops: a mask
+compares an index that grows along the axes with one number, so testing a corner of the tile is enough.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,16 +17,16 @@ from gradlab.kernels.cpu.values import Index, Lazy, Position
 if TYPE_CHECKING:
     from gradlab.kernels.cpu.tiles import Tiles
 
-# The comparison that the last element decides where the left side grows, and the first where the right side does.
+# Comparisons decided by the last element where the left side grows, and by the first where the right side does.
 _DECIDED_LAST = {"slt", "sle"}
 _DECIDED_FIRST = {"sgt", "sge"}
 _RELABELLING = {"tt.expand_dims", "tt.broadcast", "tt.trans"}
-# Integers that grow faster may be bits that are to wrap.
+# Integers that grow faster may be meant to wrap, as in a hash.
 _FASTEST = 2**16
 
 
-def twice(tiles: "Tiles", names: Iterable[str], write: Callable[[], None]) -> None:
-    """Write the loops that evaluate `names`: without the masks that can be proven in front of them, and with them."""
+def version_loops(tiles: "Tiles", names: Iterable[str], write: Callable[[], None]) -> None:
+    """Write the loops that evaluate `names` in two versions: without the masks that can be tested before, and with."""
     names = list(names)
     found = {leaf.result: leaf for leaf in _comparisons(tiles, names) if _decidable(tiles, leaf)}
     if not found or not _worth(tiles, names):
@@ -61,10 +61,10 @@ def twice(tiles: "Tiles", names: Iterable[str], write: Callable[[], None]) -> No
     b.start(after)
 
 
-def apart(tiles: "Tiles", names: Iterable[str], index: Index, write: Callable[[], None]) -> None:
-    """Write what evaluates `names` at a place twice: for vectors of which no lane is masked off, and for others.
+def version_place(tiles: "Tiles", names: Iterable[str], index: Index, write: Callable[[], None]) -> None:
+    """Write the evaluation of `names` at a place in two versions: for vectors with no lane masked off, and others.
 
-    Rows that are a few vectors long end in the middle of one; those before it, most of them, are whole.
+    A row a few vectors long ends in the middle of its last vector; the vectors before it, most of them, are full.
     """
     b = tiles.b
     leaves = _leaves(tiles, names, index)
@@ -92,7 +92,7 @@ def apart(tiles: "Tiles", names: Iterable[str], index: Index, write: Callable[[]
 
 
 def _leaves(tiles: "Tiles", names: Iterable[str], index: Index) -> list[tuple[Operation, Index, int]]:
-    """The comparisons of which masks are made that the lanes' ends decide; where, and over how many lanes each is."""
+    """The comparisons that make up the masks and are decided by a first or last lane, with their index and lanes."""
     found: dict[tuple[str, Index], tuple[Operation, Index, int]] = {}
     seen = set()
     todo = [(name, index, tiles.b.width, tiles.types[name].element == "i1") for name in names]
@@ -137,7 +137,7 @@ def _lane_side(tiles: "Tiles", leaf: Operation, at: Index) -> tuple[int, bool] |
 
 
 def _over_lanes(tiles: "Tiles", leaf: Operation, at: Index, width: int) -> Iterator[Lane]:
-    """What holds if a comparison holds in every lane at a place."""
+    """Conditions that imply that a comparison holds in every lane at a place."""
     if leaf.name == "tt.splat":
         yield tiles.scalar(leaf.operands[0])
         return
@@ -151,7 +151,7 @@ def _over_lanes(tiles: "Tiles", leaf: Operation, at: Index, width: int) -> Itera
 
 
 def _lane_of(tiles: "Tiles", place: Position | None, i: int) -> Position | None:
-    """Where one lane is."""
+    """The position of one lane."""
     if place is None or not place.lanes:
         return place
     at = lanes.add(tiles.b, Uniform(place.ssa, "i32", place.known), lanes.known(i, "i32"))
@@ -159,12 +159,12 @@ def _lane_of(tiles: "Tiles", place: Position | None, i: int) -> Position | None:
 
 
 def _worth(tiles: "Tiles", names: Iterable[str]) -> bool:
-    """Whether a mask costs something beside what is computed: on AVX-512 it is one more operand of a load."""
+    """Whether versioning pays: with AVX-512 a mask is one more operand of a load, which costly arithmetic hides."""
     return tiles.b.vector_bits < 512 or not any(tiles.transcendental(name) for name in names)
 
 
 def _comparisons(tiles: "Tiles", names: Iterable[str]) -> Iterator[Operation]:
-    """The comparisons of which the masks of these tensors' loads, and masks among the tensors, are made."""
+    """The comparisons that make up the masks of these tensors' loads, and the masks among the tensors."""
     todo = [op.operands[1] for name in names for op in tiles.loads(name) if len(op.operands) > 1]
     todo += [name for name in names if tiles.types[name].element == "i1"]
     seen: set[str] = set()
@@ -201,9 +201,9 @@ def _corner(tiles: "Tiles", leaf: Operation) -> tuple[int, bool] | None:
 
 
 def _at_corners(tiles: "Tiles", leaf: Operation) -> Iterator[Lane]:
-    """What holds if a comparison holds everywhere: it does at one corner, and its growing side has not wrapped."""
+    """Conditions that imply that a comparison holds everywhere: at one corner, its growing side not wrapped."""
     if leaf.name == "tt.splat":
-        # One truth for the whole tile, such as whether its only row is one.
+        # One truth value for the tile, such as whether its only row is in range.
         yield tiles.scalar(leaf.operands[0])
         return
     corner = _corner(tiles, leaf)

@@ -4,7 +4,7 @@
     PREDICATES["isnan"](b, "f32", x)  the same, with a truth value in each lane for its result
 
 Denormals, zeros of either sign, infinities, NaN and large arguments are right everywhere; scalar code and every width
-give the same bits. ULPS says how far a result is from the exact one at most.
+give the same bits. ULPS is the largest error of each function.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ Function = Callable[..., str]
 
 
 def _entered(name: str, write: Callable[..., Number]) -> Function:
-    """A formula as a function that stands in the module once."""
+    """A formula as a function that is written into the module once."""
 
     def function(b: Emitter, element: str, *operands: str) -> str:
         _check(name, element)
@@ -47,7 +47,7 @@ def _entered(name: str, write: Callable[..., Number]) -> Function:
 
 
 def _intrinsic(name: str) -> Function:
-    """What LLVM has for every CPU, rounded correctly or exact."""
+    """An LLVM intrinsic that every CPU has, correctly rounded or exact."""
 
     def function(b: Emitter, element: str, *operands: str) -> str:
         _check(name, element)
@@ -57,7 +57,7 @@ def _intrinsic(name: str) -> Function:
 
 
 def _remainder(b: Emitter, element: str, x: str, y: str) -> str:
-    """x - y trunc(x / y), exact; LLVM goes through the C library for it, lane by lane."""
+    """x - y trunc(x / y), exact; LLVM calls the C library for it, lane by lane."""
     _check("fmod", element)
     return b.op("frem", element, x, y)
 
@@ -97,7 +97,7 @@ FUNCTIONS: dict[str, Function] = {
     "fmod": _remainder,
 }  # fmt: skip
 
-# Beside these, what the C library has no name for.
+# Further functions, which the C library does not have.
 SPECIAL: dict[str, Function] = {
     write.__name__: _entered(write.__name__, write)
     for write in (

@@ -1,7 +1,7 @@
-"""Three AVX-512 instructions that take a float apart and put it together, denormals and infinities included.
+"""Three AVX-512 instructions that split a float into exponent and fraction and scale it by a power of two.
 
-They give the same bits as the arithmetic that does without them, in a third of the instructions. LLVM's portable forms
-(`frexp`, `ldexp`) become calls of the C library on other CPUs.
+They handle denormals and infinities, and give the same bits as the portable arithmetic in a third of the instructions.
+LLVM's portable forms (`frexp`, `ldexp`) become calls of the C library on other CPUs.
 """
 
 from gradlab.kernels.cpu import types
@@ -11,7 +11,7 @@ _BITS = 512
 
 
 def covers(x: Number) -> bool:
-    """Whether there are such instructions, which means x86, and the lanes fill one register or two."""
+    """Whether the CPU has the instructions and the lanes fill one register or two."""
     return x.b.vector_bits == _BITS and x.b.width * types.bits(x.element) in (_BITS, 2 * _BITS)
 
 
@@ -54,7 +54,7 @@ def _half(x: Number, first: int, lanes: int) -> Number:
 
 
 def _register(name: str, x: Number, *further: Number | str) -> Number:
-    """The intrinsic on one register, with no lane masked off and the rounding that holds."""
+    """The intrinsic on one register, unmasked, with the current rounding mode."""
     b, kind = x.b, x.b.type(x.element)
     full = f"llvm.x86.avx512.mask.{name}.{'ps' if x.element == 'f32' else 'pd'}.{_BITS}"
     operands = [v if isinstance(v, str) else f"{kind} {v.text}" for v in (x, *further)]

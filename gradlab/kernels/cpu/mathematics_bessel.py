@@ -7,7 +7,7 @@ from gradlab.kernels.cpu.mathematics_numbers import Number
 from gradlab.kernels.cpu.mathematics_power import rsqrt
 
 # From here on the asymptotic series' smallest term is below float64's precision; up to here all terms of the power
-# series are positive, and those after the last one kept too small to count.
+# series are positive, and the truncated ones are too small to count.
 BORDER = 20.0
 # Past this both functions are infinite in float64, and the asymptotic series' factors are still finite.
 INFINITE = 800.0

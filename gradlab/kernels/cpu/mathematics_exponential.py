@@ -1,4 +1,4 @@
-"""exp, exp2, expm1, tanh, sinh and cosh: 2^n times a polynomial of what an integer n leaves of the argument."""
+"""exp, exp2, expm1, tanh, sinh and cosh: 2^n for an integer n times a polynomial in the rest of the argument."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ LOG2_E = 1.4426950408889634
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """What differs between float32 and float64.
+    """Constants that differ between float32 and float64.
 
     Attributes:
         ln2: log(2) in two parts.
@@ -177,7 +177,7 @@ def cosh(x: Number) -> Number:
 
 
 def _quarter_of_exp(x: Number) -> Number:
-    """e^x / 4 for x >= 0, which is finite somewhat longer."""
+    """e^x / 4 for x >= 0, which overflows later than e^x."""
     c = CONSTANTS[x.element]
     x = x.at_most(c.exp_range[1] + 0.5)
     n, power = _power_of_two(x.fma(LOG2_E, _base(x, 2)), _base(x, 2))
@@ -185,12 +185,12 @@ def _quarter_of_exp(x: Number) -> Number:
 
 
 def _base(x: Number, halvings: int) -> float:
-    """What leaves an integer n in the low bits of a sum, and there the exponent of 2^(n - halvings)."""
+    """The shift whose sum with x has the integer n in its low bits, biased to be the exponent of 2^(n - halvings)."""
     return x.format.shifter + x.format.bias - halvings
 
 
 def _split(x: Number, shifted: Callable[[Operand], Number], c: Constants) -> tuple[Number, Callable[[Number], Number]]:
-    """The integer n nearest to what is given as its sum with a shift, and a product with 2^n that rounds once."""
+    """The integer n nearest to a value, which `shifted` adds a shift to; and a product with 2^n, rounded once."""
     shifter = x.format.shifter
     if avx512.covers(x):
         n = shifted(shifter) - shifter
@@ -205,7 +205,7 @@ def _split(x: Number, shifted: Callable[[Operand], Number], c: Constants) -> tup
 
 
 def _power_of_two(total: Number, shift: Operand) -> tuple[Number, Number]:
-    """An integer n out of a sum n + shift, and the power of two whose exponent the sum's low bits spell."""
+    """n from the sum n + shift, and the power of two whose exponent is in the sum's low bits."""
     return total - shift, (total.bits() << total.format.fraction).as_float()
 
 

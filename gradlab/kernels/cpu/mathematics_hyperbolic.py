@@ -6,7 +6,7 @@ from gradlab.kernels.cpu.mathematics_logarithm import log, log1p
 from gradlab.kernels.cpu.mathematics_numbers import Number
 
 _LN2 = math.log(2)
-# From here on x^2 is all that sqrt(x^2 +- 1) sees.
+# From here on sqrt(x^2 +- 1) rounds to |x|.
 _FAR = 2.0**28
 
 

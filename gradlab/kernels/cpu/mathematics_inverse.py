@@ -40,7 +40,7 @@ ARC_SINE = {
         0.03260100763516548,
     ),
 }
-# What pi / 2 leaves of its nearest float.
+# pi / 2 minus its nearest float.
 HALF_PI_REST = {"f32": -4.371139000186241e-08, "f64": 6.123233995736766e-17}
 
 
@@ -68,7 +68,7 @@ def atan2(y: Number, x: Number) -> Number:
 def asin(x: Number) -> Number:
     """The arc sine; beyond 1/2 by the half angle."""
     beyond, s, rest = _arc(x.abs())
-    # pi / 2 - 2 s and what that rounds off.
+    # pi / 2 - 2 s and its rounding error.
     main = s.fma(-2.0, math.pi / 2)
     lost = s.fma(-2.0, math.pi / 2 - main)
     around = main + rest.fma(-2.0, lost + HALF_PI_REST[x.element])
@@ -86,7 +86,7 @@ def acos(x: Number) -> Number:
 
 
 def _angle(up: Number, along: Number) -> Number:
-    """atan(up / along) of two numbers that are not negative: turned by pi / 4 or pi / 2 below tan(pi / 8)."""
+    """atan(up / along) for nonnegative numbers; rotating by pi / 4 or pi / 2 brings the quotient below tan(pi / 8)."""
     steep = up > along * (1.0 + math.sqrt(2.0))
     turned = up > along * (math.sqrt(2.0) - 1.0)
     above = steep.choose(-along, turned.choose(up - along, up))

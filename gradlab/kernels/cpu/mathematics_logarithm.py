@@ -10,9 +10,9 @@ from gradlab.kernels.cpu.mathematics_numbers import Number, Operand
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """What differs between float32 and float64: pairs are a number to this precision, and what it leaves.
+    """Constants that differ between float32 and float64: pairs are a number in this precision and its remainder.
 
-    What multiplies k is cut off, not rounded: the two products have one sign, and their sum is no NaN of an infinite k.
+    Factors of k are truncated, not rounded: both products have one sign, so their sum is not NaN for an infinite k.
 
     Attributes:
         ln2: log(2).
@@ -88,7 +88,7 @@ WIDE_SERIES = (
     0.13173715018870524,
     0.13842157715566683,
 )
-# What follows 2/3 in that, good to 2^-64 of the logarithm.
+# The remainder of 2/3 in that series, good to 2^-64 of the logarithm.
 FINE_SERIES = (
     0.39999999999999725,
     0.285714285715773,
@@ -138,7 +138,7 @@ def log1p(x: Number) -> Number:
 def log2_in_two(x: Number) -> tuple[Number, Number]:
     """The logarithm to the base 2 of a float64 as a sum, good to 2^-64; of 0 and infinity the first part is infinite.
 
-    A power of x takes that many bits: its error is that of the logarithm times an exponent of up to 1024.
+    pow needs that many bits: its error is that of the logarithm times an exponent of up to 1024.
     """
     k, m = _halved(*exponent_and_fraction(x))
     f = m - 1.0
@@ -214,7 +214,7 @@ def _scaled(f: Number, factor: tuple[float, float], series: Sequence[float]) -> 
 
 
 def _edges(x: Number, result: Number) -> Number:
-    """A logarithm where x is not a positive number: -inf of 0, inf of inf, NaN of the rest."""
+    """A logarithm with its special cases: -inf of 0, inf of inf, NaN of negative numbers and NaN."""
     if avx512.covers(x):
         return result
     return _all_edges(x, result)

@@ -1,6 +1,6 @@
 """Values in the lanes being written, with Python's operators: `a * b + 1.0` writes an fmul and an fadd.
 
-The mathematics on top reads as formulas and is written once for float32 and float64. Nothing here takes a fast-math
+The functions built on it read as formulas and are written once for float32 and float64. Nothing here takes a fast-math
 flag: each operation rounds as it is written, so that scalar code and vectors of every width give the same bits.
 """
 
@@ -36,7 +36,7 @@ class Format:
 
     @property
     def shifter(self) -> float:
-        """Added to a number below 2^(fraction - 1), it leaves the nearest integer in the low bits of the sum."""
+        """A shift: added to a number below 2^(fraction - 1), it puts the nearest integer into the sum's low bits."""
         return 1.5 * 2.0**self.fraction
 
 
@@ -147,14 +147,14 @@ class Number:
         return self._compare("eq", other)
 
     def choose(self, yes: Operand, no: Operand) -> "Number":
-        """`yes` where this truth value holds, else `no`; one of the two is no plain number, and gives the type."""
+        """`yes` where this truth value holds, else `no`; at least one of the two is a Number, which gives the type."""
         like = yes if isinstance(yes, Number) else no
         assert isinstance(like, Number)
         name = self.b.select(self.text, like.element, like._of(yes), like._of(no))
         return Number(self.b, like.element, name)
 
     def call(self, intrinsic: str, *operands: Operand) -> "Number":
-        """An LLVM intrinsic of this value and further ones of its type."""
+        """An LLVM intrinsic on this value and further operands of its type."""
         name = self.b.intrinsic(intrinsic, self.element, self.text, *map(self._of, operands))
         return Number(self.b, self.element, name)
 
@@ -174,7 +174,7 @@ class Number:
         """self / (divisor + rest), for an ordinary positive divisor and a rest within its last digit."""
         quotient = self / divisor
         left = (-quotient).fma(rest, (-quotient).fma(divisor, self))
-        # What the quotient is off by is left / divisor. A reciprocal good to 5 % does: the negated exponent and, by the
+        # The quotient's error is left / divisor. A reciprocal good to 5 % suffices: the negated exponent and, by the
         # same subtraction, a chord of 1 / x.
         f = self.format
         chord = (divisor.integer(2 * f.one - round(0.101 * 2.0**f.fraction)) - divisor.bits()).as_float()
@@ -185,11 +185,11 @@ class Number:
         return self.call("sqrt")
 
     def at_most(self, bound: float) -> "Number":
-        """Held below a bound; NaN stays."""
+        """The minimum with a bound; NaN stays NaN."""
         return (self > bound).choose(bound, self)
 
     def at_least(self, bound: float) -> "Number":
-        """Held above a bound; NaN stays."""
+        """The maximum with a bound; NaN stays NaN."""
         return (self < bound).choose(bound, self)
 
     def polynomial(self, coefficients: Sequence[float]) -> "Number":
@@ -223,7 +223,7 @@ class Number:
         return self.b.emit(f"call i1 @{name}({kind} {self.text})")
 
     def outlined(self, name: str, write: Callable[..., "Number"], *further: "Number") -> "Number":
-        """A call of a function that stays one, for what is seldom reached; `write` gives its result."""
+        """A call of a function that is not inlined, for rarely reached code; `write` writes its body."""
         b, element = self.b, self.element
         texts = [value.text for value in (self, *further)]
         result = b.helper(name, element, lambda *xs: write(*(Number(b, element, x) for x in xs)).text, *texts)

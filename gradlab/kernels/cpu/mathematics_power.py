@@ -40,7 +40,7 @@ def pow(x: Number, y: Number) -> Number:
     """x to the power of y, with the special cases of C."""
     size = x.abs()
     result = _power(size, y)
-    # x^y of a negative x has a sign for odd y, and no value for y that is no integer.
+    # For negative x, x^y is negative for odd y, and NaN for y that is no integer.
     half = y * 0.5
     integer = y.call("trunc").equals(y)
     odd = integer & ~half.call("trunc").equals(half)
@@ -53,17 +53,18 @@ def pow(x: Number, y: Number) -> Number:
 def rsqrt(x: Number) -> Number:
     """1 / sqrt(x), without the divider."""
     f = x.format
-    # A denormal is raised by an even number of bits.
+    # A denormal is scaled by an even power of two.
     lift = f.fraction + 2 - f.fraction % 2
     denormal = x < f.tiny
     v = denormal.choose(x * 2.0**lift, x)
-    # Half the negated exponent and, by the same shift, a chord: y^2 v is 1 to 7 %. A step cubes that.
+    # First guess by half the negated exponent and, by the same shift, a chord: y^2 v is 1 to 7 %. A step cubes the
+    # error.
     y = (x.integer((3 * f.one >> 1) - round(0.0681 * 2.0**f.fraction)) - v.bits().logical_shift(1)).as_float()
     for last in (False, True) if x.element == "f32" else (False, False, True):
         product = v * y
         off = (-product).fma(y, 1.0)
         if last:
-            # What the product rounded off counts now.
+            # The product's rounding error counts now.
             off = (-y).fma(v.fma(y, -product), off)
         y = y.fma(off * off.fma(0.375, 0.5), y)
     y = y * denormal.choose(x.constant(2.0 ** (lift // 2)), 1.0)

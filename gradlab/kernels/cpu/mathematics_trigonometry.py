@@ -1,7 +1,7 @@
-"""sin, cos and tan: the argument less a multiple of pi / 2, and polynomials for |r| <= pi / 4.
+"""sin, cos and tan: the argument is reduced by a multiple of pi / 2, then polynomials for |r| <= pi / 4.
 
-Near zero three parts of pi / 2 suffice. Far from it, a multiple of pi / 2 takes as many bits of 2 / pi as the exponent
-says; a branch on "any lane is far" leads to a function that goes from lane to lane.
+Near zero pi / 2 in three parts suffices (Cody and Waite). Far from it, the exponent selects the bits of 2 / pi that
+count (Payne and Hanek): a branch on "any lane is far" leads to a function that handles those lanes one by one.
 """
 
 import math
@@ -15,7 +15,7 @@ HALF_PI = {
     "f32": ("0x1.921fb6p+0", "-0x1.777a5cp-25", "-0x1.ee59dap-50"),
     "f64": ("0x1.921fb54442d18p+0", "0x1.1a62633145c07p-54", "-0x1.f1976b7ed8fbcp-110"),
 }
-# Beyond these the third part is too short.
+# Largest arguments for which three parts are enough.
 FAR = {"f32": 1e5, "f64": 1e9}
 # (sin(r) - r) / r^3 in r^2.
 SINE = {
@@ -61,7 +61,7 @@ TANGENT = {
         2.084953802106665e-05,
     ),
 }
-# 2 / pi below the point, and the bits of the constant it is kept in.
+# The fraction bits of 2 / pi, and the size of the constant that holds them.
 TWO_OVER_PI_BITS = 1216
 TABLE_BITS = 1280
 TWO_OVER_PI = int(
@@ -72,19 +72,19 @@ TWO_OVER_PI = int(
     16,
 )
 
-# r, what it leaves, and a multiple of pi / 2 of which two bits count.
+# r, its remainder, and n of the multiple n pi / 2, of which two bits count.
 Reduced = tuple[Number, Number, Number]
 Kernel = Callable[[Number, Number, Number], Number]
 
 
 def sin(x: Number) -> Number:
     """The sine."""
-    return _small_is_itself(x, _everywhere("sin", x, _turned))
+    return _small_is_itself(x, _everywhere("sin", x, _sine))
 
 
 def cos(x: Number) -> Number:
     """The cosine."""
-    return _everywhere("cos", x, lambda r, rest, n: _turned(r, rest, n + 1))
+    return _everywhere("cos", x, lambda r, rest, n: _sine(r, rest, n + 1))
 
 
 def tan(x: Number) -> Number:
@@ -93,11 +93,11 @@ def tan(x: Number) -> Number:
 
 
 def _small_is_itself(x: Number, result: Number) -> Number:
-    """Below the square root of the precision sin(x) and tan(x) are x, which keeps the sign of zero."""
+    """Below the square root of the precision sin(x) and tan(x) are x itself, which preserves the sign of zero."""
     return (x.abs() < 2.0 ** -(x.format.fraction // 2 + 2)).choose(x, result)
 
 
-def _turned(r: Number, rest: Number, n: Number) -> Number:
+def _sine(r: Number, rest: Number, n: Number) -> Number:
     """The sine of r + rest + n pi / 2."""
     sine, cosine = _sine_and_cosine(r, rest)
     value = _is_odd(n).choose(cosine, sine)
@@ -118,7 +118,7 @@ def _is_odd(n: Number) -> Number:
 
 
 def _sine_and_cosine(r: Number, rest: Number) -> tuple[Number, Number]:
-    """Of r + rest, where r is the nearest float."""
+    """Sine and cosine of r + rest, where r is the nearest float."""
     z = r.fma(r, (rest + rest) * r)
     cosine = z.fma(z.fma(z.polynomial(COSINE[r.element]), -0.5), 1.0)
     sine = r + rest.fma(cosine, r * z * z.polynomial(SINE[r.element]))
@@ -126,33 +126,34 @@ def _sine_and_cosine(r: Number, rest: Number) -> tuple[Number, Number]:
 
 
 def _near(x: Number) -> Reduced:
-    """x less n pi / 2, for |x| up to FAR."""
+    """x - n pi / 2, for |x| up to FAR."""
     high, middle, low = (-float.fromhex(part) for part in HALF_PI[x.element])
     moved = x.fma(2 / math.pi, x.format.shifter)
     n = moved - x.format.shifter
     first = n.fma(high, x)
     r = n.fma(middle, first)
-    # The first step is exact. What the second rounds off is first - n middle - r, where first - r may round again.
+    # The first step is exact. The second step's rounding error is first - n middle - r, where first - r may round
+    # again.
     difference = first - r
     lost = n.fma(middle, difference) + ((first - difference) - r)
     return r, n.fma(low, lost), moved.bits()
 
 
 def _everywhere(name: str, x: Number, kernel: Kernel) -> Number:
-    """A function of the reduced argument, with the branch to lanes that are far from zero."""
+    """A function of the reduced argument, with a branch for lanes that are far from zero."""
     b, near = x.b, kernel(*_near(x))
-    some, done, before = b.label(), b.label(), b.block
-    b.branch(_is_far(x).any(), some, done)
-    b.start(some)
+    far, done, before = b.label(), b.label(), b.block
+    b.branch(_is_far(x).any(), far, done)
+    b.start(far)
     with b.branch_scope():
         if b.width:
-            mended = x.outlined(f"math.{name}.some", lambda x, near: _lane_by_lane(name, x, near, kernel), near)
+            corrected = x.outlined(f"math.{name}.far", lambda x, near: _lane_by_lane(name, x, near, kernel), near)
         else:
-            mended = _one(name, x, kernel)
+            corrected = _one(name, x, kernel)
     after = b.block
     b.jump(done)
     b.start(done)
-    text = b.emit(f"phi {b.type(x.element)} [ {near.text}, %{before} ], [ {mended.text}, %{after} ]")
+    text = b.emit(f"phi {b.type(x.element)} [ {near.text}, %{before} ], [ {corrected.text}, %{after} ]")
     return Number(b, x.element, text)
 
 
@@ -161,7 +162,7 @@ def _is_far(x: Number) -> Number:
 
 
 def _lane_by_lane(name: str, x: Number, near: Number, kernel: Kernel) -> Number:
-    """`near`, and in its place what is far, one by one."""
+    """`near`, with the lanes that are far from zero replaced one by one."""
     b, kind = x.b, x.b.type(x.element)
 
     def one(i: str, carried: Sequence[str]) -> Sequence[str]:
@@ -188,21 +189,21 @@ def _one(name: str, x: Number, kernel: Kernel) -> Number:
 
 
 def _far(x: Number) -> Reduced:
-    """x less n pi / 2, for one float64 far from zero: of its product with 2 / pi the 192 bits from 2 on downwards."""
+    """x - n pi / 2, for one float64 far from zero: the product with 2 / pi modulo 4, to 192 bits."""
     b, bits = x.b, x.bits()
     exponent = (bits.logical_shift(52) & 0x7FF) - 1075
     integer = ((bits & (1 << 52) - 1) | 1 << 52).to("zext", "i192")
-    # The 192 bits of 2 / pi that begin where a bit's product with 2^exponent is 2; the constant has bits of zero above.
+    # The 192 bits of 2 / pi from the bit whose product with 2^exponent is 2; the constant is padded with zeros above.
     b.helpers["math.two_over_pi"] = f"@math.two_over_pi = internal constant i{TABLE_BITS} {TWO_OVER_PI}"
     lowest = TWO_OVER_PI_BITS - 190 - exponent
     byte = (lowest + 7).logical_shift(3)
     address = b.emit(f"getelementptr i8, ptr @math.two_over_pi, i64 {byte.text}")
     window = Number(b, "i192", b.emit(f"load i192, ptr {address}, align 1"))
     product = (window << ((byte << 3) - lowest).to("zext", "i192")) * integer
-    # Two bits are before the point; the fraction is from -1/2 to 1/2, in units of 2^-190.
+    # Two integer bits; the fraction is from -1/2 to 1/2, in units of 2^-190.
     fraction = (product << 2) >> 2
     n = (product - fraction).logical_shift(190).to("trunc", "i64")
-    # With its last bit set it is not 0, whose leading zeros would be too many to shift by.
+    # Setting the last bit avoids 0, whose count of leading zeros is too large a shift.
     size = (fraction < 0).choose(0 - fraction, fraction) | 1
     zeros = Number(b, "i192", b.intrinsic("ctlz", "i192", size.text, extra="i1 false"))
     size = size << zeros

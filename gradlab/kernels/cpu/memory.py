@@ -1,7 +1,7 @@
-"""Loads and stores of lanes: neighbours as one vector, one address for all as a scalar, the rest lane by lane.
+"""Loads and stores of lanes: contiguous as one vector, one address for all as a scalar, others as gather or scatter.
 
-A pointer whose offset is a ramp of step 1 is a vector load or store, masked where its mask is not known to hold. Where
-nothing is known about offsets, as after a convolution's division, they are compared with a ramp at run time.
+A pointer whose offset is a ramp of step 1 is a vector load or store, masked unless the mask is constant true. Where
+offsets are arbitrary, as after a convolution's division, they are compared with a ramp at run time.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from gradlab.kernels.cpu import lanes, types
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
 
-# Bytes of a cache line, and of the smallest page: memory is readable by whole pages.
+# Bytes of a cache line, and of the smallest page: a page is readable as a whole or not at all.
 LINE = 64
 PAGE = 4096
 
 
 def load(b: Emitter, p: Lane, mask: Lane | None, other: Lane | None) -> Lane:
-    """The elements that the lanes of `p` point to; where the mask does not hold `other`, or 0, and nothing is read."""
+    """The elements that the lanes of `p` point to; masked-off lanes read nothing and give `other`, or 0."""
     element = types.pointee(p.element)
     mask = _unless_known(mask)
     if isinstance(mask, Uniform) and mask.known == 0:
@@ -54,11 +54,11 @@ def load(b: Emitter, p: Lane, mask: Lane | None, other: Lane | None) -> Lane:
     return Vector(_gather(b, registers(b, p), held, rest, element), element)
 
 
-def store(b: Emitter, p: Lane, value: Lane, mask: Lane | None, ask: bool = True) -> None:
-    """Write the lanes of `value` where the lanes of `p` point to, and nothing where the mask does not hold.
+def store(b: Emitter, p: Lane, value: Lane, mask: Lane | None, test_full: bool = True) -> None:
+    """Store the lanes of `value` to the addresses in `p`; masked-off lanes store nothing.
 
     Args:
-        ask: whether to ask at run time if the mask holds for all lanes, where masked stores are slow.
+        test_full: whether to test at run time if no lane is masked off, where masked stores are slow.
     """
     element = types.pointee(p.element)
     mask = _unless_known(mask)
@@ -74,7 +74,7 @@ def store(b: Emitter, p: Lane, value: Lane, mask: Lane | None, ask: bool = True)
     held = registers(b, mask) if mask is not None else None
     stored = registers(b, value)
     if _neighbours(p):
-        _store_vector(b, _base(p), stored, held, element, ask)
+        _store_vector(b, _base(p), stored, held, element, test_full)
         return
     if isinstance(p, Pointer) and isinstance(p.offset, Vector):
         _either(
@@ -137,7 +137,7 @@ def _load_scalar(b: Emitter, p: Lane, mask: Lane | None, other: Lane | None) -> 
     rest = registers(b, other) if other is not None else types.constant(0, element)
     held = registers(b, mask)
     if align <= 8:
-        # Where nothing is to be read, the first argument is: no branch, and the same in front of a loop.
+        # A masked-off load reads the kernel's first argument instead: no branch, and the load can be hoisted.
         address = b.select(held, "ptr", _base(p), "%args")
         value = b.read(f"load {kind}, ptr {address}, align {align}", anywhere=True)
         return lanes.made(b, b.select(held, element, value, rest), element)
@@ -165,7 +165,7 @@ def _store_scalar(b: Emitter, p: Lane, value: Lane, mask: Lane | None) -> None:
 
 
 def _load_one_for_all(b: Emitter, p: Pointer, mask: Lane | None, other: Lane | None) -> Lane:
-    """One address, and lanes that want what is there or not: read if one does."""
+    """A load of one address for lanes with a mask: read if any lane is active."""
     element = types.pointee(p.element)
     held = registers(b, mask) if mask is not None else None
     wanted: Lane | None = None if held is None else Uniform(any_lane(b, held), "i1")
@@ -183,23 +183,23 @@ def _load_vector(b: Emitter, base: str, mask: str | None, rest: str, element: st
         return b.read(f"load {kind}, ptr {base}, align {align}")
     truth = b.type("i1")
     if align < 4 and b.vector_bits == 256:
-        # Narrower than a masked load can be.
-        def whole() -> str:
+        # AVX2 has no masked load of elements this narrow.
+        def at_once() -> str:
             return b.select(mask, element, b.emit(f"load {kind}, ptr {base}, align {align}"), rest)
 
-        def apart() -> str:
+        def gathered() -> str:
             return _gather_words(b, lanes.addresses(b, _ramp_from(base, element)), mask, rest, element)
 
         return b.once(
             f"{kind} {base} {mask} {rest}",
-            lambda: _either_way(b, _readable(b, base, mask, b.width * align), element, whole, apart),
+            lambda: _if_else(b, _readable(b, base, mask, b.width * align), element, at_once, gathered),
         )
     name = f"llvm.masked.load.{b.suffix(element)}.p0"
     b.declare(name, kind, f"ptr, i32, {truth}, {kind}")
     return b.read(f"call {kind} @{name}(ptr {base}, i32 {align}, {truth} {mask}, {kind} {rest})")
 
 
-def _store_vector(b: Emitter, base: str, value: str, mask: str | None, element: str, ask: bool = True) -> str:
+def _store_vector(b: Emitter, base: str, value: str, mask: str | None, element: str, test_full: bool = True) -> str:
     kind, align = b.type(element), types.size(element)
     if mask is None:
         b.do(f"store {kind} {value}, ptr {base}, align {align}")
@@ -215,16 +215,14 @@ def _store_vector(b: Emitter, base: str, value: str, mask: str | None, element: 
             with b.lanes(0):
                 there = b.emit(f"getelementptr i8, ptr {base}, i64 {first * align}")
             with b.lanes(half):
-                _store_vector(b, there, part, live, element, ask)
+                _store_vector(b, there, part, live, element, test_full)
         return ""
 
     def masked() -> str:
         if b.width * types.bits(element) > b.vector_bits:
             return parts()
-        if b.vector_bits != 512 and ask:
-            return _either_way(
-                b, _is_head(b, mask), None, lambda: _store_head(b, base, value, mask, element), one_by_one
-            )
+        if b.vector_bits != 512 and test_full:
+            return _if_else(b, _is_head(b, mask), None, lambda: _store_head(b, base, value, mask, element), one_by_one)
         return one_by_one()
 
     def one_by_one() -> str:
@@ -234,22 +232,22 @@ def _store_vector(b: Emitter, base: str, value: str, mask: str | None, element: 
         b.do(f"call void @{name}({kind} {value}, ptr {base}, i32 {align}, {truth} {mask})")
         return ""
 
-    if b.vector_bits == 512 or not ask:
+    if b.vector_bits == 512 or not test_full:
         return masked()
-    # Without mask registers a masked store is slow, or one of each lane: at most the last vector of a row is one.
-    return _whole_or(b, mask, None, lambda: _store_vector(b, base, value, None, element), masked)
+    # Without mask registers a masked store is slow, or one store a lane; only the last vector of a row needs one.
+    return _if_all_lanes(b, mask, None, lambda: _store_vector(b, base, value, None, element), masked)
 
 
 def _readable(b: Emitter, base: str, mask: str, size: int) -> str:
-    """Whether all of a vector can be read though only some lanes are to be: it lies in one page with one of those."""
-    some = any_lane(b, mask)
+    """Whether a full vector is readable though lanes are masked off: an active lane is in the same page."""
+    active = any_lane(b, mask)
     with b.lanes(0):
         place = b.op("and", "i64", b.emit(f"ptrtoint ptr {base} to i64"), str(PAGE - 1))
-        return b.op("and", "i1", some, b.emit(f"icmp ule i64 {place}, {PAGE - size}"))
+        return b.op("and", "i1", active, b.emit(f"icmp ule i64 {place}, {PAGE - size}"))
 
 
 def _is_head(b: Emitter, mask: str) -> str:
-    """Whether the lanes that are live are the first ones."""
+    """Whether the active lanes are the first ones."""
     kind = f"i{b.width}"
     word = b.emit(f"bitcast {b.type('i1')} {mask} to {kind}")
     next_ = b.emit(f"add {kind} {word}, 1")
@@ -257,9 +255,9 @@ def _is_head(b: Emitter, mask: str) -> str:
 
 
 def _store_head(b: Emitter, base: str, value: str, mask: str, element: str) -> str:
-    """The first lanes, as many as are live: a half of them at once, then a half of the rest, down to one."""
-    scalar, width, whole = types.in_memory(element), b.width, f"i{b.width}"
-    word = b.emit(f"bitcast {b.type('i1')} {mask} to {whole}")
+    """Store the active lanes, which are the first ones: by halves of the vector, down to one lane."""
+    scalar, width, bits = types.in_memory(element), b.width, f"i{b.width}"
+    word = b.emit(f"bitcast {b.type('i1')} {mask} to {bits}")
     size = width // 2
     while size:
         kind, half = f"<{2 * size} x {scalar}>", f"<{size} x {scalar}>"
@@ -270,17 +268,17 @@ def _store_head(b: Emitter, base: str, value: str, mask: str, element: str) -> s
             for at in (0, size)
         )
         write, after, before = b.label(), b.label(), b.block
-        b.branch(b.emit(f"trunc {whole} {b.emit(f'lshr {whole} {word}, {size - 1}')} to i1"), write, after)
+        b.branch(b.emit(f"trunc {bits} {b.emit(f'lshr {bits} {word}, {size - 1}')} to i1"), write, after)
         b.start(write)
         with b.branch_scope():
             b.do(f"store {half} {low}, ptr {base}, align {types.size(element)}")
             further = b.emit(f"getelementptr i8, ptr {base}, i64 {size * types.size(element)}")
-            rest = b.emit(f"lshr {whole} {word}, {size}")
+            rest = b.emit(f"lshr {bits} {word}, {size}")
         b.jump(after)
         b.start(after)
         value, base, word = (
             b.emit(f"phi {t} [ {x}, %{write} ], [ {y}, %{before} ]")
-            for t, x, y in ((half, high, low), ("ptr", further, base), (whole, rest, word))
+            for t, x, y in ((half, high, low), ("ptr", further, base), (bits, rest, word))
         )
         size //= 2
     return ""
@@ -291,13 +289,13 @@ def _ramp_from(base: str, element: str) -> Pointer:
 
 
 def _gather_words(b: Emitter, addresses: str, mask: str | None, rest: str, element: str) -> str:
-    """Elements of a byte or two by the aligned words around them: there is no narrower gather."""
+    """Gather elements of one or two bytes as the aligned 32-bit words around them: there is no narrower gather."""
     narrow = f"i{types.bits(element)}"
     address = b.emit(f"ptrtoint <{b.width} x ptr> {addresses} to {b.type('i64')}")
     aligned = b.op("and", "i64", address, b.constant(-4, "i64"))
     around = b.emit(f"inttoptr {b.type('i64')} {aligned} to <{b.width} x ptr>")
     word = _gather(b, around, mask, "zeroinitializer", "i32")
-    # Little-endian: an element's bits begin at 8 times its place in the word.
+    # Little-endian: an element's bits begin at 8 times its byte in the word.
     place = b.op("and", "i32", b.convert("trunc", "i64", "i32", address), b.constant(3, "i32"))
     bits = b.op("lshr", "i32", word, b.op("shl", "i32", place, b.constant(3, "i32")))
     found = b.bitcast(narrow, element, b.convert("trunc", "i32", narrow, bits))
@@ -330,10 +328,10 @@ def _either(
     p: Pointer,
     mask: str | None,
     element: str | None,
-    together: Callable[[str], str],
-    apart: Callable[[], str],
+    contiguous: Callable[[str], str],
+    lane_by_lane: Callable[[], str],
 ) -> str:
-    """`together(base)` where the live lanes turn out to be neighbours, else `apart()`; their value, if any."""
+    """`contiguous(base)` if the active lanes turn out to be so, else `lane_by_lane()`; their value, if any."""
     assert isinstance(p.offset, Vector)
     offset, t = p.offset.ssa, p.offset.element
     kind = types.in_memory(types.pointee(p.element))
@@ -347,16 +345,16 @@ def _either(
         base = b.emit(f"getelementptr {kind}, ptr {p.base}, {types.llvm(t)} {first}")
         if b.across:
             _prefetch(b, base, element is None)
-        return together(base)
+        return contiguous(base)
 
-    return _whole_or(b, same, element, neighbours, apart)
+    return _if_all_lanes(b, same, element, neighbours, lane_by_lane)
 
 
 def _prefetch(b: Emitter, base: str, written: bool) -> None:
-    """Ask for the cache line after an address, which the loop around this one comes to.
+    """Prefetch the cache line after an address, which the next iteration of the outer loop reads.
 
-    Rows that lie far apart are gone down one vector at a time, so that no stream of neighbours is seen that the CPU
-    would read ahead of.
+    The inner loop goes down rows that lie far apart, one vector each: there is no sequential stream for the CPU's own
+    prefetcher to detect.
     """
     b.declare("llvm.prefetch.p0", "void", "ptr, i32, i32, i32")
     with b.lanes(0):
@@ -364,25 +362,23 @@ def _prefetch(b: Emitter, base: str, written: bool) -> None:
         b.do(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 {int(written)}, i32 3, i32 1)")
 
 
-def _whole_or(b: Emitter, mask: str, element: str | None, whole: Callable[[], str], apart: Callable[[], str]) -> str:
-    """`whole()` where a truth value holds in every lane, else `apart()`; their value, if any."""
-    return _either_way(b, every_lane(b, mask), element, whole, apart)
+def _if_all_lanes(b: Emitter, mask: str, element: str | None, yes: Callable[[], str], no: Callable[[], str]) -> str:
+    """`yes()` if a truth value holds in every lane, else `no()`; their value, if any."""
+    return _if_else(b, every_lane(b, mask), element, yes, no)
 
 
-def _either_way(
-    b: Emitter, condition: str, element: str | None, whole: Callable[[], str], apart: Callable[[], str]
-) -> str:
-    """One of two on a scalar truth value; their value, if any."""
+def _if_else(b: Emitter, condition: str, element: str | None, yes: Callable[[], str], no: Callable[[], str]) -> str:
+    """A branch on a scalar truth value; the value of the side taken, if any."""
     one, each, after = b.label(), b.label(), b.label()
     b.branch(condition, one, each)
     b.start(one)
     with b.branch_scope():
-        x = whole()
+        x = yes()
     from_one = b.block
     b.jump(after)
     b.start(each)
     with b.branch_scope():
-        y = apart()
+        y = no()
     from_each = b.block
     b.jump(after)
     b.start(after)

@@ -1,7 +1,7 @@
-"""`tl.device_assert` and `tl.device_print`: what a program reports to the host.
+"""`tl.device_assert` and `tl.device_print`: reports from a program to the host.
 
 The report is memory of the launch: word 0 is the number of the message, word 1 the program that failed; word 8 is the
-address of what prints, `void(message, program, kind, bits, element)`.
+address of the print callback, `void(message, program, kind, bits, element)`.
 """
 
 from gradlab.kernels.cpu import floats, lanes, memory, types
@@ -10,12 +10,12 @@ from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Index
 
-# What the bits of a printed value are.
+# Kinds of printed values.
 KINDS = ("int", "float", "pointer", "unsigned")
 
 
 def check(tiles: Tiles, op: Operation) -> None:
-    """`tt.assert`: leave the kernel where a lane of the condition does not hold."""
+    """`tt.assert`: return from the kernel if the condition fails in any lane."""
     b = tiles.b
     number = tiles.message(op, str(op.attributes.get("message", "")))
     shape = op.operand_types[0].shape

@@ -1,7 +1,7 @@
-"""Which way round a dot's accumulator lies in memory: its columns contiguous where it is stored along them.
+"""Layout of a dot's accumulator in memory: column-major where it is stored along its columns.
 
-A product and its transpose are the same sums: d = a b is d^T = b^T a^T. Where a and the result lie along their first
-axis, as the pixels of an image do, the transpose is read and stored in whole vectors.
+d = a b is d^T = b^T a^T. Where a and the result are contiguous along their first axis, as pixels in a convolution are,
+the transposed product reads and stores full vectors.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from gradlab.kernels.cpu.values import Lazy, Value, chain
 
 
 class _Ahead(Mapping[str, Value]):
-    """The values of a kernel, and what is still to be lowered as if it were lazy."""
+    """The values of a kernel, with operations that are still to be lowered taken as lazy."""
 
     def __init__(self, tiles: Tiles) -> None:
         self._tiles = tiles
@@ -34,7 +34,7 @@ class _Ahead(Mapping[str, Value]):
 
 
 def by_columns(tiles: Tiles, op: Operation, result: str) -> bool:
-    """Whether a dot's accumulator is to lie column by column: a is read, and `result` stored, along the first axis."""
+    """Whether a dot's accumulator is column-major: a is read, and `result` stored, along the first axis."""
     if len(op.result_types[0].shape) != 2 or dot_amx.covers(tiles, op):
         return False
     ahead = _Ahead(tiles)
@@ -44,7 +44,7 @@ def by_columns(tiles: Tiles, op: Operation, result: str) -> bool:
 
 
 def _along_rows(env: Mapping[str, Value], pointers: Sequence[str]) -> bool:
-    """Whether matrices of addresses are neighbours along the first axis rather than the second."""
+    """Whether matrices of addresses are contiguous along the first axis rather than the second."""
     found: dict[tuple[str, int], int | None] = {}
     scores = [0, 0]
     for pointer in pointers:
@@ -61,7 +61,7 @@ def _loads(env: Mapping[str, Value], name: str) -> Iterator[Operation]:
 
 
 def _stores(tiles: Tiles, name: str) -> Iterator[str]:
-    """The addresses that a tensor, or what is computed of it place by place, is stored to."""
+    """The addresses to which a tensor, or an elementwise function of it, is stored."""
     todo, seen = [name], set()
     while todo:
         one = todo.pop()

@@ -1,11 +1,11 @@
-"""Operands of a dot in memory, as its micro-kernel reads them."""
+"""Packs a dot's operands in memory for its micro-kernel."""
 
 from collections.abc import Callable, Sequence
 
 from gradlab.kernels.cpu import floats, lanes, types
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, Vector, registers
-from gradlab.kernels.cpu.masks import twice
+from gradlab.kernels.cpu.masks import version_loops
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.values import Buffer, Position
 
@@ -13,7 +13,7 @@ LINE = 64
 
 
 def either_way(tiles: Tiles, name: str, element: str) -> Buffer:
-    """The operand with rows or columns contiguous, as it lies in memory."""
+    """The operand with rows or columns contiguous, whichever is contiguous in its source."""
     kind, value = tiles.types[name], tiles.env[name]
     if isinstance(value, Buffer) and value.element == element:
         return value
@@ -24,7 +24,7 @@ def either_way(tiles: Tiles, name: str, element: str) -> Buffer:
 
 
 def columns_of(tiles: Tiles, name: str, element: str) -> Buffer:
-    """The operand with columns contiguous, which lies so in memory."""
+    """The operand with columns contiguous, as they are in its source."""
     kind, value = tiles.types[name], tiles.env[name]
     if isinstance(value, Buffer) and value.element == element and value.strides[-2] == 1:
         return value
@@ -48,7 +48,7 @@ def rows(tiles: Tiles, name: str, element: str) -> Buffer:
 
 
 def _transposed_rows(tiles: Tiles, name: str, element: str) -> Buffer:
-    """x[R C] that lies along R in memory: whole vectors along R, transposed in registers."""
+    """x[R C] that is contiguous along R in its source: full vectors along R, transposed in registers."""
     kind, e = tiles.types[name], tiles.b
     *_, R, C = kind.shape
     buffer = tiles.buffer(kind.shape, element, strides(kind.shape, element))
@@ -60,7 +60,7 @@ def _transposed_rows(tiles: Tiles, name: str, element: str) -> Buffer:
             for i, row in enumerate(transposed(e, vectors, element)):
                 tiles.write(buffer, (*front, moved(e, r, i, False), moved(e, c, 0, True)), Vector(row, element))
 
-    # Where memory turns out to be contiguous, that is looked at once for a row of blocks.
+    # The run-time test for contiguous memory is then hoisted out of the inner loop over blocks.
     down = all(tiles.step(load.operands[0], len(kind.shape) - 2) == 1 for load in tiles.loads(name))
     blocks(tiles, name, lanes_, lanes_, block, down)
     return buffer
@@ -74,16 +74,16 @@ def blocks(
     write: Callable[[tuple[Position | None, ...], str, str], None],
     down: bool = False,
 ) -> None:
-    """Loops over a matrix, or several, in blocks; `write` is given the place on the axis in front, row and column.
+    """Loops over a matrix, or a batch of them, in blocks; `write` is called with the batch index, row and column.
 
     Args:
-        down: whether a column of blocks comes before the next one, as where the matrix lies along its columns.
+        down: whether the inner loop goes down a column of blocks.
     """
     *front, R, C = tiles.types[name].shape
     e = tiles.b
 
     def matrix(place: tuple[Position | None, ...]) -> None:
-        # Along memory in the inner loop: a line is used up before others take its place in the caches.
+        # The inner loop follows memory, so that a cache line is used up before it is evicted.
         (outer, by), (inner, step) = ((C, wide), (R, high)) if down else ((R, high), (C, wide))
 
         def strip(i: str, _: Sequence[str]) -> list[str]:
@@ -109,16 +109,16 @@ def blocks(
 
     tiles.forget()
     with e.steady(), e.moving_across():
-        twice(tiles, [name], all_of_it)
+        version_loops(tiles, [name], all_of_it)
 
 
 def columns(
     tiles: Tiles, name: str, element: str, front: tuple[Position | None, ...], r: Position | None, c: str, count: int
 ) -> list[str]:
-    """Vectors of so many columns from c on, in another type.
+    """Vectors of `count` columns from c on, in another type.
 
-    They are evaluated in a loop, by way of memory: written out for each column, a convolution's addresses would be most
-    of a kernel's code.
+    They are computed in a loop, through memory: unrolled over the columns, a convolution's address arithmetic would be
+    most of a kernel's code.
     """
     e, width = tiles.b, tiles.b.width
     block = Buffer(e.slot(count * width, element), (count, width), (width, 1), element)
@@ -156,7 +156,7 @@ def moved(b: Emitter, counter: str, more: int, laned: bool) -> Position:
 
 
 def transposed(b: Emitter, vectors: list[str], element: str) -> list[str]:
-    """The columns of as many vectors as they have lanes: log2 steps, each of which swaps blocks across the diagonal."""
+    """The transpose of as many vectors as they have lanes: log2 steps, each swaps blocks across the diagonal."""
     count, kind = len(vectors), b.type(element)
     size = 1
     while size < count:
@@ -190,10 +190,10 @@ def cast(b: Emitter, x: Lane, source: str, target: str) -> Lane:
 
 
 def strides(shape: Sequence[int], element: str, columns_first: bool = False) -> tuple[int, ...]:
-    """Strides of a packed operand: a row, or a column, is a cache line longer than its elements.
+    """Strides of a packed operand: rows, or columns, are padded by a cache line where their size is a power of two.
 
-    A strip of the micro-kernel goes down the rows. With a power of two between them they would share a few sets of the
-    first-level cache, and the strip would be read from the second level each time.
+    A strip of the micro-kernel goes down the rows. With a power of two as stride they would share a few sets of the L1
+    cache, and the strip would be read from L2 each time.
     """
     *front, R, C = shape
     inner, outer = (R, C) if columns_first else (C, R)

@@ -1,4 +1,4 @@
-"""Reductions and scans: vectors of partial results, joined in a fixed order by the operation's own region."""
+"""Reductions and scans: vectors of partial results, combined in a fixed order by the operation's own region."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ from gradlab.kernels.cpu import lanes
 from gradlab.kernels.cpu.elementwise import RULES, compute
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, Uniform, Vector, registers
-from gradlab.kernels.cpu.masks import twice
+from gradlab.kernels.cpu.masks import version_loops
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Buffer, Index, NotLowered, Position
 
-# Partial results that are carried side by side, so that one does not wait for another.
+# Independent partial results, which hide the latency of the operation.
 CHAINS = 4
 
 
 def reduce(tiles: Tiles, op: Operation) -> None:
-    """`tt.reduce` along an axis, of one tensor or of several together."""
+    """`tt.reduce` along an axis, of one tensor or of several jointly."""
     shape, axis = op.operand_types[0].shape, op.attributes["axis"]
     elements = [kind.element for kind in op.operand_types]
     along = tiles.along(shape, op.operands)
@@ -25,7 +25,7 @@ def reduce(tiles: Tiles, op: Operation) -> None:
     width = tiles.width(shape, along, op.operands)
     left = shape[:axis] + shape[axis + 1 :]
     buffers = [tiles.buffer(left, element) for element in elements]
-    # Lanes along the reduced axis are joined at the end; along another one they are results side by side.
+    # Lanes along the reduced axis are combined at the end; along another axis each lane is a result.
     across = along == axis and width > 0
     step = width if across else 1
 
@@ -36,7 +36,7 @@ def reduce(tiles: Tiles, op: Operation) -> None:
             here[axis] = place if shape[axis] > 1 else None
             return [_full(tiles.b, tiles.lane(name, tuple(here))) for name in op.operands]
 
-        found = _fold(tiles, op, shape[axis], step, across, elements, at)
+        found = _combine_all(tiles, op, shape[axis], step, across, elements, at)
         if across:
             found = _join_lanes(tiles, op, found)
         with tiles.b.lanes(0 if across else tiles.b.width):
@@ -47,7 +47,7 @@ def reduce(tiles: Tiles, op: Operation) -> None:
         tiles.nest(shape, along, width, one_result, skip=axis, steady=True)
 
     if tiles.b.vector_bits < 512:
-        twice(tiles, op.operands, write)
+        version_loops(tiles, op.operands, write)
     else:
         write()
     for name, buffer in zip(op.results, buffers, strict=True):
@@ -60,7 +60,7 @@ def _scalar(tiles: Tiles, buffer: Buffer) -> Lane:
 
 
 def scan(tiles: Tiles, op: Operation) -> None:
-    """`tt.scan` along an axis: one place after another there, lanes along another axis."""
+    """`tt.scan` along an axis: sequential along it, lanes along another axis."""
     shape, axis = op.operand_types[0].shape, op.attributes["axis"]
     elements = [kind.element for kind in op.operand_types]
     backward = bool(op.attributes.get("reverse"))
@@ -104,7 +104,7 @@ def scan(tiles: Tiles, op: Operation) -> None:
 
 
 def combine(tiles: Tiles, op: Operation, x: Sequence[Lane], y: Sequence[Lane]) -> list[Lane]:
-    """The operation's region on two sets of values."""
+    """Apply the operation's region to two sets of values."""
     (block,) = op.regions[0]
     env: dict[str, Lane] = dict(zip([name for name, _ in block.arguments], [*x, *y], strict=True))
     for inner in block.operations:
@@ -123,10 +123,12 @@ def _defined(tiles: Tiles, env: dict[str, Lane], name: str) -> Lane:
     return env[name] if name in env else tiles.scalar(name)
 
 
-def _fold(tiles: Tiles, op: Operation, count: int, step: int, across: bool, elements: list[str], at) -> list[Lane]:
-    """All `count` places joined, `step` of them at once, in CHAINS chains that are joined pairwise at the end."""
+def _combine_all(
+    tiles: Tiles, op: Operation, count: int, step: int, across: bool, elements: list[str], at
+) -> list[Lane]:
+    """Combine `count` places, `step` at once, in CHAINS independent chains that are combined pairwise at the end."""
     b, passes = tiles.b, count // step
-    # Sixteen registers hold the constants of one function at most.
+    # Sixteen registers hold the constants of only one transcendental function.
     few = b.vector_bits == 256 and any(tiles.transcendental(name) for name in op.operands)
     chains = CHAINS if passes >= 2 * CHAINS and not few else 2 if passes >= 4 else 1
     parts = [at(Position(str(i * step), i * step, across)) for i in range(chains)]
@@ -154,7 +156,7 @@ def _fold(tiles: Tiles, op: Operation, count: int, step: int, across: bool, elem
 
 
 def _join_lanes(tiles: Tiles, op: Operation, values: Sequence[Lane]) -> list[Lane]:
-    """The lanes of vectors joined into one: the lower half with the upper half, until one is left."""
+    """Combine the lanes of vectors: the lower half with the upper half, until one lane is left."""
     b, found, width = tiles.b, list(values), tiles.b.width
     while width > 1:
         half = width // 2

@@ -1,4 +1,4 @@
-"""Tensors whose elements change places: joined, cut, gathered, counted. They go through memory."""
+"""Operations that move elements, through memory: reshape, join, cat, gather, histogram."""
 
 import math
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from collections.abc import Callable
 from gradlab.kernels.cpu import lanes, memory, types
 from gradlab.kernels.cpu.indexing import interleaves
 from gradlab.kernels.cpu.lanes import Pointer, Ramp, Uniform, Vector, registers
-from gradlab.kernels.cpu.masks import twice
+from gradlab.kernels.cpu.masks import version_loops
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Buffer, Index, contiguous
 
 
 def shape_anew(tiles: Tiles, op: Operation) -> bool:
-    """Write the operation now; false where it moves nothing and is evaluated when it is wanted."""
+    """Write the operation now; false if it moves no elements and can stay lazy."""
     return SHAPINGS[op.name](tiles, op)
 
 
@@ -29,9 +29,9 @@ def _reshape(tiles: Tiles, op: Operation) -> bool:
 
 
 def _in_order(tiles: Tiles, name: str) -> Buffer:
-    """A tensor in memory, rows one after another."""
+    """A tensor in row-major memory."""
     value = tiles.env[name]
-    # What a loop carries changes in place: a view of it would change too.
+    # Loop-carried memory changes in place, and a view of it would change too.
     if isinstance(value, Buffer) and value.strides == contiguous(value.shape) and not _carried(tiles, value):
         return value
     return tiles.materialize(name)
@@ -70,7 +70,7 @@ def _join(tiles: Tiles, op: Operation) -> bool:
             there = lanes.moved(b, start, Ramp(lanes.known(0, "i64"), 1, "i64"))
             memory.store(b, there, Vector(pairs, element), None)
 
-    twice(tiles, op.operands, lambda: tiles.nest(shape, along, width, body))
+    version_loops(tiles, op.operands, lambda: tiles.nest(shape, along, width, body))
     return True
 
 
@@ -134,7 +134,7 @@ def _gather(tiles: Tiles, op: Operation) -> bool:
 
 
 def _histogram(tiles: Tiles, op: Operation) -> bool:
-    """y[n] = how many elements of x are n; others than [0, N) count nowhere."""
+    """y[n] = how many elements of x are n; elements outside [0, N) are not counted."""
     b, (N,) = tiles.b, op.type.shape
     y = tiles.buffer((N,), op.type.element)
     t = op.type.element

@@ -22,7 +22,7 @@ _FORMATS = {
 
 
 class Slots:
-    """How one kernel's arguments are written, each at the start of its slot; what is left of a slot is zero."""
+    """Writes one kernel's arguments, each at the start of its slot; the rest of a slot is zero."""
 
     def __init__(self, kernel: str, arguments: Sequence[tuple[str, str]]) -> None:
         for name, kind in arguments:
@@ -47,7 +47,7 @@ class Slots:
                 self._struct.pack_into(block, 0, *values)
                 return
             except (struct.error, OverflowError, TypeError):
-                # What struct refuses is not always wrong: 2**31 is a fine uint32, and 1e39 an infinite float32.
+                # struct refuses valid values: 2**31 for a uint32, and 1e39, which is infinity in float32.
                 pass
         if len(values) != len(self._arguments):
             raise TypeError(f"{self._kernel}: {len(values)} arguments were given, wanted {len(self._arguments)}")

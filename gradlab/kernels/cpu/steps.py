@@ -1,4 +1,4 @@
-"""By how much a tensor of integers or addresses grows along an axis: where one vector holds neighbours."""
+"""Strides of integer and address tensors along an axis, found from their operations: a stride of 1 is a vector load."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from gradlab.kernels.cpu.lanes import Uniform
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Affine, Buffer, Lazy, Value
 
-# A step that is one number at run time, and not 1: Triton specialises arguments that are 1.
+# A uniform step known only at run time; it is not 1, as Triton specialises arguments that are 1.
 RUNTIME = -(2**40)
 
 Env = Mapping[str, Value]
@@ -14,10 +14,10 @@ Found = dict[tuple[str, int], int | None]
 
 
 def step(env: Env, name: str, axis: int, found: Found | None = None) -> int | None:
-    """The step of a name's tensor along an axis: a number, RUNTIME, or None where it differs or is not known.
+    """The step of a tensor along an axis: a number, RUNTIME, or None if it is not uniform or not known.
 
     Args:
-        found: steps that are known by now: without them a tensor would be looked at once for each way that leads to it.
+        found: a memo of steps; without it the time would grow with the number of paths through the operations.
     """
     value = env.get(name)
     if isinstance(value, Affine):
@@ -33,7 +33,7 @@ def step(env: Env, name: str, axis: int, found: Found | None = None) -> int | No
 
 
 def known(env: Env, name: str) -> int | None:
-    """The one integer that a scalar or a tensor holds everywhere, where that is known."""
+    """The constant that a scalar, or every element of a tensor, is; None if it is not a compile-time constant."""
     value = env.get(name)
     if isinstance(value, Uniform):
         return value.known

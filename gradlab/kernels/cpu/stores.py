@@ -1,16 +1,16 @@
-"""Stores: neighbouring ones of one shape share a nest of loops; there each place's loads come before its stores."""
+"""Stores: neighbouring stores of one shape share a loop nest, in which the loads of a place come before its stores."""
 
 from collections.abc import Callable, Sequence
 
 from gradlab.kernels.cpu import memory
 from gradlab.kernels.cpu.elementwise import RULES
 from gradlab.kernels.cpu.indexing import interleaved
-from gradlab.kernels.cpu.masks import apart, twice
+from gradlab.kernels.cpu.masks import version_loops, version_place
 from gradlab.kernels.cpu.tiles import Tiles
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Affine, Index, Lazy
 
-# Vectors of a row that is short: the last one, of which lanes are masked off, is no small part of it.
+# Rows up to this many vectors are short: the last vector, with lanes masked off, is a large part of one.
 SHORT = 8
 _PASSED = {"arith.constant", "tt.splat", "tt.make_range", "tt.expand_dims", "tt.broadcast", "tt.trans"}
 
@@ -25,10 +25,10 @@ def store_scalar(tiles: Tiles, op: Operation) -> None:
 
 
 def store_together(tiles: Tiles, operations: Sequence[Operation], define: Callable[[Tiles, Operation], None]) -> int:
-    """Write the store that comes first, and those after it that can share its loops; how many operations that is.
+    """Write the first store and those after it that can share its loops; returns the number of operations consumed.
 
     Args:
-        define: notes an operation that stands between them and only computes.
+        define: called for a pure operation between them, to note it as lazy.
     """
     shape = operations[0].operand_types[0].shape
     group: list[Operation] = []
@@ -48,37 +48,37 @@ def store_together(tiles: Tiles, operations: Sequence[Operation], define: Callab
     along = tiles.along(shape, values, pointers)
     width = tiles.width(shape, along, values)
     if width and along == len(shape) - 1 and any(interleaved(tiles, name) for name in values):
-        # Whole vectors of the two tensors whose elements are stored in turn.
+        # Full vectors of the two interleaved tensors.
         width = min(2 * width, shape[along])
     loose = any(tiles.step(name, along) is None for name in pointers)
 
-    # Beside a function of `math` there is no register left for the answer.
-    ask = not any(tiles.transcendental(name) for name in values)
+    # Beside a transcendental function there is no register left for the test's result.
+    test_full = not any(tiles.transcendental(name) for name in values)
 
     operands = [name for op in group for name in op.operands]
     short = len([n for n in shape if n > 1]) > 1 and width and 1 < shape[along] // width <= SHORT
 
     def body(index: Index) -> None:
         if short and tiles.b.vector_bits < 512:
-            apart(tiles, operands, index, lambda: place(index))
+            version_place(tiles, operands, index, lambda: place(index))
         else:
             place(index)
 
     def place(index: Index) -> None:
         found = [[tiles.lane(name, index) for name in op.operands] for op in group]
         for p, value, *mask in found:
-            memory.store(tiles.b, p, value, mask[0] if mask else None, ask)
+            memory.store(tiles.b, p, value, mask[0] if mask else None, test_full)
 
-    twice(tiles, operands, lambda: tiles.nest(shape, along, width, body, loose, steady=True))
+    version_loops(tiles, operands, lambda: tiles.nest(shape, along, width, body, loose, steady=True))
     return count
 
 
 def _part_from_stores(tiles: Tiles, group: Sequence[Operation]) -> None:
-    """Evaluate loads now that may read what these stores write at another place.
+    """Evaluate those loads now that may read what these stores write at another place.
 
     A load and a store through one address read and write the same element and may share the loop. Different arguments
-    are taken to be different tensors, or one tensor at the same places: anything else is a race between the threads of
-    a GPU's program.
+    are taken to be
+    different tensors, or one tensor at the same places: anything else is a race between the threads of a GPU's program.
     """
     stored = {(_root(tiles, op.operands[0]), op.operands[0]) for op in group}
     for op in group:

@@ -1,4 +1,4 @@
-"""The programs of one launch over several threads, in chunks small enough that Ctrl-C is heard between two of them.
+"""Runs the programs of one launch on several threads, in chunks small enough for Ctrl-C to interrupt between two.
 
 Which thread runs a program makes no difference to what it computes: the result has the same bits for any number of
 threads.
@@ -11,18 +11,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-# Seconds: the longest chunk, after which Ctrl-C is heard, and the shortest, against which handing it out is cheap.
+# Seconds: the longest chunk, which bounds the delay of Ctrl-C, and the shortest, which bounds the scheduling overhead.
 LONGEST = 0.02
 SHORTEST = 50e-6
 
 
 class Team:
-    """The threads that work on one launch: the one that calls `run`, and helpers out of a pool.
+    """The threads that work on one launch: the one that calls `run`, and helpers from a pool.
 
     Args:
         run: runs programs `begin` to `end - 1` on the calling thread; what it returns is None unless a program failed.
         begin, end: the programs.
-        seconds: how long one program takes, as far as is known; it is corrected after each chunk.
+        seconds: an estimate of one program's time, updated after each chunk.
         threads: how many threads may work at once.
     """
 
@@ -47,7 +47,7 @@ class Team:
                 self._call_helpers()
             self._work()
         finally:
-            # Helpers write into the caller's tensors: nothing, no second Ctrl-C either, goes on before they stop.
+            # Helpers write into the caller's tensors: do not return before they stop, not even on a second Ctrl-C.
             interrupt = None
             while True:
                 try:
@@ -72,8 +72,7 @@ class Team:
             failure = self._run(begin, end)
             self.seconds = (time.perf_counter() - start) / (end - begin)
             if failure is not None:
-                # Programs are handed out in order, and a chunk that was handed out is finished: the first failure of
-                # all is always among those found.
+                # Chunks are handed out in order and each is finished, so the first failure of all programs is found.
                 self._failures.append((begin, failure))
                 self._closed = True
 
@@ -86,7 +85,7 @@ class Team:
             for _ in range(self._threads - 1):
                 _helpers().submit(self._help)
         except RuntimeError:
-            # The interpreter is shutting down, or the system gives no more threads: the caller works alone.
+            # The interpreter is shutting down, or there are no more threads: the caller works alone.
             pass
 
     def _help(self) -> None:
@@ -110,7 +109,7 @@ class Team:
     def _close(self) -> None:
         with self._lock:
             self._closed = True
-        # A bare lock, not a Condition: an interrupt leaves it either taken or not, and it is not needed any more after.
+        # A bare lock, not a Condition: an interrupt leaves it either taken or not, and nothing uses it afterwards.
         while self._helping:
             self._helped.acquire()
 
@@ -128,7 +127,7 @@ def _helpers() -> ThreadPoolExecutor:
 
 
 def _after_fork() -> None:
-    # Threads do not cross a fork, and a lock that one of them held never opens: the child makes its own.
+    # Threads do not survive a fork, and a lock that one of them held is never released: the child makes its own.
     global _pool, _pool_lock
     _pool, _pool_lock = None, threading.Lock()
 

@@ -1,7 +1,7 @@
 """Tensors while a kernel is lowered, and the loops that evaluate them.
 
-A root (a store, a reduction, a dot's operand, what a loop or a branch hands on) writes a loop nest over its shape with
-one axis in the lanes of a vector, and evaluates its expression once for each place.
+A root (a store, a reduction, a dot's operand, a value yielded by a loop or a branch) writes a loop nest over its shape,
+with one axis in the lanes of a vector, and evaluates its expression at each place.
 """
 
 import itertools
@@ -13,11 +13,11 @@ from gradlab.kernels.cpu.elementwise import RULES, compute
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.indexing import RELABELLED
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
-from gradlab.kernels.cpu.masks import twice
+from gradlab.kernels.cpu.masks import version_loops
 from gradlab.kernels.cpu.ttir import Function, Operation, Type
 from gradlab.kernels.cpu.values import Affine, Buffer, Index, Lazy, NotLowered, Position, Value, contiguous, position
 
-# Bytes of buffers on the stack; larger or further ones lie in the thread's scratch memory.
+# Bytes of buffers on the stack; others are in the thread's scratch memory.
 STACK = 2**18
 
 
@@ -25,10 +25,10 @@ class Tiles:
     """The values of a kernel by SSA name, and the loops that evaluate them.
 
     Attributes:
-        b: what the code is written to.
-        env: the value of each name that is defined so far.
+        b: the emitter.
+        env: the value of each name defined so far.
         types, definitions, users: type, operation and users of each name.
-        later: for each block that is being lowered, the operations that come after the current one.
+        later: for each block being lowered, the operations after the current one.
     """
 
     def __init__(self, b: Emitter, function: Function) -> None:
@@ -39,15 +39,15 @@ class Tiles:
         self.users: dict[str, list[Operation]] = {}
         self.later: list[Sequence[Operation]] = []
         self._chains = Chains(self.users)
-        # Loads that nothing has evaluated for good: a store may still change what they read.
+        # Pending loads: not in memory yet, so a store may still change what they read.
         self.pending: set[str] = set()
-        # Truth values that hold everywhere in the loops being written.
+        # Masks that hold everywhere in the loops being written.
         self.holding: frozenset[str] = frozenset()
-        # Those that hold in the lanes of a place.
+        # Masks that hold in all lanes of a place.
         self.held: frozenset[tuple[str, Index]] = frozenset()
-        # Buffers that a loop carries, which an operation may overwrite.
+        # Loop-carried buffers, which an operation may overwrite.
         self.owned: set[str] = set()
-        # What is being lowered, for an error to name.
+        # The operation being lowered, for error messages.
         self.at: Operation | None = None
         self.stack = 0
         self.scratch = 0
@@ -73,17 +73,17 @@ class Tiles:
                     self._learn_block(inner)
 
     def message(self, op: Operation, text: str) -> int:
-        """The number of a text that the kernel reports."""
+        """The number of a message that the kernel may report."""
         raise NotImplementedError
 
     def inline(self, op: Operation) -> list[Value]:
-        """The results of a call, the callee's operations written here."""
+        """The results of a call, whose callee is inlined here."""
         raise NotImplementedError
 
     # Evaluation.
 
     def scalar(self, name: str) -> Lane:
-        """The value of a name that is no tensor."""
+        """The value of a scalar name."""
         value = self.env[name]
         if isinstance(value, (Lazy, Buffer, Affine)):
             raise AssertionError(f"{name} is a tensor")
@@ -111,7 +111,7 @@ class Tiles:
         return found
 
     def forget(self) -> None:
-        """Drop what is remembered of lanes: the place changes."""
+        """Drop the cached lanes: the place changes."""
         self._memo = {}
 
     def _evaluate(self, value: Lazy, index: Index) -> Lane:
@@ -138,7 +138,7 @@ class Tiles:
     # Buffers.
 
     def buffer(self, shape: tuple[int, ...], element: str, strides: tuple[int, ...] | None = None) -> Buffer:
-        """Fresh memory for a tensor, rows last unless strides say otherwise."""
+        """Memory for a tensor, row-major unless strides are given."""
         strides = contiguous(shape) if strides is None else strides
         count = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         taken = -(-count * types.size(element) // 64) * 64
@@ -157,7 +157,7 @@ class Tiles:
             return memory.load(self.b, self.place(buffer, index), None, None)
 
     def write(self, buffer: Buffer, index: Index, value: Lane) -> None:
-        """Lanes into a buffer; a value without lanes into one place."""
+        """Store lanes into a buffer; a scalar goes to one place."""
         place = self.place(buffer, index)
         if lanes.is_scalar(place):
             with self.b.lanes(0):
@@ -166,7 +166,7 @@ class Tiles:
             memory.store(self.b, place, value, None)
 
     def place(self, buffer: Buffer, index: Index) -> Pointer:
-        """Where a buffer's lanes at a place lie."""
+        """The address of a buffer's lanes at a place."""
         offset, step = lanes.known(0, "i64"), 0
         for place, stride, size in zip(index, buffer.strides, buffer.shape, strict=True):
             if place is None or size == 1:
@@ -194,7 +194,7 @@ class Tiles:
         """Evaluate a tensor into memory."""
         kind = self.types[name]
         buffer = buffer or self.buffer(kind.shape, kind.element)
-        # What is not read from memory has no order of its own.
+        # A tensor that loads nothing has no preferred axis.
         along = buffer.strides.index(1) if 1 in buffer.strides and not self.loads(name) else None
         self.fill([(buffer, name)], along)
         return buffer
@@ -205,7 +205,7 @@ class Tiles:
         along: int | None = None,
         cast: Callable[[Lane, str, str], Lane] | None = None,
     ) -> None:
-        """Evaluate tensors of one shape into memory in one nest of loops; every load of a place before its stores."""
+        """Evaluate tensors of one shape into memory in one loop nest; the loads of a place come before its stores."""
         shape = self.types[pairs[0][1]].shape
         along = self.along(shape, [name for _, name in pairs]) if along is None else along
         width = self.width(shape, along, [name for _, name in pairs])
@@ -220,7 +220,9 @@ class Tiles:
             for (buffer, _), value in zip(pairs, found, strict=True):
                 self.write(buffer, index, value)
 
-        twice(self, [name for _, name in pairs], lambda: self.nest(shape, along, width, body, loose, steady=True))
+        version_loops(
+            self, [name for _, name in pairs], lambda: self.nest(shape, along, width, body, loose, steady=True)
+        )
 
     # Loops.
 
@@ -237,10 +239,10 @@ class Tiles:
         """Loops over every axis, `along` in steps of `width` lanes and innermost; `body` writes one place.
 
         Args:
-            outermost: the axis of the lanes is the outermost loop: what is looked at once a vector (whether addresses
-                turn out to be neighbours) is then not looked at again for each row.
-            skip: an axis that the body goes over itself.
-            steady: what the body reads is not written there, or only at the place where it was read.
+            outermost: the axis of the lanes is the outermost loop, so that tests made once a vector (whether addresses
+                are contiguous) are not repeated for each row.
+            skip: an axis that the body loops over itself.
+            steady: the body does not write what it reads, or only at the place where it was read.
         """
         axes = [axis for axis in range(len(shape)) if axis not in (along, skip)]
         if along >= 0 and along != skip:
@@ -278,7 +280,7 @@ class Tiles:
         self.b.loop(shape[axis], width if laned else 1, [], one)
 
     def along(self, shape: tuple[int, ...], names: Iterable[str], pointers: Iterable[str] = ()) -> int:
-        """The axis for the lanes: where addresses step by one element, else of an unknown step, else the last."""
+        """The axis for the lanes: one along which addresses step by 1, else one of unknown step, else the last."""
         axes = [axis for axis in range(len(shape)) if shape[axis] > 1]
         if not axes:
             return len(shape) - 1
@@ -292,7 +294,7 @@ class Tiles:
         return max(axes, key=lambda axis: (score[axis], axis))
 
     def width(self, shape: tuple[int, ...], along: int, names: Iterable[str]) -> int:
-        """Lanes of a nest that evaluates these tensors; 0 for one element at a time."""
+        """Number of lanes for a nest that evaluates these tensors; 0 for scalar code."""
         if not shape:
             return 0
         widest = 32
@@ -308,7 +310,7 @@ class Tiles:
                 yield self.step(op.operands[0], axis)
 
     def loads(self, name: str) -> list[Operation]:
-        """The loads that a lazy tensor still has to make."""
+        """The loads that evaluating a lazy tensor performs."""
         found: list[Operation] = []
         seen: set[str] = set()
         todo = [name]
@@ -327,13 +329,13 @@ class Tiles:
         return found
 
     def step(self, name: str, axis: int) -> int | None:
-        """By how much a tensor grows along an axis (`steps.step`)."""
+        """The step of a tensor along an axis (`steps.step`)."""
         return steps.step(self.env, name, axis)
 
-    # What is evaluated when.
+    # When tensors are evaluated.
 
     def define(self, op: Operation) -> None:
-        """Note an operation's tensors as lazy; evaluate at once what is wanted often and takes long."""
+        """Note an operation's tensors as lazy; evaluate those at once that are expensive and used repeatedly."""
         long = self._chains.long(self.env, op)
         for i, name in enumerate(op.results):
             self.env[name] = Lazy(op, i)
@@ -345,7 +347,7 @@ class Tiles:
                 continue
             again = any(u.name in ("tt.expand_dims", "tt.broadcast") or u.block is not op.block for u in users)
             twice = op.name in costs.TRANSCENDENTAL and len(users) > 1 and any(u.name == "tt.reduce" for u in users)
-            # A row or a column of a tile: where in an image it lies is asked for each of its loads.
+            # A row or a column of indices, such as a pixel's place in an image, which several loads use.
             edge = 1 in kind.shape and op.name.startswith(costs.DIVISIONS) and len(users) > 1
             chained = long and self._chains.wanted_twice(name)
             if (again and self.expensive(name)) or twice or edge or chained:
@@ -353,15 +355,15 @@ class Tiles:
                 self.pending.discard(name)
 
     def expensive(self, name: str) -> bool:
-        """Whether evaluating a tensor takes longer than reading it from memory."""
+        """Whether computing a tensor takes longer than reading it from memory."""
         return costs.expensive(self.env, name)
 
     def transcendental(self, name: str) -> bool:
-        """Whether evaluating a tensor takes a function of `math`."""
+        """Whether computing a tensor takes a transcendental function."""
         return costs.transcendental(self.env, name)
 
     def settle(self, coming: Iterable[Operation]) -> None:
-        """Before memory changes: evaluate the loads that `coming` operations, or later ones, still want."""
+        """Before memory changes: evaluate the pending loads that `coming` operations, or later ones, use."""
         if not self.pending:
             return
         needed: set[str] = set()

@@ -1,6 +1,6 @@
-"""The tree of Triton IR that the compiler lowers: types, operations, blocks, functions, places in the source.
+"""Triton IR as a tree: types, operations, blocks, functions, places in the source.
 
-`ttir_parse.parse` makes it out of the text that Triton prints. SSA names are unique within a function, results of one
+`ttir_parse.parse` builds it from the text that Triton prints. SSA names are unique within a function, results of one
 operation are `%x#0`, `%x#1`, and operands stand in the order of the text.
 """
 
@@ -51,12 +51,12 @@ class Operation:
         results, result_types: the values that it defines.
         operands, operand_types: the values that it uses, in the order of the text; a branch's include the arguments it
             passes, a loop's first are its bounds and step, then the initial values it carries.
-        attributes: what else the text says, by name. Normalised are `value` (a number, or a list of them for a dense
-            constant that is no splat), `predicate`, `axis` (0, 1, 2 of the grid too), `start` and `end`, `order`, `to`
-            (pairs of a block's label and the values passed), `symbol`, `libname`, `kind`, `semantics`, `scope`,
+        attributes: everything else in the text, by name. Normalised are `value` (a number, or a list of them for a
+            dense constant that is no splat), `predicate`, `axis` (0, 1, 2 of the grid too), `start` and `end`, `order`,
+            `to` (pairs of a block's label and the values passed), `symbol`, `libname`, `kind`, `semantics`, `scope`,
             `reverse`, `callee`, `message`, `hex`, `rounding`, `input_precision`, `overflow`, `unsigned`, `scales`
             (which operands of a scaled dot come with scales), `assembly`, `cache_modifier`, `eviction_policy`,
-            `volatile`; others have the names that are printed, and `text` is what was not understood.
+            `volatile`; others have their printed names, and `text` is the part that was not parsed.
         regions: blocks of each region: one of a loop or a reduction, two of scf.if with results and of scf.while.
         location: key of its place in the source, for `Module.where`.
         block: the block it stands in.
@@ -145,7 +145,7 @@ class Function:
     """A function of the module: the kernel, which is public, or one it calls.
 
     Attributes:
-        argument_attributes: what is known of each argument, such as {"tt.divisibility": 16}.
+        argument_attributes: attributes of each argument, such as {"tt.divisibility": 16}.
         argument_locations: keys of the arguments' places.
     """
 
@@ -171,7 +171,7 @@ class Function:
 
 @dataclass
 class Module:
-    """What Triton's front end made of one kernel.
+    """The module that Triton's front end makes for one kernel.
 
     Attributes:
         functions: by name.
@@ -190,5 +190,5 @@ class Module:
         return public[0]
 
     def where(self, location: str) -> Place:
-        """The place in the source that an operation's location means."""
+        """The place in the source of an operation's location."""
         return ttir_locations.resolve(location, self.locations)

@@ -1,4 +1,4 @@
-"""What printed Triton IR says between the name of an operation and its types, and which results that gives."""
+"""The part of a printed operation between its name and its types: attributes, and the types of the results."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ _CALLEE = re.compile(r'@([\w.$\-]+|"\d+")')
 _STRING = re.compile(r'"(\d+)"')
 _WORD = re.compile(r"[\w.$\-]+")
 
-# What is not printed where it is so.
+# Defaults, which are not printed.
 DEFAULTS = {"tt.dot": {"input_precision": "ieee"}}
-# Words that stand before the operands, in their order.
+# Keywords before the operands, in their order.
 _WORDS = {
     "arith.cmpi": ("predicate",),
     "arith.cmpf": ("predicate",),
@@ -26,7 +26,7 @@ _WORDS = {
     "tt.descriptor_reduce": ("kind",),
 }
 _STRINGS = {"tt.print": "message", "tt.assert": "message", "tt.elementwise_inline_asm": "assembly"}
-# One name for what releases print differently.
+# One name for attributes that releases print differently.
 _RENAMED = {
     "inputPrecision": "input_precision",
     "cacheModifier": "cache_modifier",
@@ -37,7 +37,7 @@ _SWITCHES = ("allow_reorder", "efficient_layout")
 
 
 def read_head(operation: Operation, head: str, types: str, strings: Sequence[str]) -> None:
-    """Take the attributes out of what stands before the types."""
+    """Read the attributes from the text before the types."""
     name, attributes = operation.name, operation.attributes
     if name == "arith.constant":
         type_ = read_type(types) if types else Type((), "i1")
@@ -78,13 +78,13 @@ def rename(attributes: dict[str, Any]) -> None:
     for printed, name in _RENAMED.items():
         if printed in attributes:
             attributes[name] = attributes.pop(printed)
-    # Triton 3.9 puts two of them into one.
+    # Triton 3.9 merges two of them into one.
     if policy := attributes.pop("cachePolicy", None):
         attributes.update(_SET.findall(policy))
 
 
 def result_types(operation: Operation, types: str) -> list[Type]:
-    """Types of the results: behind the arrow, or what the operation makes of its operands' types."""
+    """Types of the results: those after the arrow, else derived from the operands' types."""
     before, after = read_types(types)
     if after is not None:
         return [read_type(text) for text in after]

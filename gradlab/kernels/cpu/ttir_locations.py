@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _FILE = re.compile(r'"((?:[^"\\]|\\.)*)":(\d+):(\d+)')
-# A value's own name around the place where it is made; a name alone has no place.
+# A value's name around its location; a name alone has no location.
 _NAMED = re.compile(r'"(?:[^"\\]|\\.)*"(?:\((.*)\))?$')
 _CALL = "callsite("
-# Helpers of Triton's own library: a reader wants the line of the kernel that called them.
+# Helpers of Triton's own library: the line of the kernel that called them is reported instead.
 _LIBRARY = re.compile(r"[/\\]triton[/\\]language[/\\]")
 
 
@@ -17,7 +17,7 @@ class Place:
     """A place in the source.
 
     Attributes:
-        file, line, column: the innermost frame that is the user's, "<unknown>" and 0 where none is known.
+        file, line, column: the innermost frame in the user's code; "<unknown>" and 0 if there is none.
         callers: file and line of the frames that called it, inner to outer.
     """
 
@@ -31,7 +31,7 @@ class Place:
 
 
 def resolve(location: str, table: Mapping[str, str]) -> Place:
-    """The place that a location means, be it a key of the table or a location's text."""
+    """The place of a location, which is a key of the table or a location's text."""
     frames = _frames(location, table, 0)
     if not frames:
         return Place()
@@ -51,7 +51,7 @@ def _frames(location: str, table: Mapping[str, str], depth: int) -> list[tuple[s
         inner, outer = _split_call(text[len(_CALL) : -1])
         return _frames(inner, table, depth + 1) + _frames(outer, table, depth + 1)
     if text.startswith("fused"):
-        # One operation made of several: the first that has a place stands for it.
+        # A fused operation: the first part that has a place counts.
         for part in _parts(text[text.rindex("[") + 1 : text.rindex("]")] if "[" in text else ""):
             if frames := _frames(part, table, depth + 1):
                 return frames
@@ -64,7 +64,7 @@ def _frames(location: str, table: Mapping[str, str], depth: int) -> list[tuple[s
 
 
 def _split_call(text: str) -> tuple[str, str]:
-    """The two sides of ` at `, past what stands in parentheses or quotes."""
+    """The two sides of ` at `, outside of parentheses and quotes."""
     depth = 0
     quoted = False
     for i, letter in enumerate(text):
@@ -93,7 +93,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """A printed string as it was: MLIR escapes by two hexadecimal digits."""
+    """A printed string unescaped: MLIR escapes by two hexadecimal digits."""
     return unescape(text) if "\\" in text else text
 
 

@@ -1,8 +1,8 @@
-"""Reading the Triton IR that Triton prints, with locations, into a tree.
+"""Parser of printed Triton IR, with locations, into a tree.
 
-The bindings of Triton's IR give no float or dense constant and no list of a block's operations; the text has all, and
-its form is one operation a line. Two traps: MLIR uses names again in sibling regions, and the types of operands are
-abbreviated for some operations, so that they are taken from where the operands are defined.
+Triton's Python bindings expose neither float or dense constants nor the operations of a block; the text has everything,
+one operation a line. Two traps: MLIR reuses names in sibling regions, and it abbreviates the operand types of some
+operations, so that types are taken from the operands' definitions.
 """
 
 import re
@@ -67,7 +67,7 @@ class _Reader:
         return module
 
     def next(self) -> str | None:
-        """The next line that says something, its strings set apart."""
+        """The next line that is not empty, its strings replaced by their numbers."""
         while self.at < len(self.lines):
             line = self.lines[self.at].strip()
             self.at += 1
@@ -162,9 +162,9 @@ class _Reader:
                 block.arguments += [self.bind(name, type_, scope) for name, type_ in self.arguments(found[2] or "")]
             else:
                 block.operations.append(self.operation(line, block, scope))
-        late = self.early[waiting:]
+        forward = self.early[waiting:]
         del self.early[waiting:]
-        for operation, index, name in late:
+        for operation, index, name in forward:
             if name in scope:
                 operation.operands[index], operation.operand_types[index] = scope[name]
             else:
@@ -172,7 +172,7 @@ class _Reader:
         return blocks, line
 
     def bind(self, name: str, type_: Type, scope: Scope) -> tuple[str, Type]:
-        """Give a printed name the name that is the function's only one."""
+        """Map a printed name to one that is unique in the function."""
         unique = self.fresh(name)
         scope[name] = (unique, type_)
         return unique, type_
@@ -188,12 +188,12 @@ class _Reader:
     def use(self, operation: Operation, names: Sequence[str], scope: Scope) -> None:
         """Append operands by their printed names."""
         for name in names:
-            known = scope.get(name)
-            if known is None:
+            bound = scope.get(name)
+            if bound is None:
                 self.early.append((operation, len(operation.operands), name))
-                known = (name, _UNKNOWN)
-            operation.operands.append(known[0])
-            operation.operand_types.append(known[1])
+                bound = (name, _UNKNOWN)
+            operation.operands.append(bound[0])
+            operation.operand_types.append(bound[1])
 
     def define(self, operation: Operation, printed: str | None, types: Sequence[Type], scope: Scope) -> None:
         """Name the results of an operation."""
@@ -259,7 +259,7 @@ class _Reader:
         return operation
 
     def dictionaries(self, operation: Operation, text: str) -> str:
-        """Read what stands in braces, and give the text without it."""
+        """Read the attributes in braces; returns the text without them."""
         while (start := text.find("{")) >= 0:
             first = start - (text[start - 1] == "<")
             if found := _DICTIONARY.match(text, first):
@@ -274,7 +274,7 @@ class _Reader:
         return text
 
     def closed(self, operation: Operation, line: str) -> str:
-        """Take location and attributes from the line of a closing brace; give what else stands there."""
+        """Read location and attributes from the line of a closing brace; returns the rest of it."""
         rest, operation.location = self.location(line)
         rest = rest[1:].strip()
         if rest.startswith(")"):
@@ -284,7 +284,7 @@ class _Reader:
         return rest
 
     def loop(self, operation: Operation, rest: str, printed: str | None, scope: Scope) -> None:
-        """scf.for: bounds, step and initial values; the block's arguments are the index and what is carried."""
+        """scf.for: bounds, step, initial values; the body's arguments are the induction variable and carried values."""
         found = _FOR.fullmatch(rest)
         if found is None:
             raise ValueError("no loop")
@@ -321,7 +321,7 @@ class _Reader:
         self.define(operation, printed, [read_type(part) for part in after or ()], scope)
 
     def with_regions(self, operation: Operation, rest: str, printed: str | None, scope: Scope) -> None:
-        """The general form, of tt.reduce, tt.scan, tt.map_elementwise: types stand behind the last brace."""
+        """The general form, of tt.reduce, tt.scan, tt.map_elementwise: types come after the last brace."""
         head = rest[:-1].rstrip().removesuffix("(")
         if "{" in head:
             head = self.dictionaries(operation, head)
@@ -335,7 +335,7 @@ class _Reader:
     def regions(
         self, operation: Operation, scope: Scope, between: str, arguments: Sequence[tuple[str, Type]] = ()
     ) -> str:
-        """All regions of an operation; `between` stands from one to the next. The first has the arguments."""
+        """All regions of an operation, separated by `between`. The first has the arguments."""
         blocks, closing = self.region(operation, scope, arguments)
         operation.regions.append(blocks)
         while closing.endswith("{") and closing[1:].strip().startswith(between):
@@ -353,7 +353,7 @@ _REGIONS: dict[str, Callable[[_Reader, Operation, str, str | None, Scope], None]
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes."""
+    """The index at which the bracket that opens at `start` closes."""
     opening = text[start]
     closing = {"(": ")", "{": "}"}[opening]
     depth = 0

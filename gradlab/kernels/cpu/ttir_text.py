@@ -23,7 +23,7 @@ _INTEGER = re.compile(r"-?\d+|-?0x[0-9A-Fa-f]+")
 
 
 def take_strings(line: str) -> tuple[str, list[str]]:
-    """A line with its strings replaced by their numbers, so that nothing in a string is taken for syntax."""
+    """A line with its strings replaced by numbers, so that no string is taken for syntax; and the strings."""
     strings: list[str] = []
 
     def save(found: re.Match[str]) -> str:
@@ -65,7 +65,7 @@ def read_type(text: str) -> Type:
         inner = read_type(split(text[len("!tt.ptr<") : -1])[0])
         return Type((), f"*{inner}")
     if text.startswith(_DESCRIPTOR) and not text.startswith(f"{_DESCRIPTOR}tensor<"):
-        # Triton 3.9 leaves out what every descriptor is of.
+        # Triton 3.9 omits the `tensor<...>` in a descriptor's type.
         return Type((), f"{_DESCRIPTOR}tensor<{text[len(_DESCRIPTOR) : -1]}>>")
     if not text or text[0] in "(<%":
         raise ValueError(f"no type: {text!r}")
@@ -74,7 +74,7 @@ def read_type(text: str) -> Type:
 
 @lru_cache(maxsize=4096)
 def read_types(text: str) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """The types behind an operation's last colon: before the arrow, and after it where there is one."""
+    """The types after an operation's last colon: before the arrow, and after it if there is one."""
     for arrow in ("-> ", " to "):
         before, found, after = text.rpartition(arrow)
         if found:
@@ -102,7 +102,7 @@ def read_number(text: str, element: str) -> float | int | bool:
 
 
 def _rounded(value: float, element: str) -> float:
-    """What an element type holds of a decimal number."""
+    """A decimal number rounded to an element type."""
     if element == "f32":
         return struct.unpack("<f", struct.pack("<f", value))[0]
     if element == "f16":
@@ -130,7 +130,7 @@ def read_constant(text: str, type_: Type, strings: Sequence[str] = ()) -> float 
 
 
 def _from_bytes(data: bytes, type_: Type) -> float | int | bool | list[Any]:
-    """A dense constant printed as the bytes of its elements, or of the one that is all of them."""
+    """A dense constant printed as the bytes of its elements, or of one element for a splat."""
     element = type_.element
     if element == "i1" and len(data) not in (1, type_.elements):
         raise ValueError("truth values packed in bits")
@@ -150,7 +150,7 @@ def _from_bytes(data: bytes, type_: Type) -> float | int | bool | list[Any]:
 
 
 def read_attributes(text: str, strings: Sequence[str] = ()) -> dict[str, Any]:
-    """What stands between braces: a name alone is True."""
+    """The attributes between braces; a name alone is True."""
     if '"' not in text:
         return dict(_plain_attributes(text))
     return _attributes(text, strings)

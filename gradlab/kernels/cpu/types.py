@@ -27,7 +27,7 @@ BITS = {
     "f8E4M3B11FNUZ": 8,
 }
 FLOATS = frozenset(name for name in BITS if name.startswith(("f", "bf")))
-# What LLVM computes with as it stands; the others are widened to float32, computed and rounded.
+# Floats that LLVM has arithmetic for; the others are widened to float32, computed and rounded.
 NATIVE_FLOATS = ("f32", "f64")
 
 _LLVM = {"f32": "float", "f64": "double", "f16": "half", "bf16": "i16", "index": "i64"}
@@ -158,7 +158,7 @@ def _small_values(element: str) -> list[float]:
 
 
 def _small_bits(value: float, element: str) -> int:
-    """The nearest 8-bit float, the even one of two; what is too large is the largest, as where a kernel converts."""
+    """The nearest 8-bit float, ties to even; larger numbers saturate, as in a kernel's conversion."""
     values = _small_values(element)
     if value != value:
         return next(word for word, other in enumerate(values) if other != other)

@@ -1,8 +1,8 @@
-"""What a name of a kernel stands for while it is lowered: lanes, memory, or an operation that is not evaluated.
+"""Values of SSA names during lowering: lanes, memory, or an operation that has not been evaluated.
 
-Lazy      an operation, evaluated anew at each place that wants it; whole elementwise chains fuse into one loop
-Buffer    memory of the program's own, with strides of our choice
-Affine    a lazy tensor plus a scalar that a loop moves: pointers and ranges carried by `scf.for`
+Lazy      an operation that is computed wherever it is used, which fuses elementwise chains into one loop
+Buffer    the program's own memory, with strides chosen by the compiler
+Affine    a lazy tensor plus a loop-carried scalar: pointers and ranges carried by `scf.for`
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,19 +22,19 @@ class NotLowered(NotImplementedError):
 
 
 class Position(NamedTuple):
-    """Where along an axis: an i32, known or not, and whether the lanes go on from there along this axis."""
+    """A place along an axis: an i32, perhaps a compile-time constant, and whether the lanes extend along this axis."""
 
     ssa: str
     known: int | None = None
     lanes: bool = False
 
 
-# One position an axis; None where the axis has one element.
+# One position for each axis; None where the axis has one element.
 Index = tuple[Position | None, ...]
 
 
 class Lazy(NamedTuple):
-    """What an operation gives, not evaluated."""
+    """A result of an operation, not evaluated."""
 
     op: Operation
     result: int
@@ -65,7 +65,7 @@ def position(ssa: str, laned: bool = False) -> Position:
 
 
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides of a tensor whose rows lie one after another."""
+    """Row-major strides."""
     strides, count = [], 1
     for size in reversed(shape):
         strides.append(count)
@@ -76,9 +76,9 @@ def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
 def chain(
     env: Mapping[str, Value], name: str, into: Callable[[Operation], bool] = lambda op: True
 ) -> Iterator[Operation]:
-    """The operations that a tensor is computed of, each once; `into` says whose operands are followed.
+    """The operations that a tensor is computed from, each once; `into` selects those whose operands are followed.
 
-    An operation that uses a value twice doubles the ways to what is in front of it: who walks every way does not end.
+    Each is visited once: an operation that uses a value twice doubles the number of paths, which grows exponentially.
     """
     todo, seen = [name], set()
     while todo:

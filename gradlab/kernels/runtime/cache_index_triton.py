@@ -16,13 +16,12 @@ from typing import Any
 
 import triton
 from triton import knobs
-from triton._C.libtriton import get_cache_invalidating_env_vars
 from triton.compiler import ASTSource
-from triton.runtime.cache import _base32
 
 from gradlab.kernels.cpu.binary import Binary, Broken
 from gradlab.kernels.cpu.cache_triton import Cache
 from gradlab.kernels.cpu.compiler import CPUBackend
+from gradlab.kernels.private.private_triton import folder_of, get_cache_invalidating_env_vars
 
 # Beside Triton's folders, whose names are longer.
 FOLDER = "gradlab"
@@ -55,7 +54,7 @@ def find(name: str | None, made: ASTSource) -> Binary | None:
         return None
     try:
         owner = _path(name).read_text()
-        binary = os.path.join(knobs.cache.dir, _base32(owner), f"{made.name[:150]}.obj")
+        binary = os.path.join(knobs.cache.dir, folder_of(owner), f"{made.name[:150]}.obj")
         return Binary.unseal(Path(binary).read_bytes(), owner)
     except (OSError, ValueError, Broken):
         return None

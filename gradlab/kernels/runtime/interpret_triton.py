@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
-from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 
+from gradlab.kernels.private.private_triton import interpreter, patch_language, to_interpreted
 from gradlab.kernels.runtime.forking import Lock
 
 _switched = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
@@ -51,13 +51,13 @@ def interpret(
     with staged([a for a in args if isinstance(a, torch.Tensor)], writes) as stage:
         args = tuple(stage(a) if isinstance(a, torch.Tensor) else a for a in args)
         values = inspect.getcallargs(jit.fn, *args, **constants)
-        values = {k: v if k in constants else interpreter._implicit_cvt(v) for k, v in values.items()}
+        values = {k: v if k in constants else to_interpreted(v) for k, v in values.items()}
         grid = grid + (1,) * (3 - len(grid))
         fn = _twin(jit)
         with _lock, _numpy_language(), np.errstate(all="ignore"):
-            interpreter.interpreter_builder.set_grid_dim(*grid)
+            interpreter().interpreter_builder.set_grid_dim(*grid)
             for index in np.ndindex(*grid):
-                interpreter.interpreter_builder.set_grid_idx(*index)
+                interpreter().interpreter_builder.set_grid_idx(*index)
                 fn(**values)
 
 
@@ -92,7 +92,7 @@ def _twin(jit: JITFunction) -> Callable:
     fn = types.FunctionType(jit.fn.__code__, names, jit.fn.__name__, jit.fn.__defaults__, jit.fn.__closure__)
     called = {k: names[k] for k in fn.__code__.co_names if isinstance(names.get(k), JITFunction)}
     names.update({k: _twin(v) for k, v in called.items()})
-    return interpreter.FunctionRewriter(fn).rewrite_ast()
+    return interpreter().FunctionRewriter(fn).rewrite_ast()
 
 
 @contextmanager
@@ -127,14 +127,14 @@ def _meanings() -> list[tuple[Any, str, Any, Any]]:
     global _before
     before = _before = [(place, dict(vars(place))) for place in _switched]
     # Triton asks a kernel's globals which modules to switch; a kernel that calls tl.sum needs both.
-    interpreter._patch_lang(types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    patch_language({"tl": tl, "core": tl.core})
     # tl.sum, tl.max, ... are kernels themselves: what runs is their Python function.
     for name, member in list(vars(tl).items()):
         if isinstance(member, JITFunction):
             setattr(tl, name, member.fn)
     # The compiler checks integers for overflow in debug builds only; in the interpreter it doubles the work.
-    options = interpreter.interpreter_builder.options
-    interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
+    options = interpreter().interpreter_builder.options
+    interpreter().interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
     tl.tensor.__index__ = lambda self: int(self.handle.data.reshape(()))
     moved = [
         (place, name, members.get(name, _absent), now)

@@ -20,6 +20,7 @@ from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 from jax.sharding import ManualAxisType
 
+from gradlab.kernels.private.private_jax import pallas_of_any_size
 from gradlab.kernels.runtime import interpret_pallas
 from gradlab.kernels.runtime.mesh_pallas import like, on_each_device, plain, varying
 from gradlab.kernels.runtime.traced_pallas import Told, traced
@@ -53,10 +54,8 @@ def _symbolic(arrays: Sequence[Any]) -> bool:
 
 
 def _of_any_size(call: Callable[..., Any], *operands: jax.Array) -> Any:
-    # Private: Pallas refuses blocks of symbolic size unless an export says that they are meant.
-    from jax._src.pallas.core import pallas_export_experimental
-
-    with pallas_export_experimental(dynamic_shapes=True):
+    # Pallas refuses blocks of symbolic size unless an export says that they are meant.
+    with pallas_of_any_size():
         return call("cpu", *operands)
 
 

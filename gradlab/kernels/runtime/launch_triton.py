@@ -17,6 +17,8 @@ import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
 from triton.runtime.jit import JITFunction
 
+from gradlab.kernels.private.private_torch import autograd_node, dispatch_modes
+from gradlab.kernels.private.private_triton import forget as forget_compiled
 from gradlab.kernels.runtime import compiled_triton, plans_triton, ranges, source_triton
 from gradlab.kernels.runtime import memory_triton as memory
 from gradlab.kernels.runtime.forking import Lock
@@ -56,7 +58,7 @@ def kernel_of_any(*names: str) -> Callable[[Callable], JITFunction]:
 def forget() -> None:
     """Drop every compiled kernel from memory; on disk it stays."""
     for jit in KERNELS:
-        jit.device_caches.clear()
+        forget_compiled(jit)
     compiled_triton.forget()
     plans_triton.forget()
 
@@ -196,7 +198,7 @@ def launch(
         return
     tensors = list(holds) or [a for a in args if isinstance(a, torch.Tensor)]
     # Inside a compiled program no rule is there to say which way this is; autograd's engine knows.
-    back = torch._C._current_autograd_node() is not None
+    back = autograd_node() is not None
     with ranges.opener.kernel("torch", jit.fn, tensors, back):
         _run(jit, grid, args, writes, warps, stages, constants)
 
@@ -310,7 +312,7 @@ def op(
 
         @functools.wraps(fn)
         def call(*args: Any) -> Any:
-            if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+            if torch.compiler.is_compiling() or dispatch_modes():
                 return fn(*args) if plans_triton.noting() else overload(*args)
             signature = memory.signature(args) if bare() else None
             if signature is not None:

@@ -3,7 +3,7 @@
 Three kinds do not. A lazy tensor (negated, conjugated, of zeros that have no memory) is made real first. A wrapper (a
 subclass of its own dispatch, a FakeTensor, a batched or functional tensor, a meta tensor) goes through torch's
 dispatcher, which opens it or refuses. What comes out of the dispatcher and is still no plain memory is refused here.
-torch's dispatch keys tell all of them apart in one question; they are private, and stand in this file alone.
+torch's dispatch keys tell all of them apart in one question.
 """
 
 import functools
@@ -15,26 +15,18 @@ from typing import Any
 
 import torch
 
+from gradlab.kernels.private.private_torch import dispatch_keys, key_bits, raw_repr
 
-def _bits(*names: str) -> int:
-    found = 0
-    for name in names:
-        found |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)).raw_repr()
-    return found
-
-
-_STRANGE = ~_bits("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
-_LAZY = _bits("Negative", "Conjugate", "ZeroTensor")
+_STRANGE = ~key_bits("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
+_LAZY = key_bits("Negative", "Conjugate", "ZeroTensor")
 # A subclass without a dispatch of its own has no such key, but torch_function of its own.
-_SUBCLASS = _bits("Python")
-_keys_of = torch._C._dispatch_keys
-_NOT_CPU = _STRANGE | (_bits("CUDA") & ~_bits("CPU"))
+_SUBCLASS = key_bits("Python")
+_NOT_CPU = _STRANGE | (key_bits("CUDA") & ~key_bits("CPU"))
 # What else an op takes, and is told apart by its type and value.
 _VALUES = {int, float, bool, str, type(None), torch.dtype}
 # Classes whose instances have no dispatch of their own.
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 _PLAIN = set(PLAIN)
-_raw_repr = torch._C.DispatchKeySet.raw_repr
 _KINDS = {
     "Batched": "a batched tensor of vmap",
     "FuncTorchGradWrapper": "a tensor of torch.func's transforms",
@@ -54,12 +46,12 @@ def strange(args: tuple) -> int:
     found = 0
     for a in args:
         if isinstance(a, torch.Tensor):
-            found |= _keys_of(a).raw_repr()
+            found |= dispatch_keys(a).raw_repr()
             if type(a) not in PLAIN:
                 found |= _SUBCLASS
         elif isinstance(a, list | tuple) and a and isinstance(a[0], torch.Tensor):
             # An optimizer's lists are long: not one by one.
-            found |= reduce(or_, map(_raw_repr, map(_keys_of, a)))
+            found |= reduce(or_, map(raw_repr, map(dispatch_keys, a)))
             if not _PLAIN.issuperset(map(type, a)):
                 found |= _SUBCLASS
     return found & _STRANGE
@@ -74,7 +66,7 @@ def signature(args: Iterable[Any]) -> tuple | None:
     for a in args:
         kind = type(a)
         if kind in PLAIN:
-            if _keys_of(a).raw_repr() & _NOT_CPU:
+            if dispatch_keys(a).raw_repr() & _NOT_CPU:
                 return None
             parts += (a.dtype, a.shape, a.stride(), a.requires_grad)
         elif kind in _VALUES:
@@ -93,7 +85,7 @@ def plain(tensors: list[Any]) -> bool:
 
 def has_memory(t: torch.Tensor) -> bool:
     """Whether it is more than a wrapper, of whatever class: it holds its elements itself, as they are or lazily."""
-    return not _keys_of(t).raw_repr() & _STRANGE & ~_LAZY
+    return not dispatch_keys(t).raw_repr() & _STRANGE & ~_LAZY
 
 
 def wrapped(found: int) -> bool:
@@ -105,7 +97,7 @@ def kind(t: torch.Tensor) -> str:
     """What a tensor is, for an error: its class, or what stands in for its memory."""
     if type(t) not in PLAIN:
         return f"a {type(t).__name__}"
-    found = str(_keys_of(t))
+    found = str(dispatch_keys(t))
     return next((said for name, said in _KINDS.items() if name in found), f"a tensor of {found}")
 
 

@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
 from gradlab.kernels.cpu.launching import Grid, Kernel
+from gradlab.kernels.private.private_torch import TorchDispatchMode
 from gradlab.kernels.runtime import compiled_triton
 
 # Signatures that a function keeps; where there are ever new ones, the old make room.

@@ -10,19 +10,14 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from triton.runtime import jit
 from triton.runtime.jit import JITFunction
+
+from gradlab.kernels.private.private_triton import made_with
 
 
 def made(fn: Callable[..., Any]) -> JITFunction:
     """`triton.jit(fn)` of a function that ends with a statement, not with a comment."""
-    if getattr(jit, "inspect", None) is not inspect:
-        return JITFunction(fn)
-    jit.inspect = _INSPECT
-    try:
-        return JITFunction(fn)
-    finally:
-        jit.inspect = inspect
+    return made_with(_INSPECT, fn)
 
 
 def lines(fn: Any) -> tuple[list[str], int]:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from gradlab.autodiff.arguments.errors import FLOATS
 from gradlab.autodiff.frameworks.side import known
+from gradlab.base.exit_codes import FOUND, INTERRUPTED, OK
 from gradlab.base.files import writable
 from gradlab.base.machine import describe
 from gradlab.base.processes import run_in_process
@@ -139,7 +140,7 @@ def run(command: Command, console: Console, run_in_process: Callable[..., Any] =
         console.print(line, style="bold red", highlight=False, markup=False, soft_wrap=True)
     if interrupted:
         console.print(f"interrupted: the {len(groups)} groups above are finished", style="bold red")
-        return 130
+        return INTERRUPTED
     if not groups and not ended:
         raise ValueError(f"bench: no case {command.case!r} is timed on this device: it is for CUDA")
     # A peer that cannot run is said, and is not the lab's failure.
@@ -150,7 +151,7 @@ def run(command: Command, console: Console, run_in_process: Callable[..., Any] =
         show_changes(found, console)
         console.print(compare.summary(found, command.base), highlight=False, soft_wrap=True)
         bad = bad or compare.slower(found)
-    return 1 if bad else 0
+    return FOUND if bad else OK
 
 
 def measured(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gradlab.base.exit_codes import FOUND, INTERRUPTED, OK
 from gradlab.kernels.spec import specs
 from gradlab.profiling.bench.file import read_json, write
 from gradlab.profiling.bench.row import BOTH, FORWARD, GRADLAB, NATIVE, Group
@@ -48,8 +49,8 @@ def main(words: list[str] | None = None) -> int:
             asked.tiny,
         )
     except KeyboardInterrupt:
-        return 130
-    return 1 if any(problems(groups)) else 0
+        return INTERRUPTED
+    return FOUND if any(problems(groups)) else OK
 
 
 def rows(

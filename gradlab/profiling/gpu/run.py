@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gradlab.autodiff.frameworks.side import SIDES
+from gradlab.base import exit_codes
 from gradlab.base.machine import describe
 from gradlab.profiling.gpu.part import FAILED, OK, SKIPPED, Outcome, execute
 
@@ -71,7 +72,7 @@ def main(words: Sequence[str] | None = None, root: Path = ROOT, tiny: bool = Fal
     if "cuda" not in found.values():
         seen = ", ".join(f"{name} sees {device}" for name, device in found.items())
         print(f"gradlab gpu: no CUDA device here: {seen}", file=sys.stderr)
-        return 2
+        return exit_codes.UNUSABLE
     machine = describe()
     folder = root / "results" / slug(machine.get("gpu", "cuda"))
     about = {"gpu": machine.get("gpu", "cuda"), "source": source()}
@@ -79,20 +80,20 @@ def main(words: Sequence[str] | None = None, root: Path = ROOT, tiny: bool = Fal
     named = {part.name for part in plan for word in asked if part.name.startswith(word)}
     if asked and not named:
         print(f"gradlab gpu: no part {' '.join(asked)!r}; there are {', '.join(p.name for p in plan)}", file=sys.stderr)
-        return 2
+        return exit_codes.UNUSABLE
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         outcomes = run(plan, folder, machine, about, named, start + LIMIT)
     except KeyboardInterrupt:
         print(f"interrupted; what was finished is in {folder}", file=sys.stderr)
-        return 130
+        return exit_codes.INTERRUPTED
     print(f"\n{folder / 'README.md'}")
     for part in plan:
         outcome = outcomes.get(part.name)
         print(f"{part.name}: " + (f"{outcome.verdict}, {outcome.seconds:.0f} s" if outcome else "not started"))
     asked_for = [o for name, o in outcomes.items() if not named or name in named]
-    return 0 if all(outcome.verdict in (OK, SKIPPED) for outcome in asked_for) else 1
+    return exit_codes.OK if all(outcome.verdict in (OK, SKIPPED) for outcome in asked_for) else exit_codes.FOUND
 
 
 def run(

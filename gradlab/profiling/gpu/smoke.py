@@ -17,6 +17,7 @@ import numpy as np
 
 from gradlab.autodiff.frameworks.side import Side, as_tuple
 from gradlab.autodiff.frameworks.side import side as side_of
+from gradlab.base.exit_codes import FOUND, INTERRUPTED, OK
 from gradlab.base.files import write_whole
 from gradlab.kernels.spec import Case, Spec, spec, specs
 from gradlab.profiling.gpu import rows
@@ -68,8 +69,8 @@ def main(words: list[str] | None = None) -> int:
         right = compared(asked.file, about, side_of(asked.side), asked.seconds, asked.ops)
         groups = rows.rows(asked.rows, about, asked.side, TIMED, MODES[asked.side], MAIN, True, asked.tiny)
     except KeyboardInterrupt:
-        return 130
-    return 0 if right and not rows.problems(groups) else 1
+        return INTERRUPTED
+    return OK if right and not rows.problems(groups) else FOUND
 
 
 def compared(file: Path, about: dict[str, str], side: Side, seconds: float, ops: Sequence[str] | None = None) -> bool:

@@ -107,7 +107,7 @@ class Code:
         return {**values, "grid": list(self.grid), "called": list(self.called), "indicative": self.indicative, **counts}
 
 
-# What a promise says of innermost loops, in front of what is counted.
+# Prefix of a bound's fact that is counted in innermost loops only.
 INNER = "inner_"
-# Parts and wholes of what is counted, for promises.
+# Counted part and total of each share that a bound may name.
 SHARES = {"wide_share": (("wide_loads", "wide_stores"), ("loads", "stores"))}

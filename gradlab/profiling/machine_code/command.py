@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gradlab.autodiff.frameworks.side import installed
+from gradlab.base.exit_codes import FOUND, INTERRUPTED, OK
 from gradlab.base.files import write_whole
 from gradlab.base.machine import describe
 from gradlab.kernels.spec import spec, specs
+from gradlab.profiling.machine_code.bounds import Verdict, hold, subjects
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.gpus import gpu
 from gradlab.profiling.machine_code.inspection import Wanted, choose, read, targets
-from gradlab.profiling.machine_code.promises import Verdict, hold, subjects
 from gradlab.profiling.machine_code.report import show, show_verdicts
 from gradlab.profiling.machine_code.targets import CPU, CPUS
 
@@ -40,10 +41,10 @@ class InspectArgs:
 
 
 def inspect(args: InspectArgs, console: Console) -> int:
-    """Compile, read, print; with `check` hold the Specs' promises.
+    """Compile, read, print; with `check`, check the Specs' codegen bounds.
 
     Returns:
-        0; 1 when a kernel does not compile or a promise is broken; 130 when interrupted, the finished rows printed
+        0; 1 when a kernel does not compile or a bound is broken; 130 when interrupted, the finished rows printed
         and written.
 
     Raises:
@@ -55,7 +56,7 @@ def inspect(args: InspectArgs, console: Console) -> int:
     if args.json is not None:
         _writable(args.json)
     if args.check and (args.case or args.gpu or args.lines):
-        raise ValueError("inspect: --check takes no --case, --gpu or --lines: the promises name their cases")
+        raise ValueError("inspect: --check takes no --case, --gpu or --lines: the bounds name their cases")
     if args.check:
         dtypes = split(args.dtypes) or ["float32", "bfloat16"]
         there = targets(split(args.archs) or ["sm_80", "sm_90"], None)
@@ -65,10 +66,10 @@ def inspect(args: InspectArgs, console: Console) -> int:
         usual = "float32" if set(archs) <= set(CPUS) else "bfloat16"
         chosen = choose(ops, sides or None, split(args.dtypes) or [usual], args.case)
         wanted = Wanted(chosen, targets(archs, args.gpu), args.gpu, None, args.lines)
-    spoken = {arch for op in ops for promise in op.promises for arch in promise.archs}
-    if args.check and not any(t.name in spoken for t in wanted.targets):
+    bounded = {arch for op in ops for bound in op.bounds for arch in bound.archs}
+    if args.check and not any(t.name in bounded for t in wanted.targets):
         names = ", ".join(t.name for t in wanted.targets)
-        raise ValueError(f"inspect: no promise speaks of {names}, wanted one of {', '.join(sorted(spoken))}")
+        raise ValueError(f"inspect: no Spec has a bound for {names}, wanted one of {', '.join(sorted(bounded))}")
     codes: list[Code] = []
     complete = False
     try:
@@ -88,12 +89,12 @@ def inspect(args: InspectArgs, console: Console) -> int:
         write_json(args.json, codes, verdicts, complete)
     if not complete:
         console.print(f"interrupted: {len(codes)} kernels read", style="bold red", highlight=False)
-        return 130
+        return INTERRUPTED
     if not codes:
         on_cpu = all(isinstance(t, CPU) for t in wanted.targets)
         why = "on a CPU jax's kernels are XLA's code" if on_cpu else "jax's kernels are lowered for CUDA"
         raise ValueError(f"inspect: nothing to compile: {why}, wanted {'--side torch or ' * on_cpu}an sm_ architecture")
-    return 1 if any(v.broken for v in verdicts) or any(c.error for c in codes) else 0
+    return FOUND if any(v.broken for v in verdicts) or any(c.error for c in codes) else OK
 
 
 def write_json(path: Path, codes: Sequence[Code], verdicts: Sequence[Verdict], complete: bool) -> None:
@@ -102,7 +103,7 @@ def write_json(path: Path, codes: Sequence[Code], verdicts: Sequence[Verdict], c
     rows = ",\n".join(f"  {to_json.dumps(code.as_json())}" for code in codes)
     held = ",\n".join(f"  {to_json.dumps(_plain(verdict))}" for verdict in verdicts)
     text = to_json.dumps(head, indent=1)[:-2]
-    write_whole(path, f'{text},\n "kernels": [\n{rows}\n ],\n "promises": [\n{held}\n ]\n}}\n')
+    write_whole(path, f'{text},\n "kernels": [\n{rows}\n ],\n "bounds": [\n{held}\n ]\n}}\n')
 
 
 def split(words: Sequence[str] | None) -> list[str]:
@@ -140,9 +141,9 @@ def _plain(verdict: Verdict) -> dict:
     return {
         "op": verdict.op,
         "side": verdict.side,
-        "promise": str(verdict.promise),
-        "fact": verdict.promise.fact,
-        "kernels": list(verdict.promise.kernels),
+        "bound": str(verdict.bound),
+        "fact": verdict.bound.fact,
+        "kernels": list(verdict.bound.kernels),
         "held": verdict.held,
         "extreme": verdict.extreme,
         "broken": list(verdict.broken),

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from triton._C.libtriton import ir
 from triton.compiler import ASTSource
 
 from gradlab.kernels.cpu import located, lower, machine
 from gradlab.kernels.cpu.compiler import CPUBackend
 from gradlab.kernels.cpu.machine import Machine
+from gradlab.kernels.private.private_triton import ir
 from gradlab.kernels.runtime.compiled_triton import TARGET
 from gradlab.profiling.machine_code.assembly import read
 from gradlab.profiling.machine_code.targets import CPU

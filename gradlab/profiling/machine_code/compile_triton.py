@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource, make_backend
 
+from gradlab.kernels.private import private_triton
 from gradlab.profiling.machine_code.found import Found
 from gradlab.profiling.machine_code.targets import Target
 
@@ -52,8 +51,8 @@ def begun(source: ASTSource, where: Target, warps: int, stages: int) -> Callable
     machine = GPUTarget(where.backend, where.number, where.lanes)
     backend = make_backend(machine)
     options = backend.parse_options(_options(warps, stages))
-    context = ir.context()
-    ir.load_dialects(context)
+    context = private_triton.ir.context()
+    private_triton.ir.load_dialects(context)
     backend.load_dialects(context)
     functions, modules = backend.get_codegen_implementation(options), backend.get_module_map()
     module = source.make_ir(machine, options, functions, modules, context)
@@ -73,7 +72,7 @@ def begun(source: ASTSource, where: Target, warps: int, stages: int) -> Callable
 
 def assembler(where: Target) -> Path:
     """The ptxas that Triton takes for an architecture: it has two, and from 3.9 on the newer one is for sm_90 too."""
-    return Path(get_ptxas(where.number).path)
+    return private_triton.assembler(where.number)
 
 
 def _options(warps: int, stages: int) -> dict[str, Any]:

@@ -4,15 +4,14 @@ import importlib
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gradlab.autodiff.arguments.errors import FLOATS
-from gradlab.autodiff.frameworks.side import installed
-from gradlab.autodiff.frameworks.side import side as side_of
+from gradlab.autodiff.frameworks.side import selected
 from gradlab.kernels.spec import Case, Spec, spec, specs
 from gradlab.profiling.machine_code import amdgcn, sass
 from gradlab.profiling.machine_code.code import Code
@@ -27,12 +26,17 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @dataclass(frozen=True)
 class Subject:
-    """A case of an op on one side in one dtype: what launches are looked for in."""
+    """A case of an op on one side in one dtype: what launches are looked for in.
+
+    Attributes:
+        find: finds them elsewhere, in a function that is no op of the lab.
+    """
 
     op: Spec
     case: Case
     side: str
     dtype: str
+    find: Callable[[], list[Found]] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,33 @@ def inspect(
     return list(read(Wanted(subjects, targets(archs, gpu), gpu, ceilings, lines)))
 
 
+def inspect_function(
+    fn: Callable[..., Any], *args: Any, archs: Sequence[str] = ("sm_90",), gpu: str | None = None, lines: bool = True
+) -> list[Code]:
+    """The Triton kernels of anybody's torch function, compiled and read; no GPU is needed.
+
+    The function is called once, with launches of `kernel[grid](...)` noted and not run, so results hold no values.
+    Where the results have a gradient, its backward is called in the same way.
+
+    Args:
+        fn: the function; kernels under `triton.autotune` are not found, call it without.
+        args: what it is called with. What requires a gradient is differentiated.
+        archs: sm_80, sm_86, sm_89, sm_90, sm_100, gfx942; native, x86-64-v3, sapphirerapids, neoverse-v2.
+        gpu: whose waves are worked out; None for a usual one of each architecture.
+        lines: count instructions by source line too.
+
+    Raises:
+        ValueError: an unknown architecture or GPU.
+        ModuleNotFoundError: torch, Triton or one of its tools is not installed.
+    """
+    own = importlib.import_module("gradlab.profiling.machine_code.own_torch")
+    name = getattr(fn, "__name__", type(fn).__name__)
+    op = Spec(name, "", "x[E] -> y[E]", (), fn, lambda sizes, **options: {}, ())
+    found = own.find(fn, args)
+    subject = Subject(op, Case("given", {}), "torch", own.dtype_of(args), lambda: found)
+    return list(read(Wanted((subject,), targets(archs, gpu), gpu, None, lines)))
+
+
 def choose(
     ops: Sequence[Spec], sides: Sequence[str] | None, dtypes: Sequence[str], case: str | None
 ) -> tuple[Subject, ...]:
@@ -95,13 +126,7 @@ def choose(
     for name in dtypes:
         if name not in FLOATS:
             raise ValueError(f"inspect: unknown dtype {name!r}; the lab has {', '.join(FLOATS)}")
-    for name in sides or ():
-        side_of(name)
-    named = tuple(dict.fromkeys(sides or installed()))
-    if not named:
-        raise ModuleNotFoundError(
-            "no side is installed: pip install 'gradlab[torch]', 'gradlab[jax]' or 'gradlab[all]'"
-        )
+    named = selected(sides)
     if importlib.util.find_spec("triton") is None:
         raise ModuleNotFoundError("inspect needs triton, which compiles the kernels of both sides: pip install triton")
     return tuple(
@@ -176,6 +201,8 @@ def read(wanted: Wanted) -> Iterator[Code]:
 
 def find(subject: Subject, device: str = "cuda") -> list[Found]:
     """The kernels that it launches on "cuda" or, on torch, on "cpu"."""
+    if subject.find is not None:
+        return subject.find()
     module = importlib.import_module(f"gradlab.profiling.machine_code.launches_{subject.side}")
     with PARSER:
         return module.find(subject.op, subject.case, subject.dtype, *([device] if device != "cuda" else []))

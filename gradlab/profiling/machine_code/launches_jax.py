@@ -6,11 +6,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
-from jax._src import source_info_util
-from jax._src.lib import triton as jaxlib_triton
-from jax._src.lib.mlir import ir
 
 from gradlab.autodiff.frameworks.side_jax import SIDE
+from gradlab.kernels.private import private_jax
 from gradlab.kernels.runtime import launch_pallas
 from gradlab.kernels.runtime.forking import Lock
 from gradlab.kernels.runtime.lower_pallas import lowered
@@ -73,6 +71,7 @@ def find(op: Spec, case: Case, dtype: str) -> list[Found]:
 
 def _calls(operation: Any) -> Iterator[tuple[str, str, int, int, tuple[int, ...]]]:
     """Name, Triton IR, warps, stages and grid of every Triton kernel in the program."""
+    ir = private_jax.mlir()
     for region in operation.regions:
         for block in region:
             for inner in block:
@@ -84,7 +83,7 @@ def _calls(operation: Any) -> Iterator[tuple[str, str, int, int, tuple[int, ...]
         return
     config = operation.attributes["mhlo.backend_config"]
     with ir.Context() as context:
-        jaxlib_triton.dialect.register_dialect(context)
+        private_jax.register_triton(context)
         module = ir.Module.parse(ir.StringAttr(config["ir"]).value_bytes)
         text = str(module.operation.get_asm(enable_debug_info=True))
     warps, stages, *grid = (
@@ -111,8 +110,8 @@ def _located() -> Iterator[None]:
 
             @functools.wraps(fn)
             def located(*refs: Any) -> None:
-                state = source_info_util._source_info_context
-                outside, state.context = state.context, source_info_util.new_source_info()
+                state = private_jax.source_state()
+                outside, state.context = state.context, private_jax.no_source()
                 try:
                     kernel(*refs)
                 finally:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import gradlab.kernels
 from gradlab.autodiff.frameworks.side_torch import SIDE
+from gradlab.kernels.private.private_torch import TorchDispatchMode, pytree
 from gradlab.kernels.runtime import compiled_triton
 from gradlab.kernels.runtime.launch_triton import KERNELS, OF_CPUS, Launch, recording, triton_dtype
 from gradlab.kernels.spec import Array, Case, Spec
@@ -82,7 +81,7 @@ def find(op: Spec, case: Case, dtype: str, device: str = "cuda") -> list[Found]:
 def source(noted: Launch) -> Source:
     """A recorded launch as the compiler takes it.
 
-    Arguments are specialised as a launch would: a size or stride of 1 is a constant, multiples of 16 are promised.
+    Arguments are specialised as a launch would: a size or stride of 1 is a constant, multiples of 16 are declared.
     """
     signature, constants, attrs = {}, dict(noted.constants), {}
     for i, (name, value) in enumerate(zip(noted.jit.arg_names, noted.args, strict=False)):
@@ -131,9 +130,11 @@ class NoValues(TorchDispatchMode):
             return args[0]
         if func._schema.is_mutable or any(r.alias_info for r in func._schema.returns):
             return func(*args, **kwargs)
-        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
+        args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
         made = func(*args, **({**kwargs, "device": "meta"} if "device" in kwargs else kwargs))
-        return tree_map_only(torch.Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype), made)
+        return pytree.tree_map_only(
+            torch.Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype), made
+        )
 
 
 _FILLS = {torch.ops.aten.copy_, torch.ops.aten.fill_, torch.ops.aten.zero_, torch.ops.aten.add_, torch.ops.aten.mul_}

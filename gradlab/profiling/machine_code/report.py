@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradlab.kernels.bounds import HALF, Promise
+from gradlab.kernels.bounds import HALF, Bound
 from gradlab.kernels.spec import spec
 from gradlab.profiling.machine_code import report_cpu
+from gradlab.profiling.machine_code.bounds import Verdict
 from gradlab.profiling.machine_code.code import Code
-from gradlab.profiling.machine_code.promises import Verdict
 from gradlab.profiling.machine_code.source_view import source
 from gradlab.profiling.machine_code.targets import CPUS
 
@@ -68,7 +68,7 @@ def show(codes: Sequence[Code], console: Console, lines: bool = False) -> None:
 
 
 def show_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
-    """For each op and side a row a promise, then who breaks one."""
+    """For each op and side one row for each bound; then the kernels that break one."""
     for (op, side), group in itertools.groupby(verdicts, lambda v: (v.op, v.side)):
         console.print(Text(f"{op} on {side}", "bold"))
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
@@ -78,27 +78,27 @@ def show_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
         table.add_column(width=6)
         for v in group:
             worst = "" if v.extreme is None else f"{v.held}: {v.extreme:.3g}"
-            stand = Text("broken", "bold red") if v.broken else Text("kept", "green")
-            table.add_row(f"  {v.promise}", _of(v.promise), worst, stand)
+            stand = Text("broken", "bold red") if v.broken else Text("holds", "green")
+            table.add_row(f"  {v.bound}", _of(v.bound), worst, stand)
         console.print(table)
     if verdicts:
-        console.print(Text("beside each promise: kernels held to it, and the number nearest to its bound", "dim"))
+        console.print(Text("beside each bound: kernels checked, and the number nearest to the bound", "dim"))
     broken = [(v, words) for v in verdicts for words in v.broken]
     for verdict, words in broken:
         console.print(
-            Text(f"broken: {verdict.op} on {verdict.side}: {verdict.promise}: {words}", "bold red"), soft_wrap=True
+            Text(f"broken: {verdict.op} on {verdict.side}: {verdict.bound}: {words}", "bold red"), soft_wrap=True
         )
-    kept = sum(not v.broken for v in verdicts)
+    good = sum(not v.broken for v in verdicts)
     held = sum(v.held for v in verdicts)
-    console.print(f"{kept} of {len(verdicts)} promises kept, {held} times a kernel held to one", highlight=False)
+    console.print(f"{good} of {len(verdicts)} bounds held, in {held} checks of a kernel", highlight=False)
 
 
-def _of(promise: Promise) -> str:
-    """Which kernels a promise speaks of."""
-    words = [*promise.kernels] or ["all"]
-    half = set(HALF) <= set(promise.dtypes)
-    words += ["half"] * half + [dtype for dtype in promise.dtypes if not half or dtype not in HALF]
-    words += [f"case {promise.case}"] if promise.case else []
+def _of(bound: Bound) -> str:
+    """The kernels that a bound applies to."""
+    words = [*bound.kernels] or ["all"]
+    half = set(HALF) <= set(bound.dtypes)
+    words += ["half"] * half + [dtype for dtype in bound.dtypes if not half or dtype not in HALF]
+    words += [f"case {bound.case}"] if bound.case else []
     return ", ".join(words)
 
 

@@ -23,7 +23,7 @@ class Data:
         stages: by name, what became of it, its seconds and its error.
         checks: an entry an op: findings, notes, curves.
         groups: the benchmark's groups.
-        kernels, promises: of the machine code.
+        kernels, bounds: of the machine code.
         training: the name of the workload, its table's columns, rows and notes, and its figure's file.
     """
 
@@ -33,7 +33,7 @@ class Data:
     checks: list[dict[str, Any]] = field(default_factory=list)
     groups: list[dict[str, Any]] = field(default_factory=list)
     kernels: list[dict[str, Any]] = field(default_factory=list)
-    promises: list[dict[str, Any]] = field(default_factory=list)
+    bounds: list[dict[str, Any]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -46,8 +46,8 @@ class Data:
                 self.checks.append(found)
             case ("kernel", found):
                 self.kernels.append(found)
-            case ("promises", found):
-                self.promises += found
+            case ("bounds", found):
+                self.bounds += found
             case ("group", group):
                 self.groups.append(group.as_json())
 

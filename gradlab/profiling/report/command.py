@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from gradlab.base.exit_codes import FOUND, INTERRUPTED, OK
 from gradlab.base.files import claim, write_whole
 from gradlab.base.machine import describe
 from gradlab.kernels.spec import spec, specs
@@ -75,8 +76,8 @@ def run(args: ReportArgs, console: Console, collect: Callable[..., None] = colle
     console.print(f"written to {written}, with results.json and the figures", highlight=False, soft_wrap=True)
     if interrupted:
         console.print("interrupted: the page holds what was finished", style="bold red")
-        return 130
-    return 0 if all(stage["became"] == DONE for stage in data.stages.values()) else 1
+        return INTERRUPTED
+    return OK if all(stage["became"] == DONE for stage in data.stages.values()) else FOUND
 
 
 def _collected(data: Data, scope: Scope, console: Console, collect: Callable[..., None]) -> None:

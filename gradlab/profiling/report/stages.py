@@ -13,7 +13,7 @@ from gradlab.autodiff.checker.verdict.judge import View
 from gradlab.kernels.spec import spec
 from gradlab.profiling.bench.row import BACKWARD, COMPILED, EAGER, FORWARD, MODES, PASSES
 from gradlab.profiling.bench.worker import TimingJob
-from gradlab.profiling.machine_code import promises
+from gradlab.profiling.machine_code import bounds
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.inspection import Wanted, choose, read, targets
 from gradlab.profiling.machine_code.source_view import source
@@ -87,23 +87,23 @@ def timings(scope: Scope) -> tuple[TimingJob, ...]:
 
 
 def inspections(send: Send, scope: Scope) -> None:
-    """Every kernel's machine code and promises; tells ("at", words), ("kernel", data) each, ("promises", data)."""
+    """Every kernel's machine code and bounds; tells ("at", words), ("kernel", data) each, ("bounds", data)."""
     ops = [spec(name) for name in scope.ops]
     asked = choose(ops, scope.sides, scope.dtypes, None)
-    # Promises about other cases than the largest are left to `gradlab inspect --check` where it has to be quick.
-    held = () if scope.quick else promises.subjects(ops, scope.sides, scope.dtypes)
+    # Bounds on other cases than the largest are left to `gradlab inspect --check` where it has to be quick.
+    held = () if scope.quick else bounds.subjects(ops, scope.sides, scope.dtypes)
     more = tuple(s for s in held if s not in asked)
     codes = []
     for code in read(Wanted(asked + more, targets(scope.archs, None), lines=True)):
         send(("at", f"{code.op} on {code.side}, {code.name}, {code.dtype}, {code.arch}"))
         codes.append(code)
         send(("kernel", code.as_json() | {"source": _source(code)}))
-    verdicts = promises.hold(ops, scope.sides, codes)
+    verdicts = bounds.hold(ops, scope.sides, codes)
     send(
         (
-            "promises",
+            "bounds",
             [
-                {"op": v.op, "side": v.side, "promise": str(v.promise), "held": v.held, "broken": list(v.broken)}
+                {"op": v.op, "side": v.side, "bound": str(v.bound), "held": v.held, "broken": list(v.broken)}
                 for v in verdicts
             ],
         )

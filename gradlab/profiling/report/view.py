@@ -15,7 +15,7 @@ from gradlab.profiling.report.collect import DONE, Data
 NEEDS_GPU = "needs a GPU"
 TONES = {
     "ok": "good",
-    "kept": "good",
+    "holds": "good",
     FASTER: "good",
     DONE: "good",
     "wrong": "bad",
@@ -82,7 +82,7 @@ def summary(data: Data, groups: Sequence[Group]) -> Table:
         *(f"{s}, {way} / native" for s in sides for way in ("fwd", "bwd")),
         "registers",
         "spill bytes",
-        "promises",
+        "bounds",
     )
     rows = []
     for name in data.scope["ops"]:
@@ -92,10 +92,10 @@ def summary(data: Data, groups: Sequence[Group]) -> Table:
         for fact in ("registers", "spill_bytes"):
             most = max((k[fact] for k in kernels), default=None)
             cells.append(Cell("–") if most is None else number(most, "bad" if fact == "spill_bytes" and most else ""))
-        held = [p for p in data.promises if p["op"] == name]
+        held = [p for p in data.bounds if p["op"] == name]
         broken = sum(bool(p["broken"]) for p in held)
-        kept = f"{len(held) - broken} of {len(held)} kept"
-        cells.append(Cell(kept, float(broken), "bad" if broken else "good") if held else Cell("–"))
+        words = f"{len(held) - broken} of {len(held)} hold"
+        cells.append(Cell(words, float(broken), "bad" if broken else "good") if held else Cell("–"))
         rows.append(tuple(cells))
     return Table(
         "Every op at a glance; registers and spills are the most of any kernel on sm_90",
@@ -109,7 +109,7 @@ def op(data: Data, groups: Sequence[Group], name: str, figures: Iterable[tuple[s
     checks = next((c for c in data.checks if c["op"] == name), None)
     own = [g for g in groups if g.op == name]
     kernels = [k for k in data.kernels if k["op"] == name]
-    tables = [t for t in (_errors(checks), _times(own), _kernels(kernels), _promises(data, name)) if t.rows]
+    tables = [t for t in (_errors(checks), _times(own), _kernels(kernels), _bounds(data, name)) if t.rows]
     notes = [f["message"] for f in (checks or {}).get("findings", []) if f["verdict"] != "ok"]
     notes += [f"{g.side}, {g.direction}, {m.name}: {m.problem}: {m.note}" for g in own for m in g.members if m.problem]
     notes += [f"{k['side']} {k['kernel']}, {k['arch']}: {k['error']}" for k in kernels if k["error"]]
@@ -266,20 +266,20 @@ def _kernels(kernels: Sequence[dict[str, Any]]) -> Table:
     return Table("Machine code, compiled without a GPU at the op's largest case", columns, tuple(rows))
 
 
-def _promises(data: Data, name: str) -> Table:
+def _bounds(data: Data, name: str) -> Table:
     rows = []
-    for p in (p for p in data.promises if p["op"] == name):
-        word = "broken" if p["broken"] else "kept"
+    for p in (p for p in data.bounds if p["op"] == name):
+        word = "broken" if p["broken"] else "holds"
         rows.append(
             (
                 Cell(p["side"]),
-                Cell(p["promise"]),
+                Cell(p["bound"]),
                 number(p["held"]),
                 Cell(word, word, TONES[word]),
                 Cell("; ".join(p["broken"])),
             )
         )
-    return Table("Promises held by the machine code", ("side", "promise", "kernels", "verdict", "by"), tuple(rows))
+    return Table("Codegen bounds", ("side", "bound", "kernels", "verdict", "by"), tuple(rows))
 
 
 def _listings(kernels: Sequence[dict[str, Any]]) -> tuple[tuple[Listing, ...], ...]:

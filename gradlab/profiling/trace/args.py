@@ -4,8 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradlab.autodiff.frameworks.side import installed
-from gradlab.autodiff.frameworks.side import side as side_of
+from gradlab.autodiff.frameworks.side import selected
 
 # The modes of a side, its usual one first.
 MODES = {"torch": ("eager", "compile"), "jax": ("jit", "eager")}
@@ -49,13 +48,7 @@ def checked_args(
         ValueError: an unknown side, mode, tool or case, or an output folder that cannot be written.
         ModuleNotFoundError: a side that is not installed, or none is.
     """
-    for name in sides or ():
-        side_of(name)
-    chosen = tuple(dict.fromkeys(sides or installed()))
-    if not chosen:
-        raise ModuleNotFoundError(
-            "no side is installed: pip install 'gradlab[torch]', 'gradlab[jax]' or 'gradlab[all]'"
-        )
+    chosen = selected(sides)
     every = tuple(dict.fromkeys(m for modes in MODES.values() for m in modes))
     if mode is not None and mode not in every:
         raise ValueError(f"profile: mode is {mode!r}, wanted one of {', '.join(every)}")

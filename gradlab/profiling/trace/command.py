@@ -8,13 +8,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.status import Status
 
+from gradlab.base.exit_codes import FOUND, INTERRUPTED, OK, UNUSABLE
 from gradlab.base.files import write_whole
 from gradlab.base.machine import describe, stamp
+from gradlab.base.terminal import print_line
 from gradlab.profiling.trace import tools
 from gradlab.profiling.trace.args import ProfileArgs
 from gradlab.profiling.trace.child import ChildError, traced
 from gradlab.profiling.trace.merge import merged
-from gradlab.profiling.trace.show import say, show
+from gradlab.profiling.trace.show import show
 from gradlab.profiling.trace.step import Job
 
 # Steps that are profiled: enough to see what repeats, few enough for a reader and for ncu, which replays each kernel.
@@ -34,23 +36,23 @@ def profile(args: ProfileArgs, module: str, console: Console) -> int:
     machine = describe()
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        say(console, stamp(machine))
+        print_line(console, stamp(machine))
         tool, why = tools.chosen(args.tool, "gpu" in machine)
         if why:
-            say(console, why, style="yellow")
+            print_line(console, why, style="yellow")
         if tool == "trace":
             _trace(args, module, machine, console)
-            return 0
+            return OK
         return tools.run(tool, _jobs(args, tool, args.out), module, args.out, console)
     except ChildError as error:
-        say(Console(stderr=True), f"gradlab: {error}")
-        return 1
+        print_line(Console(stderr=True), f"gradlab: {error}")
+        return FOUND
     except OSError as error:
-        say(Console(stderr=True), f"gradlab: profile: cannot write {args.out}: {error.strerror or error}")
-        return 2
+        print_line(Console(stderr=True), f"gradlab: profile: cannot write {args.out}: {error.strerror or error}")
+        return UNUSABLE
     except KeyboardInterrupt:
-        say(Console(stderr=True), "interrupted")
-        return 130
+        print_line(Console(stderr=True), "interrupted")
+        return INTERRUPTED
     finally:
         # Where nothing was written nothing is left; a folder that holds something stays.
         with suppress(OSError):
@@ -72,4 +74,4 @@ def _trace(args: ProfileArgs, module: str, machine: dict[str, str], console: Con
     for side in found:
         show(side, found[side], console)
     events = sum(len(side["events"]) for side in found.values())
-    say(console, f"\n{path}: {events} events on one clock, for https://ui.perfetto.dev")
+    print_line(console, f"\n{path}: {events} events on one clock, for https://ui.perfetto.dev")

@@ -7,6 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from gradlab.base.terminal import print_line
+
 # Most rows of time that are shown; the trace has them all.
 ROWS = 14
 # Most graph breaks and recompilations that are shown, each a line.
@@ -16,9 +18,11 @@ REASONS = 5
 def show(side: str, found: Mapping[str, Any], console: Console) -> None:
     """What one side's trace says: steps, time, compilation."""
     job = found["job"]
-    say(console, f"\n{side}, {job['mode']}: {found['what']}", style="bold")
+    print_line(console, f"\n{side}, {job['mode']}: {found['what']}", style="bold")
     call, wait = (sorted(column)[len(column) // 2] for column in list(zip(*found["steps"], strict=True))[:2])
-    say(console, f"{job['steps']} steps, the median one {unit(call)} in the call and {unit(wait)} waiting after it")
+    print_line(
+        console, f"{job['steps']} steps, the median one {unit(call)} in the call and {unit(wait)} waiting after it"
+    )
     rows = named(found)
     device = any(row["device"] for row in rows)
     key = "device" if device else "seconds"
@@ -37,7 +41,7 @@ def show(side: str, found: Mapping[str, Any], console: Console) -> None:
         table.add_row(f"{len(rest)} more", count, unit(seconds), f"{seconds / whole:.1%}", style="dim")
     console.print(table)
     if found["interpreted"]:
-        say(console, "Interpreted: these kernels run as Python, and no time here is a kernel's speed.")
+        print_line(console, "Interpreted: these kernels run as Python, and no time here is a kernel's speed.")
     compilation(side, found, console)
 
 
@@ -46,7 +50,7 @@ def compilation(side: str, found: Mapping[str, Any], console: Console) -> None:
     stages = found["stages"]
     if stages:
         parts = ", ".join(f"{name} {unit(seconds)}" for name, seconds in stages.items())
-        say(console, f"compile time: {parts}")
+        print_line(console, f"compile time: {parts}")
     if side == "torch" and found["job"]["mode"] == "compile":
         _reasons("graph break", found["breaks"], console)
     if found["job"]["mode"] != "eager" or found["recompiled"]:
@@ -75,15 +79,10 @@ def unit(seconds: float) -> str:
     return f"{seconds * 1e9:.0f} ns"
 
 
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """A line as it is: no markup, no colours of its own."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=False)
-
-
 def _reasons(what: str, reasons: Sequence[Sequence[Any]], console: Console) -> None:
     total = sum(count for _, count in reasons)
-    say(console, f"{what}s: {total or 'none'}")
+    print_line(console, f"{what}s: {total or 'none'}")
     for reason, count in reasons[:REASONS]:
-        say(console, f"  {count} x {reason}")
+        print_line(console, f"  {count} x {reason}")
     if len(reasons) > REASONS:
-        say(console, f"  and {len(reasons) - REASONS} other reasons")
+        print_line(console, f"  and {len(reasons) - REASONS} other reasons")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from gradlab.autodiff.frameworks.side import side
+from gradlab.base.files import write_whole
 from gradlab.profiling.ranges import ranges
 from gradlab.profiling.ranges.label import Label, Sink
 
@@ -131,9 +132,7 @@ def _serve(job: Job, make: Callable[[Job], Step], said: Any) -> None:
         found |= {"pid": os.getpid(), **compilation.found()}
         found["labels"] = [[label._asdict(), count] for label, count in counting.counts.items()]
         found["job"] = asdict(job)
-    beside = Path(f"{job.out}.{os.getpid()}")
-    beside.write_text(json.dumps(found), encoding="utf-8")
-    os.replace(beside, job.out)
+    write_whole(Path(job.out), json.dumps(found))
 
 
 def _captured(step: Step, job: Job, sink: Counting) -> None:

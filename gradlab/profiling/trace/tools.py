@@ -13,10 +13,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from gradlab.base.terminal import print_line
 from gradlab.profiling.trace import ncu, nsys
 from gradlab.profiling.trace.child import ChildError, command, environment
 from gradlab.profiling.trace.kernel import Kernel
-from gradlab.profiling.trace.show import compilation, say, unit
+from gradlab.profiling.trace.show import compilation, unit
 from gradlab.profiling.trace.step import Job
 
 WATCHERS: dict[str, Any] = {"nsys": nsys, "ncu": ncu}
@@ -56,7 +57,7 @@ def run(tool: str, jobs: Sequence[Job], module: str, folder: Path, console: Cons
     """
     watcher = WATCHERS[tool]
     for job in jobs:
-        say(console, f"\n{job.side}, {job.mode}, under {tool}", style="bold")
+        print_line(console, f"\n{job.side}, {job.mode}, under {tool}", style="bold")
         words = watcher.command(job.side, folder / job.side, command(module, job))
         # Soft wrapping leaves the line whole for whoever copies it.
         console.print(f"$ {shlex.join(words)}", markup=False, highlight=False, soft_wrap=True)
@@ -68,10 +69,10 @@ def run(tool: str, jobs: Sequence[Job], module: str, folder: Path, console: Cons
         reading = watcher.reading(folder / job.side)
         console.print(f"$ {shlex.join(reading)}", markup=False, highlight=False, soft_wrap=True)
         kernels = watcher.read(_done(tool, job, reading), found)
-        say(console, found["what"])
+        print_line(console, found["what"])
         _table(kernels, watcher.NOTE, console)
         if found["device"] == "cpu":
-            say(console, "The hand-written kernels ran on the CPU: a GPU's profiler sees none of them.")
+            print_line(console, "The hand-written kernels ran on the CPU: a GPU's profiler sees none of them.")
         compilation(job.side, found, console)
     return 0
 
@@ -91,7 +92,7 @@ def _done(tool: str, job: Job, words: Sequence[str]) -> str:
 
 def _table(kernels: Sequence[Kernel], note: str, console: Console) -> None:
     if not kernels:
-        say(console, "no kernel ran on a GPU", style="yellow")
+        print_line(console, "no kernel ran on a GPU", style="yellow")
         return
     whole = sum(k.seconds for k in kernels)
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
@@ -104,7 +105,7 @@ def _table(kernels: Sequence[Kernel], note: str, console: Console) -> None:
         share = f"{k.seconds / whole:.1%}" if whole else "-"
         table.add_row(k.name, str(k.count), unit(k.seconds), share, _digits(rate), *shown)
     console.print(table)
-    say(console, note)
+    print_line(console, note)
 
 
 def _digits(rate: float) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._dynamo import utils as dynamo
 
 from gradlab.autodiff.frameworks.side_torch import SIDE, backend
+from gradlab.kernels.private.private_torch import dynamo_utils
 from gradlab.profiling.ranges import ranges
 from gradlab.profiling.ranges.label import Label
 from gradlab.profiling.trace.step import MARKS, Counting
@@ -87,6 +87,7 @@ class Compilation:
     """What torch.compile did while this was open: seconds a stage, graph breaks, recompilations."""
 
     def __enter__(self) -> "Compilation":
+        dynamo = dynamo_utils()
         dynamo.clear_compilation_metrics()
         dynamo.counters.clear()
         return self
@@ -99,6 +100,7 @@ class Compilation:
 
     def found(self) -> dict[str, Any]:
         """{"stages": seconds by name, "breaks": [reason, count], "recompiled": [reason, count]}."""
+        dynamo = dynamo_utils()
         metrics = dynamo.get_compilation_metrics()
 
         def seconds(name: str) -> float:

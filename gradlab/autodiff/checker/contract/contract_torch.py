@@ -16,6 +16,7 @@ from gradlab.autodiff.checker.contract.transforms_torch import accumulated, auto
 from gradlab.autodiff.checker.core.comparison import Promises, first_line, refuses
 from gradlab.autodiff.checker.core.finding import OK, WRONG
 from gradlab.autodiff.checker.core.subject import Subject
+from gradlab.kernels.private.private_torch import negative_view
 
 # Subsets of requires_grad: all of them for as many inputs, else each alone and all but each.
 ALL_SUBSETS = 3
@@ -292,7 +293,7 @@ def _negated(p: Promises) -> None:
 
 def _negative(t: torch.Tensor) -> torch.Tensor:
     """The same values in memory of the other sign."""
-    return torch._neg_view(t.detach().neg())
+    return negative_view(t.detach().neg())
 
 
 def _subsets(p: Promises) -> None:

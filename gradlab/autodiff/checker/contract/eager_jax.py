@@ -6,6 +6,7 @@ import jax
 
 from gradlab.autodiff.checker.core.equations_jax import equations
 from gradlab.autodiff.checker.core.subject import Subject
+from gradlab.kernels.private.private_jax import is_jaxs_own
 
 # Operations that are compiled one by one, at some hundredths of a second each.
 MOST = 40
@@ -31,4 +32,4 @@ def too_many(s: Subject, cotangents: tuple[Any, ...]) -> int:
 def _jax_own(equation: Any) -> bool:
     """Whether the rule is of a function of jax itself, as that of jax.nn.relu."""
     held = getattr(equation.params.get("call_jaxpr"), "jaxpr", None)
-    return "jax/_src/" in str(getattr(getattr(held, "debug_info", None), "func_src_info", ""))
+    return is_jaxs_own(held)

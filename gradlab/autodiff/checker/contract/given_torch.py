@@ -10,6 +10,7 @@ from gradlab.autodiff.checker.core.complex_arrays import PARTS, is_complex
 from gradlab.autodiff.checker.core.finding import WRONG
 from gradlab.autodiff.checker.core.subject import FLOATS, UNITS
 from gradlab.autodiff.checker.precision.rounding import Worked, held, shaken
+from gradlab.kernels.private.private_torch import negative_view
 
 CHECK = "as they were given"
 
@@ -121,7 +122,7 @@ class _Memory:
                 buffers[where] = _moved(_as_stored(t).as_strided((stop - start,), (1,), start), by, rng)
             copy = buffers[where].as_strided(t.shape, t.stride(), t.storage_offset() - start)
             copy = torch.conj(copy) if t.is_conj() else copy
-            self.tensors.append(torch._neg_view(copy) if t.is_neg() else copy)
+            self.tensors.append(negative_view(copy) if t.is_neg() else copy)
 
 
 def _plain(t: torch.Tensor) -> bool:
@@ -136,7 +137,7 @@ def _where(t: torch.Tensor) -> tuple[int, torch.dtype]:
 def _as_stored(t: torch.Tensor) -> torch.Tensor:
     """What memory holds of a tensor, whatever its lazy bits say."""
     t = t.detach().conj() if t.is_conj() else t.detach()
-    return torch._neg_view(t) if t.is_neg() else t
+    return negative_view(t) if t.is_neg() else t
 
 
 def _extent(t: torch.Tensor) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradlab.kernels.private.private_torch import TorchDispatchMode
 
 _NEW = {torch.empty, torch.empty_like, torch.Tensor.new_empty, torch.empty_strided, torch.Tensor.new_empty_strided}
 # Elements of guard on either side: at least a few, and a part of the tensor, which a wrong stride jumps over.

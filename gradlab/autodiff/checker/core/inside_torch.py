@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from gradlab.autodiff.checker.core.inside import Inside
+from gradlab.kernels.private.private_torch import pytree
 
 
 class _Recorder(TorchFunctionMode):
@@ -19,7 +19,7 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(results):
+        for leaf in pytree.tree_leaves(results):
             if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
                 self.seen.add(leaf.dtype)
         return results

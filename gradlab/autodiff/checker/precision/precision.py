@@ -20,7 +20,7 @@ SIGNS = 4
 MANY, DEVIATIONS = 64, 8.0
 
 
-def precision(p: Promises, dtype: str, kept_slope: float = 0.0) -> None:
+def precision(p: Promises, dtype: str, saved_slope: float = 0.0) -> None:
     """Values and gradients in `dtype` against float64 at the same numbers.
 
     Allowed is half an ulp of the element, for the rounding that stores it, and what carrying the sum in float32
@@ -29,7 +29,7 @@ def precision(p: Promises, dtype: str, kept_slope: float = 0.0) -> None:
     1.005 or truncation shows in the mean although each element lies within an ulp.
 
     Args:
-        kept_slope: how much dx changes with a result kept in `dtype`, for each unit of dy.
+        saved_slope: how much dx changes with a result saved in `dtype`, for each unit of dy.
     """
     probe, s = p.probe, p.probe.subject
     arrays = [_stored(a, dtype) if i in s.wrt else a for i, a in enumerate(probe.arrays)]
@@ -64,8 +64,8 @@ def precision(p: Promises, dtype: str, kept_slope: float = 0.0) -> None:
         # The terms of one element are not seen one by one: their typical size across the array bounds a lucky one.
         spread = np.maximum(spread, float(np.sqrt(np.mean(spread**2))) if spread.size else 0.0)
         carried = 2.0**-24 * 4 * np.sqrt(8 + length) * spread
-        kept = kept_slope * 2.0 ** -_BITS[dtype] * max(float(np.max(np.abs(c), initial=0.0)) for c in cotangents)
-        slack = carried + 8 * np.abs(moved[i] - truth[i]) + kept
+        saved = saved_slope * 2.0 ** -_BITS[dtype] * max(float(np.max(np.abs(c), initial=0.0)) for c in cotangents)
+        slack = carried + 8 * np.abs(moved[i] - truth[i]) + saved
         _judge(p, f"{dtype} gradient", s.names[i], found[i], truth[i], slack, dtype)
     for k, (y, want, beside) in enumerate(zip(values, exact, near, strict=True)):
         typical = float(np.sqrt(np.mean(want**2))) if want.size else 0.0

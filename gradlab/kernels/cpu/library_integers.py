@@ -7,12 +7,12 @@ from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.lanes import Lane, registers
 from gradlab.kernels.cpu.ttir import Operation
 
-Word = Callable[[Emitter, Operation, list[Lane]], Lane]
+Function = Callable[[Emitter, Operation, list[Lane]], Lane]
 _ROUNDINGS = {"rn": "roundeven", "rz": "trunc", "rd": "floor", "ru": "ceil"}
 _INTEGERS = {"int": "i32", "uint": "i32", "ll": "i64", "ull": "i64"}
 
 
-def _counted(name: str) -> Word:
+def _counted(name: str) -> Function:
     """How many bits are set, or lead; an i32 whatever the operand's size."""
 
     def write(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
@@ -41,7 +41,7 @@ def _absolute(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
     return lanes.made(b, b.intrinsic("abs", t, registers(b, operands[0]), extra="i1 false"), t)
 
 
-def _high(extension: str) -> Word:
+def _high(extension: str) -> Function:
     """The upper half of a product."""
 
     def write(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
@@ -57,7 +57,7 @@ def _high(extension: str) -> Word:
     return write
 
 
-def _half_sum(up: int, extension: str) -> Word:
+def _half_sum(up: int, extension: str) -> Function:
     """(x + y + up) / 2 without overflow."""
 
     def write(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
@@ -70,7 +70,7 @@ def _half_sum(up: int, extension: str) -> Word:
     return write
 
 
-def _low_product(extend: str) -> Word:
+def _low_product(extend: str) -> Function:
     """The low 32 bits of the product of the low 24 bits."""
 
     def write(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
@@ -86,7 +86,7 @@ def _same_bits(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
     return lanes.made(b, b.bitcast(source, t, registers(b, operands[0])), t)
 
 
-def _to_integer(rounding: str, signed: bool) -> Word:
+def _to_integer(rounding: str, signed: bool) -> Function:
     """A float rounded, then held within the integer's range; NaN is 0."""
 
     def write(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
@@ -101,7 +101,7 @@ def _to_integer(rounding: str, signed: bool) -> Word:
     return write
 
 
-def _from_integer(signed: bool) -> Word:
+def _from_integer(signed: bool) -> Function:
     def write(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
         source, t = op.operand_types[0].element, op.type.element
         return lanes.made(b, b.convert("sitofp" if signed else "uitofp", source, t, registers(b, operands[0])), t)
@@ -109,7 +109,7 @@ def _from_integer(signed: bool) -> Word:
     return write
 
 
-def _toward_zero(instruction: str) -> Word:
+def _toward_zero(instruction: str) -> Function:
     """A product or a quotient of float32 rounded toward zero: in float64 nothing rounds it past a float32."""
 
     def write(b: Emitter, op: Operation, operands: list[Lane]) -> Lane:
@@ -121,8 +121,8 @@ def _toward_zero(instruction: str) -> Word:
     return write
 
 
-def _conversions() -> dict[str, Word]:
-    found: dict[str, Word] = {}
+def _conversions() -> dict[str, Function]:
+    found: dict[str, Function] = {}
     for name in _INTEGERS:
         signed = not name.startswith("u")
         for source in ("float", "double"):
@@ -135,7 +135,7 @@ def _conversions() -> dict[str, Word]:
     return found
 
 
-WORDS: dict[str, Word] = {
+INTEGERS: dict[str, Function] = {
     "popc": _counted("ctpop"), "popcll": _counted("ctpop"), "clz": _counted("ctlz"), "clzll": _counted("ctlz"),
     "brev": _reversed, "brevll": _reversed, "ffs": _first_set, "ffsll": _first_set, "abs": _absolute,
     "llabs": _absolute, "mulhi": _high("sext"), "mul64hi": _high("sext"), "umulhi": _high("zext"),

@@ -1,9 +1,9 @@
-"""The promises in the Specs held against machine code: what must be compiled for them, and which are kept."""
+"""The Specs' codegen bounds against machine code: which kernels must be compiled for them, and which bounds hold."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gradlab.kernels.bounds import Promise
+from gradlab.kernels.bounds import Bound
 from gradlab.kernels.spec import Spec
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.inspection import Subject, case_of, choose
@@ -11,17 +11,17 @@ from gradlab.profiling.machine_code.inspection import Subject, case_of, choose
 
 @dataclass(frozen=True)
 class Verdict:
-    """A promise of an op on one side, and how it stands.
+    """One codegen bound of an op on one side, checked.
 
     Attributes:
-        held: how many compiled kernels were held to it.
+        held: how many compiled kernels were checked against it.
         extreme: the number that is nearest to its bound, or furthest past it; None when there is none.
         broken: the kernels that break it, each in words.
     """
 
     op: str
     side: str
-    promise: Promise
+    bound: Bound
     held: int
     extreme: float | None
     broken: tuple[str, ...]
@@ -30,48 +30,48 @@ class Verdict:
 def subjects(
     ops: Sequence[Spec], sides: Sequence[str] | None, dtypes: Sequence[str], archs: Sequence[str] = ("sm_80", "sm_90")
 ) -> tuple[Subject, ...]:
-    """The cases that the promises speak of on these architectures, each once."""
+    """The cases that have bounds on these architectures, each once."""
     named: dict[tuple[str, ...], Subject] = {}
     for s in choose(ops, sides, dtypes, None):
-        for promise in s.op.promises:
-            if not set(promise.archs).intersection(archs):
+        for bound in s.op.bounds:
+            if not set(bound.archs).intersection(archs):
                 continue
-            case = case_of(s.op, promise.case or None)
+            case = case_of(s.op, bound.case or None)
             named[s.op.name, case.name, s.side, s.dtype] = Subject(s.op, case, s.side, s.dtype)
     return tuple(named.values())
 
 
 def hold(ops: Sequence[Spec], sides: Sequence[str], codes: Iterable[Code]) -> list[Verdict]:
-    """Every promise of the ops on every side against its kernels; those that speak of none of them are left out."""
+    """Check every bound of the ops on every side against its kernels; bounds that apply to none are left out."""
     codes = list(codes)
-    verdicts = [_verdict(op, side, promise, codes) for op in ops for side in sides for promise in op.promises]
+    verdicts = [_verdict(op, side, bound, codes) for op in ops for side in sides for bound in op.bounds]
     return [verdict for verdict in verdicts if verdict is not None]
 
 
-def _verdict(op: Spec, side: str, promise: Promise, codes: Sequence[Code]) -> Verdict | None:
-    if promise.sides and side not in promise.sides:
+def _verdict(op: Spec, side: str, bound: Bound, codes: Sequence[Code]) -> Verdict | None:
+    if bound.sides and side not in bound.sides:
         return None
-    case = case_of(op, promise.case or None).name
+    case = case_of(op, bound.case or None).name
     there = [
         c
         for c in codes
         if (c.op, c.side, c.case) == (op.name, side, case)
-        and (not promise.dtypes or c.dtype in promise.dtypes)
-        and c.arch in promise.archs
+        and (not bound.dtypes or c.dtype in bound.dtypes)
+        and c.arch in bound.archs
     ]
     if not there:
         return None
     # An error without a kernel is every kernel's.
-    held = [c for c in there if not promise.kernels or c.kernel in promise.kernels or (c.error and c.kernel == "?")]
+    held = [c for c in there if not bound.kernels or c.kernel in bound.kernels or (c.error and c.kernel == "?")]
     broken = [f"{_where(c)}: {c.error}" for c in held if c.error]
-    values = [(c, c.fact(promise.fact)) for c in held if not c.error]
-    broken += [f"{_where(c)}: {promise.fact} is {value:.6g}" for c, value in values if not promise.holds(value)]
-    # A promise about a kernel that is gone would be kept for ever.
-    missing = [name for name in promise.kernels if not any(c.kernel == name for c in there)]
+    values = [(c, c.fact(bound.fact)) for c in held if not c.error]
+    broken += [f"{_where(c)}: {bound.fact} is {value:.6g}" for c, value in values if not bound.holds(value)]
+    # A bound on a kernel that no longer exists would hold for ever.
+    missing = [name for name in bound.kernels if not any(c.kernel == name for c in there)]
     broken += [f"no kernel {name!r}; there are {', '.join(dict.fromkeys(c.kernel for c in there))}" for name in missing]
     numbers = [value for _, value in values if value is not None]
-    extreme = (min if promise.least is not None else max)(numbers) if numbers else None
-    return Verdict(op.name, side, promise, len(held), extreme, tuple(broken))
+    extreme = (min if bound.least is not None else max)(numbers) if numbers else None
+    return Verdict(op.name, side, bound, len(held), extreme, tuple(broken))
 
 
 def _where(code: Code) -> str:
