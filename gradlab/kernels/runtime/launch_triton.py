@@ -246,14 +246,15 @@ def capturing() -> bool:
 
 
 def refuse_capture(op: str, device: torch.device) -> None:
-    """Raise a ValueError while the current stream is captured into a CUDA graph, for an op that reads the host's memory.
+    """Raise a ValueError while a CUDA graph is captured on the current stream, for an op that reads the host's memory.
 
     Each replay would copy from the same place on the host, which belongs to something else by then: the kernel would
     take any bytes for addresses.
     """
     if device.type == "cuda" and capturing():
         raise ValueError(
-            f"{op}: stream is captured into a CUDA graph, wanted one that is not: addresses and scalars come from the host"
+            f"{op}: stream is captured into a CUDA graph, wanted one that is not: "
+            "addresses and scalars come from the host"
         )
 
 
