@@ -22,7 +22,7 @@ from gradlab.profiling.bench.peak import peak_bytes
 from gradlab.profiling.native.native import native
 
 OP, FLOAT = "linear_cross_entropy", 4
-PLAIN = {"has_b": False, "has_c": False}
+PLAIN = {"has_b": False, "has_a": False}
 
 
 def formula(side: str, M: int, K: int, V: int) -> int:

@@ -29,7 +29,7 @@ def test_bytes_follow_from_the_signature():
     assert OPS["linear"].bytes(case, "float32") == {"forward": 4 * 36, "backward": 4 * (36 + 26)}
     without = Case("", {"M": 2, "K": 3, "N": 5}, {"has_b": False})
     assert OPS["linear"].bytes(without, "bfloat16") == {"forward": 2 * 31, "backward": 2 * (31 + 21)}
-    reduced = Case("", {"M": 2, "V": 3}, {"has_q": False, "has_w": False})
+    reduced = Case("", {"M": 2, "V": 3}, {"has_q": False, "has_a": False})
     assert OPS["cross_entropy"].bytes(reduced, "float64") == {
         "forward": 8 * (6 + 2 + 1),
         "backward": 8 * (6 + 2 + 1 + 6),

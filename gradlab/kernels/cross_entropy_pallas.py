@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from gradlab.kernels.class_losses.pullback_pallas import _pullback_kernel
+from gradlab.kernels.class_losses.backward_pallas import _backward_kernel
 from gradlab.kernels.class_losses.rows_pallas import ROWS, lanes, run, shares, standing, statistics
 from gradlab.kernels.common.softcap_pallas import cap_slope, capped
 from gradlab.kernels.runtime.launch_pallas import accumulator, loop
@@ -25,7 +25,7 @@ def _loss_kernel(*refs, names, o):
         ref[...] = value
 
 
-def _target_pullback_kernel(*refs, names, o):
+def _target_backward_kernel(*refs, names, o):
     """d[m v] = c[m] w[v] (1 - EPS) (l[m] - h[m v]); grid (M/BM, V/BV); a program owns d[BM BV]."""
     ins, d_ref = dict(zip(names, refs, strict=False)), refs[-1]
     top, log_sum = ins["s0"][...], ins["s1"][...]
@@ -36,8 +36,8 @@ def _target_pullback_kernel(*refs, names, o):
     d_ref[...] = d.astype(d_ref.dtype)
 
 
-def _second_kernel(*refs, names, o):
-    """a[m], b[m], d[m v], f[m v] = the pullback of `_pullback_kernel` by c, e, x, q for u[m v]; grid (M/BM); a program owns rows BM."""
+def _second_backward_kernel(*refs, names, o):
+    """a[m], b[m], d[m v], f[m v] = the pullback of `_backward_kernel` by c, e, x, q for u[m v]; grid (M/BM); a program owns rows BM."""
     ins, (a_ref, b_ref, d_ref, *f_ref) = dict(zip(names, refs, strict=False)), refs[len(names):]
     acc = a_ref.dtype
     top, log_sum, mass = (ins[k][...] for k in ROWS)
@@ -97,7 +97,6 @@ def loss(
     w: jax.Array | None,
     ignore_index: int,
     eps: float,
-    smooth: bool,
     cap: float,
 ) -> tuple[jax.Array, jax.Array, Rows]:
     """Loss y[M] and z[M] = l^2 of logits x[M V], and s: each row's maximum, log sum of exp and sum of r.
@@ -111,12 +110,12 @@ def loss(
         return empty, empty, (empty,) * 3
     arrays = {"x": x, "t": t, "q": q, "w": w}
     # The cap's tanh beside all that is carried takes more registers than four warps have.
-    options, warps = (ignore_index, eps, smooth, cap), 8 if cap else 4
+    options, warps = (ignore_index, eps, cap), 8 if cap else 4
     y, z, *s = run(_loss_kernel, arrays, ("rows",) * 5, x, options, False, warps=warps)
     return y, z, (s[0], s[1], s[2])
 
 
-def pullback(
+def backward(
     c: jax.Array,
     e: jax.Array | None,
     x: jax.Array,
@@ -126,7 +125,6 @@ def pullback(
     w: jax.Array | None,
     ignore_index: int,
     eps: float,
-    smooth: bool,
     cap: float,
     *,
     inplace: bool = False,
@@ -139,21 +137,21 @@ def pullback(
         return x
     arrays = {"x": x, "c": c, "e": e, **dict(zip(ROWS, s, strict=True)), "t": t, "q": q, "w": w}
     aliases = {0: 0} if inplace else {}
-    options = (ignore_index, eps, smooth, cap)
-    (d,) = run(_pullback_kernel, arrays, ("table",), x, options, True, input_output_aliases=aliases)
+    options = (ignore_index, eps, cap)
+    (d,) = run(_backward_kernel, arrays, ("table",), x, options, True, input_output_aliases=aliases)
     return d
 
 
-def target_pullback(c: jax.Array, x: jax.Array, s: Rows, w: jax.Array | None, eps: float, cap: float) -> jax.Array:
+def target_backward(c: jax.Array, x: jax.Array, s: Rows, w: jax.Array | None, eps: float, cap: float) -> jax.Array:
     """dq[M V] of soft targets for the cotangent c[M] of y; M V read, M V written."""
     if x.shape[0] == 0:
         return x
     arrays = {"c": c, "x": x, **dict(zip(ROWS, s, strict=True)), "w": w}
-    (d,) = run(_target_pullback_kernel, arrays, ("table",), x, (0, eps, False, cap), True)
+    (d,) = run(_target_backward_kernel, arrays, ("table",), x, (0, eps, cap), True)
     return d
 
 
-def second(
+def second_backward(
     u: jax.Array,
     c: jax.Array,
     e: jax.Array | None,
@@ -164,10 +162,9 @@ def second(
     w: jax.Array | None,
     ignore_index: int,
     eps: float,
-    smooth: bool,
     cap: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """Pullback of `pullback` for the cotangent u[M V]: dc[M], de[M], dx[M V], and dq of soft targets.
+    """Pullback of `backward` for the cotangent u[M V]: dc[M], de[M], dx[M V], and dq of soft targets.
 
     x and u are read twice, dx is written once: 5 M V elements.
     """
@@ -175,5 +172,5 @@ def second(
         return c, c, x, q
     arrays = {"u": u, "c": c, "e": e, "x": x, **dict(zip(ROWS, s, strict=True)), "t": t, "q": q, "w": w}
     wanted = ("rows", "rows", "table") + (() if q is None else ("table",))
-    a, b, d, *f = run(_second_kernel, arrays, wanted, x, (ignore_index, eps, smooth, cap), False, warps=8)
+    a, b, d, *f = run(_second_backward_kernel, arrays, wanted, x, (ignore_index, eps, cap), False, warps=8)
     return a, b, d, f[0] if f else None

@@ -111,7 +111,7 @@ def _merge_kernel(*refs, V, ignore, hard, spread):
         ref[...] = value
 
 
-def _pullback_kernel(*refs, V, BK, bias, weights, ignore, hard, spread, cap):
+def _backward_kernel(*refs, V, BK, bias, weights, ignore, hard, spread, cap):
     """d[m v] = z' ((dy R + dl) p - dy r)[m v] of a chunk of the V classes; grid (M/BM, Vc/BV); a program owns d[BM BV]."""
     h_ref, w_ref, first_ref, *rows, d_ref = refs
     c_ref = rows.pop() if weights else None
@@ -204,7 +204,7 @@ def loss(
     return (y, lse), tuple(s)
 
 
-def pullback(
+def backward(
     g: tuple[jax.Array, ...],
     h: jax.Array,
     w: jax.Array,
@@ -255,7 +255,7 @@ def _chunk(
         columns = [pad(a.reshape(M, 1), BM, 1) for a in others[:count]]
         lines = [pad(a.reshape(1, N), 1, BV) for a in others[count:]]
         h, w = pad(h, BM, BK), pad(w, BK, BV)
-        kernel = functools.partial(_pullback_kernel, BK=BK, bias=biased, weights=weighted, cap=cap, **numbers)
+        kernel = functools.partial(_backward_kernel, BK=BK, bias=biased, weights=weighted, cap=cap, **numbers)
         specs = [
             pl.BlockSpec((BM, h.shape[1]), lambda i, j: (i, 0)),
             pl.BlockSpec((w.shape[0], BV), lambda i, j: (0, j)),

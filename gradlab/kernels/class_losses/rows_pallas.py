@@ -24,7 +24,6 @@ class Settings(NamedTuple):
 
     ignore_index: int
     eps: float
-    smooth: bool
     cap: float
     V: int
     BV: int
@@ -53,16 +52,15 @@ def lanes(start: Any, shape: tuple[int, ...]) -> jax.Array:
 def shares(
     v: jax.Array, t: jax.Array | None, q: jax.Array | None, w: jax.Array | None, acc: Any, o: Settings
 ) -> jax.Array:
-    """r[m v] = w[v] ((1 - eps) q[m v] + eps / V), q the one-hot row of t if it is None, the second term only if smooth."""
-    one_hot = q is None
+    """r[m v] = w[v] ((1 - eps) q[m v] + eps / V), q the one-hot row of t if it is None."""
     q = jnp.where(v == t, jnp.ones(v.shape, acc), jnp.zeros(v.shape, acc)) if q is None else q.astype(acc)
     r = q * (1 - o.eps)
-    if o.smooth and o.eps:
+    if o.eps:
         r = r + o.eps / o.V
     if w is not None:
         r = r * w.astype(acc)
     # Past V, where a class out of range may point too, nothing has a share.
-    return r if (one_hot and not o.smooth) or not o.padded else jnp.where(v < o.V, r, jnp.zeros_like(r))
+    return r if not o.padded else jnp.where(v < o.V, r, jnp.zeros_like(r))
 
 
 def fold(
@@ -178,7 +176,7 @@ def run(
     arrays: Mapping[str, jax.Array | None],
     results: Sequence[str],
     like: jax.Array,
-    options: tuple[int, float, bool, float],
+    options: tuple[int, float, float],
     tiles: bool,
     **launching: Any,
 ) -> list[jax.Array]:
@@ -188,7 +186,7 @@ def run(
         arrays: as `blocks` takes them; those that are None are not there.
         results: "rows" for [M] in the accumulator's dtype, "table" for [M V] in that of `like`.
         like: the logits.
-        options: ignore_index, eps, smooth, cap.
+        options: ignore_index, eps, cap.
     """
     (M, V), acc = like.shape, accumulator(like.dtype)
     dtype, there = like.dtype, {name: array for name, array in arrays.items() if array is not None}

@@ -164,7 +164,7 @@ def _cross_entropy(given: Mapping[str, Any]) -> Said:
     table: Shape = (math.prod(shape) // V, V)
     soft = dtype_name(given[target]) in FLOATS
     arrays = {"x": table, "q" if soft else "t": table if soft else table[:1]}
-    arrays |= {"w": (V,)} if "weight" in given else {}
+    arrays |= {"a": (V,)} if "weight" in given else {}
     return arrays, {name: given[name] for name in ("reduction", "label_smoothing") if name in given}
 
 

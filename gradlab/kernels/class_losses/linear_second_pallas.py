@@ -16,7 +16,7 @@ from gradlab.kernels.runtime.launch_pallas import accumulator, block, interprete
 
 
 # fmt: off
-def _second_kernel(*refs, V, BV, weights, ignore, hard, spread, cap, sums):
+def _second_backward_kernel(*refs, V, BV, weights, ignore, hard, spread, cap, sums):
     """Of a chunk: e[m] += (sum_v u z' (R p - r), sum_v u z' p), or d = dx and q = X with that sum known; grid (M/BM); a program owns rows BM."""
     x_ref, u_ref, first_ref, *rows = refs[:11]
     c_ref = refs[11] if weights else None
@@ -45,7 +45,7 @@ def _second_kernel(*refs, V, BV, weights, ignore, hard, spread, cap, sums):
 # fmt: on
 
 
-def second(
+def second_backward(
     u: tuple[jax.Array, jax.Array, jax.Array | None],
     g: tuple[jax.Array, ...],
     h: jax.Array,
@@ -58,7 +58,7 @@ def second(
     label_smoothing: float,
     softcap: float,
 ) -> tuple[tuple, jax.Array, jax.Array, jax.Array | None]:
-    """dg = (ddy, ddl)[M], dh[M K], dw[K V], db[V]: the pullback of `pullback` for the cotangents u of its results.
+    """dg = (ddy, ddl)[M], dh[M K], dw[K V], db[V]: the pullback of `backward` for the cotangents u of its results.
 
     Twice over the chunks of classes: the rows' sums of <dx, u> first, then dx and X. 20 M K V FLOPs.
     """
@@ -137,7 +137,7 @@ def _chunk(
         lines = [pad(a.reshape(1, N), 1, BV) for a in operands[count:]]
         column, whole = pl.BlockSpec((BM, 1), lambda i: (i, 0)), pl.BlockSpec((BM, x.shape[1]), lambda i: (i, 0))
         one, line = pl.BlockSpec((1, 1), lambda i: (0, 0)), pl.BlockSpec((1, x.shape[1]), lambda i: (0, 0))
-        kernel = functools.partial(_second_kernel, BV=BV, weights=weighted, sums=sums, **numbers)
+        kernel = functools.partial(_second_backward_kernel, BV=BV, weights=weighted, sums=sums, **numbers)
         specs = [whole, whole, one, *[column] * len(columns), *[line] * len(lines)]
         shape = jax.ShapeDtypeStruct(columns[-1].shape, x.dtype) if sums else jax.ShapeDtypeStruct(x.shape, dtype)
         results = pallas(kernel, platform, [x.shape[0] // BM], specs, [column if sums else whole] * 2, [shape] * 2)(

@@ -9,7 +9,7 @@ Rows = tuple[jax.Array, jax.Array, jax.Array]
 
 
 # fmt: off
-def _pullback_kernel(*refs, names, o):
+def _backward_kernel(*refs, names, o):
     """d[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v]), p = softmax h; grid (M/BM, V/BV); a program owns d[BM BV]."""
     ins, d_ref = dict(zip(names, refs, strict=False)), refs[-1]
     v = lanes(program_id(1) * o.BV, d_ref.shape)
