@@ -17,6 +17,7 @@ import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
 from triton.runtime.jit import JITFunction
 
+from gradlab.kernels.cpu import sanitize_torch
 from gradlab.kernels.private.private_torch import autograd_node, dispatch_modes
 from gradlab.kernels.private.private_triton import forget as forget_compiled
 from gradlab.kernels.runtime import compiled_triton, plans_triton, ranges, source_triton
@@ -148,9 +149,15 @@ def interpreted(device: torch.device) -> bool:
     return device.type != "cuda" and _interpreting and _recorded is None
 
 
+def interpreting_now() -> bool:
+    """Whether launches on a CPU run in Triton's interpreter."""
+    return _interpreting
+
+
 def bare() -> bool:
-    """Whether a launch on a CPU runs its machine code with a CPU's tiles, unnoted and in no named range."""
-    return _recorded is None and _note is None and ranges.opener is None and not (_interpreting or _gpu_sizes)
+    """Whether a launch on a CPU runs its machine code with a CPU's tiles, unnoted, not sanitized and in no named range."""
+    usual = _recorded is None and _note is None and ranges.opener is None and sanitize_torch.active is None
+    return usual and not (_interpreting or _gpu_sizes)
 
 
 def _from_environment() -> bool:
