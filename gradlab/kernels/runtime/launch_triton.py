@@ -155,7 +155,7 @@ def interpreting_now() -> bool:
 
 
 def bare() -> bool:
-    """Whether a launch on a CPU runs its machine code with a CPU's tiles, unnoted, not sanitized and in no named range."""
+    """Whether a launch on a CPU runs its machine code with a CPU's tiles: not noted, sanitized or in a named range."""
     usual = _recorded is None and _note is None and ranges.opener is None and sanitize_torch.active is None
     return usual and not (_interpreting or _gpu_sizes)
 
