@@ -1,8 +1,8 @@
 """The lab's kernels on a CPU: compiled by `kernels/cpu` whichever back end Triton itself has active, and kept by key.
 
-A compiled kernel depends on dtypes, on which integers are 0 or 1 and which are past 32 bits, and on the constants. It does
-not depend on whether sizes and addresses are multiples of 16: a CPU's vectors load from anywhere. Nor on constants that a
-kernel has for GPUs alone, such as the geometry of a convolution.
+A compiled kernel depends on dtypes, on which integers are 0 or 1 and which are past 32 bits, and on the constants. It
+does not depend on whether sizes and addresses are multiples of 16: a CPU's vectors load from anywhere. Nor on constants
+that a kernel has for GPUs alone, such as the geometry of a convolution.
 """
 
 import platform
@@ -88,7 +88,7 @@ def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: d
 def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> Prepared:
     """The kernel of such a launch, compiled at the first."""
     any_value = ANY.get(id(jit), ())
-    # What of the arguments the code depends on: dtypes, which integers are 0 or 1, which are past 32 bits. Most are integers.
+    # What of the arguments the code depends on: dtypes, which integers are 0, 1 or past 32 bits. Most are integers.
     key = (
         # A kernel's own hash is that of its source, which takes longer than the look-up.
         id(jit),

@@ -160,7 +160,7 @@ def interpreting_now() -> bool:
 
 
 def bare() -> bool:
-    """Whether a launch on a CPU runs its machine code with a CPU's tiles, unnoted, not sanitized and in no named range."""
+    """Whether a launch on a CPU runs its machine code with a CPU's tiles: not noted, sanitized or in a named range."""
     usual = _recorded is None and _note is None and ranges.opener is None and sanitize_torch.active is None
     return usual and not (_interpreting or _gpu_sizes)
 
@@ -260,14 +260,15 @@ def capturing() -> bool:
 
 
 def refuse_capture(op: str, device: torch.device) -> None:
-    """Raise a ValueError while the current stream is captured into a CUDA graph, for an op that reads the host's memory.
+    """Raise a ValueError while a CUDA graph is captured on the current stream, for an op that reads the host's memory.
 
     Each replay would copy from the same place on the host, which belongs to something else by then: the kernel would
     take any bytes for addresses.
     """
     if device.type == "cuda" and capturing():
         raise ValueError(
-            f"{op}: stream is captured into a CUDA graph, wanted one that is not: addresses and scalars come from the host"
+            f"{op}: stream is captured into a CUDA graph, wanted one that is not: "
+            "addresses and scalars come from the host"
         )
 
 
