@@ -42,6 +42,8 @@ KINDS = (
     "shift past the width",
     "birth of a NaN or infinity",
 )
+# Told of a launch after it is over.
+NEVER_WRITTEN = "result never written"
 COUNT, PROGRAM, AT, OTHER, FOUND = range(5)
 RECORD = 8
 

@@ -21,7 +21,8 @@ def headline(fault: Any) -> str:
     """What happened to which element, in one line."""
     more = f" and {fault.count - 1:,} more" if fault.count > 1 else ""
     why = _REASONS.get(fault.kind, _outside)(fault)
-    return f"{fault.kind}: {fault.access} of {element(fault)}{more}, {why}"
+    access = "" if fault.reader else f"{fault.access} of "
+    return f"{fault.kind}: {access}{element(fault)}{more}, {why}"
 
 
 def element(fault: Any) -> str:
@@ -50,6 +51,7 @@ _REASONS = {
     "uninitialised load": _unwritten,
     "race with a store": lambda fault: f"which program {_ids(fault.other)} has stored",
     "race with a load": lambda fault: f"which program {_ids(fault.other)} has loaded",
+    "result never written": lambda fault: f"which {fault.reader} reads, as torch.empty made it",
     "two values for one element": lambda fault: "which another lane of this store has given another value",
 }
 
@@ -63,6 +65,8 @@ def tensor(fault: Any) -> str:
 
 def program(fault: Any) -> str:
     """Who did it: programs, mask, launch."""
+    if fault.program is None:
+        return f"launch {fault.launch} has stored other elements of it"
     mask = "under a mask that is true there" if fault.masked else "without a mask"
     often = "" if fault.launches == 1 else f", and in {fault.launches - 1:,} more"
     return f"program {_ids(fault.program)} of {_ids(fault.grid)}, {mask}; launch {fault.launch}{often}"
