@@ -26,7 +26,9 @@ SPAN = 512
 
 # What an access does.
 LOAD, STORE, ATOMIC = range(3)
-ACCESSES = ("load", "store", "atomic")
+# What touches no memory, and has a site of its own too.
+OPERATION = 3
+ACCESSES = ("load", "store", "atomic", "operation")
 
 # Kinds of faults, and words of a record.
 OUTSIDE, UNWRITTEN, STORED, LOADED, TWICE, ASSERTION, OVERFLOW, DIVISION, SHIFTED, BORN = range(10)
@@ -36,7 +38,7 @@ KINDS = (
     "race with a store",
     "race with a load",
     "two values for one element",
-    "assertion",
+    "failed assertion",
     "integer overflow",
     "division by zero",
     "shift past the width",

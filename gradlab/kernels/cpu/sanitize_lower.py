@@ -12,12 +12,13 @@ from gradlab.kernels.cpu import lanes, memory, sanitize_guard, sanitize_vector, 
 from gradlab.kernels.cpu import sanitize_layout as layout
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
 from gradlab.kernels.cpu.lower import Kernel, Lowered
+from gradlab.kernels.cpu.sanitize_operations import Operations
 from gradlab.kernels.cpu.sanitize_origins import Origins
 from gradlab.kernels.cpu.ttir import Function, Operation
-from gradlab.kernels.cpu.values import Value
+from gradlab.kernels.cpu.values import Index, Lazy, Value
 
 # Where an access stands: what it does, file ("" is the kernel's own), line, callers, number of the argument or -1,
-# element, whether it is masked.
+# element or words for an operation that is no access, whether it is masked.
 Site = tuple[int, str, int, list[tuple[str, int]], int, str, bool]
 
 
@@ -30,8 +31,11 @@ class _Extent:
     bytes: str | None = None
 
 
-class Sanitized(Kernel):
+class Sanitized(Kernel, Operations):
     """A kernel whose accesses are guarded; programs run in order, in one thread."""
+
+    # Where the access that is guarded stands in its tile.
+    _place: Index = ()
 
     def __init__(self, *args: Any) -> None:
         self._origins = Origins()
@@ -92,14 +96,24 @@ class Sanitized(Kernel):
 
     # Accesses.
 
+    def _evaluate(self, value: Lazy, index: Index) -> Lane:
+        before, self._place = self._place, index
+        found = super()._evaluate(value, index)
+        self._place = before
+        return found
+
     def load(self, op: Operation, operands: list[Lane]) -> Lane:
         """A load of what lies within bounds; the other lanes are masked off."""
         p, mask, other = (*operands, None, None)[:3]
         assert p is not None
         return memory.load(self.b, p, self._guarded(op, layout.LOAD, p, mask), other)
 
-    def store(self, op: Operation, p: Lane, value: Lane, mask: Lane | None, test_full: bool = True) -> None:
+    def store(
+        self, op: Operation, index: Index, p: Lane, value: Lane, mask: Lane | None, test_full: bool = True
+    ) -> None:
         """A store within bounds."""
+        self._place = index
+        self._values(op.operands[1], index, mask)
         mask = self._guarded(op, layout.STORE, p, mask, value)
         memory.store(self.b, p, value, mask, test_full)
 
@@ -113,8 +127,9 @@ class Sanitized(Kernel):
                 b.do(f"store i64 {tick}, ptr %state")
                 self._ticks[id(op)] = tick
 
-    def atomic(self, op: Operation, p: Lane, mask: Lane | None) -> Lane | None:
+    def atomic(self, op: Operation, index: Index, p: Lane, mask: Lane | None) -> Lane | None:
         """The mask of an atomic operation within bounds."""
+        self._place = index
         return self._guarded(op, layout.ATOMIC, p, mask)
 
     def after_atomic(self, op: Operation) -> None:
@@ -224,7 +239,9 @@ class Sanitized(Kernel):
             b.helpers[name] = text
             values = self._bits(value) if value is not None else "zeroinitializer"
             given = self._given(op, extent, f"{word} {ats()}, {truth} {held}", size, access, site)
-            return b.emit(f"call {truth} @{name}({given}, {word} {values})")
+            kept = b.emit(f"call {truth} @{name}({given}, {word} {values})")
+            self._explained(op, site, self._place, held, kept)
+            return kept
 
         if first is None or extent.low is None:
             return self._asked(fine, held, truth, asked)
@@ -297,11 +314,16 @@ class Sanitized(Kernel):
         )
         return _Extent(found, low, size)
 
-    def _site(self, op: Operation, access: int) -> int:
-        """The number of an access's place."""
+    def _site(self, op: Operation, access: int, text: str = "") -> int:
+        """The number of the place of an access, or of another operation with words for it."""
         found = self._numbers.get(id(op))
         if found is None:
             place = self.module.where(op.location)
+            if access == layout.OPERATION:
+                found = self._numbers[id(op)] = len(self._sites)
+                callers = [(self._file(file), line) for file, line in place.callers]
+                self._sites.append((access, self._file(place.file), place.line, callers, -1, text, False))
+                return found
             origins = self._origins.of(op.operands[0])
             arguments = [self._arguments[name] for name in origins if name in self._arguments]
             number = arguments[0] if len(origins) == len(arguments) == 1 else -1

@@ -44,6 +44,7 @@ class Fault:
         launch: number of the launch, from 1 on.
         span: elements of memory from the tensor's first to its last.
         stored: the launch before this one that stored some of the memory.
+        text: words for an operation that is no access to memory.
         reader: the function of torch that reads what is not written, and where it is called.
         launches: how many launches did it.
     """
@@ -69,6 +70,7 @@ class Fault:
     span: int = 0
     stored: Stored | None = None
     reader: str | None = None
+    text: str | None = None
     launches: int = 1
 
 
@@ -118,6 +120,9 @@ class Session:
             extents = Extents(self._shadows, self._seen, kernel, tensors, holds, grid[0] * grid[1] * grid[2] > 1)
             given_extents = [extents.of(tensor, number) for tensor, number in zip(tensors, values, strict=True)]
             noted = kernel.examine(grid, values, given_extents, extents.find, self._clock)
+            # An offset that has wrapped is why an address is out of bounds.
+            wrapped = {one.site for one in noted if one.kind == layout.OVERFLOW}
+            noted = [one for one in noted if one.kind != layout.OUTSIDE or one.site not in wrapped]
             found = [_fault(kernel, grid, tensors, extents, self._shadows, one, self.launches) for one in noted]
             self._remember(kernel, tensors)
             if found:
@@ -236,11 +241,11 @@ def _fault(
     noted: Noted,
     launch: int,
 ) -> Fault:
-    access, file, line, callers, number, _, masked = kernel.binary.sites[noted.site]
+    access, file, line, callers, number, text, masked = kernel.binary.sites[noted.site]
     tensor = tensors[number] if number >= 0 else extents.found.get(noted.low)
     shadow = None if tensor is None or shadows is None else shadows.find(tensor)
     index = None
-    if tensor is not None:
+    if tensor is not None and noted.at:
         index = (noted.at - tensor.data_ptr()) // tensor.itemsize
     return Fault(
         kind=layout.KINDS[noted.kind],
@@ -263,6 +268,7 @@ def _fault(
         launch=launch,
         span=0 if tensor is None else span(tensor),
         stored=None if shadow is None else shadow.stored,
+        text=text if access == layout.OPERATION else None,
     )
 
 
