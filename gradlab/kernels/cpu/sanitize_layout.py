@@ -17,12 +17,15 @@ TICK, EPOCH, FLOOR, START, STARTS, RECORDS, FIND, ANSWERS, FAULTS, ARGUMENTS = r
 ANSWER_BITS = 10
 
 # Of an extent. Where FAST_LOW and FAST_BYTES hold an access, nothing else has to be looked at.
-FAST_LOW, FAST_BYTES, LOW, BYTES, SHIFT, INSIDE, WRITERS, READERS = range(8)
-EXTENT = 8
+# DENSE is the shift where a vector's shadow can be looked at as a whole, else -1.
+FAST_LOW, FAST_BYTES, LOW, BYTES, SHIFT, INSIDE, WRITERS, READERS, DENSE = range(9)
+EXTENT = 9
 # An address that no access is near, and bytes for which a difference of sizes is positive: no access is fast.
 NOWHERE, PLENTY = 2**62, 2**61
 # Bytes that one access spans at most; a smaller extent has no fast accesses.
 SPAN = 512
+# Bytes of the largest element.
+LARGEST = 8
 
 # What an access does.
 LOAD, STORE, ATOMIC = range(3)

@@ -8,12 +8,13 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from gradlab.kernels.cpu import lanes, memory, sanitize_guard, sanitize_vector, types
+from gradlab.kernels.cpu import lanes, memory, sanitize_guard, sanitize_shadow, sanitize_vector, types
 from gradlab.kernels.cpu import sanitize_layout as layout
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
-from gradlab.kernels.cpu.lower import Kernel, Lowered
+from gradlab.kernels.cpu.lower import ATOMIC, Kernel, Lowered
 from gradlab.kernels.cpu.sanitize_operations import Operations
 from gradlab.kernels.cpu.sanitize_origins import Origins
+from gradlab.kernels.cpu.sanitize_shadow import Access
 from gradlab.kernels.cpu.ttir import Function, Operation
 from gradlab.kernels.cpu.values import Index, Lazy, Value
 
@@ -45,6 +46,8 @@ class Sanitized(Kernel, Operations):
         super().__init__(*args)
         self._arguments = {name: i for i, (name, _) in enumerate(self.kernel.arguments)}
         self.b.helpers.update(sanitize_guard.helpers())
+        functions = self.module.functions.values()
+        self._atomics = any(op.name in ATOMIC for function in functions for op in function.walk())
 
     def learn(self, function: Function) -> None:
         """Note a function's names, and where its pointers come from."""
@@ -206,7 +209,7 @@ class Sanitized(Kernel, Operations):
         """Which lanes of an access may go on."""
         b = self.b
         word, truth, pointers = b.type("i64"), b.type("i1"), f"<{b.width} x ptr>"
-        first: str | None = None
+        first, at = None, None
         straight = isinstance(p, Pointer) and isinstance(p.offset, Ramp) and p.offset.step == 1
         if straight and p.offset.base.known == 0:  # type: ignore[union-attr]
             assert isinstance(p, Pointer)
@@ -243,19 +246,11 @@ class Sanitized(Kernel, Operations):
             self._explained(op, site, self._place, held, kept)
             return kept
 
-        if first is None or extent.low is None:
+        if extent.low is None or access == layout.ATOMIC:
             return self._asked(fine, held, truth, asked)
-
-        def at_once() -> str:
-            name, text = sanitize_vector.contiguous(b.width, access, self._width())
-            b.helpers[name] = text
-            b.declarations.update(sanitize_vector.declarations(b.width))
-            bits = b.emit(f"bitcast {truth} {held} to i{b.width}")
-            given = f"ptr %state, ptr {extent.address}, i64 {first}, i64 {size}, i{b.width} {bits}"
-            right = b.emit(f"call i1 @{name}({given}, i64 {self._ticks.get(id(op), '0')})")
-            return self._asked(right, held, truth, asked)
-
-        return self._asked(fine, held, truth, at_once)
+        tick = self._ticks.get(id(op), "0")
+        shadowed = Access(access, extent.address, size, held, tick, first, at, self._atomics)
+        return self._asked(fine, held, truth, lambda: sanitize_shadow.examined(b, shadowed, asked))
 
     def _asked(self, fine: str, held: str, kind: str, ask: Any) -> str:
         """The mask as it is where an access is fine, else what `ask()` leaves of it."""
