@@ -8,6 +8,7 @@ pytest.importorskip("llvmlite")
 
 import triton.language as tl
 
+import gradlab
 from tests.sanitized import cpu_driver, faults, line, only
 
 cpu = pytest.fixture(autouse=True)(cpu_driver)
@@ -187,3 +188,64 @@ def test_a_product_of_sizes_that_wraps():
 def test_bits_that_are_to_wrap():
     x, y = torch.ones(64), torch.zeros(64)
     assert not faults(mixing, (1,), x, y, 2**31 - 5, 64, BLOCK=64)
+
+
+BORN = "birth of a NaN or infinity"
+
+
+@triton.jit
+def normalised(x_ptr, y_ptr, N, BLOCK: tl.constexpr):
+    n = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + tl.program_id(0) * N + n, mask=n < N, other=0.0)
+    size = tl.sqrt(tl.sum((x * x).to(tl.float32))).to(x.dtype)
+    y = x / size  # fault
+    tl.store(y_ptr + tl.program_id(0) * N + n, y + 1.0, mask=n < N)
+
+
+@triton.jit
+def logarithm(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, mask=i < n, other=0.0)
+    y = tl.log(x)  # fault
+    tl.store(y_ptr + i, tl.maximum(y, -9.0) * 2.0 + y, mask=i < n)
+
+
+@triton.jit
+def exponentials(x_ptr, y_ptr, N, BLOCK: tl.constexpr):
+    n = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + tl.program_id(0) * N + n, mask=n < N, other=-float("inf"))
+    total = tl.sum(tl.exp(x))  # fault
+    tl.store(y_ptr + tl.program_id(0), total)
+
+
+def born(kernel, grid, *args, **constants):
+    with gradlab.sanitize(raises=False, floats=True) as report:
+        kernel[grid](*args, **constants)
+    return report.faults
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_where_a_number_stops_being_finite(dtype):
+    x = torch.ones(3, 20, dtype=dtype)
+    assert not born(normalised, (3,), x, torch.zeros_like(x), 20, BLOCK=32)
+    x[1] = 0.0
+    only(born(normalised, (3,), x, torch.zeros_like(x), 20, BLOCK=32), BORN, normalised, None, program=(1, 0, 0))
+    assert not faults(normalised, (3,), x, torch.zeros_like(x), 20, BLOCK=32)
+
+
+def test_the_first_of_several_operations():
+    x = torch.ones(20)
+    # Of the lanes beyond the 20 the logarithm is infinite, and nothing is stored.
+    assert not born(logarithm, (1,), x, torch.zeros(20), 20, BLOCK=32)
+    x[4] = 0.0
+    only(born(logarithm, (1,), x, torch.zeros(20), 20, BLOCK=32), BORN, logarithm, None)
+    # What is not finite when it is loaded is not born here.
+    x[4] = float("inf")
+    assert not born(logarithm, (1,), x, torch.zeros(20), 20, BLOCK=32)
+
+
+def test_a_sum_that_is_not_finite():
+    x = torch.ones(3, 20)
+    assert not born(exponentials, (3,), x, torch.zeros(3), 20, BLOCK=32)
+    x[2, 5] = 100.0
+    only(born(exponentials, (3,), x, torch.zeros(3), 20, BLOCK=32), BORN, exponentials, None, program=(2, 0, 0))

@@ -14,7 +14,7 @@ import torch
 from triton import knobs
 
 from gradlab.kernels.cpu import sanitize_layout as layout
-from gradlab.kernels.cpu.compiler import SANITIZE
+from gradlab.kernels.cpu.compiler import FLOATS, SANITIZE
 from gradlab.kernels.cpu.launching import Grid, Kernel
 from gradlab.kernels.cpu.sanitize_extents_torch import Extents, span
 from gradlab.kernels.cpu.sanitize_reads_torch import Reads
@@ -80,13 +80,16 @@ class Session:
     Args:
         note: called with the faults of a launch that has some, when it is over.
         bounds: look at bounds alone.
+        floats: look for the birth of NaNs and infinities too.
 
     Attributes:
+        mode: the instrumentation mode of the kernels.
         launches: how many launches were examined.
         holds: tensors that the next launch reaches by addresses out of memory, where it says so.
     """
 
-    def __init__(self, note: Callable[[list[Fault]], None], bounds: bool = False) -> None:
+    def __init__(self, note: Callable[[list[Fault]], None], bounds: bool = False, floats: bool = False) -> None:
+        self.mode = FLOATS if floats else SANITIZE
         self._note = note
         self._clock = Clock()
         self._shadows = None if bounds else Shadows()
@@ -184,7 +187,7 @@ def opened(session: Session) -> Iterator[None]:
     """Within it, kernels are sanitized, the session runs them, and memory that nobody has written is known."""
     global active
     before, active = active, session
-    mode, knobs.compilation.instrumentation_mode = knobs.compilation.instrumentation_mode, SANITIZE
+    mode, knobs.compilation.instrumentation_mode = knobs.compilation.instrumentation_mode, session.mode
     try:
         with noting(session.note_fresh), Reads(session.read, session.partial):
             yield
