@@ -228,7 +228,7 @@ def pullback(
     def body(first, parts, grown, h, t, *rows):
         w, b, c = parts
         d = _chunk(first, h, w, b, c, (t, *rows), softcap, numbers)
-        dh = matmul_into(grown[0], d, w, turned_b=True)
+        dh = matmul_into(grown[0], d, w, transposed_b=True)
         return (dh,), (matmul(h, d, None, None, True, False, "", False), None if b is None else column_sum(d, None))
 
     (dh,), (dw, db) = chunks(body, (w, b, c), ((M, K),), h, t, *g, *s)

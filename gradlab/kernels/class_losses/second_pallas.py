@@ -103,8 +103,8 @@ def second(
 
     def rest(first, x, u, rows, c, dh, h, uh, w, uw):
         d, q = _chunk(first, x, u, rows, c, h.dtype, False, numbers)
-        dh = matmul_into(matmul_into(dh, q, w, turned_b=True), d, uw, turned_b=True)
-        dw = matmul_into(matmul_into(jnp.zeros(w.shape, acc), h, q, turned_a=True), uh, d, turned_a=True)
+        dh = matmul_into(matmul_into(dh, q, w, transposed_b=True), d, uw, transposed_b=True)
+        dw = matmul_into(matmul_into(jnp.zeros(w.shape, acc), h, q, transposed_a=True), uh, d, transposed_a=True)
         dw = dw.astype(w.dtype)
         return (dh,), (dw, None if b is None else column_sum(q, None))
 
