@@ -67,9 +67,9 @@ def test_masters_are_float32_adam(device, dtype):
 @pytest.mark.parametrize(
     "fault",
     [
-        ("keep(w_ptr, e, E, p, WHOLE)", "E = E"),
-        ("keep(p_ptr, e, E, nearest(p, MASTER), WHOLE)", "E = E"),
-        ("keep(p_ptr, e, E, nearest(p, MASTER), WHOLE)", "keep(p_ptr, e, E, p * 0, WHOLE)"),
+        ("masked_store(w_ptr, e, E, p, FULL)", "E = E"),
+        ("masked_store(p_ptr, e, E, nearest(p, MASTER), FULL)", "E = E"),
+        ("masked_store(p_ptr, e, E, nearest(p, MASTER), FULL)", "masked_store(p_ptr, e, E, p * 0, FULL)"),
         ("tl.where(nearest(w, MASTER) == p, w, p)", "p"),
         ("h = sign * g", "h = -sign * g"),
     ],

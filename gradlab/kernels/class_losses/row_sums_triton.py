@@ -94,4 +94,4 @@ def _total_fake(y):
 @op("row_total", fake=_total_fake)
 def total(y: torch.Tensor) -> torch.Tensor:
     """The sum of y[M], which may have one more axis Z in front. M read."""
-    return reduce_triton.rows(_total_kernel, [y], y.ndim - 1, 1)
+    return reduce_triton.sum_rows(_total_kernel, [y], y.ndim - 1, 1)
