@@ -87,7 +87,7 @@ def test_a_gpus_sizes_on_a_cpu():
             y = linear_triton.matmul(x, x.t(), None, None, "", False, False)
         torch.testing.assert_close(y, x @ x.t(), rtol=1e-5, atol=1e-4)
         ((grid, options),) = launched
-        return tuple(grid), {name: options[name] for name in ("BM", "BK", "BN", "WHOLE_K")}
+        return tuple(grid), {name: options[name] for name in ("BM", "BK", "BN", "FULL_K")}
 
     with gate.recording() as noted:
         linear_triton.matmul(x, x.t(), None, None, "", False, False)
