@@ -11,7 +11,7 @@ from gradlab.kernels.common.rounding_triton import key_at, mixed, nearest, rando
 from gradlab.kernels.optimizers.multi_tensor_triton import (
     RowLayout,
     address,
-    columns,
+    index_in,
     launch_many,
     masked_load,
     masked_store,
@@ -38,8 +38,8 @@ class Scalars(NamedTuple):
 
 # x is the largest v so far, w the master weight; lr and step are addresses, 0 where the number is in the scalars.
 ROW = RowLayout(arrays=("p", "g", "m", "v", "x", "w"), scalars=Scalars._fields, words=("lr", "step", "key"))
-COLUMN = ROW.columns()
-SCALAR = columns(Scalars._fields)
+column = ROW.columns()
+scalar_index = index_in(Scalars._fields)
 
 
 # fmt: off
@@ -103,42 +103,42 @@ def _adam_kernel(
     """p', m', v', x' = max(x, v'), w' over the tensors of a table laid out as ROW; grid (chunks of BE); a program owns one chunk of one tensor."""
     tensor = tensor_of(table_ptr, T, WORDS, BT)
     row = table_ptr + WORDS * tensor
-    p_ptr = address(row + COLUMN["p"], DTYPE, ALIGNED)
-    g_ptr = address(row + COLUMN["g"], DTYPE, ALIGNED)
-    m_ptr = address(row + COLUMN["m"], STATE, ALIGNED)
-    v_ptr = address(row + COLUMN["v"], STATE, ALIGNED)
-    x_ptr = address(row + COLUMN["x"], STATE, ALIGNED)
-    w_ptr = address(row + COLUMN["w"], tl.float32, ALIGNED)
-    has_x = tl.load(row + COLUMN["x"])
-    E = tl.load(row + COLUMN["elements"])
-    beta1 = scalar(row + COLUMN["beta1"])
-    beta2 = scalar(row + COLUMN["beta2"])
-    eps = scalar(row + COLUMN["eps"]).to(ACC)
-    weight_decay = scalar(row + COLUMN["weight_decay"]).to(ACC)
-    step_size = scalar(row + COLUMN["step_size"])
-    correction2 = scalar(row + COLUMN["correction2"])
-    sign = scalar(row + COLUMN["sign"]).to(ACC)
-    decay = scalar(row + COLUMN["decay"])
+    p_ptr = address(row + column("p"), DTYPE, ALIGNED)
+    g_ptr = address(row + column("g"), DTYPE, ALIGNED)
+    m_ptr = address(row + column("m"), STATE, ALIGNED)
+    v_ptr = address(row + column("v"), STATE, ALIGNED)
+    x_ptr = address(row + column("x"), STATE, ALIGNED)
+    w_ptr = address(row + column("w"), tl.float32, ALIGNED)
+    has_x = tl.load(row + column("x"))
+    E = tl.load(row + column("elements"))
+    beta1 = scalar(row + column("beta1"))
+    beta2 = scalar(row + column("beta2"))
+    eps = scalar(row + column("eps")).to(ACC)
+    weight_decay = scalar(row + column("weight_decay")).to(ACC)
+    step_size = scalar(row + column("step_size"))
+    correction2 = scalar(row + column("correction2"))
+    sign = scalar(row + column("sign")).to(ACC)
+    decay = scalar(row + column("decay"))
 
     start = start_of(table_ptr, T, tensor, WORDS, BE)
     e = start + tl.arange(0, BE)
     if RATES:
         # Where the learning rate is on the device, the scalars were computed for a rate of 1.
-        has_lr = tl.load(row + COLUMN["lr"]) != 0
-        rate = tl.load(address(row + COLUMN["lr"], tl.float64, False), mask=has_lr, other=1.0)
+        has_lr = tl.load(row + column("lr")) != 0
+        rate = tl.load(address(row + column("lr"), tl.float64, False), mask=has_lr, other=1.0)
         step_size = step_size * rate
         decay = decay * rate
     key0 = 0
     key1 = 0
     if STEPS:
         # Where the step's number is on the device, the scalars were computed without bias corrections.
-        has_step = tl.load(row + COLUMN["step"]) != 0
-        step = tl.load(address(row + COLUMN["step"], tl.float32, False), mask=has_step, other=1.0)
+        has_step = tl.load(row + column("step")) != 0
+        step = tl.load(address(row + column("step"), tl.float32, False), mask=has_step, other=1.0)
         count = step.to(tl.float64)
         step_size = tl.where(has_step, step_size / (1 - tl.exp(count * tl.log(beta1))), step_size)
         correction2 = tl.where(has_step, 1 - tl.exp(count * tl.log(beta2)), correction2)
         if STOCHASTIC:
-            key0, key1 = key_at(tl.load(row + COLUMN["key"]), step, start)
+            key0, key1 = key_at(tl.load(row + column("key")), step, start)
     if SCALED:
         sign = sign / tl.load(scale_ptr).to(ACC)
     if CLIPPED:
@@ -178,14 +178,14 @@ def _adam_pullback_kernel(
 
     Grid (Z * I); a program owns BE elements of each, and s[z i].
     """
-    beta1 = tl.load(scalar_ptr + SCALAR["beta1"])
-    beta2 = tl.load(scalar_ptr + SCALAR["beta2"])
-    eps = tl.load(scalar_ptr + SCALAR["eps"]).to(ACC)
-    weight_decay = tl.load(scalar_ptr + SCALAR["weight_decay"]).to(ACC)
-    step_size = tl.load(scalar_ptr + SCALAR["step_size"])
-    correction2 = tl.load(scalar_ptr + SCALAR["correction2"]).to(ACC)
-    sign = tl.load(scalar_ptr + SCALAR["sign"]).to(ACC)
-    decay = tl.load(scalar_ptr + SCALAR["decay"])
+    beta1 = tl.load(scalar_ptr + scalar_index("beta1"))
+    beta2 = tl.load(scalar_ptr + scalar_index("beta2"))
+    eps = tl.load(scalar_ptr + scalar_index("eps")).to(ACC)
+    weight_decay = tl.load(scalar_ptr + scalar_index("weight_decay")).to(ACC)
+    step_size = tl.load(scalar_ptr + scalar_index("step_size"))
+    correction2 = tl.load(scalar_ptr + scalar_index("correction2")).to(ACC)
+    sign = tl.load(scalar_ptr + scalar_index("sign")).to(ACC)
+    decay = tl.load(scalar_ptr + scalar_index("decay"))
     rest1 = (1 - beta1).to(ACC)
     rest2 = (1 - beta2).to(ACC)
     # Step size and decay for a learning rate of 1: p' is linear in the learning rate.

@@ -9,7 +9,7 @@ import triton.language as tl
 from gradlab.kernels.optimizers.multi_tensor_triton import (
     RowLayout,
     address,
-    columns,
+    index_in,
     launch_many,
     masked_load,
     masked_store,
@@ -38,8 +38,8 @@ class Scalars(NamedTuple):
 
 
 ROW = RowLayout(arrays=("p", "g", "b"), scalars=Scalars._fields)
-COLUMN = ROW.columns()
-SCALAR = columns(Scalars._fields)
+column = ROW.columns()
+scalar_index = index_in(Scalars._fields)
 
 
 # fmt: off
@@ -74,17 +74,17 @@ def _sgd_kernel(
     """p', b' over the tensors of a table laid out as ROW; grid (chunks of BE); a program owns one chunk of one tensor."""
     tensor = tensor_of(table_ptr, T, WORDS, BT)
     row = table_ptr + WORDS * tensor
-    p_ptr = address(row + COLUMN["p"], DTYPE, ALIGNED)
-    g_ptr = address(row + COLUMN["g"], DTYPE, ALIGNED)
-    b_ptr = address(row + COLUMN["b"], DTYPE, ALIGNED)
-    E = tl.load(row + COLUMN["elements"])
-    lr = scalar(row + COLUMN["lr"]).to(ACC)
-    sign = scalar(row + COLUMN["sign"]).to(ACC)
-    weight_decay = scalar(row + COLUMN["weight_decay"]).to(ACC)
-    b_of_b = scalar(row + COLUMN["b_of_b"]).to(ACC)
-    b_of_h = scalar(row + COLUMN["b_of_h"]).to(ACC)
-    p_of_h = scalar(row + COLUMN["p_of_h"]).to(ACC)
-    p_of_b = scalar(row + COLUMN["p_of_b"]).to(ACC)
+    p_ptr = address(row + column("p"), DTYPE, ALIGNED)
+    g_ptr = address(row + column("g"), DTYPE, ALIGNED)
+    b_ptr = address(row + column("b"), DTYPE, ALIGNED)
+    E = tl.load(row + column("elements"))
+    lr = scalar(row + column("lr")).to(ACC)
+    sign = scalar(row + column("sign")).to(ACC)
+    weight_decay = scalar(row + column("weight_decay")).to(ACC)
+    b_of_b = scalar(row + column("b_of_b")).to(ACC)
+    b_of_h = scalar(row + column("b_of_h")).to(ACC)
+    p_of_h = scalar(row + column("p_of_h")).to(ACC)
+    p_of_b = scalar(row + column("p_of_b")).to(ACC)
     if CLIPPED:
         sign = sign * tl.load(clip_ptr + 1).to(ACC)
 
@@ -106,13 +106,13 @@ def _sgd_pullback_kernel(
     ACC: tl.constexpr, BUFFERED: tl.constexpr, BE: tl.constexpr,
 ):
     """dp, dg, db of the cotangents cp, cb of p', b'; grid (E/BE); a program owns BE elements of each."""
-    lr = tl.load(scalar_ptr + SCALAR["lr"]).to(ACC)
-    sign = tl.load(scalar_ptr + SCALAR["sign"]).to(ACC)
-    weight_decay = tl.load(scalar_ptr + SCALAR["weight_decay"]).to(ACC)
-    b_of_b = tl.load(scalar_ptr + SCALAR["b_of_b"]).to(ACC)
-    b_of_h = tl.load(scalar_ptr + SCALAR["b_of_h"]).to(ACC)
-    p_of_h = tl.load(scalar_ptr + SCALAR["p_of_h"]).to(ACC)
-    p_of_b = tl.load(scalar_ptr + SCALAR["p_of_b"]).to(ACC)
+    lr = tl.load(scalar_ptr + scalar_index("lr")).to(ACC)
+    sign = tl.load(scalar_ptr + scalar_index("sign")).to(ACC)
+    weight_decay = tl.load(scalar_ptr + scalar_index("weight_decay")).to(ACC)
+    b_of_b = tl.load(scalar_ptr + scalar_index("b_of_b")).to(ACC)
+    b_of_h = tl.load(scalar_ptr + scalar_index("b_of_h")).to(ACC)
+    p_of_h = tl.load(scalar_ptr + scalar_index("p_of_h")).to(ACC)
+    p_of_b = tl.load(scalar_ptr + scalar_index("p_of_b")).to(ACC)
 
     e = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)
     cp = tl.load(cp_ptr + e * cp_e, mask=e < E, other=0.0).to(ACC)

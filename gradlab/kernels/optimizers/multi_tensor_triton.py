@@ -6,7 +6,7 @@ is not past it.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from itertools import accumulate, chain
 from operator import or_
@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
@@ -46,14 +47,21 @@ class RowLayout(NamedTuple):
     scalars: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
 
-    def columns(self) -> tl.constexpr:
-        """Name -> column, as a constant that a kernel subscripts: `tl.load(row + COLUMN["elements"])`."""
-        return columns((*self.arrays, "elements", *self.scalars, *self.words))
+    def columns(self) -> Callable[[str], int]:
+        """A function from a word's name to its column, for kernels: `tl.load(row + column("elements"))`."""
+        return index_in((*self.arrays, "elements", *self.scalars, *self.words))
 
 
-def columns(names: Sequence[str]) -> tl.constexpr:
-    """Name -> place in `names`, as a constant that a kernel subscripts."""
-    return tl.constexpr({name: i for i, name in enumerate(names)})
+def index_in(names: Sequence[str]) -> Callable[[str], int]:
+    """A function from a name to its index in `names`, which a kernel calls while it is compiled."""
+    # A constexpr, so that the names are part of the compiled kernel's hash.
+    indices = tl.constexpr({name: i for i, name in enumerate(names)})
+
+    @triton.constexpr_function
+    def index(name):
+        return indices.value[name]
+
+    return index
 
 
 @kernel

@@ -27,7 +27,7 @@ STRETCH, TILE = 2**16, 2048
 # Added to the norm, as in torch.nn.utils.clip_grad_norm_.
 EPS = 1e-6
 ROW = RowLayout(arrays=("x",))
-COLUMN = ROW.columns()
+column = ROW.columns()
 
 
 # fmt: off
@@ -42,8 +42,8 @@ def _squares_kernel(
     """s[i] = the sum of (x / scale)^2 over the i-th chunk; grid (chunks of BE); a program owns s[i]."""
     tensor = tensor_of(table_ptr, T, WORDS, BT)
     row = table_ptr + WORDS * tensor
-    x_ptr = address(row + COLUMN["x"], DTYPE, ALIGNED)
-    E = tl.load(row + COLUMN["elements"])
+    x_ptr = address(row + column("x"), DTYPE, ALIGNED)
+    E = tl.load(row + column("elements"))
     start = start_of(table_ptr, T, tensor, WORDS, BE)
     factor = tl.full((1,), 1.0, ACC)
     if SCALED:
@@ -91,8 +91,8 @@ def _scale_kernel(
     """x' = clip[1] x over the tensors of a table; grid (chunks of BE); a program owns one chunk."""
     tensor = tensor_of(table_ptr, T, WORDS, BT)
     row = table_ptr + WORDS * tensor
-    x_ptr = address(row + COLUMN["x"], DTYPE, ALIGNED)
-    E = tl.load(row + COLUMN["elements"])
+    x_ptr = address(row + column("x"), DTYPE, ALIGNED)
+    E = tl.load(row + column("elements"))
     start = start_of(table_ptr, T, tensor, WORDS, BE)
     e = start + tl.arange(0, BE)
     factor = tl.load(clip_ptr + 1).to(ACC)
