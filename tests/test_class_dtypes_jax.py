@@ -81,7 +81,7 @@ def test_labels_in_int32_are_the_same_labels(case, x64):
     with jax.enable_x64(x64), jax.disable_jit():
         t = jnp.asarray(host)
         # What an accelerator is asked, where looking would make the host wait.
-        row, value = np.asarray(class_range_jax.unknown(t, V, ignore_index))
+        row, value = np.asarray(class_range_jax.out_of_range(t, V, ignore_index))
         assert row == (-1 if wrong is None else wrong)
         assert wrong is None or value.astype(dtype) == labels[wrong]
         narrow, ignored = class_range_jax.narrow(t, ignore_index)

@@ -17,7 +17,7 @@ from gradlab.kernels.class_losses import in_place_triton as fused
 from gradlab.kernels.class_losses import rows_triton
 
 # Options of the kernels: nothing ignored but -100, no smoothing, no cap.
-PLAIN = (-100, 0.0, True, 0.0)
+PLAIN = (-100, 0.0, 0.0)
 
 REDUCTION = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 IGNORE = pytest.mark.parametrize("ignore", [-100, -1, 2, None])
@@ -420,10 +420,10 @@ def test_compiled_path_poisons_a_class_out_of_range():
     x, t = drawn(3, 5, "cpu")
     s = torch.stack([x.detach().max(1).values, torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)])
     t[1] = 7
-    dx = kernels.pullback(torch.ones(3, dtype=torch.float64), None, x.detach()[..., None], s, t, None, None, *PLAIN)
+    dx = kernels.backward(torch.ones(3, dtype=torch.float64), None, x.detach()[..., None], s, t, None, None, *PLAIN)
     assert dx.isnan().all(1).flatten().tolist() == [False, True, False]
-    assert classes.unknown(t, 5, -100).tolist() == [[1, 7]]
-    assert classes.unknown(torch.tensor([0, 9, 4], dtype=torch.int32), 5, 9).tolist() == [[3, 0]]
+    assert classes.out_of_range(t, 5, -100).tolist() == [[1, 7]]
+    assert classes.out_of_range(torch.tensor([0, 9, 4], dtype=torch.int32), 5, 9).tolist() == [[3, 0]]
 
 
 class Event:

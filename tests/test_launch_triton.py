@@ -161,7 +161,7 @@ def test_no_event_is_asked_while_a_graph_is_captured(captured):
     try:
         classes.note(classes.Note(Event(), torch.tensor([[2, 9]]), "cross_entropy", 6, 5, 1))
         lab.raise_device_errors()
-        classes.refuse_unknown("cross_entropy", OnCuda(), 5, 1, -100)
+        classes.refuse_out_of_range("cross_entropy", OnCuda(), 5, 1, -100)
         assert len(classes._pending) == 1
     finally:
         classes._pending.clear()

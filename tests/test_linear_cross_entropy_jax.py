@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from gradlab.jax import cross_entropy, linear, linear_cross_entropy
 from gradlab.kernels import linear_cross_entropy_pallas
-from gradlab.kernels.class_losses import chunks_pallas, row_sums_pallas, second_pallas
+from gradlab.kernels.class_losses import chunks_pallas, linear_second_pallas, row_sums_pallas
 from gradlab.kernels.common import column_sum_pallas, matmul_pallas
 
-MODULES = (linear_cross_entropy_pallas, second_pallas, matmul_pallas, column_sum_pallas, row_sums_pallas)
+MODULES = (linear_cross_entropy_pallas, linear_second_pallas, matmul_pallas, column_sum_pallas, row_sums_pallas)
 EVERYTHING = {"ignore_index": 1, "label_smoothing": 0.2, "z_loss": 0.3, "softcap": 2.0}
 
 
@@ -121,7 +121,7 @@ def test_every_option_with_every_other(sizes, reduction, ignored, smoothing, z_l
 @pytest.fixture
 def chunks_of(monkeypatch):
     def use(size):
-        for module in (chunks_pallas, second_pallas):
+        for module in (chunks_pallas, linear_second_pallas):
             monkeypatch.setattr(module, "chunk", lambda M, K, V: min(V, size))
         # A program compiled before has other chunks, and one compiled now is nobody else's.
         jax.clear_caches()
@@ -182,8 +182,8 @@ def broken(monkeypatch, name, change):
     [
         ("loss", lambda r: (tuple(map(jnp.zeros_like, r[0])), r[1])),
         ("loss", lambda r: ((-r[0][0], r[0][1]), r[1])),
-        ("pullback", lambda r: tuple(map(jnp.zeros_like, r))),
-        ("pullback", lambda r: (r[0], r[1].at[:, 3].mul(1.001), r[2])),
+        ("backward", lambda r: tuple(map(jnp.zeros_like, r))),
+        ("backward", lambda r: (r[0], r[1].at[:, 3].mul(1.001), r[2])),
     ],
     ids=["forward that does nothing", "forward's sign", "backward that does nothing", "a class of dw"],
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import gradlab.torch as lab
 from gradlab.autodiff.frameworks.side import side
 from gradlab.kernels import linear_cross_entropy_triton as kernels
-from gradlab.kernels.class_losses import class_range_triton, second_triton
+from gradlab.kernels.class_losses import class_range_triton, linear_second_triton
 from gradlab.kernels.class_losses.chunks import chunk
 from gradlab.kernels.common import column_sum_triton, matmul_triton
 from gradlab.kernels.common.tiles_triton import Tile, fill
@@ -68,7 +68,7 @@ def compare(h, w, t, b, **options):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    for module in (kernels, second_triton):
+    for module in (kernels, linear_second_triton):
         monkeypatch.setattr(module, "chunk", lambda M, K, V: min(V, 3))
 
 
@@ -136,11 +136,11 @@ BREAKS = {
     "forward that does nothing": ("loss", lambda r: (torch.zeros_like(r[0]), r[1])),
     "forward's sign": ("loss", lambda r: (-r[0], r[1])),
     "z-loss left out": ("loss", lambda r: (r[0] * torch.tensor([1.0, 0.0]), r[1])),
-    "backward that does nothing": ("pullback", lambda r: tuple(map(torch.zeros_like, r))),
-    "backward's sign": ("pullback", lambda r: tuple(-g for g in r)),
-    "a class of dw": ("pullback", lambda r: (r[0], r[1] * (torch.arange(7) != 3), r[2])),
-    "a row of dh": ("pullback", lambda r: (r[0] * (torch.arange(5) != 2).unsqueeze(-1), *r[1:])),
-    "db": ("pullback", lambda r: (*r[:2], 1.001 * r[2])),
+    "backward that does nothing": ("backward", lambda r: tuple(map(torch.zeros_like, r))),
+    "backward's sign": ("backward", lambda r: tuple(-g for g in r)),
+    "a class of dw": ("backward", lambda r: (r[0], r[1] * (torch.arange(7) != 3), r[2])),
+    "a row of dh": ("backward", lambda r: (r[0] * (torch.arange(5) != 2).unsqueeze(-1), *r[1:])),
+    "db": ("backward", lambda r: (*r[:2], 1.001 * r[2])),
 }
 
 
@@ -212,7 +212,7 @@ def test_same_bits_and_nothing_changed(device, small_chunks):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_errs_at_most_twice_as_native(device, dtype, monkeypatch):
-    for module in (kernels, second_triton):
+    for module in (kernels, linear_second_triton):
         monkeypatch.setattr(module, "chunk", lambda M, K, V: 32)
     h, w, b, t, _ = drawn(device, 48, 24, 80, dtype=dtype)
     truth = results(
@@ -253,7 +253,7 @@ def test_what_needs_no_gradient_costs_nothing(device, needed, monkeypatch, small
 def test_memory_stays_below_its_formula(monkeypatch):
     """And that of linear and cross_entropy does not, which keep the logits."""
     M, K, V, e = 64, 8, 4096, 4
-    for module in (kernels, second_triton):
+    for module in (kernels, linear_second_triton):
         monkeypatch.setattr(module, "chunk", lambda M, K, V: 256)
     h, w, _, t, _ = drawn("cpu", M, K, V, dtype=torch.float32)
 
@@ -323,8 +323,8 @@ def test_class_out_of_range(device, row, value):
 
 
 def test_a_class_that_nobody_looked_at_is_nan(device, monkeypatch):
-    monkeypatch.setattr(kernels, "refuse_unknown", lambda *args: None)
-    assert class_range_triton.refuse_unknown is not kernels.refuse_unknown
+    monkeypatch.setattr(kernels, "refuse_out_of_range", lambda *args: None)
+    assert class_range_triton.refuse_out_of_range is not kernels.refuse_out_of_range
     h, w, b, t, _ = drawn(device)
     t[1] = 7
     y, z = lab.linear_cross_entropy(h, w, t, b, reduction="none", z_loss=0.1, return_z_loss=True)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from gradlab.autodiff.arguments.arrays_jax import as_arrays
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_bool, want_floats, want_size
-from gradlab.autodiff.class_losses.class_range_jax import as_given, narrow, refuse_unknown
+from gradlab.autodiff.class_losses.class_range_jax import as_given, narrow, refuse_out_of_range
 from gradlab.autodiff.class_losses.row_sums_jax import Reduction, reduced
-from gradlab.autodiff.class_losses.settings import options
+from gradlab.autodiff.class_losses.settings import class_loss
 from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import cross_entropy_pallas as kernels
 from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like, uniform
@@ -20,7 +20,7 @@ _OP = "cross_entropy"
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _loss_rule(x, t, q, w, options, squares, inplace):
-    """y[M] = sum_v r[m v] (l[m] - h[m v]), z[M] = l^2, and each row's maximum, log of its sum of exp, sum of r."""
+    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics."""
     return kernels.loss(x, t, q, w, *options)
 
 
@@ -32,8 +32,8 @@ def _loss_fwd(x, t, q, w, options, squares, inplace):
 def _loss_bwd(options, squares, inplace, kept, cotangents):
     x, t, q, w, s = kept
     c, e, _ = cotangents
-    dx = pullback(c, e if squares else None, x, s, t, q, w, options, inplace)
-    dq = None if q is None else target_pullback(c, x, s, w, options)
+    dx = backward(c, e if squares else None, x, s, t, q, w, options, inplace)
+    dq = None if q is None else target_backward(c, x, s, w, options)
     return dx, None, dq, None
 
 
@@ -42,63 +42,64 @@ loss = compiled(_loss_rule, static_argnums=(4, 5, 6))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def pullback(c, e, x, s, t, q, w, options, inplace):
-    """dx[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v]), cotangents c of y and e of z, R = sum r."""
-    return kernels.pullback(c, e, x, s, t, q, w, *options, inplace=inplace)
+def backward(c, e, x, s, t, q, w, options, inplace):
+    """dx[m v] = z'[m v] (dy[m] (R[m] p[m v] - r[m v]) + 2 dn[m] l[m] p[m v])."""
+    return kernels.backward(c, e, x, s, t, q, w, *options, inplace=inplace)
 
 
-def _pullback_fwd(c, e, x, s, t, q, w, options, inplace):
-    return pullback(c, e, x, s, t, q, w, options, inplace), (c, e, x, s, t, q, w)
+def _backward_fwd(c, e, x, s, t, q, w, options, inplace):
+    return backward(c, e, x, s, t, q, w, options, inplace), (c, e, x, s, t, q, w)
 
 
-def _pullback_bwd(options, inplace, kept, u):
+def _backward_bwd(options, inplace, kept, u):
     c, e, x, s, t, q, w = kept
-    dc, de, dx, dq = second(u, c, e, x, s, t, q, w, options)
+    dc, de, dx, dq = second_backward(u, c, e, x, s, t, q, w, options)
     # s depends on x, and dx has that dependence in it already.
     return dc, None if e is None else de, dx, None, None, dq, None
 
 
-pullback.defvjp(_pullback_fwd, _pullback_bwd)
-pullback = uniform(pullback)
+backward.defvjp(_backward_fwd, _backward_bwd)
+backward = uniform(backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def target_pullback(c, x, s, w, options):
-    """dq[m v] = c[m] w[v] (1 - eps) (l[m] - h[m v]): linear in c, and in x a loss whose shares are the cotangent's."""
-    return kernels.target_pullback(c, x, s, w, options.eps, options.cap)
+def target_backward(c, x, s, w, options):
+    """dq[m v] = dy[m] a[v] (1 - s) (l[m] - z[m v]), s the label smoothing: linear in dy; in x a loss of target u."""
+    return kernels.target_backward(c, x, s, w, options.label_smoothing, options.softcap)
 
 
-def _target_pullback_fwd(c, x, s, w, options):
-    return target_pullback(c, x, s, w, options), (c, x, w)
+def _target_backward_fwd(c, x, s, w, options):
+    return target_backward(c, x, s, w, options), (c, x, w)
 
 
-def _target_pullback_bwd(options, kept, u):
+def _target_backward_bwd(options, kept, u):
     c, x, w = kept
-    linear = options._replace(smooth=False)
-    dc, _, s = loss(x, None, u, w, linear, False, False)
-    return dc, pullback(c, None, x, s, None, u, w, linear, False), None, None
+    # Linear in the target: without smoothing the loss of u is the pairing of u and dq, but for one factor.
+    linear, part = options._replace(label_smoothing=0.0), 1 - options.label_smoothing
+    y, _, s = loss(x, None, u, w, linear, False, False)
+    return part * y, backward(part * c, None, x, s, None, u, w, linear, False), None, None
 
 
-target_pullback.defvjp(_target_pullback_fwd, _target_pullback_bwd)
-target_pullback = uniform(target_pullback)
+target_backward.defvjp(_target_backward_fwd, _target_backward_bwd)
+target_backward = uniform(target_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
-def second(u, c, e, x, s, t, q, w, options):
-    """The pullback of the pullback: the rows' dot products for c and e, the Hessian-vector products for x and q."""
-    return kernels.second(u, c, e, x, s, t, q, w, *options)
+def second_backward(u, c, e, x, s, t, q, w, options):
+    """The backward of the backward: d(dy), d(dn), the Hessian-vector product dx, and dq."""
+    return kernels.second_backward(u, c, e, x, s, t, q, w, *options)
 
 
-def _second_fwd(u, c, e, x, s, t, q, w, options):
-    return second(u, c, e, x, s, t, q, w, options), None
+def _second_backward_fwd(u, c, e, x, s, t, q, w, options):
+    return second_backward(u, c, e, x, s, t, q, w, options), None
 
 
-def _second_bwd(options, kept, cotangents):
+def _second_backward_bwd(options, kept, cotangents):
     raise NotImplementedError("cross_entropy: its third derivative is not implemented, wanted order 1 or 2")
 
 
-second.defvjp(_second_fwd, _second_bwd)
-second = uniform(second)
+second_backward.defvjp(_second_backward_fwd, _second_backward_bwd)
+second_backward = uniform(second_backward)
 
 
 @overload
@@ -199,7 +200,7 @@ def cross_entropy(
     labels = as_given(labels)
     arrays = as_arrays(_OP, {"logits": logits, "labels": labels} | ({} if weight is None else {"weight": weight}))
     x, target, w = arrays["logits"], arrays["labels"], arrays.get("weight")
-    chosen = options(
+    chosen = class_loss(
         _OP,
         ignore_index=ignore_index,
         reduction=reduction,
@@ -217,7 +218,7 @@ def cross_entropy(
     if jnp.issubdtype(target.dtype, jnp.floating):
         q = jnp.moveaxis(target, axis, -1).reshape(-1, V)
     else:
-        labels = refuse_unknown(_OP, labels, V, chosen.ignore_index)
+        labels = refuse_out_of_range(_OP, labels, V, chosen.ignore_index)
         t, ignored = narrow(labels.reshape(-1), chosen.ignore_index)
         chosen = chosen._replace(ignore_index=ignored)
     x = x.reshape(-1, V)
@@ -260,6 +261,6 @@ def _want(x: jax.Array, target: jax.Array, w: jax.Array | None, axis: Any, ignor
     return jnp.moveaxis(x, axis, -1)
 
 
-def by_spec(x: jax.Array, target: jax.Array, w: jax.Array | None = None, **options: Any) -> Any:
-    """The loss with the Spec's names; soft labels are told by their dtype."""
-    return cross_entropy(x, target, weight=w, **options)
+def by_spec(x: jax.Array, target: jax.Array, a: jax.Array | None = None, **options: Any) -> Any:
+    """The loss with the Spec's names; soft labels are floating."""
+    return cross_entropy(x, target, weight=a, **options)

@@ -8,7 +8,7 @@ from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_bool, wan
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.class_losses.in_place_torch import onto
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
-from gradlab.autodiff.class_losses.settings import options
+from gradlab.autodiff.class_losses.settings import class_loss
 from gradlab.autodiff.frameworks.autocast_torch import raised
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
@@ -19,7 +19,7 @@ CLASSES = (torch.int64, torch.int32, torch.uint8)
 
 
 class CrossEntropy(Function):
-    """y[M] = sum_v r[m v] (l[m] - h[m v]), z[M] = l^2, and each row's maximum, log of its sum of exp, sum of r."""
+    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics."""
 
     @staticmethod
     def forward(x, t, q, w, options):
@@ -50,11 +50,11 @@ class CrossEntropy(Function):
 
 
 class CrossEntropyBackward(Function):
-    """dx[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v]), cotangents c of y and e of z, R = sum r."""
+    """dx[m v] = z'[m v] (dy[m] (R[m] p[m v] - r[m v]) + 2 dn[m] l[m] p[m v])."""
 
     @staticmethod
     def forward(c, e, x, s, t, q, w, options):
-        return kernels.pullback(c, e, x, s, t, q, w, *options)
+        return kernels.backward(c, e, x, s, t, q, w, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -76,11 +76,11 @@ class CrossEntropyBackward(Function):
 
 
 class CrossEntropyTargetBackward(Function):
-    """dq[m v] = c[m] w[v] (1 - eps) (l[m] - h[m v]): linear in c, and in x a loss whose shares are the cotangent's."""
+    """dq[m v] = dy[m] a[v] (1 - s) (l[m] - z[m v]), s the label smoothing: linear in dy; in x a loss of target u."""
 
     @staticmethod
     def forward(c, x, s, w, options):
-        return kernels.target_pullback(c, x, s, w, options.eps, options.cap)
+        return kernels.target_backward(c, x, s, w, options.label_smoothing, options.softcap)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -90,9 +90,11 @@ class CrossEntropyTargetBackward(Function):
     @staticmethod
     def backward(ctx, u):
         c, x, w = ctx.saved_tensors
-        linear = ctx.options._replace(smooth=False)
-        dc, _, s = CrossEntropy.apply(x, None, u, w, linear)
-        return dc.to(c.dtype), CrossEntropyBackward.apply(c, None, x, s, None, u, w, linear), None, None, None
+        # Linear in the target: without smoothing the loss of u is the pairing of u and dq, but for one factor.
+        linear, part = ctx.options._replace(label_smoothing=0.0), 1 - ctx.options.label_smoothing
+        y, _, s = CrossEntropy.apply(x, None, u, w, linear)
+        dx = CrossEntropyBackward.apply(part * c, None, x, s, None, u, w, linear)
+        return (part * y).to(c.dtype), dx, None, None, None
 
     @staticmethod
     def vmap(info, in_dims, c, x, s, w, options):
@@ -104,11 +106,11 @@ class CrossEntropyTargetBackward(Function):
 
 
 class CrossEntropySecondBackward(Function):
-    """The pullback of the pullback: the rows' dot products for c and e, the Hessian-vector products for x and q."""
+    """The backward of the backward: d(dy), d(dn), the Hessian-vector product dx, and dq."""
 
     @staticmethod
     def forward(u, c, e, x, s, t, q, w, options):
-        dc, de, dx, dq = kernels.second(u, c, e, x, s, t, q, w, *options)
+        dc, de, dx, dq = kernels.second_backward(u, c, e, x, s, t, q, w, *options)
         return dc.to(c.dtype), de if e is None else de.to(e.dtype), dx, dq
 
     @staticmethod
@@ -257,7 +259,7 @@ def cross_entropy(
     input, weight = raised(input, weight)
     if isinstance(target, torch.Tensor) and target.is_floating_point():
         (target,) = raised(target)
-    chosen = options(
+    chosen = class_loss(
         _OP,
         ignore_index=ignore_index,
         reduction=reduction,
@@ -313,6 +315,6 @@ def _want(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None
         refuse(_OP, "shape of target", list(target.shape), f"{list(wanted)} for input of shape {list(input.shape)}")
 
 
-def by_spec(x: torch.Tensor, target: torch.Tensor, w: torch.Tensor | None = None, **options: Any) -> Any:
-    """The loss with the Spec's names; soft targets are told by their dtype."""
-    return cross_entropy(x, target, w, **options)
+def by_spec(x: torch.Tensor, target: torch.Tensor, a: torch.Tensor | None = None, **options: Any) -> Any:
+    """The loss with the Spec's names; soft targets are floating."""
+    return cross_entropy(x, target, a, **options)

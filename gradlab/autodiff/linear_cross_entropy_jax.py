@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from gradlab.autodiff.arguments.arrays_jax import as_arrays
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_floats, want_rank, want_size
-from gradlab.autodiff.class_losses.class_range_jax import as_given, narrow, refuse_unknown
+from gradlab.autodiff.class_losses.class_range_jax import as_given, narrow, refuse_out_of_range
 from gradlab.autodiff.class_losses.row_sums_jax import Reduction, reduced
-from gradlab.autodiff.class_losses.settings import options
+from gradlab.autodiff.class_losses.settings import class_loss
 from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import linear_cross_entropy_pallas as kernels
-from gradlab.kernels.class_losses.second_pallas import second as second_of
+from gradlab.kernels.class_losses.linear_second_pallas import second_backward as second_backward_of
 from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
 OP = "linear_cross_entropy"
@@ -22,7 +22,7 @@ OP = "linear_cross_entropy"
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _rows_rule(h, w, t, b, c, ignore_index, label_smoothing, softcap):
-    """(sum_v r (l - z), l)[m], the first weighted and smoothed, and what is kept of each row."""
+    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics, of x = h w + b."""
     return kernels.loss(h, w, t, b, c, ignore_index, label_smoothing, softcap)
 
 
@@ -33,7 +33,7 @@ def _rows_fwd(h, w, t, b, c, *given):
 
 def _rows_bwd(ignore_index, label_smoothing, softcap, kept, cotangents):
     g, _ = cotangents
-    dh, dw, db = pullback(g, *kept, ignore_index, label_smoothing, softcap)
+    dh, dw, db = backward(g, *kept, ignore_index, label_smoothing, softcap)
     return dh, dw, None, db, None
 
 
@@ -42,41 +42,41 @@ rows = compiled(_rows_rule, static_argnums=(5, 6, 7))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
-def _pullback_rule(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap):
-    """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' ((dy R + dl) p - dy r)."""
-    return kernels.pullback(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap)
+def _backward_rule(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap):
+    """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' (dy (R p - r) + 2 dn l p)."""
+    return kernels.backward(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap)
 
 
-def _pullback_fwd(g, h, w, t, b, c, s, *given):
-    return pullback(g, h, w, t, b, c, s, *given), (g, h, w, t, b, c, s)
+def _backward_fwd(g, h, w, t, b, c, s, *given):
+    return backward(g, h, w, t, b, c, s, *given), (g, h, w, t, b, c, s)
 
 
-def _pullback_bwd(ignore_index, label_smoothing, softcap, kept, u):
-    dg, dh, dw, db = second(u, *kept, ignore_index, label_smoothing, softcap)
+def _backward_bwd(ignore_index, label_smoothing, softcap, kept, u):
+    dg, dh, dw, db = second_backward(u, *kept, ignore_index, label_smoothing, softcap)
     # s depends on h, w and b, and their gradients have that dependence in them already.
     return dg, dh, dw, None, db, None, None
 
 
-_pullback_rule.defvjp(_pullback_fwd, _pullback_bwd)
-pullback = compiled(_pullback_rule, static_argnums=(7, 8, 9))
+_backward_rule.defvjp(_backward_fwd, _backward_bwd)
+backward = compiled(_backward_rule, static_argnums=(7, 8, 9))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9, 10))
-def _second_rule(u, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap):
-    """The pullback of the pullback: <dx, u> by g, h, w and b, u = uh w + h uw + ub."""
-    return second_of(u, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap)
+def _second_backward_rule(u, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap):
+    """The backward of the backward: <dx, u> by dy, dn, h, w and b, u = uh w + h uw + ub."""
+    return second_backward_of(u, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap)
 
 
-def _second_fwd(*args):
-    return second(*args), None
+def _second_backward_fwd(*args):
+    return second_backward(*args), None
 
 
-def _second_bwd(*args):
+def _second_backward_bwd(*args):
     raise NotImplementedError(f"{OP}: its third derivative is not implemented, wanted order 1 or 2")
 
 
-_second_rule.defvjp(_second_fwd, _second_bwd)
-second = compiled(_second_rule, static_argnums=(8, 9, 10))
+_second_backward_rule.defvjp(_second_backward_fwd, _second_backward_bwd)
+second_backward = compiled(_second_backward_rule, static_argnums=(8, 9, 10))
 
 
 @overload
@@ -174,7 +174,7 @@ def linear_cross_entropy(
     there = {"hidden": hidden, "kernel": kernel, "labels": labels, "bias": bias, "weight": weight}
     given = as_arrays(OP, {name: a for name, a in there.items() if a is not None})
     want_floats(OP, {name: given[name] for name in ("hidden", "kernel", "bias") if name in given})
-    chosen = options(
+    chosen = class_loss(
         OP,
         ignore_index=ignore_index,
         reduction=reduction,
@@ -185,12 +185,12 @@ def linear_cross_entropy(
     )
     h, w, t, b, c = given["hidden"], given["kernel"], given["labels"], given.get("bias"), given.get("weight")
     _want_shapes(h, w, t, b, c)
-    labels = refuse_unknown(OP, labels, w.shape[1], chosen.ignore_index)
+    labels = refuse_out_of_range(OP, labels, w.shape[1], chosen.ignore_index)
     # Said to be constants, so that nobody waits for a gradient that is not there.
     c = None if c is None else jax.lax.stop_gradient(c)
     shape, M = t.shape, math.prod(t.shape)
     t, ignored = narrow(labels.reshape(M), chosen.ignore_index)
-    (y, lse), _ = rows(h.reshape(M, h.shape[-1]), w, t, b, c, ignored, chosen.eps, chosen.cap)
+    (y, lse), _ = rows(h.reshape(M, h.shape[-1]), w, t, b, c, ignored, chosen.label_smoothing, chosen.softcap)
     asked = Reduction(reduction, float(z_loss), return_z_loss)
     found = reduced(y, lse * lse if z_loss or return_z_loss else lse, t, c, w.shape[1], ignored, asked)
     loss, part = (a.reshape(shape if reduction == "none" else ()).astype(h.dtype) for a in found)
@@ -222,7 +222,7 @@ def _want_shapes(h, w, t, b, c) -> None:
 
 
 def by_spec(
-    h: jax.Array, w: jax.Array, t: jax.Array, b: jax.Array | None = None, c: jax.Array | None = None, **options
+    h: jax.Array, w: jax.Array, t: jax.Array, b: jax.Array | None = None, a: jax.Array | None = None, **options
 ) -> Any:
-    """linear_cross_entropy with the Spec's c."""
-    return linear_cross_entropy(h, w, t, b, weight=c, **options)
+    """linear_cross_entropy with the Spec's a."""
+    return linear_cross_entropy(h, w, t, b, weight=a, **options)

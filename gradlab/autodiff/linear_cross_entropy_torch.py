@@ -8,19 +8,19 @@ import torch
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
-from gradlab.autodiff.class_losses.settings import options
+from gradlab.autodiff.class_losses.settings import class_loss
 from gradlab.autodiff.cross_entropy_torch import CLASSES
 from gradlab.autodiff.frameworks.autocast_torch import lowered, raised
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import linear_cross_entropy_triton as kernels
-from gradlab.kernels.class_losses.second_triton import second
+from gradlab.kernels.class_losses.linear_second_triton import second_backward
 
 OP = "linear_cross_entropy"
 
 
 class LinearCrossEntropy(Function):
-    """(sum_v r (l - z), l)[m], the first weighted and smoothed, and what is kept of each row.
+    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics, of x = h w + b.
 
     Everything has an axis Z in front, which mapped axes are folded into.
     """
@@ -51,12 +51,12 @@ class LinearCrossEntropy(Function):
 
 
 class LinearCrossEntropyBackward(Function):
-    """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' ((dy R + dl) p - dy r)."""
+    """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' (dy (R p - r) + 2 dn l p)."""
 
     @staticmethod
     def forward(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b):
         given = ignore_index, label_smoothing, softcap
-        return kernels.pullback(g, h, w, t, b, c, s, *given, need_h, need_w, need_b, _by_columns(w))
+        return kernels.backward(g, h, w, t, b, c, s, *given, need_h, need_w, need_b, _by_columns(w))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -87,12 +87,12 @@ class LinearCrossEntropyBackward(Function):
 
 
 class LinearCrossEntropySecondBackward(Function):
-    """The pullback of the pullback: <dx, u> by g, h, w and b, u = uh w + h uw + ub."""
+    """The backward of the backward: <dx, u> by dy, dn, h, w and b, u = uh w + h uw + ub."""
 
     @staticmethod
     def forward(uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b):
         given = ignore_index, label_smoothing, softcap
-        return second(uh, uw, ub, g, h, w, t, b, c, s, *given, need_h, need_w, need_b, _by_columns(w))
+        return second_backward(uh, uw, ub, g, h, w, t, b, c, s, *given, need_h, need_w, need_b, _by_columns(w))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -231,7 +231,7 @@ def linear_cross_entropy(
     (full,) = raised(input)
     floats = dict(zip(floats, lowered(*floats.values()), strict=True))
     want_floats(OP, floats)
-    chosen = options(
+    chosen = class_loss(
         OP,
         ignore_index=-100 if ignore_index is None else ignore_index,
         reduction=reduction,
@@ -251,8 +251,8 @@ def linear_cross_entropy(
         None if b is None else b.unsqueeze(0),
         None if weight is None else weight.unsqueeze(0),
         chosen.ignore_index,
-        chosen.eps,
-        chosen.cap,
+        chosen.label_smoothing,
+        chosen.softcap,
     )
     y, lse = r[0].unbind(-1)
     asked = Reduction(reduction, float(z_loss), return_z_loss)
@@ -290,8 +290,8 @@ def by_spec(
     w: torch.Tensor,
     t: torch.Tensor,
     b: torch.Tensor | None = None,
-    c: torch.Tensor | None = None,
+    a: torch.Tensor | None = None,
     **options,
 ) -> Any:
-    """linear_cross_entropy with the Spec's w[K V]."""
-    return linear_cross_entropy(h, w.t(), t, b, weight=c, **options)
+    """linear_cross_entropy with the Spec's w[K V] and a."""
+    return linear_cross_entropy(h, w.t(), t, b, weight=a, **options)

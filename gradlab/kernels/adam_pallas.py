@@ -48,7 +48,7 @@ def _share_of_v(q, v, x):
 
 # fmt: off
 def _adam_kernel(s_ref, lr_ref, *refs, with_p, with_x, with_w, update, guarded, keyed, numbers=None):
-    """p', m', v', x', w' of p, g, m, v, x, w, or p' - p in place of p'; grid (E/BE); a program owns BE elements of each.
+    """p', m', v', x', w' of p, g, m, v, x, w, or p' - p in place of p'; grid (E/BE); a program owns BE of each.
 
     x is the largest v so far, w the master weights that p is rounded from.
     """
@@ -153,7 +153,9 @@ def adam(
     guarded: bool = False,
     key: jax.Array | None = None,
 ) -> list[jax.Array]:
-    """p', m', v' and, where there is one, x', w' in one pass: 4 E elements read, 3 E written, and E more each for these.
+    """p', m', v' and, where there is one, x', w' in one pass.
+
+    4 E elements are read, 3 E written, and E more each for these.
 
     Results alias their inputs, so that a jit that donates those allocates nothing.
 
@@ -196,7 +198,9 @@ def adam_pullback(
     scalars: jax.Array,
     update: bool,
 ) -> list[jax.Array]:
-    """dp, dg, dm, dv, dx, dlr of one step of one array, for the cotangents of p', m', v', x'; no dp or dx without p or x.
+    """dp, dg, dm, dv, dx, dlr of one step of one array, for the cotangents of p', m', v', x'.
+
+    No dp or dx without p or x.
 
     7 E elements read, 4 E written; with x 9 E and 5 E. dlr is a sum in two passes, in the accumulator's dtype.
     """

@@ -100,7 +100,10 @@ def _adam_kernel(
     RATES: tl.constexpr, STEPS: tl.constexpr, SCALED: tl.constexpr, FOUND: tl.constexpr, CLIPPED: tl.constexpr,
     ALIGNED: tl.constexpr, WORDS: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):
-    """p', m', v', x' = max(x, v'), w' over the tensors of a table laid out as ROW; grid (chunks of BE); a program owns one chunk of one tensor."""
+    """p', m', v', x' = max(x, v'), w' over the tensors of a table laid out as ROW.
+
+    Grid (chunks of BE); a program owns one chunk of one tensor.
+    """
     tensor = tensor_of(table_ptr, T, WORDS, BT)
     row = table_ptr + WORDS * tensor
     p_ptr = address(row + column("p"), DTYPE, ALIGNED)

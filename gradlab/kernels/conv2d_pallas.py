@@ -37,7 +37,10 @@ class Phase(NamedTuple):
 
 # fmt: off
 def _forward_kernel(*refs, phases, BM, BK, looped, bias, relu, masked):
-    """y[m n] = sum_{t k} x[phase(t), m + shift(t), k] w[t k n] + c[n]; grid (M/BM, G, N/BN); a program owns y[BM BN]."""
+    """y[m n] = sum_{t k} x[phase(t), m + shift(t), k] w[t k n] + c[n].
+
+    Grid (M/BM, G, N/BN); a program owns y[BM BN].
+    """
     x_ref, w_ref, *others, y_ref = refs
     acc = accumulator(y_ref.dtype)
     start = program_id(0) * BM if looped else 0
@@ -57,7 +60,10 @@ def _forward_kernel(*refs, phases, BM, BK, looped, bias, relu, masked):
 
 
 def _dgrad_kernel(*refs, phases, BM, BK, looped, halo, masked):
-    """dx[phase, m, n] = sum_{t in phase, k} dz[m - shift(t), k] w[t n k]; grid (M/BM, G, N/BN); a program owns dx[:, BM, BN]."""
+    """dx[phase, m, n] = sum_{t in phase, k} dz[m - shift(t), k] w[t n k].
+
+    Grid (M/BM, G, N/BN); a program owns dx[:, BM, BN].
+    """
     dz_ref, w_ref, *others, dx_ref = refs
     acc = accumulator(dx_ref.dtype)
     start = (program_id(0) * BM if looped else 0) + halo
@@ -73,7 +79,10 @@ def _dgrad_kernel(*refs, phases, BM, BK, looped, halo, masked):
 
 
 def _wgrad_kernel(*refs, phases, steps, BM, looped, geometry, width, masked):
-    """dw[z t d n] = sum_m x[phase(t), m + shift(t), d] dz[m n], z-th rows; grid (Z, RS, G, D/BD, N/BN), or RS in one program."""
+    """dw[z t d n] = sum_m x[phase(t), m + shift(t), d] dz[m n], z-th rows.
+
+    Grid (Z, RS, G, D/BD, N/BN), or RS in one program.
+    """
     x_ref, dz_ref, *others, dw_ref = refs
     acc = accumulator(x_ref.dtype)
     start = program_id(0) * (steps * BM) if looped else 0
@@ -273,7 +282,8 @@ def forward(
 def dgrad(dy: jax.Array, w: jax.Array, mask: jax.Array | None, geometry: Geometry) -> jax.Array:
     """dx[B H W C] of dy[B P Q F] and w[R S D F], zeros in place of dy where mask <= 0.
 
-    For each group and phase a dense GEMM of B H' W' x D x F/G times its taps: a stride costs no multiplications by zero.
+    For each group and phase a dense GEMM of B H' W' x D x F/G times its taps: a stride costs no multiplications by
+    zero.
     """
     B, D, F, G = dy.shape[0], w.shape[2], w.shape[3], geometry.groups
     if 0 in (B, D, F):

@@ -3,12 +3,12 @@
 import torch
 import triton.language as tl
 
-from gradlab.kernels.class_losses.class_range_triton import refuse_unknown
-from gradlab.kernels.class_losses.pullback_triton import _pullback_kernel
+from gradlab.kernels.class_losses.backward_triton import _backward_kernel
+from gradlab.kernels.class_losses.class_range_triton import refuse_out_of_range
 from gradlab.kernels.class_losses.rows_triton import (
     fold,
     keep_rows,
-    launch_pullback,
+    launch_backward,
     row,
     settings,
     shares,
@@ -32,7 +32,7 @@ def _loss_kernel(
     z_ptr,
     s_ptr, s_k,
     M, V, D, IGNORE,
-    EPS: tl.constexpr, SMOOTH: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
+    EPS: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
     ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
     """y[m] = sum_v r[m v] (l[m] - h[m v]), z[m] = l[m]^2; grid (M/BM); a program owns y[BM], z[BM] and s[3 BM] = (max, log sum exp(h - max), sum r)."""
@@ -50,11 +50,11 @@ def _loss_kernel(
         inside = (m < M)[:, None] & (v < V)[None, :]
         h = capped(tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC), CAP)
         r = h
-        if SOFT | SMOOTH:
-            r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
-        top, total, gap, mass = fold(top, total, gap, mass, h, r, inside, SOFT | SMOOTH)
+        if SOFT | (EPS > 0):
+            r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SOFT, HAS_W, ACC)
+        top, total, gap, mass = fold(top, total, gap, mass, h, r, inside, SOFT | (EPS > 0))
     log_sum = tl.log(total)
-    if (SOFT | SMOOTH) == 0:
+    if (SOFT | (EPS > 0)) == 0:
         # The one class of the row; (max - h) first: logits far from zero cancel exactly.
         x_ptr += (t.to(tl.int64) * x_v)[:, None]
         picked = capped(tl.load(x_ptr, mask=(valid & known)[:, None], other=0.0).to(ACC), CAP)
@@ -66,7 +66,7 @@ def _loss_kernel(
 
 
 @kernel
-def _target_pullback_kernel(
+def _target_backward_kernel(
     c_ptr, c_m,
     x_ptr, x_n, x_v, x_d,
     s_ptr, s_k, s_m,
@@ -93,7 +93,7 @@ def _target_pullback_kernel(
 
 
 @kernel
-def _second_kernel(
+def _second_backward_kernel(
     u_ptr, u_n, u_v, u_d,
     c_ptr, c_m,
     e_ptr, e_m,
@@ -107,10 +107,10 @@ def _second_kernel(
     d_ptr, d_n, d_v, d_d,
     f_ptr, f_n, f_v, f_d,
     M, V, D, IGNORE,
-    EPS: tl.constexpr, SMOOTH: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
+    EPS: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
     HAS_E: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """a[m], b[m], d[m v], f[m v] = the pullback of `_pullback_kernel` by c, e, x, q for u[m v]; grid (M/BM); a program owns rows BM."""
+    """a[m], b[m], d[m v], f[m v] = the pullback of `_backward_kernel` by c, e, x, q for u[m v]; grid (M/BM); a program owns rows BM."""
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     c = row(c_ptr, m, c_m, M, 0.0, False).to(ACC)
     e = tl.zeros((BM,), dtype=ACC)
@@ -136,7 +136,7 @@ def _second_kernel(
         u = tl.load(u_ptr + v[None, :] * u_v, mask=inside, other=0.0).to(ACC)
         if CAP > 0:
             u *= cap_slope(x, CAP)
-        r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
+        r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SOFT, HAS_W, ACC)
         p = tl.exp((capped(x, CAP) - top[:, None]) - log_sum[:, None])
         # A lane that is not there reads 0, which may stand far above the maximum.
         by_p += tl.sum(tl.where(inside, u * p, 0.0), axis=1)
@@ -159,7 +159,7 @@ def _second_kernel(
             at_h = u * slope
         d = (c * mass + 2 * e * lse)[:, None] * p * (at_h - by_p[:, None]) + (2 * e * by_p)[:, None] * p
         if CAP > 0:
-            r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
+            r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SOFT, HAS_W, ACC)
             bent = c[:, None] * (mass[:, None] * p - r) + (2 * e * lse)[:, None] * p
             # The slope's own derivative is -2 h slope / CAP^2.
             d = slope * (d - u * bent * (2 * h / (CAP * CAP)))
@@ -173,7 +173,7 @@ def _second_kernel(
 # fmt: on
 
 
-def _loss_fake(x, t, q, w, ignore_index, eps, smooth, cap):
+def _loss_fake(x, t, q, w, ignore_index, eps, cap):
     return statistics(x)
 
 
@@ -185,7 +185,6 @@ def loss(
     w: torch.Tensor | None,
     ignore_index: int,
     eps: float,
-    smooth: bool,
     cap: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss y[M] and z[M] = l^2 of logits x[N V D], M = N D, and s[3 M]: each row's maximum, log sum of exp and sum of r.
@@ -197,7 +196,7 @@ def loss(
     """
     _, V, D = x.shape
     if t is not None:
-        refuse_unknown("cross_entropy", t, V, D, ignore_index)
+        refuse_out_of_range("cross_entropy", t, V, D, ignore_index)
     y, z, s = statistics(x)
     M = y.shape[0]
     BM, BV = tile(x)
@@ -210,18 +209,18 @@ def loss(
         z,
         s, s.stride(0),
         M, V, D, ignore_index,
-        **settings(s.dtype, q, w, eps, smooth, cap), BM=BM, BV=BV, writes=[y, z, s],
+        **settings(s.dtype, q, w, eps, cap), BM=BM, BV=BV, writes=[y, z, s],
     )
     # fmt: on
     return y, z, s
 
 
-def _pullback_fake(c, e, x, s, t, q, w, ignore_index, eps, smooth, cap):
+def _backward_fake(c, e, x, s, t, q, w, ignore_index, eps, cap):
     return torch.empty_like(x)
 
 
-@op("cross_entropy_pullback", fake=_pullback_fake)
-def pullback(
+@op("cross_entropy_backward", fake=_backward_fake)
+def backward(
     c: torch.Tensor,
     e: torch.Tensor | None,
     x: torch.Tensor,
@@ -231,21 +230,20 @@ def pullback(
     w: torch.Tensor | None,
     ignore_index: int,
     eps: float,
-    smooth: bool,
     cap: float,
 ) -> torch.Tensor:
     """dx[N V D] for the cotangents c[M] of y and e[M] of z, 0 in ignored rows, laid out as x; M V read, M V written."""
     d = torch.empty_like(x)
-    launch_pullback(_pullback_kernel, d, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
+    launch_backward(_backward_kernel, d, c, e, x, s, t, q, w, ignore_index, eps, cap)
     return d
 
 
-def _target_pullback_fake(c, x, s, w, eps, cap):
+def _target_backward_fake(c, x, s, w, eps, cap):
     return torch.empty_like(x)
 
 
-@op("cross_entropy_target_pullback", fake=_target_pullback_fake)
-def target_pullback(
+@op("cross_entropy_target_backward", fake=_target_backward_fake)
+def target_backward(
     c: torch.Tensor, x: torch.Tensor, s: torch.Tensor, w: torch.Tensor | None, eps: float, cap: float
 ) -> torch.Tensor:
     """dq[N V D] of soft targets for the cotangent c[M] of y, laid out as x; M V read, M V written."""
@@ -255,7 +253,7 @@ def target_pullback(
     constants = {"EPS": eps, "HAS_W": w is not None, "CAP": cap, "ACC": triton_dtype(s.dtype)}
     # fmt: off
     launch(
-        _target_pullback_kernel, [-(-N * D // BM) * -(-V // BV)],
+        _target_backward_kernel, [-(-N * D // BM) * -(-V // BV)],
         c, *c.stride(),
         x, *x.stride(),
         s, *s.stride(),
@@ -268,13 +266,13 @@ def target_pullback(
     return d
 
 
-def _second_fake(u, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap):
+def _second_backward_fake(u, c, e, x, s, t, q, w, ignore_index, eps, cap):
     a, b = s.new_empty(s.shape[1]), s.new_empty(0 if e is None else s.shape[1])
     return a, b, torch.empty_like(x), x.new_empty(0) if q is None else torch.empty_like(x)
 
 
-@op("cross_entropy_second", fake=_second_fake)
-def second(
+@op("cross_entropy_second_backward", fake=_second_backward_fake)
+def second_backward(
     u: torch.Tensor,
     c: torch.Tensor,
     e: torch.Tensor | None,
@@ -285,19 +283,18 @@ def second(
     w: torch.Tensor | None,
     ignore_index: int,
     eps: float,
-    smooth: bool,
     cap: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pullback of `pullback` for the cotangent u[N V D]: dc[M], de[M] if there is e, dx[N V D], and dq of soft targets.
+    """Pullback of `backward` for the cotangent u[N V D]: dc[M], de[M] if there is e, dx[N V D], and dq of soft targets.
 
     x and u are read twice, dx is written once: 5 M V elements.
     """
-    a, b, d, f = _second_fake(u, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
+    a, b, d, f = _second_backward_fake(u, c, e, x, s, t, q, w, ignore_index, eps, cap)
     N, V, D = x.shape
     BM, BV = tile(x)
     # fmt: off
     launch(
-        _second_kernel, [-(-N * D // BM)],
+        _second_backward_kernel, [-(-N * D // BM)],
         u, *u.stride(),
         c, *c.stride(),
         *((c, 0) if e is None else (e, *e.stride())),
@@ -309,7 +306,7 @@ def second(
         d, *d.stride(),
         *((d, 0, 0, 0) if q is None else (f, *f.stride())),
         N * D, V, D, ignore_index,
-        **settings(s.dtype, q, w, eps, smooth, cap), HAS_E=e is not None, BM=BM, BV=BV, writes=[a, b, d, f],
+        **settings(s.dtype, q, w, eps, cap), HAS_E=e is not None, BM=BM, BV=BV, writes=[a, b, d, f],
     )
     # fmt: on
     return a, b, d, f

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from gradlab.kernels.class_losses.chunks import chunk
 from gradlab.kernels.class_losses.chunks_triton import cotangent, empties
-from gradlab.kernels.class_losses.class_range_triton import refuse_unknown
+from gradlab.kernels.class_losses.class_range_triton import refuse_out_of_range
 from gradlab.kernels.class_losses.rows_triton import fold
 from gradlab.kernels.common.column_sum_triton import column_sum
 from gradlab.kernels.common.matmul_triton import matmul_into
@@ -171,7 +171,7 @@ def _merge_kernel(
 
 
 @kernel
-def _pullback_kernel(
+def _backward_kernel(
     h_ptr, h_z, h_m, h_k,
     w_ptr, w_z, w_k, w_v,
     b_ptr, b_z, b_v,
@@ -237,7 +237,7 @@ def loss(
         IndexError: a class that is neither in [0, V) nor ignore_index (gradlab/kernels/class_losses/class_range_triton.py says when).
     """
     (Z, M, K), V = h.shape, w.shape[-1]
-    refuse_unknown("linear_cross_entropy", t.reshape(-1), V, 1, ignore_index)
+    refuse_out_of_range("linear_cross_entropy", t.reshape(-1), V, 1, ignore_index)
     r, s = _loss_fake(h, w, t, b, c, ignore_index, label_smoothing, softcap)
     BM, BK, BV, warps, stages = tile("logits", h, M, K, V)
     tiles = -(-V // BV)
@@ -282,19 +282,19 @@ def loss(
     return r, s
 
 
-def _pullback_fake(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b, by_columns):
+def _backward_fake(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b, by_columns):
     return empties(h, w, need_h, need_w, need_b, by_columns)
 
 
-def _pullback_flops(
+def _backward_flops(
     g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b, by_columns, *, out_shape
 ):
     # The logits once more, and what is needed of dgrad and wgrad.
     return 2 * math.prod(h) * w[-1] * (1 + need_h + need_w)
 
 
-@op("linear_cross_entropy_pullback", fake=_pullback_fake, flops=_pullback_flops)
-def pullback(
+@op("linear_cross_entropy_backward", fake=_backward_fake, flops=_backward_flops)
+def backward(
     g: torch.Tensor,
     h: torch.Tensor,
     w: torch.Tensor,
@@ -327,7 +327,7 @@ def pullback(
         BM, BK, BV, warps, stages = tile("logits", h, M, K, d.shape[-1])
         # fmt: off
         launch(
-            _pullback_kernel, [Z * -(-M // BM) * -(-d.shape[-1] // BV)],
+            _backward_kernel, [Z * -(-M // BM) * -(-d.shape[-1] // BV)],
             h, *h.stride(),
             w_, *w_.stride(),
             *_present(h, b_),

@@ -39,7 +39,10 @@ def _times(factor, x):
 
 # fmt: off
 def _sgd_kernel(s_ref, *refs, with_p, with_b):
-    """p', b' of p, g, b, or without p the update p' - p in place of p'; grid (rows/BR); a program owns BR rows of each."""
+    """p', b' of p, g, b, or without p the update p' - p in place of p'.
+
+    Grid (rows/BR); a program owns BR rows of each.
+    """
     lr, sign, weight_decay, b_of_b, b_of_h, p_of_h, p_of_b = Scalars.read(s_ref)
     left = list(refs)
     p_ref: Any = left.pop(0) if with_p else None

@@ -71,7 +71,10 @@ def _sgd_kernel(
     ACC: tl.constexpr, DTYPE: tl.constexpr, CLIPPED: tl.constexpr, ALIGNED: tl.constexpr,
     WORDS: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):
-    """p', b' over the tensors of a table laid out as ROW; grid (chunks of BE); a program owns one chunk of one tensor."""
+    """p', b' over the tensors of a table laid out as ROW.
+
+    Grid (chunks of BE); a program owns one chunk of one tensor.
+    """
     tensor = tensor_of(table_ptr, T, WORDS, BT)
     row = table_ptr + WORDS * tensor
     p_ptr = address(row + column("p"), DTYPE, ALIGNED)

@@ -1,6 +1,5 @@
 """An op of the lab: every case against NumPy, element by element, through the parts, and both sides together."""
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from gradlab.autodiff.checker.core.subject import Subject
 from gradlab.autodiff.checker.function import Plan, Run
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.frameworks.side import Side, as_tuple
-from gradlab.kernels.spec import Arrays, Case, Spec
+from gradlab.kernels.spec import Arrays, OpCase, Spec
 
 # Judged on the case of the most elements: promises and precisions are slow to hold, and empty at a single element.
 ONCE = ("facts", "contract", "precision", "edges")
@@ -24,26 +23,27 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 def check_op(op: Spec, sides: Sequence[Side], plan: Plan, report: Report) -> None:
     """Check every case of an op on these sides, and the sides against each other."""
-    cases = op.select("check")
-    largest = max(cases, key=lambda case: sum(math.prod(a.shape(op.sizes(case))) for a in op.present(case)))
-    for case in cases:
-        arrays = op.make(case, plan.seed)
+    cases = [op.at(case) for case in op.select("check")]
+    largest = max(cases, key=lambda at: sum(map(math.prod, at.shapes()[0])))
+    for at in cases:
+        arrays = at.make(plan.seed)
         seen = []
         for side in sides:
             with side.double():
-                seen.append((side.name, *_case(op, case, side, arrays, plan, case is largest, report)))
-        _between_sides(op, case, seen, report)
+                seen.append((side.name, *_case(at, side, arrays, plan, at is largest, report)))
+        _between_sides(at, seen, report)
 
 
 def _case(
-    op: Spec, case: Case, side: Side, arrays: Arrays, plan: Plan, whole: bool, report: Report
+    at: OpCase, side: Side, arrays: Arrays, plan: Plan, whole: bool, report: Report
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """One case on one side; its values and gradients."""
-    fn = functools.partial(side.op(op.name), **op.options(case))
+    op, case = at.spec, at.case
+    fn = at.bind(side.op(op.name))
     put = [side.put(a, "float64") for a in arrays.values()]
-    subject = Subject(side, fn, put, {}, op.name, case.name, list(arrays), [a.name for a in op.results(case)])
+    subject = Subject(side, fn, put, {}, op.name, case.name, list(arrays), [a.name for a in at.results])
     subject.trusted = True
-    subject.differentiate([i for i, name in enumerate(arrays) if name in op.wrt])
+    subject.differentiate(list(at.wrt))
     parts = tuple(p for p in plan.parts if (whole or p not in ONCE) and p != "reference")
     own = replace(
         plan,
@@ -58,19 +58,19 @@ def _case(
         return [], []
     if "reference" in plan.parts:
         with run.part("NumPy"):
-            _against_numpy(op, case, run, arrays, report)
+            _against_numpy(at, run, arrays, report)
     run.parts(None)
     return run.p.values, [run.probe.gradients[i] for i in subject.wrt]
 
 
-def _against_numpy(op: Spec, case: Case, run: Run, arrays: Arrays, report: Report) -> None:
+def _against_numpy(at: OpCase, run: Run, arrays: Arrays, report: Report) -> None:
     """Values against the NumPy reference, gradients against differences of it, element by element."""
     given, names = list(arrays.values()), list(arrays)
-    reference = functools.partial(op.reference, **op.options(case))
+    op, case, reference = at.spec, at.case, at.bind(at.spec.reference)
     wanted = [np.asarray(y, np.float64) for y in as_tuple(reference(*given))]
-    tolerance = op.tolerance(case, "float64")
+    tolerance = at.tolerance("float64")
     side = run.s.side.name
-    for a, got, want in zip(op.results(case), run.p.values, wanted, strict=True):
+    for a, got, want in zip(at.results, run.p.values, wanted, strict=True):
         report.findings.append(compare(op.name, side, case.name, "value vs NumPy", a.name, got, want, 0.0, tolerance))
     cotangents = run.probe.cotangents
     for i in run.s.wrt:
@@ -86,16 +86,17 @@ def _against_numpy(op: Spec, case: Case, run: Run, arrays: Arrays, report: Repor
         report.findings.append(found)
 
 
-def _between_sides(op: Spec, case: Case, seen: list, report: Report) -> None:
+def _between_sides(at: OpCase, seen: list, report: Report) -> None:
+    op, case = at.spec, at.case
     for one, other in itertools.pairwise(seen):
         label = f"{one[0]} and {other[0]}"
         # Each side may be off by the tolerance.
-        allowed = 2 * op.tolerance(case, "float64")
-        for a, x, y in zip(op.results(case), one[1], other[1], strict=False):
+        allowed = 2 * at.tolerance("float64")
+        for a, x, y in zip(at.results, one[1], other[1], strict=False):
             report.findings.append(
                 compare(op.name, label, case.name, "value, torch vs jax", a.name, x, y, 0.0, allowed)
             )
-        wrt = [a.name for a in op.present(case) if a.name in op.wrt]
+        wrt = [at.inputs[i].name for i in at.wrt]
         for name, x, y in zip(wrt, one[2], other[2], strict=False):
             found = compare(op.name, label, case.name, "gradient, torch vs jax", name, x, y, 0.0, allowed)
             report.findings.append(found)

@@ -34,7 +34,7 @@ def _wrong(t: Any, V: int, ignore_index: int) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def unknown(t: jax.Array, V: int, ignore_index: int) -> jax.Array:
+def out_of_range(t: jax.Array, V: int, ignore_index: int) -> jax.Array:
     """(the first place of t.ravel() whose class is neither in [0, V) nor ignore_index, or -1; that class).
 
     Of uint32 the class is its bits as int32.
@@ -56,7 +56,7 @@ def as_given(labels: Any) -> Any:
     return gathered(labels) if isinstance(labels, jax.Array) else labels
 
 
-def refuse_unknown(op: str, t: jax.Array | np.ndarray, V: int, ignore_index: int) -> Any:
+def refuse_out_of_range(op: str, t: jax.Array | np.ndarray, V: int, ignore_index: int) -> Any:
     """t; an IndexError for a class in it that is neither in [0, V) nor ignore_index.
 
     Concrete classes on a CPU, NumPy's among them: at once. On an accelerator looking would make the host wait, so what
@@ -70,7 +70,7 @@ def refuse_unknown(op: str, t: jax.Array | np.ndarray, V: int, ignore_index: int
         return guarded(t, Known(op, V, ignore_index))
     if isinstance(t, jax.Array) and any(d.platform != "cpu" for d in t.devices()):
         raise_device_errors()
-        note(unknown(t, V, ignore_index), op, V, t.dtype)
+        note(out_of_range(t, V, ignore_index), op, V, t.dtype)
         return t
     classes = np.asarray(t)
     wrong = _wrong(classes, V, ignore_index)
@@ -90,7 +90,7 @@ class Known:
     ignore_index: int
 
     def __call__(self, t: jax.Array, size: int) -> None:
-        row, value = unknown(t, self.V, self.ignore_index)
+        row, value = out_of_range(t, self.V, self.ignore_index)
         checkify.debug_check(
             row < 0,
             f"{self.op}: labels.ravel()[{{row}}] is {{value}}, wanted a class in [0, {self.V})",

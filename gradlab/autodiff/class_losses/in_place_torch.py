@@ -9,12 +9,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from gradlab.autodiff.arguments.errors import refuse
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, divisors, joined, reduced
-from gradlab.autodiff.class_losses.settings import Options
 from gradlab.autodiff.frameworks.batched_torch import is_batched
 from gradlab.autodiff.frameworks.ranges_torch import Function
 from gradlab.kernels import cross_entropy_triton as plain
 from gradlab.kernels.class_losses import in_place_triton as kernels
 from gradlab.kernels.class_losses import row_sums_triton as sums
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.private.private_torch import innermost_transform
 from gradlab.kernels.runtime.plans_triton import unplanned
 
@@ -23,14 +23,14 @@ _OP = "cross_entropy"
 _given = WeakTensorKeyDictionary()
 
 
-class CrossEntropyFused(Function):
+class CrossEntropyWithGradient(Function):
     """The sum or mean of y + z_loss z; its gradient, for a cotangent of 1, is then what the logits' memory holds."""
 
     @staticmethod
     def forward(x, t, q, w, n, z_loss, options):
-        y, z = kernels.fused_(x, t, q, w, n, *options, z_loss)
+        y, z = kernels.loss_with_gradient_(x, t, q, w, n, *options, z_loss)
         _give(x)
-        loss, _ = joined([sums.total(part) for part in ((y, z) if z_loss else (y,))], n, z_loss)
+        loss, _ = joined([sums.sum_rows(part) for part in ((y, z) if z_loss else (y,))], n, z_loss)
         return loss
 
     @staticmethod
@@ -72,7 +72,7 @@ class CrossEntropyInplace(Function):
         g = x.detach()
         if c is None:
             c = s.new_zeros(()).expand(s.shape[1])
-        kernels.pullback_(c, e, g, s, t, q, w, *ctx.options)
+        kernels.backward_(c, e, g, s, t, q, w, *ctx.options)
         _give(x)
         return g, *(None,) * 4
 
@@ -110,7 +110,7 @@ def onto(
     t: torch.Tensor | None,
     q: torch.Tensor | None,
     w: torch.Tensor | None,
-    options: Options,
+    options: ClassLoss,
     asked: Reduction,
     leaf: bool,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -129,7 +129,7 @@ def onto(
     if early:
         M = x.shape[0] * x.shape[2]
         n = divisors(x, M, t, w, V, options.ignore_index) if asked.reduction == "mean" else None
-        loss = CrossEntropyFused.apply(x, t, q, w, n, asked.z_loss, options)
+        loss = CrossEntropyWithGradient.apply(x, t, q, w, n, asked.z_loss, options)
         return loss, loss
     y, z, _ = CrossEntropyInplace.apply(x, t, q, w, options)
     return reduced(y, z, t, w, V, options.ignore_index, asked)

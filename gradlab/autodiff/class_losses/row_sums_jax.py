@@ -22,7 +22,7 @@ class Reduction(NamedTuple):
 @jax.custom_vjp
 def _total_rule(y):
     """The sum of y[M]. Linear: its pullback is a broadcast."""
-    return kernels.total(y)
+    return kernels.sum_rows(y)
 
 
 def _total_fwd(y):
@@ -43,7 +43,7 @@ def divisors(like: jax.Array, M: int, t: jax.Array | None, w: jax.Array | None, 
     acc = accumulator(like.dtype)
     if t is None:
         return jnp.full((2,), M, acc)
-    return jax.lax.stop_gradient(kernels.count(t, w, V, ignore_index, acc))
+    return jax.lax.stop_gradient(kernels.mean_divisors(t, w, V, ignore_index, acc))
 
 
 def reduced(

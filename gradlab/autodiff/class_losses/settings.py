@@ -1,28 +1,17 @@
-"""What the losses of classes are asked for, looked at before anything runs. Framework-free."""
+"""The options of a loss of classes, checked before anything runs. Framework-free."""
 
 import math
 import numbers
-from typing import Any, NamedTuple
+from typing import Any
 
 from gradlab.autodiff.arguments.errors import refuse, want_bool, want_choice
+from gradlab.kernels.class_losses.settings import ClassLoss
 
 
-class Options(NamedTuple):
-    """How a row's classes become shares r = w ((1 - eps) q + eps / V), and the cap of its logits; 0 for none.
-
-    `smooth` tells whether the even part eps / V is there: the loss is linear in q without it.
-    """
-
-    ignore_index: int
-    eps: float
-    smooth: bool
-    cap: float
-
-
-def options(
+def class_loss(
     op: str, *, ignore_index: Any, reduction: Any, label_smoothing: Any, z_loss: Any, return_z_loss: Any, softcap: Any
-) -> Options:
-    """The options of a call, all of them looked at.
+) -> ClassLoss:
+    """The settings of a call, once all of its options are checked.
 
     Raises:
         ValueError: an unknown reduction, a number out of range.
@@ -42,7 +31,7 @@ def options(
     cap = 0.0 if softcap is None else _number(op, "softcap", softcap)
     if softcap is not None and not 0 < cap < math.inf:
         refuse(op, "softcap", softcap, "a number above 0, or None")
-    return Options(int(ignore_index), eps, True, cap)
+    return ClassLoss(int(ignore_index), eps, cap)
 
 
 def _number(op: str, argument: str, came: Any) -> float:

@@ -34,7 +34,7 @@ _pending: deque[Note] = deque()
 
 # fmt: off
 @kernel
-def _unknown_kernel(
+def _class_range_kernel(
     t_ptr, t_m,
     f_ptr,
     M, V, IGNORE, STRETCH,
@@ -56,7 +56,7 @@ def _unknown_kernel(
 # fmt: on
 
 
-def unknown(t: torch.Tensor, V: int, ignore_index: int) -> torch.Tensor:
+def out_of_range(t: torch.Tensor, V: int, ignore_index: int) -> torch.Tensor:
     """f[I 2]: for each stretch of t[M] its first row with an unknown class, M if there is none, and that class."""
     (M,) = t.shape
     parts = max(1, min(1024, -(-M // 2**14)))
@@ -64,7 +64,7 @@ def unknown(t: torch.Tensor, V: int, ignore_index: int) -> torch.Tensor:
     f = t.new_empty((parts, 2), dtype=torch.int64)
     # fmt: off
     launch(
-        _unknown_kernel, [parts],
+        _class_range_kernel, [parts],
         t, *t.stride(),
         f,
         M, V, ignore_index, stretch,
@@ -75,7 +75,7 @@ def unknown(t: torch.Tensor, V: int, ignore_index: int) -> torch.Tensor:
 
 
 @looks
-def refuse_unknown(op: str, t: torch.Tensor, V: int, D: int, ignore_index: int) -> None:
+def refuse_out_of_range(op: str, t: torch.Tensor, V: int, D: int, ignore_index: int) -> None:
     """Raise an IndexError for a class in t[N D] that is neither in [0, V) nor ignore_index; on CUDA, at a later call.
 
     t comes flat; D says how it was, so that the message can name the place.
@@ -99,7 +99,7 @@ def refuse_unknown(op: str, t: torch.Tensor, V: int, D: int, ignore_index: int) 
         return
     raise_device_errors()
     if t.numel():
-        found = unknown(t, V, ignore_index)
+        found = out_of_range(t, V, ignore_index)
         notes = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
         note(Note(torch.cuda.current_stream(t.device).record_event(), notes, op, t.shape[0], V, D))
 

@@ -3,13 +3,13 @@
 import torch
 import triton.language as tl
 
-from gradlab.kernels.class_losses.class_range_triton import refuse_unknown
-from gradlab.kernels.class_losses.pullback_triton import _pullback_kernel
+from gradlab.kernels.class_losses.backward_triton import _backward_kernel
+from gradlab.kernels.class_losses.class_range_triton import refuse_out_of_range
 from gradlab.kernels.class_losses.rows_triton import (
     fold,
     gradient,
     keep_rows,
-    launch_pullback,
+    launch_backward,
     row,
     settings,
     shares,
@@ -27,7 +27,7 @@ HELD = 2**14
 
 # fmt: off
 @kernel
-def _fused_kernel(
+def _loss_with_gradient_kernel(
     x_ptr, x_n, x_v, x_d,
     t_ptr, t_m,
     q_ptr, q_n, q_v, q_d,
@@ -37,7 +37,7 @@ def _fused_kernel(
     z_ptr,
     s_ptr, s_k,
     M, V, D, IGNORE, Z,
-    EPS: tl.constexpr, SMOOTH: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
+    EPS: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
     MEAN: tl.constexpr, HELD: tl.constexpr,
     ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
@@ -60,14 +60,14 @@ def _fused_kernel(
     inside = (m < M)[:, None] & (v < V)[None, :]
     x = tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
     h = capped(x, CAP)
-    r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
+    r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SOFT, HAS_W, ACC)
     top, total, gap, mass = fold(top, total, gap, mass, h, r, inside, True)
     if HELD == 0:
         for v0 in range(BV, V, BV):
             v = (v0 + tl.arange(0, BV)).to(tl.int64)
             inside = (m < M)[:, None] & (v < V)[None, :]
             h = capped(tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC), CAP)
-            r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
+            r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SOFT, HAS_W, ACC)
             top, total, gap, mass = fold(top, total, gap, mass, h, r, inside, True)
     log_sum = tl.log(total)
     keep_rows(y_ptr, z_ptr, s_ptr, s_k, m, M, gap + mass * log_sum, top, log_sum, mass, known, valid)
@@ -79,7 +79,7 @@ def _fused_kernel(
             v = (v0 + tl.arange(0, BV)).to(tl.int64)
             inside = (m < M)[:, None] & (v < V)[None, :]
             x = tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
-            r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
+            r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SOFT, HAS_W, ACC)
             g = gradient(x, capped(x, CAP), r, top, log_sum, mass, c, e, known, valid, CAP, True)
             tl.store(x_ptr + v[None, :] * x_v, g.to(x_ptr.dtype.element_ty), mask=inside)
 
@@ -105,12 +105,12 @@ def _scale_kernel(
 # fmt: on
 
 
-def _fused_fake(x, t, q, w, n, ignore_index, eps, smooth, cap, z_loss):
+def _loss_with_gradient_fake(x, t, q, w, n, ignore_index, eps, cap, z_loss):
     return statistics(x)[:2]
 
 
-@op("cross_entropy_fused_", fake=_fused_fake, mutates=("x",))
-def fused_(
+@op("cross_entropy_loss_with_gradient_", fake=_loss_with_gradient_fake, mutates=("x",))
+def loss_with_gradient_(
     x: torch.Tensor,
     t: torch.Tensor | None,
     q: torch.Tensor | None,
@@ -118,7 +118,6 @@ def fused_(
     n: torch.Tensor | None,
     ignore_index: int,
     eps: float,
-    smooth: bool,
     cap: float,
     z_loss: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,14 +127,14 @@ def fused_(
     """
     N, V, D = x.shape
     if t is not None:
-        refuse_unknown("cross_entropy", t, V, D, ignore_index)
+        refuse_out_of_range("cross_entropy", t, V, D, ignore_index)
     y, z, s = statistics(x)
     BM, BV = tile(x)
     if V <= HELD and x.stride(1) == 1:
         BM, BV = 1, block(V, HELD)
     # fmt: off
     launch(
-        _fused_kernel, [-(-N * D // BM)],
+        _loss_with_gradient_kernel, [-(-N * D // BM)],
         x, *x.stride(),
         *targets(x, t, q, w),
         s if n is None else n,
@@ -143,19 +142,19 @@ def fused_(
         z,
         s, s.stride(0),
         N * D, V, D, ignore_index, float(z_loss),
-        **settings(s.dtype, q, w, eps, smooth, cap), MEAN=n is not None, HELD=V <= BV, BM=BM, BV=BV,
+        **settings(s.dtype, q, w, eps, cap), MEAN=n is not None, HELD=V <= BV, BM=BM, BV=BV,
         writes=[y, z, s, x], warps=max(4, min(16, BM * BV // 1024)),
     )
     # fmt: on
     return y, z
 
 
-def _pullback_in_place_fake(c, e, x, s, t, q, w, ignore_index, eps, smooth, cap):
+def _backward_in_place_fake(c, e, x, s, t, q, w, ignore_index, eps, cap):
     return None
 
 
-@op("cross_entropy_pullback_", fake=_pullback_in_place_fake, mutates=("x",))
-def pullback_(
+@op("cross_entropy_backward_", fake=_backward_in_place_fake, mutates=("x",))
+def backward_(
     c: torch.Tensor,
     e: torch.Tensor | None,
     x: torch.Tensor,
@@ -165,11 +164,10 @@ def pullback_(
     w: torch.Tensor | None,
     ignore_index: int,
     eps: float,
-    smooth: bool,
     cap: float,
 ) -> None:
     """The pullback of the loss, written over the logits; M V read, M V written."""
-    launch_pullback(_pullback_kernel, x, c, e, x, s, t, q, w, ignore_index, eps, smooth, cap)
+    launch_backward(_backward_kernel, x, c, e, x, s, t, q, w, ignore_index, eps, cap)
 
 
 def _scale_fake(g, c):

@@ -10,7 +10,7 @@ from gradlab.kernels.runtime.launch_pallas import block, launch, loop, pad, pall
 
 
 # fmt: off
-def _total_kernel(y_ref, s_ref, *, BM):
+def _sum_rows_kernel(y_ref, s_ref, *, BM):
     """s = sum_m y[m]; grid (1); one program owns s."""
     def step(i, total):
         return total + y_ref[pl.ds(i * BM, BM), :]
@@ -20,15 +20,18 @@ def _total_kernel(y_ref, s_ref, *, BM):
 # fmt: on
 
 
-def count(t: jax.Array, w: jax.Array | None, V: int, ignore_index: int, dtype: jnp.dtype) -> jax.Array:
-    """d[2] = (sum of w[t[m]] over the rows that are not ignored, their number), in `dtype`. M read."""
+def mean_divisors(t: jax.Array, a: jax.Array | None, V: int, ignore_index: int, dtype: jnp.dtype) -> jax.Array:
+    """d[2] = (sum of a[t[m]] over the rows that are not ignored, their number), in `dtype`. M read."""
     valid = t != ignore_index
     one = valid.astype(dtype)
-    weight = one if w is None else jnp.where(valid & (t >= 0) & (t < V), w[jnp.clip(t, 0, V - 1)].astype(dtype), 0)
-    return jnp.stack([total(weight), total(one)])
+    number = sum_rows(one)
+    if a is None:
+        return jnp.stack([number, number])
+    weight = jnp.where(valid & (t >= 0) & (t < V), a[jnp.clip(t, 0, V - 1)].astype(dtype), 0)
+    return jnp.stack([sum_rows(weight), number])
 
 
-def total(y: jax.Array) -> jax.Array:
+def sum_rows(y: jax.Array) -> jax.Array:
     """The sum of y[M]. M read."""
     (M,) = y.shape
     if M == 0:
@@ -39,7 +42,7 @@ def total(y: jax.Array) -> jax.Array:
         y = pad(y.reshape(M, 1), BM, 1)
         column = pl.BlockSpec(y.shape, lambda i: (0, 0))
         one = pl.BlockSpec((1, 1), lambda i: (0, 0))
-        kernel = functools.partial(_total_kernel, BM=BM)
+        kernel = functools.partial(_sum_rows_kernel, BM=BM)
         return pallas(kernel, platform, [1], [column], one, jax.ShapeDtypeStruct((1, 1), y.dtype))(y)[0, 0]
 
     return launch(call, y)

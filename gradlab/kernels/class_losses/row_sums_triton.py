@@ -12,7 +12,7 @@ from gradlab.kernels.runtime.launch_triton import block, kernel, launch, op, tri
 
 # fmt: off
 @kernel
-def _count_kernel(
+def _mean_divisors_kernel(
     t_ptr, t_z, t_m,
     w_ptr, w_v,
     d_ptr,
@@ -40,7 +40,7 @@ def _count_kernel(
 
 
 @kernel
-def _total_kernel(
+def _sum_rows_kernel(
     y_ptr, y_z, y_m,
     s_ptr,
     M, STRETCH, I, DEN,
@@ -58,12 +58,12 @@ def _total_kernel(
 # fmt: on
 
 
-def _count_fake(t, w, V, ignore_index, wide):
+def _mean_divisors_fake(t, w, V, ignore_index, wide):
     return t.new_empty((*t.shape[:-1], 2), dtype=torch.float64 if wide else torch.float32)
 
 
-@op("row_count", fake=_count_fake)
-def count(t: torch.Tensor, w: torch.Tensor | None, V: int, ignore_index: int, wide: bool) -> torch.Tensor:
+@op("mean_divisors", fake=_mean_divisors_fake)
+def mean_divisors(t: torch.Tensor, w: torch.Tensor | None, V: int, ignore_index: int, wide: bool) -> torch.Tensor:
     """d[2] = (sum of w[t[m]] over the rows that are not ignored, their number), in float64 if `wide`, else float32.
 
     t may have one more axis Z in front: a pair for each of its places. M read.
@@ -76,7 +76,7 @@ def count(t: torch.Tensor, w: torch.Tensor | None, V: int, ignore_index: int, wi
     d = t.new_empty((t.shape[0], parts, 2), dtype=acc)
     # fmt: off
     launch(
-        _count_kernel, [t.shape[0] * parts],
+        _mean_divisors_kernel, [t.shape[0] * parts],
         t, *t.stride(),
         *((d, 0) if w is None else (w, *w.stride())),
         d,
@@ -87,11 +87,11 @@ def count(t: torch.Tensor, w: torch.Tensor | None, V: int, ignore_index: int, wi
     return (d[:, 0] if parts == 1 else column_sum(d, None)).reshape(*Z, 2)
 
 
-def _total_fake(y):
+def _sum_rows_fake(y):
     return y.new_empty(y.shape[:-1])
 
 
-@op("row_total", fake=_total_fake)
-def total(y: torch.Tensor) -> torch.Tensor:
+@op("sum_rows", fake=_sum_rows_fake)
+def sum_rows(y: torch.Tensor) -> torch.Tensor:
     """The sum of y[M], which may have one more axis Z in front. M read."""
-    return reduce_triton.sum_rows(_total_kernel, [y], y.ndim - 1, 1)
+    return reduce_triton.sum_rows(_sum_rows_kernel, [y], y.ndim - 1, 1)

@@ -42,15 +42,15 @@ def standing(t, m, M, V, IGNORE, SOFT: tl.constexpr):
 @kernel
 def shares(
     t, q_ptr, q_v, w_ptr, w_v, v, inside, V,
-    EPS: tl.constexpr, SMOOTH: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, ACC: tl.constexpr,
+    EPS: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, ACC: tl.constexpr,
 ):
-    """r[m v] = w[v] ((1 - EPS) q[m v] + EPS / V): q the one-hot row of t unless SOFT, the second term only if SMOOTH."""
+    """r[m v] = w[v] ((1 - EPS) q[m v] + EPS / V): q the one-hot row of t unless SOFT"""
     if SOFT:
         q = tl.load(q_ptr + v[None, :] * q_v, mask=inside, other=0.0).to(ACC)
     else:
         q = (v[None, :] == t[:, None]).to(ACC)
     r = q * (1 - EPS)
-    if SMOOTH:
+    if EPS > 0:
         r += tl.full((1, 1), EPS, ACC) / V
         r = tl.where(inside, r, 0.0)
     if HAS_W:
@@ -120,12 +120,11 @@ def targets(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: 
 
 
 def settings(
-    acc: torch.dtype, q: torch.Tensor | None, w: torch.Tensor | None, eps: float, smooth: bool, cap: float
+    acc: torch.dtype, q: torch.Tensor | None, w: torch.Tensor | None, eps: float, cap: float
 ) -> dict[str, Any]:
     """The constants of a kernel: settings of a model, which no step changes."""
     return {
         "EPS": eps,
-        "SMOOTH": smooth and eps != 0,
         "SOFT": q is not None,
         "HAS_W": w is not None,
         "CAP": cap,
@@ -143,7 +142,7 @@ def tile(x: torch.Tensor) -> tuple[int, int]:
     return block(N * D, max(1, TILE // BV), least=1), BV
 
 
-def launch_pullback(
+def launch_backward(
     jit: JITFunction,
     d: torch.Tensor,
     c: torch.Tensor,
@@ -155,7 +154,6 @@ def launch_pullback(
     w: torch.Tensor | None,
     ignore_index: int,
     eps: float,
-    smooth: bool,
     cap: float,
 ) -> None:
     """The pullback in the memory of d[N V D], which may be x itself: each logit is read by the program that writes it."""
@@ -171,6 +169,6 @@ def launch_pullback(
         *targets(x, t, q, w),
         d, *d.stride(),
         N * D, V, D, ignore_index,
-        **settings(s.dtype, q, w, eps, smooth, cap), HAS_E=e is not None, BM=BM, BV=BV, writes=[d],
+        **settings(s.dtype, q, w, eps, cap), HAS_E=e is not None, BM=BM, BV=BV, writes=[d],
     )
     # fmt: on

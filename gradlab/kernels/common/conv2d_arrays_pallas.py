@@ -1,4 +1,4 @@
-"""conv2d where one program's block is the full array, as when interpreted: a GEMM for each row, or a few, of the window.
+"""conv2d where one program's block is the full array, as when interpreted: a GEMM for one or a few rows of the window.
 
 Memory traffic and matmuls with a short K dominate the time there. So the image is laid out with rows first,
 x[a b h B w c] with the phases (a, b) of the stride, and the S taps of a row of the window are concatenated:
@@ -31,7 +31,10 @@ class Tap(NamedTuple):
 
 # fmt: off
 def _full_forward_kernel(*refs, geometry, bias, relu, masked):
-    """y[p b q n] = sum_{r s k} X[r][p b q, s k] w[r s k n] + c[n]; grid (1,) for each group; a program owns y of its group."""
+    """y[p b q n] = sum_{r s k} X[r][p b q, s k] w[r s k n] + c[n].
+
+    Grid (1,) for each group; a program owns y of its group.
+    """
     x_ref, w_ref, *others, y_ref = refs
     N, taps_of = w_ref.shape[-1], _side_by_side(x_ref, geometry)
     y = jnp.zeros((math.prod(y_ref.shape[:-1]), N), accumulator(y_ref.dtype))
@@ -48,7 +51,10 @@ def _full_forward_kernel(*refs, geometry, bias, relu, masked):
 
 
 def _full_dgrad_kernel(*refs, geometry, masked):
-    """dx[a b h B w k] = sum of dz[p b q n] w[r s k n] over the taps that reach the pixel; grid (1,) for each group; a program owns dx of its group."""
+    """dx[a b h B w k] = sum of dz[p b q n] w[r s k n] over the taps that reach the pixel.
+
+    Grid (1,) for each group; a program owns dx of its group.
+    """
     dz_ref, w_ref, *others, dx_ref = refs
     (_, S, D, N), (P, B, Q, _), tall = w_ref.shape, dz_ref.shape, dx_ref.shape[2]
     rows, columns = _taps(geometry)
@@ -70,7 +76,10 @@ def _full_dgrad_kernel(*refs, geometry, masked):
 
 
 def _full_wgrad_kernel(*refs, geometry, masked):
-    """dw[r s k n] = sum_{p b q} X[r][p b q, s k] dz[p b q n]; grid (1,) for each group; a program owns dw of its group."""
+    """dw[r s k n] = sum_{p b q} X[r][p b q, s k] dz[p b q n].
+
+    Grid (1,) for each group; a program owns dw of its group.
+    """
     x_ref, dz_ref, *others, dw_ref = refs
     dz, taps_of = _masked(dz_ref, others, masked), _side_by_side(x_ref, geometry)
     for first, rows in _row_groups(dw_ref.shape):

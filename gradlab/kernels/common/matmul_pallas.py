@@ -12,7 +12,10 @@ from gradlab.kernels.runtime.launch_pallas import accumulator, block, interprete
 
 # fmt: off
 def _matmul_kernel(*refs, K, BK, transposed_a, transposed_b, bias, relu, masked):
-    """y[m n] = sum_k a[m k] b[k n] + c[m n], with a, b or y 0 where mask <= 0; grid (M/BM, N/BN); a program owns y[BM BN]."""
+    """y[m n] = sum_k a[m k] b[k n] + c[m n], with a, b or y 0 where mask <= 0.
+
+    Grid (M/BM, N/BN); a program owns y[BM BN].
+    """
     a_ref, b_ref, *others, y_ref = refs
     c_ref: Any = others.pop(0) if bias else None
     g_ref: Any = others.pop(0) if masked else None
@@ -77,13 +80,13 @@ def matmul(
     def call(platform: str, a: jax.Array, b: jax.Array, *others: jax.Array) -> jax.Array:
         BM, BK, BN, warps, stages = _tile(platform, a.dtype, M, K, N)
         padded_K = K + -K % BK
-        # For each array the tile that it is padded to, a program's block (an operand's has all of K), and the index map.
-        # fmt: off
+        # For each array the tile that it is padded to, a program's block (an operand's has all of K), and the index
+        # map. fmt: off
         tiles = {
             "a": ((BM, BK), (BM, padded_K), lambda i, j: (i, 0)),
             "b": ((BK, BN), (padded_K, BN), lambda i, j: (0, j)),
-            "c": ((1,  BN), (1,     BN), lambda i, j: (0, j)),
-            "y": ((BM, BN), (BM,    BN), lambda i, j: (i, j)),
+            "c": ((1, BN), (1, BN), lambda i, j: (0, j)),
+            "y": ((BM, BN), (BM, BN), lambda i, j: (i, j)),
         }
         if transposed_a:
             tiles["a"] = ((BK, BM), (padded_K, BM), lambda i, j: (0, i))

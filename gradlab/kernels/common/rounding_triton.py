@@ -57,7 +57,10 @@ def random_bits(e, key0, key1):
 
 
 def key(seed: int, number: int) -> int:
-    """The 64-bit key of tensor `number` under a seed, as a signed integer: two rounds of splitmix64 (Steele, Lea, Flood)."""
+    """The 64-bit key of tensor `number` under a seed, as a signed integer.
+
+    Two rounds of splitmix64 (Steele, Lea, Flood).
+    """
     word = seed % _WORD
     for salt in (0x9E3779B97F4A7C15, 0x9E3779B97F4A7C15 * (number + 1)):
         word = (word + salt) % _WORD

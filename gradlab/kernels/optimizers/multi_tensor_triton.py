@@ -1,6 +1,7 @@
 """Multi-tensor launches: one launch over any number of tensors, whose addresses, sizes and scalars are in a table.
 
-The table has one row of 64-bit words for each of T tensors, laid out by a `RowLayout`, which the host and the kernel both read.
+The table has one row of 64-bit words for each of T tensors, laid out by a `RowLayout`, which the host and the kernel
+both read.
 T words follow: the first program of each tensor, in rising order. A program's tensor is the last whose first program
 is not past it.
 """

@@ -1,4 +1,4 @@
-"""The norm of all elements of a tree, and their product with a number, as Pallas kernels; the counterpart of `norm_triton.py`."""
+"""Sums of squares and products over all elements of an array, and its product with a number, as Pallas kernels."""
 
 import jax
 

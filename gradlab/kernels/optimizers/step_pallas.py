@@ -17,8 +17,8 @@ from gradlab.kernels.common.reduce_pallas import sum_all
 from gradlab.kernels.runtime.interpret_pallas import program_id
 from gradlab.kernels.runtime.launch_pallas import interpreted, launch, pad, pallas
 
-# Elements of a GPU's program: 8 a thread, as Adam's pullback with its twelve arrays spills registers at 32; half as many
-# in float64 for kernels of more arrays, as with amsgrad.
+# Elements of a GPU's program: 8 a thread, as Adam's pullback with its twelve arrays spills registers at 32; half as
+# many in float64 for kernels of more arrays, as with amsgrad.
 BE, MANY = 2048, 12
 # Rows and columns of a TPU's block.
 ROWS, COLUMNS = 32, 128

@@ -22,12 +22,12 @@ def binary_cross_entropy_with_logits(x, t, w=None, p=None, *, reduction="mean"):
     return {"none": lambda: y, "sum": y.sum, "mean": y.mean}[reduction]()
 
 
-def cross_entropy(x, target, w=None, *, ignore_index=-100, reduction="mean", **options):
+def cross_entropy(x, target, a=None, *, ignore_index=-100, reduction="mean", **options):
     """The negative log-likelihood of a target under softmax(x[M V]); which rows count is optax's user's to say."""
     import jax.numpy as jnp
     import optax
 
-    if w is not None or options:
+    if a is not None or options:
         raise TypeError(f"optax.softmax_cross_entropy has no {', '.join(options) or 'weight'}")
     if target.ndim == 2:
         y, n = optax.softmax_cross_entropy(x, target), x.shape[0]

@@ -1,4 +1,4 @@
-"""The written pages that follow from the specs: README's table of ops and one page an op. `make docs` writes them."""
+"""The written pages that follow from the specs: the table of ops and one page an op. `make docs` writes them."""
 
 import inspect
 import re
@@ -22,26 +22,26 @@ def table() -> str:
     ]
     for name, op in specs().items():
         case = op.cases[-1]
-        flops, least = op.flops(case.sizes, **op.options(case)), op.bytes(case, "float32")
+        flops, least = op.at(case).flops(), op.at(case).bytes("float32")
         sizes = " ".join(f"{axis}={n}" for axis, n in case.sizes.items())
         orders = "first" if op.order == 1 else "every order" if op.order > 2 else "first and second"
         lines.append(
-            f"| [{name}](docs/{name}.md) | `{op.formula}` | `{op.signature}` "
+            f"| [{name}]({name}.md) | `{op.formula}` | `{op.signature}` "
             f"| {_short(flops['forward'])}, {_short(flops['backward'])} at {sizes} "
             f"| {_short(least['forward'])}B, {_short(least['backward'])}B | {op.saved} | {orders} |"
         )
     return "\n".join(lines)
 
 
-def with_table(readme: str) -> str:
-    """README's text with the table put between its marks.
+def with_table(text: str) -> str:
+    """The text of docs/ops.md with today's table put between its marks.
 
     Raises:
         ValueError: the marks are not there.
     """
-    if START not in readme or END not in readme:
-        raise ValueError(f"README.md has no {START} ... {END}")
-    return re.sub(f"{re.escape(START)}.*?{re.escape(END)}", lambda _: f"{START}\n{table()}\n{END}", readme, flags=re.S)
+    if START not in text or END not in text:
+        raise ValueError(f"docs/ops.md has no {START} ... {END}")
+    return re.sub(f"{re.escape(START)}.*?{re.escape(END)}", lambda _: f"{START}\n{table()}\n{END}", text, flags=re.S)
 
 
 def derivation(op: Spec) -> str:
@@ -75,9 +75,9 @@ under [`jax.custom_vjp`](../gradlab/autodiff/{op.name}_jax.py).
 
 
 def write(root: Path) -> None:
-    """Write README's table and every op's page below `root`."""
-    readme = root / "README.md"
-    write_whole(readme, with_table(readme.read_text()))
+    """Write the table of docs/ops.md and every op's page below `root`."""
+    every = root / "docs" / "ops.md"
+    write_whole(every, with_table(every.read_text()))
     for name, op in specs().items():
         write_whole(root / "docs" / f"{name}.md", page(op))
 

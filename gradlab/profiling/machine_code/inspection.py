@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,12 +26,17 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @dataclass(frozen=True)
 class Subject:
-    """A case of an op on one side in one dtype: what launches are looked for in."""
+    """A case of an op on one side in one dtype: what launches are looked for in.
+
+    Attributes:
+        find: finds them elsewhere, in a function that is no op of the lab.
+    """
 
     op: Spec
     case: Case
     side: str
     dtype: str
+    find: Callable[[], list[Found]] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,33 @@ def inspect(
     """
     subjects = choose([spec(name) for name in ops] if ops is not None else list(specs().values()), sides, dtypes, case)
     return list(read(Wanted(subjects, targets(archs, gpu), gpu, ceilings, lines)))
+
+
+def inspect_function(
+    fn: Callable[..., Any], *args: Any, archs: Sequence[str] = ("sm_90",), gpu: str | None = None, lines: bool = True
+) -> list[Code]:
+    """The Triton kernels of anybody's torch function, compiled and read; no GPU is needed.
+
+    The function is called once, with launches of `kernel[grid](...)` noted and not run, so results hold no values.
+    Where the results have a gradient, its backward is called in the same way.
+
+    Args:
+        fn: the function; kernels under `triton.autotune` are not found, call it without.
+        args: what it is called with. What requires a gradient is differentiated.
+        archs: sm_80, sm_86, sm_89, sm_90, sm_100, gfx942; native, x86-64-v3, sapphirerapids, neoverse-v2.
+        gpu: whose waves are worked out; None for a usual one of each architecture.
+        lines: count instructions by source line too.
+
+    Raises:
+        ValueError: an unknown architecture or GPU.
+        ModuleNotFoundError: torch, Triton or one of its tools is not installed.
+    """
+    own = importlib.import_module("gradlab.profiling.machine_code.own_torch")
+    name = getattr(fn, "__name__", type(fn).__name__)
+    op = Spec(name, "", "x[E] -> y[E]", (), fn, lambda sizes, **options: {}, ())
+    found = own.find(fn, args)
+    subject = Subject(op, Case("given", {}), "torch", own.dtype_of(args), lambda: found)
+    return list(read(Wanted((subject,), targets(archs, gpu), gpu, None, lines)))
 
 
 def choose(
@@ -169,9 +201,11 @@ def read(wanted: Wanted) -> Iterator[Code]:
 
 def find(subject: Subject, device: str = "cuda") -> list[Found]:
     """The kernels that it launches on "cuda" or, on torch, on "cpu"."""
+    if subject.find is not None:
+        return subject.find()
     module = importlib.import_module(f"gradlab.profiling.machine_code.launches_{subject.side}")
     with PARSER:
-        return module.find(subject.op, subject.case, subject.dtype, *([device] if device != "cuda" else []))
+        return module.find(subject.op.at(subject.case), subject.dtype, *([device] if device != "cuda" else []))
 
 
 def _blank(subject: Subject, found: Found, where: Target) -> dict[str, Any]:
@@ -282,12 +316,12 @@ def _machine(wanted: Wanted, found: Found, where: Target, made: Any) -> tuple[di
 
 def _least(wanted: Wanted, subject: Subject, direction: str, where: Target) -> dict[str, Any]:
     """The floor of the pass, for a pass whose work the Spec states."""
-    op, case = subject.op, subject.case
-    flops = op.flops(op.sizes(case), **op.options(case))
+    at = subject.op.at(subject.case)
+    flops = at.flops()
     if direction not in flops:
         return {}
     ceilings = (wanted.ceilings or {}).get(where.name) or gpu_for(where, wanted.gpu).ceilings
-    least = floor(flops[direction], op.bytes(case, subject.dtype)[direction], subject.dtype, ceilings)
+    least = floor(flops[direction], at.bytes(subject.dtype)[direction], subject.dtype, ceilings)
     return {"floor": least.seconds, "ceiling": least.ceiling}
 
 

@@ -28,33 +28,33 @@ def relu(x):
 
 
 def cross_entropy(
-    x, target, w=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0, z_loss=0.0, softcap=None
+    x, target, a=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0, z_loss=0.0, softcap=None
 ):
     """The negative log-likelihood of a target under softmax(x[M V]), of jax's own log_softmax and tanh."""
-    h = x if softcap is None else softcap * jnp.tanh(x / softcap)
-    log_p = jax.nn.log_softmax(h)
+    z = x if softcap is None else softcap * jnp.tanh(x / softcap)
+    log_p = jax.nn.log_softmax(z)
     if target.ndim == 2:
         valid, weight = jnp.ones(x.shape[0], bool), jnp.ones(x.shape[0], x.dtype)
-        picked = (target * log_p if w is None else w * target * log_p).sum(1)
+        picked = (target * log_p if a is None else a * target * log_p).sum(1)
     else:
         valid = target != ignore_index
         t = jnp.where(valid, target, 0)
-        weight = valid.astype(x.dtype) if w is None else jnp.where(valid, w[t], 0)
-        picked = jnp.take_along_axis(log_p, t[:, None], 1)[:, 0] * (1 if w is None else w[t])
+        weight = valid.astype(x.dtype) if a is None else jnp.where(valid, a[t], 0)
+        picked = jnp.take_along_axis(log_p, t[:, None], 1)[:, 0] * (1 if a is None else a[t])
     y = -picked
     if label_smoothing:
-        even = (log_p if w is None else w * log_p).mean(1)
+        even = (log_p if a is None else a * log_p).mean(1)
         y = (1 - label_smoothing) * y - label_smoothing * even
     y = jnp.where(valid, y, 0)
-    z = jnp.where(valid, z_loss * jax.nn.logsumexp(h, axis=1) ** 2, 0) if z_loss else jnp.zeros_like(y)
+    n = jnp.where(valid, z_loss * jax.nn.logsumexp(z, axis=1) ** 2, 0) if z_loss else jnp.zeros_like(y)
     if reduction == "mean":
-        return y.sum() / weight.sum() + z.sum() / valid.sum().astype(z.dtype)
-    return _reduced(y + z, reduction)
+        return y.sum() / weight.sum() + n.sum() / valid.sum().astype(n.dtype)
+    return _reduced(y + n, reduction)
 
 
-def linear_cross_entropy(h, w, t, b=None, c=None, **options):
+def linear_cross_entropy(h, w, t, b=None, a=None, **options):
     """cross_entropy of jnp.dot's logits, which lie in memory."""
-    return cross_entropy(linear(h, w, b), t, c, **options)
+    return cross_entropy(linear(h, w, b), t, a, **options)
 
 
 def adam(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False,

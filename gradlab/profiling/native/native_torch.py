@@ -28,23 +28,23 @@ def relu(x):
     return F.relu(x)
 
 
-def cross_entropy(x, target, w=None, *, z_loss=0.0, softcap=None, **options):
+def cross_entropy(x, target, a=None, *, z_loss=0.0, softcap=None, **options):
     """The negative log-likelihood of a target under softmax(x[M V]); z-loss and cap are composed, as torch has none."""
-    h = x if softcap is None else softcap * torch.tanh(x / softcap)
-    y = F.cross_entropy(h, target, w, **options)
+    z = x if softcap is None else softcap * torch.tanh(x / softcap)
+    y = F.cross_entropy(z, target, a, **options)
     if not z_loss:
         return y
     reduction, ignore_index = options.get("reduction", "mean"), options.get("ignore_index", -100)
     valid = target != ignore_index if target.ndim == 1 else torch.ones_like(target[:, 0], dtype=torch.bool)
-    z = torch.where(valid, z_loss * torch.logsumexp(h, 1) ** 2, 0)
+    n = torch.where(valid, z_loss * torch.logsumexp(z, 1) ** 2, 0)
     if reduction == "mean":
-        return y + z.sum() / valid.sum()
-    return y + (z if reduction == "none" else z.sum())
+        return y + n.sum() / valid.sum()
+    return y + (n if reduction == "none" else n.sum())
 
 
-def linear_cross_entropy(h, w, t, b=None, c=None, **options):
+def linear_cross_entropy(h, w, t, b=None, a=None, **options):
     """cross_entropy of linear, whose logits lie in memory."""
-    return cross_entropy(F.linear(h, w.t(), b), t, c, **options)
+    return cross_entropy(F.linear(h, w.t(), b), t, a, **options)
 
 
 def adam(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False,

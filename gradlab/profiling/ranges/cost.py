@@ -68,10 +68,8 @@ def _cost(side: str, op: str, arguments: Mapping[str, Any]) -> Cost:
     dtype = dtype_of(arguments)
     if dtype not in FLOATS:
         return UNKNOWN
-    case = Case("called", sizes, options | absent)
-    moved = one.bytes(case, dtype)
-    gradients = sum(a.name in one.wrt for a in one.present(case))
-    return Cost(one.flops(one.sizes(case), **one.options(case)), moved, gradients)
+    at = one.at(Case("called", sizes, options | absent))
+    return Cost(at.flops(), at.bytes(dtype), len(at.wrt))
 
 
 @functools.cache
@@ -164,7 +162,7 @@ def _cross_entropy(given: Mapping[str, Any]) -> Said:
     table: Shape = (math.prod(shape) // V, V)
     soft = dtype_name(given[target]) in FLOATS
     arrays = {"x": table, "q" if soft else "t": table if soft else table[:1]}
-    arrays |= {"w": (V,)} if "weight" in given else {}
+    arrays |= {"a": (V,)} if "weight" in given else {}
     return arrays, {name: given[name] for name in ("reduction", "label_smoothing") if name in given}
 
 

@@ -14,7 +14,7 @@ from gradlab.kernels.runtime.launch_triton import kernel
 
 # fmt: off
 @kernel
-def _pullback_kernel(
+def _backward_kernel(
     c_ptr, c_m,
     e_ptr, e_m,
     x_ptr, x_n, x_v, x_d,
@@ -24,7 +24,7 @@ def _pullback_kernel(
     w_ptr, w_v,
     d_ptr, d_n, d_v, d_d,
     M, V, D, IGNORE,
-    EPS: tl.constexpr, SMOOTH: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
+    EPS: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
     HAS_E: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
     """d[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v]), p = softmax h; grid (M/BM * V/BV); a program owns d[BM BV]."""
@@ -40,7 +40,7 @@ def _pullback_kernel(
     mass = row(s_ptr + 2 * s_k, m, s_m, M, 0.0, False)
     x = tl.load(x_ptr + (m // D * x_n + m % D * x_d)[:, None] + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
     q_ptr += (m // D * q_n + m % D * q_d)[:, None]
-    r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SMOOTH, SOFT, HAS_W, ACC)
+    r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SOFT, HAS_W, ACC)
     e = c
     if HAS_E:
         e = row(e_ptr, m, e_m, M, 0.0, False).to(ACC)

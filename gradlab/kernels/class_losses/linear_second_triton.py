@@ -13,7 +13,7 @@ from gradlab.kernels.runtime.launch_triton import block, kernel, launch, op, tri
 
 # fmt: off
 @kernel
-def _second_kernel(
+def _second_backward_kernel(
     x_ptr, u_ptr,
     g_ptr, g_z, g_m, g_i,
     c_ptr, c_z, c_v,
@@ -64,13 +64,13 @@ def _second_kernel(
 # fmt: on
 
 
-def _second_fake(
+def _second_backward_fake(
     uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b, by_columns
 ):
     return s.new_empty((*h.shape[:2], 2)), *empties(h, w, need_h, need_w, need_b, by_columns)
 
 
-def _second_flops(uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b,
+def _second_backward_flops(uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b,
                   by_columns, *, out_shape):  # fmt: skip
     (Z, M, K), V = h, w[-1]
     given = (uh is not None) + (uw is not None)
@@ -80,13 +80,13 @@ def _second_flops(uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing
     return 2 * Z * M * K * V * (passes * (1 + given) + results)
 
 
-@op("linear_cross_entropy_second", fake=_second_fake, flops=_second_flops)
-def second(uh: torch.Tensor | None, uw: torch.Tensor | None, ub: torch.Tensor | None, g: torch.Tensor,
+@op("linear_cross_entropy_second_backward", fake=_second_backward_fake, flops=_second_backward_flops)
+def second_backward(uh: torch.Tensor | None, uw: torch.Tensor | None, ub: torch.Tensor | None, g: torch.Tensor,
            h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, b: torch.Tensor | None, c: torch.Tensor | None,
            s: torch.Tensor, ignore_index: int, label_smoothing: float, softcap: float, need_h: bool, need_w: bool,
            need_b: bool, by_columns: bool,
            ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """dg[Z M 2], dh[Z M K], dw[Z K V], db[Z V]: the pullback of `pullback` for the cotangents uh, uw, ub of its results.
+    """dg[Z M 2], dh[Z M K], dw[Z K V], db[Z V]: the pullback of `backward` for the cotangents uh, uw, ub of its results.
 
     Twice over the chunks of classes: the rows' sums of <dx, u> first, then dx and X. 20 M K V FLOPs.
     """
@@ -111,7 +111,7 @@ def second(uh: torch.Tensor | None, uw: torch.Tensor | None, ub: torch.Tensor | 
             BV, BM = block(N, 256), block(M, 4, least=1)
             # fmt: off
             launch(
-                _second_kernel, [Z * -(-M // BM)],
+                _second_backward_kernel, [Z * -(-M // BM)],
                 x, u,
                 g, *g.stride(),
                 *((h, 0, 0) if c_ is None else (c_, *c_.stride())),

@@ -1,0 +1,120 @@
+"""The second derivative of linear_cross_entropy as a Pallas kernel beside linear's products: chunks of classes, too."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from gradlab.kernels.class_losses.blocks_pallas import Statistics, launch_over, row_statistics, row_tile
+from gradlab.kernels.class_losses.chunks import chunk
+from gradlab.kernels.class_losses.chunks_pallas import chunks
+from gradlab.kernels.class_losses.rows_pallas import (
+    Rows,
+    logit_gradient,
+    logit_tile,
+    masked,
+    second_gradient,
+    second_sums,
+)
+from gradlab.kernels.class_losses.settings import ClassLoss
+from gradlab.kernels.common.column_sum_pallas import column_sum
+from gradlab.kernels.common.matmul_pallas import matmul_into
+from gradlab.kernels.runtime.launch_pallas import accumulator, loop
+
+
+# fmt: off
+def _second_backward_kernel(*refs, names, o, sums):
+    """ddy and P grown by a chunk's sum_v u z' (R p - r) and sum_v u z' p; or, with P known, its dx and the X of u.
+
+    Grid (M/BM); a program owns rows BM.
+    """
+    ins, (one_ref, other_ref) = dict(zip(names, refs, strict=False)), refs[len(names):]
+    rows, P = Rows.of(ins), ins["P"][...]
+
+    def step(i, carry):
+        columns = pl.ds(i * o.BV, o.BV)
+        u, tile = ins["u"][:, columns], logit_tile(ins, i, columns, rows, o)
+        if sums:
+            return second_sums(carry, u, tile)
+        one_ref[:, columns] = logit_gradient(tile, rows, o).astype(one_ref.dtype)
+        other_ref[:, columns] = second_gradient(u, P, tile, rows, o).astype(other_ref.dtype)
+        return carry
+
+    carry = loop(ins["x"].shape[1] // o.BV, step, (ins["ddy"][...], P) if sums else jnp.int32(0))
+    if sums:
+        one_ref[...], other_ref[...] = (masked(total, rows.t, o) for total in carry)
+# fmt: on
+
+
+def second_backward(
+    u: tuple[jax.Array, jax.Array, jax.Array | None],
+    dy: jax.Array,
+    dn: jax.Array | None,
+    h: jax.Array,
+    w: jax.Array,
+    t: jax.Array,
+    b: jax.Array | None,
+    a: jax.Array | None,
+    s: Statistics,
+    settings: ClassLoss,
+) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array | None]:
+    """d(dy)[M], d(dn)[M], dh[M K], dw[K V], db[V]: the backward of `backward` for the cotangents u of its results.
+
+    Twice over the chunks of classes: the rows' sums of <dx, u> first, then dx and X. 20 M K V FLOPs.
+    """
+    (M, K), V = h.shape, w.shape[1]
+    if M == 0:
+        return dy, dn, h, jnp.zeros_like(w), None if b is None else jnp.zeros_like(b)
+    acc, dtype = accumulator(h.dtype), h.dtype
+    uh, uw, ub = u
+
+    def products(parts, h, uh):
+        """The chunk's x, and its u = uh w + h uw + ub."""
+        w, b, _, uw, ub = parts
+
+        def line(b):
+            return jnp.broadcast_to(jnp.zeros((), acc) if b is None else b.astype(acc), (M, w.shape[1]))
+
+        return matmul_into(line(b), h, w), matmul_into(matmul_into(line(ub), uh, w), h, uw)
+
+    def tiles(first, xu, a, rows, sums):
+        x, u = xu
+        arrays, N = {"x": x, "u": u, "first": first, "a": a, **rows}, x.shape[1]
+        results = [("M1", acc) if sums else ("MV", dtype)] * 2
+        tile = functools.partial(row_tile, M, N, 256, 4)
+        return launch_over(
+            "M", _second_backward_kernel, arrays, results, {"M": M, "V": N}, settings, tile, V, sums=sums
+        )
+
+    def row_sums(first, parts, xu, rows, ddy, P):
+        return tuple(tiles(first, xu, parts[2], {**rows, "ddy": ddy, "P": P}, True))
+
+    def of_sums(first, parts, sums, h, uh, rows):
+        return row_sums(first, parts, products(parts, h, uh), rows, *sums), ()
+
+    def of_rest(first, parts, sums, h, uh, rows):
+        return rest(first, parts, products(parts, h, uh), sums[0], h, uh, rows)
+
+    def of_both(first, parts, sums, h, uh, rows):
+        # One chunk is all: x and u are there still.
+        xu = products(parts, h, uh)
+        ddy, P = row_sums(first, parts, xu, rows, *sums[:2])
+        (dh,), made = rest(first, parts, xu, sums[2], h, uh, {**rows, "P": P})
+        return (ddy, P, dh), made
+
+    def rest(first, parts, xu, dh, h, uh, rows):
+        w, b, a, uw, _ = parts
+        dx, X = tiles(first, xu, a, rows, False)
+        dh = matmul_into(matmul_into(dh, X, w, transposed_b=True), dx, uw, transposed_b=True)
+        dw = matmul_into(matmul_into(jnp.zeros(w.shape, acc), h, X, transposed_a=True), uh, dx, transposed_a=True)
+        return (dh,), (dw.astype(w.dtype), None if b is None else column_sum(X, None))
+
+    cut, rows = (w, b, a, uw, ub), {"t": t, "dy": dy, "dn": dn, **row_statistics(s)}
+    if chunk(M, K, V) == V:
+        (ddy, P, dh), (dw, db) = chunks(of_both, cut, ((M,), (M,), (M, K)), h, uh, rows)
+    else:
+        (ddy, P), _ = chunks(of_sums, cut, ((M,), (M,)), h, uh, rows)
+        (dh,), (dw, db) = chunks(of_rest, cut, ((M, K),), h, uh, {**rows, "P": P})
+    ddn = None if dn is None else jnp.where(t == settings.ignore_index, jnp.zeros_like(P), 2 * (s[0] + s[1]) * P)
+    return ddy, ddn, dh.astype(h.dtype), dw, db

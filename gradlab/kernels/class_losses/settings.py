@@ -1,0 +1,19 @@
+"""What a loss of classes is besides its arrays. Framework-free."""
+
+from typing import Any, NamedTuple
+
+
+class ClassLoss(NamedTuple):
+    """How a row of logits and its target become target probabilities and capped logits; hashable.
+
+    r[m v] = a[v] ((1 - label_smoothing) q[m v] + label_smoothing / V), 0 where the class is ignore_index, and
+    z[m v] = softcap tanh(x[m v] / softcap), or x where softcap is 0.
+    """
+
+    ignore_index: int
+    label_smoothing: float
+    softcap: float
+
+    def flat(self) -> list[Any]:
+        """Its numbers, as a registered op takes them; `ClassLoss(*flat)` is the inverse."""
+        return list(self)

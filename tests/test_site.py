@@ -1,0 +1,83 @@
+"""The documentation site: its configuration names every page and every public name, and it builds without a warning."""
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+CONFIG = (ROOT / "mkdocs.yml").read_text()
+NAV = re.search(r"^nav:\n((?: .*\n)+)", CONFIG, re.M)[1]
+SHOWN = {page: re.findall(r"^::: (\S+)$", page.read_text(), re.M) for page in sorted((DOCS / "api").glob("*.md"))}
+
+
+def test_every_page_is_in_the_navigation_once():
+    named = re.findall(r": (\S+\.md)$", NAV, re.M)
+    assert sorted(named) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_the_hooks_are_there():
+    for name in re.search(r"^hooks: \[(.*)\]$", CONFIG, re.M)[1].split(", "):
+        assert (ROOT / name).is_file()
+
+
+def defined(name):
+    """Whether a dotted name is that of a function, class or import of a file of the package."""
+    module, _, last = name.rpartition(".")
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    if not file.is_file():
+        return False
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and last in [a.name for a in node.names]:
+            return defined(f"{node.module}.{last}")
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == last:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("page", SHOWN, ids=lambda page: page.stem)
+def test_the_reference_shows_what_there_is(page):
+    assert SHOWN[page]
+    assert [name for name in SHOWN[page] if not defined(name)] == []
+
+
+def test_a_name_that_is_gone_would_be_seen():
+    assert not defined("gradlab.torch.liner")
+    assert not defined("gradlab.torches.linear")
+
+
+@pytest.mark.parametrize("side", ["torch", "jax"])
+def test_the_reference_shows_every_public_name_of_a_side(side):
+    tree = ast.parse((ROOT / "gradlab" / f"{side}.py").read_text())
+    public = next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign))
+    assert sorted(SHOWN[DOCS / "api" / f"{side}.md"]) == sorted(f"gradlab.{side}.{name}" for name in public)
+
+
+def test_the_site_fetches_nothing():
+    assert re.search(r"^ +font: false$", CONFIG, re.M)
+    assert not re.search(r"https?://", CONFIG)
+    assert "mermaid" not in CONFIG + "".join(page.read_text() for page in DOCS.rglob("*.md"))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason="mkdocs is not installed: `make site` installs it")
+def test_the_site_builds_without_a_warning(tmp_path):
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    text = "".join(page.read_text() for page in (tmp_path / "site").rglob("*.html"))
+    tags = re.findall(r"<(?:script|img|iframe|link)[^>]*>", text)
+    assert any("stylesheet" in tag for tag in tags)
+    assert not [tag for tag in tags if re.search(r"https?:", tag)]
+    # A link into the package leads to a page of the site that shows the file.
+    assert (tmp_path / "site/source/gradlab/kernels/linear_triton.py.html").is_file()
