@@ -206,7 +206,7 @@ def test_random_rounding_is_unbiased(device):
         ("stochastic(v.to(tl.float32), bits >> 16)", "stochastic(v.to(tl.float32), (bits >> 16) | 0x8000)"),
         ("stochastic(v.to(tl.float32), bits >> 16)", "stochastic(v.to(tl.float32), bits & 0xFFFF)"),
         ("mixed(bits) & 0xFFFF", "bits >> 16"),
-        ("bits = random_bits(e, one, other)", "bits = random_bits(e // 2, one, other)"),
+        ("bits = random_bits(e, key0, key1)", "bits = random_bits(e // 2, key0, key1)"),
     ],
 )
 def test_a_biased_rounding_is_seen(device, monkeypatch, tmp_path, fault):

@@ -63,7 +63,7 @@ def test_any_largest_norm(device, max_norm):
             "_scale_kernel",
             ("masked_load(x_ptr, e, E, ACC, False) * factor", "-masked_load(x_ptr, e, E, ACC, False) * factor"),
         ),
-        ("_squares_kernel", ("sum_ += g * g", "sum_ += g")),
+        ("_squares_kernel", ("sum_ += x * x", "sum_ += x")),
         ("_clip_kernel", ("norm = tl.sqrt(", "norm = (")),
     ],
 )
