@@ -59,6 +59,13 @@ def test_the_reference_shows_every_public_name_of_a_side(side):
     assert sorted(SHOWN[DOCS / "api" / f"{side}.md"]) == sorted(f"gradlab.{side}.{name}" for name in public)
 
 
+def test_the_reference_shows_every_name_that_needs_no_framework():
+    tree = ast.parse((ROOT / "gradlab" / "__init__.py").read_text())
+    assigned = [n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+    shown = {name.rpartition(".")[2] for name in SHOWN[DOCS / "api" / "gradlab.md"]}
+    assert set(ast.literal_eval(assigned[0].value)) <= shown
+
+
 def test_the_site_fetches_nothing():
     assert re.search(r"^ +font: false$", CONFIG, re.M)
     assert not re.search(r"https?://", CONFIG)

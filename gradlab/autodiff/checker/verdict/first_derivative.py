@@ -1,4 +1,4 @@
-"""The verdict on each gradient of one subject: all inputs at once, then those alone that this does not settle."""
+"""The verdict on each gradient: first along directions of all inputs, then one by one for inputs still open."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.checker.core.derivative import SENSITIVITY, SURE, Pair, Probe, signs, uneven
-from gradlab.autodiff.checker.core.differences import Slope
+from gradlab.autodiff.checker.core.differentiability import is_lipschitz, why_not_wrong
 from gradlab.autodiff.checker.core.finding import INCONCLUSIVE, OK, WRONG, Finding
-from gradlab.autodiff.checker.core.proof import bounded, proven
+from gradlab.autodiff.checker.core.finite_differences import LineDerivative
+from gradlab.autodiff.checker.core.probe import SENSITIVITY, SURE, Pair, Probe, signs, uneven
 from gradlab.autodiff.checker.verdict.locate import locate
 
 CHECK = "derivative vs finite differences"
@@ -17,11 +17,11 @@ CHECK = "derivative vs finite differences"
 
 @dataclass
 class View:
-    """What a plot of one gradient is drawn from."""
+    """The data for the plots of one gradient."""
 
     probe: Probe
     input: int
-    slope: Slope
+    slope: LineDerivative
     direction: np.ndarray
     finding: Finding
     tile: tuple[int, ...]
@@ -37,14 +37,14 @@ def judge(
     at_once: int = 0,
     known: Collection[str] = (),
 ) -> list[View]:
-    """Judge every gradient of the probe; one finding an input.
+    """Judge every gradient of the probe; one finding for each input.
 
     Args:
-        add: takes each finding.
-        tiles: the tile of a program in each input's gradient, to say which program is wrong.
-        uniform: move all elements of an input alike, as ties must be moved to stay ties.
-        known: inputs that are known to be wrong, which are not looked at again.
-        at_once: so many directions through everything first; only inputs that they say too little of are judged alone.
+        add: called with each finding.
+        tiles: the tile that one program writes in each input's gradient, to name the program that is wrong.
+        uniform: move all elements of an input by the same step, so that ties remain ties.
+        known: inputs already found wrong, which are skipped.
+        at_once: directions of all inputs tried first; only inputs that these do not resolve are judged one by one.
     """
     tiles = tiles or {}
     views: list[View] = []
@@ -58,8 +58,8 @@ def judge(
         if broken is not None:
             verdicts[i] = broken
             continue
-        # The tiny step is taken once, along the direction that moves everything, and where the others see a fault: to
-        # them small stairs look like a slope.
+        # The tiny step is taken only along the joint direction and where an error shows: to larger steps a fine
+        # staircase looks like a slope.
         slope = probe.slope({i: d}, narrow=uniform)
         pair = probe.pair({i: d}, slope)
         if pair.verdict == WRONG and not uniform:
@@ -91,13 +91,13 @@ def _at_once(
     times: int,
     views: list[View],
 ) -> dict[int, Finding]:
-    """The inputs that directions through all of them, even ones and last an uneven one, find right.
+    """Findings of the inputs that directions of all inputs together (random signs, last uneven) prove right.
 
-    None when anything looks wrong on one of them.
+    Empty if any of these directions does not agree.
     """
     if not times or not inputs or not all(np.isfinite(probe.gradients[i]).all() for i in inputs):
         return {}
-    noise, told = probe.noise, list(inputs)
+    noise, resolved = probe.noise, list(inputs)
     worst: dict[str, float] = {"error": 0.0, "part": 0.0}
     pairs: list[Pair] = []
     for turn in range(times):
@@ -107,24 +107,24 @@ def _at_once(
         slope = probe.slope(whole, narrow=last)
         pair = probe.pair(whole, slope)
         if pair.verdict != OK:
-            # Nothing was learnt, of the noise neither: where slopes jump it looks large.
+            # This proves nothing, and its noise is discarded: where slopes jump it looks large.
             probe.noise = noise
             return {}
-        told = [i for i in told if _told(probe, pair, i)]
+        resolved = [i for i in resolved if _resolves(probe, pair, i)]
         pairs.append(pair)
         worst["error"] = max(worst["error"], pair.off / pair.scale if pair.scale else pair.off)
         worst["part"] = max(worst["part"], pair.off / (max(pair.scale, pair.natural) or 1.0))
     probe.joint += pairs
     subject = probe.subject
-    said, common = f"error {worst['error']:.1e}", (subject.op, subject.side.name, subject.case)
-    found = {i: Finding(check, OK, subject.names[i], (), said, worst, *common) for i in told}
+    detail, common = f"error {worst['error']:.1e}", (subject.op, subject.side.name, subject.case)
+    found = {i: Finding(check, OK, subject.names[i], (), detail, worst, *common) for i in resolved}
     views += [View(probe, i, slope, whole[i], finding, ()) for i, finding in found.items()]
     return found
 
 
-def _told(probe: Probe, pair: Pair, i: int) -> bool:
-    """Whether a pair of several inputs says of one what would be asked of it alone: beside a gradient that is much
-    larger a wrong one must show as well."""
+def _resolves(probe: Probe, pair: Pair, i: int) -> bool:
+    """Whether a joint pair resolves one input as well as a pair of its own would: an error in it must show beside much
+    larger gradients."""
     own = float(np.linalg.norm(probe.gradients[i] * pair.direction[i]))
     natural = pair.natural * min(probe.units(k) for k in pair.direction) / probe.units(i)
     return pair.off <= pair.error + SENSITIVITY * own and pair.error <= SURE * max(own, natural)
@@ -138,7 +138,7 @@ def _together(
     tiles: Mapping[str, Sequence[int]],
     verdicts: dict[int, Finding],
 ) -> None:
-    """One uneven direction through all inputs at once; where it is wrong, each input alone says whose fault it is."""
+    """One uneven direction of all inputs at once; if it disagrees, each input is judged again on its own."""
     whole = {i: uneven(rng, probe.arrays[i].shape) * probe.units(i) for i in inputs}
     joint = probe.pair(whole, probe.slope(whole, min(probe.steps[i] for i in inputs)))
     if joint.verdict == OK:
@@ -165,14 +165,14 @@ def _finding(
     verdict = pair.verdict
     why = ""
     if verdict == WRONG:
-        why = proven(probe, i, _lines(probe, i, rng, uniform), _others(probe, rng, uniform))
+        why = why_not_wrong(probe, i, _lines(probe, i, rng, uniform), _others(probe, rng, uniform))
         verdict = INCONCLUSIVE if why else WRONG
     numbers = {
         "error": pair.off / pair.scale if pair.scale else pair.off,
         "allowed": pair.allowed / pair.scale if pair.scale else pair.allowed,
         "got": pair.got,
         "wanted": pair.wanted,
-        # Where a function is flat its gradient is rounding: beside what it moves it is nothing.
+        # Where a function is flat its gradient is rounding, small beside the results.
         "part": pair.off / (max(pair.scale, pair.natural) or 1.0),
     }
     subject = probe.subject
@@ -180,28 +180,29 @@ def _finding(
     if verdict == WRONG:
         place = None if uniform else locate(probe, i, rng, tiles.get(name))
         if place is not None:
-            return Finding(check, WRONG, name, place.first, place.said, {**numbers, **place.numbers}, **common)
+            return Finding(check, WRONG, name, place.first, place.detail, {**numbers, **place.numbers}, **common)
         if uniform:
-            said = (
-                f"when all its elements move alike, the gradient gives {pair.got:.10g}, differences {pair.wanted:.10g} "
+            detail = (
+                f"when all its elements move by the same step, the gradient gives {pair.got:.10g}, finite "
+                f"differences {pair.wanted:.10g} "
                 f"(error {numbers['error']:.1e}, allowed {numbers['allowed']:.1e})"
             )
-            return Finding(check, WRONG, name, (), said, numbers, **common)
-        # Wrong along a line, but no element is: that line met something the differences could not see.
+            return Finding(check, WRONG, name, (), detail, numbers, **common)
+        # Wrong along a line, but in no single element: the line crossed a feature that differences did not resolve.
         verdict, why = INCONCLUSIVE, "no single element is found wrong"
     if verdict == INCONCLUSIVE or probe.skipped:
         return Finding(check, INCONCLUSIVE, name, (), _unsettled(probe, pair, numbers, why), numbers, **common)
-    return Finding(check, OK, name, (), f"error {numbers['error']:.1e}{_seen(pair)}", numbers, **common)
+    return Finding(check, OK, name, (), f"error {numbers['error']:.1e}{_sensitivity(pair)}", numbers, **common)
 
 
-def _seen(pair: Pair) -> str:
-    """What differences of a low precision are too coarse for."""
+def _sensitivity(pair: Pair) -> str:
+    """The smallest error that would show, for values of a low precision."""
     part = pair.error / (pair.scale or 1.0)
-    return f"; worked out in low precision, a fault below {part:.1e} would not show" if part > SURE else ""
+    return f"; computed in low precision, an error below {part:.1e} would not show" if part > SURE else ""
 
 
 def _lines(probe: Probe, i: int, rng: np.random.Generator, uniform: bool) -> Callable[[], np.ndarray]:
-    """Random directions of an input; where elements must stay tied, one number for each leading index."""
+    """Random directions of an input; if `uniform`, one number for each leading index, so that ties remain."""
     shape = probe.arrays[i].shape
     rows = (*shape[:1], *[1] * (len(shape) - 1)) if len(shape) > 1 else ()
     return lambda: np.broadcast_to(uneven(rng, rows if uniform else shape), shape) * probe.units(i)
@@ -213,23 +214,28 @@ def _others(probe: Probe, rng: np.random.Generator, uniform: bool) -> Callable[[
 
 def _unsettled(probe: Probe, pair: Pair, numbers: Mapping[str, float], why: str) -> str:
     if why:
-        return f"differs from the differences by {numbers['error']:.1e}, which proves nothing: {why}"
+        return f"differs from finite differences by {numbers['error']:.1e}, which proves nothing: {why}"
     if probe.skipped:
         return (
-            f"{probe.skipped} of {probe.middle.size} results have a kink there or do not settle; without them the "
+            f"{probe.skipped} of {probe.middle.size} results have a kink there or do not converge; without them the "
             f"error is {numbers['error']:.1e}"
         )
     if not np.isfinite(pair.error):
         where = f"; {probe.outside}" if probe.outside else ""
-        return f"differences do not settle at any step: a kink, a jump or the edge of the domain{where}"
+        return f"finite differences do not converge at any step: a kink, a jump or the edge of the domain{where}"
     part = pair.error / pair.scale if pair.scale else pair.error
     if pair.wrong:
-        return f"differs from the differences by {numbers['error']:.1e}, which their own error {part:.1e} may explain"
-    return f"differences are no surer than {part:.1e} (noise, low precision or a kink); they see no error above that"
+        return (
+            f"differs from finite differences by {numbers['error']:.1e}, which their own error {part:.1e} may explain"
+        )
+    return (
+        f"finite differences have an error of {part:.1e} (noise, low precision or a kink); the gradient differs by less"
+    )
 
 
 def _not_finite(probe: Probe, i: int, check: str, rng: np.random.Generator, uniform: bool) -> Finding | None:
-    """A gradient with NaN or infinity is wrong where the function is differentiable; the first such element says so."""
+    """A gradient with NaN or infinity is wrong where the function is differentiable; the first such element is
+    reported."""
     subject, g = probe.subject, probe.gradients[i]
     bad = ~np.isfinite(g)
     if not bad.any():
@@ -239,24 +245,24 @@ def _not_finite(probe: Probe, i: int, check: str, rng: np.random.Generator, unif
     d[at] = probe.units(i)
     other = _lines(probe, i, rng, uniform)
     lines = iter([d])
-    why = proven(probe, i, lambda: next(lines, other()), _others(probe, rng, uniform))
+    why = why_not_wrong(probe, i, lambda: next(lines, other()), _others(probe, rng, uniform))
     got, wanted = float(g[at]), probe.pair({i: d}, probe.slope({i: d})).wanted / probe.units(i)
-    if why and np.isnan(got) and _bounded(probe, i, d, other, _others(probe, rng, uniform)):
-        # A kink has many gradients, and none of them is NaN.
+    if why and np.isnan(got) and _all_lipschitz(probe, i, d, other, _others(probe, rng, uniform)):
+        # A kink has many subgradients, and none of them is NaN.
         why = ""
     count = f"{int(bad.sum())} of {g.size} elements are not finite; this is the first, it is {got}"
-    said = f"{count} and {why}" if why else f"{count}, differences give {wanted:.6g}"
+    detail = f"{count} and {why}" if why else f"{count}, finite differences give {wanted:.6g}"
     numbers = {"error": np.inf, "got": got, "wanted": wanted, "count": float(bad.sum()), "of": float(g.size)}
     verdict = INCONCLUSIVE if why else WRONG
-    return Finding(check, verdict, subject.names[i], at, said, numbers, subject.op, subject.side.name, subject.case)
+    return Finding(check, verdict, subject.names[i], at, detail, numbers, subject.op, subject.side.name, subject.case)
 
 
-def _bounded(
+def _all_lipschitz(
     probe: Probe, i: int, d: np.ndarray, draw: Callable[[], np.ndarray], others: Callable[[int], np.ndarray]
 ) -> bool:
-    """Whether difference quotients stay bounded along an element, a line of the input, and one of all inputs."""
+    """Whether difference quotients stay bounded along one element, a line of the input, and a line of all inputs."""
     rest = {k: others(k) for k in probe.subject.wrt if k != i and probe.arrays[k].size}
-    return all(bounded(probe, line) for line in ({i: d}, {i: draw()}, {i: draw(), **rest}))
+    return all(is_lipschitz(probe, line) for line in ({i: d}, {i: draw()}, {i: draw(), **rest}))
 
 
 def _one_length(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

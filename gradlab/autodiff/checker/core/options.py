@@ -1,4 +1,4 @@
-"""What a caller asks of the check, held against the function that it is asked of."""
+"""The options of a check validated against the function: tiles, cases, sizes."""
 
 import itertools
 import re
@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.checker.core.subject import Subject
+from gradlab.autodiff.checker.core.subject import CheckSubject
 
 
-def want_tiles(s: Subject, tiles: Mapping[str, Sequence[int]]) -> None:
-    """Raises ValueError for a tile of no input of the subject, or of no shape of its own."""
+def validate_tiles(s: CheckSubject, tiles: Mapping[str, Sequence[int]]) -> None:
+    """Raise ValueError for a tile of an unknown input or of another rank than its input."""
     for name, tile in tiles.items():
         if name not in s.names:
-            raise ValueError(f"check: tiles name {name!r}, {s.op} has {', '.join(s.names)}")
+            raise ValueError(f"check: tiles name {name!r}, wanted one of {', '.join(s.names)}")
         shape = s.arrays[s.names.index(name)].shape
         if len(tile) != len(shape) or min(tile, default=1) < 1:
             raise ValueError(f"check: tile of {name} is {list(tile)}, wanted {len(shape)} lengths of at least 1")
@@ -38,11 +38,11 @@ def each_case(cases: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 Sizes = Mapping[int | tuple[str, int], int | Sequence[int]]
 
 
-def each_size(s: Subject, sizes: Sizes) -> dict[str, dict[tuple[int, int], int]]:
-    """By its name each size that is asked for: the lengths of axes, by leaf and axis.
+def each_size(s: CheckSubject, sizes: Sizes) -> dict[str, dict[tuple[int, int], int]]:
+    """The requested sizes by name: lengths of axes, by leaf and axis.
 
     Raises:
-        ValueError: a length that no axis has, no such argument or axis, or a length below 1.
+        ValueError: a length that no axis has, an unknown argument or axis, or a length below 1.
     """
     shapes = {i: a.shape for i, a in enumerate(s.arrays) if isinstance(a, np.ndarray)}
     named = {}
@@ -52,7 +52,7 @@ def each_size(s: Subject, sizes: Sizes) -> dict[str, dict[tuple[int, int], int]]
             what = f"axes of {key}"
             if not axes:
                 known = ", ".join(map(str, sorted({n for shape in shapes.values() for n in shape}))) or "none"
-                raise ValueError(f"check: sizes name axes of {key}, arguments of {s.op} have lengths {known}")
+                raise ValueError(f"check: sizes name axes of {key}, wanted one of the lengths {known}")
         else:
             axes, what = [_axis(s, shapes, key)], f"{key[0]}[{key[1]}]"
         lengths = [value] if isinstance(value, int) else list(value)
@@ -63,16 +63,16 @@ def each_size(s: Subject, sizes: Sizes) -> dict[str, dict[tuple[int, int], int]]
     return named
 
 
-def _axis(s: Subject, shapes: Mapping[int, tuple[int, ...]], key: Any) -> tuple[int, int]:
+def _axis(s: CheckSubject, shapes: Mapping[int, tuple[int, ...]], key: Any) -> tuple[int, int]:
     if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[1], int)):
         raise ValueError(f"check: sizes name {key!r}, wanted an axis length or (argument, axis)")
     name, axis = key
     if name not in s.names:
-        raise ValueError(f"check: sizes name {name!r}, {s.op} has {', '.join(s.names)}")
+        raise ValueError(f"check: sizes name {name!r}, wanted one of {', '.join(s.names)}")
     i = s.names.index(name)
     rank = len(shapes.get(i, ()))
     if not -rank <= axis < rank:
-        raise ValueError(f"check: sizes name axis {axis} of {name}, which has {rank}")
+        raise ValueError(f"check: sizes name axis {axis} of {name}, wanted one of its {rank} axes")
     return i, axis % rank
 
 
@@ -80,7 +80,7 @@ def parsed_sizes(text: str) -> dict[int | tuple[str, int], list[int]]:
     """`128: 127 129, x[0]: 1 257` as a mapping.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the text does not parse.
     """
     entry = r"\s*(?:(\d+)|([^\s,:\[\]]+)\s*\[\s*(-?\d+)\s*\])\s*:\s*(\d+(?:\s+\d+)*)\s*"
     if not re.fullmatch(f"{entry}(,{entry})*", text):

@@ -1,4 +1,4 @@
-"""What a wrong gradient looks like: guesses at the right one, held against numbers that are already there."""
+"""Recognises common errors in a gradient: candidates for the right one, tested against known derivatives."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradlab.autodiff.checker.core.derivative import Pair
+from gradlab.autodiff.checker.core.probe import Pair
 
 Box = tuple[tuple[int, int], ...]
 Elements = Mapping[tuple[int, ...], tuple[float, float, float]]
@@ -14,35 +14,35 @@ Elements = Mapping[tuple[int, ...], tuple[float, float, float]]
 
 @dataclass(frozen=True)
 class Pattern:
-    """In words, and how many elements are wrong when the guess says it exactly."""
+    """The error in words, and the number of wrong elements if a candidate gives it exactly."""
 
-    said: str = ""
+    detail: str = ""
     count: int | None = None
 
 
 def pattern(g: np.ndarray, box: Box, pairs: Sequence[Pair], wrong: Elements) -> Pattern:
     """Name the pattern of a wrong gradient.
 
-    A guess is a whole gradient; it is right when it gives what the differences gave along every direction, which
-    costs no evaluation. The elements seen one by one give the guesses their numbers.
+    A candidate is a complete gradient; it is right if it reproduces the finite differences along every direction tried
+    so far, which needs no evaluation. The elements compared one by one give the candidates their constants.
     """
-    for said, guess in _guesses(g, box, wrong):
-        if _explains(guess, pairs):
-            off = np.abs(guess - g) > 1e-9 * np.maximum(np.abs(guess), np.abs(g))
-            return Pattern(_with_shape(said, g, box), int(off.sum()))
+    for detail, candidate in _candidates(g, box, wrong):
+        if _explains(candidate, pairs):
+            off = np.abs(candidate - g) > 1e-9 * np.maximum(np.abs(candidate), np.abs(g))
+            return Pattern(_with_shape(detail, g, box), int(off.sum()))
     inside = g[tuple(slice(a, b) for a, b in box)]
     if inside.size and not inside.any():
         return Pattern(_with_shape("missing: the gradient is 0 there", g, box), inside.size)
     return Pattern(_with_shape("", g, box))
 
 
-def _guesses(g: np.ndarray, box: Box, wrong: Elements) -> Iterator[tuple[str, np.ndarray]]:
+def _candidates(g: np.ndarray, box: Box, wrong: Elements) -> Iterator[tuple[str, np.ndarray]]:
     inside = tuple(slice(a, b) for a, b in box)
 
     def changed(change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        guess = g.copy()
-        guess[inside] = change(g[inside])
-        return guess
+        candidate = g.copy()
+        candidate[inside] = change(g[inside])
+        return candidate
 
     if g[inside].any():
         yield "leaked: it should be 0 there", changed(np.zeros_like)
@@ -65,12 +65,12 @@ def _guesses(g: np.ndarray, box: Box, wrong: Elements) -> Iterator[tuple[str, np
         yield f"a constant {a:.6g} is added", changed(lambda part: part - a)
 
 
-def _explains(guess: np.ndarray, pairs: Sequence[Pair]) -> bool:
+def _explains(candidate: np.ndarray, pairs: Sequence[Pair]) -> bool:
     for pair in pairs:
         ((_, d),) = pair.direction.items()
-        # The numbers of a guess come from differences too, hence the wider margin.
-        norm = math.sqrt(float(np.sum((guess * d) ** 2)))
-        if abs(float(np.vdot(guess, d)) - pair.wanted) > 10 * pair.error + 1e-6 * max(norm, abs(pair.wanted)):
+        # The constants of a candidate come from finite differences too, hence the wider margin.
+        norm = math.sqrt(float(np.sum((candidate * d) ** 2)))
+        if abs(float(np.vdot(candidate, d)) - pair.wanted) > 10 * pair.error + 1e-6 * max(norm, abs(pair.wanted)):
             return False
     return bool(pairs)
 
@@ -81,12 +81,12 @@ def _factor(k: float) -> str:
     return f"{k:.8g}"
 
 
-def _with_shape(said: str, g: np.ndarray, box: Box) -> str:
-    return ", ".join(part for part in (said, _shape_of(g.shape, box)) if part)
+def _with_shape(detail: str, g: np.ndarray, box: Box) -> str:
+    return ", ".join(part for part in (detail, _shape_of(g.shape, box)) if part)
 
 
 def _shape_of(shape: tuple[int, ...], box: Box) -> str:
-    """The box in words, when it is a row, a tail or a tile."""
+    """The box in words, if it is a row, a tail or a tile."""
     partial = [k for k, (a, b) in enumerate(box) if (a, b) != (0, shape[k])]
     lengths = [b - a for a, b in box]
     if not partial or len(shape) == 0:
@@ -114,12 +114,12 @@ def _aligned(ends: tuple[int, int], size: int, tile: int) -> bool:
 
 
 def tile_of(box: Box, shape: tuple[int, ...], tile: Sequence[int]) -> str:
-    """The programs whose tiles the box touches, counted row by row over the grid of tiles."""
+    """The programs whose tiles the box overlaps, numbered row by row over the grid of tiles."""
     sides = tuple(tile)[-len(shape) :]
     grid = [-(-n // t) for n, t in zip(shape, sides, strict=True)]
-    touched = [(a // t, -(-b // t)) for (a, b), t in zip(box, sides, strict=True)]
-    count = math.prod(b - a for a, b in touched)
-    first = [a for a, _ in touched]
+    overlapped = [(a // t, -(-b // t)) for (a, b), t in zip(box, sides, strict=True)]
+    count = math.prod(b - a for a, b in overlapped)
+    first = [a for a, _ in overlapped]
     program = int(np.ravel_multi_index(first, grid)) if shape else 0
     of = f"tile ({', '.join(map(str, first))}) of {' x '.join(map(str, grid))}"
     if count == 1:

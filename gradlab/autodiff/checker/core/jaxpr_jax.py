@@ -1,4 +1,4 @@
-"""The operations of a jax program, those of the programs inside of it too."""
+"""Walks the operations of a jaxpr and of the jaxprs nested in it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 
 
 def equations(program: Any) -> Iterator[Any]:
-    """Every equation of a jaxpr, and of the jaxprs among the parameters of each: loops, branches, rules, kernels."""
+    """Every equation of a jaxpr and of the jaxprs in its parameters: loops, branches, custom rules, kernels."""
     for equation in program.eqns:
         yield equation
         for value in jax.tree.leaves(equation.params, is_leaf=_is_program):

@@ -1,4 +1,4 @@
-"""Inputs drawn on purpose: extremes, zeros, ties, ignored rows, nothing normalised, axes of one and one more."""
+"""Generates edge inputs: extremes, zeros, ties, ignored rows, unnormalised values, axes of other lengths."""
 
 import functools
 import inspect
@@ -7,100 +7,100 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.checker.core.subject import Subject
-from gradlab.autodiff.checker.inputs.captured import holds_arrays
+from gradlab.autodiff.checker.core.subject import CheckSubject
+from gradlab.autodiff.checker.inputs.captured_arrays import captures_arrays
 
-# Inputs are cut to at most this many along every axis: an edge needs no size.
+# Axes are cut to at most this length: an edge case needs no size.
 MOST = 8
-# Inputs of at most this many elements are small enough as they are.
+# Inputs of at most this many elements are not cut.
 SMALL = 4096
 IGNORED = -100
-# Inputs of more elements than this are large; what does not depend on the size is held at a cut to this many an axis.
-LARGE, HELD = 2**16, 64
+# Inputs of more than LARGE elements are reduced to REDUCED along each axis for checks that do not depend on the size.
+LARGE, REDUCED = 2**16, 64
 
 
-# Every axis made that long.
+# The length of every axis from its given one.
 _LENGTHS: dict[str, Callable[[int], int]] = {
     "axes of one": lambda n: 1,
     "axes of 3 and less": lambda n: min(n, 3),
     "axes one longer": lambda n: n + 1 if n < 64 else n,
 }
-# Every float input multiplied.
+# The factor of every float input.
 _FACTORS = {"1000 times smaller": 1e-3, "1000 times larger": 1e3}
 
 
-Edge = tuple[str, Subject, list[np.ndarray], bool]
+Edge = tuple[str, CheckSubject, list[np.ndarray], bool]
 
 
-def edges(subject: Subject, rng: np.random.Generator) -> Iterator[Edge]:
-    """The subject at other inputs of its own shapes: the edge's name, the subject there, its values, whether elements
-    must move alike.
+def edges(subject: CheckSubject, rng: np.random.Generator) -> Iterator[Edge]:
+    """Edge inputs of the given shapes: the edge's name, the subject there, its values, and whether all elements of an
+    input must move by the same step.
 
-    Only inputs that the function takes without an error come out; what it makes of them is for the caller to judge.
+    Inputs for which the function raises or is not finite are skipped.
     """
-    if _held(subject) and _size(subject) <= SMALL:
+    if _nonempty(subject) and _size(subject) <= SMALL:
         for name, arrays, alike in _drawn(subject, subject.arrays, rng):
-            yield from _taken(subject, name, arrays, alike)
+            yield from _accepted(subject, name, arrays, alike)
 
 
-def reshaped(subject: Subject, rng: np.random.Generator) -> Iterator[Edge]:
-    """The same at inputs that are cut, lengthened or have other labels, which nobody said that the function takes.
+def reshaped(subject: CheckSubject, rng: np.random.Generator) -> Iterator[Edge]:
+    """The same at inputs that are shorter, longer or have other labels, which the function may not accept.
 
-    A function that holds arrays of its own is not given other shapes: they would no longer fit these.
+    A function that captures arrays is not given other shapes, which would not match them.
     """
-    if not _held(subject):
+    if not _nonempty(subject):
         return
     fits = fits_others(subject)
     small = subject.arrays if _size(subject) <= SMALL else None
     if small is None and fits:
         small = _resized(subject, lambda n: min(n, MOST))
         for name, arrays, alike in _drawn(subject, small, rng) if small is not None else ():
-            yield from _taken(subject, name, arrays, alike)
-    # jax has no error for a label out of bounds, so there it is tried on those alone who say that they ignore one.
-    ignores = _names_ignored(subject) or (subject.side.name == "torch" and _labels(subject, small or []))
+            yield from _accepted(subject, name, arrays, alike)
+    # jax raises no error for a label out of bounds, so there only functions with an ignore_index are given one.
+    ignores = _has_ignore_index(subject) or (subject.side.name == "torch" and _labels(subject, small or []))
     if small is not None and ignores:
         for name, arrays, alike in _ignoring(subject, small):
-            yield from _taken(subject, name, arrays, alike)
+            yield from _accepted(subject, name, arrays, alike)
     if not fits:
         return
     for name, length in _LENGTHS.items():
         resized = _resized(subject, length)
         if resized is not None:
-            yield from _taken(subject, name, resized, False)
+            yield from _accepted(subject, name, resized, False)
     yield from _one_length(subject)
 
 
-def cut(subject: Subject) -> Subject | None:
-    """A large subject at a cut of its inputs, where promises that do not depend on the size are held; else None."""
+def reduced_subject(subject: CheckSubject) -> CheckSubject | None:
+    """A large subject at reduced inputs, for comparisons that do not depend on the size; None for a small one."""
     if _size(subject) <= LARGE or not fits_others(subject):
         return None
-    arrays = _resized(subject, lambda n: min(n, HELD))
+    arrays = _resized(subject, lambda n: min(n, REDUCED))
     if arrays is None:
         return None
-    other = subject.differently(arrays, f"{subject.case}, cut to {HELD}")
+    other = subject.with_arrays(arrays, f"{subject.case}, reduced to {REDUCED}")
     return other if all(np.isfinite(y).all() for y in other.values(other.arrays)) else None
 
 
-def fits_others(subject: Subject) -> bool:
-    """Whether the function may be given inputs of other shapes: the lab's own ops, and who holds no arrays."""
-    return subject.trusted or not holds_arrays(subject.origin, subject.options)
+def fits_others(subject: CheckSubject) -> bool:
+    """Whether the function may be given other shapes: an op of this package, or one that captures no arrays."""
+    return subject.trusted or not captures_arrays(subject.origin, subject.options)
 
 
 def _drawn(
-    subject: Subject, small: list[np.ndarray], rng: np.random.Generator
+    subject: CheckSubject, small: list[np.ndarray], rng: np.random.Generator
 ) -> Iterator[tuple[str, list[np.ndarray], bool]]:
     def each(change: Callable[[np.ndarray], np.ndarray], only: int | None = None) -> list[Any]:
         return [change(a) if i in subject.wrt and only in (None, i) else a for i, a in enumerate(small)]
 
-    # All inputs at once first: of a slow function no more is looked at.
-    yield "scaled by 1.37, nothing normalised", each(lambda a: a * 1.37), False
+    # All inputs at once come first: a slow function gets only these.
+    yield "scaled by 1.37 (not normalised)", each(lambda a: a * 1.37), False
     yield "all inputs 0", each(np.zeros_like), False
     if len(subject.wrt) > 1 or any(small[i].ndim > 1 for i in subject.wrt):
         yield "one row of zeros in all", each(_row_of_zeros), False
     yield "shifted by 10", each(lambda a: a + 10.0), False
     for name, factor in _FACTORS.items():
         yield name, each(functools.partial(np.multiply, factor)), False
-    # exp overflows float64 past 709: the largest element goes there, and in turn the smallest.
+    # exp overflows float64 past 709: scale the largest element beyond that, then the smallest.
     for sign in (1, -1):
         yield f"up to {sign * 800}", each(functools.partial(_stretched, sign)), False
     for i in subject.wrt:
@@ -114,12 +114,12 @@ def _drawn(
 
 
 def _stretched(sign: int, a: np.ndarray) -> np.ndarray:
-    """Multiplied so that the largest element, or the smallest, is 800 from 0."""
+    """Scale so that the largest element, or the smallest, is 800 away from 0."""
     return a * (800 / max(float(np.max(sign * a, initial=0.0)), 1e-3))
 
 
 def _tied(a: np.ndarray) -> np.ndarray:
-    """All elements of the last axes one number, another for each leading index."""
+    """Make all elements with one leading index equal."""
     if a.ndim == 0:
         return a
     if a.ndim == 1:
@@ -136,8 +136,8 @@ def _row_of_zeros(a: np.ndarray) -> np.ndarray:
     return a
 
 
-def _labels(subject: Subject, small: list[np.ndarray]) -> list[int]:
-    """Integer arrays that may be class indices: as many dimensions as rows have, none negative."""
+def _labels(subject: CheckSubject, small: list[np.ndarray]) -> list[int]:
+    """The integer arrays that may be class indices: more than one element, none negative."""
     return [
         i
         for i, a in enumerate(small)
@@ -150,17 +150,17 @@ def _labels(subject: Subject, small: list[np.ndarray]) -> list[int]:
     ]
 
 
-def _names_ignored(subject: Subject) -> bool:
+def _has_ignore_index(subject: CheckSubject) -> bool:
     try:
         return "ignore_index" in inspect.signature(subject.fn).parameters
     except (TypeError, ValueError):
         return False
 
 
-def _ignoring(subject: Subject, small: list[np.ndarray]) -> Iterator[tuple[str, list[np.ndarray], bool]]:
-    """The first label ignored, if the function ignores: the first row of no float input may then matter to it."""
+def _ignoring(subject: CheckSubject, small: list[np.ndarray]) -> Iterator[tuple[str, list[np.ndarray], bool]]:
+    """The first label set to ignore_index, if the results then do not depend on the first row of any float input."""
     value = IGNORED
-    if _names_ignored(subject):
+    if _has_ignore_index(subject):
         default = inspect.signature(subject.fn).parameters["ignore_index"].default
         value = subject.options.get("ignore_index", default if isinstance(default, int) else IGNORED)
     for i in _labels(subject, small):
@@ -173,19 +173,19 @@ def _ignoring(subject: Subject, small: list[np.ndarray]) -> Iterator[tuple[str, 
                 moved[k] = small[k].copy()
                 moved[k][0] += 1.0
         try:
-            before, after = subject.differently(arrays, "").both(moved)
+            before, after = subject.with_arrays(arrays, "").both(moved)
         except Exception:
             continue
-        # Only a whole loss says whether it ignores the row; per-row results say so by a 0 in their place.
+        # The ignored row must not change the loss; per-row losses are then 0 in its place.
         if all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
             yield f"{subject.names[i]} with an ignored row", arrays, False
 
 
-def _taken(
-    subject: Subject, name: str, arrays: list[np.ndarray], alike: bool
-) -> Iterator[tuple[str, Subject, list[np.ndarray], bool]]:
-    """The subject there, if forward takes it and most of what it gives is finite."""
-    other = subject.differently(arrays, name)
+def _accepted(
+    subject: CheckSubject, name: str, arrays: list[np.ndarray], alike: bool
+) -> Iterator[tuple[str, CheckSubject, list[np.ndarray], bool]]:
+    """The subject at these inputs, if forward accepts them and its results are finite."""
+    other = subject.with_arrays(arrays, name)
     try:
         values = other.values(other.arrays)
     except Exception:
@@ -194,17 +194,17 @@ def _taken(
         yield name, other, values, alike
 
 
-def _size(subject: Subject) -> int:
+def _size(subject: CheckSubject) -> int:
     return max(a.size for a in subject.arrays if isinstance(a, np.ndarray))
 
 
-def _held(subject: Subject) -> bool:
+def _nonempty(subject: CheckSubject) -> bool:
     """Whether no array is empty."""
     return all(a.size for a in subject.arrays if isinstance(a, np.ndarray))
 
 
-def _resized(subject: Subject, length: Callable[[int], int]) -> list[np.ndarray] | None:
-    """Every axis made `length` of its length, elements repeated where it grows; None when nothing changes."""
+def _resized(subject: CheckSubject, length: Callable[[int], int]) -> list[np.ndarray] | None:
+    """Every axis resized to `length` of its length, elements repeated where it grows; None if nothing changes."""
     arrays = []
     for a in subject.arrays:
         if not isinstance(a, np.ndarray):
@@ -212,7 +212,7 @@ def _resized(subject: Subject, length: Callable[[int], int]) -> list[np.ndarray]
         for axis, n in enumerate(a.shape):
             a = np.take(a, np.arange(length(n)) % max(n, 1), axis) if n else a
         arrays.append(a)
-    # Class indices stay below every length that they may index: jax has no error for one that does not.
+    # Class indices stay below every length that they may index: jax raises no error for one out of bounds.
     least = min((n for i in subject.wrt for n in arrays[i].shape if n), default=1)
     for i, a in enumerate(arrays):
         if i not in subject.wrt and a.dtype.kind in "iu":
@@ -220,40 +220,40 @@ def _resized(subject: Subject, length: Callable[[int], int]) -> list[np.ndarray]
     changed = any(a.shape != b.shape for a, b in zip(arrays, subject.arrays, strict=True))
     if not changed or (subject.side.name == "torch" and _collide(subject, arrays)):
         return None
-    return arrays if _takes(subject, arrays) else None
+    return arrays if _accepts(subject, arrays) else None
 
 
-def _collide(subject: Subject, arrays: list[np.ndarray]) -> bool:
-    """Whether indices that were distinct no longer are: torch's writes to a place twice have no gradient to speak of.
+def _collide(subject: CheckSubject, arrays: list[np.ndarray]) -> bool:
+    """Whether indices that were distinct no longer are: in torch the gradient of a repeated index write is undefined.
 
-    jax gives the gradient of such a write to who wrote last.
+    jax defines it: the last write gets the gradient.
     """
-    places = [(a, b) for i, (a, b) in enumerate(zip(subject.arrays, arrays, strict=True)) if i not in subject.wrt]
-    return any(not _distinct(a) <= _distinct(b) or _moved(a, b) for a, b in places)
+    pairs = [(a, b) for i, (a, b) in enumerate(zip(subject.arrays, arrays, strict=True)) if i not in subject.wrt]
+    return any(not _distinct(a) <= _distinct(b) or _moved(a, b) for a, b in pairs)
 
 
 def _distinct(a: np.ndarray) -> set[int]:
-    """The axes along which no number comes twice."""
+    """The axes along which no number repeats."""
     if a.dtype.kind not in "iu":
         return set()
     return {k for k in range(a.ndim) if (np.diff(np.sort(a, k), axis=k) != 0).all()}
 
 
 def _moved(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether indices of several axes had to be made smaller: they may be places of a layout."""
+    """Whether indices of a multi-axis array changed: they may be positions in a layout."""
     return a.ndim > 1 and a.dtype.kind in "iu" and not set(b.flat) <= set(a.flat)
 
 
-def _takes(subject: Subject, arrays: list[np.ndarray]) -> bool:
+def _accepts(subject: CheckSubject, arrays: list[np.ndarray]) -> bool:
     try:
-        subject.differently(arrays, "").values(arrays)
+        subject.with_arrays(arrays, "").values(arrays)
     except Exception:
         return False
     return True
 
 
-def _one_length(subject: Subject) -> Iterator[tuple[str, Subject, list[np.ndarray], bool]]:
-    """Every length that occurs cut to 1 or grown by 1, one at a time: the axes that share it go together."""
+def _one_length(subject: CheckSubject) -> Iterator[tuple[str, CheckSubject, list[np.ndarray], bool]]:
+    """Each length that occurs, cut to 1 or grown by 1: all axes that share it change together."""
     lengths = sorted({n for a in subject.arrays for n in np.shape(a) if n > 1})
     for n in lengths[:3] if len(lengths) > 1 else []:
         for name, to in (("cut to 1", 1), ("grown by 1", n + 1)):
@@ -261,7 +261,7 @@ def _one_length(subject: Subject) -> Iterator[tuple[str, Subject, list[np.ndarra
                 continue
             arrays = _resized(subject, functools.partial(_instead, n, to))
             if arrays is not None:
-                yield from _taken(subject, f"axes of {n} {name}", arrays, False)
+                yield from _accepted(subject, f"axes of {n} {name}", arrays, False)
 
 
 def _instead(n: int, to: int, length: int) -> int:

@@ -1,4 +1,4 @@
-"""Arrays that a function holds beside its arguments: inputs of other shapes would no longer fit them."""
+"""Arrays that a function captures beside its arguments: inputs of other shapes would not match them."""
 
 import dis
 import functools
@@ -6,20 +6,20 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# How far functions that a function calls, and containers, are followed.
+# The depth to which called functions and containers are searched.
 DEEP = 4
 
 
-def holds_arrays(fn: Callable[..., Any], options: Mapping[str, Any]) -> bool:
-    """Whether a function holds arrays, or lists of numbers, as constants of its own.
+def captures_arrays(fn: Callable[..., Any], options: Mapping[str, Any]) -> bool:
+    """Whether a function captures arrays, or lists of numbers.
 
-    Looked through are closures, partials, default arguments, the object of a bound method, its options, the globals
-    that its code names, and the functions and classes of the same module that it calls.
+    Searched are its closure, partials, default arguments, the object of a bound method, its options, the globals that
+    its code names, and the functions and classes of the same module that it calls.
     """
-    return _holds(fn, set(), 0) or any(_holds(value, set(), 1) for value in options.values())
+    return _captures(fn, set(), 0) or any(_captures(value, set(), 1) for value in options.values())
 
 
-def _holds(value: Any, seen: set[int], depth: int) -> bool:
+def _captures(value: Any, seen: set[int], depth: int) -> bool:
     if id(value) in seen or depth > DEEP:
         return False
     seen.add(id(value))
@@ -28,27 +28,27 @@ def _holds(value: Any, seen: set[int], depth: int) -> bool:
     if isinstance(value, (str, bytes)) or inspect.ismodule(value):
         return False
     if isinstance(value, Mapping):
-        return any(_holds(v, seen, depth + 1) for v in value.values())
+        return any(_captures(v, seen, depth + 1) for v in value.values())
     if isinstance(value, (Sequence, set)):
-        # A tuple is an option, as a stride is; a list may be labels.
+        # A tuple is an option such as a stride; a list may hold labels.
         numbers = isinstance(value, list) and sum(isinstance(v, (int, float)) for v in value) > 1
-        return numbers or any(_holds(v, seen, depth + 1) for v in list(value)[:100])
+        return numbers or any(_captures(v, seen, depth + 1) for v in list(value)[:100])
     if isinstance(value, functools.partial):
-        return _holds(value.func, seen, depth) or any(
-            _holds(v, seen, depth + 1) for v in (*value.args, *value.keywords.values())
+        return _captures(value.func, seen, depth) or any(
+            _captures(v, seen, depth + 1) for v in (*value.args, *value.keywords.values())
         )
     if inspect.isclass(value):
         own = [v for v in vars(value).values() if not inspect.isclass(v)]
-        return any(_holds(getattr(v, "__func__", v), seen, depth + 1) for v in own if callable(v) or _static(v))
+        return any(_captures(getattr(v, "__func__", v), seen, depth + 1) for v in own if callable(v) or _static(v))
     if inspect.ismethod(value):
-        return _holds(value.__self__, seen, depth + 1) or _holds(value.__func__, seen, depth)
+        return _captures(value.__self__, seen, depth + 1) or _captures(value.__func__, seen, depth)
     code = getattr(value, "__code__", None)
     if code is not None:
-        return any(_holds(v, seen, depth + 1) for v in _reached(value, code))
+        return any(_captures(v, seen, depth + 1) for v in _reached(value, code))
     wrapped = getattr(value, "__wrapped__", None)
-    if wrapped is not None and _holds(wrapped, seen, depth):
+    if wrapped is not None and _captures(wrapped, seen, depth):
         return True
-    return any(_holds(v, seen, depth + 1) for v in getattr(value, "__dict__", {}).values())
+    return any(_captures(v, seen, depth + 1) for v in getattr(value, "__dict__", {}).values())
 
 
 def _static(value: Any) -> bool:
@@ -56,7 +56,7 @@ def _static(value: Any) -> bool:
 
 
 def _reached(fn: Any, code: Any) -> list[Any]:
-    """What a function's code can name: its closure, its defaults, and globals of its own module."""
+    """The objects that a function's code can name: its closure, its defaults, and globals of its module."""
     found = [*(getattr(fn, "__defaults__", None) or ()), *(getattr(fn, "__kwdefaults__", None) or {}).values()]
     for cell in getattr(fn, "__closure__", None) or ():
         try:
@@ -74,7 +74,7 @@ def _reached(fn: Any, code: Any) -> list[Any]:
 
 
 def _names(code: Any) -> set[str]:
-    """The globals that a code object and those inside it name; attributes, as `w.T`, are none."""
+    """The globals that a code object and those nested in it name; attributes such as `w.T` are not globals."""
     own = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return own.union(*(_names(c) for c in code.co_consts if inspect.iscode(c)))
 

@@ -1,4 +1,4 @@
-"""The compiled programs of a function and its pullback: one for each shape that gives both, while that is cheap."""
+"""The compiled programs of a function and its pullback: one program for both where compiling dominates."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,12 +14,12 @@ Arrays = Sequence[Any]
 class Programs:
     """Values and pullbacks of a function, compiled.
 
-    Compiling takes most of the time of a check of small arrays: values and pullback are then one program for each
-    shape, compiled cheaply. Low precisions are compiled as everybody's programs are: XLA's cheap functions of float32
-    have fewer digits.
+    For small arrays compiling takes most of the time: values and pullback are then one program for each shape, compiled
+    with few optimisations. Low precisions are compiled as usual: unoptimised, XLA's float32 functions are less
+    accurate.
 
     Attributes:
-        small: the arrays are, so compiling takes longer than running.
+        small: the arrays are small, so compiling takes longer than running.
         joined: values and pullback are one program.
     """
 
@@ -30,12 +30,12 @@ class Programs:
         self.small, self.joined = small, small and joined
         self._made: dict[tuple[str, bool], Callable[..., Any]] = {}
         self._zeros: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-        self._apart: set[tuple[Any, ...]] = set()
+        self._separate: set[tuple[Any, ...]] = set()
 
     def values(self, *leaves: Any) -> tuple[Any, ...]:
-        """What the function returns."""
+        """The results of the function."""
         key = _shapes(leaves)
-        if self.joined and key not in self._apart:
+        if self.joined and key not in self._separate:
             if key not in self._zeros:
                 # Shapes alone, or what the function raises.
                 results = jax.eval_shape(self._flat, *leaves)
@@ -43,21 +43,21 @@ class Programs:
             try:
                 return self._program("both", leaves)(leaves, self._zeros[key])[0]
             except Exception:
-                # A pullback that raises is no reason for the function to.
-                self._apart.add(key)
+                # A pullback that raises must not make the function raise.
+                self._separate.add(key)
         return self._program("values", leaves)(*leaves)
 
     def pullback(self, leaves: Arrays, cotangents: Arrays) -> tuple[Any, ...]:
         """The pullback of the cotangents."""
         key = _shapes(leaves)
-        if self.joined and key in self._zeros and key not in self._apart:
+        if self.joined and key in self._zeros and key not in self._separate:
             like = zip(cotangents, self._zeros[key], strict=True)
             given = tuple(c if c.dtype == y.dtype else SIDE.put(np.asarray(c), y.dtype) for c, y in like)
             return self._program("both", leaves)(tuple(leaves), given)[1]
         return self._program("pullback", leaves)(tuple(leaves), tuple(cotangents))
 
     def quick(self, fn: Callable[..., Any], low: bool = False) -> Callable[..., Any]:
-        """Another function of the same arrays, compiled likewise."""
+        """Another function of the same arrays, compiled in the same way."""
         return SIDE.quick(fn, self.small and not low)
 
     def _program(self, name: str, leaves: Arrays) -> Callable[..., Any]:

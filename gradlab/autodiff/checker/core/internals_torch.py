@@ -1,4 +1,4 @@
-"""What a torch function works in: the dtypes of the tensors that its forward calls torch for."""
+"""The lowest float dtype among the tensors that a torch function's forward makes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gradlab.autodiff.checker.core.inside import Inside
+from gradlab.autodiff.checker.core.internals import Internals
 from gradlab.kernels.private.private_torch import pytree
 
 
 class _Recorder(TorchFunctionMode):
-    """Records the float dtypes of what torch's functions return."""
+    """Records the float dtypes of the tensors that torch's functions return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,9 +25,9 @@ class _Recorder(TorchFunctionMode):
         return results
 
 
-def inside(fn: Callable[..., Any], args: Sequence[Any]) -> Inside:
-    """The largest rounding unit among the dtypes of a call, 0 where it makes no float tensor."""
+def internals(fn: Callable[..., Any], args: Sequence[Any]) -> Internals:
+    """The largest rounding unit among the float dtypes of a call; 0 if it makes no float tensor."""
     recorder = _Recorder()
     with torch.no_grad(), recorder:
         fn(*args)
-    return Inside(max((torch.finfo(dtype).eps / 2 for dtype in recorder.seen), default=0.0))
+    return Internals(max((torch.finfo(dtype).eps / 2 for dtype in recorder.seen), default=0.0))

@@ -1,7 +1,7 @@
-"""Cotangents as losses hand them over: of zeros but in one place, of equal numbers, tiny, large, and of zeros alone.
+"""Special cotangents, as losses produce them: one-hot, constant, tiny, large, and all zeros.
 
-The pullback is linear in dy. So a random dy, whose pullback is held against differences, is taken apart into special
-ones, and their pullbacks have to add up to its own: a backward that takes a short cut for one of them does not.
+The pullback is linear in dy. A random dy, whose pullback is compared with finite differences, is split into special
+parts, and the pullbacks of the parts must add up to its own: a backward with a wrong shortcut for one of them fails.
 """
 
 import functools
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradlab.autodiff.checker.core.comparison import Promises, first_line
-from gradlab.autodiff.checker.core.derivative import SENSITIVITY
+from gradlab.autodiff.checker.core.comparison import Comparison, first_line
+from gradlab.autodiff.checker.core.differentiability import perturbed
 from gradlab.autodiff.checker.core.finding import OK, WRONG, Finding
-from gradlab.autodiff.checker.core.proof import shaken
+from gradlab.autodiff.checker.core.probe import SENSITIVITY
 
 CHECK = "special dy"
 CONSTANT = 0.75
@@ -21,52 +21,52 @@ CONSTANT = 0.75
 
 @dataclass
 class _Part:
-    """`weight` times the dy `given` is one part of the whole; `how` says what is special about it."""
+    """`weight` times the dy `given` is one part of a dy; `how` says what is special about it."""
 
     how: str
     weight: float
     given: list[np.ndarray]
 
     @property
-    def whole(self) -> list[np.ndarray]:
+    def dy(self) -> list[np.ndarray]:
         return [np.asarray(self.weight * c) for c in self.given]
 
 
-def special(p: Promises) -> None:
-    """Pull special cotangents back; one finding an input, which names the dy that is to blame."""
-    probe, s = p.probe, p.probe.subject
+def special_cotangents(cmp: Comparison) -> None:
+    """Pull back special cotangents; one finding for each input, which names the dy at fault."""
+    probe, s = cmp.probe, cmp.probe.subject
     zeros = [np.zeros_like(c) for c in probe.cotangents]
-    parts = taken_apart(probe.cotangents, p.rng, exact=not probe.coarse)
+    parts = split_cotangent(probe.cotangents, cmp.rng, exact=not probe.coarse)
     try:
         of_zero = s.gradients(probe.arrays, zeros)
         pulled = [s.gradients(probe.arrays, part.given) for part in parts]
     except Exception as error:
-        _raised(p, error, parts)
+        _report_raise(cmp, error, parts)
         return
     for n, i in enumerate(s.wrt):
         name, wanted = s.names[i], probe.gradients[i]
-        if not p.same(CHECK, name, of_zero[n], np.zeros_like(wanted), 0.0, "with a dy of zeros"):
+        if not cmp.same(CHECK, name, of_zero[n], np.zeros_like(wanted), 0.0, "with a dy of zeros"):
             continue
         found = [part.weight * g[n] for part, g in zip(parts, pulled, strict=True)]
         total = np.sum(found, axis=0) if found else wanted
-        # The parts may be larger than what they add up to, and their rounding with them.
+        # The parts may be larger than their sum, and so is their rounding.
         size = max((float(np.max(np.abs(g), initial=0.0)) for g in [wanted, *found]), default=0.0)
-        told: list[Finding] = []
-        quiet = Promises(probe, told, p.note, p.rng, p.values)
+        found_here: list[Finding] = []
+        trial = Comparison(probe, found_here, cmp.note, cmp.rng, cmp.values)
         how = "as the sum over parts of dy: one element, equal numbers, a row, all but one column; tiny and large ones"
-        # A short cut is off by much; to the last bits dy is held elsewhere, where its size is an ordinary one.
-        slack = max(p.slack(i), (8 + probe.middle.size) * probe.noise, SENSITIVITY)
-        if quiet.same(CHECK, name, total, wanted, slack, how, size, functools.partial(_grain, p, parts, i)):
-            p.say(CHECK, OK, how, name, (), {"error": told[-1].error})
+        # A wrong shortcut has a large error; small ones are checked elsewhere with a dy of ordinary size.
+        slack = max(cmp.slack(i), (8 + probe.middle.size) * probe.noise, SENSITIVITY)
+        if trial.same(CHECK, name, total, wanted, slack, how, size, functools.partial(_grain, cmp, parts, i)):
+            cmp.record(CHECK, OK, how, name, (), {"error": found_here[-1].error})
         else:
-            p.add(_blamed(p, i, parts, found) or told[-1])
+            cmp.add(_worst_part(cmp, i, parts, found) or found_here[-1])
 
 
-def taken_apart(cotangents: Sequence[np.ndarray], rng: np.random.Generator, exact: bool) -> list[_Part]:
+def split_cotangent(cotangents: Sequence[np.ndarray], rng: np.random.Generator, exact: bool) -> list[_Part]:
     """Special cotangents that add up to these, each with its weight.
 
     Args:
-        exact: numbers of any size are as good as any other; else all stay near 1.
+        exact: use tiny and large numbers too; else all stay near 1.
     """
     equal = [_Part("with a dy of ones", 1.0, [np.ones(c.shape) for c in cotangents])]
     equal += [_Part(f"with a dy of {CONSTANT} everywhere", 1.0, [np.full(c.shape, CONSTANT) for c in cotangents])]
@@ -90,7 +90,7 @@ def taken_apart(cotangents: Sequence[np.ndarray], rng: np.random.Generator, exac
 
 
 def _masks(shapes: Sequence[tuple[int, ...]], rng: np.random.Generator) -> tuple[list[np.ndarray], ...]:
-    """One element of the first result, the rest of its row in each, the rest of the first columns, and all others."""
+    """Masks of one element of the first result, the rest of that row, the rest of the first columns, all others."""
     hot, row, column = ([np.zeros(shape, bool) for shape in shapes] for _ in range(3))
     taken = False
     for one, line, first in zip(hot, row, column, strict=True):
@@ -109,40 +109,40 @@ def _masks(shapes: Sequence[tuple[int, ...]], rng: np.random.Generator) -> tuple
     return hot, row, column, others
 
 
-def _grain(p: Promises, parts: Sequence[_Part], i: int) -> np.ndarray:
-    """What rounding leaves open of the sum: that of the whole, and of cotangents as large as the parts.
+def _grain(cmp: Comparison, parts: Sequence[_Part], i: int) -> np.ndarray:
+    """The rounding error of the sum: that of dy itself, and of random cotangents as large as the parts.
 
-    These are random: moving a special dy by its last bits makes another of it.
+    They are random because a special dy is no longer special when its last bits change.
     """
-    sizes = [sum(np.abs(c) for c in each) for each in zip(*(part.whole for part in parts), strict=True)]
-    usual = [p.rng.standard_normal(c.shape) * size for c, size in zip(p.probe.cotangents, sizes, strict=True)]
-    return p.grain(i) + 16 * shaken(p.probe, usual)[i]
+    sizes = [sum(np.abs(c) for c in each) for each in zip(*(part.dy for part in parts), strict=True)]
+    usual = [cmp.rng.standard_normal(c.shape) * size for c, size in zip(cmp.probe.cotangents, sizes, strict=True)]
+    return cmp.grain(i) + 16 * perturbed(cmp.probe, usual)[i]
 
 
-def _blamed(p: Promises, i: int, parts: Sequence[_Part], found: Sequence[np.ndarray]) -> Finding | None:
-    """The part that is furthest from vjp(dy + part) - vjp(dy), which takes no short cut."""
-    probe, s = p.probe, p.probe.subject
-    told: list[Finding] = []
-    quiet = Promises(probe, told, p.note, p.rng, p.values)
+def _worst_part(cmp: Comparison, i: int, parts: Sequence[_Part], found: Sequence[np.ndarray]) -> Finding | None:
+    """A finding for the part that is furthest from vjp(dy + part) - vjp(dy), which takes no shortcut."""
+    probe, s = cmp.probe, cmp.probe.subject
+    found_here: list[Finding] = []
+    trial = Comparison(probe, found_here, cmp.note, cmp.rng, cmp.values)
     for part, got in zip(parts, found, strict=True):
-        both = [c + w for c, w in zip(probe.cotangents, part.whole, strict=True)]
+        both = [c + w for c, w in zip(probe.cotangents, part.dy, strict=True)]
         wanted = s.gradients(probe.arrays, both)[s.wrt.index(i)] - probe.gradients[i]
         size = float(np.max(np.abs(probe.gradients[i]), initial=0.0))
         how = f"{part.how}: vjp(a + b) - vjp(a) for another a" + f", each times {part.weight:.0e}" * (part.weight > 1e3)
-        grain = functools.partial(_grain, p, [part], i)
-        quiet.same(CHECK, s.names[i], got, wanted, max(p.slack(i), SENSITIVITY), how, size, grain)
-    wrong = [f for f in told if f.verdict == WRONG]
+        grain = functools.partial(_grain, cmp, [part], i)
+        trial.same(CHECK, s.names[i], got, wanted, max(cmp.slack(i), SENSITIVITY), how, size, grain)
+    wrong = [f for f in found_here if f.verdict == WRONG]
     return max(wrong, key=lambda f: np.nan_to_num(f.error, nan=np.inf), default=None)
 
 
-def _raised(p: Promises, error: Exception, parts: Sequence[_Part]) -> None:
-    """A backward has to take a dy of zeros and one of ones; numbers of any size nobody promised it."""
-    probe = p.probe
+def _report_raise(cmp: Comparison, error: Exception, parts: Sequence[_Part]) -> None:
+    """A backward must accept a dy of zeros and a dy of ones; for other parts a raise becomes a note."""
+    probe = cmp.probe
     zeros = [np.zeros_like(c) for c in probe.cotangents]
     for how, given in (("with a dy of zeros", zeros), (parts[0].how, parts[0].given)):
         try:
             probe.subject.gradients(probe.arrays, given)
         except Exception as again:
-            p.say(CHECK, WRONG, f"raises {first_line(again)} {how}")
+            cmp.record(CHECK, WRONG, f"raises {first_line(again)} {how}")
             return
-    p.note(f"{probe.subject.op}: {CHECK} is not looked at ({first_line(error, 90)})")
+    cmp.note(f"{probe.subject.op}: {CHECK} is not checked ({first_line(error, 90)})")

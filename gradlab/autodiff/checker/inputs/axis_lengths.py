@@ -1,86 +1,88 @@
-"""The first derivative, and what depends on the size, at axis lengths that the caller names."""
+"""Checks the first derivative, and all that depends on the size, at other axis lengths."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.checker.core.comparison import Promises, first_line
-from gradlab.autodiff.checker.core.derivative import Probe, gradients, joined
+from gradlab.autodiff.checker.core.comparison import Comparison, first_line
 from gradlab.autodiff.checker.core.finding import INCONCLUSIVE, WRONG, Finding
-from gradlab.autodiff.checker.core.subject import Subject
+from gradlab.autodiff.checker.core.probe import Probe, gradients, joined
+from gradlab.autodiff.checker.core.subject import CheckSubject
 from gradlab.autodiff.checker.inputs import isolated
-from gradlab.autodiff.checker.inputs.repeat import repeatable
-from gradlab.autodiff.checker.verdict.judge import CHECK as DERIVATIVE
-from gradlab.autodiff.checker.verdict.judge import judge
+from gradlab.autodiff.checker.inputs.reproducer import with_reproducer
+from gradlab.autodiff.checker.verdict.first_derivative import CHECK as DERIVATIVE
+from gradlab.autodiff.checker.verdict.first_derivative import judge
 
-# By leaf and axis, the length that it gets.
+# (leaf, axis) -> its new length.
 Lengths = Mapping[tuple[int, int], int]
 
 
-def at_sizes(p: Promises, named: Mapping[str, Lengths], contract: Callable[..., None]) -> None:
-    """Judge the function at each of these sizes; on torch in a process of its own, where an op may die of them.
+def at_sizes(cmp: Comparison, named: Mapping[str, Lengths], contract: Callable[..., None]) -> None:
+    """Judge the function at each of these sizes; on torch in a forked process, as an op may crash.
 
     Args:
-        named: what each is called, and its lengths.
-        contract: what the framework asks of a backward, of which the part that depends on the size is held.
+        named: the sizes by name.
+        contract: checks the framework's requirements, here only those that depend on the size.
     """
-    s = p.probe.subject
+    s = cmp.probe.subject
     if s.trusted or s.side.name == "jax" or not isolated.possible():
         for name, lengths in named.items():
-            findings, notes = _judged(p, name, lengths, contract)
-            p.findings.extend(findings)
+            findings, notes = _judged(cmp, name, lengths, contract)
+            cmp.findings.extend(findings)
             for note in notes:
-                p.note(note)
+                cmp.note(note)
         return
 
     def work(send: Callable[[Any], None]) -> None:
         for name, lengths in named.items():
             send(name)
-            send(_judged(p, name, lengths, contract))
+            send(_judged(cmp, name, lengths, contract))
 
-    sent, died = isolated.apart(work)
+    sent, died = isolated.run_isolated(work)
     last = ""
     for one in sent:
         if isinstance(one, str):
             last = one
             continue
-        p.findings.extend(one[0])
+        cmp.findings.extend(one[0])
         for note in one[1]:
-            p.note(note)
+            cmp.note(note)
     if died:
-        p.say("sizes", INCONCLUSIVE, f"with {last} the process that tried it died: {died}")
+        cmp.record("sizes", INCONCLUSIVE, f"the process that tried {last} died: {died}")
 
 
-def _judged(p: Promises, name: str, lengths: Lengths, contract: Callable[..., None]) -> tuple[list[Finding], list[str]]:
-    """What is found at one size, and what is to be noted."""
-    s = p.probe.subject
+def _judged(
+    cmp: Comparison, name: str, lengths: Lengths, contract: Callable[..., None]
+) -> tuple[list[Finding], list[str]]:
+    """The findings and notes at one size."""
+    s = cmp.probe.subject
     found: list[Finding] = []
     notes: list[str] = []
-    other = s.differently(resized(s, lengths, p.rng), f"{s.case}, {name}")
+    other = s.with_arrays(resized(s, lengths, cmp.rng), f"{s.case}, {name}")
     try:
         values = other.values(other.arrays)
     except Exception as error:
         return found, [f"{s.op}: does not take {name} ({first_line(error, 90)})"]
     if not all(np.isfinite(y).all() for y in values):
         return found, [f"{s.op}: is not finite with {name}"]
-    cotangents = [p.rng.standard_normal(y.shape) for y in values]
+    cotangents = [cmp.rng.standard_normal(y.shape) for y in values]
     probe = Probe(other, list(other.arrays), cotangents, {}, joined(values), noise=other.noise)
-    here = Promises(probe, found, notes.append, p.rng, values)
+    at_size_cmp = Comparison(probe, found, notes.append, cmp.rng, values)
     try:
         probe.gradients = gradients(other, other.arrays, cotangents)
-        judge(probe, p.rng, found.append, DERIVATIVE)
-        contract(here, at_size=True)
+        judge(probe, cmp.rng, found.append, DERIVATIVE)
+        contract(at_size_cmp, at_size=True)
     except Exception as error:
-        here.say("gradient", WRONG, f"raises {first_line(error)}, with {name}")
-    return [repeatable(f, other) if f.verdict == WRONG else f for f in found], notes
+        at_size_cmp.record("gradient", WRONG, f"raises {first_line(error)}, with {name}")
+    return [with_reproducer(f, other) if f.verdict == WRONG else f for f in found], notes
 
 
-def resized(s: Subject, lengths: Lengths, rng: np.random.Generator) -> list[Any]:
-    """The subject's arrays with other axis lengths, of values like its own.
+def resized(s: CheckSubject, lengths: Lengths, rng: np.random.Generator) -> list[Any]:
+    """The subject's arrays at other axis lengths, with similar values.
 
-    Along an axis the slabs are those that were given, each with up to a quarter of another one: values stay between
-    those that were given. Whole numbers stay whole, and labels below every length that they may index.
+    Along an axis each slab is a given one mixed with up to a quarter of another, so that values stay in the given
+    range. Integers stay integers, and labels stay below every length that they may index.
     """
     arrays = list(s.arrays)
     picks: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}

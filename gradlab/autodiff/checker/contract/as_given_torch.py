@@ -1,74 +1,74 @@
-"""The tensors as the user gave them: their dtypes, strides and shared memory, which the rest of the check replaces."""
+"""The tensors exactly as given: their dtypes, strides and shared memory, which the rest of the check replaces."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from gradlab.autodiff.checker.core.comparison import Promises, first_line, refuses
+from gradlab.autodiff.checker.core.comparison import Comparison, first_line, refuses
 from gradlab.autodiff.checker.core.complex_arrays import PARTS, is_complex
 from gradlab.autodiff.checker.core.finding import WRONG
 from gradlab.autodiff.checker.core.subject import FLOATS, UNITS
-from gradlab.autodiff.checker.precision.rounding import Worked, held, shaken
+from gradlab.autodiff.checker.precision.rounding import Evaluation, compare_evaluations, perturb
 from gradlab.kernels.private.private_torch import negative_view
 
 CHECK = "as they were given"
 
 
-def given(p: Promises) -> None:
-    """Values and gradients at the tensors themselves, where they are of several dtypes or not contiguous.
+def given(cmp: Comparison) -> None:
+    """Compare values and gradients at the given tensors, if they have several dtypes or are not contiguous.
 
-    Of one dtype and contiguous they are what the rest of the check runs on, and the precision part.
+    Contiguous tensors of one dtype are covered by the rest of the check and by the precision part.
     """
-    s = p.probe.subject
-    how = _unusual(s.given, _names(p))
+    s = cmp.probe.subject
+    how = _unusual(s.given, _names(cmp))
     if not how:
         return
-    work = _Work(p)
+    evaluate = _Evaluate(cmp)
     try:
-        first = work(0.0)
+        first = evaluate(0.0)
     except _Backward as error:
         if refuses(error.cause):
-            p.note(f"{s.op}: no gradient {how} ({first_line(error.cause, 90)})")
+            cmp.note(f"{s.op}: no gradient {how} ({first_line(error.cause, 90)})")
         else:
-            p.say(CHECK, WRONG, f"backward raises {first_line(error.cause)}, {how}")
+            cmp.record(CHECK, WRONG, f"backward raises {first_line(error.cause)}, {how}")
         return
     except Exception as error:
-        p.note(f"{s.op}: does not run {how} ({first_line(error, 90)})")
+        cmp.note(f"{s.op}: does not run {how} ({first_line(error, 90)})")
         return
-    lowest = max(work.unit, s.noise)
+    lowest = max(evaluate.unit, s.noise)
     if lowest <= 2 * UNITS["float64"]:
-        p.same_values(CHECK, first.values, how)
-        p.same_gradients(CHECK, list(first.grads), s.wrt, how)
+        cmp.same_values(CHECK, first.values, how)
+        cmp.same_gradients(CHECK, list(first.grads), s.wrt, how)
     else:
-        held(p, CHECK, how, work, max(lowest, p.probe.noise), work.half)
+        compare_evaluations(cmp, CHECK, how, evaluate, max(lowest, cmp.probe.noise), evaluate.half)
 
 
 class _Backward(Exception):
-    """Forward ran and backward raised."""
+    """Backward raised after forward ran."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
         self.cause = cause
 
 
-class _Work:
-    """The function and its backward on copies of the given tensors that lie in memory as these do.
+class _Evaluate:
+    """Evaluates the function and its backward on copies of the given tensors in the same memory layout.
 
     Attributes:
-        unit: of the lowest precision among inputs and results; half: one of them is float16.
+        unit: rounding unit of the lowest precision among inputs and results; half: whether one of them is float16.
     """
 
-    def __init__(self, p: Promises) -> None:
-        self.p, self.unit, self.half = p, 0.0, False
-        self.rng = p.own_rng()
+    def __init__(self, cmp: Comparison) -> None:
+        self.cmp, self.unit, self.half = cmp, 0.0, False
+        self.rng = cmp.own_rng()
 
-    def __call__(self, by: float) -> Worked:
-        s, rng = self.p.probe.subject, self.rng
+    def __call__(self, by: float) -> Evaluation:
+        s, rng = self.cmp.probe.subject, self.rng
         memory = _Memory(s.given, by, rng)
         moving, arrays = [], []
         leaves = list(memory.tensors)
-        for k, places in enumerate(_places(self.p)):
+        for k, places in enumerate(_places(self.cmp)):
             arrays += [s.side.take(part) for part in (s.side.parts(leaves[k]) if len(places) > 1 else (leaves[k],))]
             if any(i in s.wrt for i in places):
                 leaves[k] = leaves[k].requires_grad_()
@@ -76,25 +76,29 @@ class _Work:
         with torch.enable_grad():
             results = s.as_given(*leaves)
         try:
-            taken, found = pulled_back(self.p, results, [leaves[k] for k in moving], by, rng)
+            taken, found = pulled_back(self.cmp, results, [leaves[k] for k in moving], by, rng)
         except Exception as error:
             raise _Backward(error) from error
         grads = {}
         for k, g in zip(moving, found, strict=True):
-            places = _places(self.p)[k]
+            places = _places(self.cmp)[k]
             parts = s.side.parts(g) if len(places) > 1 else (g,)
             grads.update({i: s.side.take(part) for i, part in zip(places, parts, strict=True)})
         dtypes = {s.dtypes[i] for i in s.wrt} | {s.side.dtype(y) for y in results}
         self.unit, self.half = max(UNITS[d] for d in dtypes), "float16" in dtypes
-        return Worked(arrays, taken, [s.side.take(y) for y in results], [grads[i] for i in s.wrt])
+        return Evaluation(arrays, taken, [s.side.take(y) for y in results], [grads[i] for i in s.wrt])
 
 
 def pulled_back(
-    p: Promises, results: Sequence[torch.Tensor], moving: Sequence[torch.Tensor], by: float, rng: np.random.Generator
+    cmp: Comparison,
+    results: Sequence[torch.Tensor],
+    moving: Sequence[torch.Tensor],
+    by: float,
+    rng: np.random.Generator,
 ) -> tuple[list[np.ndarray], Sequence[torch.Tensor]]:
-    """The probe's dy moved by that part of each element and rounded to each result's dtype, and its gradients."""
-    side = p.probe.subject.side
-    cotangents = shaken(p.probe.cotangents, range(len(results)), by, rng)
+    """The probe's dy, perturbed by that relative amount and rounded to each result's dtype, and its gradients."""
+    side = cmp.probe.subject.side
+    cotangents = perturb(cmp.probe.cotangents, range(len(results)), by, rng)
     dys = [side.put(c, side.dtype(y), y) for c, y in zip(cotangents, results, strict=True)]
     pairs = [(y, dy) for y, dy in zip(results, dys, strict=True) if y.requires_grad]
     found = torch.autograd.grad([y for y, _ in pairs], moving, [dy for _, dy in pairs], materialize_grads=True)
@@ -102,7 +106,7 @@ def pulled_back(
 
 
 class _Memory:
-    """Copies of tensors: those that share memory share it in the copy, and strides, offsets and lazy bits stay."""
+    """Copies of tensors that preserve shared memory, strides, offsets, and conjugate and negative bits."""
 
     def __init__(self, tensors: Sequence[torch.Tensor], by: float, rng: np.random.Generator) -> None:
         spans: dict[tuple[int, torch.dtype], list[int]] = {}
@@ -126,7 +130,7 @@ class _Memory:
 
 
 def _plain(t: torch.Tensor) -> bool:
-    """Whether a tensor has memory of its own to copy: not sparse, nested, or without any."""
+    """Whether a tensor has dense memory to copy: not sparse, nested or empty."""
     return t.layout == torch.strided and not t.is_nested and t.numel() > 0 and not t._is_zerotensor()
 
 
@@ -135,7 +139,7 @@ def _where(t: torch.Tensor) -> tuple[int, torch.dtype]:
 
 
 def _as_stored(t: torch.Tensor) -> torch.Tensor:
-    """What memory holds of a tensor, whatever its lazy bits say."""
+    """The stored values of a tensor, without its conjugate and negative bits."""
     t = t.detach().conj() if t.is_conj() else t.detach()
     return negative_view(t) if t.is_neg() else t
 
@@ -145,7 +149,7 @@ def _extent(t: torch.Tensor) -> int:
 
 
 def _moved(memory: torch.Tensor, by: float, rng: np.random.Generator) -> torch.Tensor:
-    """A copy of memory, each float in it moved by a part of itself."""
+    """A copy of memory with each float perturbed by a relative amount."""
     memory = memory.clone()
     if by and (memory.is_floating_point() or memory.is_complex()):
         parts = torch.view_as_real(memory) if memory.is_complex() else memory
@@ -154,30 +158,30 @@ def _moved(memory: torch.Tensor, by: float, rng: np.random.Generator) -> torch.T
     return memory
 
 
-def _places(p: Promises) -> list[tuple[int, ...]]:
-    """For each given tensor its places among the leaves: two for a complex one."""
+def _places(cmp: Comparison) -> list[tuple[int, ...]]:
+    """For each given tensor its indices among the leaves: two for a complex one."""
     found: list[tuple[int, ...]] = []
-    for t in p.probe.subject.given:
+    for t in cmp.probe.subject.given:
         at = sum(map(len, found))
-        found.append((at, at + 1) if is_complex(p.probe.subject.side, t) else (at,))
+        found.append((at, at + 1) if is_complex(cmp.probe.subject.side, t) else (at,))
     return found
 
 
-def _names(p: Promises) -> list[str]:
-    names = p.probe.subject.names
-    return [names[i[0]] if len(i) == 1 else names[i[0]].removesuffix(".real") for i in _places(p)]
+def _names(cmp: Comparison) -> list[str]:
+    names = cmp.probe.subject.names
+    return [names[i[0]] if len(i) == 1 else names[i[0]].removesuffix(".real") for i in _places(cmp)]
 
 
 def _unusual(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> str:
-    """What is unusual of float tensors, in words; empty when nothing is."""
+    """What is unusual about the float tensors, in words; empty if nothing is."""
     kinds = {n: str(t.dtype).removeprefix("torch.") for n, t in zip(names, tensors, strict=True)}
     floats = {n: PARTS.get(kind, kind) for n, kind in kinds.items() if kind in (*FLOATS, *PARTS)}
-    said = [f"{n} {kinds[n]}" for n in floats] if len(set(floats.values())) > 1 else []
+    unusual = [f"{n} {kinds[n]}" for n in floats] if len(set(floats.values())) > 1 else []
     for n, t in zip(names, tensors, strict=True):
         if n not in floats or not _plain(t):
             continue
         if not t.is_contiguous():
-            said.append(f"{n} of strides {list(t.stride())}")
+            unusual.append(f"{n} of strides {list(t.stride())}")
         if t.is_conj() or t.is_neg():
-            said.append(f"{n} lazily {'conjugated' if t.is_conj() else 'negated'}")
-    return f"with {', '.join(said)}, as given" if said else ""
+            unusual.append(f"{n} lazily {'conjugated' if t.is_conj() else 'negated'}")
+    return f"with {', '.join(unusual)}, as given" if unusual else ""

@@ -1,4 +1,4 @@
-"""An input that the check made up, written so that it can be typed in again."""
+"""Writes a generated input as code that reproduces a finding."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from gradlab.autodiff.checker.core.finding import Finding
-from gradlab.autodiff.checker.core.subject import Subject
+from gradlab.autodiff.checker.core.subject import CheckSubject
 
-# Inputs of more numbers than this are in the report's data only.
+# Up to LINE numbers the finding has a line of code, up to DATA the inputs as data.
 LINE, DATA = 64, 4096
 
 
-def repeatable(finding: Finding, s: Subject) -> Finding:
-    """The finding with the subject's inputs, and with the line that calls the function on them where they are few."""
+def with_reproducer(finding: Finding, s: CheckSubject) -> Finding:
+    """The finding with the subject's inputs, and with a line that calls the function on them if they are few."""
     arrays = {n: a for n, a in zip(s.names, s.arrays, strict=True) if isinstance(a, np.ndarray)}
     count = sum(a.size for a in arrays.values())
     inputs: Mapping[str, Any] = {n: a.tolist() for n, a in arrays.items()} if count <= DATA else {}
@@ -22,7 +22,7 @@ def repeatable(finding: Finding, s: Subject) -> Finding:
     return replace(finding, inputs=inputs, call=call)
 
 
-def _call(s: Subject, arrays: Mapping[str, np.ndarray]) -> str:
+def _call(s: CheckSubject, arrays: Mapping[str, np.ndarray]) -> str:
     flat = all(a is b for a, b in zip(s.args, s.leaves, strict=False)) and len(s.args) == len(s.leaves)
     written = {n: _literal(s.side.name, a, dtype) for (n, a), dtype in zip(arrays.items(), s.dtypes, strict=True)}
     if flat:
@@ -31,7 +31,7 @@ def _call(s: Subject, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _literal(side: str, a: np.ndarray, dtype: str) -> str:
-    """An array in the framework's words; one number repeated is written once."""
+    """An array as a framework expression; a constant array is written with full or zeros."""
     lead = "torch" if side == "torch" else "jnp"
     kind = f"dtype={lead}.{dtype if a.dtype.kind != 'f' else 'float64'}"
     if a.size > 1 and (a == a.flat[0]).all() and a.dtype.kind == "f":

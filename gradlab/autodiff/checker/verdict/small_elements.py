@@ -1,8 +1,8 @@
-"""Elements of a gradient, and results, that are too small to show beside the largest of all.
+"""Checks elements of a gradient, and results, that are too small to show beside the largest ones.
 
-A fault below 1e-7 of a gradient's norm does not show in a sum over all of it. Where results differ that much in how
-they move, they are weighted by one over their slopes; where elements of one gradient do, small ones are moved alone.
-Only what is proven is said: what differences are too coarse for is not looked at.
+An error below 1e-7 of a gradient's norm does not show in a sum over all of it. Where the slopes of the results differ
+by that much, results are weighted by one over their slope; where elements of one gradient do, small ones are moved
+alone. Only confirmed errors are reported; elements too small for finite differences are not checked.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -10,26 +10,26 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradlab.autodiff.checker.core.comparison import Promises
-from gradlab.autodiff.checker.core.derivative import Probe, gradients, joined, split, uneven
-from gradlab.autodiff.checker.core.differences import STEP
+from gradlab.autodiff.checker.core.comparison import Comparison
+from gradlab.autodiff.checker.core.differentiability import why_not_wrong
 from gradlab.autodiff.checker.core.finding import WRONG
-from gradlab.autodiff.checker.core.proof import proven
+from gradlab.autodiff.checker.core.finite_differences import STEP
+from gradlab.autodiff.checker.core.probe import Probe, gradients, joined, split, uneven
 
 CHECK = "small elements"
-# Below this part of the largest an element is small, or below what chance makes of so many; then among the small ones.
+# An element is small below SMALL of the largest, or CHANCE / size; at the next levels below NEXT of the largest left.
 SMALL, CHANCE, NEXT, LEVELS = 1e-6, 0.01, 1e-3, 3
-# What a central difference has to be off by: of its own error, and of the gradient's norm.
+# An error counts if it exceeds ERRORS times that of the central difference plus PART of the gradient's norm.
 ERRORS, PART = 10.0, 1e-6
 # First steps, relative to the input's scale.
 STEPS = (STEP, 2.0**-5, 2.0**-2)
-# What small elements move is little beside the results: where these are straight, long lines see it.
+# Small elements change the results little: where these are linear, longer lines resolve it.
 WIDE = 8.0
 
 
-def hidden(p: Promises, known: Collection[str]) -> None:
-    """Look where the sums over all of a gradient could not; `known` inputs are wrong anyway."""
-    probe, s = p.probe, p.probe.subject
+def small_elements(cmp: Comparison, known: Collection[str]) -> None:
+    """Check the elements that a sum over the whole gradient cannot resolve; `known` inputs are already wrong."""
+    probe, s = cmp.probe, cmp.probe.subject
     if probe.coarse or probe.skipped:
         return
     inputs = [
@@ -37,19 +37,21 @@ def hidden(p: Promises, known: Collection[str]) -> None:
     ]
     for i in inputs:
         size, whole = np.abs(probe.gradients[i]), np.ones(probe.arrays[i].shape, bool)
-        evened = _evened(p, i)
-        if evened is not None and _wrong(p, evened, i, whole, "for a dy that weights results by one over their slopes"):
+        equalised = _equalised(cmp, i)
+        if equalised is not None and _wrong(
+            cmp, equalised, i, whole, "for a dy that weights results by one over their slope"
+        ):
             continue
         for small in _levels(size):
             how = f"one of {small.sum()} elements that are small beside the largest, {size.max():.3g}"
-            if _wrong(p, probe, i, small, how):
+            if _wrong(cmp, probe, i, small, how):
                 break
 
 
-def _evened(p: Promises, i: int) -> Probe | None:
-    """The probe with every result weighted by one over its slope; None where all move about as much as others."""
-    probe, unit = p.probe, p.probe.units(i)
-    line = {i: _within(probe, i, None, p.rng)}
+def _equalised(cmp: Comparison, i: int) -> Probe | None:
+    """The probe with every result weighted by one over its slope; None if all slopes are of similar size."""
+    probe, unit = cmp.probe, cmp.probe.units(i)
+    line = {i: _within(probe, i, None, cmp.rng)}
     up, down = (_values(probe, line, sign * STEP * unit) for sign in (1, -1))
     if up is None or down is None:
         return None
@@ -58,10 +60,10 @@ def _evened(p: Promises, i: int) -> Probe | None:
     weighted = np.abs(c) * moved
     if not (weighted[moved > 0] < SMALL * np.max(weighted, initial=0.0)).any():
         return None
-    # What is small beside the result itself no difference sees, and its rounding would hide the others.
+    # A slope too small beside the result itself is not resolved, and its rounding would hide the others.
     scale = np.maximum(moved, SMALL * np.abs(probe.middle) / unit)
-    fair = uneven(p.rng, c.shape) / np.where(moved > 0, scale, np.max(moved))
-    cotangents = split(fair, probe.cotangents)
+    weights = uneven(cmp.rng, c.shape) / np.where(moved > 0, scale, np.max(moved))
+    cotangents = split(weights, probe.cotangents)
     found = gradients(probe.subject, probe.arrays, cotangents)
     if not all(np.isfinite(g).all() for g in found.values()):
         return None
@@ -69,7 +71,7 @@ def _evened(p: Promises, i: int) -> Probe | None:
 
 
 def _levels(size: np.ndarray) -> Iterator[np.ndarray]:
-    """The small elements, and the small ones among these."""
+    """The small elements, then the small ones among these."""
     small, part = np.ones(size.shape, bool), min(SMALL, CHANCE / size.size)
     for _ in range(LEVELS):
         small = small & (size < part * float(np.max(size[small])))
@@ -85,7 +87,7 @@ def _within(probe: Probe, i: int, small: np.ndarray | None, rng: np.random.Gener
 
 
 def _values(probe: Probe, line: Mapping[int, np.ndarray], t: float) -> np.ndarray | None:
-    """The results at a step along a line; None where the function has none there."""
+    """The results at a step along a line; None where the function has none."""
     moved = [a + t * line[i] if i in line else a for i, a in enumerate(probe.arrays)]
     try:
         values = joined(probe.subject.values(moved))
@@ -95,7 +97,7 @@ def _values(probe: Probe, line: Mapping[int, np.ndarray], t: float) -> np.ndarra
 
 
 def _slope(probe: Probe, line: Mapping[int, np.ndarray], step: float) -> tuple[float, float]:
-    """The slope of the weighted results by central differences, and its error; NaN where there is none."""
+    """The slope of <cotangents, results> by central differences, and its error; NaN if there is none."""
     c, unit = joined(probe.cotangents), min(probe.units(i) for i in line)
     quotients, size = [], 0.0
     for h in (step * unit, step * unit / 2):
@@ -109,7 +111,7 @@ def _slope(probe: Probe, line: Mapping[int, np.ndarray], step: float) -> tuple[f
 
 
 def _slopes(probe: Probe, line: Mapping[int, np.ndarray], got: float, norm: float) -> tuple[float, float]:
-    """The surest slope that decides it: a wider step where rounding leaves it open, as a straight line has it."""
+    """The slope of least error; wider steps are tried while rounding leaves the comparison open."""
     best = (np.nan, np.inf)
     for step in STEPS:
         found = _slope(probe, line, step)
@@ -128,9 +130,9 @@ def _off(probe: Probe, line: Mapping[int, np.ndarray]) -> bool:
     return abs(got - wanted) > ERRORS * error + PART * norm
 
 
-def _wrong(p: Promises, probe: Probe, i: int, small: np.ndarray, how: str) -> bool:
-    """Whether these elements of a gradient are proven wrong; said, with the first of them."""
-    rng = p.rng
+def _wrong(cmp: Comparison, probe: Probe, i: int, small: np.ndarray, how: str) -> bool:
+    """Whether these elements of a gradient are confirmed wrong; the finding names the first of them."""
+    rng = cmp.rng
     if not _off(probe, {i: _within(probe, i, small, rng)}):
         return False
     if not any(_proven(probe, i, small, rng, wide) for wide in (1.0, WIDE)):
@@ -142,17 +144,19 @@ def _wrong(p: Promises, probe: Probe, i: int, small: np.ndarray, how: str) -> bo
     wanted = _slopes(probe, {i: d}, got * probe.units(i), 0.0)[0] / probe.units(i)
     largest = float(np.max(np.abs(probe.gradients[i])))
     numbers = {"got": got, "wanted": wanted, "error": abs(got - wanted) / (largest or 1.0)}
-    p.say(CHECK, WRONG, f"is {got:.6g}, differences give {wanted:.6g}; {how}", probe.subject.names[i], at, numbers)
+    cmp.record(
+        CHECK, WRONG, f"is {got:.6g}, finite differences give {wanted:.6g}; {how}", probe.subject.names[i], at, numbers
+    )
     return True
 
 
 def _proven(probe: Probe, i: int, small: np.ndarray, rng: np.random.Generator, wide: float) -> bool:
-    """Whether the differences prove it, with lines so many times as long as others are."""
+    """Whether finite differences confirm it, along lines `wide` times as long as usual."""
 
     def draw() -> np.ndarray:
         return wide * _within(probe, i, small, rng)
 
-    return not proven(probe, i, draw, lambda k: _within(probe, k, None, rng))
+    return not why_not_wrong(probe, i, draw, lambda k: _within(probe, k, None, rng))
 
 
 def _first(probe: Probe, i: int, places: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:

@@ -1,37 +1,37 @@
-"""The gradient against differences along random directions: a handful of evaluations whatever the size."""
+"""A gradient against finite differences along random directions: a few evaluations whatever the size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from gradlab.autodiff.checker.core import differences
-from gradlab.autodiff.checker.core.differences import Slope
+from gradlab.autodiff.checker.core import finite_differences
 from gradlab.autodiff.checker.core.finding import INCONCLUSIVE, OK, WRONG
-from gradlab.autodiff.checker.core.subject import Subject
+from gradlab.autodiff.checker.core.finite_differences import LineDerivative
+from gradlab.autodiff.checker.core.subject import CheckSubject
 
-# A gradient is wrong when it is further from the differences than their own error and this part of its norm.
+# A gradient is wrong if it differs from the finite differences by more than their error plus this share of its norm.
 SENSITIVITY = 1e-7
-# Differences that are not surer than this part of the norm decide nothing.
+# Finite differences whose error exceeds this share of the norm are inconclusive.
 SURE = 1e-6
-# Values no surer than this, relative, are worked out in a low precision; differences of them decide what they can see,
-# down to a part of the norm this large.
+# Values with relative noise from COARSE on are computed in a low precision; finite differences of them are accepted
+# with an error up to SURE_COARSE of the norm.
 COARSE, SURE_COARSE = 2.0**-26, 0.03
-# Errors of single results add like random numbers, because the cotangent that weighs them is random: six deviations.
+# The errors of single results add like independent random numbers, as the cotangent is random: six deviations.
 DEVIATIONS = 6.0
 
 
 @dataclass
 class Pair:
-    """One number twice: the pullback along a direction, and differences along it.
+    """One directional derivative computed twice: by the pullback and by finite differences.
 
     Attributes:
-        direction: of each input that moved, by its place among the leaves.
+        direction: of each input that moves, by its index among the leaves.
         got, wanted: <gradient, direction> and <cotangent, slope>.
-        error: what `wanted` may be off by.
+        error: estimated error of `wanted`.
         scale: the norm that errors are relative to.
-        natural: the size of the results it moves, for each unit of the input.
-        floor: what rounding may leave of a gradient where larger terms cancel.
+        natural: the size of the results along the direction, per unit of the input.
+        floor: rounding that may remain in a gradient where larger terms cancel.
     """
 
     direction: Mapping[int, np.ndarray]
@@ -64,18 +64,18 @@ class Pair:
 
 @dataclass
 class Probe:
-    """A subject at a point with cotangents: pairs along any direction.
+    """A subject at one point with cotangents: compares directional derivatives along any direction.
 
     Attributes:
-        cotangents: of every result; gradients: the pullback of these, by place among the leaves.
-        steps: the window that suited each input, for what follows.
-        pairs: every pair that was made, by input; joint: those of all inputs at once.
-        noise: of the values, relative, as far as it has shown.
-        outside: what the function raised where differences moved its inputs to.
-        skipped: number of results whose slopes do not settle, taken out by a cotangent of 0.
+        cotangents: of every result; gradients: the pullback of these, by index among the leaves.
+        steps: the step size that converged for each input, reused later.
+        pairs: every pair so far, by input; joint: those along directions of all inputs.
+        noise: relative noise of the values, as measured so far.
+        outside: text of what the function raised at inputs moved by a finite difference.
+        skipped: number of results whose derivatives do not converge, excluded by a cotangent of 0.
     """
 
-    subject: Subject
+    subject: CheckSubject
     arrays: list[np.ndarray]
     cotangents: list[np.ndarray]
     gradients: dict[int, np.ndarray]
@@ -84,11 +84,11 @@ class Probe:
     pairs: dict[int, list[Pair]] = field(default_factory=dict)
     joint: list[Pair] = field(default_factory=list)
     skipped: int = 0
-    noise: float = differences.EPS
+    noise: float = finite_differences.EPS
     outside: str = ""
 
     def units(self, i: int) -> float:
-        """The scale of an input that steps are relative to: its root mean square without zeros, at most 1."""
+        """The scale of an input, which steps are relative to: its root mean square without zeros, at most 1."""
         x = self.arrays[i]
         many = np.count_nonzero(x)
         return min(1.0, float(np.sqrt(np.vdot(x, x) / many))) if many else 1.0
@@ -96,11 +96,11 @@ class Probe:
     def slope(
         self,
         direction: Mapping[int, np.ndarray],
-        step: float = differences.STEP,
+        step: float = finite_differences.STEP,
         narrow: bool = True,
         thorough: bool = False,
-    ) -> Slope:
-        """Slopes of all results along a direction, in units of the inputs it moves."""
+    ) -> LineDerivative:
+        """The derivative of every result along a direction, by finite differences."""
 
         def line(t: float) -> np.ndarray:
             moved = list(self.arrays)
@@ -114,52 +114,54 @@ class Probe:
             return values if values.shape == self.middle.shape else np.full(self.middle.shape, np.nan)
 
         unit = min(self.units(i) for i in direction)
-        # A step that is a few last bits of the largest element is not the step that was asked for.
+        # A step of only a few last bits of the largest element would be rounded to another one.
         least = max(float(np.max(np.abs(self.arrays[i]), initial=0.0)) for i in direction) * 4096 * self.subject.eps
-        slope = differences.along(line, self.middle, step, unit, narrow, thorough, self.noise, least)
+        slope = finite_differences.along(line, self.middle, step, unit, narrow, thorough, self.noise, least)
         self.noise = max(self.noise, slope.noise)
         return slope
 
-    def pair(self, direction: Mapping[int, np.ndarray], slope: Slope) -> Pair:
-        """What the pullback and the slope say of a direction."""
+    def pair(self, direction: Mapping[int, np.ndarray], slope: LineDerivative) -> Pair:
+        """The pullback and the finite differences along a direction."""
         c = joined(self.cotangents)
-        held = c != 0
+        active = c != 0
         with np.errstate(invalid="ignore"):
-            wanted = float(np.dot(c[held], slope.value[held])) if not held.all() else float(np.dot(c, slope.value))
-            error = DEVIATIONS * float(np.linalg.norm(c * np.where(held, slope.error, 0.0)))
+            wanted = (
+                float(np.dot(c[active], slope.value[active])) if not active.all() else float(np.dot(c, slope.value))
+            )
+            error = DEVIATIONS * float(np.linalg.norm(c * np.where(active, slope.error, 0.0)))
         got = float(sum(np.vdot(self.gradients[i], d) for i, d in direction.items()))
         norm = float(np.sqrt(sum(_norm2(self.gradients[i], d) for i, d in direction.items())))
         scale = max(norm, abs(wanted)) if np.isfinite(wanted) else norm
         unit = min(self.units(i) for i in direction)
-        natural = float(np.linalg.norm(c[held] * slope.largest[held])) / unit
+        natural = float(np.linalg.norm(c[active] * slope.largest[active])) / unit
         sure = SURE_COARSE if self.coarse else SURE
         floor = 64 * self.subject.eps * natural
         return Pair(direction, got, wanted, error, scale, error <= sure * max(scale, natural), natural, floor)
 
     @property
     def coarse(self) -> bool:
-        """Whether the values are worked out in a low precision, and differences of them no surer than that."""
+        """Whether the values are computed in a low precision, which limits finite differences of them."""
         return self.noise >= COARSE
 
     def _outside(self, direction: Mapping[int, np.ndarray], t: float, error: Exception) -> str:
-        """Where the inputs were moved to when the function raised, and what."""
+        """Where the function raised when an input was moved, and what."""
         i, d = next(iter(direction.items()))
         at = np.unravel_index(int(np.argmax(np.abs(d))), d.shape) if d.ndim and d.size else ()
         place = self.subject.names[i] + (f"[{', '.join(str(int(k)) for k in at)}]" if at else "")
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        return f"the check stepped outside the domain, at {place} by {t * float(d[at]):.1e} ({said})"
+        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        return f"a finite difference left the domain, at {place} by {t * float(d[at]):.1e} ({detail})"
 
-    def settle(self, slope: Slope) -> bool:
-        """Take results that do not settle out of the cotangent, when most are left; true if any were."""
+    def settle(self, slope: LineDerivative) -> bool:
+        """Zero the cotangent of results that do not converge, if most remain; true if any was zeroed."""
         c = joined(self.cotangents)
-        held = c != 0
-        size = float(np.max(np.abs(slope.value[held & np.isfinite(slope.value)]), initial=0.0))
+        active = c != 0
+        size = float(np.max(np.abs(slope.value[active & np.isfinite(slope.value)]), initial=0.0))
         floor = 1e-7 * max(size, float(np.max(np.abs(self.middle), initial=0.0)))
-        loose = held & ~(slope.error <= floor)
-        if not loose.any() or 2 * loose.sum() > held.sum():
+        unsettled = active & ~(slope.error <= floor)
+        if not unsettled.any() or 2 * unsettled.sum() > active.sum():
             return False
-        c = np.where(loose, 0.0, c)
-        self.skipped += int(loose.sum())
+        c = np.where(unsettled, 0.0, c)
+        self.skipped += int(unsettled.sum())
         self.pairs.clear()
         self.cotangents = split(c, self.cotangents)
         self.gradients = gradients(self.subject, self.arrays, self.cotangents)
@@ -167,9 +169,9 @@ class Probe:
 
 
 def gradients(
-    subject: Subject, arrays: Sequence[np.ndarray], cotangents: Sequence[np.ndarray]
+    subject: CheckSubject, arrays: Sequence[np.ndarray], cotangents: Sequence[np.ndarray]
 ) -> dict[int, np.ndarray]:
-    """The pullback by place among the leaves."""
+    """The pullback by index among the leaves."""
     return dict(zip(subject.wrt, subject.gradients(arrays, cotangents), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Side effects and randomness: what a function changes beside its results."""
+"""Side effects and randomness: the state that a function changes beside its results."""
 
 import functools
 import random
@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-# Larger arrays and longer containers are not looked into.
+# Larger arrays and longer containers are compared by identity.
 _MANY = 10_000
 
 
 def state(fn: Callable[..., Any]) -> dict[str, Any]:
-    """A fingerprint of all that a function can change and see again, by what it calls it."""
+    """Fingerprints, by name, of the state that a function can reach and change."""
     found: dict[str, Any] = {"random's generator": random.getstate()}
-    # The legacy generator is the one that a function can draw from without being given it.
+    # The legacy global generator, from which a function can draw without an argument.
     found["NumPy's generator"] = _mark(np.random.get_state())  # noqa: NPY002
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -26,7 +26,7 @@ def state(fn: Callable[..., Any]) -> dict[str, Any]:
     if owner is not None:
         module = hasattr(owner, "named_buffers")
         for name, value in getattr(owner, "__dict__", {}).items():
-            # A module's private attributes are torch's: its buffers and parameters, and what a call rebuilds of them.
+            # A module's private attributes belong to torch: buffers, parameters, and what a call rebuilds.
             if not (module and name.startswith("_")):
                 found[f"its {name}"] = _mark(value)
         if module:
@@ -46,7 +46,7 @@ def state(fn: Callable[..., Any]) -> dict[str, Any]:
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What differs between two fingerprints."""
+    """The names whose fingerprints differ."""
     return [name for name, mark in after.items() if before.get(name) != mark]
 
 
