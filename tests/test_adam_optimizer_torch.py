@@ -145,7 +145,7 @@ def chunked(device):
     """Chunks of 16: several programs a tensor, the last one masked; stretches of 32 of the norm, in tiles of 16."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "launch_many", functools.partial(multi_tensor_triton.launch_many, chunk=16))
-        patch.setattr(norm_triton, "STRETCH", 32)
+        patch.setattr(norm_triton, "CHUNK", 32)
         patch.setattr(norm_triton, "TILE", 16)
         ours = [torch.nn.Parameter(torch.randn(n, dtype=torch.float64, device=device)) for n in (5, 16, 37, 64, 1)]
         theirs = copy.deepcopy(ours)

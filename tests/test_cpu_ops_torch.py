@@ -124,7 +124,7 @@ def test_many_programs_agree_and_repeat_on_any_number_of_threads(name, monkeypat
     want = [("forward", [torch.as_tensor(y) for y in reference])]
     monkeypatch.setattr(launching, "SPREAD", 0.0)
     # More would be summed by torch itself where a gradient was expanded, in an order of its threads.
-    monkeypatch.setattr(reduce_triton, "STRETCH", 4096)
+    monkeypatch.setattr(reduce_triton, "CHUNK", 4096)
     teams, team = set(), launching.Team
     monkeypatch.setattr(launching, "Team", lambda *args: (teams.add(args[-1]), team(*args))[1])
     before = torch.get_num_threads()

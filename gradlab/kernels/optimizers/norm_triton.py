@@ -23,7 +23,7 @@ from gradlab.kernels.optimizers.multi_tensor_triton import (
 from gradlab.kernels.runtime.launch_triton import block, kernel, launch, on_device, op
 
 # Elements that one compiled program sums, and those of them that it loads at a time.
-STRETCH, TILE = 2**16, 2048
+CHUNK, TILE = 2**16, 2048
 # Added to the norm, as in torch.nn.utils.clip_grad_norm_.
 EPS = 1e-6
 ROW = RowLayout(arrays=("x",))
@@ -127,7 +127,7 @@ def global_norm(tensors: Sequence[torch.Tensor], max_norm: float, grad_scale: to
         if t.numel():
             batches[t.dtype].append(dense(t))
     sizes = {dtype: [t.numel() for t in batch] for dtype, batch in batches.items()}
-    parts = {dtype: chunks_in(many, STRETCH) for dtype, many in sizes.items()}
+    parts = {dtype: chunks_in(many, CHUNK) for dtype, many in sizes.items()}
     s = torch.empty(sum(parts.values()), dtype=torch.float64, device=device)
     at = 0
     for dtype, batch in batches.items():
@@ -136,7 +136,7 @@ def global_norm(tensors: Sequence[torch.Tensor], max_norm: float, grad_scale: to
             ROW,
             {"x": batch},
             args=(grad_scale, s[at:]),
-            chunk=STRETCH,
+            chunk=CHUNK,
             SCALED=grad_scale is not None,
             TILE=TILE,
             op="clip_grad_norm_",
