@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.common.column_sum_triton import column_sum
-from gradlab.kernels.common.images_triton import empty, index
+from gradlab.kernels.common.images_triton import empty, filters_along, index
 from gradlab.kernels.common.tiles_triton import Tile, parts, tile
 from gradlab.kernels.common.window import Geometry
 from gradlab.kernels.runtime.launch_triton import (
@@ -18,12 +18,9 @@ from gradlab.kernels.runtime.launch_triton import (
     kernel_of_any,
     launch,
     op,
-    sized_for,
     triton_dtype,
 )
 
-# Programs from which on copying the filters to another layout pays.
-COPIED = 8
 _GEOMETRY = ("R", "S", "SH", "SW", "DH", "DW", "TOP", "LEFT")
 
 
@@ -286,7 +283,7 @@ def forward(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, mask: t
     D, (R, S), N = w.shape[1], geo.window, F // geo.groups
     packed = _packed(x, D)
     BM, BK, BN, warps, stages = _tile(x, B * P * Q, D * R * S if packed else D, N)
-    w = _rows_of_columns(w, B * P * Q // BM, 0)
+    w = filters_along(w, B * P * Q // BM, 0)
     launch(
         _forward_kernel, [-(-B * P * Q // BM) * -(-N // BN), geo.groups],
         x, *x.stride(),
@@ -320,7 +317,7 @@ def dgrad(dy: torch.Tensor, w: torch.Tensor, mask: torch.Tensor | None, geometry
     M = B * -(-H // SH) * -(-W // SW)
     packed = _packed(dy, N)
     BM, BK, BN, warps, stages = _tile(dy, M, -(-N * R * S // (SH * SW)) if packed else N, D)
-    w = _rows_of_columns(w, M // BM, 1)
+    w = filters_along(w, M // BM, 1)
     launch(
         _dgrad_kernel, [-(-M // BM) * -(-D // BN), SH * SW, geo.groups],
         dy, *dy.stride(),
@@ -415,16 +412,6 @@ def _constants(geo: Geometry, *tensors: torch.Tensor | None) -> dict[str, Any]:
 def _packed(a: torch.Tensor, channels: int) -> bool:
     """Whether taps and channels share the K axis of the GEMM: with few channels."""
     return channels < 16
-
-
-def _rows_of_columns(w: torch.Tensor, programs: int, axis: int) -> torch.Tensor:
-    """The filters with `axis`, the GEMM's columns, contiguous: copied where many programs on a CPU read all of them.
-
-    Each program packs the filters by rows; from a contiguous axis it loads full vectors.
-    """
-    if sized_for(w.device) == "cuda" or programs < COPIED or w.stride(axis) == 1:
-        return w
-    return w.movedim(axis, 3).contiguous().movedim(3, axis)
 
 
 def _tile(a: torch.Tensor, M: int, K: int, N: int, what: str = "convolution") -> Tile:
