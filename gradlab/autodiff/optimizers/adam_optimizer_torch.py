@@ -22,9 +22,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 class Adam(OneLaunch, torch.optim.Adam):
     """Adam, all parameters of one dtype and device in one launch; `torch.optim.Adam` in every other respect.
 
-    Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts load both ways. Parameters may be
-    DTensors, as fully_shard makes them, and their states are then.
-    p' = p - lr / (1 - beta1^s) m' / (sqrt(v' / (1 - beta2^s)) + eps) (gradlab/kernels/adam.py has all formulas).
+        p' = p - lr / (1 - beta1^s) m' / (sqrt(v' / (1 - beta2^s)) + eps)
+
+    gradlab/kernels/adam.py has all formulas. Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts
+    load both ways. Parameters may be DTensors, as fully_shard makes them; then their states are, too.
     torch.amp.GradScaler's scale and found_inf are read on the device, and a skipped step does not count in `step`.
     Gradients are not changed, neither by a scaler nor by max_norm.
 
