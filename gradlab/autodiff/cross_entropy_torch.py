@@ -33,8 +33,9 @@ class CrossEntropy(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, t, q, a, ctx.settings, ctx.place = inputs
-        ctx.taken = False
+        x, t, q, a, ctx.settings, place = inputs
+        # Without the divisors: what backward holds is what is saved.
+        ctx.place, ctx.taken = place and place._replace(divisors=None), False
         if isinstance(output, torch.Tensor):
             ctx.save_for_backward(x)
             return
