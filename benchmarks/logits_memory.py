@@ -48,8 +48,8 @@ def measured(name: str, M: int, K: int, V: int) -> dict[str, int]:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     side, op = side_of(name), spec(OP)
     case = Case("asked", {"M": M, "K": K, "V": V}, PLAIN)
-    inputs = [side.put(a, "float32") for a in op.make(case).values()]
-    one = [side.put(op.make(Case("one", {"M": 1, "K": 1, "V": 1}, PLAIN))["h"][0, 0], "float32")]
+    inputs = [side.put(a, "float32") for a in op.at(case).make().values()]
+    one = [side.put(op.at(Case("one", {"M": 1, "K": 1, "V": 1}, PLAIN)).make()["h"][0, 0], "float32")]
     found = {}
     for label, fn in functions(side).items():
         pulled = side.pullback(fn, (0, 1))

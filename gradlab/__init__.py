@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from gradlab.autodiff.checker.check import check as check
     from gradlab.autodiff.checker.report import GradientError as GradientError
     from gradlab.profiling.ranges.ranges import nvtx as nvtx
+    from gradlab.profiling.sanitize.sanitize import SanitizeError as SanitizeError
+    from gradlab.profiling.sanitize.sanitize import sanitize as sanitize
 
-__all__ = ["GradientError", "check", "nvtx"]
+__all__ = ["GradientError", "SanitizeError", "check", "nvtx", "sanitize"]
 
 
 def __getattr__(name: str) -> Any:
-    """`gradlab.check`, `gradlab.GradientError` and `gradlab.nvtx`, imported when asked for."""
+    """`gradlab.check`, `gradlab.sanitize`, their errors and `gradlab.nvtx`, imported when asked for."""
     if name == "check":
         from gradlab.autodiff.checker.check import check
 
@@ -32,6 +34,10 @@ def __getattr__(name: str) -> Any:
         from gradlab.profiling.ranges.ranges import nvtx
 
         return nvtx
+    if name in ("SanitizeError", "sanitize"):
+        from gradlab.profiling.sanitize import sanitize as module
+
+        return getattr(module, name)
     raise AttributeError(f"module 'gradlab' has no attribute {name!r}")
 
 

@@ -61,12 +61,35 @@ def check(
     budget: Annotated[float | None, typer.Option(min=0.01, help="Seconds, in all.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write every finding to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw error against step, and the map of errors.")] = None,
+    sanitize: Annotated[
+        bool, typer.Option("--sanitize", help="Examine what every Triton kernel that is called does to memory.")
+    ] = False,
 ) -> None:
     """Hold gradients against finite differences, and functions to what their framework asks of them."""
     from gradlab.autodiff.checker import command
 
     args = command.CheckArgs(target, side or [], order, seed, shapes, sizes, dtype, part, compile, budget, json, plot)
-    raise typer.Exit(command.check(args, Console()))
+    if not sanitize:
+        raise typer.Exit(command.check(args, Console()))
+    with gradlab.sanitize(raises=False) as report:
+        code = command.check(args, Console())
+    print(f"\ngradlab sanitize: {report}")
+    raise typer.Exit(code or int(bool(report.faults)))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+def sanitize(
+    context: typer.Context,
+    script: Annotated[Path, typer.Argument(help="A Python script; what follows is its own arguments.")],
+    first: Annotated[bool, typer.Option("--first", help="Stop at the first fault.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write every fault to this file.")] = None,
+) -> None:
+    """Run a script and examine what its Triton kernels do to memory, on a CPU: exit code 1 and a paragraph a fault."""
+    from gradlab.profiling.sanitize import command
+
+    raise typer.Exit(command.sanitize(script, context.args, first, json))
 
 
 @app.command()

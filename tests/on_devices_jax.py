@@ -46,7 +46,7 @@ TWICE = ("cross_entropy", "linear", "tanh")
 def functions(spec, case):
     """The op and the native one, with the case's options: arrays -> a tuple of arrays."""
     for fn in (importlib.import_module(f"gradlab.autodiff.{spec.name}_jax").by_spec, native("jax", spec.name).fn):
-        yield functools.partial(lambda fn, *args: as_tuple(fn(*args, **spec.options(case))), fn)
+        yield functools.partial(lambda fn, *args: as_tuple(fn(*args, **spec.at(case).options)), fn)
 
 
 def as_tuple(results):
@@ -54,7 +54,7 @@ def as_tuple(results):
 
 
 def arrays(spec, case, seed):
-    drawn = spec.make(case, seed)
+    drawn = spec.at(case).make(seed)
     wrt = tuple(i for i, name in enumerate(drawn) if name in spec.wrt)
     return [jnp.asarray(a, None if a.dtype.kind == "f" else "int32") for a in drawn.values()], wrt
 

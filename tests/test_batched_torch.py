@@ -1,6 +1,5 @@
 """Batched backwards of an eager forward: every op by either vmap of torch, over its Spec, as a loop of single backwards."""
 
-import functools
 import math
 import warnings
 
@@ -23,7 +22,7 @@ B = 2
 # Of every op the case of most options and arguments.
 CASES = {
     name: max(
-        op.select("check"), key=lambda case: (len(op.options(case)) + len(op.present(case)), *case.sizes.values())
+        op.select("check"), key=lambda case: (len(op.at(case).options) + len(op.at(case).inputs), *case.sizes.values())
     )
     for name, op in specs().items()
 }
@@ -32,10 +31,10 @@ CASES = {
 def drawn(name, case):
     """The op as a function of what has a gradient, with those arguments."""
     op = specs()[name]
-    arrays = op.make(case)
+    arrays = op.at(case).make()
     leaves = {a: SIDE.put(arrays[a], "float64").requires_grad_() for a in arrays if a in op.wrt}
     fixed = {a: SIDE.put(arrays[a], "float64") for a in arrays if a not in leaves}
-    run = functools.partial(SIDE.op(name), **op.options(case))
+    run = op.at(case).bind(SIDE.op(name))
 
     def fn(*moving):
         given = dict(zip(leaves, moving, strict=True)) | fixed

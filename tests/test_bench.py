@@ -101,7 +101,7 @@ def test_natives_and_peers_compute_the_op(op, side):
     s, others = side_of(side), peers.peers(side, op, "cpu")
     assert list(others) == (["optax"] if (op, side) in OPTAX else [])
     for case in spec(op).select("check"):
-        arrays, options = spec(op).make(case), spec(op).options(case)
+        arrays, options = spec(op).at(case).make(), spec(op).at(case).options
         for name, fn in (("native", native(side, op).fn), *((n, p.fn) for n, p in others.items())):
             if name == "optax" and (
                 "p" in arrays or (op == "cross_entropy" and ("w" in arrays or "softcap" in options))
@@ -396,10 +396,10 @@ def test_a_sweep_grows_to_the_largest_case(op):
     points = list(scaled(spec(op), case))
     assert points[-1] == (case, 1.0)
     assert len(points) >= 4
-    work = [spec(op).bytes(c, "float32")["forward"] for c, _ in points]
+    work = [spec(op).at(c).bytes("float32")["forward"] for c, _ in points]
     assert work == sorted(set(work))
     # Every size is one that the op can draw.
-    assert spec(op).make(points[0][0])
+    assert spec(op).at(points[0][0]).make()
 
 
 def test_a_sweep_is_measured(tiny, console, tmp_path):

@@ -31,8 +31,8 @@ def shrunk(case):
 @pytest.mark.parametrize(("op", "case"), ON_GPU, ids=lambda value: getattr(value, "name", value))
 def test_large_inputs_never_pass_numpy(gpu, op, case):
     small = shrunk(case)
-    arrays = draw.inputs(spec(op), small, gpu, 3)
-    wanted = spec(op).make(replace(small, use="bench"), 3)
+    arrays = draw.inputs(spec(op).at(small), gpu, 3)
+    wanted = spec(op).at(replace(small, use="bench")).make(3)
     assert [tuple(a.shape) for a in arrays] == [w.shape for w in wanted.values()]
     for a, w in zip(arrays, wanted.values(), strict=True):
         large = w.dtype == np.float64 and w.size >= 64

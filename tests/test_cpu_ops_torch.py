@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ OPS = specs()
 CASES = [(name, case.name) for name, op in OPS.items() for case in op.select("check")]
 # Of every op the case of most options and arguments: in the other dtypes it is the same code around other casts.
 RICHEST = {
-    name: max(op.select("check"), key=lambda c: (len(op.options(c)) + len(op.present(c)), *c.sizes.values()))
+    name: max(op.select("check"), key=lambda c: (len(op.at(c).options) + len(op.at(c).inputs), *c.sizes.values()))
     for name, op in OPS.items()
 }
 # Sizes of several programs, stretches and splits on a GPU, the last ones partial.
@@ -49,21 +48,18 @@ def large(name):
 
 def drawn(op, case, dtype):
     """Inputs, cotangents of the results, cotangents of the gradients."""
-    arrays = op.make(case)
+    arrays = op.at(case).make()
     random = np.random.default_rng(1)
-    sizes = op.sizes(case)
-    cotangents = [random.standard_normal(a.shape(sizes)) for a in op.results(case)]
-    seconds = [random.standard_normal(a.shape(sizes)) for a in op.present(case) if a.name in op.wrt]
+    cotangents, seconds = ([random.standard_normal(shape) for shape in shapes] for shapes in op.at(case).shapes()[1:])
     return [
         [SIDE.put(array, dtype) for array in group]
-        for group in ([arrays[a.name] for a in op.present(case)], cotangents, seconds)
+        for group in ([arrays[a.name] for a in op.at(case).inputs], cotangents, seconds)
     ]
 
 
 def run(op, case, given):
     """(pass, results) for forward, backward and second backward."""
-    fn = functools.partial(SIDE.op(op.name), **op.options(case))
-    return [(name, [t.detach() for t in one(*given)]) for name, one in passes(op, case, SIDE, fn)]
+    return [(name, [t.detach() for t in one(*given)]) for name, one in passes(op.at(case), SIDE)]
 
 
 def assert_close(got, want, tolerance):
@@ -96,7 +92,7 @@ def test_compiled_with_either_tiles_equals_interpreted(name, case):
     with interpreting():
         want = run(op, case, given)
     # A second backward sums over what the first one summed.
-    tolerance = 4 * op.tolerance(case, "float64")
+    tolerance = 4 * op.at(case).tolerance("float64")
     for sizes in (contextlib.nullcontext, gpu_sizes):
         with sizes():
             got = run(op, case, given)
@@ -114,7 +110,7 @@ def test_other_precisions_with_either_tiles(name, dtype):
     want = run(op, case, exact)
     for sizes in (contextlib.nullcontext, gpu_sizes):
         with sizes():
-            assert_close(run(op, case, given), want, 4 * op.tolerance(case, dtype))
+            assert_close(run(op, case, given), want, 4 * op.at(case).tolerance(dtype))
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -124,7 +120,7 @@ def test_many_programs_agree_and_repeat_on_any_number_of_threads(name, monkeypat
     # An op's own draw looks for values away from every kink, which so many numbers do not have.
     op, case = dataclasses.replace(OPS[name], **({"draw": None} if name in KINKED else {})), large(name)
     given = drawn(op, case, "float64")
-    reference = as_tuple(op.reference(*(t.numpy() for t in given[0]), **op.options(case)))
+    reference = as_tuple(op.reference(*(t.numpy() for t in given[0]), **op.at(case).options))
     want = [("forward", [torch.as_tensor(y) for y in reference])]
     monkeypatch.setattr(launching, "SPREAD", 0.0)
     # More would be summed by torch itself where a gradient was expanded, in an order of its threads.
@@ -137,7 +133,7 @@ def test_many_programs_agree_and_repeat_on_any_number_of_threads(name, monkeypat
             with sizes():
                 torch.set_num_threads(1)
                 got = run(op, case, given)
-                assert_close(got[: len(want)], want, 4 * op.tolerance(case, "float64"))
+                assert_close(got[: len(want)], want, 4 * op.at(case).tolerance("float64"))
                 want = got
                 for threads in (2, 3):
                     torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.test_util import check_grads
 
 from gradlab.jax import cross_entropy
-from gradlab.kernels.class_losses import row_sums_pallas, rows_pallas
+from gradlab.kernels.class_losses import blocks_pallas, row_sums_pallas
 from tests.quick_jax import jit
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -164,7 +164,7 @@ def test_blocks_of(platform, dtype, monkeypatch):
         return real(*args, **{**options, "interpret": True, "compiler_params": None})
 
     monkeypatch.setattr(pl, "pallas_call", interpreted)
-    for module in (rows_pallas, row_sums_pallas):
+    for module in (blocks_pallas, row_sums_pallas):
         monkeypatch.setattr(module, "launch", lambda call, *operands: call(platform, *operands))
     x, t, dy = draw(19, 1030, 3, dtype)
 

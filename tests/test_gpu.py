@@ -271,7 +271,7 @@ def test_smoke_compares_a_case_on_every_side(side):
     pytest.importorskip(side)
     extra = importlib.import_module(f"gradlab.profiling.gpu.smoke_{side}")
     op = spec("linear")
-    rows = list(smoke.of_case(side_of(side), extra, op, op.cases[1]))
+    rows = list(smoke.of_case(side_of(side), extra, op.at(op.cases[1])))
     assert [row.way for row in rows] == ["forward", "backward", "second"]
     assert all(row.right for row in rows), rows
 

@@ -173,9 +173,9 @@ def test_every_instruction_is_on_a_line_of_its_kernel(lined):
         # ptxas 13 has instructions that stand on no line.
         near = pytest.approx(code.counts.instructions, rel=0.1 if PTXAS_13 else 0.0)
         assert sum(code.lines.values()) == near, (code.side, code.name)
-        # The sum of a derivative's parts is linear's.
-        op = "linear" if code.kernel == "column_sum" else code.op
-        assert code.file == f"gradlab/kernels/{op}_{'triton' if code.side == 'torch' else 'pallas'}.py"
+        # The sum of a derivative's parts is a kernel that several ops share.
+        file = "common/column_sum" if code.kernel == "column_sum" else code.op
+        assert code.file == f"gradlab/kernels/{file}_{'triton' if code.side == 'torch' else 'pallas'}.py"
         # Not on the line of its name alone, which is where an operation goes that has none.
         assert sum(n for line, n in code.lines.items() if line != code.line) > 0.5 * code.counts.instructions
     gate = next(code for code in lined[0] if code.kernel == "gate")

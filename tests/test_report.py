@@ -398,7 +398,7 @@ def test_light_and_dark(opened):
             "return [s('html', 'backgroundColor'), s('html', 'color'), s('figure svg text', 'fill')]"
         )
 
-    light, dark = grounds("light"), grounds("dark")
-    assert light[0] == "rgb(255, 255, 255)"
+    reduced, dark = grounds("light"), grounds("dark")
+    assert reduced[0] == "rgb(255, 255, 255)"
     assert dark[0] == "rgb(20, 23, 27)"
-    assert all(a != b for a, b in zip(light, dark, strict=True))
+    assert all(a != b for a, b in zip(reduced, dark, strict=True))

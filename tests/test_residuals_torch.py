@@ -74,9 +74,9 @@ def nodes(results):
 
 def called(name, case):
     op = specs()[name]
-    arrays = op.make(case)
+    arrays = op.at(case).make()
     args = [SIDE.put(a, "float32").requires_grad_(n in op.wrt) for n, a in arrays.items()]
-    return functools.partial(SIDE.op(name), **op.options(case)), args
+    return op.at(case).bind(SIDE.op(name)), args
 
 
 def given_away(**options):

@@ -17,20 +17,20 @@ def test_signature_is_parsed():
     assert OPS["cross_entropy"].inputs[1] == Array("t", ("M",), integer=True)
     assert [a.name for a in OPS["adam"].outputs] == ["p'", "m'", "v'", "x'"]
     plain, amsgrad = Case("", {"E": 3}, {"has_x": False}), Case("", {"E": 3})
-    assert [a.name for a in OPS["adam"].results(plain)] == ["p'", "m'", "v'"]
-    assert OPS["adam"].results(amsgrad) == OPS["adam"].outputs
+    assert [a.name for a in OPS["adam"].at(plain).results] == ["p'", "m'", "v'"]
+    assert OPS["adam"].at(amsgrad).results == OPS["adam"].outputs
     # lr counts as one element.
-    assert OPS["adam"].bytes(plain, "float64") == {"forward": 8 * 22, "backward": 8 * (22 + 13)}
+    assert OPS["adam"].at(plain).bytes("float64") == {"forward": 8 * 22, "backward": 8 * (22 + 13)}
 
 
 def test_bytes_follow_from_the_signature():
     case = Case("", {"M": 2, "K": 3, "N": 5})
     # x 6, w 15, b 5, y 10 elements; backward reads them all and writes dx, dw, db.
-    assert OPS["linear"].bytes(case, "float32") == {"forward": 4 * 36, "backward": 4 * (36 + 26)}
+    assert OPS["linear"].at(case).bytes("float32") == {"forward": 4 * 36, "backward": 4 * (36 + 26)}
     without = Case("", {"M": 2, "K": 3, "N": 5}, {"has_b": False})
-    assert OPS["linear"].bytes(without, "bfloat16") == {"forward": 2 * 31, "backward": 2 * (31 + 21)}
+    assert OPS["linear"].at(without).bytes("bfloat16") == {"forward": 2 * 31, "backward": 2 * (31 + 21)}
     reduced = Case("", {"M": 2, "V": 3}, {"has_q": False, "has_a": False})
-    assert OPS["cross_entropy"].bytes(reduced, "float64") == {
+    assert OPS["cross_entropy"].at(reduced).bytes("float64") == {
         "forward": 8 * (6 + 2 + 1),
         "backward": 8 * (6 + 2 + 1 + 6),
     }
@@ -41,25 +41,27 @@ def test_cases_draw_what_the_signature_says(op: Spec):
     assert op.select("check")
     assert op.select("bench")
     for case in op.select("check"):
-        arrays = op.make(case, seed=3)
-        assert {n: a.shape for n, a in arrays.items()} == {a.name: a.shape(op.sizes(case)) for a in op.present(case)}
-        again = op.make(case, seed=3)
+        arrays = op.at(case).make(seed=3)
+        assert {n: a.shape for n, a in arrays.items()} == {
+            a.name: a.shape(op.at(case).sizes) for a in op.at(case).inputs
+        }
+        again = op.at(case).make(seed=3)
         assert all(np.array_equal(arrays[n], again[n]) for n in arrays)
         if any(a.size > 1 for a in arrays.values()):
-            other = op.make(case, seed=4)
+            other = op.at(case).make(seed=4)
             assert any(not np.array_equal(arrays[n], other[n]) for n in arrays)
-        results = op.reference(*arrays.values(), **op.options(case))
+        results = op.reference(*arrays.values(), **op.at(case).options)
         shapes = [np.shape(r) for r in (results if isinstance(results, tuple) else (results,))]
-        assert shapes == [a.shape(op.sizes(case)) for a in op.results(case)]
+        assert shapes == [a.shape(op.at(case).sizes) for a in op.at(case).results]
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 def test_flops_grow_with_every_size(op: Spec):
     case = op.select("bench")[0]
-    base = op.flops(case.sizes, **op.options(case))
+    base = op.flops(case.sizes, **op.at(case).options)
     assert set(base) == {"forward", "backward"}
     for axis in case.sizes:
-        grown = op.flops({**case.sizes, axis: 2 * case.sizes[axis]}, **op.options(case))
+        grown = op.flops({**case.sizes, axis: 2 * case.sizes[axis]}, **op.at(case).options)
         assert all(grown[k] > base[k] for k in base)
 
 

@@ -29,12 +29,12 @@ def case_of(name):
 def call(name, case=None, device=None):
     """The op as a function of its case's inputs, and those."""
     op, case = specs()[name], case or case_of(name)
-    arrays = op.make(case)
-    given = [SIDE.put(arrays[a.name], "float64") for a in op.present(case)]
+    arrays = op.at(case).make()
+    given = [SIDE.put(arrays[a.name], "float64") for a in op.at(case).inputs]
     given = [t.to(device) for t in given] if device else given
-    for a, t in zip(op.present(case), given, strict=True):
+    for a, t in zip(op.at(case).inputs, given, strict=True):
         t.requires_grad_(a.name in op.wrt)
-    return functools.partial(SIDE.op(name), **op.options(case)), given
+    return op.at(case).bind(SIDE.op(name)), given
 
 
 def total(results):
@@ -76,7 +76,7 @@ def test_flops_are_the_natives(name):
             # torch 2.13 counts wgrad as if every filter had all channels.
             continue
         fn, given = call(name, case)
-        native = functools.partial(NATIVE[name].fn, **specs()[name].options(case))
+        native = functools.partial(NATIVE[name].fn, **specs()[name].at(case).options)
         assert counted(fn, given) == counted(native, given), case.name
 
 

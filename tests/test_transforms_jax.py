@@ -55,7 +55,7 @@ def functions(spec, case):
     """The hand-written op and the native one, with the case's options: arrays -> a tuple of arrays."""
     by_hand = importlib.import_module(f"gradlab.autodiff.{spec.name}_jax").by_spec
     for fn in (by_hand, native("jax", spec.name).fn):
-        yield functools.partial(lambda fn, *args: as_tuple(fn(*args, **spec.options(case))), fn)
+        yield functools.partial(lambda fn, *args: as_tuple(fn(*args, **spec.at(case).options)), fn)
 
 
 def as_tuple(results):
@@ -64,7 +64,7 @@ def as_tuple(results):
 
 def arrays(spec, case, count=None):
     """The case's inputs, or `count` of them stacked in front, each drawn anew; and which are differentiated."""
-    drawn = [spec.make(case, seed) for seed in range(count or 1)]
+    drawn = [spec.at(case).make(seed) for seed in range(count or 1)]
     columns = [np.stack([d[name] for d in drawn]) if count else drawn[0][name] for name in drawn[0]]
     wrt = tuple(i for i, name in enumerate(drawn[0]) if name in spec.wrt)
     return [jnp.asarray(c, None if c.dtype.kind == "f" else "int32") for c in columns], wrt
@@ -298,7 +298,7 @@ def of_any_size(spec, case):
     axis = next(letter for letter in "BME" if letter in case.sizes)
     (size,) = export.symbolic_shape("size")
     given, wrt = arrays(spec, case)
-    letters = [a.axes for a in spec.present(case)]
+    letters = [a.axes for a in spec.at(case).inputs]
     shapes = [
         [size if a == axis else n for a, n in zip(axes, t.shape, strict=True)]
         for axes, t in zip(letters, given, strict=True)

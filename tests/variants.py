@@ -25,7 +25,7 @@ def variants(dtype: str) -> Iterator[Variant]:
     """What the checked cases of every op launch in a dtype, and what CALLS launch."""
     for op in specs().values():
         for case in op.select("check"):
-            for found in launches_torch.find(op, case, dtype):
+            for found in launches_torch.find(op.at(case), dtype):
                 yield Variant(found.source, found.warps, found.stages)
     for call in CALLS:
         with recording() as launches, launches_torch.NoValues():

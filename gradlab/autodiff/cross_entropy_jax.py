@@ -1,4 +1,4 @@
-"""cross_entropy for jax: the logits and three numbers a row are saved; backward computes the softmax again."""
+"""cross_entropy for jax: the logits and the row statistics are saved; backward computes the softmax again."""
 
 import functools
 from typing import Any, Literal, overload
@@ -8,32 +8,32 @@ import jax.numpy as jnp
 
 from gradlab.autodiff.arguments.arrays_jax import as_arrays
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_bool, want_floats, want_size
-from gradlab.autodiff.class_losses.class_range_jax import as_given, narrow, refuse_out_of_range
+from gradlab.autodiff.class_losses.class_range_jax import as_given, rows_of
 from gradlab.autodiff.class_losses.row_sums_jax import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
 from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import cross_entropy_pallas as kernels
-from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like, uniform
+from gradlab.kernels.runtime.mesh_pallas import compiled, uniform
 
 _OP = "cross_entropy"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _loss_rule(x, t, q, w, options, squares, inplace):
+def _loss_rule(x, t, q, a, settings, with_n, inplace):
     """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics."""
-    return kernels.loss(x, t, q, w, *options)
+    return kernels.loss(x, t, q, a, settings)
 
 
-def _loss_fwd(x, t, q, w, options, squares, inplace):
-    y, z, s = loss(x, t, q, w, options, squares, inplace)
-    return (y, z, s), (x, t, q, w, s)
+def _loss_fwd(x, t, q, a, settings, with_n, inplace):
+    y, n, s = loss(x, t, q, a, settings, with_n, inplace)
+    return (y, n, s), (x, t, q, a, s)
 
 
-def _loss_bwd(options, squares, inplace, kept, cotangents):
-    x, t, q, w, s = kept
-    c, e, _ = cotangents
-    dx = backward(c, e if squares else None, x, s, t, q, w, options, inplace)
-    dq = None if q is None else target_backward(c, x, s, w, options)
+def _loss_bwd(settings, with_n, inplace, saved, cotangents):
+    x, t, q, a, s = saved
+    dy, dn, _ = cotangents
+    dx = backward(dy, dn if with_n else None, x, t, q, a, s, settings, inplace)
+    dq = None if q is None else target_backward(dy, x, a, s, settings)
     return dx, None, dq, None
 
 
@@ -42,20 +42,19 @@ loss = compiled(_loss_rule, static_argnums=(4, 5, 6))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def backward(c, e, x, s, t, q, w, options, inplace):
+def backward(dy, dn, x, t, q, a, s, settings, inplace):
     """dx[m v] = z'[m v] (dy[m] (R[m] p[m v] - r[m v]) + 2 dn[m] l[m] p[m v])."""
-    return kernels.backward(c, e, x, s, t, q, w, *options, inplace=inplace)
+    return kernels.backward(dy, dn, x, t, q, a, s, settings, inplace=inplace)
 
 
-def _backward_fwd(c, e, x, s, t, q, w, options, inplace):
-    return backward(c, e, x, s, t, q, w, options, inplace), (c, e, x, s, t, q, w)
+def _backward_fwd(dy, dn, x, t, q, a, s, settings, inplace):
+    return backward(dy, dn, x, t, q, a, s, settings, inplace), (dy, dn, x, t, q, a, s)
 
 
-def _backward_bwd(options, inplace, kept, u):
-    c, e, x, s, t, q, w = kept
-    dc, de, dx, dq = second_backward(u, c, e, x, s, t, q, w, options)
+def _backward_bwd(settings, inplace, saved, u):
+    ddy, ddn, dx, dq = second_backward(u, *saved, settings)
     # s depends on x, and dx has that dependence in it already.
-    return dc, None if e is None else de, dx, None, None, dq, None
+    return ddy, ddn, dx, None, dq, None, None
 
 
 backward.defvjp(_backward_fwd, _backward_bwd)
@@ -63,21 +62,21 @@ backward = uniform(backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def target_backward(c, x, s, w, options):
+def target_backward(dy, x, a, s, settings):
     """dq[m v] = dy[m] a[v] (1 - s) (l[m] - z[m v]), s the label smoothing: linear in dy; in x a loss of target u."""
-    return kernels.target_backward(c, x, s, w, options.label_smoothing, options.softcap)
+    return kernels.target_backward(dy, x, a, s, settings)
 
 
-def _target_backward_fwd(c, x, s, w, options):
-    return target_backward(c, x, s, w, options), (c, x, w)
+def _target_backward_fwd(dy, x, a, s, settings):
+    return target_backward(dy, x, a, s, settings), (dy, x, a)
 
 
-def _target_backward_bwd(options, kept, u):
-    c, x, w = kept
-    # Linear in the target: without smoothing the loss of u is the pairing of u and dq, but for one factor.
-    linear, part = options._replace(label_smoothing=0.0), 1 - options.label_smoothing
-    y, _, s = loss(x, None, u, w, linear, False, False)
-    return part * y, backward(part * c, None, x, s, None, u, w, linear, False), None, None
+def _target_backward_bwd(settings, saved, u):
+    dy, x, a = saved
+    # Of the target only its own part is there: 1 - s of it, and nothing spread over the classes.
+    part, linear = 1 - settings.label_smoothing, settings._replace(label_smoothing=0.0)
+    ddy, _, s = loss(x, None, u, a, linear, False, False)
+    return part * ddy, backward(part * dy, None, x, None, u, a, s, linear, False), None, None
 
 
 target_backward.defvjp(_target_backward_fwd, _target_backward_bwd)
@@ -85,16 +84,16 @@ target_backward = uniform(target_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
-def second_backward(u, c, e, x, s, t, q, w, options):
+def second_backward(u, dy, dn, x, t, q, a, s, settings):
     """The backward of the backward: d(dy), d(dn), the Hessian-vector product dx, and dq."""
-    return kernels.second_backward(u, c, e, x, s, t, q, w, *options)
+    return kernels.second_backward(u, dy, dn, x, t, q, a, s, settings)
 
 
-def _second_backward_fwd(u, c, e, x, s, t, q, w, options):
-    return second_backward(u, c, e, x, s, t, q, w, options), None
+def _second_backward_fwd(*args):
+    return second_backward(*args), None
 
 
-def _second_backward_bwd(options, kept, cotangents):
+def _second_backward_bwd(*args):
     raise NotImplementedError("cross_entropy: its third derivative is not implemented, wanted order 1 or 2")
 
 
@@ -168,7 +167,7 @@ def cross_entropy(
         logits: [... V] or, with another `axis`, the classes V >= 1 there; other axes may be empty; float64, float32,
             float16 or bfloat16.
         labels: integer classes in [0, V), of logits' shape without its axis V; or soft labels of logits' shape and
-            dtype, which have a derivative too. A class of share 0 costs nothing, also where its logit is -inf.
+            dtype, which have a derivative too. A class of probability 0 costs nothing, also where its logit is -inf.
         weight: of each class, [V], in logits' dtype; a constant.
         axis: where the classes are.
         ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V). With soft labels one from
@@ -186,7 +185,7 @@ def cross_entropy(
     Returns:
         A scalar, or logits' shape without its axis V, in the logits' dtype, summed in float32 or better; with
         `return_z_loss` two. First and second derivatives are exact. Between forward and backward the logits, the
-        labels and three numbers a row are held, and no array of M V elements besides.
+        labels and three numbers a row are saved, and no array of M V elements besides.
 
     Raises:
         ValueError: shapes that do not fit, an option out of its range.
@@ -199,8 +198,8 @@ def cross_entropy(
     """
     labels = as_given(labels)
     arrays = as_arrays(_OP, {"logits": logits, "labels": labels} | ({} if weight is None else {"weight": weight}))
-    x, target, w = arrays["logits"], arrays["labels"], arrays.get("weight")
-    chosen = class_loss(
+    x, target, a = arrays["logits"], arrays["labels"], arrays.get("weight")
+    settings = class_loss(
         _OP,
         ignore_index=ignore_index,
         reduction=reduction,
@@ -210,31 +209,23 @@ def cross_entropy(
         softcap=softcap,
     )
     want_bool(_OP, "inplace", inplace)
-    x = _want(x, target, w, axis, ignore_index)
-    V, shape = x.shape[-1], x.shape[:-1]
+    x = _want(x, target, a, axis, ignore_index)
+    V, rows = x.shape[-1], [i for i in range(x.ndim) if i != axis % x.ndim]
     # Said to be constants, so that nobody waits for a gradient that is not there.
-    w = None if w is None else jax.lax.stop_gradient(w)
+    a = None if a is None else jax.lax.stop_gradient(a)
     t = q = None
     if jnp.issubdtype(target.dtype, jnp.floating):
         q = jnp.moveaxis(target, axis, -1).reshape(-1, V)
     else:
-        labels = refuse_out_of_range(_OP, labels, V, chosen.ignore_index)
-        t, ignored = narrow(labels.reshape(-1), chosen.ignore_index)
-        chosen = chosen._replace(ignore_index=ignored)
-    x = x.reshape(-1, V)
-    asked = Reduction(reduction, float(z_loss), return_z_loss)
-    y, z, _ = loss(x, t, q, w, chosen, bool(z_loss) or return_z_loss, inplace)
-    found = reduced(y, z, t, w, V, chosen.ignore_index, asked)
-    loss_, part = (r.reshape(shape if reduction == "none" else ()).astype(x.dtype) for r in found)
-    if reduction == "none":
-        rows = [i for i in range(len(shape) + 1) if i != axis % (len(shape) + 1)]
-        loss_, part = (parted_like(r, logits, rows) for r in (loss_, part))
-    return (loss_, part) if return_z_loss else loss_
+        t, settings = rows_of(_OP, labels, V, settings)
+    reducing = Reduction(reduction, float(z_loss), return_z_loss)
+    y, n, _ = loss(x.reshape(-1, V), t, q, a, settings, reducing.with_n, inplace)
+    return reduced(y, n, t, a, V, settings, reducing, x.dtype, logits, rows)
 
 
-def _want(x: jax.Array, target: jax.Array, w: jax.Array | None, axis: Any, ignore_index: int) -> jax.Array:
+def _want(x: jax.Array, target: jax.Array, a: jax.Array | None, axis: Any, ignore_index: int) -> jax.Array:
     """The logits with their classes last."""
-    want_floats(_OP, {"logits": x} | ({} if w is None else {"weight": w}))
+    want_floats(_OP, {"logits": x} | ({} if a is None else {"weight": a}))
     if x.ndim == 0:
         refuse(_OP, "logits of shape []", "0-dimensional", "[... V]")
     if isinstance(axis, bool) or not isinstance(axis, int) or not -x.ndim <= axis < x.ndim:
@@ -242,10 +233,10 @@ def _want(x: jax.Array, target: jax.Array, w: jax.Array | None, axis: Any, ignor
     shape, V = list(x.shape), x.shape[axis]
     if V == 0:
         refuse(_OP, f"logits of shape {shape}", "V = 0", "at least one class")
-    if w is not None:
-        if w.ndim != 1:
-            refuse(_OP, f"weight of shape {list(w.shape)}", f"{w.ndim}-dimensional", "[V]")
-        want_size(_OP, "weight", w, 0, "V", V, "like logits' classes")
+    if a is not None:
+        if a.ndim != 1:
+            refuse(_OP, f"weight of shape {list(a.shape)}", f"{a.ndim}-dimensional", "[V]")
+        want_size(_OP, "weight", a, 0, "V", V, "like logits' classes")
     if jnp.issubdtype(target.dtype, jnp.floating):
         want_floats(_OP, {"logits": x, "labels": target})
         if list(target.shape) != shape:
@@ -262,5 +253,5 @@ def _want(x: jax.Array, target: jax.Array, w: jax.Array | None, axis: Any, ignor
 
 
 def by_spec(x: jax.Array, target: jax.Array, a: jax.Array | None = None, **options: Any) -> Any:
-    """The loss with the Spec's names; soft labels are floating."""
+    """The loss with the Spec's names; soft labels are told by their dtype."""
     return cross_entropy(x, target, weight=a, **options)

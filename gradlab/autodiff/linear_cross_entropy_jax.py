@@ -1,4 +1,4 @@
-"""linear_cross_entropy for jax: kept are the operands and three numbers a row; logits are computed again, by chunks."""
+"""linear_cross_entropy for jax: operands and row statistics are saved; backward makes the logits again, by chunks."""
 
 import functools
 import math
@@ -9,62 +9,62 @@ import jax.numpy as jnp
 
 from gradlab.autodiff.arguments.arrays_jax import as_arrays
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_floats, want_rank, want_size
-from gradlab.autodiff.class_losses.class_range_jax import as_given, narrow, refuse_out_of_range
+from gradlab.autodiff.class_losses.class_range_jax import as_given, rows_of
 from gradlab.autodiff.class_losses.row_sums_jax import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
 from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import linear_cross_entropy_pallas as kernels
-from gradlab.kernels.class_losses.linear_second_pallas import second_backward as second_backward_of
-from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
+from gradlab.kernels.class_losses import linear_second_pallas as linear_second
+from gradlab.kernels.runtime.mesh_pallas import compiled
 
 OP = "linear_cross_entropy"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _rows_rule(h, w, t, b, c, ignore_index, label_smoothing, softcap):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _loss_rule(h, w, t, b, a, settings, with_n):
     """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics, of x = h w + b."""
-    return kernels.loss(h, w, t, b, c, ignore_index, label_smoothing, softcap)
+    return kernels.loss(h, w, t, b, a, settings)
 
 
-def _rows_fwd(h, w, t, b, c, *given):
-    r, s = rows(h, w, t, b, c, *given)
-    return (r, s), (h, w, t, b, c, s)
+def _loss_fwd(h, w, t, b, a, settings, with_n):
+    y, n, s = loss(h, w, t, b, a, settings, with_n)
+    return (y, n, s), (h, w, t, b, a, s)
 
 
-def _rows_bwd(ignore_index, label_smoothing, softcap, kept, cotangents):
-    g, _ = cotangents
-    dh, dw, db = backward(g, *kept, ignore_index, label_smoothing, softcap)
+def _loss_bwd(settings, with_n, saved, cotangents):
+    dy, dn, _ = cotangents
+    dh, dw, db = backward(dy, dn if with_n else None, *saved, settings)
     return dh, dw, None, db, None
 
 
-_rows_rule.defvjp(_rows_fwd, _rows_bwd)
-rows = compiled(_rows_rule, static_argnums=(5, 6, 7))
+_loss_rule.defvjp(_loss_fwd, _loss_bwd)
+loss = compiled(_loss_rule, static_argnums=(5, 6))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
-def _backward_rule(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
+def _backward_rule(dy, dn, h, w, t, b, a, s, settings):
     """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' (dy (R p - r) + 2 dn l p)."""
-    return kernels.backward(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap)
+    return kernels.backward(dy, dn, h, w, t, b, a, s, settings)
 
 
-def _backward_fwd(g, h, w, t, b, c, s, *given):
-    return backward(g, h, w, t, b, c, s, *given), (g, h, w, t, b, c, s)
+def _backward_fwd(*args):
+    return backward(*args), args[:-1]
 
 
-def _backward_bwd(ignore_index, label_smoothing, softcap, kept, u):
-    dg, dh, dw, db = second_backward(u, *kept, ignore_index, label_smoothing, softcap)
+def _backward_bwd(settings, saved, u):
+    ddy, ddn, dh, dw, db = second_backward(u, *saved, settings)
     # s depends on h, w and b, and their gradients have that dependence in them already.
-    return dg, dh, dw, None, db, None, None
+    return ddy, ddn, dh, dw, None, db, None, None
 
 
 _backward_rule.defvjp(_backward_fwd, _backward_bwd)
-backward = compiled(_backward_rule, static_argnums=(7, 8, 9))
+backward = compiled(_backward_rule, static_argnums=8)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9, 10))
-def _second_backward_rule(u, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(9,))
+def _second_backward_rule(u, dy, dn, h, w, t, b, a, s, settings):
     """The backward of the backward: <dx, u> by dy, dn, h, w and b, u = uh w + h uw + ub."""
-    return second_backward_of(u, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap)
+    return linear_second.second_backward(u, dy, dn, h, w, t, b, a, s, settings)
 
 
 def _second_backward_fwd(*args):
@@ -76,7 +76,7 @@ def _second_backward_bwd(*args):
 
 
 _second_backward_rule.defvjp(_second_backward_fwd, _second_backward_bwd)
-second_backward = compiled(_second_backward_rule, static_argnums=(8, 9, 10))
+second_backward = compiled(_second_backward_rule, static_argnums=9)
 
 
 @overload
@@ -148,8 +148,8 @@ def linear_cross_entropy(
         bias: [V].
         weight: of each class [V], of any float dtype; a constant, whose gradient is 0.
         ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V).
-        reduction: "mean", "sum", or "none" for one loss a row. The mean of the first part is over the weights c[t] of
-            the rows not ignored, that of the z-loss over their number; NaN when there are none.
+        reduction: "mean", "sum", or "none" for one loss a row. The mean of the first part is over the weights of
+            the classes of the rows not ignored, that of the z-loss over their number; NaN when there are none.
         label_smoothing: the part of each target, in [0, 1], that is spread over all classes.
         z_loss: what the square of each row's log-sum-exp is weighted with and added.
         return_z_loss: return that part too, reduced alike; both are differentiable.
@@ -172,9 +172,9 @@ def linear_cross_entropy(
     """
     labels = as_given(labels)
     there = {"hidden": hidden, "kernel": kernel, "labels": labels, "bias": bias, "weight": weight}
-    given = as_arrays(OP, {name: a for name, a in there.items() if a is not None})
+    given = as_arrays(OP, {name: array for name, array in there.items() if array is not None})
     want_floats(OP, {name: given[name] for name in ("hidden", "kernel", "bias") if name in given})
-    chosen = class_loss(
+    settings = class_loss(
         OP,
         ignore_index=ignore_index,
         reduction=reduction,
@@ -183,23 +183,18 @@ def linear_cross_entropy(
         return_z_loss=return_z_loss,
         softcap=softcap,
     )
-    h, w, t, b, c = given["hidden"], given["kernel"], given["labels"], given.get("bias"), given.get("weight")
-    _want_shapes(h, w, t, b, c)
-    labels = refuse_out_of_range(OP, labels, w.shape[1], chosen.ignore_index)
+    h, w, t, b, a = given["hidden"], given["kernel"], given["labels"], given.get("bias"), given.get("weight")
+    _want_shapes(h, w, t, b, a)
+    M, V, rows = math.prod(t.shape), w.shape[1], range(t.ndim)
     # Said to be constants, so that nobody waits for a gradient that is not there.
-    c = None if c is None else jax.lax.stop_gradient(c)
-    shape, M = t.shape, math.prod(t.shape)
-    t, ignored = narrow(labels.reshape(M), chosen.ignore_index)
-    (y, lse), _ = rows(h.reshape(M, h.shape[-1]), w, t, b, c, ignored, chosen.label_smoothing, chosen.softcap)
-    asked = Reduction(reduction, float(z_loss), return_z_loss)
-    found = reduced(y, lse * lse if z_loss or return_z_loss else lse, t, c, w.shape[1], ignored, asked)
-    loss, part = (a.reshape(shape if reduction == "none" else ()).astype(h.dtype) for a in found)
-    if reduction == "none":
-        loss, part = (parted_like(a, hidden, range(len(shape))) for a in (loss, part))
-    return (loss, part) if return_z_loss else loss
+    a = None if a is None else jax.lax.stop_gradient(a)
+    t, settings = rows_of(OP, labels, V, settings)
+    reducing = Reduction(reduction, float(z_loss), return_z_loss)
+    y, n, _ = loss(h.reshape(M, h.shape[-1]), w, t, b, a, settings, reducing.with_n)
+    return reduced(y, n, t, a, V, settings, reducing, h.dtype, hidden, rows)
 
 
-def _want_shapes(h, w, t, b, c) -> None:
+def _want_shapes(h, w, t, b, a) -> None:
     if jnp.issubdtype(t.dtype, jnp.floating):
         wanted = "classes: probabilities are as large as the logits that this op avoids, cross_entropy takes them"
         refuse(OP, "dtype of labels", dtype_name(t), wanted, TypeError)
@@ -213,12 +208,12 @@ def _want_shapes(h, w, t, b, c) -> None:
         refuse(OP, f"kernel of shape {list(w.shape)}", "V = 0", "at least one class")
     if t.shape != h.shape[:-1]:
         refuse(OP, "shape of labels", list(t.shape), f"{list(h.shape[:-1])} like hidden's but its last axis")
-    for argument, one in (("bias", b), ("weight", c)):
+    for argument, one in (("bias", b), ("weight", a)):
         if one is not None:
             want_rank(OP, argument, one, "[V]", (1,))
             want_size(OP, argument, one, 0, "V", w.shape[1], "like kernel's last axis")
-    if c is not None:
-        want_floats(OP, {"weight": c})
+    if a is not None:
+        want_floats(OP, {"weight": a})
 
 
 def by_spec(

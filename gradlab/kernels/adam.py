@@ -80,7 +80,7 @@ def draw(rng, case, spec):
     p, g, m = rng.standard_normal((3, E))
     drawn = {"p": p, "g": g, "m": m, "v": rng.uniform(0.1, 1.0, E), "lr": np.asarray(rng.uniform(0.05, 0.5))}
     if case.static.get("has_x", True):
-        v = reference(**drawn, **spec.options(case))[2]
+        v = reference(**drawn, **spec.at(case).options)[2]
         drawn["x"] = v * rng.choice([0.4, 1.8], E) * rng.uniform(0.9, 1.1, E)
     return drawn
 

@@ -147,7 +147,9 @@ def adam(
     guarded: bool = False,
     key: jax.Array | None = None,
 ) -> list[jax.Array]:
-    """p', m', v' and, where there is one, x', w' in one pass: 4 E elements read, 3 E written, and E more each for these.
+    """p', m', v' and, where there is one, x', w' in one pass.
+
+    4 E elements are read, 3 E written, and E more each for these.
 
     Each result is declared as its input's own memory, so that a jit that donates them allocates nothing.
 
@@ -190,7 +192,9 @@ def adam_pullback(
     scalars: jax.Array,
     update: bool,
 ) -> list[jax.Array]:
-    """dp, dg, dm, dv, dx, dlr of one step of one array, for the cotangents of p', m', v', x'; no dp or dx without p or x.
+    """dp, dg, dm, dv, dx, dlr of one step of one array, for the cotangents of p', m', v', x'.
+
+    No dp or dx without p or x.
 
     7 E elements read, 4 E written; with x 9 E and 5 E. dlr is a sum in two passes, in the accumulator's dtype.
     """

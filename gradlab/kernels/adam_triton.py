@@ -81,7 +81,9 @@ def _adam_kernel(
     RATES: tl.constexpr, STEPS: tl.constexpr, SCALED: tl.constexpr, FOUND: tl.constexpr, CLIPPED: tl.constexpr,
     ALIGNED: tl.constexpr, WORDS: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):
-    """p', m', v' over the tensors of a table, x' = max(x, v') and w' with them; grid (chunks of BE); a program owns one chunk of one tensor.
+    """p', m', v' over the tensors of a table, x' = max(x, v') and w' with them.
+
+    Grid (chunks of BE); a program owns one chunk of one tensor.
 
     A row of the table is 18 words: addresses of p, g, m, v, of the largest v so far x and the master weight w;
     elements; SCALARS; addresses of the learning rate and the number of the step, where they are on the device; a key.
@@ -322,8 +324,8 @@ def adam_(
             elements where it is in them.
         steps: none, or T float32 tensors on the device of one element: the number of the step that this is, where
             `scalars` were worked out with a step of infinity.
-        keys: none, or of each tensor a word of `rounding_triton.key`: moments, bfloat16, are rounded stochastically. Needs
-            `steps`.
+        keys: none, or of each tensor a word of `rounding_triton.key`: moments, bfloat16, are rounded stochastically.
+            Needs `steps`.
         grad_scale: what the gradients were multiplied by, one float32 on the device.
         found_inf: not 0 where nothing is to change, one float32 on the device.
         clip: what `norm_triton.global_norm` gives: the gradients are taken times its second element.
@@ -365,7 +367,7 @@ def adam_pullback(
     cx: torch.Tensor | None,
     scalars: Sequence[float],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dp, dg, dm, dv, dx, dlr of one step, for the cotangents of p', m', v', x'; the last two empty where there is none.
+    """dp, dg, dm, dv, dx, dlr of one step, for the cotangents of p', m', v', x'; dx and dlr may be empty.
 
     7 E elements read, 4 E written; with x 9 E and 5 E. lr[Z] is that of the Z rows of E elements, and each dlr a sum
     in two passes.

@@ -51,7 +51,7 @@ def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
     E = case.sizes["E"]
     arrays = {"x": 3 * rng.standard_normal(E), "t": rng.uniform(0, 1, E)}
     arrays |= {"w": rng.uniform(0.5, 2, E), "p": rng.uniform(0.5, 3, E)}
-    return {a.name: arrays[a.name] for a in spec.present(case)}
+    return {a.name: arrays[a.name] for a in spec.at(case).inputs}
 
 
 _PLAIN = {"has_w": False, "has_p": False}

@@ -12,7 +12,10 @@ from gradlab.kernels.runtime.launch_pallas import accumulator
 
 # fmt: off
 def _log1p(z):
-    """log(1 + z) for 0 <= z <= 1, with all digits of a small z (Kahan): what 1 + z rounds off, the quotient puts back."""
+    """log(1 + z) for 0 <= z <= 1, with all digits of a small z.
+
+    What 1 + z rounds off, the quotient puts back (Kahan).
+    """
     u = 1 + z
     return jnp.where(u == 1, z, jnp.log(u) * (z / jnp.where(u == 1, jnp.ones_like(u), u - 1)))
 

@@ -11,7 +11,10 @@ from gradlab.kernels.runtime.launch_triton import accumulator, kernel, op, trito
 # fmt: off
 @kernel
 def _log1p(z):
-    """log(1 + z) for 0 <= z <= 1, with all digits of a small z (Kahan): what 1 + z rounds off, the quotient puts back."""
+    """log(1 + z) for 0 <= z <= 1, with all digits of a small z.
+
+    What 1 + z rounds off, the quotient puts back (Kahan).
+    """
     u = 1 + z
     return tl.where(u == 1, z, tl.log(u) * (z / tl.where(u == 1, 1.0, u - 1)))
 

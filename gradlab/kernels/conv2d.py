@@ -85,7 +85,7 @@ def length(sizes) -> int:
 
 def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
     """Normal inputs; with relu, drawn anew until no pre-activation lies where a difference would straddle the kink."""
-    options = {k: v for k, v in spec.options(case).items() if k != "activation"}
+    options = {k: v for k, v in spec.at(case).options.items() if k != "activation"}
     while True:
         arrays = normal(rng, case, spec)
         if case.use != "check" or "activation" not in case.static:

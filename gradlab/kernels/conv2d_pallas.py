@@ -1,13 +1,13 @@
 """Cross-correlation and its two pullbacks as Pallas kernels: implicit GEMMs over images that lie as rows of a matrix.
 
-x[B H W C] is padded and parted once by its place modulo the stride: x[phase, m, c] with phase = (i mod sh, j mod sw) and
-m = (b, i / sh, j / sw) flattened to M = B H' W' rows. y and dy lie on the same M rows, zeros where p >= P or q >= Q. So
-a tap (r, s) is a phase and a constant shift of rows, and each program reads dense [BM BK] blocks: no im2col, no gather,
-no stride. H' >= P + the farthest tap, W' alike, so that a shift which leaves an image only meets zeros, or rows that
-are cropped: M / (B P Q) - 1 is the price, 7 % for a 3 x 3 window over 28 x 28.
+x[B H W C] is padded and parted once by its place modulo the stride: x[phase, m, c] with phase = (i mod sh, j mod sw)
+and m = (b, i / sh, j / sw) flattened to M = B H' W' rows. y and dy lie on the same M rows, zeros where p >= P or q >=
+Q. So a tap (r, s) is a phase and a constant shift of rows, and each program reads dense [BM BK] blocks: no im2col, no
+gather, no stride. H' >= P + the farthest tap, W' alike, so that a shift which leaves an image only meets zeros, or rows
+that are cropped: M / (B P Q) - 1 is the price, 7 % for a 3 x 3 window over 28 x 28.
 
-On a TPU a program is handed its BM rows and a halo of the farthest shift; on a GPU it reads where it likes. Interpreted,
-one program takes all of a group: conv2d_whole_pallas.py.
+On a TPU a program is handed its BM rows and a halo of the farthest shift; on a GPU it reads where it likes.
+Interpreted, one program takes all of a group: conv2d_arrays_pallas.py.
 """
 
 import functools
@@ -37,7 +37,10 @@ class Phase(NamedTuple):
 
 # fmt: off
 def _forward_kernel(*refs, phases, BM, BK, walked, bias, relu, gated):
-    """y[m n] = sum_{t k} x[phase(t), m + shift(t), k] w[t k n] + c[n]; grid (M/BM, G, N/BN); a program owns y[BM BN]."""
+    """y[m n] = sum_{t k} x[phase(t), m + shift(t), k] w[t k n] + c[n].
+
+    Grid (M/BM, G, N/BN); a program owns y[BM BN].
+    """
     x_ref, w_ref, *others, y_ref = refs
     acc = accumulator(y_ref.dtype)
     start = program_id(0) * BM if walked else 0
@@ -57,7 +60,10 @@ def _forward_kernel(*refs, phases, BM, BK, walked, bias, relu, gated):
 
 
 def _dgrad_kernel(*refs, phases, BM, BK, walked, halo, gated):
-    """dx[phase, m, n] = sum_{t in phase, k} dz[m - shift(t), k] w[t n k]; grid (M/BM, G, N/BN); a program owns dx[:, BM, BN]."""
+    """dx[phase, m, n] = sum_{t in phase, k} dz[m - shift(t), k] w[t n k].
+
+    Grid (M/BM, G, N/BN); a program owns dx[:, BM, BN].
+    """
     dz_ref, w_ref, *others, dx_ref = refs
     acc = accumulator(dx_ref.dtype)
     start = (program_id(0) * BM if walked else 0) + halo
@@ -73,7 +79,10 @@ def _dgrad_kernel(*refs, phases, BM, BK, walked, halo, gated):
 
 
 def _wgrad_kernel(*refs, phases, steps, BM, walked, geometry, width, gated):
-    """dw[z t d n] = sum_m x[phase(t), m + shift(t), d] dz[m n], z-th rows; grid (Z, RS, G, D/BD, N/BN), or RS in one program."""
+    """dw[z t d n] = sum_m x[phase(t), m + shift(t), d] dz[m n], z-th rows.
+
+    Grid (Z, RS, G, D/BD, N/BN), or RS in one program.
+    """
     x_ref, dz_ref, *others, dw_ref = refs
     acc = accumulator(x_ref.dtype)
     start = program_id(0) * (steps * BM) if walked else 0

@@ -41,7 +41,10 @@ def _forward_kernel(
     ACC: tl.constexpr, INDEX: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, GATED: tl.constexpr,
     PACKED: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
 ):
-    """y[m n] = sum_k x[m k] w[n k] + c[n], m = (b p q), k = (d r s), n a filter of the group; GEMM B P Q x N x D R S; grid (M/BM * N/BN, G); a program owns BM results of BN filters."""
+    """y[m n] = sum_k x[m k] w[n k] + c[n], m = (b p q), k = (d r s), n a filter of the group; GEMM B P Q x N x D R S.
+
+    Grid (M/BM * N/BN, G); a program owns BM results of BN filters.
+    """
     tiles_n = tl.cdiv(N, BN)
     group = tl.program_id(1)
     m = (tl.program_id(0) // tiles_n).to(INDEX) * BM + tl.arange(0, BM)
@@ -101,7 +104,11 @@ def _dgrad_kernel(
     ACC: tl.constexpr, INDEX: tl.constexpr, GATED: tl.constexpr,
     PACKED: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
 ):
-    """dx[m d] = sum_k u[m k] w[k d], m = (b i j) of one residue class mod the stride, k = (n r s), the taps of the class; GEMM B H/SH W/SW x D x N R S / (SH SW); grid (M/BM * D/BN, SH * SW, G); a program owns BM pixels of BN channels."""
+    """dx[m d] = sum_k u[m k] w[k d], m = (b i j) of one residue class mod the stride, k = (n r s), the taps of the
+    class; GEMM B H/SH W/SW x D x N R S / (SH SW).
+
+    Grid (M/BM * D/BN, SH * SW, G); a program owns BM pixels of BN channels.
+    """
     tiles_n = tl.cdiv(D, BN)
     residue_h = tl.program_id(1) // SW
     residue_w = tl.program_id(1) % SW
@@ -156,7 +163,8 @@ def _dgrad_kernel(
             g = tl.load(g_ptr + gate + (f * g_f)[None, :], mask=inside, other=0.0)
             u = tl.where(g <= 0, 0.0, u).to(u.dtype)
         taps = f * w_f + r * w_r + s * w_s
-        w = tl.load(w_ptr + taps[:, None] + (d.to(INDEX) * w_d)[None, :], mask=(n < N)[:, None] & (d < D)[None, :], other=0.0)
+        at = taps[:, None] + (d.to(INDEX) * w_d)[None, :]
+        w = tl.load(w_ptr + at, mask=(n < N)[:, None] & (d < D)[None, :], other=0.0)
         acc = tl.dot(u, w, acc, input_precision="ieee", out_dtype=ACC)
     c = (group * D + d).to(INDEX)
     at = (b * x_b + i * x_h + j * x_w)[:, None] + (c * x_c)[None, :]
@@ -176,7 +184,10 @@ def _wgrad_kernel(
     ACC: tl.constexpr, INDEX: tl.constexpr, GATED: tl.constexpr,
     PACKED: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
 ):
-    """w[z n k] = sum_m u[m n] x[m k] over the z-th ROWS of m = (b p q), k = (d r s); GEMM N x D R S x B P Q; grid (N/BM * D R S/BN, G, Z); a program owns BM filters of BN taps, or of BN channels of one tap."""
+    """w[z n k] = sum_m u[m n] x[m k] over the z-th ROWS of m = (b p q), k = (d r s); GEMM N x D R S x B P Q.
+
+    Grid (N/BM * D R S/BN, G, Z); a program owns BM filters of BN taps, or of BN channels of one tap.
+    """
     group = tl.program_id(1)
     z = tl.program_id(2).to(INDEX)
     if PACKED:
@@ -232,7 +243,7 @@ def _bias_sum_kernel(
     M, F, P, Q, ROWS,
     ACC: tl.constexpr, INDEX: tl.constexpr, GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """s[z f] = sum_m u[m f], gated by g > 0, over the z-th ROWS of m = (b p q); grid (F/BN, Z); a program owns s[z BN]."""
+    """s[z f] = sum_m u[m f] where g > 0, over the z-th ROWS of m = (b p q); grid (F/BN, Z); a program owns s[z BN]."""
     f = (tl.program_id(0) * BN + tl.arange(0, BN)).to(INDEX)
     z = tl.program_id(1).to(INDEX)
     total = tl.zeros((BN,), dtype=ACC)
@@ -401,7 +412,7 @@ def _packed(a: torch.Tensor, channels: int) -> bool:
 
 
 def _rows_of_columns(w: torch.Tensor, programs: int, axis: int) -> torch.Tensor:
-    """The filters with an axis, the columns of the product, contiguous, where as many programs read all of them on a CPU.
+    """The filters with the axis of the product's columns contiguous, where many programs read all of them on a CPU.
 
     Each gathers them into a matrix of rows; of a copy it takes whole vectors.
     """

@@ -91,7 +91,7 @@ def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
     # Soft targets that need not sum to 1, and weights: drawn where present, so that other cases stay as they are.
     arrays |= {"q": rng.dirichlet(np.ones(V), M) * rng.uniform(0.5, 1.5, (M, 1))} if case.static.get("has_q") else {}
     arrays |= {"a": rng.uniform(0.5, 2.0, V)} if case.static.get("has_a") else {}
-    return {a.name: arrays[a.name] for a in spec.present(case)}
+    return {a.name: arrays[a.name] for a in spec.at(case).inputs}
 
 
 def derive(sizes, *, reduction="mean", **static):

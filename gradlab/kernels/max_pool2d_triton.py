@@ -74,7 +74,10 @@ def _max_kernel(
     TOP: tl.constexpr, LEFT: tl.constexpr, UNROLL: tl.constexpr,
     LAST: tl.constexpr, INDEX: tl.constexpr, FLAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """y[b c p q] = max_rs x[b c i j], k its first tap; grid (M/BM * N/BN), or (M N/BN) if FLAT, M rows of N results; a program owns BM BN results."""
+    """y[b c p q] = max_rs x[b c i j], k its first tap.
+
+    Grid (M/BM * N/BN), or (M N/BN) if FLAT, M rows of N results; a program owns BM BN results.
+    """
     m, n, e, here = _tile(tl.program_id(0), M, N, INDEX, FLAT, BM, BN)
     b, c, p, q = _place(m, n, C, P, Q, LAST)
     image = b * x_b + c * x_c
@@ -133,7 +136,7 @@ def _class_of(
     OVER: tl.constexpr, PAST: tl.constexpr,
     ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """`_class` of the pixels that lie OVER rows and PAST columns past the window m, n: which taps meet them is known."""
+    """`_class` of the pixels OVER rows and PAST columns past the window m, n: which taps meet them is known."""
     total = tl.zeros((BM, BN), dtype=ACC)
     for r in tl.static_range(0, R):
         for s in tl.static_range(0, S):
@@ -157,7 +160,11 @@ def _square_kernel(
     TOP: tl.constexpr, LEFT: tl.constexpr, UNROLL: tl.constexpr,
     LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """x[b c i j] = sum of u[b c p q] where k names (i, j), for strides of 2: what four pixels' windows hold is read once; grid (M/BM * N/BN), M rows of N squares of pixels; a program owns BM BN squares."""
+    """x[b c i j] = sum of u[b c p q] where k names (i, j), for strides of 2: what four pixels' windows hold is read
+    once.
+
+    Grid (M/BM * N/BN), M rows of N squares of pixels; a program owns BM BN squares.
+    """
     m, n, _, here = _tile(tl.program_id(0), M, N, INDEX, False, BM, BN)
     b, c, m, n = _place(m, n, C, tl.cdiv(H, 2), tl.cdiv(W, 2), LAST)
     a00 = _class_of(
@@ -205,7 +212,11 @@ def _scatter_kernel(
     STEP_H: tl.constexpr, STEP_W: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, PAIRED: tl.constexpr,
     LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """x[b c i j] = sum of u[b c p q] where k names (i, j), over the pixels of one residue class mod the stride, or of both classes of columns if PAIRED; grid (M/BM * N/BN * SH SW), M rows of N pixels; a program owns BM BN pixels of its class."""
+    """x[b c i j] = sum of u[b c p q] where k names (i, j), over the pixels of one residue class mod the stride, or of
+    both classes of columns if PAIRED.
+
+    Grid (M/BM * N/BN * SH SW), M rows of N pixels; a program owns BM BN pixels of its class.
+    """
     classes_w = 1 if PAIRED else SW
     residue = tl.program_id(0) % (SH * classes_w)
     tile = tl.program_id(0) // (SH * classes_w)
@@ -249,7 +260,10 @@ def _gather_kernel(
     TOP: tl.constexpr, LEFT: tl.constexpr, UNROLL: tl.constexpr,
     LAST: tl.constexpr, INDEX: tl.constexpr, FLAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """y[b c p q] = u[b c i j] at the tap k; grid (M/BM * N/BN), or (M N/BN) if FLAT, M rows of N results; a program owns BM BN results."""
+    """y[b c p q] = u[b c i j] at the tap k.
+
+    Grid (M/BM * N/BN), or (M N/BN) if FLAT, M rows of N results; a program owns BM BN results.
+    """
     m, n, e, here = _tile(tl.program_id(0), M, N, INDEX, FLAT, BM, BN)
     b, c, p, q = _place(m, n, C, P, Q, LAST)
     k = tl.load(k_ptr + (b * k_b + c * k_c + p * k_p + q * k_q), mask=here, other=-1).to(tl.int32)

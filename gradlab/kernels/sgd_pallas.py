@@ -22,7 +22,10 @@ def _times(factor, x):
 
 # fmt: off
 def _sgd_kernel(s_ref, *refs, with_p, with_b):
-    """p', b' of p, g, b, or without p the update p' - p in place of p'; grid (rows/BR); a program owns BR rows of each."""
+    """p', b' of p, g, b, or without p the update p' - p in place of p'.
+
+    Grid (rows/BR); a program owns BR rows of each.
+    """
     lr, sign, weight_decay, of_b, of_h, plain, through = (s_ref[0, i] for i in range(7))
     left = list(refs)
     p_ref: Any = left.pop(0) if with_p else None

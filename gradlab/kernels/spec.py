@@ -101,63 +101,93 @@ class Spec:
     def outputs(self) -> tuple[Array, ...]:
         return _parse(self.signature.split("->")[1])
 
-    def sizes(self, case: Case) -> Sizes:
+    def at(self, case: Case) -> "OpCase":
+        """The op at a case: its sizes, arrays, options and costs."""
+        return OpCase(self, case)
+
+    def select(self, use: str) -> tuple[Case, ...]:
+        return tuple(c for c in self.cases if c.use == use)
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """An op at one of its cases: all that follows from both."""
+
+    spec: Spec
+    case: Case
+
+    @functools.cached_property
+    def sizes(self) -> Sizes:
         """The case's sizes and those derived from them."""
-        return {**case.sizes, **self.derive(case.sizes, **case.static)}
+        return {**self.case.sizes, **self.spec.derive(self.case.sizes, **self.case.static)}
 
-    def present(self, case: Case) -> tuple[Array, ...]:
+    @functools.cached_property
+    def inputs(self) -> tuple[Array, ...]:
         """The inputs that the case has: the option `has_<input>`, set to False, leaves one out."""
-        return tuple(a for a in self.inputs if case.static.get(f"has_{a.name}", True))
+        return tuple(a for a in self.spec.inputs if self.case.static.get(f"has_{a.name}", True))
 
-    def results(self, case: Case) -> tuple[Array, ...]:
+    @functools.cached_property
+    def results(self) -> tuple[Array, ...]:
         """The outputs that the case has: without the new value, x', of an input x that it leaves out."""
-        absent = {f"{a.name}'" for a in self.inputs} - {f"{a.name}'" for a in self.present(case)}
-        return tuple(a for a in self.outputs if a.name not in absent)
+        absent = {f"{a.name}'" for a in self.spec.inputs} - {f"{a.name}'" for a in self.inputs}
+        return tuple(a for a in self.spec.outputs if a.name not in absent)
 
-    def options(self, case: Case) -> dict[str, Any]:
-        """The case's options without the `has_<input>` ones."""
-        return {k: v for k, v in case.static.items() if not k.startswith("has_")}
+    @functools.cached_property
+    def wrt(self) -> tuple[int, ...]:
+        """The places among `inputs` of those that have a gradient."""
+        return tuple(i for i, a in enumerate(self.inputs) if a.name in self.spec.wrt)
 
-    def make(self, case: Case, seed: int = 0) -> Arrays:
-        """The case's inputs, float64 and int64, the same for the same seed."""
-        rng = np.random.default_rng([seed, *case.sizes.values()])
-        return (self.draw or normal)(rng, case, self)
+    @functools.cached_property
+    def options(self) -> dict[str, Any]:
+        """The case's options without those that only say which inputs are there."""
+        return {k: v for k, v in self.case.static.items() if not k.startswith("has_")}
 
-    def bytes(self, case: Case, dtype: str) -> dict[str, int]:
+    def bind(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn`, the op in some implementation, with the case's options: a function of the arrays alone."""
+        return functools.partial(fn, **self.options)
+
+    def shapes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Shapes of the inputs, of the results' cotangents, and of the cotangents of the inputs' gradients."""
+        given = tuple(a.shape(self.sizes) for a in self.inputs)
+        return given, tuple(a.shape(self.sizes) for a in self.results), tuple(given[i] for i in self.wrt)
+
+    def make(self, seed: int = 0) -> Arrays:
+        """The inputs, float64 and int64, the same for the same seed."""
+        rng = np.random.default_rng([seed, *self.case.sizes.values()])
+        return (self.spec.draw or normal)(rng, self.case, self.spec)
+
+    def flops(self) -> dict[str, int]:
+        """FLOPs of "forward" and "backward", an add and a multiply counting one each."""
+        return self.spec.flops(self.sizes, **self.options)
+
+    def bytes(self, dtype: str) -> dict[str, int]:
         """Minimum memory traffic in bytes: every input read once, every result written once.
 
         Backward reads the inputs and the cotangents and writes one gradient for each of `wrt`.
         """
-        sizes = self.sizes(case)
 
         def total(arrays: tuple[Array, ...]) -> int:
-            return sum(math.prod(a.shape(sizes)) * (8 if a.integer else _BYTES[dtype]) for a in arrays)
+            return sum(math.prod(a.shape(self.sizes)) * (8 if a.integer else _BYTES[dtype]) for a in arrays)
 
-        inputs, results = self.present(case), self.results(case)
-        grads = tuple(a for a in inputs if a.name in self.wrt)
-        return {
-            "forward": total(inputs) + total(results),
-            "backward": total(inputs) + total(results) + total(grads),
-        }
+        forward = total(self.inputs) + total(self.results)
+        return {"forward": forward, "backward": forward + total(tuple(self.inputs[i] for i in self.wrt))}
 
-    def tolerance(self, case: Case, dtype: str) -> float:
+    def tolerance(self, dtype: str) -> float:
         """The largest error, relative to the largest value, that rounding in `dtype` explains.
 
         A sum of L terms carried in unit roundoff u errs by at most L u of the sum of magnitudes (Higham, Accuracy
         and Stability of Numerical Algorithms, 3.1); 8 covers the few roundings around it, and half precision is
         carried in float32 and rounded once.
         """
-        length = 8 + self.length(self.sizes(case))
+        length = 8 + self.spec.length(self.sizes)
         carried = 2.0 ** -max(_BITS[dtype], _BITS["float32"])
         return length * carried + 2.0 ** -_BITS[dtype]
-
-    def select(self, use: str) -> tuple[Case, ...]:
-        return tuple(c for c in self.cases if c.use == use)
 
 
 def normal(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
     """Standard normal values for every input that the case has."""
-    return {a.name: rng.standard_normal(a.shape(spec.sizes(case))) for a in spec.present(case)}
+    at = spec.at(case)
+    return {a.name: rng.standard_normal(a.shape(at.sizes)) for a in at.inputs}
 
 
 def specs() -> dict[str, Spec]:

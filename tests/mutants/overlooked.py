@@ -32,7 +32,7 @@ OVERLOOKED: tuple[tuple[str, str, str], ...] = (
     ("max_pool2d_jax", "return (scatter(dy, k, geometry), None)", THIRD),
     ("sgd_jax", "return (pullback(cp, cb, scalars, with_p), scalars)", PRIMAL),
     ("cross_entropy_jax",
-     "return (backward(c, e, x, s, t, q, w, options, inplace), (c, e, x, s, t, q, w))", PRIMAL),
+     "return (backward(dy, dn, x, t, q, a, s, settings, inplace), (dy, dn, x, t, q, a, s))", PRIMAL),
     ("binary_cross_entropy_with_logits_jax", "return (derivative(c, x, t, w, p, j, k, den), (c, x, t, w, p))", PRIMAL),
 )
 # fmt: on

@@ -11,12 +11,13 @@ import numpy as np
 from jax.experimental import checkify
 
 from gradlab.autodiff.frameworks.checkify_jax import guarded
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.runtime.mesh_pallas import gathered
 
 # What calls found: (array [2] on its way to the host, op, V, dtype of the classes).
 _pending: deque[tuple[Any, str, int, Any]] = deque()
 # Classes in int32 that stand for what int32 cannot hold: one that is ignored, and one out of range.
-_IGNORED, _UNKNOWN = -2, -1
+_IGNORED, _OUT_OF_RANGE = -2, -1
 
 
 def _wrong(t: Any, V: int, ignore_index: int) -> Any:
@@ -24,13 +25,13 @@ def _wrong(t: Any, V: int, ignore_index: int) -> Any:
 
     A number that t's dtype cannot hold is not compared: it would wrap round, and uint8 255 would equal -1.
     """
-    held = jnp.iinfo(t.dtype)
-    known = t >= 0
-    if held.max >= V:
-        known = known & (t < np.asarray(V, t.dtype))
-    if held.min <= ignore_index <= held.max:
-        known = known | (t == np.asarray(ignore_index, t.dtype))
-    return ~known
+    limits = jnp.iinfo(t.dtype)
+    allowed = t >= 0
+    if limits.max >= V:
+        allowed = allowed & (t < np.asarray(V, t.dtype))
+    if limits.min <= ignore_index <= limits.max:
+        allowed = allowed | (t == np.asarray(ignore_index, t.dtype))
+    return ~allowed
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -67,7 +68,7 @@ def refuse_out_of_range(op: str, t: jax.Array | np.ndarray, V: int, ignore_index
     if t.size == 0:
         return t
     if isinstance(t, jax.core.Tracer):
-        return guarded(t, Known(op, V, ignore_index))
+        return guarded(t, InRange(op, V, ignore_index))
     if isinstance(t, jax.Array) and any(d.platform != "cpu" for d in t.devices()):
         raise_device_errors()
         note(out_of_range(t, V, ignore_index), op, V, t.dtype)
@@ -82,7 +83,7 @@ def refuse_out_of_range(op: str, t: jax.Array | np.ndarray, V: int, ignore_index
 
 
 @dataclass(frozen=True)
-class Known:
+class InRange:
     """checkify's check that every class of labels is in [0, V) or ignored."""
 
     op: str
@@ -99,11 +100,17 @@ class Known:
         )
 
 
+def rows_of(op: str, labels: Any, V: int, settings: ClassLoss) -> tuple[jax.Array, ClassLoss]:
+    """The classes t[M] of the rows in int32, checked by `refuse_out_of_range`, and the settings that go with them."""
+    t, ignored = narrow(refuse_out_of_range(op, labels, V, settings.ignore_index).ravel(), settings.ignore_index)
+    return t, settings._replace(ignore_index=ignored)
+
+
 def narrow(t: jax.Array | np.ndarray, ignore_index: int) -> tuple[jax.Array, int]:
     """Classes and the ignored one in int32. What that cannot hold is out of range: it must not wrap round into it."""
     low, high = -(2**31), 2**31 - 1
-    held = jnp.iinfo(t.dtype)
-    if low <= held.min and held.max <= high and low <= ignore_index <= high:
+    limits = jnp.iinfo(t.dtype)
+    if low <= limits.min and limits.max <= high and low <= ignore_index <= high:
         return jnp.asarray(t, jnp.int32), ignore_index
     if isinstance(t, np.ndarray):
         return jnp.asarray(_marked(np, t, ignore_index)), _IGNORED
@@ -111,14 +118,14 @@ def narrow(t: jax.Array | np.ndarray, ignore_index: int) -> tuple[jax.Array, int
 
 
 def _marked(xp: Any, t: Any, ignore_index: int) -> Any:
-    """Classes in int32: _IGNORED where ignored, _UNKNOWN where out of int32's range or negative."""
-    held = jnp.iinfo(t.dtype)
+    """Classes in int32: _IGNORED where ignored, _OUT_OF_RANGE where past int32 or negative."""
+    limits = jnp.iinfo(t.dtype)
     inside = t >= 0
-    if held.max > 2**31 - 1:
+    if limits.max > 2**31 - 1:
         inside = inside & (t <= 2**31 - 1)
     t32 = xp.where(inside, t, xp.zeros_like(t)).astype(xp.int32)
-    t32 = xp.where(inside, t32, xp.int32(_UNKNOWN))
-    if held.min <= ignore_index <= held.max:
+    t32 = xp.where(inside, t32, xp.int32(_OUT_OF_RANGE))
+    if limits.min <= ignore_index <= limits.max:
         t32 = xp.where(t == np.asarray(ignore_index, t.dtype), xp.int32(_IGNORED), t32)
     return t32
 

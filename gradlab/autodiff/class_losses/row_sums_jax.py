@@ -1,70 +1,83 @@
 """How the losses of rows become one number on jax: a sum, or a mean over what the rows weigh."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradlab.kernels.class_losses import row_sums_pallas as kernels
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.runtime.launch_pallas import accumulator
-from gradlab.kernels.runtime.mesh_pallas import compiled
+from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
 
 class Reduction(NamedTuple):
-    """What is asked of the losses y[M] and the squares z[M] of their rows' log-sum-exp."""
+    """What becomes of the losses y[M] and the squares n[M] of their rows' log-sum-exp."""
 
     reduction: str
     z_loss: float
     return_z_loss: bool
 
+    @property
+    def with_n(self) -> bool:
+        """Whether n is in the result; without a z-loss it is neither read nor summed, and has no cotangent."""
+        return bool(self.z_loss) or self.return_z_loss
+
 
 @jax.custom_vjp
-def _total_rule(y):
-    """The sum of y[M]. Linear: its pullback is a broadcast."""
+def _sum_rows_rule(y):
+    """The sum of y[M]. Linear: its backward is a broadcast."""
     return kernels.sum_rows(y)
 
 
-def _total_fwd(y):
+def _sum_rows_fwd(y):
     # An array without elements remembers the shape of one that nothing else needs.
-    return total(y), jnp.empty((*y.shape, 0))
+    return sum_rows(y), jnp.empty((*y.shape, 0))
 
 
-def _total_bwd(shape, dr):
+def _sum_rows_bwd(shape, dr):
     return (jnp.broadcast_to(dr, shape.shape[:1]),)
 
 
-_total_rule.defvjp(_total_fwd, _total_bwd)
-total = compiled(_total_rule)
+_sum_rows_rule.defvjp(_sum_rows_fwd, _sum_rows_bwd)
+sum_rows = compiled(_sum_rows_rule)
 
 
-def divisors(like: jax.Array, M: int, t: jax.Array | None, w: jax.Array | None, V: int, ignore_index: int) -> jax.Array:
-    """What the means of y[M] and z[M] are sums over; both are M where targets are soft. In `like`'s accumulator."""
+def mean_divisors(like: jax.Array, t: jax.Array | None, a: jax.Array | None, V: int, ignore_index: int) -> jax.Array:
+    """What the means of y[M] and n[M] are sums over; both are M where targets are soft. In `like`'s accumulator."""
     acc = accumulator(like.dtype)
     if t is None:
-        return jnp.full((2,), M, acc)
-    return jax.lax.stop_gradient(kernels.mean_divisors(t, w, V, ignore_index, acc))
+        return jnp.full((2,), like.shape[0], acc)
+    return jax.lax.stop_gradient(kernels.mean_divisors(t, a, V, ignore_index, acc))
 
 
 def reduced(
-    y: jax.Array, z: jax.Array, t: jax.Array | None, w: jax.Array | None, V: int, ignore_index: int, asked: Reduction
-) -> tuple[jax.Array, jax.Array]:
-    """The loss y + z_loss z, and what the second term has added to it, each summed as asked."""
-    parts = [y]
-    # Without a z-loss its squares are neither read nor summed.
-    if asked.z_loss or asked.return_z_loss:
-        parts.append(z)
-    if asked.reduction != "none":
-        parts = [total(part) for part in parts]
-    n = divisors(y, y.shape[-1], t, w, V, ignore_index) if asked.reduction == "mean" else None
-    return joined(parts, n, asked.z_loss)
+    y: jax.Array,
+    n: jax.Array,
+    t: jax.Array | None,
+    a: jax.Array | None,
+    V: int,
+    settings: ClassLoss,
+    reduction: Reduction,
+    dtype: Any,
+    like: Any,
+    axes: Sequence[int],
+) -> Any:
+    """The loss y + z_loss n, each summed as asked, and what the second term has added to it where that is returned.
 
-
-def joined(parts: Sequence[jax.Array], n: jax.Array | None, z_loss: float) -> tuple[jax.Array, jax.Array]:
-    """The sum of y and, where it is among the parts, z_loss z, each over its place in n; and the last term."""
-    if n is not None:
-        parts = [part / n[i] for i, part in enumerate(parts)]
-    if len(parts) == 1:
-        return parts[0], parts[0]
-    added = z_loss * parts[1]
-    return parts[0] + added, added
+    One loss a row has the shape of the `axes` of the array `like`, and lies on a mesh as they do.
+    """
+    parts = [y, n] if reduction.with_n else [y]
+    if reduction.reduction != "none":
+        parts = [sum_rows(part) for part in parts]
+    if reduction.reduction == "mean":
+        divisors = mean_divisors(y, t, a, V, settings.ignore_index)
+        parts = [part / divisors[i] for i, part in enumerate(parts)]
+    if reduction.with_n:
+        added = reduction.z_loss * parts[1]
+        parts = [parts[0] + added, added]
+    parts = [part.astype(dtype) for part in parts]
+    if reduction.reduction == "none":
+        parts = [parted_like(part.reshape([like.shape[i] for i in axes]), like, axes) for part in parts]
+    return (parts[0], parts[1]) if reduction.return_z_loss else parts[0]

@@ -218,8 +218,9 @@ class AdamW(Adam, torch.optim.AdamW):
     """Adam with decoupled weight decay: p' = p - lr weight_decay p - the step of `Adam`; as `torch.optim.AdamW`.
 
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused, max_norm,
-            master_weights, state_dtype, seed: as in `Adam`; weight_decay is 0.01 when not given.
+        params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in `Adam`.
+        weight_decay: 0.01 when not given.
+        max_norm, master_weights, state_dtype, seed: as in `Adam`.
     """
 
     def __init__(

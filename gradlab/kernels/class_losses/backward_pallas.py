@@ -1,18 +1,40 @@
-"""The gradient of a tile of logits and of soft targets from what a row kept, as a Pallas kernel."""
+"""The gradient of the class losses in their logits as a Pallas kernel: logits that are read, or a product made again."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
-from gradlab.kernels.class_losses.rows_pallas import ROWS, gradient, lanes
+from gradlab.kernels.class_losses.blocks_pallas import launch_over
+from gradlab.kernels.class_losses.rows_pallas import (
+    Rows,
+    logit_gradient,
+    logit_tile,
+)
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.runtime.interpret_pallas import program_id
-
-Rows = tuple[jax.Array, jax.Array, jax.Array]
 
 
 # fmt: off
 def _backward_kernel(*refs, names, o):
-    """d[m v] = h'[m v] (c[m] (R[m] p[m v] - r[m v]) + 2 e[m] l[m] p[m v]), p = softmax h; grid (M/BM, V/BV); a program owns d[BM BV]."""
-    ins, d_ref = dict(zip(names, refs, strict=False)), refs[-1]
-    v = lanes(program_id(1) * o.BV, d_ref.shape)
-    tile = {name: ins[name][...] for name in ("x", "q", "w") if name in ins}
-    d_ref[...] = gradient(ins, tile, v, [ins[k][...] for k in ROWS], o).astype(d_ref.dtype)
+    """dx[m v] = z' (dy (R p - r) + 2 dn l p)[m v] of x, or x = h w + b; grid (M/BM, V/BV); a program owns dx[BM BV]."""
+    ins, dx_ref = dict(zip(names, refs, strict=False)), refs[-1]
+    rows = Rows.of(ins)
+    tile = logit_tile(ins, program_id(1), slice(None), rows, o)
+    dx_ref[...] = logit_gradient(tile, rows, o).astype(dx_ref.dtype)
 # fmt: on
+
+
+def logit_gradients(
+    arrays: Mapping[str, jax.Array | None],
+    sizes: Mapping[str, int],
+    dtype: Any,
+    settings: ClassLoss,
+    tile: Callable[[str], tuple[int, int, int, int, int]],
+    V: int,
+    inplace: bool = False,
+) -> jax.Array:
+    """dx[M V] in `dtype`, as `launch_over` takes its arguments; `inplace` declares it as the memory of the first array."""
+    results, aliases = [("MV", dtype)], {0: 0} if inplace else {}
+    (dx,) = launch_over("MV", _backward_kernel, arrays, results, sizes, settings, tile, V, aliases)
+    return dx

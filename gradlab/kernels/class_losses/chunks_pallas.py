@@ -1,4 +1,4 @@
-"""What linear_cross_entropy's backwards share: the cotangent of a tile of logits, and the loop over chunks, on Pallas."""
+"""The loop over chunks of classes that the backwards of linear_cross_entropy are made of, on Pallas."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,26 +10,12 @@ from gradlab.kernels.class_losses.chunks import chunk
 from gradlab.kernels.runtime.launch_pallas import accumulator, one_piece
 
 
-# fmt: off
-def cotangent(z, v, rows, c, *, V, ignore, hard, spread):
-    """(p, r, g, a, R)[m v] of a tile of z: softmax, targets, g = a p - dy r, a = dy R + dl, sum of targets; NaN in unknown rows, 0 in ignored ones."""
-    t, dy, dl, top, log_sum, R = rows
-    zero = jnp.zeros_like(z)
-    valid = t != ignore
-    p = jnp.where(valid, jnp.where((t >= 0) & (t < V), jnp.exp((z - top) - log_sum), zero + jnp.nan), zero)
-    r = hard * jnp.where(v == t, zero + 1, zero) + spread
-    r = jnp.where(valid, r if c is None else c * r, zero)
-    a = jnp.where(valid, dy * R + dl, jnp.zeros_like(dy))
-    return p, r, jnp.where(valid, a * p - dy * r, zero), a, R
-# fmt: on
-
-
 def chunks(
     body: Callable[..., Any],
     cut: tuple[jax.Array | None, ...],
     grown: tuple[tuple[int, ...], ...],
     h: jax.Array,
-    *operands: jax.Array,
+    *operands: Any,
 ) -> tuple[tuple, tuple]:
     """`body` for each chunk of classes, which are the last axis of `cut`: sums that grow, and what each chunk makes.
 
@@ -42,7 +28,7 @@ def chunks(
     (M, K), V = h.shape, next(a.shape[-1] for a in cut if a is not None)
     width = chunk(M, K, V)
 
-    def run(cut: tuple, h: jax.Array, *operands: jax.Array) -> tuple[tuple, tuple]:
+    def run(cut: tuple, h: jax.Array, *operands: Any) -> tuple[tuple, tuple]:
         def part(first: Any, size: int) -> list[jax.Array | None]:
             return [None if a is None else jax.lax.dynamic_slice_in_dim(a, first, size, a.ndim - 1) for a in cut]
 

@@ -20,12 +20,15 @@ def _sum_rows_kernel(y_ref, s_ref, *, BM):
 # fmt: on
 
 
-def mean_divisors(t: jax.Array, w: jax.Array | None, V: int, ignore_index: int, dtype: jnp.dtype) -> jax.Array:
-    """d[2] = (sum of w[t[m]] over the rows that are not ignored, their number), in `dtype`. M read."""
+def mean_divisors(t: jax.Array, a: jax.Array | None, V: int, ignore_index: int, dtype: jnp.dtype) -> jax.Array:
+    """d[2] = (sum of a[t[m]] over the rows that are not ignored, their number), in `dtype`. M read."""
     valid = t != ignore_index
     one = valid.astype(dtype)
-    weight = one if w is None else jnp.where(valid & (t >= 0) & (t < V), w[jnp.clip(t, 0, V - 1)].astype(dtype), 0)
-    return jnp.stack([sum_rows(weight), sum_rows(one)])
+    number = sum_rows(one)
+    if a is None:
+        return jnp.stack([number, number])
+    weight = jnp.where(valid & (t >= 0) & (t < V), a[jnp.clip(t, 0, V - 1)].astype(dtype), 0)
+    return jnp.stack([sum_rows(weight), number])
 
 
 def sum_rows(y: jax.Array) -> jax.Array:

@@ -1,212 +1,205 @@
-"""What the cross-entropy kernels for Pallas share: a row's shares, the running maximum, and their arguments."""
+"""The formulas of the class losses for Pallas, once: what the kernels of cross_entropy and linear_cross_entropy call.
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+A tile has M rows and the classes v[1 V]; what belongs to a row is [M 1]. All numbers are in the accumulator's dtype.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.softcap_pallas import cap_slope, capped
-from gradlab.kernels.runtime.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
+from gradlab.kernels.runtime.launch_pallas import loop
 
-# Names of a row's statistics among a kernel's arrays: the maximum, the log of the sum of exponentials, sum r.
-ROWS = ("s0", "s1", "s2")
+# The refs of a kernel's operands by their names in the Specs.
+Refs = Mapping[str, Any]
+# row_max, sum_exp = sum_v exp(z - row_max), r_dot = sum_v r (row_max - z) and r_sum = sum_v r, each [M 1].
+Sums = tuple[jax.Array, ...]
 
 
-class Settings(NamedTuple):
-    """What a kernel knows when it is built: the class that is ignored, smoothing, the cap, V before the padding, BV.
+class Constants(NamedTuple):
+    """What a kernel knows when it is built: V classes, the N of them in its arrays, and the blocks BV and BK.
 
-    `copied`: an output's block does not begin as the memory it is aliased with; a program has to copy what stays.
     `gathers`: a program may read at indices that it computes, and has all classes: it is interpreted.
     """
 
-    ignore_index: int
-    eps: float
-    cap: float
+    settings: ClassLoss
     V: int
+    N: int
     BV: int
-    copied: bool
+    BK: int
     gathers: bool
 
+
+class Rows(NamedTuple):
+    """What a backward kernel reads of its rows; t is None with soft targets, dn without a z-loss."""
+
+    t: jax.Array | None
+    dy: jax.Array
+    dn: jax.Array | None
+    row_max: jax.Array
+    log_sum: jax.Array
+    r_sum: jax.Array
+
+    @classmethod
+    def of(cls, refs: Refs) -> "Rows":
+        """Those among a kernel's operands."""
+        there: Any = {name: refs[name][...] if name in refs else None for name in cls._fields}
+        return cls(**there)
+
     @property
-    def padded(self) -> bool:
-        """Whether some lanes of a block may be past V."""
-        return self.V % self.BV != 0
+    def lse(self) -> jax.Array:
+        """l, the log-sum-exp."""
+        return self.row_max + self.log_sum
 
 
-def standing(t: jax.Array | None, like: jax.Array, o: Settings) -> tuple[jax.Array, jax.Array]:
-    """Whether each row has a class in [0, V), and whether it is not ignored; soft targets have every class."""
+class Tile(NamedTuple):
+    """A tile of logits in a backward kernel: z, z' (1 without a cap), p, dy/dz = R p - r, and the cotangent of z."""
+
+    z: jax.Array
+    slope: jax.Array | float
+    p: jax.Array
+    y_by_z: jax.Array
+    g: jax.Array
+
+
+def masked(value: jax.Array, t: jax.Array | None, o: Constants) -> jax.Array:
+    """The value of rows of classes t: NaN where t is out of range, 0 where it is ignored."""
     if t is None:
-        every = jnp.ones_like(like, dtype=bool)
-        return every, every
-    return (t >= 0) & (t < o.V), t != o.ignore_index
+        return value
+    value = jnp.where((t >= 0) & (t < o.V), value, jnp.full_like(value, jnp.nan))
+    return jnp.where(t != o.settings.ignore_index, value, jnp.zeros_like(value))
 
 
-def lanes(start: Any, shape: tuple[int, ...]) -> jax.Array:
-    """The class v of each lane of a block whose first class is `start`."""
-    return start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+def lanes(i: Any, refs: Refs, rows: int, o: Constants) -> tuple[jax.Array, jax.Array | None]:
+    """The classes v of the lanes of the i-th tile, and which of them are inside the arrays: None where all are."""
+    n = i * o.BV + jax.lax.broadcasted_iota(jnp.int32, (rows, o.BV), 1)
+    return n + refs["first"][...] if "first" in refs else n, n < o.N if o.N % o.BV else None
 
 
-def shares(
-    v: jax.Array, t: jax.Array | None, q: jax.Array | None, w: jax.Array | None, acc: Any, o: Settings
+def logits(refs: Refs, columns: Any, o: Constants, acc: Any) -> jax.Array:
+    """x[m v] at `columns`: read, or the product sum_k h[m k] w[k v] + b[v]."""
+    if "x" in refs:
+        return refs["x"][:, columns].astype(acc)
+    h_ref, w_ref = refs["h"], refs["w"]
+    precision = jax.lax.Precision.HIGHEST if h_ref.dtype in (jnp.float32, jnp.float64) else None
+    contract = (((1,), (0,)), ((), ()))
+
+    def step(i: Any, total: jax.Array) -> jax.Array:
+        k = pl.ds(i * o.BK, o.BK)
+        return total + jax.lax.dot_general(
+            h_ref[:, k], w_ref[k, columns], contract, precision=precision, preferred_element_type=acc
+        )
+
+    x = loop(h_ref.shape[1] // o.BK, step, jnp.zeros((h_ref.shape[0], o.BV), acc))
+    return x + refs["b"][:, columns].astype(acc) if "b" in refs else x
+
+
+def target_probabilities(
+    refs: Refs, columns: Any, v: jax.Array, inside: jax.Array | None, o: Constants, acc: Any
 ) -> jax.Array:
-    """r[m v] = w[v] ((1 - eps) q[m v] + eps / V), q the one-hot row of t if it is None."""
-    q = jnp.where(v == t, jnp.ones(v.shape, acc), jnp.zeros(v.shape, acc)) if q is None else q.astype(acc)
-    r = q * (1 - o.eps)
-    if o.eps:
-        r = r + o.eps / o.V
-    if w is not None:
-        r = r * w.astype(acc)
-    # Past V, where a class out of range may point too, nothing has a share.
-    return r if not o.padded else jnp.where(v < o.V, r, jnp.zeros_like(r))
+    """r[m v] = a[v] ((1 - s) q[m v] + s / V), q the one-hot row of t without soft targets; 0 in lanes not inside."""
+    if "q" in refs:
+        r = refs["q"][:, columns].astype(acc)
+    else:
+        r = jnp.where(v == refs["t"][...], jnp.ones(v.shape, acc), jnp.zeros(v.shape, acc))
+    s = o.settings.label_smoothing
+    if s:
+        r = r * (1 - s) + s / o.V
+    if "a" in refs:
+        r = r * refs["a"][:, columns].astype(acc)
+    return r if inside is None else jnp.where(inside, r, jnp.zeros_like(r))
 
 
-def fold(
-    carry: tuple[jax.Array, ...], h: jax.Array, r: jax.Array, inside: jax.Array | None, dense: bool = True
-) -> tuple[jax.Array, ...]:
-    """One more block h of the rows' logits: their maximum, sum exp(h - max), and if dense sum r (max - h) and sum r.
+def online_softmax(sums: Sums, z: jax.Array, r: jax.Array | None, inside: jax.Array | None) -> Sums:
+    """The sums of rows with one more tile of their classes; r_dot and r_sum stay as they are where r is None.
 
-    Masked after whatever made h: a lane that is not there must not enter the sum. All are where `inside` is None.
+    Masked after whatever made z: a lane that is not inside must not enter a sum.
     """
-    top, total, gap, mass = carry
+    row_max, sum_exp, r_dot, r_sum = sums
     if inside is not None:
-        h = jnp.where(inside, h, jnp.full_like(h, -jnp.inf))
-    higher = jnp.maximum(top, jnp.max(h, axis=1, keepdims=True))
-    # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN.
-    shift = jnp.where(higher == -jnp.inf, jnp.zeros_like(higher), higher)
-    total = total * jnp.exp(top - shift) + jnp.sum(jnp.exp(h - shift), axis=1, keepdims=True)
-    if not dense:
-        return higher, total, gap, mass
-    before = jnp.where(top == -jnp.inf, jnp.zeros_like(top), top)
-    # A class without a share costs nothing, also where its logit is -inf.
-    moved = jnp.where(r == 0, jnp.zeros_like(r), r * (shift - h))
-    gap = gap + mass * (shift - before) + jnp.sum(moved, axis=1, keepdims=True)
-    return higher, total, gap, mass + jnp.sum(r, axis=1, keepdims=True)
+        z = jnp.where(inside, z, jnp.full_like(z, -jnp.inf))
+    higher = jnp.maximum(row_max, jnp.max(z, axis=1, keepdims=True))
+    shift = finite(higher)
+    sum_exp = sum_exp * jnp.exp(row_max - shift) + jnp.sum(jnp.exp(z - shift), axis=1, keepdims=True)
+    if r is None:
+        return higher, sum_exp, r_dot, r_sum
+    # A class of no probability costs nothing, also where its logit is -inf.
+    cost = jnp.where(r == 0, jnp.zeros_like(r), r * (shift - z))
+    r_dot = r_dot + r_sum * (shift - finite(row_max)) + jnp.sum(cost, axis=1, keepdims=True)
+    return higher, sum_exp, r_dot, r_sum + jnp.sum(r, axis=1, keepdims=True)
 
 
-def blocks(
-    platform: str, M: int, V: int, arrays: Mapping[str, jax.Array], tiles: bool
-) -> tuple[list[jax.Array], list[pl.BlockSpec], tuple[int, int]]:
-    """The arrays as whole blocks: operands, their blocks, and (BM, BV).
-
-    By its shape each is a number [], rows [M], weights [V], or a table [M V]; a program has BM rows, of a table BV columns if
-    `tiles`, else all of them. Weights are named w: one number of rows could be that of classes.
-    """
-    BM, BV = (M, V) if interpreted(platform) else (8, block(platform, V, 512, least=128))
-    operands, specs = [], []
-    width = BV if tiles else V + -V % BV
-
-    def at(row: bool, column: bool) -> Callable[..., tuple[Any, Any]]:
-        """The block of a program (i) or (i, j)."""
-        return lambda i, j=0: (i if row else 0, j if column else 0)
-
-    for name, array in arrays.items():
-        if name == "w":
-            operands.append(pad(array.reshape(1, V), 1, BV))
-            specs.append(pl.BlockSpec((1, width), at(False, tiles)))
-        elif array.ndim == 0:
-            operands.append(array.reshape(1, 1))
-            specs.append(pl.BlockSpec((1, 1), at(False, False)))
-        elif array.ndim == 2:
-            operands.append(pad(array, BM, BV))
-            specs.append(pl.BlockSpec((BM, width), at(True, tiles)))
-        else:
-            operands.append(pad(array.reshape(M, 1), BM, 1))
-            specs.append(pl.BlockSpec((BM, 1), at(True, False)))
-    return operands, specs, (BM, BV)
+def merged(one: Sums, other: Sums) -> Sums:
+    """The sums of rows over the classes of both."""
+    row_max = jnp.maximum(one[0], other[0])
+    shift = finite(row_max)
+    moved = (
+        (sum_exp * jnp.exp(m - shift), r_dot + r_sum * (shift - finite(m)), r_sum)
+        for m, sum_exp, r_dot, r_sum in (one, other)
+    )
+    return row_max, *(a + b for a, b in zip(*moved, strict=True))
 
 
-def statistics(ins: Mapping[str, Any], o: Settings, acc: Any) -> tuple[jax.Array, ...]:
-    """A program's rows in one pass: the maximum, the log of the sum of exponentials, sum r, and sum r (l - h)."""
-    t = ins["t"][...] if "t" in ins else None
-    x_ref = ins["x"]
-    # A class alone has a share: its logit is read where it lies, not found among all of them.
-    alone = o.gathers and t is not None and o.eps == 0
-
-    def step(i: Any, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        tile = {name: ins[name][:, pl.ds(i * o.BV, o.BV)] for name in ("x", "q", "w") if name in ins}
-        h = capped(tile["x"].astype(acc), o.cap)
-        v = lanes(i * o.BV, h.shape)
-        r = shares(v, t, tile.get("q"), tile.get("w"), acc, o)
-        return fold(carry, h, r, v < o.V if o.padded else None, not alone)
-
-    zero = jnp.zeros((x_ref.shape[0], 1), acc)
-    top, total, gap, mass = loop(x_ref.shape[1] // o.BV, step, (zero - jnp.inf, zero, zero, zero))
-    log_sum = jnp.log(total)
-    if alone:
-        gap, mass = _picked(ins, jnp.clip(t, 0, o.V - 1), top, o)
-    return top, log_sum, mass, gap + mass * log_sum
+def finite(row_max: jax.Array) -> jax.Array:
+    """What is subtracted of a row: its maximum; 0 where all is -inf so far, since -inf - -inf would be NaN."""
+    return jnp.where(row_max == -jnp.inf, jnp.zeros_like(row_max), row_max)
 
 
-def _picked(ins: Mapping[str, Any], t: Any, top: jax.Array, o: Settings) -> tuple[jax.Array, jax.Array]:
-    """w[t] (top - h[t]) and w[t] of each row's class t."""
-    h = capped(jnp.take_along_axis(ins["x"][...], t, axis=1).astype(top.dtype), o.cap)
-    mass = jnp.ones_like(top)
-    if "w" in ins:
-        mass = jnp.take(ins["w"][...][0], t).astype(top.dtype)
-    shift = jnp.where(top == -jnp.inf, jnp.zeros_like(top), top)
-    return jnp.where(mass == 0, jnp.zeros_like(mass), mass * (shift - h)), mass
+def no_sums(like: jax.Array) -> Sums:
+    """The sums of rows over no class."""
+    zero = jnp.zeros_like(like)
+    return zero - jnp.inf, zero, zero, zero
 
 
-def gradient(
-    ins: Mapping[str, Any], tile: Mapping[str, jax.Array], v: jax.Array, s: Sequence[jax.Array], o: Settings
-) -> jax.Array:
-    """A tile of the gradient of c y + e z in the logits x: of the blocks x, q and w whose classes are v."""
-    top, log_sum, mass = s
-    acc = top.dtype
-    t = ins["t"][...] if "t" in ins else None
-    known, valid = standing(t, top, o)
-    x = tile["x"].astype(acc)
-    p = jnp.exp((capped(x, o.cap) - top) - log_sum)
-    c = ins["c"][...].astype(acc)
-    # All of a row whose class is out of range is NaN, which its cotangent tells.
-    c = jnp.where(known, c, jnp.full_like(c, jnp.nan))
-    d = c * (mass * p - shares(v, t, tile.get("q"), tile.get("w"), acc, o))
-    if "e" in ins:
-        d = d + 2 * ins["e"][...].astype(acc) * (top + log_sum) * p
-    if o.cap > 0:
-        d = d * cap_slope(x, o.cap)
-    return jnp.where(valid, d, jnp.zeros_like(d))
+def store_rows(outs: Sequence[Any], sums: Sums, t: jax.Array | None, o: Constants) -> None:
+    """Write y[m], n[m] = l[m]^2 and the row statistics, of the sums over all classes."""
+    row_max, sum_exp, r_dot, r_sum = sums
+    log_sum = jnp.log(sum_exp)
+    y, lse = r_dot + r_sum * log_sum, row_max + log_sum
+    for ref, value in zip(outs, (masked(y, t, o), masked(lse * lse, t, o), row_max, log_sum, r_sum), strict=True):
+        ref[...] = value
 
 
-def run(
-    kernel: Callable[..., None],
-    arrays: Mapping[str, jax.Array | None],
-    results: Sequence[str],
-    like: jax.Array,
-    options: tuple[int, float, float],
-    tiles: bool,
-    **launching: Any,
-) -> list[jax.Array]:
-    """Launch `kernel` over rows of BM, and of columns of BV if `tiles`.
+def logit_tile(refs: Refs, i: Any, columns: Any, rows: Rows, o: Constants) -> Tile:
+    """The i-th tile of the logits, which lies at `columns`."""
+    acc, cap = rows.row_max.dtype, o.settings.softcap
+    v, inside = lanes(i, refs, rows.row_max.shape[0], o)
+    r, x = target_probabilities(refs, columns, v, inside, o, acc), logits(refs, columns, o, acc)
+    z = capped(x, cap)
+    p = jnp.exp((z - rows.row_max) - rows.log_sum)
+    # A lane that is not inside reads 0, which may stand far above the maximum.
+    p = p if inside is None else jnp.where(inside, p, jnp.zeros_like(p))
+    y_by_z = rows.r_sum * p - r
+    g = rows.dy * y_by_z
+    if rows.dn is not None:
+        g = g + 2 * rows.dn * rows.lse * p
+    return Tile(z, cap_slope(x, cap) if cap else 1.0, p, y_by_z, g)
 
-    Args:
-        arrays: as `blocks` takes them; those that are None are not there.
-        results: "rows" for [M] in the accumulator's dtype, "table" for [M V] in that of `like`.
-        like: the logits.
-        options: ignore_index, eps, cap.
-    """
-    (M, V), acc = like.shape, accumulator(like.dtype)
-    dtype, there = like.dtype, {name: array for name, array in arrays.items() if array is not None}
-    names = tuple(there)
 
-    def call(platform: str, *given: jax.Array) -> list[jax.Array]:
-        operands, specs, (BM, BV) = blocks(platform, M, V, dict(zip(names, given, strict=True)), tiles)
-        o = Settings(*options, V, BV, platform == "tpu", interpreted(platform))
-        rows, columns = M + -M % BM, V + -V % BV
-        grid = (rows // BM, columns // BV) if tiles else (rows // BM,)
-        kinds = {
-            "rows": (pl.BlockSpec((BM, 1), lambda i, j=0: (i, 0)), jax.ShapeDtypeStruct((rows, 1), acc)),
-            "table": (
-                pl.BlockSpec((BM, BV if tiles else columns), lambda i, j=0: (i, j)),
-                jax.ShapeDtypeStruct((rows, columns), dtype),
-            ),
-        }
-        outs, shapes = zip(*(kinds[kind] for kind in results), strict=True)
-        body = functools.partial(kernel, names=names, o=o)
-        found = pallas(body, platform, grid, specs, list(outs), list(shapes), **launching)(*operands)
-        return [f[:M, 0] if kind == "rows" else f[:M, :V] for kind, f in zip(results, found, strict=True)]
+def logit_gradient(tile: Tile, rows: Rows, o: Constants) -> jax.Array:
+    """dx[m v] = z' (dy (R p - r) + 2 dn l p)."""
+    return masked(tile.g * tile.slope, rows.t, o)
 
-    return launch(call, *there.values())
+
+def second_sums(sums: tuple[jax.Array, jax.Array], u: jax.Array, tile: Tile) -> tuple[jax.Array, jax.Array]:
+    """sum_v u z' (R p - r) and P = sum_v u z' p with one more tile of u, the cotangent of dx."""
+    ddy, P = sums
+    u = u * tile.slope
+    return ddy + jnp.sum(u * tile.y_by_z, axis=1, keepdims=True), P + jnp.sum(u * tile.p, axis=1, keepdims=True)
+
+
+def second_gradient(u: jax.Array, P: jax.Array, tile: Tile, rows: Rows, o: Constants) -> jax.Array:
+    """z' ((dy R + 2 dn l) p (u z' - P) + 2 dn P p) + u g z'' of dx[m v], z'' = -2 z z' / cap^2 and g the cotangent of z."""
+    a, cap = rows.dy * rows.r_sum, o.settings.softcap
+    if rows.dn is not None:
+        a = a + 2 * rows.dn * rows.lse
+    d = a * tile.p * (u * tile.slope - P)
+    if rows.dn is not None:
+        d = d + 2 * rows.dn * P * tile.p
+    if cap:
+        d = tile.slope * (d - u * tile.g * (2 * tile.z / (cap * cap)))
+    return masked(d, rows.t, o)

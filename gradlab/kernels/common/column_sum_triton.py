@@ -18,7 +18,10 @@ def _column_sum_kernel(
     M, N, ROWS,
     ACC: tl.constexpr, GATE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """s[z i n] = sum_m a[z m n], gated by g > 0, over the i-th ROWS rows; grid (Z * N/BN, I); a program owns s[z i BN]."""
+    """s[z i n] = sum_m a[z m n], gated by g > 0, over the i-th ROWS rows.
+
+    Grid (Z * N/BN, I); a program owns s[z i BN].
+    """
     tiles_n = tl.cdiv(N, BN)
     n = (tl.program_id(0) % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
     i = tl.program_id(1).to(tl.int64)

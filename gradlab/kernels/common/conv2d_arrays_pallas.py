@@ -32,7 +32,10 @@ class Row(NamedTuple):
 
 # fmt: off
 def _whole_forward_kernel(*refs, geometry, bias, relu, gated):
-    """y[p b q n] = sum_{r s k} X[r][p b q, s k] w[r s k n] + c[n]; grid (1,) for each group; a program owns y of its group."""
+    """y[p b q n] = sum_{r s k} X[r][p b q, s k] w[r s k n] + c[n].
+
+    Grid (1,) for each group; a program owns y of its group.
+    """
     x_ref, w_ref, *others, y_ref = refs
     N, side_by_side = w_ref.shape[-1], _columns(x_ref, geometry)
     y = jnp.zeros((math.prod(y_ref.shape[:-1]), N), accumulator(y_ref.dtype))
@@ -49,7 +52,10 @@ def _whole_forward_kernel(*refs, geometry, bias, relu, gated):
 
 
 def _whole_dgrad_kernel(*refs, geometry, gated):
-    """dx[a b h B w k] = sum of dz[p b q n] w[r s k n] over all that meet there; grid (1,) for each group; a program owns dx of its group."""
+    """dx[a b h B w k] = sum of dz[p b q n] w[r s k n] over all that meet there.
+
+    Grid (1,) for each group; a program owns dx of its group.
+    """
     dz_ref, w_ref, *others, dx_ref = refs
     (_, S, D, N), (P, B, Q, _), tall = w_ref.shape, dz_ref.shape, dx_ref.shape[2]
     rows, columns = _places(geometry)
@@ -71,7 +77,10 @@ def _whole_dgrad_kernel(*refs, geometry, gated):
 
 
 def _whole_wgrad_kernel(*refs, geometry, gated):
-    """dw[r s k n] = sum_{p b q} X[r][p b q, s k] dz[p b q n]; grid (1,) for each group; a program owns dw of its group."""
+    """dw[r s k n] = sum_{p b q} X[r][p b q, s k] dz[p b q n].
+
+    Grid (1,) for each group; a program owns dw of its group.
+    """
     x_ref, dz_ref, *others, dw_ref = refs
     dz, side_by_side = _gated(dz_ref, others, gated), _columns(x_ref, geometry)
     for first, rows in _stretches(dw_ref.shape):
@@ -156,7 +165,10 @@ def _turned(t: jax.Array) -> jax.Array:
 
 
 def _run(kernel: Any, operands: list[jax.Array], shape: tuple[int, ...], geometry: Geometry, **options: Any) -> Any:
-    """The kernel of each group on its part of every last axis; groups are mapped, which is one batched product a tap."""
+    """The kernel of each group on its part of every last axis.
+
+    Groups are mapped, which is one batched product a tap.
+    """
     G = geometry.groups
     out = jax.ShapeDtypeStruct((*shape[:-1], shape[-1] // G), operands[0].dtype)
     body = functools.partial(kernel, geometry=geometry, **options)

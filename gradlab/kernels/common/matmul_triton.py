@@ -21,7 +21,10 @@ def _matmul_kernel(
     ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, GATE: tl.constexpr, WHOLE_K: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):
-    """y[z m n] = sum_k a[z m k] b[z k n] + c[z m n], one gated by g > 0; grid (Z * M/BM * N/BN); a program owns y[z BM BN]."""
+    """y[z m n] = sum_k a[z m k] b[z k n] + c[z m n], one gated by g > 0.
+
+    Grid (Z * M/BM * N/BN); a program owns y[z BM BN].
+    """
     # Programs walk down GROUP row tiles before they move right, so that the tiles of b they share stay in L2.
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)

@@ -36,7 +36,10 @@ def total(term: Callable[..., jax.Array], name: str, *arrays: jax.Array) -> jax.
         full, rest = divmod(E, N)
 
         def kernel(*refs: Any) -> None:
-            """s[i r n] = sum of term over the i-th stretch of rows, r = row mod the rows of a step; grid (I,); a program owns s[i]."""
+            """s[i r n] = sum of term over the i-th stretch of rows, r = row mod the rows of a step.
+
+            Grid (I,); a program owns s[i].
+            """
             *ins, s_ref = refs
             if interpreted(platform):
                 # One program has them all, and no padding.

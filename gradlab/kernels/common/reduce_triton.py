@@ -19,8 +19,8 @@ def rows(
 ) -> torch.Tensor:
     """y[Z] = the sums, over all but the first `keep` axes, of what `jit` makes of the tensors, over `den`.
 
-    `jit` takes for each tensor a pointer and two strides, then the partial sums' pointer, then E, STRETCH, parts and den;
-    ACC and BE. A tensor that is None stands for nothing that the kernel reads. The first is there.
+    `jit` takes for each tensor a pointer and two strides, then the partial sums' pointer, then E, STRETCH, parts and
+    den; ACC and BE. A tensor that is None stands for nothing that the kernel reads. The first is there.
     """
     first = tensors[0]
     assert first is not None

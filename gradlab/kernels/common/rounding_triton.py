@@ -1,8 +1,8 @@
 """Rounding to half precision by integer operations: to nearest, or up or down at random, without bias.
 
-Triton's interpreter has no bfloat16, so a rounded value stays the float32 that equals it; both meanings of a kernel then
-store the same bits. Random bits come from a counter, not from a state: they hang on a key, the step and the element's
-place alone, however a launch is cut into chunks.
+Triton's interpreter has no bfloat16, so a rounded value stays the float32 that equals it; both meanings of a kernel
+then store the same bits. Random bits come from a counter, not from a state: they hang on a key, the step and the
+element's place alone, however a launch is cut into chunks.
 """
 
 import triton.language as tl
@@ -42,7 +42,7 @@ def mixed(h):
 
 @kernel
 def key_at(word, step, start):
-    """The two 32-bit keys of a tensor's step, of its 64-bit key, for the elements of the chunk that starts at `start`."""
+    """The two 32-bit keys of a tensor's step for the chunk that starts at `start`, of the tensor's 64-bit key."""
     # A chunk is a power of two and lies on its own multiple: its elements differ in their lower 32 bits alone.
     turn = mixed(step.to(tl.uint32) + 0x9E3779B9)
     one = mixed((word & 0xFFFFFFFF).to(tl.uint32) ^ turn)
@@ -57,7 +57,10 @@ def random_bits(e, one, other):
 
 
 def key(seed: int, number: int) -> int:
-    """The 64-bit key of tensor `number` under a seed, as a signed word: two rounds of splitmix64 (Steele, Lea, Flood)."""
+    """The 64-bit key of tensor `number` under a seed, as a signed word.
+
+    Two rounds of splitmix64 (Steele, Lea, Flood).
+    """
     word = seed % _WORD
     for salt in (0x9E3779B97F4A7C15, 0x9E3779B97F4A7C15 * (number + 1)):
         word = (word + salt) % _WORD

@@ -24,7 +24,10 @@ _BELOW = (7.789086728e-07, 0.000328831701, 0.02588390193, 0.4671590739, 1.0)
 
 
 def rational(x: jax.Array) -> jax.Array:
-    """tanh(x) in float32 with neither exp nor a choice: three times as fast on a CPU, within 5 units in the last place."""
+    """tanh(x) in float32, within 5 units in the last place.
+
+    With neither exp nor a choice: three times as fast on a CPU.
+    """
     # From there on it is 1.
     x = jnp.clip(x, -9.02, 9.02)
     g = x * x

@@ -1,9 +1,9 @@
 """Tiles for CUDA and for a CPU: one table of what a program of a product owns.
 
 On CUDA full precision has no tensor cores, and more of K at a time spills registers where an operand is masked; half
-precision takes tiles that its tensor cores want. On a CPU a tile's operands are packed into the second-level cache, which
-costs as much as 1/M + 1/N of the product's time, and read from there once for each strip of the micro-kernel: 384 KiB of
-float32 at 128 x 128 x 256. Products that have programs enough take larger tiles.
+precision takes tiles that its tensor cores want. On a CPU a tile's operands are packed into the second-level cache,
+which costs as much as 1/M + 1/N of the product's time, and read from there once for each strip of the micro-kernel: 384
+KiB of float32 at 128 x 128 x 256. Products that have programs enough take larger tiles.
 """
 
 from typing import NamedTuple

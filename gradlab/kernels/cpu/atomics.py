@@ -80,6 +80,7 @@ def _each(tiles: Tiles, op: Operation, one, masked: bool) -> None:
         operands = [tiles.lane(name, index) for name in op.operands]
         mask = operands.pop() if masked else None
         p = operands[0]
+        mask = tiles.atomic(op, p, mask)
         address = p.base if isinstance(p, Pointer) else p.ssa  # type: ignore[union-attr]
         if mask is None or (isinstance(mask, Uniform) and mask.known == 1):
             old = one(b, address, *operands[1:])
@@ -101,5 +102,6 @@ def _each(tiles: Tiles, op: Operation, one, masked: bool) -> None:
             tiles.env[result] = value
 
     tiles.nest(shape, -1, 0, body)
+    tiles.after_atomic(op)
     if buffer is not None:
         tiles.env[result] = buffer

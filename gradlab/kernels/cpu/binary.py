@@ -35,6 +35,7 @@ class Binary:
         stored: which arguments are pointers that the kernel stores through.
         ordered: whether programs have to run one after another: they print, or update memory that they share.
         code: the object file.
+        sites: of a sanitized kernel, where each of its accesses stands (`sanitize_lower.Site`).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Binary:
     stored: tuple[int, ...]
     ordered: bool
     code: bytes
+    sites: tuple[Any, ...] = ()
 
     def seal(self, owner: str, machine: Machine | None = None) -> bytes:
         """The bytes of the file, for a kernel whose name in Triton's cache is `owner`, 64 hexadecimal digits."""

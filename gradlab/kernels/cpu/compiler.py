@@ -15,6 +15,8 @@ from typing import Any
 
 from triton.backends.compiler import BaseBackend, GPUTarget
 
+# The instrumentation mode, an option of Triton's own launches, that asks for a sanitized kernel.
+SANITIZE = "gradlab-sanitize"
 # Launch options that only concern GPUs; the other back ends of this Triton add theirs.
 _FOR_GPUS = ("grf_mode", "generate_native_code", "maxnreg", "num_consumer_groups", "num_buffers_warp_spec")
 
@@ -47,6 +49,11 @@ class Options:
     default_dot_input_precision: str = "ieee"
     allowed_dot_input_precisions: tuple[str, ...] = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
     max_num_imprecise_acc_default: int = 0
+
+    @property
+    def sanitized(self) -> bool:
+        """Whether the kernel examines its accesses to memory."""
+        return SANITIZE in self.instrumentation_mode
 
     def hash(self) -> str:
         """The options that change the code, as a key for Triton's cache."""
@@ -86,6 +93,8 @@ class CPUBackend(BaseBackend):
         given["enable_fp_fusion"] = _fusion(given.get("enable_fp_fusion"))
         # Triton checks integer overflow in debug mode only, but computes the operands of those checks in every mode.
         given["sanitize_overflow"] = given.get("sanitize_overflow", True) and given.get("debug", False)
+        if SANITIZE in given.get("instrumentation_mode", ""):
+            given |= {"debug": True, "sanitize_overflow": False}
         options = Options(**given)
         for name in opts.keys() & _foreign():
             # Triton refuses launch keywords that are not attributes of the options.
@@ -158,7 +167,12 @@ def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
     from gradlab.kernels.cpu.machine import host
 
     text = str(module)
-    lowered = lower.lower(text, host(), options.enable_fp_fusion)
+    writing = None
+    if options.sanitized:
+        from gradlab.kernels.cpu.sanitize_lower import Sanitized
+
+        writing = Sanitized
+    lowered = lower.lower(text, host(), options.enable_fp_fusion, writing)
     named = re.search(r'tt\.func public @"?([^"(\s]+)', text)
     metadata["name"] = named[1] if named else lowered.name
     # Triton's runtime checks a kernel's shared memory, and host code divides the available amount by it: not 0.
@@ -171,6 +185,7 @@ def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
         "messages": lowered.messages,
         "stored": lowered.stored,
         "ordered": lowered.ordered,
+        "sites": lowered.sites,
     }
     return lowered.ir
 

@@ -154,7 +154,9 @@ def _while(tiles: Tiles, op: Operation) -> None:
     (deciding,), (going,) = op.regions
     b = tiles.b
     condition, ends = deciding.terminator, _yielded(going)
-    carried = carry(tiles, deciding, deciding.arguments, op.operands, ends, op.results, affine=False)
+    # Results are what the condition forwards, which need not be as many as the carried values.
+    results = op.results if len(op.results) == len(ends) else ends
+    carried = carry(tiles, deciding, deciding.arguments, op.operands, ends, results, affine=False)
     head, body, leave, before = b.label(), b.label(), b.label(), b.block
     with b.loop_scope():
         b.jump(head)

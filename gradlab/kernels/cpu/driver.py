@@ -115,10 +115,10 @@ class Utilities:
             RuntimeError: the file is damaged, or compiled for another machine.
         """
         from gradlab.kernels.cpu.binary import Binary, Broken
-        from gradlab.kernels.cpu.launching import Kernel
+        from gradlab.kernels.cpu.sanitize_run import loaded as in_memory
 
         try:
-            loaded = Kernel(Binary.unseal(kernel), _threads())
+            loaded = in_memory(Binary.unseal(kernel), _threads())
         except Broken as error:
             raise RuntimeError(f"{name}: {error}; TRITON_ALWAYS_COMPILE=1 compiles it again") from None
         # Host code divides a GPU's registers by a kernel's to get its occupancy: not 0.

@@ -1,30 +1,27 @@
 """Operations that only change the index of an element: ranges, broadcasts, transposes."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from gradlab.kernels.cpu import lanes, types
 from gradlab.kernels.cpu.elementwise import RULES
 from gradlab.kernels.cpu.lanes import Lane, Ramp, Uniform, Vector, registers
+from gradlab.kernels.cpu.tensors import Tensors
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Index, NotLowered, Position, chain
 
-if TYPE_CHECKING:
-    from gradlab.kernels.cpu.tiles import Tiles
 
-
-def _constant(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
+def _constant(tiles: Tensors, op: Operation, index: Index, _: int) -> Lane:
     value = op.attributes["value"]
     if isinstance(value, (list, tuple)):
         raise NotLowered(op, "a constant tensor of different elements")
     return lanes.constant(value, op.result_types[0].element)
 
 
-def _splat(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
+def _splat(tiles: Tensors, op: Operation, index: Index, _: int) -> Lane:
     return tiles.lane(op.operands[0], ())
 
 
-def _range(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
+def _range(tiles: Tensors, op: Operation, index: Index, _: int) -> Lane:
     (here,) = index
     first = lanes.known(op.attributes["start"], "i32")
     if here is None:
@@ -33,24 +30,24 @@ def _range(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
     return Ramp(base, 1, "i32") if here.lanes and tiles.b.width else base
 
 
-def _expand_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
+def _expand_from(tiles: Tensors, op: Operation, index: Index, width: int) -> tuple[Index, int]:
     axis = op.attributes["axis"]
     return index[:axis] + index[axis + 1 :], width
 
 
-def _broadcast_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
+def _broadcast_from(tiles: Tensors, op: Operation, index: Index, width: int) -> tuple[Index, int]:
     shape = op.operand_types[0].shape
     return tuple(None if n == 1 else i for n, i in zip(shape, index, strict=True)), width
 
 
-def _transpose_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
+def _transpose_from(tiles: Tensors, op: Operation, index: Index, width: int) -> tuple[Index, int]:
     source: list[Position | None] = [None] * len(index)
     for axis, from_axis in enumerate(op.attributes["order"]):
         source[from_axis] = index[axis]
     return tuple(source), width
 
 
-def _reshape_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
+def _reshape_from(tiles: Tensors, op: Operation, index: Index, width: int) -> tuple[Index, int]:
     """A reshape that adds or drops axes of one element or interleaves two tensors; others use memory (`shaping`)."""
     shape, given = op.operand_types[0].shape, op.result_types[0].shape
     if interleaves(tiles, op):
@@ -64,16 +61,16 @@ def _reshape_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tu
     return tuple(None if n == 1 else next(moving) for n in shape), width
 
 
-def _join_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
+def _join_from(tiles: Tensors, op: Operation, index: Index, width: int) -> tuple[Index, int]:
     return index[:-1], width
 
 
-def _splat_from(tiles: "Tiles", op: Operation, index: Index, width: int) -> tuple[Index, int]:
+def _splat_from(tiles: Tensors, op: Operation, index: Index, width: int) -> tuple[Index, int]:
     return (), width
 
 
 # The index at which an operation's operand is evaluated, and over how many lanes.
-SOURCES: dict[str, Callable[["Tiles", Operation, Index, int], tuple[Index, int]]] = {
+SOURCES: dict[str, Callable[[Tensors, Operation, Index, int], tuple[Index, int]]] = {
     "tt.splat": _splat_from,
     "tt.expand_dims": _expand_from,
     "tt.broadcast": _broadcast_from,
@@ -83,12 +80,12 @@ SOURCES: dict[str, Callable[["Tiles", Operation, Index, int], tuple[Index, int]]
 }
 
 
-def _relabelled(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
+def _relabelled(tiles: Tensors, op: Operation, index: Index, _: int) -> Lane:
     there, _ = SOURCES[op.name](tiles, op, index, tiles.b.width)
     return tiles.lane(op.operands[0], there)
 
 
-def interleaves(tiles: "Tiles", op: Operation) -> bool:
+def interleaves(tiles: Tensors, op: Operation) -> bool:
     """Whether a reshape interleaves two tensors only for stores, so that it needs no memory."""
     joined = tiles.definitions.get(op.operands[0]) if op.name == "tt.reshape" else None
     if joined is None or joined.name != "tt.join" or len(tiles.users[joined.result]) > 1:
@@ -102,12 +99,12 @@ def interleaves(tiles: "Tiles", op: Operation) -> bool:
     return len(users) == 1 and users[0].name == "tt.store" and users[0].block is op.block is joined.block
 
 
-def interleaved(tiles: "Tiles", name: str) -> bool:
+def interleaved(tiles: Tensors, name: str) -> bool:
     """Whether a tensor is computed elementwise from an interleaving of two tensors."""
     return any(interleaves(tiles, op) for op in chain(tiles.env, name, lambda op: op.name in RULES))
 
 
-def _reshape(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
+def _reshape(tiles: Tensors, op: Operation, index: Index, _: int) -> Lane:
     if not interleaves(tiles, op):
         return _relabelled(tiles, op, index, 0)
     # Lanes a, b, a, b, ...: half as many of each; one of the two where lanes are along another axis than the last.
@@ -126,11 +123,11 @@ def _reshape(tiles: "Tiles", op: Operation, index: Index, _: int) -> Lane:
     return lanes.made(b, b.emit(f"select i1 {odd}, {kind} {y}, {kind} {x}"), element)
 
 
-def _half(tiles: "Tiles", op: Operation, index: Index, result: int) -> Lane:
+def _half(tiles: Tensors, op: Operation, index: Index, result: int) -> Lane:
     return tiles.lane(op.operands[0], (*index, Position(str(result), result)))
 
 
-RELABELLED: dict[str, Callable[["Tiles", Operation, Index, int], Lane]] = {
+RELABELLED: dict[str, Callable[[Tensors, Operation, Index, int], Lane]] = {
     "arith.constant": _constant,
     "tt.splat": _splat,
     "tt.make_range": _range,

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from gradlab.kernels.cpu import types
+from gradlab.kernels.cpu import sanitize_torch, types
 from gradlab.kernels.cpu.launching import Kernel
+from gradlab.kernels.cpu.sanitize_run import Examined
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -25,6 +26,8 @@ class Launcher:
         self._kernel: Kernel | None = None
         self._pointers: list[int] = []
         self._count = 0
+        self._examined = False
+        self._file = source_file(src)
 
     def __call__(
         self,
@@ -50,13 +53,17 @@ class Launcher:
         if len(values) != self._count:
             wanted = f"wanted {self._wanted}, constants among them"
             raise TypeError(f"{kernel.binary.name}: {len(args)} arguments were given, {wanted}")
+        given = list(values) if self._examined else values
         for index in self._pointers:
             value = values[index]
             if type(value) in _PLAIN and value.is_cpu and not value.is_neg():
                 values[index] = value.data_ptr()
             else:
                 values[index] = address(value, kernel, index)
-        kernel((x, y, z), values)
+        if self._examined:
+            sanitize_torch.launch(kernel, (x, y, z), values, given)
+        else:
+            kernel((x, y, z), values)
         if leave is not None:
             leave(launch_metadata)
 
@@ -64,6 +71,9 @@ class Launcher:
         arguments = kernel.binary.arguments
         self._pointers = [index for index, (_, kind) in enumerate(arguments) if types.is_pointer(kind)]
         self._count = len(arguments)
+        self._examined = isinstance(kernel, Examined)
+        if isinstance(kernel, Examined):
+            kernel.file = self._file
         self._kernel = kernel
 
 
@@ -148,3 +158,9 @@ def _descriptor(value: Any) -> Iterable[Any]:
 
 def _kind(value: Any) -> str:
     return type(value).__name__
+
+
+def source_file(src: Any) -> str:
+    """The file of the kernel that Triton compiles, where it is made of a Python function."""
+    code = getattr(getattr(getattr(src, "fn", None), "fn", None), "__code__", None)
+    return "<unknown>" if code is None else code.co_filename

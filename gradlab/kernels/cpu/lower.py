@@ -9,6 +9,7 @@
 import copy
 import dataclasses
 import re
+from typing import Any
 
 from gradlab.kernels.cpu import types
 from gradlab.kernels.cpu.control import lower_blocks
@@ -45,6 +46,7 @@ class Lowered:
         stored: indices of the pointer arguments that the kernel stores through.
         ordered: whether programs must run one after another in one thread, as with atomic operations.
         messages: text and place of each assertion and print.
+        sites: of a sanitized kernel, where each of its accesses stands (`sanitize_lower.Site`).
     """
 
     ir: str
@@ -54,6 +56,7 @@ class Lowered:
     stored: list[int]
     ordered: bool
     messages: list[tuple[str, str]]
+    sites: list[Any] = dataclasses.field(default_factory=list)
 
 
 def lower(text: str, machine: Machine, fusion: bool = True, writing: "type[Kernel] | None" = None) -> Lowered:

@@ -5,17 +5,14 @@ compares an index that grows along the axes with one number, so testing a corner
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from gradlab.kernels.cpu import lanes, steps
 from gradlab.kernels.cpu.elementwise import compute
 from gradlab.kernels.cpu.indexing import SOURCES
 from gradlab.kernels.cpu.lanes import Lane, Uniform
+from gradlab.kernels.cpu.tensors import Tensors
 from gradlab.kernels.cpu.ttir import Operation
 from gradlab.kernels.cpu.values import Index, Lazy, Position
-
-if TYPE_CHECKING:
-    from gradlab.kernels.cpu.tiles import Tiles
 
 # Comparisons decided by the last element where the left side grows, and by the first where the right side does.
 _DECIDED_LAST = {"slt", "sle"}
@@ -25,7 +22,7 @@ _RELABELLING = {"tt.expand_dims", "tt.broadcast", "tt.trans"}
 _FASTEST = 2**16
 
 
-def version_loops(tiles: "Tiles", names: Iterable[str], write: Callable[[], None]) -> None:
+def version_loops(tiles: Tensors, names: Iterable[str], write: Callable[[], None]) -> None:
     """Write the loops that evaluate `names` in two versions: without the masks that can be tested before, and with."""
     names = list(names)
     found = {leaf.result: leaf for leaf in _comparisons(tiles, names) if _decidable(tiles, leaf)}
@@ -61,7 +58,7 @@ def version_loops(tiles: "Tiles", names: Iterable[str], write: Callable[[], None
     b.start(after)
 
 
-def version_place(tiles: "Tiles", names: Iterable[str], index: Index, write: Callable[[], None]) -> None:
+def version_place(tiles: Tensors, names: Iterable[str], index: Index, write: Callable[[], None]) -> None:
     """Write the evaluation of `names` at a place in two versions: for vectors with no lane masked off, and others.
 
     A row a few vectors long ends in the middle of its last vector; the vectors before it, most of them, are full.
@@ -91,7 +88,7 @@ def version_place(tiles: "Tiles", names: Iterable[str], index: Index, write: Cal
     b.start(after)
 
 
-def _leaves(tiles: "Tiles", names: Iterable[str], index: Index) -> list[tuple[Operation, Index, int]]:
+def _leaves(tiles: Tensors, names: Iterable[str], index: Index) -> list[tuple[Operation, Index, int]]:
     """The comparisons that make up the masks and are decided by a first or last lane, with their index and lanes."""
     found: dict[tuple[str, Index], tuple[Operation, Index, int]] = {}
     seen = set()
@@ -120,7 +117,7 @@ def _leaves(tiles: "Tiles", names: Iterable[str], index: Index) -> list[tuple[Op
     return list(found.values())
 
 
-def _lane_side(tiles: "Tiles", leaf: Operation, at: Index) -> tuple[int, bool] | None:
+def _lane_side(tiles: Tensors, leaf: Operation, at: Index) -> tuple[int, bool] | None:
     """As `_corner`, along the axis of the lanes."""
     predicate = leaf.attributes["predicate"]
     axis = next((i for i, place in enumerate(at) if place is not None and place.lanes), None)
@@ -136,7 +133,7 @@ def _lane_side(tiles: "Tiles", leaf: Operation, at: Index) -> tuple[int, bool] |
     return None
 
 
-def _over_lanes(tiles: "Tiles", leaf: Operation, at: Index, width: int) -> Iterator[Lane]:
+def _over_lanes(tiles: Tensors, leaf: Operation, at: Index, width: int) -> Iterator[Lane]:
     """Conditions that imply that a comparison holds in every lane at a place."""
     if leaf.name == "tt.splat":
         yield tiles.scalar(leaf.operands[0])
@@ -150,7 +147,7 @@ def _over_lanes(tiles: "Tiles", leaf: Operation, at: Index, width: int) -> Itera
         yield _compared(tiles, "sle", leaf, *(_scalar(tiles, leaf.operands[side], end) for end in (first, final)))
 
 
-def _lane_of(tiles: "Tiles", place: Position | None, i: int) -> Position | None:
+def _lane_of(tiles: Tensors, place: Position | None, i: int) -> Position | None:
     """The position of one lane."""
     if place is None or not place.lanes:
         return place
@@ -158,12 +155,12 @@ def _lane_of(tiles: "Tiles", place: Position | None, i: int) -> Position | None:
     return Position(at.ssa, at.known)
 
 
-def _worth(tiles: "Tiles", names: Iterable[str]) -> bool:
+def _worth(tiles: Tensors, names: Iterable[str]) -> bool:
     """Whether versioning pays: with AVX-512 a mask is one more operand of a load, which costly arithmetic hides."""
     return tiles.b.vector_bits < 512 or not any(tiles.transcendental(name) for name in names)
 
 
-def _comparisons(tiles: "Tiles", names: Iterable[str]) -> Iterator[Operation]:
+def _comparisons(tiles: Tensors, names: Iterable[str]) -> Iterator[Operation]:
     """The comparisons that make up the masks of these tensors' loads, and the masks among the tensors."""
     todo = [op.operands[1] for name in names for op in tiles.loads(name) if len(op.operands) > 1]
     todo += [name for name in names if tiles.types[name].element == "i1"]
@@ -180,13 +177,13 @@ def _comparisons(tiles: "Tiles", names: Iterable[str]) -> Iterator[Operation]:
             yield value.op
 
 
-def _decidable(tiles: "Tiles", leaf: Operation) -> bool:
+def _decidable(tiles: Tensors, leaf: Operation) -> bool:
     if leaf.name == "tt.splat":
         return tiles.types[leaf.result].element == "i1"
     return _corner(tiles, leaf) is not None and not tiles.loads(leaf.result)
 
 
-def _corner(tiles: "Tiles", leaf: Operation) -> tuple[int, bool] | None:
+def _corner(tiles: Tensors, leaf: Operation) -> tuple[int, bool] | None:
     """Which side of a comparison grows along the axes, and whether the last element decides, else the first."""
     predicate = leaf.attributes["predicate"]
     if predicate not in _DECIDED_LAST | _DECIDED_FIRST:
@@ -200,7 +197,7 @@ def _corner(tiles: "Tiles", leaf: Operation) -> tuple[int, bool] | None:
     return None
 
 
-def _at_corners(tiles: "Tiles", leaf: Operation) -> Iterator[Lane]:
+def _at_corners(tiles: Tensors, leaf: Operation) -> Iterator[Lane]:
     """Conditions that imply that a comparison holds everywhere: at one corner, its growing side not wrapped."""
     if leaf.name == "tt.splat":
         # One truth value for the tile, such as whether its only row is in range.
@@ -219,14 +216,14 @@ def _at_corners(tiles: "Tiles", leaf: Operation) -> Iterator[Lane]:
         yield _compared(tiles, "sle", leaf, first, final)
 
 
-def _scalar(tiles: "Tiles", name: str, index: Index) -> Lane:
+def _scalar(tiles: Tensors, name: str, index: Index) -> Lane:
     tiles.forget()
     found = tiles.lane(name, index)
     tiles.forget()
     return found
 
 
-def _compared(tiles: "Tiles", predicate: str, leaf: Operation, x: Lane, y: Lane) -> Lane:
+def _compared(tiles: Tensors, predicate: str, leaf: Operation, x: Lane, y: Lane) -> Lane:
     t = leaf.operand_types[0].element
     assert isinstance(x, Uniform)
     assert isinstance(y, Uniform)
@@ -235,7 +232,7 @@ def _compared(tiles: "Tiles", predicate: str, leaf: Operation, x: Lane, y: Lane)
     return Uniform(tiles.b.compare(predicate, t, x.ssa, y.ssa), "i1")
 
 
-def _both(tiles: "Tiles", x: Lane, y: Lane) -> Uniform:
+def _both(tiles: Tensors, x: Lane, y: Lane) -> Uniform:
     assert isinstance(x, Uniform)
     assert isinstance(y, Uniform)
     if x.known is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-from gradlab.kernels.cpu import memory
 from gradlab.kernels.cpu.elementwise import RULES
 from gradlab.kernels.cpu.indexing import interleaved
 from gradlab.kernels.cpu.masks import version_loops, version_place
@@ -20,8 +19,9 @@ def store_scalar(tiles: Tiles, op: Operation) -> None:
     p, value, mask = (*(tiles.scalar(name) for name in op.operands), None)[:3]
     assert p is not None
     assert value is not None
+    tiles.stores([op])
     with tiles.b.lanes(0):
-        memory.store(tiles.b, p, value, mask)
+        tiles.store(op, p, value, mask)
 
 
 def store_together(tiles: Tiles, operations: Sequence[Operation], define: Callable[[Tiles, Operation], None]) -> int:
@@ -66,9 +66,10 @@ def store_together(tiles: Tiles, operations: Sequence[Operation], define: Callab
 
     def place(index: Index) -> None:
         found = [[tiles.lane(name, index) for name in op.operands] for op in group]
-        for p, value, *mask in found:
-            memory.store(tiles.b, p, value, mask[0] if mask else None, test_full)
+        for op, (p, value, *mask) in zip(group, found, strict=True):
+            tiles.store(op, p, value, mask[0] if mask else None, test_full)
 
+    tiles.stores(group)
     version_loops(tiles, operands, lambda: tiles.nest(shape, along, width, body, loose, steady=True))
     return count
 

@@ -135,6 +135,22 @@ class Tiles:
         assert p is not None
         return memory.load(self.b, p, mask, other)
 
+    # What a lowering that examines accesses does more.
+
+    def store(self, op: Operation, p: Lane, value: Lane, mask: Lane | None, test_full: bool = True) -> None:
+        """A store of lanes (`memory.store`)."""
+        memory.store(self.b, p, value, mask, test_full)
+
+    def stores(self, group: Sequence[Operation]) -> None:
+        """Stores come whose elements are stored at one moment."""
+
+    def atomic(self, op: Operation, p: Lane, mask: Lane | None) -> Lane | None:
+        """The mask of one element of an atomic operation."""
+        return mask
+
+    def after_atomic(self, op: Operation) -> None:
+        """An atomic operation is over."""
+
     # Buffers.
 
     def buffer(self, shape: tuple[int, ...], element: str, strides: tuple[int, ...] | None = None) -> Buffer:

@@ -16,10 +16,10 @@ import torch
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels.runtime import ranges
 from gradlab.kernels.runtime.launch_triton import (
     accumulator,
     block,
+    holding,
     interpreted,
     kernel,
     launch,
@@ -164,9 +164,10 @@ def launch_many(
         on,
         T,
         *(on if a is None else a for a in args),
-        **{name: triton_dtype(first[i].dtype) for name, i in named.items()}, ACC=triton_dtype(accumulator(first[0].dtype)),
+        **{name: triton_dtype(first[i].dtype) for name, i in named.items()},
+        ACC=triton_dtype(accumulator(first[0].dtype)),
         ALIGNED=not reduce(or_, chain.from_iterable(addresses)) % 16, WORDS=len(table), BT=block(T, 2**20, least=1),
         BE=chunk, **constants, writes=[on], warps=8,
-        holds=[] if ranges.opener is None else [t for t in chain.from_iterable(columns) if t.numel()],
+        holds=[t for t in chain.from_iterable(columns) if t.numel()] if holding() else [],
     )
     # fmt: on

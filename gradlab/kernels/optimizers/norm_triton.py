@@ -88,7 +88,9 @@ def _scale_kernel(
     ACC: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
     WORDS: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):
-    """x' = x times the second element of clip, over the tensors of a table; grid (chunks of BE); a program owns one chunk.
+    """x' = x times the second element of clip, over the tensors of a table.
+
+    Grid (chunks of BE); a program owns one chunk.
 
     A row of the table is 2 words: the address of x; elements.
     """

@@ -1,8 +1,8 @@
 """The lab's kernels on a CPU: compiled by `kernels/cpu` whichever back end Triton itself has active, and kept by key.
 
-A compiled kernel depends on dtypes, on which integers are 0 or 1 and which are past 32 bits, and on the constants. It does
-not depend on whether sizes and addresses are multiples of 16: a CPU's vectors load from anywhere. Nor on constants that a
-kernel has for GPUs alone, such as the geometry of a convolution.
+A compiled kernel depends on dtypes, on which integers are 0 or 1 and which are past 32 bits, and on the constants. It
+does not depend on whether sizes and addresses are multiples of 16: a CPU's vectors load from anywhere. Nor on constants
+that a kernel has for GPUs alone, such as the geometry of a convolution.
 """
 
 import platform
@@ -16,11 +16,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels.cpu import cache_triton
+from gradlab.kernels.cpu import cache_triton, sanitize_torch
 from gradlab.kernels.cpu.binary import Binary
-from gradlab.kernels.cpu.compiler import CPUBackend
+from gradlab.kernels.cpu.compiler import SANITIZE, CPUBackend
 from gradlab.kernels.cpu.driver import CPUDriver
+from gradlab.kernels.cpu.launcher_triton import source_file
 from gradlab.kernels.cpu.launching import Kernel
+from gradlab.kernels.cpu.sanitize_run import loaded
 from gradlab.kernels.runtime import cache_index_triton
 from gradlab.kernels.runtime.forking import Lock
 
@@ -46,6 +48,11 @@ class Prepared:
         self.numbers = [names.index(name) for name, _ in kernel.binary.arguments]
         self.tensors = [i < len(args) and isinstance(args[i], torch.Tensor) for i in self.numbers]
 
+    def given(self, args: Sequence[Any], constants: dict[str, Any]) -> list[Any]:
+        """The launch's own arguments, tensors among them, in the order of the machine code's."""
+        every = (*args, *[constants[name] for name in self._any])
+        return [every[i] for i in self.numbers]
+
     def values(self, args: Sequence[Any], constants: dict[str, Any]) -> list[Any]:
         """Addresses and numbers in the order of the machine code's arguments."""
         if self._any:
@@ -54,6 +61,8 @@ class Prepared:
 
 
 _prepared: dict[tuple, Prepared] = {}
+# The same of sanitized kernels.
+_examined: dict[tuple, Prepared] = {}
 # By what the compiler is told, which is less: several launches have one kernel.
 _kernels: dict[tuple, Kernel] = {}
 # Constants of kernels that are arguments here, by name, for the kernel's id: `launch_triton.kernel_of_any`.
@@ -69,13 +78,17 @@ def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: d
     """
     found = prepared(jit, args, constants)
     x, y, z = (*grid, 1, 1)[:3]
-    found.kernel((x, y, z), found.values(args, constants))
+    values = found.values(args, constants)
+    if sanitize_torch.active is None:
+        found.kernel((x, y, z), values)
+    else:
+        sanitize_torch.launch(found.kernel, (x, y, z), values, found.given(args, constants))
 
 
 def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> Prepared:
     """The kernel of such a launch, compiled at the first."""
     any_value = ANY.get(id(jit), ())
-    # What of the arguments the code depends on: dtypes, which integers are 0 or 1, which are past 32 bits. Most are integers.
+    # What of the arguments the code depends on: dtypes, which integers are 0, 1 or past 32 bits. Most are integers.
     key = (
         # A kernel's own hash is that of its source, which takes longer than the look-up.
         id(jit),
@@ -90,20 +103,22 @@ def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
         ],
         *(constants.values() if not any_value else [v for name, v in constants.items() if name not in any_value]),
     )
-    found = _prepared.get(key)
+    kept = _prepared if sanitize_torch.active is None else _examined
+    found = kept.get(key)
     if found is None:
         made = source(jit, args, constants)
-        same = (jit, *made.signature.items(), *made.constants.items())
+        same = (jit, kept is _examined, *made.signature.items(), *made.constants.items())
         kernel = _kernels.get(same)
         if kernel is None:
-            kernel = _kernels[same] = Kernel(compiled(made), torch.get_num_threads)
-        found = _prepared[key] = Prepared(kernel, jit, args)
+            kernel = _kernels[same] = loaded(compiled(made), torch.get_num_threads, source_file(made))
+        found = kept[key] = Prepared(kernel, jit, args)
     return found
 
 
 def forget() -> None:
     """Drop every kernel from memory; on disk it stays."""
     _prepared.clear()
+    _examined.clear()
     _kernels.clear()
 
 
@@ -112,7 +127,9 @@ def compiled(made: ASTSource) -> Binary:
     cache_triton.install()
     # A checkout that is not installed has no entry point by which Triton finds the back end.
     backends.setdefault("cpu", Backend(compiler=CPUBackend, driver=CPUDriver))
-    options = {"enable_fp_fusion": True}
+    options: dict[str, Any] = {"enable_fp_fusion": True}
+    if sanitize_torch.active is not None:
+        options["instrumentation_mode"] = SANITIZE
     with PARSER:
         name = cache_index_triton.key(made, CPUBackend(TARGET), options)
         known = cache_index_triton.find(name, made)

@@ -1,9 +1,9 @@
 """A Pallas kernel whose grid is one program over whole arrays, run on these arrays: how a kernel is interpreted.
 
 Pallas' own interpreter copies every block out of its array and back in a loop over the grid, and that program is traced
-three times: as a kernel, without its refs, and as the loop's body. One program over whole arrays needs none of this: its
-refs are the arrays, what it computes is a plain program that XLA fuses, and `jax.vmap` maps each operation of it instead
-of adding steps to a grid.
+three times: as a kernel, without its refs, and as the loop's body. One program over whole arrays needs none of this:
+its refs are the arrays, what it computes is a plain program that XLA fuses, and `jax.vmap` maps each operation of it
+instead of adding steps to a grid.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,7 +72,7 @@ def _places(starts: Sequence[Any]) -> list[Any]:
 
 
 class Block:
-    """A ref to a whole array, which is read and written by slices and numbers: static ones, or traced starts of `pl.ds`."""
+    """A ref to a whole array, read and written by slices and numbers: static ones, or traced starts of `pl.ds`."""
 
     def __init__(self, value: jax.Array) -> None:
         self.value, self.shape, self.dtype, self.ndim = value, value.shape, value.dtype, value.ndim

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
 from triton.runtime.jit import JITFunction
 
+from gradlab.kernels.cpu import sanitize_torch
 from gradlab.kernels.private.private_torch import autograd_node, dispatch_modes
 from gradlab.kernels.private.private_triton import forget as forget_compiled
 from gradlab.kernels.runtime import compiled_triton, plans_triton, ranges, source_triton
@@ -148,9 +149,20 @@ def interpreted(device: torch.device) -> bool:
     return device.type != "cuda" and _interpreting and _recorded is None
 
 
+def holding() -> bool:
+    """Whether somebody asks which tensors a launch reaches through addresses."""
+    return ranges.opener is not None or sanitize_torch.active is not None
+
+
+def interpreting_now() -> bool:
+    """Whether launches on a CPU run in Triton's interpreter."""
+    return _interpreting
+
+
 def bare() -> bool:
-    """Whether a launch on a CPU runs its machine code with a CPU's tiles, unnoted and in no named range."""
-    return _recorded is None and _note is None and ranges.opener is None and not (_interpreting or _gpu_sizes)
+    """Whether a launch on a CPU runs its machine code with a CPU's tiles: not noted, sanitized or in a named range."""
+    usual = _recorded is None and _note is None and ranges.opener is None and sanitize_torch.active is None
+    return usual and not (_interpreting or _gpu_sizes)
 
 
 def _from_environment() -> bool:
@@ -183,7 +195,7 @@ def launch(
             unless the kernel annotates it wider.
         writes: every tensor that the kernel stores to.
         warps, stages: launch options on CUDA; a CPU has neither.
-        holds: tensors that the kernel reaches through addresses, which only its named range has to know.
+        holds: tensors that the kernel reaches through addresses, where `holding()`.
         constants: the kernel's `tl.constexpr` parameters.
     """
     if 0 in grid:
@@ -193,6 +205,8 @@ def launch(
         return
     if plans_triton.noted(jit, grid, args, constants):
         return
+    if sanitize_torch.active is not None:
+        sanitize_torch.active.holds = holds
     if ranges.opener is None:
         _run(jit, grid, args, writes, warps, stages, constants)
         return
@@ -246,14 +260,15 @@ def capturing() -> bool:
 
 
 def refuse_capture(op: str, device: torch.device) -> None:
-    """Raise a ValueError while the current stream is captured into a CUDA graph, for an op that reads the host's memory.
+    """Raise a ValueError while a CUDA graph is captured on the current stream, for an op that reads the host's memory.
 
     Each replay would copy from the same place on the host, which belongs to something else by then: the kernel would
     take any bytes for addresses.
     """
     if device.type == "cuda" and capturing():
         raise ValueError(
-            f"{op}: stream is captured into a CUDA graph, wanted one that is not: addresses and scalars come from the host"
+            f"{op}: stream is captured into a CUDA graph, wanted one that is not: "
+            "addresses and scalars come from the host"
         )
 
 

@@ -42,7 +42,7 @@ def keys(t: torch.Tensor) -> int:
 
 
 def strange(args: tuple) -> int:
-    """The keys of all tensors among the arguments of an op, and in their lists: one loop, for each eager call runs it."""
+    """The keys of all tensors among an op's arguments and in their lists: one loop, for each eager call runs it."""
     found = 0
     for a in args:
         if isinstance(a, torch.Tensor):

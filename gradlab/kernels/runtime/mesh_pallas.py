@@ -50,7 +50,7 @@ def gathered(x: jax.Array) -> jax.Array:
 
 
 def parted_like(y: jax.Array, x: Any, axes: Iterable[int] | None = None) -> jax.Array:
-    """y whose leading axes are parted over the Explicit axes of a mesh as these axes of x are; all axes when not said."""
+    """y with leading axes parted over the Explicit axes of a mesh as these axes of x are; all axes when not said."""
     if not isinstance(x, jax.Array):
         return y
     sharding = jax.typeof(x).sharding

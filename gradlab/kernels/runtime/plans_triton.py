@@ -2,8 +2,8 @@
 
 Calls that differ in addresses and elements alone allocate the same memory and launch the same kernels with the same
 numbers. At the second of them the function runs on stand-ins for its arguments, and what it asks for is noted: a plan.
-That call and later ones follow the plan, without the function's own Python, which takes the host longer than a small kernel. What
-looks at values has to say so (`looks`), or it has no plan, and runs as it stands.
+That call and later ones follow the plan, without the function's own Python, which takes the host longer than a small
+kernel. What looks at values has to say so (`looks`), or it has no plan, and runs as it stands.
 """
 
 import functools
@@ -165,7 +165,7 @@ class _Place(NamedTuple):
 
 
 class _Launch(NamedTuple):
-    """Numbers in the order of the kernel's slots, and which slots are addresses: of which memory, bytes past its start."""
+    """Numbers in the order of the kernel's slots, and which are addresses: of which memory, bytes past its start."""
 
     kernel: Kernel
     grid: Grid

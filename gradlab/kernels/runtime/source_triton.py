@@ -1,7 +1,7 @@
 """Kernels made of their Python functions, whose source is cut out of its file by the code's own line numbers.
 
-Triton takes the lines from `inspect`, which tokenizes them in Python to see where a function ends: half of the time that
-importing the lab's kernels takes.
+Triton takes the lines from `inspect`, which tokenizes them in Python to see where a function ends: half of the time
+that importing the lab's kernels takes.
 """
 
 import inspect

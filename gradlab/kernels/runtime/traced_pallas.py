@@ -1,8 +1,8 @@
 """Functions traced once for all calls that say the same: what they hold is compared, not which object they are.
 
-An op makes the functions that it launches anew at every call, so jax, which knows a function by its identity, would trace
-each one again: for every place of a program that launches it, and for every map of it. Two functions say the same when
-code, globals and defaults are the same and what they close over says the same.
+An op makes the functions that it launches anew at every call, so jax, which knows a function by its identity, would
+trace each one again: for every place of a program that launches it, and for every map of it. Two functions say the same
+when code, globals and defaults are the same and what they close over says the same.
 """
 
 import functools
@@ -57,7 +57,9 @@ class Told:
 
 
 def traced(fn: Told, types: Sequence[Any]) -> tuple[Any, Any]:
-    """The program of a function of arrays of these types, and the structure of its results; kept as long as jax's caches.
+    """The program of a function of arrays of these types, and the structure of its results.
+
+    Kept as long as jax's caches.
 
     A function that cannot be told is traced anew.
     """

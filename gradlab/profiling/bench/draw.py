@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gradlab.autodiff.frameworks.side import Side
-from gradlab.kernels.spec import Case, Spec, normal
+from gradlab.kernels.spec import OpCase, normal
 
 # Elements from which an array for CUDA is drawn there.
 LARGE = 2**22
@@ -54,20 +54,21 @@ class Generator:
         return math.prod(shape) < LARGE
 
 
-def inputs(op: Spec, case: Case, side: Side, seed: int) -> list[Any]:
+def inputs(at: OpCase, side: Side, seed: int) -> list[Any]:
     """The case's inputs, of NumPy or of the side, in the signature's order."""
     # What is checked by differences is small, and keeps away from kinks in NumPy.
+    case = at.case
     if not _on_cuda(side) or case.use == "check":
-        return list(op.make(case, seed).values())
+        return list(at.make(seed).values())
     rng = Generator(np.random.default_rng([seed, *case.sizes.values()]), _drawer(side, seed))
-    return list((op.draw or normal)(rng, case, op).values())  # type: ignore[arg-type]
+    return list((at.spec.draw or normal)(rng, case, at.spec).values())  # type: ignore[arg-type]
 
 
-def cotangents(op: Spec, case: Case, side: Side, seed: int) -> list[Any]:
+def cotangents(at: OpCase, side: Side, seed: int) -> list[Any]:
     """A cotangent for each of the case's results, standard normal."""
-    sizes, host = op.sizes(case), np.random.default_rng([seed, 1])
+    host = np.random.default_rng([seed, 1])
     rng: Any = Generator(host, _drawer(side, seed + 1)) if _on_cuda(side) else host
-    return [rng.standard_normal(a.shape(sizes)) for a in op.results(case)]
+    return [rng.standard_normal(shape) for shape in at.shapes()[1]]
 
 
 def _on_cuda(side: Side) -> bool:

@@ -15,7 +15,7 @@ def sized(op: Spec, case: Case, text: str) -> Case:
     """
     asked = parsed(op, case, text)
     made = replace(case, name=" ".join(f"{axis}={n}" for axis, n in asked.items()), sizes={**case.sizes, **asked})
-    for axis, n in op.sizes(made).items():
+    for axis, n in op.at(made).sizes.items():
         if isinstance(n, int) and n < 1:
             raise ValueError(f"bench: sizes {text!r} leave {op.name} with {axis} = {n}, wanted 1 or more")
     return made

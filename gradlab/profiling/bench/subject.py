@@ -21,6 +21,7 @@ class Subject:
 
     def __init__(self, op: Spec, case: Case, side: Side, dtype: str, seed: int) -> None:
         self.op, self.case, self.side, self.dtype, self.seed = op, case, side, dtype, seed
+        self.at = op.at(case)
         hand = Native(f"gradlab.{side.name}", side.op(op.name))
         self.implementations: dict[str, Native] = {
             GRADLAB: hand,
@@ -32,18 +33,17 @@ class Subject:
     @property
     def wrt(self) -> list[int]:
         """The places of the inputs that have a gradient."""
-        return [i for i, a in enumerate(self.op.present(self.case)) if a.name in self.op.wrt]
+        return list(self.at.wrt)
 
     def work(self, direction: str) -> tuple[int, int]:
         """Least FLOPs and bytes of a direction."""
         ways = {FORWARD: ("forward",), BACKWARD: ("backward",), BOTH: ("forward", "backward")}[direction]
-        flops = self.op.flops(self.op.sizes(self.case), **self.op.options(self.case))
-        moved = self.op.bytes(self.case, self.dtype)
+        flops, moved = self.at.flops(), self.at.bytes(self.dtype)
         return sum(flops[way] for way in ways), sum(moved[way] for way in ways)
 
     def function(self, implementation: str) -> Callable[..., Any]:
         """An implementation as a function of the inputs alone."""
-        return functools.partial(self.implementations[implementation].fn, **self.op.options(self.case))
+        return self.at.bind(self.implementations[implementation].fn)
 
     def call(self, implementation: str, mode: str, direction: str, wide: bool = False) -> Callable[[], Any]:
         """An implementation on this subject's arrays: its result forward, its gradients in the other directions."""
@@ -64,8 +64,8 @@ class Subject:
     @functools.cached_property
     def arrays(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Inputs and cotangents, never zeros: a GPU is faster on those than on numbers."""
-        drawn = draw.inputs(self.op, self.case, self.side, self.seed)
-        return self._put(drawn), self._put(draw.cotangents(self.op, self.case, self.side, self.seed))
+        drawn = draw.inputs(self.at, self.side, self.seed)
+        return self._put(drawn), self._put(draw.cotangents(self.at, self.side, self.seed))
 
     @property
     def _wide(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -97,10 +97,10 @@ class Subject:
         kind = FORWARD if direction == FORWARD else BACKWARD
         if kind not in self._wanted:
             self._wanted[kind] = as_tuple(self.call(NATIVE, "eager", FORWARD if kind == FORWARD else BOTH, wide=True)())
-        gradients = [f"d{a.name}" for a in self.op.present(self.case) if a.name in self.op.wrt]
-        names = [a.name for a in self.op.results(self.case)] if kind == FORWARD else gradients
+        gradients = [f"d{self.at.inputs[i].name}" for i in self.at.wrt]
+        names = [a.name for a in self.at.results] if kind == FORWARD else gradients
         # Each of the two may be off by the tolerance.
-        allowed = 2 * self.op.tolerance(self.case, self.dtype)
+        allowed = 2 * self.at.tolerance(self.dtype)
         for name, a, b in zip(names, as_tuple(value), self._wanted[kind], strict=True):
             if tuple(a.shape) != tuple(b.shape) or dtype_name(a) != self.dtype:
                 return f"{name} is {dtype_name(a)} {list(a.shape)}, wanted {self.dtype} {list(b.shape)}"

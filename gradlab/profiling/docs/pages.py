@@ -22,7 +22,7 @@ def table() -> str:
     ]
     for name, op in specs().items():
         case = op.cases[-1]
-        flops, least = op.flops(case.sizes, **op.options(case)), op.bytes(case, "float32")
+        flops, least = op.at(case).flops(), op.at(case).bytes("float32")
         sizes = " ".join(f"{axis}={n}" for axis, n in case.sizes.items())
         orders = "first" if op.order == 1 else "every order" if op.order > 2 else "first and second"
         lines.append(

@@ -19,7 +19,7 @@ from gradlab.autodiff.frameworks.side import Side, as_tuple
 from gradlab.autodiff.frameworks.side import side as side_of
 from gradlab.base.exit_codes import FOUND, INTERRUPTED, OK
 from gradlab.base.files import write_whole
-from gradlab.kernels.spec import Case, Spec, spec, specs
+from gradlab.kernels.spec import OpCase, spec, specs
 from gradlab.profiling.gpu import rows
 from gradlab.profiling.machine_code.found import passes
 
@@ -112,29 +112,23 @@ def _rows(side: Side, extra: Any, ops: Sequence[str] | None) -> Iterator[Row]:
     for op in specs().values() if ops is None else map(spec, ops):
         cases = op.select("check")
         for case in dict.fromkeys(c.name for c in (cases[0], cases[-1])):
-            yield from of_case(side, extra, op, next(c for c in cases if c.name == case))
+            yield from of_case(side, extra, op.at(next(c for c in cases if c.name == case)))
     for name, call, length in extra.CALLS if ops is None else ():
         yield _row(name, "", "call", lambda where, call=call: call(where), (8 + length) * 2.0**-24, extra, 2)
 
 
-def of_case(side: Side, extra: Any, op: Spec, case: Case) -> Iterator[Row]:
+def of_case(side: Side, extra: Any, at: OpCase) -> Iterator[Row]:
     """Forward, backward and second backward of a case on the same numbers."""
-    arrays = list(op.make(case).values())
-    sizes, rng = op.sizes(case), np.random.default_rng(1)
-    cotangents = [rng.standard_normal(a.shape(sizes)) for a in op.results(case)]
-    seconds = [rng.standard_normal(a.shape(sizes)) for a in op.present(case) if a.name in op.wrt]
-
-    def fn(*given: Any) -> Any:
-        return side.op(op.name)(*given, **op.options(case))
-
-    for k, (way, run) in enumerate(passes(op, case, side, fn)):
+    arrays, rng = list(at.make().values()), np.random.default_rng(1)
+    cotangents, seconds = ([rng.standard_normal(shape) for shape in shapes] for shapes in at.shapes()[1:])
+    for k, (way, run) in enumerate(passes(at, side)):
 
         def on(where: Any, run: Any = run) -> Any:
             put = [[extra.put(np.asarray(a), DTYPE, where) for a in many] for many in (arrays, cotangents, seconds)]
             return run(*put)
 
         # The second pass works on what the first has rounded.
-        yield _row(op.name, case.name, way, on, op.tolerance(case, DTYPE), extra, 4 if k == 2 else 2)
+        yield _row(at.spec.name, at.case.name, way, on, at.tolerance(DTYPE), extra, 4 if k == 2 else 2)
 
 
 def _row(op: str, case: str, way: str, on: Any, tolerance: float, extra: Any, factor: int) -> Row:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gradlab.autodiff.frameworks.side import Side, as_tuple
 from gradlab.kernels.runtime.forking import Lock
-from gradlab.kernels.spec import Case, Spec
+from gradlab.kernels.spec import OpCase
 
 # Held by whoever parses Python: the parser counts its depth for all threads together (gh-106905), and of two that parse
 # at once one may hear that its depth does not match.
@@ -41,14 +41,14 @@ class Found:
     options: dict[str, str] = field(default_factory=dict)
 
 
-def passes(op: Spec, case: Case, side: Side, fn: Callable[..., Any]) -> list[tuple[str, Callable[..., Any]]]:
+def passes(at: OpCase, side: Side) -> list[tuple[str, Callable[..., Any]]]:
     """The op's passes by name, functions of (inputs, cotangents, cotangents of the gradients), all of them sequences.
 
     The backward of an op of order 1 has no backward.
     """
-    wrt = [i for i, a in enumerate(op.present(case)) if a.name in op.wrt]
+    op, wrt, count = at.spec, list(at.wrt), len(at.inputs)
+    fn = at.bind(side.op(op.name))
     pull = side.pullback(fn, wrt)
-    count = len(op.present(case))
 
     def again(*arrays: Any) -> tuple[Any, ...]:
         return pull(arrays[:count], arrays[count:])

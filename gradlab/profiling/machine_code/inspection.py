@@ -205,7 +205,7 @@ def find(subject: Subject, device: str = "cuda") -> list[Found]:
         return subject.find()
     module = importlib.import_module(f"gradlab.profiling.machine_code.launches_{subject.side}")
     with PARSER:
-        return module.find(subject.op, subject.case, subject.dtype, *([device] if device != "cuda" else []))
+        return module.find(subject.op.at(subject.case), subject.dtype, *([device] if device != "cuda" else []))
 
 
 def _blank(subject: Subject, found: Found, where: Target) -> dict[str, Any]:
@@ -316,12 +316,12 @@ def _machine(wanted: Wanted, found: Found, where: Target, made: Any) -> tuple[di
 
 def _least(wanted: Wanted, subject: Subject, direction: str, where: Target) -> dict[str, Any]:
     """The floor of the pass, for a pass whose work the Spec states."""
-    op, case = subject.op, subject.case
-    flops = op.flops(op.sizes(case), **op.options(case))
+    at = subject.op.at(subject.case)
+    flops = at.flops()
     if direction not in flops:
         return {}
     ceilings = (wanted.ceilings or {}).get(where.name) or gpu_for(where, wanted.gpu).ceilings
-    least = floor(flops[direction], op.bytes(case, subject.dtype)[direction], subject.dtype, ceilings)
+    least = floor(flops[direction], at.bytes(subject.dtype)[direction], subject.dtype, ceilings)
     return {"floor": least.seconds, "ceiling": least.ceiling}
 
 

@@ -12,7 +12,7 @@ from gradlab.kernels.private import private_jax
 from gradlab.kernels.runtime import launch_pallas
 from gradlab.kernels.runtime.forking import Lock
 from gradlab.kernels.runtime.lower_pallas import lowered
-from gradlab.kernels.spec import Array, Case, Spec
+from gradlab.kernels.spec import Array, OpCase
 from gradlab.profiling.machine_code.found import Found, largest, passes
 from gradlab.profiling.machine_code.places import placed
 
@@ -33,24 +33,22 @@ _lock = Lock(_put_back)
 _places: dict[str, tuple[str, int]] = {}
 
 
-def find(op: Spec, case: Case, dtype: str) -> list[Found]:
+def find(at: OpCase, dtype: str) -> list[Found]:
     """Every kernel of the op's forward, backward and second backward, each once.
 
     Raises:
         RuntimeError: this jax puts no Triton IR into the program.
     """
-    sizes = op.sizes(case)
-    fn = functools.partial(SIDE.op(op.name), **op.options(case))
 
     def shape(a: Array) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(a.shape(sizes), "int32" if a.integer else dtype)
+        return jax.ShapeDtypeStruct(a.shape(at.sizes), "int32" if a.integer else dtype)
 
-    inputs = [shape(a) for a in op.present(case)]
-    cotangents = [shape(a) for a in op.results(case)]
-    seconds = [t for a, t in zip(op.present(case), inputs, strict=True) if a.name in op.wrt]
+    inputs = [shape(a) for a in at.inputs]
+    cotangents = [shape(a) for a in at.results]
+    seconds = [inputs[i] for i in at.wrt]
     noted: dict[Any, tuple[str, list[tuple[int, ...]]]] = {}
     with SIDE.double() if dtype == "float64" else nullcontext(), _located():
-        for direction, run in passes(op, case, SIDE, fn):
+        for direction, run in passes(at, SIDE):
             program: Any = lowered(jax.jit(run), "cuda", inputs, cotangents, seconds)
             for name, text, warps, stages, grid in _calls(program.compiler_ir("stablehlo").operation):
                 noted.setdefault((name, text, warps, stages), (direction, []))[1].append(grid)

@@ -1,6 +1,5 @@
 """The Triton kernels that an op launches on torch, found by running it where launches are noted and not run."""
 
-import functools
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from gradlab.autodiff.frameworks.side_torch import SIDE
 from gradlab.kernels.private.private_torch import TorchDispatchMode, pytree
 from gradlab.kernels.runtime import compiled_triton
 from gradlab.kernels.runtime.launch_triton import KERNELS, OF_CPUS, Launch, recording, triton_dtype
-from gradlab.kernels.spec import Array, Case, Spec
+from gradlab.kernels.spec import Array, OpCase
 from gradlab.profiling.machine_code.found import PARSER, Found, largest, passes
 
 
@@ -31,21 +30,19 @@ class Source(ASTSource):
             return super().make_ir(*args, **options)
 
 
-def find(op: Spec, case: Case, dtype: str, device: str = "cuda") -> list[Found]:
+def find(at: OpCase, dtype: str, device: str = "cuda") -> list[Found]:
     """Every kernel of the op's forward, backward and second backward, each once, with tiles of a GPU or of a CPU."""
-    sizes = op.sizes(case)
-    fn = functools.partial(SIDE.op(op.name), **op.options(case))
 
     def empty(a: Array) -> torch.Tensor:
         # Memory that nobody touches costs nothing; classes are looked at, and 0 is one.
         make: Callable[..., torch.Tensor] = torch.zeros if a.integer else torch.empty
-        return make(a.shape(sizes), dtype=torch.int64 if a.integer else getattr(torch, dtype))
+        return make(a.shape(at.sizes), dtype=torch.int64 if a.integer else getattr(torch, dtype))
 
-    inputs = [empty(a) for a in op.present(case)]
-    cotangents = [empty(a) for a in op.results(case)]
-    seconds = [t for a, t in zip(op.present(case), inputs, strict=True) if a.name in op.wrt]
+    inputs = [empty(a) for a in at.inputs]
+    cotangents = [empty(a) for a in at.results]
+    seconds = [inputs[i] for i in at.wrt]
     noted: dict[Any, tuple[str, list[Launch], ASTSource]] = {}
-    for direction, run in passes(op, case, SIDE, fn):
+    for direction, run in passes(at, SIDE):
         with recording(device) as launches, NoValues():
             run(inputs, cotangents, seconds)
         for launch in launches:

@@ -68,10 +68,8 @@ def _cost(side: str, op: str, arguments: Mapping[str, Any]) -> Cost:
     dtype = dtype_of(arguments)
     if dtype not in FLOATS:
         return UNKNOWN
-    case = Case("called", sizes, options | absent)
-    moved = one.bytes(case, dtype)
-    gradients = sum(a.name in one.wrt for a in one.present(case))
-    return Cost(one.flops(one.sizes(case), **one.options(case)), moved, gradients)
+    at = one.at(Case("called", sizes, options | absent))
+    return Cost(at.flops(), at.bytes(dtype), len(at.wrt))
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """The profiled process of an op: `python -m gradlab.profiling.trace.op JOB` runs a case of it, forward and backward."""
 
-import functools
 import importlib
 from typing import Any
 
@@ -27,12 +26,11 @@ def step(job: Job) -> Step:
     """The op on float32 arrays of its case, and its pullback for every input that has a gradient."""
     op, side = spec(job.target), side_of(job.side)
     case = named(op, job.case)
+    at = op.at(case)
     rng = np.random.default_rng(1)
-    inputs = tuple(side.put(a, "float32") for a in op.make(case).values())
-    sizes = op.sizes(case)
-    cotangents = tuple(side.put(np.asarray(rng.standard_normal(a.shape(sizes))), "float32") for a in op.results(case))
-    wrt = [i for i, a in enumerate(op.present(case)) if a.name in op.wrt]
-    fn = functools.partial(side.op(op.name), **op.options(case))
+    inputs = tuple(side.put(a, "float32") for a in at.make().values())
+    cotangents = tuple(side.put(np.asarray(rng.standard_normal(shape)), "float32") for shape in at.shapes()[1])
+    wrt, fn = list(at.wrt), at.bind(side.op(op.name))
     watch: Any = importlib.import_module(f"gradlab.profiling.trace.traced_{job.side}")
     if job.mode == "jit":
         # To jax the pullback is a function like any other.

@@ -1,0 +1,207 @@
+"""Which tensors the arguments of a sanitized launch are: their elements, and the faults in words of tensors.
+
+While a `Session` is open, every launch on tensors of a CPU runs a sanitized kernel, the lab's own and anybody's.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from triton import knobs
+
+from gradlab.kernels.cpu import sanitize_layout as layout
+from gradlab.kernels.cpu.compiler import SANITIZE
+from gradlab.kernels.cpu.launching import Grid, Kernel
+from gradlab.kernels.cpu.sanitize_extents_torch import Extents, span
+from gradlab.kernels.cpu.sanitize_run import LAST_TICK, Clock, Examined, Noted
+from gradlab.kernels.cpu.sanitize_shadow_torch import Shadows, Stored, noting
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One place of a kernel that did what it must not, in one launch.
+
+    Attributes:
+        kind: one of `sanitize_layout.KINDS`.
+        access: "load", "store" or "atomic".
+        kernel: the kernel's name.
+        file, line: where the access stands.
+        callers: file and line of the calls that led there, inner to outer.
+        argument: the kernel's parameter; None for an address out of memory.
+        index: of the element, from the first of the tensor on, in elements of its memory.
+        address: of the element.
+        shape, stride, dtype: of the tensor; None where none is known.
+        program: place in the grid of the first program that did it.
+        grid: programs along the axes.
+        other: place of the other program of a race.
+        masked: whether the access has a mask; if so, the element's is true.
+        count: elements that it was done to.
+        launch: number of the launch, from 1 on.
+        span: elements of memory from the tensor's first to its last.
+        stored: the launch before this one that stored some of the memory.
+        launches: how many launches did it.
+    """
+
+    kind: str
+    access: str
+    kernel: str
+    file: str
+    line: int
+    callers: tuple[tuple[str, int], ...]
+    argument: str | None
+    index: int | None
+    address: int
+    shape: tuple[int, ...] | None
+    stride: tuple[int, ...] | None
+    dtype: str | None
+    program: Grid
+    grid: Grid
+    other: Grid | None
+    masked: bool
+    count: int
+    launch: int
+    span: int = 0
+    stored: Stored | None = None
+    launches: int = 1
+
+
+class Session:
+    """What examines launches while it is open.
+
+    Args:
+        note: called with the faults of a launch that has some, when it is over.
+        bounds: look at bounds alone.
+
+    Attributes:
+        launches: how many launches were examined.
+        holds: tensors that the next launch reaches by addresses out of memory, where it says so.
+    """
+
+    def __init__(self, note: Callable[[list[Fault]], None], bounds: bool = False) -> None:
+        self._note = note
+        self._clock = Clock()
+        self._shadows = None if bounds else Shadows()
+        self._seen: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._lock = threading.RLock()
+        self.launches = 0
+        self.holds: Sequence[torch.Tensor] = ()
+
+    def note_fresh(self, tensor: torch.Tensor) -> None:
+        """Nobody has written a tensor, which was made now."""
+        if self._shadows is not None:
+            with self._lock:
+                self._shadows.note_fresh(tensor)
+
+    def launch(self, kernel: Examined, grid: Grid, values: Sequence[Any], given: Sequence[Any]) -> None:
+        """Run a launch and note its faults.
+
+        Args:
+            values: addresses and numbers, in the order of the kernel's arguments.
+            given: the same with tensors in place of their addresses.
+        """
+        with self._lock:
+            self.launches += 1
+            if self._clock.now > LAST_TICK:
+                self._clock.now = Clock().now
+                if self._shadows is not None:
+                    self._shadows.start_anew()
+            tensors = [_tensor(value) for value in given]
+            holds, self.holds = self.holds, ()
+            extents = Extents(self._shadows, self._seen, kernel, tensors, holds, grid[0] * grid[1] * grid[2] > 1)
+            given_extents = [extents.of(tensor, number) for tensor, number in zip(tensors, values, strict=True)]
+            noted = kernel.examine(grid, values, given_extents, extents.find, self._clock)
+            found = [_fault(kernel, grid, tensors, extents, self._shadows, one, self.launches) for one in noted]
+            self._remember(kernel, tensors)
+            if found:
+                self._note(found)
+
+    def _remember(self, kernel: Examined, tensors: Sequence[torch.Tensor | None]) -> None:
+        """The launch is over: whose memory it stored to, where that was fresh."""
+        if self._shadows is None:
+            return
+        for access, file, line, _, number, _, _ in kernel.binary.sites:
+            tensor = tensors[number] if number >= 0 and access != layout.LOAD else None
+            shadow = None if tensor is None else self._shadows.find(tensor)
+            if tensor is not None and shadow is not None:
+                argument = kernel.binary.arguments[number][0]
+                shadow.stored = Stored(
+                    self.launches, kernel.binary.name, argument, file or kernel.file, line, tensor.data_ptr()
+                )
+
+
+active: Session | None = None
+
+
+@contextmanager
+def opened(session: Session) -> Iterator[None]:
+    """Within it, kernels are sanitized, the session runs them, and memory that nobody has written is known."""
+    global active
+    before, active = active, session
+    mode, knobs.compilation.instrumentation_mode = knobs.compilation.instrumentation_mode, SANITIZE
+    try:
+        with noting(session.note_fresh):
+            yield
+    finally:
+        active, knobs.compilation.instrumentation_mode = before, mode
+
+
+def launch(kernel: Kernel, grid: Grid, values: Sequence[Any], given: Sequence[Any]) -> None:
+    """Run a kernel, sanitized or without an access; where no session is open, nobody hears of its faults."""
+    if isinstance(kernel, Examined):
+        (active or Session(lambda faults: None)).launch(kernel, grid, values, given)
+    else:
+        kernel(grid, values)
+
+
+def _tensor(value: Any) -> torch.Tensor | None:
+    """The tensor of an argument, which triton.reinterpret wraps."""
+    found = value if isinstance(value, torch.Tensor) else getattr(value, "base", None)
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def _fault(
+    kernel: Examined,
+    grid: Grid,
+    tensors: Sequence[torch.Tensor | None],
+    extents: Extents,
+    shadows: Shadows | None,
+    noted: Noted,
+    launch: int,
+) -> Fault:
+    access, file, line, callers, number, _, masked = kernel.binary.sites[noted.site]
+    tensor = tensors[number] if number >= 0 else extents.found.get(noted.low)
+    shadow = None if tensor is None or shadows is None else shadows.find(tensor)
+    index = None
+    if tensor is not None:
+        index = (noted.at - tensor.data_ptr()) // tensor.itemsize
+    return Fault(
+        kind=layout.KINDS[noted.kind],
+        access=layout.ACCESSES[access],
+        kernel=kernel.binary.name,
+        file=file or kernel.file,
+        line=line,
+        callers=tuple((name or kernel.file, number) for name, number in callers),
+        argument=kernel.binary.arguments[number][0] if number >= 0 else None,
+        index=index,
+        address=noted.at,
+        shape=None if tensor is None else tuple(tensor.shape),
+        stride=None if tensor is None else tensor.stride(),
+        dtype=None if tensor is None else str(tensor.dtype).removeprefix("torch."),
+        program=_place(noted.program, grid),
+        grid=grid,
+        other=None if noted.other < 0 else _place(noted.other, grid),
+        masked=masked,
+        count=noted.elements,
+        launch=launch,
+        span=0 if tensor is None else span(tensor),
+        stored=None if shadow is None else shadow.stored,
+    )
+
+
+def _place(program: int, grid: Grid) -> Grid:
+    x, y, _ = grid
+    return program % x, program // x % y, program // (x * y)
