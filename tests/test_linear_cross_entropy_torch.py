@@ -1,4 +1,4 @@
-"""linear_cross_entropy on torch: every option against torch's two layers, chunks, memory, strides, precision, bad input."""
+"""linear_cross_entropy on torch: every option against torch's two layers, chunks, memory, strides, bad input."""
 
 import contextlib
 
