@@ -18,7 +18,7 @@ class SGD(OneLaunch, torch.optim.SGD):
 
         p' = p - lr b',    b' = momentum b + (1 - dampening) (g + weight_decay p)
 
-    gradlab/kernels/sgd.py has all formulas. Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts
+    gradlab/kernels/sgd.py has all formulas. Param groups, hooks, schedulers and state_dicts are torch's own, which
     load both ways. Parameters may be DTensors, as fully_shard makes them; then their buffers are, too.
 
     Args:

@@ -24,7 +24,7 @@ class Adam(OneLaunch, torch.optim.Adam):
 
         p' = p - lr / (1 - beta1^s) m' / (sqrt(v' / (1 - beta2^s)) + eps)
 
-    gradlab/kernels/adam.py has all formulas. Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts
+    gradlab/kernels/adam.py has all formulas. Param groups, hooks, schedulers and state_dicts are torch's own, which
     load both ways. Parameters may be DTensors, as fully_shard makes them; then their states are, too.
     torch.amp.GradScaler's scale and found_inf are read on the device, and a skipped step does not count in `step`.
     Gradients are not changed, neither by a scaler nor by max_norm.
