@@ -88,8 +88,10 @@ def test_other_precisions_with_either_tiles(name, dtype):
 
 @pytest.mark.parametrize("name", OPS)
 def test_many_programs_agree_and_repeat_on_any_number_of_threads(name, monkeypatch):
-    """The forward against the Spec's reference, every pass with a CPU's tiles against a GPU's, which cut sums otherwise;
-    each launch is spread over threads, however short it is."""
+    """The forward against the Spec's reference, every pass with a CPU's tiles against a GPU's.
+
+    These cut sums otherwise. Each launch is spread over threads, however short it is.
+    """
     # An op's own draw looks for values away from every kink, which so many numbers do not have.
     op, case = dataclasses.replace(OPS[name], **({"draw": None} if name in KINKED else {})), large(name)
     given = drawn(op, case, "float64")
@@ -97,7 +99,7 @@ def test_many_programs_agree_and_repeat_on_any_number_of_threads(name, monkeypat
     want = [("forward", [torch.as_tensor(y) for y in reference])]
     monkeypatch.setattr(launching, "SPREAD", 0.0)
     # More would be summed by torch itself where a gradient was expanded, in an order of its threads.
-    monkeypatch.setattr(reduce_triton, "STRETCH", 4096)
+    monkeypatch.setattr(reduce_triton, "CHUNK", 4096)
     teams, team = set(), launching.Team
     monkeypatch.setattr(launching, "Team", lambda *args: (teams.add(args[-1]), team(*args))[1])
     before = torch.get_num_threads()
