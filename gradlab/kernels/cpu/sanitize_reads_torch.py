@@ -23,6 +23,7 @@ _READ = {
 }
 # Members of a tensor, such as its gradient.
 _MEMBERS = {"__get__", "__set__", "__delete__"}
+_NUMBERS = {int, bool, str, type(None), torch.Size, torch.dtype, torch.device, torch.layout}
 # Functions that give a tensor of others' shape, and read none of their elements.
 _SHAPED = ("_like", "new_")
 
@@ -42,10 +43,9 @@ class Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if torch.compiler.is_compiling():
-            return result
         name = getattr(func, "__name__", "")
-        if name in _MEMBERS:
+        # Most calls ask for a size or an address: they are over soon.
+        if (type(result) in _NUMBERS and name not in _READ) or name in _MEMBERS or torch.compiler.is_compiling():
             return result
         if name not in _READ and next(_tensors(result), None) is None:
             return result

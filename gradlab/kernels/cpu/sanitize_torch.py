@@ -99,6 +99,15 @@ class Session:
         self.launches = 0
         self.holds: Sequence[torch.Tensor] = ()
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within it, memory that nobody has written is known, and who of torch reads it."""
+        if self._shadows is None:
+            yield
+            return
+        with noting(self.note_fresh), Reads(self.read, self.partial):
+            yield
+
     def note_fresh(self, tensor: torch.Tensor) -> None:
         """Nobody has written a tensor, which was made now."""
         if self._shadows is not None:
@@ -189,7 +198,7 @@ def opened(session: Session) -> Iterator[None]:
     before, active = active, session
     mode, knobs.compilation.instrumentation_mode = knobs.compilation.instrumentation_mode, session.mode
     try:
-        with noting(session.note_fresh), Reads(session.read, session.partial):
+        with session.watching():
             yield
     finally:
         active, knobs.compilation.instrumentation_mode = before, mode
