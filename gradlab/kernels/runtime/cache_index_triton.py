@@ -2,8 +2,8 @@
 
 Triton's key hashes a kernel's sources and Triton's own library: the first look-up of a process reads all of the
 library, which takes as long as loading a hundred kernels. Here Triton's files are identified by size and time, as in a
-build tool; the rest of the key is Triton's own. An entry is Triton's name of the kernel, whose binary is loaded from Triton's
-folder if it is intact. With any setting that changes how Triton compiles, everything is left to Triton.
+build tool; the rest of the key is Triton's own. An entry is Triton's name of the kernel, whose binary is loaded from
+Triton's folder if it is intact. With any setting that changes how Triton compiles, everything is left to Triton.
 """
 
 import contextlib
