@@ -67,7 +67,7 @@ def assert_equal_runs(first, second, steps=5, clip=None):
 
 
 def scaled(device, ours_alone=None, clip=None):
-    """Steps through a real GradScaler whose second gradient is infinite: left out on the device, without a look at it."""
+    """Steps through a real GradScaler whose second gradient is infinite: left out on the device, not looked at."""
     ours, theirs = pair(device, torch.float32, lr=0.1, ours_alone=ours_alone)
     start = [p.detach().clone() for p in ours[0]]
     scalers = [torch.amp.GradScaler(device.type, init_scale=8.0) for _ in range(2)]
@@ -145,7 +145,7 @@ def chunked(device):
     """Chunks of 16: several programs a tensor, the last one masked; stretches of 32 of the norm, in tiles of 16."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "launch_many", functools.partial(multi_tensor_triton.launch_many, chunk=16))
-        patch.setattr(norm_triton, "STRETCH", 32)
+        patch.setattr(norm_triton, "CHUNK", 32)
         patch.setattr(norm_triton, "TILE", 16)
         ours = [torch.nn.Parameter(torch.randn(n, dtype=torch.float64, device=device)) for n in (5, 16, 37, 64, 1)]
         theirs = copy.deepcopy(ours)
@@ -176,14 +176,14 @@ def test_equals_torch(device, name):
 
 
 BROKEN = {
-    "does nothing": ("keep(p_ptr, e, E, p, WHOLE)", "E = E"),
-    "stores zeros": ("keep(p_ptr, e, E, p, WHOLE)", "keep(p_ptr, e, E, p * 0, WHOLE)"),
+    "does nothing": ("masked_store(p_ptr, e, E, p, FULL)", "E = E"),
+    "stores zeros": ("masked_store(p_ptr, e, E, p, FULL)", "masked_store(p_ptr, e, E, p * 0, FULL)"),
     "flips the sign": ("h = sign * g", "h = -sign * g"),
 }
 MORE = {
     "flips the step": ("- step_size * m", "+ step_size * m"),
-    "keeps no m": ("keep(m_ptr, e, E, m, WHOLE)", "E = E"),
-    "keeps no v": ("keep(v_ptr, e, E, v, WHOLE)", "E = E"),
+    "keeps no m": ("masked_store(m_ptr, e, E, m, FULL)", "E = E"),
+    "keeps no v": ("masked_store(v_ptr, e, E, v, FULL)", "E = E"),
 }
 
 
@@ -199,8 +199,8 @@ def test_a_broken_kernel_fails_every_comparison(device, monkeypatch, tmp_path, n
 
 OPTION_BREAKS = {
     "amsgrad": (kernels, "_step_chunk", ("tl.where((x >= v) | (x != x), x, v)", "v")),
-    "AdamW": (kernels, "_step_chunk", ("p = kept * p", "p = p")),
-    "device step": (kernels, "_adam_kernel", ("turns * tl.log(beta1)", "tl.log(beta1)")),
+    "AdamW": (kernels, "_step_chunk", ("p = decay_factor * p", "p = p")),
+    "device step": (kernels, "_adam_kernel", ("count * tl.log(beta1)", "tl.log(beta1)")),
     "clipped": (norm_triton, "_clip_kernel", ("tl.load(bound_ptr) / (norm", "tl.load(bound_ptr) / (0.5 * norm")),
     "scaled": (kernels, "_adam_kernel", ("tl.where(tl.load(found_ptr) == 0, E, 0)", "E")),
     "scaled and clipped": (norm_triton, "_squares_kernel", ("factor / tl.load(scale_ptr).to(ACC)", "factor")),
@@ -308,7 +308,7 @@ def test_nothing_on_the_device_is_looked_at(device):
 
 
 def test_found_inf_as_torch_hangs_it(device):
-    """Whatever is found, and whenever: moments, masters and the step stay; a scaler of several devices finds more than 1."""
+    """Whatever is found, and whenever: moments, masters, step stay; a scaler of several devices finds more than 1."""
     p = torch.nn.Parameter(torch.randn(4, device=device).bfloat16())
     optimizer = lab.Adam([p], lr=0.1, amsgrad=True, master_weights=True, state_dtype=torch.bfloat16)
     p.grad = torch.full_like(p, torch.nan)

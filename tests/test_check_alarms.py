@@ -8,8 +8,8 @@ import pytest
 
 import gradlab
 from gradlab.autodiff.checker.core.finding import Finding
-from gradlab.autodiff.checker.inputs import captured, isolated
-from gradlab.autodiff.checker.inputs.edge import Edges, Judged
+from gradlab.autodiff.checker.inputs import captured_arrays, isolated
+from gradlab.autodiff.checker.inputs.edge_verdict import EdgeSummary, EdgeVerdict
 
 torch = pytest.importorskip("torch")
 from tests.sweeps.everyday_torch import EVERYDAY
@@ -168,7 +168,7 @@ def test_a_staircase_of_a_low_precision_has_no_slope_of_its_own(dtype):
 def test_low_precision_says_what_it_cannot_see():
     report = gradlab.check(lambda x: (x.float().sin() * 3).double(), normal(6), order=1, parts=("derivative",))
     (found,) = [f for f in report.findings if f.check == "derivative vs finite differences"]
-    assert "a fault below" in found.said
+    assert "an error below" in found.detail
     wrong = ruled(lambda x: x.float().sin().double(), lambda dy, x: 1.1 * dy * x.cos())
     assert gradlab.check(wrong, normal(6), order=1, raises=False, parts=("derivative",)).verdict == "wrong"
 
@@ -219,21 +219,21 @@ def test_an_edge_finding_can_be_typed_in_again():
     report = gradlab.check(fn, normal(3), order=1, raises=False, parts=("derivative", "edges"))
     (found,) = report.wrong()
     assert found.check == "edge inputs"
-    assert "; again: <lambda>(torch.zeros((3,), dtype=torch.float64))" in found.message
+    assert "; to reproduce: <lambda>(torch.zeros((3,), dtype=torch.float64))" in found.message
     assert list(found.inputs.values()) == [[0.0, 0.0, 0.0]]
     assert '"inputs": {' in report.to_json()
 
 
 def test_a_function_of_its_own_shapes_is_given_no_others():
     labels = torch.tensor([0, 1])
-    assert captured.holds_arrays(lambda x: x[labels], {})
-    assert captured.holds_arrays(functools.partial(torch.add, other=labels), {})
-    assert captured.holds_arrays(needs_its_batch, {})
-    assert captured.holds_arrays(torch.nn.Linear(2, 2).forward, {})
-    assert captured.holds_arrays(torch.sin, {"out": labels})
-    assert captured.holds_arrays(lambda x: outer(x), {}), "a function that a function calls"
+    assert captured_arrays.captures_arrays(lambda x: x[labels], {})
+    assert captured_arrays.captures_arrays(functools.partial(torch.add, other=labels), {})
+    assert captured_arrays.captures_arrays(needs_its_batch, {})
+    assert captured_arrays.captures_arrays(torch.nn.Linear(2, 2).forward, {})
+    assert captured_arrays.captures_arrays(torch.sin, {"out": labels})
+    assert captured_arrays.captures_arrays(lambda x: outer(x), {}), "a function that a function calls"
     for fn in (torch.sin, F.layer_norm, functools.partial(F.conv2d, stride=(2, 1)), lambda x: x.sin()):
-        assert not captured.holds_arrays(fn, {}), fn
+        assert not captured_arrays.captures_arrays(fn, {}), fn
 
 
 def outer(x):
@@ -260,11 +260,11 @@ def test_a_child_sends_what_it_found_before_it_died():
         send(list(range(100_000)))
         os.kill(os.getpid(), signal.SIGKILL)
 
-    sent, died = isolated.apart(work)
+    sent, died = isolated.run_isolated(work)
     assert sent == ["one", list(range(100_000))]
     assert died == "killed by SIGKILL"
-    sent, died = isolated.apart(lambda send: __import__("time").sleep(60), patience=0.1)
-    assert (sent, died) == ([], "it said nothing for 0.1 s")
+    sent, died = isolated.run_isolated(lambda send: __import__("time").sleep(60), patience=0.1)
+    assert (sent, died) == ([], "it sent nothing for 0.1 s")
 
 
 @pytest.mark.parametrize("name", EVERYDAY)
@@ -360,14 +360,14 @@ def test_a_tie_is_a_kink_though_a_few_lines_add_up(seed):
 def test_what_proves_nothing_at_the_given_inputs_proves_nothing_at_an_edge():
     """A solver's gradient is off by its tolerance, a little more at other inputs."""
     little, large = (
-        Judged(name, [Finding("edge inputs", "wrong", "x", numbers={"error": error})])
+        EdgeVerdict(name, [Finding("edge inputs", "wrong", "x", numbers={"error": error})])
         for name, error in (("little", 2e-6), ("large", 0.1))
     )
-    assert Edges(set()).take(little)
-    solved = Edges(set(), {"x": 1e-7})
-    assert not solved.take(little)
-    assert solved.loose == ["little"]
-    assert solved.take(large)
+    assert EdgeSummary(set()).add(little)
+    solved = EdgeSummary(set(), {"x": 1e-7})
+    assert not solved.add(little)
+    assert solved.inconclusive == ["little"]
+    assert solved.add(large)
 
 
 @pytest.mark.parametrize(("factor", "wrong"), [(1 + 4e-7, False), (1.001, True)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gradlab
-from gradlab.autodiff.checker.contract import both, cotangents
+from gradlab.autodiff.checker.contract import common, special_cotangents
 from tests.mutants.corpus import KINDS
 
 torch = pytest.importorskip("torch")
@@ -48,9 +48,9 @@ def test_gradcheck_passes_most():
 def test_special_cotangents_add_up(shape):
     rng = np.random.default_rng(0)
     given = [rng.standard_normal(shape), rng.standard_normal((2, 2))]
-    parts = cotangents.taken_apart(given, rng, exact=True)
+    parts = special_cotangents.split_cotangent(given, rng, exact=True)
     for k, c in enumerate(given):
-        torch.testing.assert_close(sum(torch.from_numpy(p.whole[k].copy()) for p in parts), torch.from_numpy(c.copy()))
+        torch.testing.assert_close(sum(torch.from_numpy(p.dy[k].copy()) for p in parts), torch.from_numpy(c.copy()))
     assert sum(p.how.startswith("with a dy of one 1") for p in parts) == 1
 
 
@@ -108,7 +108,7 @@ def test_parts_are_few():
         calls.clear()
         with pytest.MonkeyPatch.context() as patch:
             if not parts:
-                patch.setattr(both, "contract", lambda *given: None)
+                patch.setattr(common, "contract", lambda *given: None)
             assert gradlab.check(lambda x: Count.apply(x), normal(3, 4), order=1, parts=("contract",))
         return len(calls)
 

@@ -98,14 +98,17 @@ def test_an_op_with_parts(tmp_path):
 BAD = {
     "no function": ("{file}", "wanted an op's name or FILE.py::function"),
     "not there": ("{file}::nothing", "has no function 'nothing'; it has cube, right, right_reference, defaults"),
-    "no file": ("{file}x.py::f", "is no file"),
+    "no file": ("{file}x.py::f", "wanted a file that exists"),
     "no arguments": ("{file}::cube", 'cube has no arguments: give --shapes "x[3 4], w[4 5]"'),
     "shapes": ("{file}::cube --shapes x(3)", "shapes are 'x(3)', wanted for example"),
     "op": ("relux", "unknown op 'relux'"),
     "side": ("relu --side numpy", "unknown side 'numpy'"),
-    "part": ("relu --part all", "parts hold 'all'"),
-    "dtype": ("relu --dtype int8", "dtypes hold 'int8'"),
-    "folder": ("relu --json nowhere/x.json", "nowhere is no folder to write x.json into"),
+    "part": ("relu --part all", "parts holds 'all'"),
+    "dtype": ("relu --dtype int8", "dtypes holds 'int8'"),
+    "folder": (
+        "relu --json nowhere/x.json",
+        "--json or --plot is nowhere/x.json, wanted a file in a folder that exists",
+    ),
     "broken": ("{broken}::f", "cannot be imported: ZeroDivisionError: division by zero"),
 }
 

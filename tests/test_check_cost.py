@@ -21,7 +21,7 @@ def here(monkeypatch):
         work(sent.append)
         return sent, ""
 
-    monkeypatch.setattr(isolated, "apart", work_here)
+    monkeypatch.setattr(isolated, "run_isolated", work_here)
 
 
 def counted(fn):
@@ -170,14 +170,14 @@ def test_of_a_slow_function_what_is_worth_most_is_looked_at_and_the_rest_said(
     seconds, missing, most, here, monkeypatch
 ):
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(function, "took", lambda start, again: seconds)
+    monkeypatch.setattr(function, "call_seconds", lambda start, again: seconds)
     fn, calls = counted(torch.sin)
     x = torch.randn(4, 5, dtype=torch.float64)
     report = gradlab.check(fn, x, replays=2)
     assert report
     assert calls.total() <= most
     assert {"derivative", "facts", "contract", "second", "edges"} - set(report.seconds) == missing
-    said = [note for note in report.notes if "so left out:" in note]
+    said = [note for note in report.notes if "the check leaves out" in note]
     assert bool(said) == (seconds > 0.1)
     assert all(part in said[0] for part in missing)
     report = gradlab.check(fn, x, parts=("second", "edges"), replays=2)

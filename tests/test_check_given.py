@@ -31,7 +31,7 @@ def test_right_functions_are_right_there(args, said):
     found, report = held(lambda x, w: torch.tanh(x) * w, *args)
     assert found, report
     assert {f.verdict for f in found} == {"ok"}, report
-    assert found[-1].said == f"with {said}, as given"
+    assert found[-1].detail == f"with {said}, as given"
 
 
 def test_contiguous_arguments_of_one_dtype_are_what_the_rest_runs_on():
@@ -72,7 +72,7 @@ def test_a_backward_that_raises_there_is_wrong_and_a_forward_is_a_note():
     args = normal(4).bfloat16(), normal(4).float()
     found, _ = held(ruled(torch.mul, one_dtype), *args)
     assert [f.verdict for f in found] == ["wrong"]
-    assert "backward raises TypeError: one dtype, with argument 0 bfloat16" in found[0].said
+    assert "backward raises TypeError: one dtype, with argument 0 bfloat16" in found[0].detail
     found, report = held(lambda x, w: torch.mm(x, w), normal(4, 4).bfloat16(), normal(4, 4).float())
     assert not found
     assert any("does not run with x bfloat16, w float32, as given (RuntimeError" in note for note in report.notes)
@@ -94,7 +94,7 @@ def test_another_value_in_a_low_precision_is_another_function():
 
     found, report = held(steeper, normal(4).float(), normal(4))
     assert not found
-    assert any("result is another with x float32, w float64, as given" in note for note in report.notes)
+    assert any("result differs with x float32, w float64, as given" in note for note in report.notes)
 
 
 def test_a_function_of_fixed_float32_parts_is_judged_in_float32():
@@ -105,4 +105,4 @@ def test_a_function_of_fixed_float32_parts_is_judged_in_float32():
 
     report = gradlab.check(norm, normal(4, 8).bfloat16(), normal(8).float(), order=1)
     assert report, report
-    assert any("takes no float64: differences are of float32" in note for note in report.notes)
+    assert any("takes no float64: finite differences are taken in float32" in note for note in report.notes)

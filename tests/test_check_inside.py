@@ -43,7 +43,7 @@ def test_a_low_precision_inside_is_no_fault(fn, args, seed):
 
 def test_what_is_not_held_to_float32_says_so():
     report = gradlab.check(cast_by_torch, normal(4, 8), normal(5, 8), order=1, raises=False, parts=("precision",))
-    assert any("in float32 it works in a lower precision inside" in note for note in report.notes)
+    assert any("in float32 it computes in a lower precision internally" in note for note in report.notes)
 
 
 class Scaled(torch.autograd.Function):

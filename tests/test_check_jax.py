@@ -1,4 +1,4 @@
-"""The check on jax as a user runs it: x64 off, several dtypes and weak types; gradients of each sample, forward mode."""
+"""The check on jax as a user runs it: x64 off, several dtypes, weak types; per-sample gradients, forward mode."""
 
 import pytest
 
@@ -72,7 +72,7 @@ def test_right_functions_are_right_at_the_arrays_as_they_were_given(args, said):
     report = checked(lambda a, w: jnp.sin(a) * w, *args())
     assert report, report
     found = [f for f in report.findings if f.check == "as they were given"]
-    assert {f.said for f in found} == {f"with {said}, as given"}
+    assert {f.detail for f in found} == {f"with {said}, as given"}
     assert {f.verdict for f in found} == {"ok"}
 
 
@@ -100,6 +100,6 @@ def sine(factor):
 def test_forward_over_reverse_is_held_too(factor, verdict):
     """As jax.hessian takes it, also where forward mode alone is not to be had."""
     report = gradlab.check(sine(factor), x()[0], raises=False, parts=("second",))
-    found = [f for f in report.findings if "by jax.jvp of the gradient" in f.said]
+    found = [f for f in report.findings if "by jax.jvp of the gradient" in f.detail]
     assert [f.verdict for f in found] == [verdict], report
     assert report.verdict == verdict

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gradlab
-from gradlab.autodiff.checker.precision.precision import _stored, _ulp
+from gradlab.autodiff.checker.precision.low_precision import _rounded, _ulp
 
 torch = pytest.importorskip("torch")
 
@@ -76,7 +76,7 @@ def test_truncation_is_caught_and_called_so():
     report = gradlab.check(layer(truncated), x, w, raises=False, parts=PRECISION)
     (found,) = report.wrong()
     assert (found.check, found.input, found.verdict) == ("bfloat16 gradient", "x", "wrong")
-    assert "as truncation does" in found.said
+    assert "as truncation does" in found.detail
 
 
 def test_overflow_in_float16_is_caught():
@@ -117,5 +117,5 @@ def test_ulp_and_nearest():
     x = rng.standard_normal(200) * 10.0 ** rng.integers(-6, 4, 200)
     for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         want = torch.from_numpy(x).to(dtype).double().numpy()
-        np.testing.assert_array_equal(_stored(x, name), want)
+        np.testing.assert_array_equal(_rounded(x, name), want)
         assert (np.abs(want - x) <= 0.5 * _ulp(x, name)).all()

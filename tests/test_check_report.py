@@ -57,12 +57,12 @@ def test_a_slow_function_is_not_drawn_in_a_notebook():
 
     shown = gradlab.check(slow, X, parts=("derivative",), order=1)._repr_html_()
     assert "<img" not in shown
-    assert re.search(r"report\.plot\(path\) draws error against step in about \d+ s", shown)
+    assert re.search(r"report\.plot\(path\) draws error against step size in about \d+ s", shown)
 
 
 def test_a_report_without_gradients_says_that_nothing_is_drawn():
     shown = gradlab.check(sine, X, parts=("facts",), order=1)._repr_html_()
-    assert "the report holds no gradient that was held against differences" in shown
+    assert "plot: report holds no gradient compared with finite differences" in shown
 
 
 def texts(report, tmp_path):

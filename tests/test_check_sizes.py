@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import gradlab
-from gradlab.autodiff.checker.core.request import each_size, parsed_sizes
+from gradlab.autodiff.checker.core.options import each_size, parsed_sizes
 from gradlab.autodiff.checker.core.subject import subject
-from gradlab.autodiff.checker.inputs.sizes import resized
+from gradlab.autodiff.checker.inputs.axis_lengths import resized
 from tests.mutants.score import ours
 
 torch = pytest.importorskip("torch")
@@ -82,9 +82,9 @@ def test_a_backward_that_raises_at_a_size_is_wrong():
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        ({7: 1}, "sizes name axes of 7, arguments of sin have lengths 3, 4"),
-        ({("y", 0): 1}, "sizes name 'y', sin has "),
-        ({("argument 0", 2): 1}, "sizes name axis 2 of argument 0, which has 2"),
+        ({7: 1}, "sizes name axes of 7, wanted one of the lengths 3, 4"),
+        ({("y", 0): 1}, "sizes name 'y', wanted one of "),
+        ({("argument 0", 2): 1}, "sizes name axis 2 of argument 0, wanted one of its 2 axes"),
         ({4: [5, 0]}, "sizes of axes of 4 hold 0, wanted whole numbers of at least 1"),
         ({"x": 1}, "sizes name 'x', wanted an axis length or (argument, axis)"),
     ],
@@ -102,5 +102,5 @@ def test_sizes_of_the_command_line():
     for text in ("", "x: 3", "3:", "3: 4;", "x[0]: a"):
         with pytest.raises(ValueError, match=r"^check: sizes are "):
             parsed_sizes(text)
-    with pytest.raises(ValueError, match=r"^check: sizes are of a function's arguments"):
+    with pytest.raises(ValueError, match=r"^check: sizes: came with an op"):
         gradlab.check("relu", sizes={3: 4})

@@ -40,7 +40,7 @@ def test_right_functions_are_right_in_all_of_it():
         (wave.HalfUnderAutocast, "autocast", "under bfloat16 autocast; 11 of 12 elements"),
         (wave.AddsItself, ".grad adds up", "as .grad that was there, after 1 backward"),
         (wave.AddsAsContiguous, ".grad adds up", "as .grad of reversed axes that was there, after 1 backward"),
-        (wave.ForwardTerm, "forward mode", "and differences"),
+        (wave.ForwardTerm, "forward mode", "and finite differences"),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
 )
@@ -67,7 +67,7 @@ def test_what_float32_alone_makes_another_is_no_fault_of_autocast():
     other = ruled(torch.mul, lambda dy, x, w: (dy * w * (1 if x.dtype == torch.float64 else 2), dy * x))
     report = contract(other, *pair())
     assert report, report
-    assert any("in float32 is another than in float64, without autocast too" in n for n in report.notes)
+    assert any("in float32 differs from float64 without autocast too" in n for n in report.notes)
 
 
 def test_a_tangent_that_is_lost_on_the_way_is_no_forward_mode():
@@ -96,11 +96,13 @@ def test_at_a_kink_forward_mode_and_pullback_may_differ():
 
     report = contract(lambda x: Relu.apply(x), torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64))
     assert report, report
-    assert any("is not what the pullback gives, and differences do not say which is off" in n for n in report.notes)
+    assert any(
+        "differs from the pullback, and finite differences cannot tell which is wrong" in n for n in report.notes
+    )
 
 
 def test_a_backward_that_does_not_run_under_autocast_is_a_note():
     wrong = ruled(lambda x, w: x @ w.T, lambda dy, x, w: (dy @ w, dy.T @ x))
     report = contract(wrong, *pair())
     assert report, report
-    assert any("autocast is not looked at (RuntimeError" in n for n in report.notes)
+    assert any("autocast is not checked (RuntimeError" in n for n in report.notes)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tests.mutants.corpus import Family, Subject, change, swap
+from tests.mutants.corpus import CheckSubject, Family, change, swap
 from tests.mutants.rule_of_jax import rule
 
 LR, B1, B2, EPS, DECAY, T = 0.1, 0.9, 0.999, 1e-6, 0.01, 100
@@ -67,7 +67,7 @@ def ratio(grads, dy, args, ctx):
 
 FAMILY = Family("adam", "jax", build, make, plain_adam)
 _ = FAMILY.wrong
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     _("moments-swapped", "gross", "m v", swap(2, 3), "dm and dv in each other's place"),
     _("no-std", "gross", "g v", other(through_p=0.0), "v's effect on p is left out"),
     _("dg-last", "local", "g", change(1, lambda g: g.at[-1].set(0)), "the last element of dg is never written"),

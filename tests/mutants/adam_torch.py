@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.mutants.corpus import Family, Subject, change, swap
+from tests.mutants.corpus import CheckSubject, Family, change, swap
 from tests.mutants.rule_of_torch import rule
 
 LR, B1, B2, EPS, DECAY, T = 0.1, 0.9, 0.999, 1e-6, 0.01, 100
@@ -87,7 +87,7 @@ def fixed_root(x):
 
 FAMILY = Family("adam", "torch", build, make, plain_adam)
 _ = FAMILY.wrong
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     _("dp-zero", "gross", "p", change(0, torch.zeros_like), "p's own gradient is lost"),
     _("moments-swapped", "gross", "m v", swap(2, 3), "dm and dv in each other's place"),
     _("dv-half", "gross", "g v", other(half=1.0), "the half of the root's derivative is missing"),

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gradlab
-from gradlab.autodiff.checker.function import PARTS, Plan
+from gradlab.autodiff.checker.function import PARTS, CheckPlan
 from gradlab.autodiff.checker.ops import check_op
 from gradlab.autodiff.checker.report import INCONCLUSIVE, OK, Finding, Report
 from gradlab.autodiff.frameworks.side import Side, side
@@ -93,7 +93,7 @@ def caught(op: str, on: Side, fn: Callable[..., Any]) -> str:
     with in_place(on, fn), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for parts in PASSES:
-            plan = Plan(order=1 if "derivative" in parts else 2, parts=parts)
+            plan = CheckPlan(order=1 if "derivative" in parts else 2, parts=parts)
             report = Report(findings=_UpToTheFirst(lambda parts=parts: _usual(op, on.name, parts)))
             try:
                 check_op(one, [on], plan, report)
@@ -204,7 +204,7 @@ def _usual(op: str, framework: str, parts: tuple[str, ...]) -> set[tuple]:
     held = on.__dict__.pop("op", None)
     try:
         with in_place(on, module.by_spec):
-            check_op(spec(op), [on], Plan(order=1 if "derivative" in parts else 2, parts=parts), report)
+            check_op(spec(op), [on], CheckPlan(order=1 if "derivative" in parts else 2, parts=parts), report)
     finally:
         if held is not None:
             on.op = held  # type: ignore[method-assign]

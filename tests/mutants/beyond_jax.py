@@ -1,10 +1,10 @@
-"""Backwards on jax that are wrong for a special dy, one array twice, two inputs of four, small elements, a tile more."""
+"""Wrong backwards on jax: for a special dy, one array twice, two inputs of four, small elements, a tile more."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.mutants.corpus import Family, Subject
+from tests.mutants.corpus import CheckSubject, Family
 from tests.mutants.linear_jax import FAMILY as LINEAR
 from tests.mutants.linear_jax import pullback
 from tests.mutants.rule_of_jax import rule
@@ -134,7 +134,7 @@ def _(of, name, kind, blames, fault, shows, note, **fields):
     return of.wrong(name, kind, blames, fault, note, shows=shows, order=1, **fields)
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     *(of.right(order=1) for of in (SOFTMAX, SCORES, FOUR, GRADED)),
     _(SOFTMAX, "first-is-zero", "contract", "x", skips_rows, "special-dy", "no gradient where the first dy is 0"),
     _(LINEAR, "equal-as-ones", "contract", "", ones_for_equal, "special-dy", "a dy of equal numbers is taken for ones"),

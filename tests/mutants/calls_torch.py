@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.mutants.corpus import Family, Subject, change
+from tests.mutants.corpus import CheckSubject, Family, change
 from tests.mutants.rule_of_torch import rule, write
 
 
@@ -199,7 +199,7 @@ def _(of, name, blames, fault, shows, note, **fields):
     return of.wrong(name, "contract", blames, fault, note, shows=shows, order=1, **fields)
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     WAVE.right(order=1),
     PRODUCT.right(order=1),
     SCORES.right(order=1),

@@ -2,7 +2,7 @@
 
 import jax
 
-from tests.mutants.corpus import Family, Subject, change
+from tests.mutants.corpus import CheckSubject, Family, change
 from tests.mutants.rule_of_jax import rule
 
 
@@ -59,7 +59,7 @@ def real_of_wrong(grads, dy, args, ctx):
     return grads[0], (dy * (args[0] * args[0]).conj()).real
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     PRODUCT.right(),
     ENERGY.right(),
     PRODUCT.wrong("conjugated", "gross", "z", conjugated, "the derivative is conjugated, as torch has it"),

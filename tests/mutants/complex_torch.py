@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.mutants.corpus import Family, Subject, change
+from tests.mutants.corpus import CheckSubject, Family, change
 from tests.mutants.rule_of_torch import rule
 
 
@@ -61,7 +61,7 @@ def real_of_wrong(grads, dy, args, ctx):
     return grads[0], (dy * args[0] * args[0]).real
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     PRODUCT.right(),
     ENERGY.right(),
     PRODUCT.wrong("not-conjugated", "gross", "z", not_conjugated, "the derivative is not conjugated"),

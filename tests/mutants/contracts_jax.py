@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.mutants.corpus import Family, Subject
+from tests.mutants.corpus import CheckSubject, Family
 from tests.mutants.linear_jax import FAMILY, plain_linear
 from tests.mutants.rule_of_jax import rule
 
@@ -178,10 +178,12 @@ def make_empty(rng, size):
 
 
 def two(name, fn, truth, shows, blames, note, **fields):
-    return Subject(name + "-jax", "contract", "jax", fn, pair, blames, truth=truth, shows=shows, note=note, **fields)
+    return CheckSubject(
+        name + "-jax", "contract", "jax", fn, pair, blames, truth=truth, shows=shows, note=note, **fields
+    )
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     FAMILY.wrong("float32-gradient", "contract", "w", float32_gradient, "dw is handed over in float32"),
     FAMILY.wrong("empty", "contract", "", first_row_starts, "an empty batch raises", trigger=make_empty, shows="empty"),
     FAMILY.wrong(

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.mutants.corpus import Family, Subject
+from tests.mutants.corpus import CheckSubject, Family
 from tests.mutants.linear_torch import FAMILY, plain_linear, pullback
 from tests.mutants.rule_of_torch import as_if_contiguous, rule, write
 from tests.mutants.small_torch import RELU
@@ -150,7 +150,7 @@ def _(name, blames, fault, shows, note, **fields):
     return FAMILY.wrong(name, "contract", blames, fault, note, shows=shows, **fields)
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     _("cotangent-strides", "", cotangent_as_contiguous, "strided-cotangent", "takes dy for contiguous"),
     _("cotangent-expanded", "", expanded_as_contiguous, "expanded", "reads on in a dy of stride 0"),
     _("cotangent-first", "", first_element, "expanded", "takes a dy of stride 0 for one number"),

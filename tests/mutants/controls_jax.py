@@ -6,15 +6,15 @@ import numpy as np
 
 from tests.mutants import adam_jax, contracts_jax, conv2d_jax, cross_entropy_jax, linear_jax, order2_jax
 from tests.mutants import small_jax as small
-from tests.mutants.corpus import Subject
+from tests.mutants.corpus import CheckSubject
 
 
 def native(name, fn, make, **fields):
-    return Subject(name + "-jax", "right", "jax", fn, make, **fields)
+    return CheckSubject(name + "-jax", "right", "jax", fn, make, **fields)
 
 
 def awkward(name, fn, make, note, **fields):
-    return Subject(name + "-jax", "awkward", "jax", fn, make, note=note, **fields)
+    return CheckSubject(name + "-jax", "awkward", "jax", fn, make, note=note, **fields)
 
 
 def at_zero(rng, size):
@@ -79,7 +79,7 @@ def guarded_sqrt(x):
     return jnp.where(x > 0, jnp.sqrt(safe), 0.0)
 
 
-RIGHT: tuple[Subject, ...] = (
+RIGHT: tuple[CheckSubject, ...] = (
     linear_jax.FAMILY.right(),
     cross_entropy_jax.FAMILY.right(),
     cross_entropy_jax.SOFT.right(),
@@ -103,7 +103,7 @@ RIGHT: tuple[Subject, ...] = (
     native("embedding", lambda x, index: jnp.tanh(x[index]), small.repeated),
 )
 
-AWKWARD: tuple[Subject, ...] = (
+AWKWARD: tuple[CheckSubject, ...] = (
     awkward("relu-at-0", lambda x: jax.nn.relu(x), at_zero, "half of the inputs are on the kink", order=1),
     awkward(
         "relu-by-hand-at-0", small.RELU.build(None), at_zero, "the same, hand-written", order=1, truth=small.RELU.truth

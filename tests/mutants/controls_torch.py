@@ -5,17 +5,17 @@ import torch
 
 from tests.mutants import adam_torch, contracts_torch, conv2d_torch, cross_entropy_torch, linear_torch, order2_torch
 from tests.mutants import small_torch as small
-from tests.mutants.corpus import Subject
+from tests.mutants.corpus import CheckSubject
 
 F = torch.nn.functional
 
 
 def native(name, fn, make, **fields):
-    return Subject(name, "right", "torch", fn, make, **fields)
+    return CheckSubject(name, "right", "torch", fn, make, **fields)
 
 
 def awkward(name, fn, make, note, **fields):
-    return Subject(name, "awkward", "torch", fn, make, note=note, **fields)
+    return CheckSubject(name, "awkward", "torch", fn, make, note=note, **fields)
 
 
 def at_zero(rng, size):
@@ -78,7 +78,7 @@ def step_elsewhere(x):
     return x * x + torch.where(x > 20, 1.0, 0.0)
 
 
-RIGHT: tuple[Subject, ...] = (
+RIGHT: tuple[CheckSubject, ...] = (
     linear_torch.FAMILY.right(),
     cross_entropy_torch.FAMILY.right(),
     cross_entropy_torch.SOFT.right(),
@@ -103,7 +103,7 @@ RIGHT: tuple[Subject, ...] = (
     native("embedding", lambda x, index: torch.tanh(x[index]), indexed),
 )
 
-AWKWARD: tuple[Subject, ...] = (
+AWKWARD: tuple[CheckSubject, ...] = (
     awkward("relu-at-0", lambda x: torch.relu(x), at_zero, "half of the inputs are on the kink", order=1),
     awkward(
         "relu-by-hand-at-0", small.RELU.build(None), at_zero, "the same, hand-written", order=1, truth=small.RELU.truth

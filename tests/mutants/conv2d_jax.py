@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax.lax import conv_general_dilated
 
-from tests.mutants.corpus import Family, Subject, change
+from tests.mutants.corpus import CheckSubject, Family, change
 from tests.mutants.rule_of_jax import rounded, rule, weigh
 
 
@@ -61,7 +61,7 @@ def half_input(grads, dy, args, ctx):
 
 FAMILY = Family("conv2d", "jax", build, make, plain_conv2d)
 _ = FAMILY.wrong
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     _("dx-unflipped", "gross", "x", unflipped, "dx reads the kernel without mirroring it"),
     _("dx-channels", "gross", "x", channels_kept, "filters and channels of w are not exchanged"),
     _("dw-tap", "local", "w", change(1, lambda g: g * weigh(g, (..., 0, 2))), "one tap of dw is zero"),

@@ -5,7 +5,7 @@ from torch.nn.functional import conv2d as native
 from torch.nn.functional import conv_transpose2d, pad
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from tests.mutants.corpus import Family, Subject, change
+from tests.mutants.corpus import CheckSubject, Family, change
 from tests.mutants.rule_of_torch import rounded, rule, weigh
 
 
@@ -89,7 +89,7 @@ def wrapped(grads, dy, args, ctx):
 FAMILY = Family("conv2d", "torch", build, make, plain_conv2d)
 STRIDED = Family("conv2d-stride-2", "torch", build_strided, make_odd, plain_strided)
 _ = FAMILY.wrong
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     _("dw-flipped", "gross", "w", change(1, lambda g: g.flip(2, 3)), "the taps of dw are mirrored"),
     _("dw-axes", "gross", "w", change(1, lambda g: g.transpose(2, 3)), "height and width of dw are exchanged"),
     _("dx-unflipped", "gross", "x", unflipped, "dx reads the kernel without mirroring it"),

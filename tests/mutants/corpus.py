@@ -50,7 +50,7 @@ Make = Callable[[np.random.Generator, int], Arrays]
 
 
 @dataclass(frozen=True)
-class Subject:
+class CheckSubject:
     """A function to check. `blames` are the parameters with a wrong gradient, at order 2 those whose gradient has
     wrong derivatives; it is empty for a wrong forward and where all gradients may be hit. `given` makes of the side's
     arrays those that a user has: of several dtypes, or strided."""
@@ -86,15 +86,15 @@ class Family:
         """Twins on jax have the same name with the side after it."""
         return f"{self.prefix}-{fault}" + ("-jax" if self.side == "jax" else "")
 
-    def right(self, **fields) -> Subject:
+    def right(self, **fields) -> CheckSubject:
         """The same hand-written rule without a fault."""
-        base = Subject(self.name("by-hand"), "right", self.side, self.build(None), self.make, truth=self.truth)
+        base = CheckSubject(self.name("by-hand"), "right", self.side, self.build(None), self.make, truth=self.truth)
         return replace(base, **fields)
 
-    def wrong(self, name: str, kind: str, blames: str, fault: Callable | None, note: str, **fields) -> Subject:
+    def wrong(self, name: str, kind: str, blames: str, fault: Callable | None, note: str, **fields) -> CheckSubject:
         """A mutant; `blames` are names with spaces between, `fault(grads, dy, args, ctx)` returns the wrong grads."""
         fn = self.build(fault)
-        made = Subject(self.name(name), kind, self.side, fn, self.make, tuple(blames.split()), note=note)
+        made = CheckSubject(self.name(name), kind, self.side, fn, self.make, tuple(blames.split()), note=note)
         return replace(made, **{"truth": self.truth, **fields})
 
 
@@ -118,7 +118,7 @@ def swap(i: int, j: int) -> Callable:
     return fault
 
 
-def load(side: str) -> list[Subject]:
+def load(side: str) -> list[CheckSubject]:
     """All subjects of a side, mutants and controls, file by file; imports its framework."""
     paths = sorted(Path(__file__).parent.glob(f"*_{side}.py"))
     modules = [importlib.import_module(f"tests.mutants.{path.stem}") for path in paths]

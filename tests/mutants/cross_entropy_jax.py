@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tests.mutants.corpus import Family, Subject, change
+from tests.mutants.corpus import CheckSubject, Family, change
 from tests.mutants.rule_of_jax import rounded, rule, weigh
 
 
@@ -128,7 +128,7 @@ def _(name, kind, pullback, note, **fields):
     return FAMILY.wrong(name, kind, "logits", instead(pullback), note, **fields)
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     _("no-one-hot", "gross", rescaled(jax.nn.softmax, hot=no_hot), "softmax without minus the one-hot"),
     _("no-mean", "gross", rescaled(jax.nn.softmax, lambda labels: 1), "the mean's divisor is missing"),
     _("leak", "local", rescaled(jax.nn.softmax, hot=by_index, kept=leaky), "ignored rows are of the last class"),

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.mutants.corpus import Family, Subject, change
+from tests.mutants.corpus import CheckSubject, Family, change
 from tests.mutants.rule_of_torch import rounded, rule, weigh
 
 
@@ -117,7 +117,7 @@ def unnormalised(grads, dy, args, ctx):
 FAMILY = Family("cross-entropy", "torch", build, make, plain_cross_entropy)
 SOFT = Family("soft-cross-entropy", "torch", build_soft, make_soft, plain_soft)
 _, soft = FAMILY.wrong, SOFT.wrong
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     _("no-one-hot", "gross", "logits", no_one_hot, "softmax without minus the one-hot"),
     _("no-mean", "gross", "logits", rescaled(lambda z: z.softmax(1), lambda z: 1.0), "the mean's divisor is missing"),
     _("leak", "local", "logits", leak, "ignored rows get a gradient"),

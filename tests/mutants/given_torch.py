@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.mutants.corpus import Family, Subject
+from tests.mutants.corpus import CheckSubject, Family
 from tests.mutants.rule_of_torch import as_if_contiguous, rule
 
 
@@ -66,7 +66,7 @@ def as_contiguous_where_they_overlap(grads, dy, args, ctx):
     return gate_pullback(dy, as_if_contiguous(x) if overlaps else x, w)
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     GATE.right(),
     *(
         GATE.right(name=f"gate-by-hand-{given.__name__.replace('_', '-')}", given=given, order=1)

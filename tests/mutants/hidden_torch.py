@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tests.mutants.corpus import Family, Subject, change
+from tests.mutants.corpus import CheckSubject, Family, change
 from tests.mutants.linear_torch import plain_linear, pullback
 from tests.mutants.rule_of_torch import rule
 
@@ -70,7 +70,7 @@ def _(of, name, blames, fault, note):
     return of.wrong(name, "small", blames, fault, note, shows="hidden", order=1)
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     GRADED.right(order=1),
     COLUMN.right(order=1),
     _(GRADED, "doubled", "x", small_doubled, "twice the gradient where s is below 1e-9"),

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tests.mutants.corpus import Family, Subject, change, swap
+from tests.mutants.corpus import CheckSubject, Family, change, swap
 from tests.mutants.rule_of_jax import rounded, rule, weigh
 
 
@@ -78,7 +78,7 @@ def first_row(grads, dy, args, ctx):
 
 FAMILY = Family("linear", "jax", build, make, plain_linear)
 _ = FAMILY.wrong
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     _("dw-sign", "gross", "w", change(1, jnp.negative), "dw = -dyᵀ x"),
     _("dw-transposed", "gross", "w", change(1, jnp.transpose), "dw = xᵀ dy, which fits as w is square"),
     _("db-no-sum", "gross", "b", first_row, "db is the first row of dy, not the sum over rows"),

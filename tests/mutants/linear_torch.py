@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.mutants.corpus import Family, Subject, change, swap
+from tests.mutants.corpus import CheckSubject, Family, change, swap
 from tests.mutants.rule_of_torch import rounded, rule, tf32, weigh
 
 
@@ -87,7 +87,7 @@ def no_last_bias(x, w, b):
 
 FAMILY = Family("linear", "torch", build, make, plain_linear)
 _ = FAMILY.wrong
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     _(
         "forward",
         "gross",

@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from tests.mutants.corpus import Subject
+from tests.mutants.corpus import CheckSubject
 from tests.mutants.linear_torch import FAMILY, tile
 from tests.mutants.rule_of_torch import keep, weigh
 
@@ -71,7 +71,7 @@ def _(name, blames, fault, note, **fields):
     return FAMILY.wrong(name, "nondeterministic", blames, fault, note, **{"shows": "repeat", **fields})
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     _("noise", "w", noise, "noise of 1e-3 on dw"),
     _("every-third", "w", every_third(), "every third call leaves a tile of dw zero"),
     _("any-order", "b", any_order, "db is summed in float32, in any order", make=make_rows),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.mutants.corpus import Family, Subject, change
+from tests.mutants.corpus import CheckSubject, Family, change
 from tests.mutants.linear_jax import FAMILY
 from tests.mutants.rule_of_jax import rule
 
@@ -45,7 +45,7 @@ def _(family, name, blames, fault, note, **fields):
     return family.wrong(name, "order-2", blames, fault, note, **{"shows": "second", **fields})
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     _(FAMILY, "cotangent-stopped", "w", cotangent_stopped, "dw takes dy for a constant"),
     _(FAMILY, "input-stopped", "w", input_stopped, "dw takes x for a constant"),
     _(FAMILY, "all-stopped", "x w b", all_stopped, "stop_gradient over the whole backward"),

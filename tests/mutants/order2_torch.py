@@ -3,7 +3,7 @@
 import torch
 from torch.autograd.function import once_differentiable
 
-from tests.mutants.corpus import Family, Subject, change
+from tests.mutants.corpus import CheckSubject, Family, change
 from tests.mutants.linear_torch import FAMILY, make_square, plain_linear, pullback
 from tests.mutants.rule_of_torch import rule
 
@@ -76,7 +76,7 @@ def _(family, name, blames, fault, note, **fields):
     return family.wrong(name, "order-2", blames, fault, note, **{"shows": "second", **fields})
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     _(FAMILY, "cotangent-detached", "w", cotangent_detached, "dw takes dy for a constant"),
     _(FAMILY, "weight-detached", "x", weight_detached, "dx takes w for a constant"),
     _(FAMILY, "without-grad", "x w b", without_grad, "the whole backward runs under no_grad"),

@@ -19,7 +19,7 @@ import gradlab
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.frameworks.side import installed
 from gradlab.autodiff.frameworks.side import side as side_of
-from tests.mutants.corpus import CONTROLS, KINDS, Subject, load
+from tests.mutants.corpus import CONTROLS, KINDS, CheckSubject, load
 
 SIZE = 8
 
@@ -32,20 +32,20 @@ class Score:
     missed: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def take(self, subject: Subject, wrong: bool) -> None:
+    def take(self, subject: CheckSubject, wrong: bool) -> None:
         """Count one subject."""
         self.caught[subject.kind] = self.caught.get(subject.kind, 0) + wrong
         if not wrong:
             self.missed.setdefault(subject.kind, []).append(subject.name)
 
 
-def arguments(subject: Subject, seed: int, size: int = SIZE) -> list:
+def arguments(subject: CheckSubject, seed: int, size: int = SIZE) -> list:
     """The subject's inputs as its side's arrays, in its dtype; jax needs `side.double()` around it."""
     side = side_of(subject.side)
     return subject.given([side.put(a, subject.dtype) for a in subject.make(np.random.default_rng(seed), size)])
 
 
-def ours(subject: Subject, seed: int, size: int = SIZE, parts: Sequence[str] | None = None) -> Report:
+def ours(subject: CheckSubject, seed: int, size: int = SIZE, parts: Sequence[str] | None = None) -> Report:
     """The lab's report on a subject, by some of its parts or all."""
     with side_of(subject.side).double():
         args = arguments(subject, seed, size)
@@ -66,10 +66,10 @@ def says_wrong(report) -> bool:
     return any(f.verdict == "wrong" for f in report.findings)
 
 
-def gradcheck(fast: bool) -> Callable[[Subject, int], bool]:
+def gradcheck(fast: bool) -> Callable[[CheckSubject, int], bool]:
     """torch.autograd.gradcheck, and gradgradcheck at order 2; an exception of the function counts as wrong."""
 
-    def run(subject: Subject, seed: int) -> bool:
+    def run(subject: CheckSubject, seed: int) -> bool:
         import torch
 
         args = [a.detach().requires_grad_() if a.is_floating_point() else a for a in arguments(subject, seed)]
@@ -84,7 +84,7 @@ def gradcheck(fast: bool) -> Callable[[Subject, int], bool]:
     return run
 
 
-def check_grads(subject: Subject, seed: int) -> bool:
+def check_grads(subject: CheckSubject, seed: int) -> bool:
     """jax.test_util.check_grads in reverse mode at the subject's order; an exception counts as wrong."""
     import jax
     from jax.test_util import check_grads as native
@@ -106,7 +106,7 @@ def check_grads(subject: Subject, seed: int) -> bool:
         return False
 
 
-TOOLS: dict[str, dict[str, Callable[[Subject, int], bool]]] = {
+TOOLS: dict[str, dict[str, Callable[[CheckSubject, int], bool]]] = {
     "torch": {
         "gradlab.check": lambda s, seed: says_wrong(ours(s, seed)),
         "gradcheck, full": gradcheck(False),
@@ -132,7 +132,7 @@ def score(side: str, seeds: Sequence[int], console: Console) -> dict[str, Score]
     return found
 
 
-def table(side: str, found: dict[str, Score], subjects: Sequence[Subject]) -> Table:
+def table(side: str, found: dict[str, Score], subjects: Sequence[CheckSubject]) -> Table:
     """Caught of each kind by each tool, and false alarms on the controls."""
     total = {kind: sum(s.kind == kind for s in subjects) for kind in (*KINDS, *CONTROLS)}
     made = Table(title=f"{side}: wrong backwards caught, of how many", title_justify="left", box=box.MARKDOWN)

@@ -1,6 +1,6 @@
 """Backwards on torch that are wrong past a tile of 128, which is more than any drawn input has."""
 
-from tests.mutants.corpus import Subject
+from tests.mutants.corpus import CheckSubject
 from tests.mutants.linear_torch import FAMILY as LINEAR
 from tests.mutants.special_dy_torch import SOFTMAX
 
@@ -45,7 +45,7 @@ def _(of, name, blames, fault, trigger, sizes, note):
 
 ROWS, COLUMNS = {("x", 0): [TILE - 1, TILE, TILE + 1]}, {8: [TILE - 1, TILE + 1]}
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     LINEAR.right(name="linear-many-rows", sizes={**ROWS, **COLUMNS}, order=1),
     _(LINEAR, "rows-past-a-tile", "b", first_rows, rows, ROWS, "db is the sum of the first 128 rows"),
     _(LINEAR, "columns-past-a-tile", "x", first_columns, columns, COLUMNS, "dx without what is no whole tile"),

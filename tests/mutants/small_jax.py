@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from tests.mutants.corpus import Family, Subject, change
+from tests.mutants.corpus import CheckSubject, Family, change
 from tests.mutants.rule_of_jax import rounded, rule, weigh
 
 
@@ -153,7 +153,7 @@ def by_division(dy, x):
     return (dy[:, None] * x.prod(1, keepdims=True) / x,)
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     MSE.wrong("half", "gross", "x t", instead(lambda dy, x, t: (dy * (x - t) / x.size, dy * (t - x) / x.size)), "no 2"),
     SOFTMAX.wrong(
         "no-dot", "gross", "x", instead(lambda dy, x: (dy * jax.nn.softmax(x),)), "the row's dot is left out"

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from tests.mutants.corpus import Family, Subject, change
+from tests.mutants.corpus import CheckSubject, Family, change
 from tests.mutants.rule_of_torch import rounded, rule, weigh
 
 
@@ -194,7 +194,7 @@ def at(family, name, blames, pullback, note, trigger, **fields):
     return family.wrong(name, "input-dependent", blames, instead(pullback), note, **fields)
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     MSE.wrong("no-mean", "gross", "x t", instead(lambda dy, x, t: (2 * dy * (x - t), 2 * dy * (t - x))), "no divisor"),
     MSE.wrong("dt-sign", "gross", "t", change(1, torch.neg), "both gradients have the same sign"),
     SOFTMAX.wrong("no-dot", "gross", "x", instead(lambda dy, x: (dy * x.softmax(-1),)), "the row's dot is left out"),

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.mutants.corpus import Subject
+from tests.mutants.corpus import CheckSubject
 from tests.mutants.linear_torch import FAMILY as LINEAR
 from tests.mutants.linear_torch import pullback
 from tests.mutants.small_torch import family, matrix
@@ -98,7 +98,7 @@ def right(of, name, fault):
     return of.right(name=of.name(name), fn=of.build(fault), order=1)
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     SOFTMAX.right(order=1),
     right(SOFTMAX, "zeros-at-once", zero_for_zeros),
     right(LINEAR, "sparse-rows", sparse_rows),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import linear_call
 
-from tests.mutants.corpus import Family, Subject
+from tests.mutants.corpus import CheckSubject, Family
 from tests.mutants.rule_of_jax import rule
 
 
@@ -106,7 +106,7 @@ def pushed(name, forward, note):
     return RISE.wrong(name, "contract", "x", forward, note, shows="forward-mode", order=1)
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     WAVE.right(name="wave-training-float32-jax", dtype="float32", order=1),
     WAVE.right(name="wave-training-mixed-jax", given=mixed, order=1),
     RISE.right(order=1),

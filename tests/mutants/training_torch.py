@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.mutants.corpus import Family, Subject
+from tests.mutants.corpus import CheckSubject, Family
 
 
 def plain_wave(x, w):
@@ -148,7 +148,7 @@ def _(name, parts, shows, blames, note):
     return FAMILY.wrong(name, "contract", blames, parts(), note, shows=shows, order=1)
 
 
-SUBJECTS: tuple[Subject, ...] = (
+SUBJECTS: tuple[CheckSubject, ...] = (
     FAMILY.right(order=1),
     _("first-sample", FirstSample, "per-sample", "x", "vmap of the gradients takes the first w for all samples"),
     _("sum-of-samples", SummedForShared, "per-sample", "w", "dw of a shared w is the sum over the samples"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradlab
-from gradlab.autodiff.checker.inputs.isolated import apart
+from gradlab.autodiff.checker.inputs.isolated import run_isolated
 
 # Samples that one process checks before the next is forked.
 CHUNK = 40
@@ -59,7 +59,7 @@ def sweep(samples: Iterable[Sample], isolated: bool = True, **options: Any) -> l
             found.append(_shown(one(todo.pop(0), **options)))
             continue
         chunk = todo[:CHUNK]
-        sent, died = apart(lambda send, chunk=chunk: [send(one(s, **options)) for s in chunk], patience=300.0)
+        sent, died = run_isolated(lambda send, chunk=chunk: [send(one(s, **options)) for s in chunk], patience=300.0)
         found += [_shown(o) for o in sent]
         todo = todo[len(sent) :]
         print(f"... {len(found)} done", flush=True)
@@ -71,7 +71,7 @@ def sweep(samples: Iterable[Sample], isolated: bool = True, **options: Any) -> l
 
 def _shown(outcome: Outcome) -> Outcome:
     if outcome.verdict not in ("ok", "not made"):
-        print(f"{outcome.verdict}: {outcome.name}: {outcome.said}", flush=True)
+        print(f"{outcome.verdict}: {outcome.name}: {outcome.detail}", flush=True)
     return outcome
 
 

@@ -1,10 +1,10 @@
-"""What is left out by default where a call of the function is slow: parts in order of their worth, and most edges."""
+"""What a check leaves out by default when one call of the function is slow: whole parts, and most edge inputs."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# From so many seconds a call with its gradient on: the parts that are left out, and the edges that are not.
+# (seconds of one call with its gradient, parts left out from there on, most edge inputs; None for all of them)
 _SLOW: tuple[tuple[float, tuple[str, ...], int | None], ...] = (
     (0.0, (), None),
     (0.1, (), 4),
@@ -14,40 +14,43 @@ _SLOW: tuple[tuple[float, tuple[str, ...], int | None], ...] = (
 
 
 @dataclass(frozen=True)
-class Worth:
-    """What one call takes, and what is left out for it.
+class Omitted:
+    """What a check leaves out for the time that one call takes.
 
     Attributes:
-        seconds: of a call with its gradient.
-        left_out: parts.
-        edges: at most so many; all of them when None.
+        seconds: of one call with its gradient.
+        left_out: names of the parts that do not run.
+        edges: the most edge inputs that are tried; all of them when None.
     """
 
     seconds: float = 0.0
     left_out: tuple[str, ...] = ()
     edges: int | None = None
 
-    def said(self, parts: tuple[str, ...]) -> str:
-        """What is left out of these parts, in words; empty when nothing is."""
-        said = [part for part in self.left_out if part in parts]
+    def note(self, parts: tuple[str, ...]) -> str:
+        """A note that names which of these parts are left out; empty when none is."""
+        names = [part for part in self.left_out if part in parts]
         if self.edges and "edges" in parts:
-            said.append(f"edges but for the first {self.edges}")
-        if not said:
+            names.append(f"edges after the first {self.edges}")
+        if not names:
             return ""
-        return f"a call takes {self.seconds:.2g} s, so left out: {', '.join(said)}; `parts=` or `budget=` asks for them"
+        return (
+            f"a call takes {self.seconds:.2g} s, so the check leaves out {', '.join(names)}; set `parts=` "
+            "or `budget=` to run them"
+        )
 
 
-def worth(seconds: float) -> Worth:
-    """What a call of so many seconds is worth."""
+def omitted(seconds: float) -> Omitted:
+    """What is left out when one call takes this many seconds."""
     _, left_out, edges = [level for level in _SLOW if seconds >= level[0]][-1]
-    return Worth(seconds, left_out, edges)
+    return Omitted(seconds, left_out, edges)
 
 
-def took(start: float, again: Callable[[], object]) -> float:
-    """Seconds since `start`, or what the call takes again, when that was long: the first compiles and imports."""
+def call_seconds(start: float, call: Callable[[], object]) -> float:
+    """Seconds since `start`; after a long first call, which may compile and import, the call is timed again."""
     first = time.perf_counter() - start
     if first < _SLOW[1][0]:
         return first
     start = time.perf_counter()
-    again()
+    call()
     return min(first, time.perf_counter() - start)

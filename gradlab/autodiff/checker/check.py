@@ -1,4 +1,4 @@
-"""The check's door: `gradlab.check` for an op of the lab by name, or for anybody's function."""
+"""`gradlab.check`: the entry point of the checker, for an op of the package by name or for any function."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -6,8 +6,8 @@ from contextlib import nullcontext
 from typing import Any
 
 from gradlab.autodiff.checker.core.finding import WRONG
-from gradlab.autodiff.checker.core.request import Sizes
-from gradlab.autodiff.checker.function import PARTS, Plan, check_function
+from gradlab.autodiff.checker.core.options import Sizes
+from gradlab.autodiff.checker.function import PARTS, CheckPlan, check_function
 from gradlab.autodiff.checker.ops import check_op
 from gradlab.autodiff.checker.progress import bar
 from gradlab.autodiff.checker.report import GradientError, Report
@@ -35,57 +35,61 @@ def check(
     replays: int | None = None,
     compiled: bool = False,
     budget: float | None = None,
-    started: Callable[[str, float], None] | None = None,
+    on_event: Callable[[str, float], None] | None = None,
 ) -> Report:
-    """Check the gradients of a function of torch tensors or jax arrays, or of an op of the lab.
+    """Check the gradients of a function of torch tensors or jax arrays, or of an op of this package.
 
     Args:
         target: a function; a torch module, whose parameters are inputs by their names (`lambda x: module(x)` leaves
             them out); or an op's name, None for every op.
         args: of the function: arrays of one framework in any nesting. Floats are differentiated, in float64 whatever
             their dtype; integer arrays are constants.
-        reference: the same function, right: called with the arguments as they came, returns arrays of any kind.
-        order: 1 for the gradient, 2 for the second derivative too, which has to exist then; when not given, 2 where the
-            function has one.
+        reference: a correct implementation of the same function: called with the original arguments, returns arrays of
+            any kind.
+        order: 1 for the gradient only, 2 to require a second derivative too; by default a second derivative is checked
+            where the function has one.
         cases: options of the function: a mapping of lists, checked as their product, or a list of mappings.
-        seed: of cotangents, directions and drawn inputs.
-        raises: raise instead of returning a report that says wrong; what is inconclusive is printed to standard error.
-            Without, bad arguments of the function and a function that raises are findings too.
-        strict: raise for what is inconclusive as well.
-        side: for an op: "torch", "jax" or several; all that are installed when not given.
-        dtypes: low precisions to judge against float64; those of the arguments when not given.
+        seed: of random cotangents, directions and generated inputs.
+        raises: raise GradientError on a wrong finding, and print inconclusive ones to standard error; if False, return
+            the report, in which bad arguments and a function that raises are findings too.
+        strict: raise on inconclusive findings as well.
+        side: for an op: "torch", "jax" or both; by default all that are installed.
+        dtypes: low precisions to compare with float64; by default the dtype of the arguments.
         parts: which of "derivative", "facts", "contract", "second", "precision", "edges", "reference"; all of them.
-        tiles: by parameter, the tile of its gradient that a program owns: a fault is named with its program.
-        sizes: of a function, axis lengths beside the given ones, at which the first derivative and what depends on the
-            size are looked at: `{128: [127, 129]}` for every axis of that length, `{("x", 0): 1}` for one alone.
-        replays: how often the same call is made again; as often as fits into a moment when not given.
-        compiled: hold torch.compile against eager too, which takes seconds; jax is under jit anyway.
-        budget: seconds, with a progress bar; what no longer fits is said, and counts as inconclusive.
-        started: instead of the bar, called with what runs next and the part of the budget that is spent.
+        tiles: by parameter, the tile of its gradient that one program writes, so that an error is reported with its
+            program.
+        sizes: for a function, further axis lengths at which the first derivative and everything that depends on the
+            size are checked: `{128: [127, 129]}` for every axis of that length, `{("x", 0): 1}` for a single axis.
+        replays: how often the same call is repeated to test determinism; by default as often as fits into 20 ms.
+        compiled: compare torch.compile with eager too, which takes seconds; jax runs under jit anyway.
+        budget: seconds, with a progress bar; parts that do not fit are listed in an inconclusive finding.
+        on_event: called in place of the progress bar with what runs next and the share of the budget that is spent.
 
     Returns:
-        A Report: prints as a table, true when all is well; `.findings`, `.to_json()`, `.plot(path)`.
+        A Report: prints as a table, true when every finding is ok; `.findings`, `.to_json()`, `.plot(path)`.
 
     Raises:
-        GradientError: something is wrong, and `raises`; the message is the first finding.
-        ValueError: an unknown op, side, part or dtype, no float argument or result, NaN in an argument, a budget that
-            one call nearly fills.
+        GradientError: a finding is wrong and `raises` is set; the message is the first finding.
+        ValueError: an unknown op, side, part or dtype, no float argument or result, NaN in an argument, or a budget of
+            less than 20 calls.
         TypeError: arguments that are not arrays of one framework.
     """
     if order not in (None, 1, 2):
         raise ValueError(f"check: order is {order!r}, wanted 1 or 2")
     if budget is not None and not budget > 0:
         raise ValueError(f"check: budget is {budget!r}, wanted seconds above 0")
-    _want_known("parts", parts, PARTS)
-    _want_known("dtypes", dtypes, _DTYPES)
+    _require_known("parts", parts, PARTS)
+    _require_known("dtypes", dtypes, _DTYPES)
     if sizes is not None and not callable(target):
-        raise ValueError("check: sizes are of a function's arguments; an op of the lab has those of its Spec")
+        raise ValueError("check: sizes: came with an op, wanted a function: an op is checked at the sizes of its Spec")
     report = Report()
-    plan = Plan(order or 2, seed, dtypes, PARTS if parts is None else tuple(parts), tiles, replays, compiled, budget)
-    plan.raises, plan.asked_second, plan.sizes, plan.all_of_it = raises, order == 2, sizes, parts is not None
-    if started is not None:
-        plan.started = started
-    with nullcontext() if started is not None else bar(plan):
+    plan = CheckPlan(
+        order or 2, seed, dtypes, PARTS if parts is None else tuple(parts), tiles, replays, compiled, budget
+    )
+    plan.raises, plan.require_second, plan.sizes, plan.complete = raises, order == 2, sizes, parts is not None
+    if on_event is not None:
+        plan.on_event = on_event
+    with nullcontext() if on_event is not None else bar(plan):
         if target is None or isinstance(target, str):
             chosen = specs().values() if target is None else [spec(target)]
             names = installed() if side is None else (side,) if isinstance(side, str) else tuple(side)
@@ -103,7 +107,7 @@ def check(
     return report
 
 
-def _want_known(argument: str, given: Sequence[str] | None, known: Sequence[str]) -> None:
+def _require_known(argument: str, given: Sequence[str] | None, known: Sequence[str]) -> None:
     unknown = [g for g in given or () if g not in known]
     if unknown:
-        raise ValueError(f"check: {argument} hold {unknown[0]!r}, wanted some of {', '.join(known)}")
+        raise ValueError(f"check: {argument} holds {unknown[0]!r}, wanted some of {', '.join(known)}")

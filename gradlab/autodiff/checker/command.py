@@ -1,4 +1,4 @@
-"""`gradlab check`: what the command does with what was said on it."""
+"""`gradlab check`: runs the check for the arguments of the command line, prints and writes the report."""
 
 import time
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from gradlab.autodiff.checker.check import check as run
-from gradlab.autodiff.checker.core.request import parsed_sizes
+from gradlab.autodiff.checker.core.options import parsed_sizes
 from gradlab.autodiff.checker.report import Report
 from gradlab.autodiff.checker.target import load
 from gradlab.autodiff.frameworks.side import selected
@@ -21,7 +21,7 @@ from gradlab.kernels.spec import spec, specs
 
 @dataclass(frozen=True)
 class CheckArgs:
-    """The command line, as it came."""
+    """The arguments of the command line, not yet validated."""
 
     target: str | None
     sides: Sequence[str]
@@ -37,36 +37,38 @@ class CheckArgs:
     plot: Path | None
 
 
-def check(asked: CheckArgs, console: Console) -> int:
-    """Check ops or somebody's function and print the report; 0 when all is well, 1 when not."""
-    for path in (asked.json, asked.plot):
+def check(args: CheckArgs, console: Console) -> int:
+    """Check ops or a function in a file and print the report; exit code 0 when every finding is ok, else 1."""
+    for path in (args.json, args.plot):
         if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"check: {path.parent} is no folder to write {path.name} into")
-    for name in asked.sides:
+            raise ValueError(f"check: --json or --plot is {path}, wanted a file in a folder that exists")
+    for name in args.sides:
         side_of(name)
     options: dict[str, Any] = {
-        "order": asked.order,
-        "seed": asked.seed,
-        "dtypes": asked.dtypes,
-        "parts": asked.parts,
-        "compiled": asked.compiled,
+        "order": args.order,
+        "seed": args.seed,
+        "dtypes": args.dtypes,
+        "parts": args.parts,
+        "compiled": args.compiled,
         "raises": False,
     }
-    sizes = None if asked.sizes is None else parsed_sizes(asked.sizes)
-    if sizes is not None and not _is_file(asked.target):
-        raise ValueError("check: --sizes are of a FILE.py::function; an op of the lab has those of its Spec")
+    sizes = None if args.sizes is None else parsed_sizes(args.sizes)
+    if sizes is not None and not _is_file(args.target):
+        raise ValueError(
+            "check: --sizes: came with an op, wanted FILE.py::function: an op is checked at the sizes of its Spec"
+        )
     report = Report()
     try:
-        if asked.target is not None and _is_file(asked.target):
-            found = load(asked.target, asked.shapes, asked.sides[0] if asked.sides else None, asked.seed)
-            fn, args, given = found.fn, found.args, {"reference": found.reference, "cases": found.cases}
-            report = run(fn, *args, sizes=sizes, budget=asked.budget, **given, **options)
+        if args.target is not None and _is_file(args.target):
+            target = load(args.target, args.shapes, args.sides[0] if args.sides else None, args.seed)
+            given = {"reference": target.reference, "cases": target.cases}
+            report = run(target.fn, *target.args, sizes=sizes, budget=args.budget, **given, **options)
         else:
-            _ops(asked, console, options, report)
+            _ops(args, console, options, report)
     finally:
         if report.findings:
             report.print(console)
-            _write(asked, report, console)
+            _write(args, report, console)
     return OK if report else FOUND
 
 
@@ -74,20 +76,20 @@ def _is_file(target: str | None) -> bool:
     return target is not None and target not in specs() and ("::" in target or ".py" in target)
 
 
-def _ops(asked: CheckArgs, console: Console, options: dict[str, Any], report: Report) -> None:
-    """One op or all; what was found before Ctrl-C is printed."""
-    sides = selected(asked.sides)
-    names = [spec(asked.target).name] if asked.target else list(specs())
-    begun = time.perf_counter()
+def _ops(args: CheckArgs, console: Console, options: dict[str, Any], report: Report) -> None:
+    """Check one op or all of them; the findings made before Ctrl-C stay in the report."""
+    sides = selected(args.sides)
+    names = [spec(args.target).name] if args.target else list(specs())
+    start = time.perf_counter()
     with console.status("starting") as status:
         for name in names:
-            left = None if asked.budget is None else max(asked.budget - (time.perf_counter() - begun), 1e-3)
-            report.add(run(name, side=sides, budget=left, started=lambda what, spent: status.update(what), **options))
+            left = None if args.budget is None else max(args.budget - (time.perf_counter() - start), 1e-3)
+            report.add(run(name, side=sides, budget=left, on_event=lambda what, spent: status.update(what), **options))
 
 
-def _write(asked: CheckArgs, report: Report, console: Console) -> None:
-    """The files that were asked for, whole or not at all."""
-    if asked.json is not None:
-        write_whole(asked.json, report.to_json())
-    if asked.plot is not None and report.views:
-        console.print(f"plot: {report.plot(asked.plot)}", highlight=False)
+def _write(args: CheckArgs, report: Report, console: Console) -> None:
+    """Write the requested files, each complete or not at all."""
+    if args.json is not None:
+        write_whole(args.json, report.to_json())
+    if args.plot is not None and report.views:
+        console.print(f"plot: {report.plot(args.plot)}", highlight=False)

@@ -1,4 +1,4 @@
-"""Any function of torch tensors or jax arrays, through every part of the check."""
+"""Runs every part of the check on one function of torch tensors or jax arrays."""
 
 import functools
 import importlib
@@ -10,49 +10,49 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.checker.budget import Worth, took, worth
-from gradlab.autodiff.checker.contract import both
-from gradlab.autodiff.checker.contract.facts import finite, linear, replays
-from gradlab.autodiff.checker.contract.state import changed, state
-from gradlab.autodiff.checker.core.comparison import Promises, first_line, refuses
-from gradlab.autodiff.checker.core.derivative import Probe, gradients, joined
+from gradlab.autodiff.checker.budget import Omitted, call_seconds, omitted
+from gradlab.autodiff.checker.contract import common
+from gradlab.autodiff.checker.contract.adjoint import finite, linear, replays
+from gradlab.autodiff.checker.contract.side_effects import changed, state
+from gradlab.autodiff.checker.core.comparison import Comparison, first_line, refuses
 from gradlab.autodiff.checker.core.finding import INCONCLUSIVE, WRONG, Finding
-from gradlab.autodiff.checker.core.inside import inside
-from gradlab.autodiff.checker.core.request import Sizes, each_case, each_size, want_tiles
-from gradlab.autodiff.checker.core.subject import Subject, subject
-from gradlab.autodiff.checker.inputs.light import light
-from gradlab.autodiff.checker.inputs.made_up import MadeUp
-from gradlab.autodiff.checker.inputs.sizes import at_sizes
-from gradlab.autodiff.checker.precision.precision import lower, precision
+from gradlab.autodiff.checker.core.internals import internals
+from gradlab.autodiff.checker.core.options import Sizes, each_case, each_size, validate_tiles
+from gradlab.autodiff.checker.core.probe import Probe, gradients, joined
+from gradlab.autodiff.checker.core.subject import CheckSubject, subject
+from gradlab.autodiff.checker.inputs.axis_lengths import at_sizes
+from gradlab.autodiff.checker.inputs.generated import GeneratedInputs
+from gradlab.autodiff.checker.inputs.reduced import reduced
+from gradlab.autodiff.checker.precision.low_precision import lower, precision
 from gradlab.autodiff.checker.report import Report
-from gradlab.autodiff.checker.verdict.agreement import agreement
-from gradlab.autodiff.checker.verdict.hidden import hidden
-from gradlab.autodiff.checker.verdict.judge import CHECK as DERIVATIVE
-from gradlab.autodiff.checker.verdict.judge import judge
-from gradlab.autodiff.checker.verdict.second import second
+from gradlab.autodiff.checker.verdict.first_derivative import CHECK as DERIVATIVE
+from gradlab.autodiff.checker.verdict.first_derivative import judge
+from gradlab.autodiff.checker.verdict.reference import against_reference
+from gradlab.autodiff.checker.verdict.second_derivative import second
+from gradlab.autodiff.checker.verdict.small_elements import small_elements
 
 PARTS = ("derivative", "facts", "contract", "second", "precision", "edges", "reference")
 
 
 @dataclass
-class Plan:
-    """What is asked of a check.
+class CheckPlan:
+    """The options of one check.
 
     Attributes:
         order: 1, or 2 for the second derivative too.
-        seed: of cotangents, directions and edge inputs.
-        dtypes: low precisions to judge; those of the arguments when None.
-        parts: of PARTS, those that run.
-        tiles: by input, the tile of its gradient that one program owns.
-        replays: of the same call; as many as fit into a moment when None.
-        compiled: hold torch.compile against eager too, which takes seconds.
-        budget: seconds; parts that find it spent do not run, and that is said.
-        saved_slope: what `precision` allows for results that are saved in a low dtype.
-        raises: raise what the arguments do wrong; a finding otherwise.
-        all_of_it: nothing is left out of a function whose calls are slow, unless the budget is spent.
-        sizes: axis lengths that the caller names, where the first derivative is judged as well.
-        asked_second: a second derivative that does not exist is wrong, not a note.
-        started: called with what runs next and the part of the budget that is spent.
+        seed: of random cotangents, directions and edge inputs.
+        dtypes: low precisions to compare with float64; those of the arguments when None.
+        parts: the parts that run, out of PARTS.
+        tiles: by input, the tile of its gradient that one program writes.
+        replays: repetitions of the same call; as many as fit into 20 ms when None.
+        compiled: compare torch.compile with eager too, which takes seconds.
+        budget: seconds; parts that start after it is spent do not run and are listed in a finding.
+        saved_slope: what the precision part allows for results that are saved in a low dtype.
+        raises: raise for bad arguments; otherwise they become a finding.
+        complete: run every part even if the function is slow, until the budget is spent.
+        sizes: further axis lengths at which the first derivative is checked.
+        require_second: a missing second derivative is wrong, not a note.
+        on_event: called with what runs next and the share of the budget that is spent.
     """
 
     order: int = 2
@@ -65,15 +65,15 @@ class Plan:
     budget: float | None = None
     saved_slope: float = 0.0
     raises: bool = True
-    all_of_it: bool = False
+    complete: bool = False
     sizes: Sizes | None = None
-    asked_second: bool = False
-    started: Callable[[str, float], None] = lambda what, spent: None
-    begun: float = field(default_factory=time.perf_counter)
+    require_second: bool = False
+    on_event: Callable[[str, float], None] = lambda what, spent: None
+    start: float = field(default_factory=time.perf_counter)
 
     def spent(self) -> float:
-        """Seconds since the plan was made, as a part of the budget; 0 without one."""
-        return (time.perf_counter() - self.begun) / self.budget if self.budget else 0.0
+        """The share of the budget spent since the plan was made; 0 without a budget."""
+        return (time.perf_counter() - self.start) / self.budget if self.budget else 0.0
 
 
 def check_function(
@@ -81,14 +81,14 @@ def check_function(
     args: Sequence[Any],
     reference: Callable[..., Any] | None,
     cases: Any,
-    plan: Plan,
+    plan: CheckPlan,
     report: Report,
 ) -> None:
     """Check a function at its arguments, once for each case of its options."""
     for name, options in each_case(cases):
         try:
             made = subject(fn, args, options, name)
-            _want_known(made, plan)
+            _validate(made, plan)
             with made.side.double():
                 _check(made, reference, plan, report)
         except (TypeError, ValueError) as error:
@@ -98,66 +98,66 @@ def check_function(
             report.findings.append(Finding("arguments", INCONCLUSIVE, "", (), first_line(error), {}, op, "", name))
 
 
-def _want_known(s: Subject, plan: Plan) -> None:
-    """Tiles and sizes are the caller's, not the function's: what they get wrong is raised whatever is asked for."""
+def _validate(s: CheckSubject, plan: CheckPlan) -> None:
+    """Validate tiles and sizes; they are options of the check, so an error in them is raised even without `raises`."""
     try:
-        want_tiles(s, plan.tiles or {})
+        validate_tiles(s, plan.tiles or {})
         each_size(s, plan.sizes or {})
     except ValueError as error:
         raise Misused(*error.args) from error
 
 
 class Misused(ValueError):
-    """An argument of the check that does not go with the function."""
+    """An option of the check that does not fit the function."""
 
 
-def _check(s: Subject, reference: Callable[..., Any] | None, plan: Plan, report: Report) -> None:
-    run = Run(s, plan, report)
+def _check(s: CheckSubject, reference: Callable[..., Any] | None, plan: CheckPlan, report: Report) -> None:
+    run = FunctionCheck(s, plan, report)
     if not run.begin():
         return
     run.parts(reference)
 
 
-class Run:
-    """One subject's way through the parts."""
+class FunctionCheck:
+    """One function in one case: the first calls, then every part of the check."""
 
-    def __init__(self, s: Subject, plan: Plan, report: Report) -> None:
+    def __init__(self, s: CheckSubject, plan: CheckPlan, report: Report) -> None:
         self.s, self.plan, self.report = s, plan, report
         self.rng = np.random.default_rng([plan.seed, len(s.leaves)])
         self.skipped: list[str] = []
-        self.worth = Worth()
+        self.omitted = Omitted()
 
     @contextmanager
     def part(self, name: str) -> Iterator[bool]:
-        """Times a part; false when it is not to run."""
-        if (name not in self.plan.parts and name in PARTS) or name in self.worth.left_out:
+        """Time a part; yields false when the part must not run."""
+        if (name not in self.plan.parts and name in PARTS) or name in self.omitted.left_out:
             yield False
             return
         if self.plan.spent() >= 1:
             self.skipped.append(name)
             yield False
             return
-        self.plan.started(f"{self.s.op} on {self.s.side.name}, {self.s.case}: {name}", self.plan.spent())
+        self.plan.on_event(f"{self.s.op} on {self.s.side.name}, {self.s.case}: {name}", self.plan.spent())
         start = time.perf_counter()
         try:
             yield True
         except Exception as error:
-            # The reference is the user's, who has to know; all else is a call that the check made up.
+            # An error of the user's reference is raised; any other call was generated by the check.
             if name in ("reference", "NumPy"):
                 raise
-            self.p.say(name, INCONCLUSIVE, f"stopped: a call that the check made raises {first_line(error)}")
+            self.cmp.record(name, INCONCLUSIVE, f"stopped: a call generated by the check raises {first_line(error)}")
         finally:
             self.report.seconds[name] = self.report.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def begin(self) -> bool:
-        """First calls: what comes out, whether always the same, what one costs; false when it cannot go on."""
+        """The first calls: results, side effects, determinism, time of a call; false when the check cannot go on."""
         s, plan = self.s, self.plan
         before = state(s.origin)
         start = time.perf_counter()
         values = self._first_values()
         if not values:
             raise ValueError(f"check: {s.op} returns {self._returned()}, wanted at least one float array")
-        values = s.settled() if s.side.name == "jax" else values
+        values = s.choose_program() if s.side.name == "jax" else values
         effects = changed(before, state(s.origin))
         each = time.perf_counter() - start
         if plan.budget is not None and 20 * each > plan.budget:
@@ -168,8 +168,8 @@ class Run:
         if effects:
             self._note(f"{s.op} has a side effect: it changes {', '.join(effects)}")
         self.probe = Probe(s, list(s.arrays), [], {}, joined(values), noise=s.noise)
-        self.p = Promises(self.probe, self.report.findings, self._note, self.rng, values)
-        if not finite(self.p, s.results):
+        self.cmp = Comparison(self.probe, self.report.findings, self._note, self.rng, values)
+        if not finite(self.cmp, s.results):
             return False
         for name, strange in zip(s.names, s.foreign, strict=True):
             if strange:
@@ -177,62 +177,66 @@ class Run:
         if not self._recorded():
             return False
         if not s.trusted:
-            s.inside = inside(s.side.name, s.flat, s.put(s.arrays))
+            s.internals = internals(s.side.name, s.flat, s.put(s.arrays))
         with self.part("facts") as runs:
-            return not runs or replays(self.p, plan.replays)
+            return not runs or replays(self.cmp, plan.replays)
 
     def _recorded(self) -> bool:
-        """The first gradients, of those results and for those inputs that have one; false when there are none."""
-        s, p = self.s, self.p
+        """The first gradients, of the results and for the inputs that have one; false when there is none."""
+        s, cmp = self.s, self.cmp
         try:
             self._gradients()
         except Exception as error:
             takes = [i for i in s.wrt if self._takes_gradient(i)] if len(s.wrt) > 1 else []
             if not 0 < len(takes) < len(s.wrt):
-                p.say("gradient", *self._refusal(error))
+                cmp.record("gradient", *self._refusal(error))
                 return False
             refused = ", ".join(s.names[i] for i in s.wrt if i not in takes)
-            self._note(f"{s.op}: takes no gradient for {refused}, a constant here ({first_line(error, 90)})")
-            s.only(takes)
+            self._note(
+                f"{s.op}: no gradient exists for {refused}, which are constants in this check ({first_line(error, 90)})"
+            )
+            s.restrict(takes)
             self._gradients()
         if not self.probe.cotangents:
-            p.say("gradient", INCONCLUSIVE, "no result has a gradient: all are detached, nothing to check")
+            cmp.record("gradient", INCONCLUSIVE, "no result requires a gradient: all are detached, nothing to check")
         return bool(self.probe.cotangents)
 
     def _gradients(self) -> None:
-        """Cotangents for the results that have a gradient, and their pullback."""
+        """Random cotangents for the results that require a gradient, and their pullback."""
         s = self.s
         self.forwards = False
         without = s.without_gradient()
         self.forwards = True
         if without:
-            values = s.values(s.arrays) if s.kept else []
-            self._note(f"{s.op}: without a gradient, so not judged: result {', '.join(map(str, without))}")
-            self.p.values = values
+            values = s.values(s.arrays) if s.differentiable else []
+            self._note(
+                f"{s.op}: results without a gradient, which are not checked: result {', '.join(map(str, without))}"
+            )
+            self.cmp.values = values
             self.probe.middle = joined(values) if values else np.zeros(0)
         self.probe.noise = s.noise
-        drawn = [self.rng.standard_normal(y.shape) for y in self.p.values]
+        drawn = [self.rng.standard_normal(y.shape) for y in self.cmp.values]
         self.probe.cotangents = [s.side.take(c) for c in s.put_like_results(drawn)]
         if drawn:
             start = time.perf_counter()
             self.probe.gradients = gradients(s, self.probe.arrays, self.probe.cotangents)
-            if not (self.plan.all_of_it or self.plan.budget or s.trusted):
+            if not (self.plan.complete or self.plan.budget or s.trusted):
                 again = functools.partial(gradients, s, self.probe.arrays, self.probe.cotangents)
-                self.worth = worth(took(start, again))
+                self.omitted = omitted(call_seconds(start, again))
 
     def _takes_gradient(self, i: int) -> bool:
         s = self.s
         try:
             if not any(s.side.differentiable(s.flat, s.put(s.arrays), [i])):
                 return True
-            cotangents = s.put_like_results([np.ones(y.shape) for y in self.p.values])
+            cotangents = s.put_like_results([np.ones(y.shape) for y in self.cmp.values])
             s.side.pullback(s.flat, [i])(s.put(s.arrays), cotangents)
         except Exception:
             return False
         return True
 
     def _refusal(self, error: Exception) -> tuple[str, str]:
-        """What a gradient that cannot be had is: a fault of the backward, or a function that has none."""
+        """Verdict and text for a gradient that raises: an error of the backward, or a function without one."""
         text = first_line(error)
         if not self.forwards:
             return INCONCLUSIVE, f"the function cannot be differentiated: {text}"
@@ -241,11 +245,12 @@ class Run:
         return WRONG, f"raises {text}"
 
     def parts(self, reference: Callable[..., Any] | None) -> None:
-        s, plan, p = self.s, self.plan, self.p
+        s, plan, cmp = self.s, self.plan, self.cmp
         with self.part("derivative") as runs:
             if runs:
-                # Of a large function one, where calls cost most: a fault of 1e-6 of the norm hides from it once in ten.
-                times = 2 if self.light is None else 1
+                # One direction for large inputs, where calls cost most: it misses an error of 1e-6 of the norm once in
+                # ten.
+                times = 2 if self.reduced is None else 1
                 self.report.views += judge(
                     self.probe, self.rng, self.report.findings.append, tiles=plan.tiles, at_once=times
                 )
@@ -253,73 +258,82 @@ class Run:
         if sound:
             with self.part("facts") as runs:
                 if runs:
-                    linear(self.light or p)
+                    linear(self.reduced or cmp)
             rules = importlib.import_module(f"gradlab.autodiff.checker.contract.contract_{s.side.name}")
             with self.part("contract") as runs:
                 if runs:
-                    rules.contract(p, at_size=self.light is not None)
-                    if self.light is not None:
-                        rules.contract(self.light)
-                    both.contract(self.light or p, rules.ruled(p))
-                    hidden(self.light or p, {f.input for f in p.said(DERIVATIVE) if f.verdict == WRONG})
+                    rules.contract(cmp, at_size=self.reduced is not None)
+                    if self.reduced is not None:
+                        rules.contract(self.reduced)
+                    common.contract(self.reduced or cmp, rules.has_rule(cmp))
+                    small_elements(
+                        self.reduced or cmp, {f.input for f in cmp.findings_of(DERIVATIVE) if f.verdict == WRONG}
+                    )
                     if plan.compiled:
-                        rules.compiled(self.light or p)
+                        rules.compiled(self.reduced or cmp)
             if plan.sizes:
                 with self.part("sizes") as runs:
                     if runs:
-                        at_sizes(p, each_size(s, plan.sizes), rules.contract)
-            told = [f for f in p.said(DERIVATIVE) if f.verdict == INCONCLUSIVE]
-            if plan.order == 2 and told:
-                self._note(f"{s.op}: second derivative not looked at, differences do not settle for the first")
+                        at_sizes(cmp, each_size(s, plan.sizes), rules.contract)
+            vague = [f for f in cmp.findings_of(DERIVATIVE) if f.verdict == INCONCLUSIVE]
+            if plan.order == 2 and vague:
+                self._note(
+                    f"{s.op}: the second derivative is not checked: finite differences of the first do not converge"
+                )
             elif plan.order == 2 and any(s.arrays[i].size for i in s.wrt):
                 with self.part("second") as runs:
                     if runs:
-                        second(p, self.rng, self.light, plan.asked_second or s.trusted)
+                        second(cmp, self.rng, self.reduced, plan.require_second or s.trusted)
             with self.part("precision") as runs:
                 for dtype in lower(s, plan.dtypes) if runs else ():
-                    precision(p, dtype, plan.saved_slope)
+                    precision(cmp, dtype, plan.saved_slope)
             with self.part("edges") as runs:
                 if runs:
-                    made_up = MadeUp(p, plan, self.worth.edges)
-                    made_up.look(rules.empty, rules.ruled(p))
-                    self.skipped += made_up.skipped
+                    generated = GeneratedInputs(cmp, plan, self.omitted.edges)
+                    generated.check(rules.empty, rules.has_rule(cmp))
+                    self.skipped += generated.skipped
         if reference is not None:
             with self.part("reference") as runs:
                 if runs:
-                    agreement(p, reference, self.rng)
-        if self.worth.said(tuple(plan.parts)):
-            self._note(f"{s.op}: {self.worth.said(tuple(plan.parts))}")
+                    against_reference(cmp, reference, self.rng)
+        if self.omitted.note(tuple(plan.parts)):
+            self._note(f"{s.op}: {self.omitted.note(tuple(plan.parts))}")
         if self.skipped:
-            p.say("budget", INCONCLUSIVE, f"{plan.budget:g} s are spent; not looked at: {', '.join(self.skipped)}")
+            cmp.record(
+                "budget",
+                INCONCLUSIVE,
+                f"the budget of {plan.budget:g} s is spent; not checked: {', '.join(self.skipped)}",
+            )
 
     @functools.cached_property
-    def light(self) -> Promises | None:
-        """The promises at a cut of large inputs."""
-        return light(self.p)
+    def reduced(self) -> Comparison | None:
+        """The comparison at reduced inputs, where the given ones are large."""
+        return reduced(self.cmp)
 
     def _first_values(self) -> list[np.ndarray]:
-        """In float64, or where it takes none in float32, or in the arguments' lowest; without jit where it must."""
+        """The values in float64; where the function takes no float64, in float32 or its arguments' dtype; without jit
+        if need be."""
         s = self.s
         try:
             return s.values(s.arrays)
         except Exception as error:
             first = error
         if s.side.name == "jax":
-            s.eagerly()
+            s.set_eager()
             try:
                 values = s.values(s.arrays)
             except Exception:
-                s.eagerly(False)
+                s.set_eager(False)
             else:
                 self._note(f"{s.op}: does not run under jit ({first_line(first, 90)})")
                 return values
         for dtype in dict.fromkeys(("float32", s.dtype)) if s.dtype != "float64" else ():
-            s.working = dtype
+            s.working_dtype = dtype
             try:
                 values = s.values(s.arrays)
             except Exception:
                 continue
-            self._note(f"{s.op} takes no float64: differences are of {s.working}, and no surer than that")
+            self._note(f"{s.op} takes no float64: finite differences are taken in {s.working_dtype}, at its accuracy")
             return values
         raise ValueError(f"check: {s.op} raises {first_line(first)}") from first
 

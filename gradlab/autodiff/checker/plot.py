@@ -1,4 +1,4 @@
-"""Two pictures of the worst gradient: error against step, and a map of relative errors with the kernel's tiles."""
+"""Two plots of the worst gradient: error against step size, and a map of relative errors with the kernel's tiles."""
 
 import base64
 import html
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradlab.autodiff.checker.core.derivative import Probe, uneven
 from gradlab.autodiff.checker.core.finding import OK, WRONG, Finding
-from gradlab.autodiff.checker.verdict.judge import View
+from gradlab.autodiff.checker.core.probe import Probe, uneven
+from gradlab.autodiff.checker.verdict.first_derivative import View
 from gradlab.base.files import whole
 
 ENDINGS = (".png", ".svg", ".pdf")
@@ -24,48 +24,48 @@ CELLS = 16
 STEPS = np.logspace(-1, -10, 19)
 
 
-# Calls of the function that both pictures take, about: a notebook draws them when these fit into SECONDS.
+# About how many calls of the function both plots take; a notebook draws them if these fit into SECONDS.
 CALLS = 2000
 SECONDS = 3.0
 
 
-def draw(held: Sequence[View], path: Path, worst: Finding | None = None) -> Path:
-    """Draw the worst of these gradients, under the worst finding; the file is whole or not there."""
+def draw(all_views: Sequence[View], path: Path, worst: Finding | None = None) -> Path:
+    """Draw the worst of these gradients, titled with the worst finding; the file is complete or not written."""
     if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"plot: {path.name} ends in {path.suffix or 'nothing'}, wanted {', '.join(ENDINGS)}")
-    drawn = _figure(_drawable(held), worst)
+        raise ValueError(f"plot: path is {path.name}, wanted a name that ends in {', '.join(ENDINGS)}")
+    drawn = _figure(_drawable(all_views), worst)
     whole(path, lambda part: drawn.savefig(part, dpi=130))
     return path
 
 
-def inline(held: Sequence[View], worst: Finding | None = None) -> str:
-    """The same as an image element of HTML with its data inside; why there is none otherwise."""
+def inline(all_views: Sequence[View], worst: Finding | None = None) -> str:
+    """The same plots as an HTML image with its data inside, or a paragraph that says why there are none."""
     try:
-        views = _drawable(held)
+        views = _drawable(all_views)
         view = views[0]
         with view.probe.subject.side.double():
             each = min(_seconds(view) for _ in range(3))
         if CALLS * each > SECONDS:
-            return f"<p>report.plot(path) draws error against step in about {CALLS * each:.0f} s.</p>"
-        held_in = io.BytesIO()
-        _figure(views, worst).savefig(held_in, dpi=90, format="png")
+            return f"<p>report.plot(path) draws error against step size in about {CALLS * each:.0f} s.</p>"
+        buffer = io.BytesIO()
+        _figure(views, worst).savefig(buffer, dpi=90, format="png")
     except (ValueError, ModuleNotFoundError) as error:
         return f"<p>{html.escape(str(error))}</p>"
-    data = base64.b64encode(held_in.getvalue()).decode()
+    data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="error against step, and the map of errors" src="data:image/png;base64,{data}">'
 
 
 def _seconds(view: View) -> float:
-    """What one call of the function takes."""
+    """Seconds of one call of the function."""
     start = time.perf_counter()
     view.probe.subject.values(view.probe.arrays)
     return time.perf_counter() - start
 
 
-def _drawable(held: Sequence[View]) -> list[View]:
-    views = [v for v in held if v.probe.arrays[v.input].size]
+def _drawable(all_views: Sequence[View]) -> list[View]:
+    views = [v for v in all_views if v.probe.arrays[v.input].size]
     if not views:
-        raise ValueError("plot: the report holds no gradient that was held against differences")
+        raise ValueError("plot: report holds no gradient compared with finite differences, wanted at least one")
     return views
 
 
@@ -92,7 +92,7 @@ def _figure(views: Sequence[View], finding: Finding | None) -> Any:
 
 
 class Curve(NamedTuple):
-    """Error against step, both relative: of central differences at STEPS, and what extrapolation made of the chosen."""
+    """Relative error of central differences at each of STEPS, and after extrapolation from the chosen step."""
 
     name: str
     errors: list[float]
@@ -101,7 +101,7 @@ class Curve(NamedTuple):
 
 
 def curve(view: View) -> Curve:
-    """The curve of one gradient along the direction that judged it; call it within the side's `double`."""
+    """The curve of one gradient along the direction it was checked in; call it within the side's `double`."""
     probe, i = view.probe, view.input
     c = np.concatenate([part.reshape(-1) for part in probe.cotangents])
     got = float(np.vdot(probe.gradients[i], view.direction))
@@ -116,7 +116,7 @@ def curve(view: View) -> Curve:
 
 
 def _curves(axes: Any, views: Sequence[View], worst: View) -> None:
-    """The V: the error of a central difference falls with h^2 and rises again with rounding; a fault is a floor."""
+    """The error of a central difference falls with h^2, then rises with rounding; a wrong gradient adds a floor."""
     for view in views:
         drawn = curve(view)
         (line,) = axes.loglog(STEPS, drawn.errors, marker=".", markersize=5, label=drawn.name)
@@ -128,7 +128,7 @@ def _curves(axes: Any, views: Sequence[View], worst: View) -> None:
             axes.plot(STEPS[at], allowed, marker="_", markersize=16, markeredgewidth=2, color=colour)
     where = worst.finding.where
     if where:
-        # Along one element nothing is added up: its floor is its own relative error.
+        # Along a single element nothing cancels: the floor is that element's own relative error.
         name = f"{worst.probe.subject.names[worst.input]}[{', '.join(map(str, where))}] alone"
         direction = np.zeros(worst.direction.shape)
         direction[where] = worst.probe.units(worst.input)
@@ -146,7 +146,7 @@ def _curves(axes: Any, views: Sequence[View], worst: View) -> None:
 
 
 def _edges(n: int, tile: int) -> np.ndarray:
-    """Where the map's blocks begin and end: within tiles where these are few, else evenly."""
+    """The edges of the map's blocks: aligned with tiles where these are few, else even."""
     tiles = -(-n // tile)
     if tiles > CELLS or tile >= n:
         return np.unique(np.linspace(0, n, min(n, CELLS) + 1).astype(int))
@@ -160,7 +160,7 @@ def _at(probe: Probe, i: int, by: np.ndarray) -> np.ndarray:
 
 
 def _map(axes: Any, view: View) -> None:
-    """Relative error over the gradient, seen as a matrix: one cell an element or, of a larger one, a block."""
+    """Relative error over the gradient as a matrix: a cell for each element or, if it is large, for each block."""
     probe, i = view.probe, view.input
     g = probe.gradients[i]
     shape = (math.prod(g.shape[:-1]), g.shape[-1]) if g.ndim > 1 else (1, g.size)

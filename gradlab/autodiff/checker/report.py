@@ -17,7 +17,7 @@ from gradlab.autodiff.checker.core.finding import INCONCLUSIVE, OK, WRONG, Findi
 
 _COLOURS = {OK: "green", WRONG: "bold red", INCONCLUSIVE: "yellow"}
 _RANK = (OK, INCONCLUSIVE, WRONG)
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
@@ -26,9 +26,9 @@ class Report:
 
     Attributes:
         findings: every comparison, in the order it was made.
-        notes: what was looked at and could not be judged, or was not looked at, and why.
+        notes: what could not be checked or was left out, and why.
         seconds: time of each part.
-        views: for each gradient that differences judged, what `plot` draws it from.
+        views: for each gradient compared with finite differences, the data that `plot` draws.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Report:
         return sorted((f for f in self.findings if f.verdict != OK), key=lambda f: -_RANK.index(f.verdict))
 
     def add(self, other: "Report") -> None:
-        """Take over everything that another report holds."""
+        """Append everything in another report."""
         self.findings += other.findings
         self.notes += [n for n in other.notes if n not in self.notes]
         self.views += other.views
@@ -57,10 +57,10 @@ class Report:
             self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
     def table(self) -> Table:
-        """Worst relative error per input over all cases, one row a comparison, one section an op and side."""
+        """Worst relative error per input over all cases: a row for each comparison, a section for each op and side."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title_justify="left")
         table.add_column("op and side", no_wrap=True)
-        table.add_column("worst error per input, relative")
+        table.add_column("worst relative error per input")
         table.add_column("verdict", no_wrap=True)
         for (op, side), section in _grouped(self.findings, "op", "side").items():
             cases = len({f.case for f in section})
@@ -76,7 +76,7 @@ class Report:
     def print(self, console: Console) -> None:
         """The table, then a line for each finding that is not ok, at most ten."""
         console.print(self.table())
-        console.print("finite differences: float64, with their own error estimate")
+        console.print("finite differences are taken in float64, each with its own error estimate")
         if self.seconds:
             parts = ", ".join(f"{part} {s:.2f}" for part, s in self.seconds.items())
             console.print(Text(f"seconds: {parts}"), soft_wrap=True)
@@ -94,7 +94,7 @@ class Report:
         return console.file.getvalue()  # type: ignore[attr-defined]
 
     def to_json(self) -> str:
-        """Everything but the plots' data, as JSON text; numbers that JSON has not (nan, inf) as text."""
+        """Everything but the plots' data as JSON text; nan and inf, which JSON lacks, are strings."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, float) and not math.isfinite(value):
@@ -110,10 +110,11 @@ class Report:
     def plot(self, path: str | Path) -> Path:
         """Draw error against step and the map of relative errors of the worst gradient; .png, .svg or .pdf.
 
-        A right gradient's error falls with the step to rounding; a wrong one's stops at a floor above what is allowed.
+        A correct gradient's error falls with the step size down to rounding; a wrong one's stops at a floor above the
+        tolerance.
 
         Raises:
-            ValueError: nothing was differentiated, or an ending that cannot be drawn.
+            ValueError: the report holds no gradient, or the file name has another suffix.
             ModuleNotFoundError: matplotlib is not installed.
         """
         from gradlab.autodiff.checker.plot import draw
@@ -121,7 +122,7 @@ class Report:
         return draw(self.views, Path(path), next(iter(self.wrong()), None))
 
     def _repr_html_(self) -> str:
-        """For a notebook: the table and what follows it, and both pictures where they are drawn in a moment."""
+        """For a notebook: the table and notes, and both plots if they take at most 3 s."""
         from gradlab.autodiff.checker.plot import inline
 
         console = Console(width=120, file=io.StringIO(), record=True)
@@ -131,10 +132,10 @@ class Report:
 
 
 class GradientError(AssertionError):
-    """A check that asked to raise found a wrong gradient; the message is its first finding.
+    """A check with `raises` found a wrong gradient; the message is its first finding.
 
     Attributes:
-        report: the whole Report.
+        report: the complete Report.
     """
 
     def __init__(self, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""`FILE.py::function` on the command line: the function, its arguments and its reference, from the file."""
+"""Loads `FILE.py::function`: the function, its arguments, its reference and its cases."""
 
 import importlib.util
 import inspect
@@ -17,7 +17,7 @@ from gradlab.autodiff.frameworks.side import side as side_of
 
 @dataclass(frozen=True)
 class Target:
-    """A function, what to call it with, and the same function right, if the file has one."""
+    """A function, its arguments, and a reference implementation if the file has one."""
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
@@ -28,18 +28,18 @@ class Target:
 def load(text: str, shapes: str | None, side: str | None, seed: int) -> Target:
     """Find `FILE.py::function`.
 
-    Its arguments are, whichever is there first: `shapes` ("x[3 4], w[4 5], t[3]: int<5", drawn for `side`); what
+    Its arguments are the first of these that exists: `shapes` ("x[3 4], w[4 5], t[3]: int<5", drawn for `side`); what
     `<function>_args` in the file holds or returns, a tuple; its parameters' defaults. `<function>_reference` and
-    `<function>_cases` in the file are used when they are there.
+    `<function>_cases` in the file are used if they exist.
 
     Raises:
-        ValueError: no such file or function, or no arguments; shapes that cannot be read.
+        ValueError: no such file or function, no arguments, or shapes that do not parse.
     """
     path, _, name = text.partition("::")
     if not name or not path.endswith(".py"):
         raise ValueError(f"check: target is {text!r}, wanted an op's name or FILE.py::function")
     if not Path(path).is_file():
-        raise ValueError(f"check: {path} is no file")
+        raise ValueError(f"check: target is {text!r}, wanted a file that exists")
     module = _module(Path(path))
     fn = getattr(module, name, None)
     if not callable(fn):
@@ -49,17 +49,17 @@ def load(text: str, shapes: str | None, side: str | None, seed: int) -> Target:
 
 
 def _module(path: Path) -> ModuleType:
-    """The file as a module; its folder is where it finds its neighbours."""
+    """Import the file as a module, with its folder on sys.path for its own imports."""
     found = importlib.util.spec_from_file_location(path.stem, path)
     if found is None or found.loader is None:
-        raise ValueError(f"check: {path} cannot be read as Python")
+        raise ValueError(f"check: target is {path}, wanted a Python file")
     module = importlib.util.module_from_spec(found)
     sys.path.insert(0, str(path.resolve().parent))
     sys.modules.setdefault(path.stem, module)
     try:
         found.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"check: {path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(f"check: target {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
 
 
@@ -86,7 +86,7 @@ def _arguments(
 
 
 def _side_of(module: ModuleType) -> str:
-    """The framework that a file imports, when it is one."""
+    """The framework that a file imports, if it imports exactly one."""
     found = {getattr(v, "__name__", "").split(".")[0] for v in vars(module).values() if inspect.ismodule(v)}
     sides = sorted(found & {"torch", "jax"})
     if len(sides) != 1:
@@ -98,7 +98,7 @@ def drawn(shapes: str, side: str, seed: int) -> tuple[Any, ...]:
     """Standard normal arrays of these shapes, and integers below a number: "x[3 4], t[3]: int<5".
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the text does not parse.
     """
     pattern = r"\s*(\w+)\s*\[([\d\s,x]*)\]\s*(?::\s*int\s*<\s*(\d+))?\s*"
     if not re.fullmatch(rf"{pattern}(,{pattern})*", shapes):

@@ -9,7 +9,7 @@ from typing import Any
 from gradlab.autodiff.checker.check import check
 from gradlab.autodiff.checker.plot import STEPS, curve
 from gradlab.autodiff.checker.report import Report
-from gradlab.autodiff.checker.verdict.judge import View
+from gradlab.autodiff.checker.verdict.first_derivative import View
 from gradlab.kernels.spec import spec
 from gradlab.profiling.bench.row import BACKWARD, COMPILED, EAGER, FORWARD, MODES, PASSES
 from gradlab.profiling.bench.worker import TimingJob
@@ -51,13 +51,13 @@ Send = Callable[[tuple[str, Any]], object]
 def checks(send: Send, scope: Scope) -> None:
     """Every op's check, with the curves of error against step; tells ("at", words) and ("check", data) an op."""
     for name in scope.ops:
-        started = functools.partial(_started, send)
+        on_event = functools.partial(_on_event, send)
         options: dict[str, Any] = {"parts": ("derivative",), "order": 1} if scope.quick else {}
-        report = check(name, side=scope.sides, raises=False, started=started, **options)
+        report = check(name, side=scope.sides, raises=False, on_event=on_event, **options)
         send(("check", {"op": name, **json.loads(report.to_json()), "curves": _curves(report)}))
 
 
-def _started(send: Send, what: str, spent: float) -> None:
+def _on_event(send: Send, what: str, spent: float) -> None:
     send(("at", what))
 
 

@@ -1,4 +1,4 @@
-"""What jax asks of a custom_vjp beyond its numbers: the same under every transform, and its zeros in every form."""
+"""Requirements of jax on a custom_vjp beyond its numbers: equal under every transform, zeros in every form."""
 
 import contextlib
 import functools
@@ -9,28 +9,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradlab.autodiff.checker.contract.eager_jax import by_hand, too_many
-from gradlab.autodiff.checker.contract.given_jax import given
+from gradlab.autodiff.checker.contract.as_given_jax import given
+from gradlab.autodiff.checker.contract.eager_jax import hand_written, too_many
 from gradlab.autodiff.checker.contract.transforms_jax import forward_mode, per_sample
-from gradlab.autodiff.checker.core.comparison import Promises, first_line, refuses
+from gradlab.autodiff.checker.core.comparison import Comparison, first_line, refuses
 from gradlab.autodiff.checker.core.finding import OK, WRONG
-from gradlab.autodiff.checker.core.subject import Subject
+from gradlab.autodiff.checker.core.subject import CheckSubject
 
 Leaves = tuple[Any, ...]
-Way = Callable[[Leaves, Leaves, Leaves], Any]
-Asked = Generator[Way, Any, None]
+# A function of (leaves, cotangents, leaves of a second point).
+Program = Callable[[Leaves, Leaves, Leaves], Any]
+# Yields its program, is sent the program's results, and compares them.
+Comparing = Generator[Program, Any, None]
 
 
-def contract(p: Promises, at_size: bool = False) -> None:
-    """Hold the function to all of it; a call that raises is a finding of its own.
+def contract(cmp: Comparison, at_size: bool = False) -> None:
+    """Check all of them; a call that raises is a finding of its own.
 
     Args:
         at_size: only what depends on the size: memory.
     """
-    s = p.probe.subject
-    if not at_size and not s.untraced:
+    s = cmp.probe.subject
+    if not at_size and not s.without_jit:
         _compiled(
-            p,
+            cmp,
             {
                 "forward": _forward,
                 "argnums": _subsets,
@@ -43,105 +45,105 @@ def contract(p: Promises, at_size: bool = False) -> None:
                 "forward mode": forward_mode,
             },
         )
-        _guarded(p, "as they were given", functools.partial(given, p))
-    eagerly = not at_size and (s.untraced or _worth_running_eagerly(p))
+        _run_guarded(cmp, "as they were given", functools.partial(given, cmp))
+    eagerly = not at_size and (s.without_jit or _runs_eagerly(cmp))
     if eagerly:
-        _guarded(p, "eager", functools.partial(_eager, p))
-    _guarded(p, "memory unchanged", functools.partial(_unchanged, p, eagerly))
+        _run_guarded(cmp, "eager", functools.partial(_eager, cmp))
+    _run_guarded(cmp, "memory unchanged", functools.partial(_unchanged, cmp, eagerly))
 
 
-# What every gradient meets.
-_PROMISED = ("forward", "eager", "argnums", "each result alone", "float0")
-# What a custom_vjp has by construction, unless its rules work on the host, which jax says that it does not implement.
-_OF_RULES = ("vmap", "checkpoint", "scan")
+# Situations that every gradient meets.
+_REQUIRED = ("forward", "eager", "argnums", "each result alone", "float0")
+# Transforms that a custom_vjp supports by construction, unless its rules run on the host, which jax refuses.
+_BY_CONSTRUCTION = ("vmap", "checkpoint", "scan")
 
 
-def _has_rules(p: Promises) -> bool:
+def _has_rules(cmp: Comparison) -> bool:
     """Whether the function has a custom_vjp, or a vmap of its own."""
-    program = str(jax.make_jaxpr(p.probe.subject.flat)(*_leaves(p)))
+    program = str(jax.make_jaxpr(cmp.probe.subject.flat)(*_leaves(cmp)))
     return "custom_vjp_call" in program or "custom_vmap_call" in program
 
 
-def _guarded(p: Promises, check: str, look: Callable[[], None]) -> None:
+def _run_guarded(cmp: Comparison, check: str, run: Callable[[], None]) -> None:
     try:
-        look()
+        run()
     except Exception as error:
-        if check in _PROMISED or (check in _OF_RULES and not refuses(error) and _has_rules(p)):
-            p.say(check, WRONG, f"raises {first_line(error)}")
+        if check in _REQUIRED or (check in _BY_CONSTRUCTION and not refuses(error) and _has_rules(cmp)):
+            cmp.record(check, WRONG, f"raises {first_line(error)}")
         else:
-            p.note(f"{p.probe.subject.op}: {check} is not looked at ({first_line(error, 90)})")
+            cmp.note(f"{cmp.probe.subject.op}: {check} is not checked ({first_line(error, 90)})")
 
 
-def _compiled(p: Promises, promises: Mapping[str, Callable[[Promises], Asked]]) -> None:
-    """Promises that yield a way to their numbers, (leaves, cotangents, leaves of a second point) -> arrays, and are
-    sent these: all ways are one program, as compiling each takes longer."""
-    asked: dict[str, Asked] = {}
-    ways: dict[str, Way] = {}
-    for check, promise in promises.items():
-        started = promise(p)
-        way = next(started, None)
-        if way is not None:
-            asked[check], ways[check] = started, way
-    found = _numbers(p, ways)
-    for check, judge in asked.items():
-        _guarded(p, check, functools.partial(_judged, judge, found[check]))
+def _compiled(cmp: Comparison, comparisons: Mapping[str, Callable[[Comparison], Comparing]]) -> None:
+    """Run comparisons that yield a program and are sent its results; all programs are compiled as one, which is faster
+    than compiling each."""
+    generators: dict[str, Comparing] = {}
+    programs: dict[str, Program] = {}
+    for check, comparison in comparisons.items():
+        generator = comparison(cmp)
+        program = next(generator, None)
+        if program is not None:
+            generators[check], programs[check] = generator, program
+    found = _results(cmp, programs)
+    for check, generator in generators.items():
+        _run_guarded(cmp, check, functools.partial(_resume, generator, found[check]))
 
 
-def _judged(judge: Asked, found: Any) -> None:
-    """Send a promise its numbers, or raise what kept them from it."""
+def _resume(generator: Comparing, found: Any) -> None:
+    """Send a comparison the results of its program, or raise the exception that the program raised."""
     if isinstance(found, Exception):
         raise found
     with contextlib.suppress(StopIteration):
-        judge.send(found)
+        generator.send(found)
 
 
-def _numbers(p: Promises, ways: Mapping[str, Way]) -> dict[str, Any]:
-    """By name what a way gives, as NumPy's arrays, or the exception that it raises."""
-    s = p.probe.subject
-    given = (_leaves(p), _cotangents(p), s.put(_moved(p)))
+def _results(cmp: Comparison, programs: Mapping[str, Program]) -> dict[str, Any]:
+    """By name the results of each program as NumPy arrays, or the exception it raises."""
+    s = cmp.probe.subject
+    given = (_leaves(cmp), _cotangents(cmp), s.put(_moved(cmp)))
     raised: dict[str, Any] = {}
 
     def every(*given: Leaves) -> dict[str, Any]:
         found = {}
-        for check, way in ways.items():
+        for check, program in programs.items():
             try:
-                found[check] = way(*given)
+                found[check] = program(*given)
             except Exception as error:
                 raised[check] = error
         return found
 
     try:
-        found = s.quickened(every)(*given)
+        found = s.jitted(every)(*given)
     except Exception as error:
-        if len(ways) == 1:
-            return dict.fromkeys(ways, error)
-        # One of them does not compile or run: which, each alone says.
-        return {check: _numbers(p, {check: way})[check] for check, way in ways.items()}
+        if len(programs) == 1:
+            return dict.fromkeys(programs, error)
+        # One of them does not compile or run: run each on its own to find which.
+        return {check: _results(cmp, {check: program})[check] for check, program in programs.items()}
     return jax.tree.map(s.side.take, found) | raised
 
 
-def _worth_running_eagerly(p: Promises) -> bool:
-    """Whether the function is run without jit, where every operation is compiled alone; a note where it costs much."""
-    s = p.probe.subject
-    if not ruled(p):
+def _runs_eagerly(cmp: Comparison) -> bool:
+    """Whether to run the function without jit, where every operation is compiled alone; a note if that is expensive."""
+    s = cmp.probe.subject
+    if not has_rule(cmp):
         return False
-    many = too_many(s, _cotangents(p))
+    many = too_many(s, _cotangents(cmp))
     if many:
-        p.note(f"{s.op}: for its cost not run without jit: {many} operations would be compiled one by one")
+        cmp.note(f"{s.op}: not run without jit: {many} operations would be compiled one by one")
     return not many
 
 
-def _leaves(p: Promises) -> Leaves:
-    return p.probe.subject.put(p.probe.arrays)
+def _leaves(cmp: Comparison) -> Leaves:
+    return cmp.probe.subject.put(cmp.probe.arrays)
 
 
-def _cotangents(p: Promises) -> Leaves:
-    return p.probe.subject.put_like_results(p.probe.cotangents)
+def _cotangents(cmp: Comparison) -> Leaves:
+    return cmp.probe.subject.put_like_results(cmp.probe.cotangents)
 
 
-def _moved(p: Promises) -> list[np.ndarray]:
+def _moved(cmp: Comparison) -> list[np.ndarray]:
     """A second point."""
-    return [a * 1.25 if i in p.probe.subject.wrt else a for i, a in enumerate(p.probe.arrays)]
+    return [a * 1.25 if i in cmp.probe.subject.wrt else a for i, a in enumerate(cmp.probe.arrays)]
 
 
 def _vjp(fn: Callable[..., Leaves], wrt: Sequence[int], leaves: Leaves) -> tuple[Any, Callable[[Any], Any]]:
@@ -156,59 +158,59 @@ def _vjp(fn: Callable[..., Leaves], wrt: Sequence[int], leaves: Leaves) -> tuple
     return jax.vjp(of, *(leaves[i] for i in wrt))
 
 
-def _forward(p: Promises) -> Asked:
-    """Inside a vjp, forward gives the same values."""
-    s = p.probe.subject
+def _forward(cmp: Comparison) -> Comparing:
+    """Inside jax.vjp the forward gives the same values."""
+    s = cmp.probe.subject
     results = yield lambda ls, cs, moved: _vjp(s.flat, s.wrt, ls)[0]
-    p.same_values("forward", results, "when a gradient is recorded")
+    cmp.same_values("forward", results, "when a gradient is recorded")
 
 
-def recorded(
-    p: Promises, kinds: Sequence[Subject], arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]
+def differentiated_again(
+    cmp: Comparison, kinds: Sequence[CheckSubject], arrays: Sequence[np.ndarray], weights: Sequence[np.ndarray]
 ) -> list[list[np.ndarray]]:
-    """The gradient that is differentiated again is the gradient: a forward rule of its own gives it.
+    """Compare the gradient inside a second differentiation, which another forward rule computes, with the gradient.
 
     Returns:
         the pullbacks of `weights` by each of these kinds of pullback, all by one program.
     """
-    s, kind = p.probe.subject, kinds[0]
+    s, kind = cmp.probe.subject, kinds[0]
 
     def every(given: Leaves, ws: Leaves) -> tuple[Any, list[Any]]:
         ls, cs = given[: len(s.leaves)], given[len(s.leaves) :]
-        again = _vjp(lambda *a: s.pulled(a, cs), s.wrt, ls)[0]
-        return again, [k.pulled(given, ws) for k in kinds]
+        again = _vjp(lambda *a: s.pullback(a, cs), s.wrt, ls)[0]
+        return again, [k.pullback(given, ws) for k in kinds]
 
-    again, found = jax.tree.map(s.side.take, s.quickened(every)(kind.put(arrays), kind.put_like_results(weights)))
-    p.same_gradients("forward", again, s.wrt, "when it is differentiated again")
+    again, found = jax.tree.map(s.side.take, s.jitted(every)(kind.put(arrays), kind.put_like_results(weights)))
+    cmp.same_gradients("forward", again, s.wrt, "when it is differentiated again")
     return [list(each) for each in found]
 
 
-def _eager(p: Promises) -> None:
-    """Without jit the same, also at a second point: nothing of a first call or trace is kept."""
-    s = p.probe.subject
-    cotangents, moved = _cotangents(p), _moved(p)
+def _eager(cmp: Comparison) -> None:
+    """Without jit the same, also at a second point: no state of a first call or trace remains."""
+    s = cmp.probe.subject
+    cotangents, moved = _cotangents(cmp), _moved(cmp)
     for arrays, how, wanted in (
-        (p.probe.arrays, "without jit", None),
-        (moved, "without jit, at a second point", s.gradients(moved, p.probe.cotangents)),
+        (cmp.probe.arrays, "without jit", None),
+        (moved, "without jit, at a second point", s.gradients(moved, cmp.probe.cotangents)),
     ):
-        found = s.pulled(s.put(arrays), cotangents)
-        p.same_gradients("eager", [s.side.take(g) for g in found], s.wrt, how, wanted)
+        found = s.pullback(s.put(arrays), cotangents)
+        cmp.same_gradients("eager", [s.side.take(g) for g in found], s.wrt, how, wanted)
 
 
-def _subsets(p: Promises) -> Asked:
-    """With fewer inputs perturbed, the others' symbolic zeros, each gradient is the same."""
-    s = p.probe.subject
+def _subsets(cmp: Comparison) -> Comparing:
+    """Each gradient is the same if it is the only one requested."""
+    s = cmp.probe.subject
     if len(s.wrt) < 2:
         return
     found = yield lambda ls, cs, moved: [_vjp(s.flat, [i], ls)[1](cs)[0] for i in s.wrt]
     for i, g in zip(s.wrt, found, strict=True):
-        p.same_gradients("argnums", [g], [i], f"with a gradient for {s.names[i]} only")
+        cmp.same_gradients("argnums", [g], [i], f"with a gradient for {s.names[i]} only")
 
 
-def _alone(p: Promises) -> Asked:
-    """Each result alone, the others unused, adds up to all together."""
-    s = p.probe.subject
-    if len(p.values) < 2:
+def _alone(cmp: Comparison) -> Comparing:
+    """The pullbacks of single results add up to the pullback of all of them."""
+    s = cmp.probe.subject
+    if len(cmp.values) < 2:
         return
 
     def one(k: int, ls: Leaves, cs: Leaves) -> Any:
@@ -216,46 +218,48 @@ def _alone(p: Promises) -> Asked:
 
     found = yield lambda ls, cs, moved: [one(k, ls, cs) for k in range(len(cs))]
     total = [functools.reduce(np.add, each) for each in zip(*found, strict=True)]
-    p.same_gradients("each result alone", total, s.wrt, "as the sum over the results, each pulled back alone")
+    cmp.same_gradients("each result alone", total, s.wrt, "as the sum of the pullbacks of single results")
 
 
-def _twofold(p: Promises, ls: Leaves, cs: Leaves, moved: Leaves) -> tuple[list[jax.Array], Leaves, list[int | None]]:
-    """Two points in one: leaves, cotangents, and mapped axes."""
-    wrt = p.probe.subject.wrt
+def _stacked(
+    cmp: Comparison, ls: Leaves, cs: Leaves, moved: Leaves
+) -> tuple[list[jax.Array], Leaves, list[int | None]]:
+    """Leaves and cotangents of two points stacked, and the mapped axes."""
+    wrt = cmp.probe.subject.wrt
     leaves = [jnp.stack([a, b]) if i in wrt else a for i, (a, b) in enumerate(zip(ls, moved, strict=True))]
     return leaves, tuple(jnp.stack([c, c]) for c in cs), [0 if i in wrt else None for i in range(len(ls))]
 
 
-def _mapped(p: Promises) -> Asked:
+def _mapped(cmp: Comparison) -> Comparing:
     """jax.vmap of the function and of its pullback give the same at each point."""
-    s = p.probe.subject
+    s = cmp.probe.subject
 
-    def way(*given: Leaves) -> Any:
-        leaves, cotangents, axes = _twofold(p, *given)
-        return jax.vmap(s.flat, axes)(*leaves), jax.vmap(s.pulled, (axes, 0))(leaves, cotangents)
+    def program(*given: Leaves) -> Any:
+        leaves, cotangents, axes = _stacked(cmp, *given)
+        return jax.vmap(s.flat, axes)(*leaves), jax.vmap(s.pullback, (axes, 0))(leaves, cotangents)
 
-    results, found = yield way
-    moved = _moved(p)
-    beside = s.values(moved), s.gradients(moved, p.probe.cotangents)
+    results, found = yield program
+    moved = _moved(cmp)
+    at_second = s.values(moved), s.gradients(moved, cmp.probe.cotangents)
     for k, how in enumerate(("under jax.vmap", "under jax.vmap, at the second of two points")):
-        values, grads = (None, None) if k == 0 else beside
-        p.same_values("vmap", [y[k] for y in results], how, values)
-        p.same_gradients("vmap", [g[k] for g in found], s.wrt, how, grads)
+        values, grads = (None, None) if k == 0 else at_second
+        cmp.same_values("vmap", [y[k] for y in results], how, values)
+        cmp.same_gradients("vmap", [g[k] for g in found], s.wrt, how, grads)
 
 
-def _checkpoint(p: Promises) -> Asked:
-    """Recomputed in backward, the gradients are the same."""
-    s = p.probe.subject
+def _checkpoint(cmp: Comparison) -> Comparing:
+    """The gradients are the same if jax.checkpoint recomputes the forward in the backward."""
+    s = cmp.probe.subject
     found = yield lambda ls, cs, moved: _vjp(jax.checkpoint(s.flat), s.wrt, ls)[1](cs)
-    p.same_gradients("checkpoint", found, s.wrt, "under jax.checkpoint")
+    cmp.same_gradients("checkpoint", found, s.wrt, "under jax.checkpoint")
 
 
-def _scan(p: Promises) -> Asked:
-    """As the body of a loop that is differentiated."""
-    s = p.probe.subject
+def _scan(cmp: Comparison) -> Comparing:
+    """The gradients are the same in the body of a differentiated jax.lax.scan."""
+    s = cmp.probe.subject
 
-    def way(*given: Leaves) -> Any:
-        leaves, cotangents, _ = _twofold(p, *given)
+    def program(*given: Leaves) -> Any:
+        leaves, cotangents, _ = _stacked(cmp, *given)
 
         def looped(*moving: jax.Array) -> Leaves:
             def body(carry: int, xs: Leaves) -> tuple[int, Leaves]:
@@ -268,94 +272,97 @@ def _scan(p: Promises) -> Asked:
 
         return jax.vjp(looped, *(leaves[i] for i in s.wrt))[1](cotangents)
 
-    found = yield way
-    p.same_gradients("scan", [g[0] for g in found], s.wrt, "inside jax.lax.scan")
-    beside = s.gradients(_moved(p), p.probe.cotangents)
-    p.same_gradients("scan", [g[1] for g in found], s.wrt, "in the second turn of jax.lax.scan", beside)
+    found = yield program
+    cmp.same_gradients("scan", [g[0] for g in found], s.wrt, "inside jax.lax.scan")
+    at_second = s.gradients(_moved(cmp), cmp.probe.cotangents)
+    cmp.same_gradients("scan", [g[1] for g in found], s.wrt, "in the second iteration of jax.lax.scan", at_second)
 
 
-def _float0(p: Promises) -> Asked:
-    """Integer inputs have cotangents of float0, and everybody else's stay the same."""
-    s = p.probe.subject
-    # A float that is a constant to the function has a cotangent like any other.
-    whole = [i for i, leaf in enumerate(_leaves(p)) if i in s.wrt or jnp.issubdtype(leaf.dtype, jnp.integer)]
-    if len(whole) == len(s.wrt):
+def _float0(cmp: Comparison) -> Comparing:
+    """Integer inputs have float0 cotangents, and all other gradients stay the same."""
+    s = cmp.probe.subject
+    # A float that is a constant has a cotangent like any other.
+    with_integers = [i for i, leaf in enumerate(_leaves(cmp)) if i in s.wrt or jnp.issubdtype(leaf.dtype, jnp.integer)]
+    if len(with_integers) == len(s.wrt):
         return
     dtypes: dict[int, str] = {}
 
-    def way(ls: Leaves, cs: Leaves, moved: Leaves) -> list[jax.Array]:
-        found = dict(zip(whole, _vjp(s.flat, whole, ls)[1](cs), strict=True))
+    def program(ls: Leaves, cs: Leaves, moved: Leaves) -> list[jax.Array]:
+        found = dict(zip(with_integers, _vjp(s.flat, with_integers, ls)[1](cs), strict=True))
         dtypes.update({i: g.dtype for i, g in found.items() if i not in s.wrt and g.dtype != jax.dtypes.float0})
-        return [found[i] for i in whole if i in s.wrt]
+        return [found[i] for i in with_integers if i in s.wrt]
 
-    floats = yield way
+    floats = yield program
     for i, dtype in dtypes.items():
-        p.say("float0", WRONG, f"an integer input has a cotangent of {dtype}, wanted float0", s.names[i])
+        cmp.record("float0", WRONG, f"an integer input has a cotangent of {dtype}, wanted float0", s.names[i])
         return
-    p.same_gradients("float0", floats, s.wrt, "when integer inputs are differentiated too")
+    cmp.same_gradients("float0", floats, s.wrt, "when integer inputs are differentiated too")
 
 
-def _unchanged(p: Promises, eagerly: bool) -> None:
-    """A callback or an aliased kernel must not write into the inputs."""
-    s = p.probe.subject
-    given = [*_leaves(p), *_cotangents(p)]
-    pulled = s.pulled if eagerly else s.compiled
-    names = [*s.names, *(f"dy of {p.result(k)}" for k in range(len(p.values)))]
+def _unchanged(cmp: Comparison, eagerly: bool) -> None:
+    """A callback or an aliased kernel must not write to the inputs."""
+    s = cmp.probe.subject
+    given = [*_leaves(cmp), *_cotangents(cmp)]
+    pullback = s.pullback if eagerly else s.compiled
+    names = [*s.names, *(f"dy of {cmp.result(k)}" for k in range(len(cmp.values)))]
     before = [np.array(g) if jnp.issubdtype(g.dtype, jnp.number) else None for g in given]
-    jax.block_until_ready(pulled(given[: len(s.names)], given[len(s.names) :]))
-    said = [
+    jax.block_until_ready(pullback(given[: len(s.names)], given[len(s.names) :]))
+    changed = [
         name
         for name, g, was in zip(names, given, before, strict=True)
         if was is not None and not np.array_equal(np.asarray(g), was)
     ]
-    if said:
-        p.say("memory unchanged", WRONG, f"forward or backward writes into {', '.join(said)}", said[0])
+    if changed:
+        cmp.record("memory unchanged", WRONG, f"forward or backward writes to {', '.join(changed)}", changed[0])
     else:
-        p.say("memory unchanged", OK, "inputs and dy keep their bits", "", (), {"error": 0.0})
+        cmp.record("memory unchanged", OK, "inputs and dy are unchanged", "", (), {"error": 0.0})
 
 
-def empty(p: Promises) -> None:
-    """With a zero-length first axis, where forward takes one, gradients hold no NaN."""
-    s = p.probe.subject
-    arrays = p.probe.arrays
+def empty(cmp: Comparison) -> None:
+    """With an empty first axis, if forward accepts one, gradients hold no NaN."""
+    s = cmp.probe.subject
+    arrays = cmp.probe.arrays
     leading = next((len(arrays[i]) for i in s.wrt if arrays[i].ndim), 0)
     if not leading:
         return
     for which in (lambda k, a: k == s.wrt[0] and np.ndim(a), lambda k, a: np.ndim(a) and len(a) == leading):
-        other = s.differently([a[:0] if which(k, a) else a for k, a in enumerate(arrays)], "an empty first axis")
+        other = s.with_arrays([a[:0] if which(k, a) else a for k, a in enumerate(arrays)], "an empty first axis")
         try:
             results = other.values(other.arrays)
         except Exception:
             continue
         if not all(np.isfinite(y).all() for y in results):
-            p.note(f"{s.op}: not finite for an empty first axis")
+            cmp.note(f"{s.op}: not finite for an empty first axis")
             return
         try:
             found = other.gradients(other.arrays, [np.ones(y.shape) for y in results])
         except Exception as error:
-            if refuses(error) or not _has_rules(p):
-                # jax has no error for an index out of bounds, which a constant one is here.
-                p.note(f"{s.op}: no gradient for an empty first axis ({first_line(error, 90)})")
+            if refuses(error) or not _has_rules(cmp):
+                # jax raises no error for an index out of bounds, which a constant index is here.
+                cmp.note(f"{s.op}: no gradient for an empty first axis ({first_line(error, 90)})")
             else:
-                p.say("empty inputs", WRONG, f"forward takes an empty first axis, backward raises {first_line(error)}")
+                cmp.record(
+                    "empty inputs", WRONG, f"forward accepts an empty first axis, backward raises {first_line(error)}"
+                )
             return
         for i, g in zip(s.wrt, found, strict=True):
             if not np.isfinite(g).all():
-                p.say("empty inputs", WRONG, "is not finite when the first axis is empty", s.names[i])
+                cmp.record("empty inputs", WRONG, "is not finite when the first axis is empty", s.names[i])
                 return
-        p.say("empty inputs", OK, "an empty first axis goes through", "", (), {"error": 0.0})
+        cmp.record("empty inputs", OK, "an empty first axis is accepted", "", (), {"error": 0.0})
         return
-    p.note(f"{s.op}: takes no empty first axis")
+    cmp.note(f"{s.op}: does not accept an empty first axis")
 
 
-def ruled(p: Promises) -> bool:
-    """Whether there is a hand-written rule: what only such a rule can break, at a program's cost, is left out."""
-    s = p.probe.subject
-    if s.untraced or s.trusted or by_hand(s):
+def has_rule(cmp: Comparison) -> bool:
+    """Whether the function has a hand-written rule; if not, expensive comparisons that only a rule can fail are
+    skipped."""
+    s = cmp.probe.subject
+    if s.without_jit or s.trusted or hand_written(s):
         return True
-    p.note(f"{s.op}: holds no rule but jax's own, so not tried without jit, at other shapes, nor in calls that cross")
+    cmp.note(f"{s.op}: has no custom rule, so it is not checked without jit, at other shapes, or in interleaved calls")
     return False
 
 
-def compiled(p: Promises) -> None:
-    """Everything else here is under jit already; eager is held against it."""
+def compiled(cmp: Comparison) -> None:
+    """Nothing to do: everything else here runs under jit, and is compared with eager."""

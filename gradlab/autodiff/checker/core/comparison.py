@@ -1,4 +1,4 @@
-"""Promises that need no differences: a gradient worked out another way must be the same gradient."""
+"""Comparisons that need no finite differences: a gradient computed in another way must be the same gradient."""
 
 import functools
 import textwrap
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gradlab.autodiff.checker.core.derivative import SENSITIVITY, Probe, joined
-from gradlab.autodiff.checker.core.differences import EPS
+from gradlab.autodiff.checker.core.differentiability import perturbed
 from gradlab.autodiff.checker.core.finding import OK, WRONG, Finding
-from gradlab.autodiff.checker.core.proof import shaken
+from gradlab.autodiff.checker.core.finite_differences import EPS
+from gradlab.autodiff.checker.core.probe import SENSITIVITY, Probe, joined
 
 
 @dataclass
-class Promises:
-    """What is compared with one probe's gradients and values, and the findings that come of it."""
+class Comparison:
+    """Compares results with the values and gradients of one probe, and collects the findings."""
 
     probe: Probe
     findings: list[Finding]
@@ -25,38 +25,38 @@ class Promises:
     _grain: dict[int, np.ndarray] = field(default_factory=dict)
 
     def own_rng(self) -> np.random.Generator:
-        """Random numbers of one check's own: what it draws changes nothing of what others draw."""
+        """A random generator for one check, which leaves the numbers that other checks draw unchanged."""
         return self.rng.spawn(1)[0]
 
     def add(self, finding: Finding) -> None:
-        """Keep a finding."""
+        """Append a finding."""
         self.findings.append(finding)
 
-    def say(
+    def record(
         self,
         check: str,
         verdict: str,
-        said: str,
+        detail: str,
         name: str = "",
         where: tuple[int, ...] = (),
         numbers: Mapping[str, float] | None = None,
     ) -> None:
-        """One finding."""
+        """Append one finding about this subject."""
         s = self.probe.subject
-        self.add(Finding(check, verdict, name, where, said, numbers or {}, s.op, s.side.name, s.case))
+        self.add(Finding(check, verdict, name, where, detail, numbers or {}, s.op, s.side.name, s.case))
 
-    def said(self, check: str) -> list[Finding]:
-        """What was found of a check so far, on this case."""
+    def findings_of(self, check: str) -> list[Finding]:
+        """The findings of a check so far, in this case."""
         return [f for f in self.findings if f.check == check and f.case == self.probe.subject.case]
 
     def slack(self, i: int) -> float:
-        """How far two ways to one gradient may be apart, relative to its largest element.
+        """The difference allowed between two computations of one gradient, relative to its largest element.
 
-        Rounding in a sum over all results, also to half precision inside of the function; or what differences found its
-        own noise to be; or what they found the gradient to be off by where that is no fault, as of a solver that stops
-        at a tolerance, and not of a backward that rounds to float32.
+        The largest of: rounding in a sum over all results, also to half precision inside the function; the noise that
+        finite differences measured; and the error they measured in the gradient where it is no fault, as in a solver
+        that stops at a tolerance (but not in a backward that rounds to float32).
         """
-        g, half = self.probe.gradients[i], self.probe.subject.inside.slack
+        g, half = self.probe.gradients[i], self.probe.subject.internals.slack
         pairs = [p for p in (*self.probe.pairs.get(i, []), *self.probe.joint) if p.scale]
         errors = max((p.error / p.scale for p in pairs), default=0.0)
         offs = 0.0 if _rounded(g) else max((p.off / p.scale for p in pairs), default=0.0)
@@ -70,28 +70,28 @@ class Promises:
         how: str,
         wanted: Sequence[np.ndarray] | None = None,
     ) -> bool:
-        """Whether these are the probe's gradients, or `wanted`; says so for each of the inputs `wrt`."""
+        """Whether these are the probe's gradients, or `wanted`; one finding for each of the inputs `wrt`."""
         sound = True
         for k, (i, g) in enumerate(zip(wrt, got, strict=True)):
             want = self.probe.gradients[i] if wanted is None else wanted[k]
-            # Where another dy makes it vanish, what is left is rounding of the terms that it had before.
+            # Where another dy makes a gradient vanish, rounding of its terms remains.
             usual = float(np.max(np.abs(self.probe.gradients[i]), initial=0.0))
             grain = functools.partial(self.grain, i)
             sound &= self.same(check, self.probe.subject.names[i], g, want, self.slack(i), how, usual, grain)
         return sound
 
     def grain(self, i: int) -> np.ndarray:
-        """What rounding leaves open of each element of a gradient, absolute: several times what the inputs' last bits
-        move, and the rounding of the results that it may be a difference of."""
+        """The absolute rounding error possible in each element of a gradient: several times what moves it when the
+        inputs change in their last bits, and the rounding of the results that it may be a difference of."""
         if not self._grain:
-            self._grain = dict(shaken(self.probe, self.probe.cotangents))
+            self._grain = dict(perturbed(self.probe, self.probe.cotangents))
         natural = float(np.linalg.norm(joined(self.probe.cotangents) * self.probe.middle)) / self.probe.units(i)
         return 16 * self._grain[i] + 64 * self.probe.subject.eps * natural
 
     def same_values(
         self, check: str, got: Sequence[np.ndarray], how: str, wanted: Sequence[np.ndarray] | None = None
     ) -> bool:
-        """Whether these are the function's values, or `wanted`; one finding, of the first result that is not."""
+        """Whether these are the function's values, or `wanted`; one finding for each result."""
         slack = max((self.slack(i) for i in self.probe.subject.wrt), default=1e-12)
         sound = True
         for k, (y, want) in enumerate(zip(got, self.values if wanted is None else wanted, strict=True)):
@@ -99,10 +99,10 @@ class Promises:
         return sound
 
     def result(self, k: int) -> str:
-        """What a result is called."""
-        names, kept = self.probe.subject.results, self.probe.subject.kept
-        place = k if kept is None else kept[k]
-        one = len(self.values) == 1 and kept is None
+        """The name of a result."""
+        names, differentiable = self.probe.subject.results, self.probe.subject.differentiable
+        place = k if differentiable is None else differentiable[k]
+        one = len(self.values) == 1 and differentiable is None
         return names[place] if place < len(names) else "result" if one else f"result {place}"
 
     def same(
@@ -116,21 +116,21 @@ class Promises:
         least: float = 0.0,
         grain: Callable[[], np.ndarray] | None = None,
     ) -> bool:
-        """One array against another; a finding that names the first element that differs.
+        """Compare one array with another; the finding names the first element that differs.
 
         Args:
             slack: error allowed, relative to the largest element wanted or to `least`.
-            grain: what is allowed of each element beside it, worked out when something is off.
+            grain: absolute error allowed in each element, computed only if the relative tolerance is exceeded.
         """
         if got is None:
             got = np.zeros_like(want)
-            how += " (no gradient came: None)"
+            how += " (the gradient is None)"
         if got.shape != want.shape:
-            self.say(check, WRONG, f"has the shape {list(got.shape)}, wanted {list(want.shape)}, {how}", name)
+            self.record(check, WRONG, f"has the shape {list(got.shape)}, wanted {list(want.shape)}, {how}", name)
             return False
-        size, error = _apart(got, want)
+        size, error = _size_and_error(got, want)
         if error <= slack * (max(size, least) or 1.0):
-            self.say(check, OK, how, name, (), {"error": error / (max(size, least) or 1.0)})
+            self.record(check, OK, how, name, (), {"error": error / (max(size, least) or 1.0)})
             return True
         with np.errstate(invalid="ignore", over="ignore"):
             off = np.where((got == want) | (np.isnan(got) & np.isnan(want)), 0.0, np.abs(got - want))
@@ -140,17 +140,17 @@ class Promises:
             bad &= ~(off <= grain())
         error = float(np.max(off, initial=0.0)) / scale
         if not bad.any():
-            self.say(check, OK, how, name, (), {"error": error})
+            self.record(check, OK, how, name, (), {"error": error})
             return True
         at = tuple(int(k) for k in np.argwhere(bad)[0])
-        said = f"is {got[at]:.10g}, wanted {want[at]:.10g}, {how}; {int(bad.sum())} of {got.size} elements differ"
+        detail = f"is {got[at]:.10g}, wanted {want[at]:.10g}, {how}; {int(bad.sum())} of {got.size} elements differ"
         numbers = {"got": float(got[at]), "wanted": float(want[at]), "count": float(bad.sum())}
-        self.say(check, WRONG, said, name, at, {"error": error, **numbers})
+        self.record(check, WRONG, detail, name, at, {"error": error, **numbers})
         return False
 
 
-def _apart(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
-    """The largest element wanted and the largest difference; no number where one of either is none."""
+def _size_and_error(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
+    """The largest element wanted and the largest difference; NaN if either array holds one."""
     if not want.size:
         return 0.0, 0.0
     with np.errstate(invalid="ignore", over="ignore"):
@@ -159,13 +159,13 @@ def _apart(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
 
 
 def _rounded(gradient: np.ndarray) -> bool:
-    """Whether every number of a gradient is one of float32's."""
+    """Whether every element of a gradient is representable in float32."""
     with np.errstate(over="ignore"):
         return bool(np.array_equal(gradient, gradient.astype(np.float32), equal_nan=True))
 
 
 def first_line(error: BaseException, most: int = 200) -> str:
-    """What an exception says, in one line of at most so many letters."""
+    """An exception's type and message in one line of at most this many characters."""
     text = " ".join(str(error).split())
     return (
         f"{type(error).__name__}: {textwrap.shorten(text, most, placeholder=' ...')}" if text else type(error).__name__
@@ -173,13 +173,12 @@ def first_line(error: BaseException, most: int = 200) -> str:
 
 
 def refuses(error: BaseException) -> bool:
-    """Whether an exception says that there is no such gradient, and not that working it out failed."""
+    """Whether an exception says that no such gradient exists, rather than that computing it failed."""
     text = str(error).lower()
     return isinstance(error, NotImplementedError) or any(words in text for words in _REFUSALS)
 
 
-# torch of an op without a derivative; jax of a while_loop, of a custom_vmap and of a callback, which have forward mode
-# alone, or none.
+# Messages of torch for an op without a derivative, and of jax for while_loop, custom_vmap and callbacks.
 _REFUSALS = (
     "not implemented",
     "not differentiable",

@@ -1,7 +1,8 @@
-"""Complex arrays as pairs of real ones: a derivative is taken of real and imaginary parts.
+"""Complex arrays as pairs of real ones: derivatives are taken for the real and imaginary parts.
 
-A function of complex arrays need not be holomorphic, and torch and jax give gradients that are each other's conjugates.
-Of the parts there is one gradient only: each framework's own rules for joining and parting carry its convention.
+A function of complex arrays need not be holomorphic, and the gradients of torch and jax are conjugates of each other.
+The gradient for the two parts is unique: each framework's own rules for building a complex array and splitting it carry
+its convention.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from gradlab.autodiff.frameworks.side import Side
 
-# Each with the dtype of its parts.
+# Complex dtype -> dtype of its parts.
 PARTS = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
 NAMES = (".real", ".imag")
 
@@ -17,38 +18,38 @@ Rebuild = Callable[[Sequence[Any]], Any]
 
 
 def is_complex(side: Side, value: Any) -> bool:
-    """Whether a value is a complex array that NumPy has one for."""
+    """Whether a value is a complex array of a dtype that NumPy has."""
     return side.dtype(value) in PARTS and not side.foreign(value)
 
 
 def in_parts(
     side: Side, leaves: Sequence[Any], names: Sequence[str], rebuild: Rebuild
 ) -> tuple[list[Any], list[str], Rebuild]:
-    """Leaves and their names with both parts in place of each complex one, and what joins and rebuilds them."""
-    held = [is_complex(side, leaf) for leaf in leaves]
-    if not any(held):
+    """Leaves and names with each complex leaf split into its parts, and the function that rebuilds the arguments."""
+    complex_leaves = [is_complex(side, leaf) for leaf in leaves]
+    if not any(complex_leaves):
         return list(leaves), list(names), rebuild
-    parted: list[Any] = []
-    named: list[str] = []
-    for leaf, name, is_pair in zip(leaves, names, held, strict=True):
-        parted += side.parts(leaf) if is_pair else (leaf,)
-        named += [name + part for part in NAMES] if is_pair else [name]
+    split_complex: list[Any] = []
+    split_names: list[str] = []
+    for leaf, name, is_pair in zip(leaves, names, complex_leaves, strict=True):
+        split_complex += side.parts(leaf) if is_pair else (leaf,)
+        split_names += [name + part for part in NAMES] if is_pair else [name]
 
     def joined(given: Sequence[Any]) -> Any:
         rest = iter(given)
-        return rebuild([side.joined(next(rest), next(rest)) if is_pair else next(rest) for is_pair in held])
+        return rebuild([side.joined(next(rest), next(rest)) if is_pair else next(rest) for is_pair in complex_leaves])
 
-    return parted, named, joined
+    return split_complex, split_names, joined
 
 
-def parted(side: Side, results: Sequence[Any]) -> tuple[list[Any], list[str]]:
-    """Results with both parts in place of each complex one, and their names; none where none is complex."""
-    held = [is_complex(side, y) for y in results]
-    if not any(held):
+def split_complex(side: Side, results: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """Results with each complex one split into its parts, and their names; no names if none is complex."""
+    complex_leaves = [is_complex(side, y) for y in results]
+    if not any(complex_leaves):
         return list(results), []
     found: list[Any] = []
     names: list[str] = []
-    for k, (y, is_pair) in enumerate(zip(results, held, strict=True)):
+    for k, (y, is_pair) in enumerate(zip(results, complex_leaves, strict=True)):
         name = "result" if len(results) == 1 else f"result {k}"
         found += side.parts(y) if is_pair else (y,)
         names += [name + part for part in NAMES] if is_pair else [name]

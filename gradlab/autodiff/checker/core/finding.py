@@ -1,4 +1,4 @@
-"""What a check found: one finding an input and comparison."""
+"""One finding of a check: the outcome of one comparison for one input."""
 
 import math
 from collections.abc import Mapping
@@ -10,25 +10,25 @@ OK, WRONG, INCONCLUSIVE = "ok", "wrong", "inconclusive"
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison of one array, or one promise that was kept or broken.
+    """The outcome of one comparison.
 
     Attributes:
         check: what was compared with what.
-        verdict: "ok", "wrong", or "inconclusive" when nothing here can tell.
+        verdict: "ok", "wrong", or "inconclusive" where the check cannot tell.
         input: the array compared: an input's name for a gradient, an output's for a value; "" for the whole function.
-        where: index of the first wrong element, where it is known.
-        said: the finding in words, after the name of what was checked.
-        numbers: error and allowed (relative to the largest value), got and wanted where one element is meant, ...
+        where: index of the first wrong element, if known.
+        detail: the finding in words, after the name of what was checked.
+        numbers: error and allowed (relative to the largest value), got and wanted of one element, ...
         op, side, case: what was run, on which side, on which inputs.
-        inputs: by name, the numbers of inputs that the check made up, as nested lists; empty for the given ones.
-        call: the line that calls the function on these, where they are few.
+        inputs: generated inputs by name, as nested lists; empty for the given ones.
+        call: a line of code that calls the function on these, if they are few.
     """
 
     check: str
     verdict: str
     input: str = ""
     where: tuple[int, ...] = ()
-    said: str = ""
+    detail: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)
     op: str = ""
     side: str = ""
@@ -38,7 +38,7 @@ class Finding:
 
     @property
     def error(self) -> float:
-        """Largest error, relative; 0 where there is none to speak of."""
+        """Largest relative error; 0 for an ok finding without one, else NaN."""
         return self.numbers.get("error", 0.0 if self.verdict == OK else math.nan)
 
     @property
@@ -46,6 +46,6 @@ class Finding:
         """The finding in one paragraph."""
         place = f"[{', '.join(map(str, self.where))}]" if self.where else ""
         what = f"{self.input}{place} " if self.input else ""
-        again = f"; again: {self.call}" if self.call else ""
+        again = f"; to reproduce: {self.call}" if self.call else ""
         on = f" on {self.side}" if self.side else ""
-        return f"{self.op}{on}, case {self.case!r}, {self.check}: {what}{self.said}{again}: {self.verdict}"
+        return f"{self.op}{on}, case {self.case!r}, {self.check}: {what}{self.detail}{again}: {self.verdict}"

@@ -1,4 +1,4 @@
-"""One function at one point, seen through NumPy: what goes in, what comes out, what its gradients are."""
+"""The function under test at one point, seen through NumPy: its inputs, results and gradients."""
 
 import copy
 import importlib
@@ -9,41 +9,41 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.autodiff.checker.core.complex_arrays import PARTS, in_parts, parted
-from gradlab.autodiff.checker.core.inside import Inside
+from gradlab.autodiff.checker.core.complex_arrays import PARTS, in_parts, split_complex
+from gradlab.autodiff.checker.core.internals import Internals
 from gradlab.autodiff.frameworks.side import SIDES, Side
 from gradlab.autodiff.frameworks.side import side as side_of
 
-# Each with what rounding to it may change, relative.
+# Float dtype -> its rounding unit.
 UNITS = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 FLOATS = tuple(UNITS)
 
-# Of inputs of at most this many numbers a program takes longer to compile than to run a hundred times.
+# With at most this many input elements a program takes longer to compile than to run a hundred times.
 SMALL = 2**16
-# Seconds that a program of values and pullback may run; the values alone are a third of it, a hundred times over.
+# Seconds that one program for values and pullback may take; values alone take a third, and are needed a hundred times.
 LONG = 0.005
 
 
-class Subject:
+class CheckSubject:
     """A function on one side, flattened: a list of arrays in, a tuple of float arrays out.
 
     Attributes:
-        op, case: what the report calls it.
-        given: the arrays that came, as they came; none where the check made the inputs up.
-        leaves: the same, complex ones as their two parts; arrays: the leaves as NumPy, floats in float64.
+        op, case: its names in the report.
+        given: the original arrays; empty if the check generated the inputs.
+        leaves: the same, complex ones split in two parts; arrays: the leaves as NumPy, floats in float64.
         names: of the leaves; results: of the float results.
-        wrt: places of the float leaves among all leaves; sparse ones are constants.
-        origin: the function as it came; `fn` takes a module's parameters too.
-        carried: places of float leaves that take no gradient: constants, in the working dtype.
-        untraced: it does not run under jit.
-        trusted: an op of the lab, which takes every shape that its signature says.
-        kept: places of the results that have a gradient, among the float results; all of them when None.
+        wrt: indices of the float leaves among all leaves; sparse ones are constants.
+        origin: the original function; `fn` takes a module's parameters too.
+        constants: indices of float leaves without a gradient, put in the working dtype.
+        without_jit: the function does not run under jit.
+        trusted: an op of this package, which takes every shape of its signature.
+        differentiable: indices of the float results that require a gradient; all of them when None.
         flat: leaves -> float results, on the side's own arrays.
         compiled: (leaves, cotangents) -> the pullback of these, compiled where the side compiles.
-        quickened: a function of such arrays for many calls of it.
+        jitted: compiles another function of these arrays, for many calls.
         dtype: the lowest float dtype among the leaves.
-        inside: what its forward works in between arguments and results, as far as it was looked at.
-        working: the dtype that everything is worked out in: float64, or the leaves' own where it is not taken.
+        internals: what its forward does between arguments and results, as far as observed.
+        working_dtype: the dtype of all computation: float64, or the leaves' own if the function takes no float64.
     """
 
     def __init__(
@@ -59,25 +59,25 @@ class Subject:
     ) -> None:
         self.side, self.fn, self.args, self.options, self.case = side, fn, tuple(args), dict(options), case
         self.origin = fn
-        self.kept: list[int] | None = None
-        self.carried: list[int] = []
+        self.differentiable: list[int] | None = None
+        self.constants: list[int] = []
         self.result_dtypes: list[str] = []
-        self.trusted = self.untraced = False
-        self.quickened: Callable[[Callable[..., Any]], Callable[..., Any]]
-        self._quick: Callable[..., tuple[Any, ...]]
+        self.trusted = self.without_jit = False
+        self.jitted: Callable[[Callable[..., Any]], Callable[..., Any]]
+        self._forward: Callable[..., tuple[Any, ...]]
         self.compiled: Callable[..., tuple[Any, ...]]
         self.op = op or getattr(fn, "__name__", type(fn).__name__)
         self.given, self._rebuild_given, paths = side.flatten(self.args)
-        self.called = list(names) or _parameters(fn, len(self.args))
-        labels = [self.called[int(path[0])] + path[1] for path in paths]
+        self.argument_names = list(names) or _parameters(fn, len(self.args))
+        labels = [self.argument_names[int(path[0])] + path[1] for path in paths]
         self.leaves, self.names, self._rebuild = in_parts(side, self.given, labels, self._rebuild_given)
         self.dtypes = [side.dtype(leaf) for leaf in self.leaves]
         self.foreign = [side.foreign(leaf) for leaf in self.leaves]
         self.wrt = [i for i, dtype in enumerate(self.dtypes) if dtype in FLOATS and not self.foreign[i]]
         lowest = [d for d in reversed(FLOATS) if d in [self.dtypes[i] for i in self.wrt]]
         self.dtype = lowest[0] if lowest else "float64"
-        self.working = "float64"
-        self.inside = Inside()
+        self.working_dtype = "float64"
+        self.internals = Internals()
         self.arrays = [
             side.take(leaf) if side.is_array(leaf) and not strange else leaf
             for leaf, strange in zip(self.leaves, self.foreign, strict=True)
@@ -88,83 +88,90 @@ class Subject:
 
     @property
     def eps(self) -> float:
-        """The spacing of numbers around 1 that everything is worked out in."""
-        return 2 * UNITS[self.working]
+        """The machine epsilon of the working dtype."""
+        return 2 * UNITS[self.working_dtype]
 
     @property
     def noise(self) -> float:
-        """What rounding to the working precision, or to a result's own, leaves open of a value, relative."""
-        return max(2 * UNITS["float64"], UNITS[self.working], *(UNITS[d] for d in self.result_dtypes))
+        """The relative rounding error of a value in the working dtype or in its result's own dtype."""
+        return max(2 * UNITS["float64"], UNITS[self.working_dtype], *(UNITS[d] for d in self.result_dtypes))
 
     def flat(self, *leaves: Any) -> tuple[Any, ...]:
-        """The function's float results that have a gradient, for the side's own arrays."""
+        """The float results that require a gradient, for the side's own arrays."""
         return self._with_gradient(self._floats(*leaves))
 
     def as_given(self, *given: Any) -> tuple[Any, ...]:
-        """The same for arrays in place of `given`: complex ones are whole."""
+        """The same for arrays in place of `given`, complex ones not split."""
         return self._with_gradient(self._results(self._rebuild_given(given)))
 
     def _with_gradient(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
-        return results if self.kept is None else tuple(results[k] for k in self.kept if k < len(results))
+        return (
+            results
+            if self.differentiable is None
+            else tuple(results[k] for k in self.differentiable if k < len(results))
+        )
 
     def _floats(self, *leaves: Any) -> tuple[Any, ...]:
         return self._results(self._rebuild(leaves))
 
     def _results(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        """All float results, complex ones in their parts."""
+        """All float results, complex ones split in two parts."""
         results, _, _ = self.side.flatten(self.fn(*args, **self.options))
         floats = [y for y in results if self.side.is_array(y) and self.side.dtype(y) in (*FLOATS, *PARTS)]
-        found, names = parted(self.side, [self.side.dense(y) for y in floats])
+        found, names = split_complex(self.side, [self.side.dense(y) for y in floats])
         self.results = self.results or names
         return tuple(found)
 
     def without_gradient(self) -> list[int]:
-        """Keep the results that have a gradient; the places of the others."""
+        """Restrict to results that require a gradient; the indices of the others."""
         found = self.side.differentiable(self._floats, self.put(self.arrays), self.wrt)
-        self.kept = None if all(found) else [k for k, dtype in enumerate(found) if dtype]
-        if self.kept is not None:
+        self.differentiable = None if all(found) else [k for k, dtype in enumerate(found) if dtype]
+        if self.differentiable is not None:
             self.compile()
         self.result_dtypes = [dtype for dtype in found if dtype]
         return [k for k, dtype in enumerate(found) if not dtype]
 
     def put(self, arrays: Sequence[np.ndarray], dtype: str = "") -> tuple[Any, ...]:
-        """The side's arrays from NumPy's, where the leaves are."""
+        """The side's arrays from NumPy's, on the device of the leaves."""
         return tuple(
             leaf
-            if self.foreign[i] or (a is own and i not in self.wrt and i not in self.carried)
-            else self.side.put(a, dtype or self.working, leaf)
+            if self.foreign[i] or (a is own and i not in self.wrt and i not in self.constants)
+            else self.side.put(a, dtype or self.working_dtype, leaf)
             for i, (a, own, leaf) in enumerate(zip(arrays, self.arrays, self.leaves, strict=True))
         )
 
     def put_like_results(self, cotangents: Sequence[np.ndarray], dtype: str = "") -> tuple[Any, ...]:
         """Cotangents as the side's arrays."""
-        own = self.result_dtypes if len(self.result_dtypes) == len(cotangents) else [self.working] * len(cotangents)
+        own = (
+            self.result_dtypes if len(self.result_dtypes) == len(cotangents) else [self.working_dtype] * len(cotangents)
+        )
         return tuple(
             self.side.put(c, dtype or d, self.leaves[self.wrt[0]]) for c, d in zip(cotangents, own, strict=True)
         )
 
-    def only(self, wrt: Sequence[int]) -> None:
-        """Differentiate for these leaves alone; the others that were asked for are constants."""
-        self.carried = [*self.carried, *(i for i in self.wrt if i not in wrt)]
+    def restrict(self, wrt: Sequence[int]) -> None:
+        """Differentiate for these leaves only; the other float leaves become constants."""
+        self.constants = [*self.constants, *(i for i in self.wrt if i not in wrt)]
         self.differentiate(wrt)
 
     def differentiate(self, wrt: Sequence[int], joined: bool = True) -> None:
-        """Differentiate for these leaves; `joined` values and pullback are one program, if that is cheap."""
+        """Differentiate for these leaves; with `joined`, values and pullback are one program if the arrays are
+        small."""
         self.wrt = list(wrt)
-        self.pulled = self.side.pullback(self.flat, self.wrt)
+        self.pullback = self.side.pullback(self.flat, self.wrt)
         self.compile(joined)
 
     def compile(self, joined: bool = True) -> None:
-        """Compile anew, where the side compiles at all."""
-        self.quickened, self._quick, self.compiled = lambda fn: fn, self.flat, self.pulled
-        if self.side.name == "jax" and not self.untraced:
+        """Compile again, on a side that compiles."""
+        self.jitted, self._forward, self.compiled = lambda fn: fn, self.flat, self.pullback
+        if self.side.name == "jax" and not self.without_jit:
             small = sum(a.size for a in self.arrays if isinstance(a, np.ndarray)) <= SMALL
-            rules = importlib.import_module("gradlab.autodiff.checker.core.programs_jax")
-            made = rules.Programs(self.flat, self.pulled, small, joined)
-            self.quickened, self._quick, self.compiled = made.quick, made.values, made.pullback
+            rules = importlib.import_module("gradlab.autodiff.checker.core.compiled_jax")
+            made = rules.Programs(self.flat, self.pullback, small, joined)
+            self.jitted, self._forward, self.compiled = made.quick, made.values, made.pullback
 
-    def settled(self) -> list[np.ndarray]:
-        """The values by the program that gives them from now on: one without the pullback, where that runs long."""
+    def choose_program(self) -> list[np.ndarray]:
+        """The values by the program used from now on: one without the pullback if the joint one is slow."""
         start = time.perf_counter()
         values = self.values(self.arrays)
         if time.perf_counter() - start > LONG:
@@ -172,19 +179,19 @@ class Subject:
             values = self.values(self.arrays)
         return values
 
-    def eagerly(self, eagerly: bool = True) -> None:
-        """From now on without jit, or with it again."""
-        self.untraced = eagerly
+    def set_eager(self, set_eager: bool = True) -> None:
+        """Switch jit off, or on again."""
+        self.without_jit = set_eager
         self.compile()
 
     def values(self, arrays: Sequence[np.ndarray], dtype: str = "") -> list[np.ndarray]:
-        """The float results, as float64, worked out in `dtype`; float64 unless it takes none."""
-        return [self.side.take(y) for y in self._quick(*self.put(arrays, dtype))]
+        """The float results as float64, computed in `dtype`; in the working dtype by default."""
+        return [self.side.take(y) for y in self._forward(*self.put(arrays, dtype))]
 
     def gradients(
         self, arrays: Sequence[np.ndarray], cotangents: Sequence[np.ndarray], dtype: str = ""
     ) -> list[np.ndarray]:
-        """The vjp of the function for its float leaves, as float64, worked out in `dtype`."""
+        """The vjp of the function for its float leaves as float64, computed in `dtype`."""
         found = self.compiled(self.put(arrays, dtype), self.put_like_results(cotangents, dtype))
         return [self.side.take(g) for g in found]
 
@@ -193,10 +200,10 @@ class Subject:
         return self.values(self.arrays), self.values(moved)
 
     def rebuilt(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
-        """The arguments with other leaves in them."""
+        """The arguments with these leaves in place of the given ones."""
         return self._rebuild(leaves)
 
-    def differently(self, arrays: Sequence[np.ndarray], case: str) -> "Subject":
+    def with_arrays(self, arrays: Sequence[np.ndarray], case: str) -> "CheckSubject":
         """The same function on other inputs of the same dtypes."""
         other = copy.copy(self)
         other.case = case
@@ -211,24 +218,26 @@ class Subject:
         return other
 
 
-def subject(fn: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any], case: str = "given") -> Subject:
-    """The function at these arguments, on the side that they belong to.
+def subject(
+    fn: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any], case: str = "given"
+) -> CheckSubject:
+    """The function at these arguments, on the side of their framework.
 
     Raises:
-        TypeError: an argument is no array, or they are of two frameworks.
+        TypeError: an argument is no array, or arguments of two frameworks.
         ValueError: none is of a float or complex dtype, or one holds NaN or infinity.
     """
     name = getattr(fn, "__name__", type(fn).__name__)
     side = _side(name, fn, args)
-    called, parameters = side.functional(fn)
+    argument_names, parameters = side.functional(fn)
     if parameters:
         names = ["", *_parameters(getattr(fn, "forward", fn), len(args))]
-        made = Subject(side, called, (parameters, *args), options, name, case, names)
+        made = CheckSubject(side, argument_names, (parameters, *args), options, name, case, names)
         made.origin = fn
-        # A parameter is called what its module calls it.
+        # A parameter has the name that its module gives it.
         made.names = [n[2:].replace("']", "", 1) if n.startswith("['") else n for n in made.names]
     else:
-        made = Subject(side, fn, args, options, case=case)
+        made = CheckSubject(side, fn, args, options, case=case)
     for label, leaf in zip(made.names, made.leaves, strict=True):
         if not side.is_array(leaf):
             raise TypeError(
@@ -265,7 +274,7 @@ def _side(name: str, fn: Callable[..., Any], args: Sequence[Any]) -> Side:
 
 
 def _walk(tree: Any) -> list[Any]:
-    """Leaves of the plain containers, enough to tell whose arrays these are."""
+    """Leaves of plain containers, enough to tell the framework of the arrays."""
     if isinstance(tree, Mapping):
         tree = list(tree.values())
     if isinstance(tree, (list, tuple)):
@@ -274,7 +283,7 @@ def _walk(tree: Any) -> list[Any]:
 
 
 def _parameters(fn: Callable[..., Any], count: int) -> list[str]:
-    """What the function calls its positional arguments."""
+    """The names of the function's positional arguments."""
     try:
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Work that may kill the process, in a process of its own."""
+"""Runs work that may crash in a forked process."""
 
 import faulthandler
 import os
@@ -11,28 +11,28 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-# Seconds after which a child that says nothing is killed.
+# Seconds after which a child that sends nothing is killed.
 PATIENCE = 60.0
 
 
 def possible() -> bool:
-    """Whether a process can be forked and torch, if it is here, has no device whose state a fork would break."""
+    """Whether this process can be forked: no CUDA state of torch would break in the child."""
     torch = sys.modules.get("torch")
     return hasattr(os, "fork") and (torch is None or not torch.cuda.is_initialized())
 
 
-def apart(work: Callable[[Callable[[Any], None]], None], patience: float = PATIENCE) -> tuple[list[Any], str]:
-    """Call `work` in a fork of this process; what it sent, and how it died, "" when it did not.
+def run_isolated(work: Callable[[Callable[[Any], None]], None], patience: float = PATIENCE) -> tuple[list[Any], str]:
+    """Call `work` in a fork of this process: the values it sent, and how it died ("" if it did not).
 
     Args:
-        work: takes a function that sends what can be pickled to this process.
-        patience: seconds without a word after which it is killed.
+        work: takes a function that sends a picklable value to this process.
+        patience: seconds without a message after which it is killed.
     """
     read, write = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
-        # jax warns that its threads do not live on in a fork, where nobody calls it.
+        # jax warns that its threads do not survive a fork; the child does not use jax.
         warnings.simplefilter("ignore")
         child = os.fork()
     if child == 0:
@@ -44,21 +44,21 @@ def apart(work: Callable[[Callable[[Any], None]], None], patience: float = PATIE
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     if silent:
-        return sent, f"it said nothing for {patience:g} s"
+        return sent, f"it sent nothing for {patience:g} s"
     if os.WIFSIGNALED(status):
         return sent, f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
     return sent, "" if os.WEXITSTATUS(status) == 0 else f"it exited with {os.WEXITSTATUS(status)}"
 
 
 def _child(work: Callable[[Callable[[Any], None]], None], read: int, write: int) -> None:
-    """Never returns, and runs nothing that the parent registered for its own end."""
+    """Run in the child: never returns, and runs none of the parent's exit handlers."""
     code = 1
     try:
         os.close(read)
         faulthandler.disable()
         torch = sys.modules.get("torch")
         if torch is not None:
-            # Threads are not forked: a pool that waits for its own would wait for ever.
+            # Threads are not forked: a thread pool would wait for them forever.
             torch.set_num_threads(1)
 
         def send(value: Any) -> None:
@@ -74,7 +74,7 @@ def _child(work: Callable[[Callable[[Any], None]], None], read: int, write: int)
 
 
 def _received(read: int, patience: float) -> tuple[list[Any], bool]:
-    """All messages until the other end closes; whether it fell silent before."""
+    """All messages until the child closes the pipe; whether it timed out."""
     data, last = b"", time.monotonic()
     while True:
         ready, _, _ = select.select([read], [], [], max(0.0, last + patience - time.monotonic()))
@@ -87,7 +87,7 @@ def _received(read: int, patience: float) -> tuple[list[Any], bool]:
 
 
 def _messages(data: bytes) -> list[Any]:
-    """The whole messages; one that a death cut short is dropped."""
+    """The complete messages; one cut short by a crash is dropped."""
     found = []
     while len(data) >= 8:
         size = int.from_bytes(data[:8], "little")

@@ -1,4 +1,4 @@
-"""Where a gradient is wrong: its bounding box by bisection, a few elements one by one, and the pattern."""
+"""Locates the wrong part of a gradient: bounding box by bisection, sampled elements, and the error pattern."""
 
 import math
 from collections.abc import Sequence
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradlab.autodiff.checker.core.derivative import Pair, Probe, uneven
-from gradlab.autodiff.checker.verdict.pattern import Box, pattern, tile_of
+from gradlab.autodiff.checker.core.probe import Pair, Probe, uneven
+from gradlab.autodiff.checker.verdict.error_pattern import Box, pattern, tile_of
 
-# Elements looked at one by one: all of a box this small, this many of a larger one.
+# Elements compared one by one: all of a box of this size, this many of a larger one.
 EACH = 12
 
 
 @dataclass(frozen=True)
 class Place:
-    """The first wrong element, what to say, and the numbers said."""
+    """The first wrong element, its description, and the numbers in it."""
 
     first: tuple[int, ...]
-    said: str
+    detail: str
     numbers: dict[str, float]
 
 
 def locate(probe: Probe, i: int, rng: np.random.Generator, tile: Sequence[int] | None = None) -> Place | None:
-    """Find the wrong elements of gradient `i` in O(log n) evaluations; None when no part of it is found wrong.
+    """Find the wrong elements of gradient `i` in O(log n) evaluations; None if no part is found wrong.
 
-    Bisection asks of a slab at a time whether <gradient, d> is right for an uneven direction d within it: twice an
+    Bisection tests one slab at a time: whether <gradient, d> is right for an uneven direction d within it. Twice per
     axis for the box, once more in C order for the first element.
     """
     g = probe.gradients[i]
@@ -48,16 +48,16 @@ def locate(probe: Probe, i: int, rng: np.random.Generator, tile: Sequence[int] |
     found = pattern(g, box, probe.pairs[i], wrong)
     count, about = (found.count, False) if found.count is not None else _count(len(wrong), len(checked), size)
     where = f"in {_written(box)}" if count != g.size else "everywhere"
-    said = f"is {got:.10g}, differences give {wanted:.10g}"
+    detail = f"is {got:.10g}, finite differences give {wanted:.10g}"
     if g.size > 1:
-        said += f"; {'about ' if about else ''}{count} of {g.size} elements are wrong, {where}"
-    if found.said:
-        said += f" ({found.said})"
+        detail += f"; {'about ' if about else ''}{count} of {g.size} elements are wrong, {where}"
+    if found.detail:
+        detail += f" ({found.detail})"
     if tile is not None and box:
-        said += f"; {tile_of(box, g.shape, tile)}"
+        detail += f"; {tile_of(box, g.shape, tile)}"
     numbers = {"got": got, "wanted": wanted, "count": float(count), "of": float(g.size)}
     numbers |= {f"box_{k}_{end}": float(v) for k, pair in enumerate(box) for end, v in zip("ab", pair, strict=True)}
-    return Place(first, said, numbers)
+    return Place(first, detail, numbers)
 
 
 def _pair(probe: Probe, i: int, d: np.ndarray) -> Pair:
@@ -71,7 +71,7 @@ def _within(shape: tuple[int, ...], inside: tuple[slice, ...], rng: np.random.Ge
 
 
 def _bounding_box(probe: Probe, i: int, rng: np.random.Generator) -> Box:
-    """Per axis the first and one past the last index that hold a fault, each by bisection over slabs."""
+    """Per axis the first and one past the last index with an error, each by bisection over slabs."""
     g = probe.gradients[i]
     box = [(0, n) for n in g.shape]
 
@@ -119,7 +119,7 @@ def _first(probe: Probe, i: int, box: Box, rng: np.random.Generator) -> tuple[in
 
 
 def _element(probe: Probe, i: int, at: tuple[int, ...]) -> tuple[float, float, float]:
-    """One element of the gradient, the same by differences, and their error."""
+    """One element of the gradient, the same by finite differences, and their error."""
     d = np.zeros(probe.gradients[i].shape)
     d[at] = probe.units(i)
     pair = _pair(probe, i, d)
@@ -137,7 +137,7 @@ def _sample(
 
 
 def _count(wrong: int, checked: int, size: int) -> tuple[int, bool]:
-    """Wrong elements in a box, from those looked at; whether it is only about that many."""
+    """The number of wrong elements in a box from those sampled, and whether it is an estimate."""
     return (wrong, False) if checked >= size else (max(1, round(size * wrong / checked)), True)
 
 
