@@ -1,4 +1,4 @@
-"""`gradlab inspect`: what the command does with what was said on it."""
+"""`gradlab inspect`: compiles and reads kernels for the arguments of the command line, prints and writes them."""
 
 import json as to_json
 import tempfile
@@ -17,17 +17,17 @@ from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code.bounds import Verdict, hold, subjects
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.gpus import gpu
-from gradlab.profiling.machine_code.inspection import Wanted, choose, read, targets
+from gradlab.profiling.machine_code.inspection import InspectRequest, choose, read, targets
 from gradlab.profiling.machine_code.report import show, show_verdicts
 from gradlab.profiling.machine_code.targets import CPU, CPUS
 
-# Raised when a key changes its meaning or goes; a new key is no reason.
+# Increased when a key is removed or changes its meaning, not for a new key.
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class InspectArgs:
-    """The command line, as it came; architectures and dtypes may hold several, with commas between."""
+    """The arguments of the command line, not yet validated; architectures and dtypes may be lists with commas."""
 
     op: str | None
     sides: Sequence[str]
@@ -60,12 +60,12 @@ def inspect(args: InspectArgs, console: Console) -> int:
     if args.check:
         dtypes = split(args.dtypes) or ["float32", "bfloat16"]
         there = targets(split(args.archs) or ["sm_80", "sm_90"], None)
-        wanted = Wanted(subjects(ops, sides or None, dtypes, [t.name for t in there]), there, size=False)
+        wanted = InspectRequest(subjects(ops, sides or None, dtypes, [t.name for t in there]), there, size=False)
     else:
         archs = _archs(args)
-        usual = "float32" if set(archs) <= set(CPUS) else "bfloat16"
-        chosen = choose(ops, sides or None, split(args.dtypes) or [usual], args.case)
-        wanted = Wanted(chosen, targets(archs, args.gpu), args.gpu, None, args.lines)
+        default = "float32" if set(archs) <= set(CPUS) else "bfloat16"
+        chosen = choose(ops, sides or None, split(args.dtypes) or [default], args.case)
+        wanted = InspectRequest(chosen, targets(archs, args.gpu), args.gpu, None, args.lines)
     bounded = {arch for op in ops for bound in op.bounds for arch in bound.archs}
     if args.check and not any(t.name in bounded for t in wanted.targets):
         names = ", ".join(t.name for t in wanted.targets)
@@ -98,12 +98,12 @@ def inspect(args: InspectArgs, console: Console) -> int:
 
 
 def write_json(path: Path, codes: Sequence[Code], verdicts: Sequence[Verdict], complete: bool) -> None:
-    """The kernels read so far, a row a line; `complete` says whether all that were args for are in it."""
+    """The kernels read so far, a row a line; `complete` says whether all requested kernels are in it."""
     head = {"schema": SCHEMA, "machine": describe(), "complete": complete}
     rows = ",\n".join(f"  {to_json.dumps(code.as_json())}" for code in codes)
-    held = ",\n".join(f"  {to_json.dumps(_plain(verdict))}" for verdict in verdicts)
+    checked = ",\n".join(f"  {to_json.dumps(_plain(verdict))}" for verdict in verdicts)
     text = to_json.dumps(head, indent=1)[:-2]
-    write_whole(path, f'{text},\n "kernels": [\n{rows}\n ],\n "bounds": [\n{held}\n ]\n}}\n')
+    write_whole(path, f'{text},\n "kernels": [\n{rows}\n ],\n "bounds": [\n{checked}\n ]\n}}\n')
 
 
 def split(words: Sequence[str] | None) -> list[str]:
@@ -112,7 +112,7 @@ def split(words: Sequence[str] | None) -> list[str]:
 
 
 def _writable(path: Path) -> None:
-    """Said before the minutes of compiling, not after."""
+    """Check the path before minutes of compiling."""
     if path.is_dir():
         raise ValueError(f"inspect: cannot write {path}: it is a folder")
     try:
@@ -126,7 +126,7 @@ def _archs(args: InspectArgs) -> list[str]:
     return split(args.archs) or [gpu(args.gpu).arch if args.gpu else "sm_90"]
 
 
-def _watched(wanted: Wanted, console: Console, sofar: Sequence[Code]) -> Iterator[Code]:
+def _watched(wanted: InspectRequest, console: Console, sofar: Sequence[Code]) -> Iterator[Code]:
     """The kernels as they come, with what is being done on the terminal while it lasts."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -144,7 +144,7 @@ def _plain(verdict: Verdict) -> dict:
         "bound": str(verdict.bound),
         "fact": verdict.bound.fact,
         "kernels": list(verdict.bound.kernels),
-        "held": verdict.held,
+        "checked": verdict.checked,
         "extreme": verdict.extreme,
         "broken": list(verdict.broken),
     }
