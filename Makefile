@@ -28,7 +28,7 @@ docs: $(READY)  ## write the table of docs/ops.md and the page of every op anew
 	$(PY) -m gradlab.profiling.docs.pages
 
 site: $(SITE_READY)  ## the documentation site, warnings are errors: site/index.html
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 gpu:  ## with CUDA, on what is installed: PART=smoke first; then what is missing: results/<gpu>/
 	@PYTHONPATH=. $(if $(wildcard $(READY)),$(PY),$(PYTHON)) -m gradlab.profiling.gpu.run $(PART)

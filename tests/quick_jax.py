@@ -1,8 +1,9 @@
 """`jax.jit` for programs of which the algebra is tested, not the machine code: compiled in a third of the time.
 
-Such a program is a user's down to XLA's operations, of which LLVM makes machine code without its passes. A derivative or
-a map that is wrong is as wrong there, by far more than another order of additions does. What is said of precision, bits,
-memory or donation is tested on programs that are compiled as a user's are, and so are values and gradients of each op.
+Such a program is a user's down to XLA's operations, of which LLVM makes machine code without its passes. A derivative
+or a map that is wrong is as wrong there, by far more than another order of additions does. What is said of precision,
+bits, memory or donation is tested on programs that are compiled as a user's are, and so are values and gradients of
+each op.
 """
 
 import functools

@@ -2,7 +2,23 @@
 
 import inspect
 
+import pytest
+
 import gradlab
+
+
+def cpu_driver():
+    """The body of a fixture: Triton's active driver is the CPU's."""
+    from triton.backends import Backend, backends
+    from triton.runtime.driver import driver
+
+    from gradlab.kernels.cpu.compiler import CPUBackend
+    from gradlab.kernels.cpu.driver import CPUDriver
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backends, "cpu", Backend(CPUBackend, CPUDriver))
+        patch.setattr(driver, "_active", CPUDriver())
+        yield
 
 
 def faults(kernel, grid, *args, **constants):

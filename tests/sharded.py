@@ -49,7 +49,7 @@ class Both:
 
 
 def optimizers(mesh):
-    """Steps are torch's, also of gradients that are partial sums, and so are the states, of DTensors like the parameters."""
+    """Steps are torch's, also of gradients that are partial sums; the states, too, DTensors like the parameters."""
     for ours, theirs, options in KINDS:
         both = Both(mesh)
         start = both.plain[0].detach().clone()
@@ -108,7 +108,7 @@ def two_axes(mesh):
 
 
 def precision(mesh):
-    """Masters are as they are of plain parameters; of random rounding, the first part is, and others are drawn apart."""
+    """Masters are those of plain parameters; of random rounding the first part is, others are drawn apart."""
     both = Both(mesh, torch.bfloat16)
     options = {"lr": 0.1, "master_weights": True, "state_dtype": torch.bfloat16}
     a, b = (lab.Adam(ps, **options) for ps in (both.spread, both.plain))

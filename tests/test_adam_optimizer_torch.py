@@ -67,7 +67,7 @@ def assert_equal_runs(first, second, steps=5, clip=None):
 
 
 def scaled(device, ours_alone=None, clip=None):
-    """Steps through a real GradScaler whose second gradient is infinite: left out on the device, without a look at it."""
+    """Steps through a real GradScaler whose second gradient is infinite: left out on the device, not looked at."""
     ours, theirs = pair(device, torch.float32, lr=0.1, ours_alone=ours_alone)
     start = [p.detach().clone() for p in ours[0]]
     scalers = [torch.amp.GradScaler(device.type, init_scale=8.0) for _ in range(2)]
@@ -308,7 +308,7 @@ def test_nothing_on_the_device_is_looked_at(device):
 
 
 def test_found_inf_as_torch_hangs_it(device):
-    """Whatever is found, and whenever: moments, masters and the step stay; a scaler of several devices finds more than 1."""
+    """Whatever is found, and whenever: moments, masters, step stay; a scaler of several devices finds more than 1."""
     p = torch.nn.Parameter(torch.randn(4, device=device).bfloat16())
     optimizer = lab.Adam([p], lr=0.1, amsgrad=True, master_weights=True, state_dtype=torch.bfloat16)
     p.grad = torch.full_like(p, torch.nan)

@@ -110,7 +110,7 @@ def test_nearest_rounds_as_torch_does(device):
 
 
 def test_a_parameter_that_somebody_changed_takes_its_master_with_it(device):
-    """Weights loaded after the optimizer's state, or clamped between steps: no stale master brings the old ones back."""
+    """Weights loaded after the optimizer's state, or clamped between steps: no stale master restores the old ones."""
     p = torch.nn.Parameter(torch.ones(4, device=device).bfloat16())
     optimizer = lab.Adam([p], lr=0.01, master_weights=True)
     stepped(optimizer, [p], 2)

@@ -1,4 +1,4 @@
-"""Batched backwards of an eager forward: every op by either vmap of torch, over its Spec, as a loop of single backwards."""
+"""Batched backwards of an eager forward: every op by either vmap of torch, over its Spec, as single backwards."""
 
 import math
 import warnings

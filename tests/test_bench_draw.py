@@ -1,4 +1,4 @@
-"""Random inputs of the benchmark where they are drawn on the device: of the Spec's distribution, and no NumPy in between."""
+"""Random inputs of the benchmark that are drawn on the device: of the Spec's distribution, without NumPy."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The check on jax as a user runs it: x64 off, several dtypes and weak types; gradients of each sample, forward mode."""
+"""The check on jax as a user runs it: x64 off, several dtypes, weak types; per-sample gradients, forward mode."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every Triton kernel of the lab, in every option that launches it, compiled to PTX for sm_80 and sm_90; no GPU is needed.
+"""Every Triton kernel of the lab, in every option that launches it, compiled to PTX for sm_80 and sm_90, with no GPU.
 
 What the compiler's front end reads is noted statement by statement: a kernel, or a branch of one that its compile-time
 constants choose, that nothing compiles is a failure, whoever forgot the case.

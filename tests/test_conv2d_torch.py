@@ -147,8 +147,10 @@ def test_any_strides(device, layout):
     ("groups", "D", "index"), [(1, 3, tl.int32), (2, 3, tl.int64), (1, 17, tl.int32), (2, 17, tl.int64)]
 )
 def test_several_programs_and_split_sums(device, dtype, groups, D, index, monkeypatch):
-    """Small tiles and a GPU's splits: few channels share an axis with the taps, many are walked tap by tap; the weight's
-    gradient is a sum of partial ones; offsets have 32 or 64 bits."""
+    """Small tiles and a GPU's splits: few channels share an axis with the taps, many are looped over.
+
+    The weight's gradient is a sum of partial ones; offsets have 32 or 64 bits.
+    """
     monkeypatch.setattr(kernels, "index", lambda *tensors: index)
     monkeypatch.setattr(kernels, "_tile", lambda *_: Tile(16, 16, 16))
     monkeypatch.setattr(kernels, "parts", lambda device, programs, size: 256 // programs + 1)

@@ -65,7 +65,7 @@ def loaded(folder, made, files):
 
 
 def test_a_launcher_reads_the_arguments_of_torchs_wrapper(tmp_path):
-    """Integers come as int64 and numbers as float, whatever the kernel takes; the grid is what the launcher computes."""
+    """Integers come as int64, numbers as float, whatever the kernel takes; the launcher computes the grid."""
     made = compiled(scaled_kernel, SIGNATURE, {"BLOCK": 64})
     run, kernel = loaded(
         tmp_path, made, libraries(made, SIGNATURE, ["x = (*static_cast<int64_t *>(args[2]) + 63) / 64;"])

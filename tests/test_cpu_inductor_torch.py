@@ -1,7 +1,7 @@
 """torch.compile with inductor's Triton kernels on the back end `cpu`: networks forward and backward, against eager.
 
-`torch._inductor.config.cpu_backend = "triton"` is all that a user sets. The compiler of C++ is named so that nothing finds
-it: this way of inductor's needs none.
+`torch._inductor.config.cpu_backend = "triton"` is all that a user sets. The compiler of C++ is named so that nothing
+finds it: this way of inductor's needs none.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Launches of compiled kernels: arguments in memory, programs over threads, failures, Ctrl-C and forks, files on disk."""
+"""Launches of compiled kernels: arguments in memory, programs over threads, failures, Ctrl-C, forks, files."""
 
 import ctypes
 import dataclasses

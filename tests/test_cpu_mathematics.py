@@ -1,4 +1,4 @@
-"""Mathematical functions as LLVM IR: errors in ulp over all exponents, edges, the same bits at every width, no C library."""
+"""Mathematical functions as LLVM IR: errors in ulp over all exponents, edges, the same bits at every width."""
 
 import ctypes
 import functools

@@ -115,8 +115,10 @@ def test_other_precisions_with_either_tiles(name, dtype):
 
 @pytest.mark.parametrize("name", OPS)
 def test_many_programs_agree_and_repeat_on_any_number_of_threads(name, monkeypatch):
-    """The forward against the Spec's reference, every pass with a CPU's tiles against a GPU's, which cut sums otherwise;
-    each launch is spread over threads, however short it is."""
+    """The forward against the Spec's reference, every pass with a CPU's tiles against a GPU's.
+
+    These cut sums otherwise. Each launch is spread over threads, however short it is.
+    """
     # An op's own draw looks for values away from every kink, which so many numbers do not have.
     op, case = dataclasses.replace(OPS[name], **({"draw": None} if name in KINKED else {})), large(name)
     given = drawn(op, case, "float64")

@@ -1,4 +1,4 @@
-"""What the CPU's compiler is not given, or cannot be given: each one line of words, or the right numbers all the same."""
+"""What the CPU's compiler is not given, or cannot be given: each one line of words, or the right numbers."""
 
 import dataclasses
 import errno

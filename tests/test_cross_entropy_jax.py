@@ -1,4 +1,4 @@
-"""cross_entropy in jax against optax: values, two derivatives, ignored and unknown classes, extreme logits, refusals."""
+"""cross_entropy on jax against optax: values, two derivatives, ignored and unknown classes, extremes, refusals."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""cross_entropy's options on jax, each with every other: soft labels, weight, smoothing, z-loss, cap, axis, late errors."""
+"""cross_entropy's options on jax, each with every other: soft labels, weight, smoothing, z-loss, cap, axis, errors."""
 
 import numpy as np
 import pytest

@@ -12,12 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 import gradlab.torch as lab
 from gradlab.kernels import cross_entropy_triton as kernels
+from gradlab.kernels.class_losses import backward_triton
 from gradlab.kernels.class_losses import class_range_triton as classes
 from gradlab.kernels.class_losses import in_place_triton as fused
-from gradlab.kernels.class_losses import rows_triton
 
 # Options of the kernels: nothing ignored but -100, no smoothing, no cap.
-PLAIN = (-100, 0.0, 0.0)
+PLAIN = [-100, 0.0, 0.0]
 
 REDUCTION = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 IGNORE = pytest.mark.parametrize("ignore", [-100, -1, 2, None])
@@ -144,7 +144,7 @@ def test_any_strides(device, layout):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_several_programs_and_partial_tiles(device, dtype, monkeypatch):
-    for module in (kernels, rows_triton, fused):
+    for module in (kernels, backward_triton, fused):
         monkeypatch.setattr(module, "tile", lambda x: (2, 16))
     x, t = drawn(7, 41, device, dtype, ignore=-100)
     y = lab.cross_entropy(x, t)
@@ -420,7 +420,7 @@ def test_compiled_path_poisons_a_class_out_of_range():
     x, t = drawn(3, 5, "cpu")
     s = torch.stack([x.detach().max(1).values, torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)])
     t[1] = 7
-    dx = kernels.backward(torch.ones(3, dtype=torch.float64), None, x.detach()[..., None], s, t, None, None, *PLAIN)
+    dx = kernels.backward(torch.ones(3, dtype=torch.float64), None, x.detach()[..., None], t, None, None, s, PLAIN)
     assert dx.isnan().all(1).flatten().tolist() == [False, True, False]
     assert classes.out_of_range(t, 5, -100).tolist() == [[1, 7]]
     assert classes.out_of_range(torch.tensor([0, 9, 4], dtype=torch.int32), 5, 9).tolist() == [[3, 0]]

@@ -1,4 +1,4 @@
-"""The lab's kernels in Triton's interpreter: the language is switched while one runs, and bfloat16 is staged or refused."""
+"""The lab's kernels in Triton's interpreter: the language is switched while one runs, bfloat16 staged or refused."""
 
 import pytest
 

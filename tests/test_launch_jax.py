@@ -1,4 +1,4 @@
-"""How Pallas kernels are launched on a CPU: one program run on whole arrays, as Pallas' interpreter runs it; traced once."""
+"""How Pallas kernels are launched on a CPU: one program on whole arrays, as Pallas' interpreter has it, traced once."""
 
 import functools
 

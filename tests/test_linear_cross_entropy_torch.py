@@ -1,4 +1,4 @@
-"""linear_cross_entropy on torch: every option against torch's two layers, chunks, memory, strides, precision, bad input."""
+"""linear_cross_entropy on torch: every option against torch's two layers, chunks, memory, strides, bad input."""
 
 import contextlib
 
@@ -133,9 +133,9 @@ def broken(monkeypatch, name, change):
 
 
 BREAKS = {
-    "forward that does nothing": ("loss", lambda r: (torch.zeros_like(r[0]), r[1])),
-    "forward's sign": ("loss", lambda r: (-r[0], r[1])),
-    "z-loss left out": ("loss", lambda r: (r[0] * torch.tensor([1.0, 0.0]), r[1])),
+    "forward that does nothing": ("loss", lambda r: (torch.zeros_like(r[0]), *r[1:])),
+    "forward's sign": ("loss", lambda r: (-r[0], *r[1:])),
+    "z-loss left out": ("loss", lambda r: (r[0], torch.zeros_like(r[1]), r[2])),
     "backward that does nothing": ("backward", lambda r: tuple(map(torch.zeros_like, r))),
     "backward's sign": ("backward", lambda r: tuple(-g for g in r)),
     "a class of dw": ("backward", lambda r: (r[0], r[1] * (torch.arange(7) != 3), r[2])),
@@ -264,9 +264,9 @@ def test_memory_stays_below_its_formula(monkeypatch):
         first = torch.autograd.grad(lab.linear_cross_entropy(h, w, t), (h, w), create_graph=True)
         return torch.autograd.grad(first, (h, w), first)
 
-    # A few numbers a row beside, five of them for each split of the classes, and one matrix of the gradients more where
+    # A few numbers a row beside, four of them for each split of the classes, and one matrix of the gradients more where
     # they are differentiated.
-    rows, asked, dx = (5 * fill(h.device) + 16) * M * e, e * (M * K + K * V), M * 256 * e
+    rows, asked, dx = (4 * fill(h.device) + 16) * M * e, e * (M * K + K * V), M * 256 * e
     peak = peak_bytes(side("torch"), back(lambda: lab.linear_cross_entropy(h, w, t)))
     assert asked + dx < peak < asked + dx + 4 * M * K + rows
     assert peak_bytes(side("torch"), lambda: lab.linear_cross_entropy(h, w, t)) < rows

@@ -32,7 +32,7 @@ def native(x, w, b=None, *, activation=None):
 
 
 def draw(lead, K, N, bias=True, dtype="float64", seed=0):
-    """x, w (and b), and a cotangent that is not ones; no pre-activation is so near 0 that a sum's order tips the gate."""
+    """x, w (and b), and a cotangent that is not ones; no pre-activation so near 0 that a sum's order flips its sign."""
     while True:
         rng = np.random.default_rng([seed, *lead, K, N])
         shapes = [(*lead, K), (K, N), (N,), (*lead, N)]

@@ -1,4 +1,4 @@
-"""max_pool2d on jax against a maximum over slices: options, blocks of a GPU, derivatives, transformations, bad input."""
+"""max_pool2d on jax against a maximum over slices: options, a GPU's blocks, derivatives, transforms, bad input."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def drawn(*shape, dtype="float64"):
 
 
 def native(x, window, *, strides=None, padding="VALID", dilation=1):
-    """The maximum over the taps, slices of the padded image: jax's own reduce_window has no derivative with dilation."""
+    """The maximum over the taps, slices of the padded image: jax's reduce_window has no derivative with dilation."""
     pair = lambda v: (v, v) if isinstance(v, int) else tuple(v)
     window, strides, spread = pair(window), pair(window if strides is None else strides), pair(dilation)
     reach = tuple(d * (k - 1) + 1 for k, d in zip(window, spread, strict=True))

@@ -1,4 +1,4 @@
-"""max_pool2d on torch: the product of its options against torch's own, layouts, ties and NaN, derivatives, bad input."""
+"""max_pool2d on torch: the product of its options against torch's, layouts, ties, NaN, derivatives, bad input."""
 
 import itertools
 

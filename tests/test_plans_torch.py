@@ -1,4 +1,4 @@
-"""Plans of eager calls on a CPU: followed from the second call of a signature on, and only where nothing else can differ."""
+"""Plans of eager calls on a CPU: followed from a signature's second call on, and only where nothing else can differ."""
 
 import threading
 

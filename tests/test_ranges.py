@@ -1,4 +1,4 @@
-"""NVTX ranges, received for real: a small tool in C is loaded into a process of its own, and what reached it is read."""
+"""NVTX ranges, received for real: a small tool in C is loaded into a process, and what reached it is read."""
 
 import json
 import os

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradlab.torch as lab
 from gradlab.autodiff.frameworks.side_torch import backend
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.window import Geometry
 
 SCALARS = [0.9, 0.999, 1e-8, 0.0, 0.01, 0.5, 1.0, 0.1]
@@ -35,7 +36,8 @@ def samples(device):
     pooled = Geometry((2, 2), (1, 1), ((1, 0), (1, 1)), 1, (6, 5), (3, 3)).flat()
     taps = torch.randint(0, 4, (2, 4, 3, 3), dtype=torch.int32, device=device)
     t = torch.tensor([0, 2, -100, 1, 1], device=device)
-    logits, soft, plain = r(5, 3, 1), r(5, 3, 1), (-100, 0.0, 0.0)
+    logits, soft = r(5, 3, 1), r(5, 3, 1)
+    plain, every = ClassLoss(-100, 0.0, 0.0).flat(), ClassLoss(-100, 0.1, 2.0).flat()
     ones = torch.ones(5, dtype=torch.float64, device=device)
     s = torch.stack([logits.flatten(1).max(1).values, ones, ones])
     lce = (r(1, 5, 4), r(1, 3, 4).mT, t.unsqueeze(0), r(1, 3), r(1, 3).abs())
@@ -59,18 +61,18 @@ def samples(device):
         "binary_cross_entropy": [(x, r(4, 5).t(), r(5, 1).expand(5, 4), None, 0, 20), (r(2, 3), r(2, 3), None, r(2, 3), 1, 1)],
         "binary_cross_entropy_derivative": [(None, x, x, x, x, 0, 0, 1), (r(()).expand(5, 4), x, r(4, 5).t(), None, None, 1, 0, 20)],
         "times": [(x, r(4, 5).t()), (r(()).expand(5, 4), x)],
-        "cross_entropy_loss": [(logits, t, None, None, *plain), (r(2, 3, 4).mT, None, r(2, 4, 3), r(4), -100, 0.1, 2.0)],
-        "cross_entropy_backward": [(r(()).expand(5), None, logits, s, t, None, None, *plain), (r(5), r(5), logits, s, None, soft, r(3), -100, 0.1, 2.0)],
-        "cross_entropy_backward_": [(r(5), None, logits, s, t, None, None, *plain)],
-        "cross_entropy_target_backward": [(r(5), logits, s, r(3), 0.1, 2.0), (r(()).expand(5), logits, s, None, 0.0, 0.0)],
-        "cross_entropy_second_backward": [(soft, r(5), None, logits, s, t, None, None, *plain), (soft, r(5), r(5), logits, s, None, soft, None, -100, 0.1, 2.0)],
-        "cross_entropy_loss_with_gradient_": [(logits, t, None, None, r(2), *plain, 0.0), (logits, None, soft, None, None, -100, 0.1, 2.0, 0.1)],
+        "cross_entropy_loss": [(logits, t, None, None, plain), (r(2, 3, 4).mT, None, r(2, 4, 3), r(4), every)],
+        "cross_entropy_backward": [(r(()).expand(5), None, logits, t, None, None, s, plain), (r(5), r(5), logits, None, soft, r(3), s, every)],
+        "cross_entropy_backward_": [(r(5), None, logits, t, None, None, s, plain)],
+        "cross_entropy_target_backward": [(r(5), logits, r(3), s, every), (r(()).expand(5), logits, None, s, plain)],
+        "cross_entropy_second_backward": [(soft, r(5), None, logits, t, None, None, s, plain), (soft, r(5), r(5), logits, None, soft, None, s, every)],
+        "cross_entropy_loss_with_gradient_": [(logits, t, None, None, r(2), 0.0, plain), (logits, None, soft, None, None, 0.1, every)],
         "cross_entropy_scale_": [(soft, r(()))],
         "mean_divisors": [(t, None, 3, -100, True), (t.expand(2, 5), r(3), 3, -100, False)],
         "sum_rows": [(r(5),), (r(2, 5),)],
-        "linear_cross_entropy_loss": [(lce[0], lce[1], lce[2], None, None, -100, 0.0, 0.0), (*lce, -100, 0.1, 2.0)],
-        "linear_cross_entropy_backward": [(r(1, 5, 2), *lce, r(1, 5, 3), -100, 0.1, 2.0, *needs, by) for needs, by in (((True, True, True), True), ((False, True, False), False))],
-        "linear_cross_entropy_second_backward": [(r(1, 5, 4), r(1, 4, 3), r(1, 3), r(1, 5, 2), *lce, r(1, 5, 3), -100, 0.1, 2.0, True, True, True, True), (r(1, 5, 4), None, None, r(1, 5, 2), *lce, r(1, 5, 3), -100, 0.1, 2.0, True, False, False, False)],
+        "linear_cross_entropy_loss": [(*lce[:3], None, None, plain), (*lce, every)],
+        "linear_cross_entropy_backward": [(r(1, 5), dn, *lce, r(1, 3, 5), every, *needs, by) for dn, needs, by in ((r(1, 5), (True, True, True), True), (None, (False, True, False), False))],
+        "linear_cross_entropy_second_backward": [(r(1, 5, 4), r(1, 4, 3), r(1, 3), r(1, 5), r(1, 5), *lce, r(1, 3, 5), every, True, True, True, True), (r(1, 5, 4), None, None, r(1, 5), None, *lce, r(1, 3, 5), every, True, False, False, False)],
         "adam_": adam_samples(r),
         "global_norm": [([x, r(2, 3, 4), r(3).half()], 1.0, None), ([r(2, 3)[:, ::2]], 0.5, one(4.0))],
         "clip_factor": [(r(3).abs(), 1.0)],

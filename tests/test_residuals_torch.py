@@ -1,4 +1,4 @@
-"""What a layer holds between forward and backward on torch: all of it saved where hooks, checkpoint and offload see it."""
+"""What a layer holds between forward and backward on torch: all of it where hooks, checkpoint and offload see it."""
 
 import functools
 import gc

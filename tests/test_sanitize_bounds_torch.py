@@ -7,22 +7,11 @@ triton = pytest.importorskip("triton")
 pytest.importorskip("llvmlite")
 
 import triton.language as tl
-from triton.backends import Backend, backends
-from triton.runtime.driver import driver
 
 import gradlab
-from gradlab.kernels.cpu.compiler import CPUBackend
-from gradlab.kernels.cpu.driver import CPUDriver
-from tests.sanitized import faults, line, only
+from tests.sanitized import cpu_driver, faults, line, only
 
-
-@pytest.fixture(autouse=True)
-def cpu(monkeypatch):
-    monkeypatch.setitem(backends, "cpu", Backend(CPUBackend, CPUDriver))
-    before = driver._active
-    driver.set_active(CPUDriver())
-    yield
-    driver._active = before
+cpu = pytest.fixture(autouse=True)(cpu_driver)
 
 
 @triton.jit

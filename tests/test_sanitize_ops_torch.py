@@ -23,7 +23,7 @@ def hold(op, case, dtype):
             with gradlab.sanitize() as report:
                 got = run(op, case, given)
         assert report.launches
-        assert_close(got, want, 4 * op.tolerance(case, dtype))
+        assert_close(got, want, 4 * op.at(case).tolerance(dtype))
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)

@@ -66,6 +66,40 @@ def test_the_reference_shows_every_name_that_needs_no_framework():
     assert set(ast.literal_eval(assigned[0].value)) <= shown
 
 
+def described(docstring):
+    """The parameters that an `Args:` section describes: "lr, eps: ..." are two."""
+    found = re.search(r"^Args:\n((?: .*\n|\n)+)", docstring + "\n", re.M)
+    entries = re.findall(r"^ {4}(\*{0,2}\w+(?:, \*{0,2}\w+)*):(?: |$)", found[1] if found else "", re.M)
+    return [name.strip("*") for entry in entries for name in entry.split(", ")]
+
+
+def strangers(tree):
+    """Functions and classes whose docstring describes a parameter that they do not have."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            continue
+        body = node.body if isinstance(node, ast.ClassDef) else []
+        names = {b.target.id for b in body if isinstance(b, ast.AnnAssign)}
+        taken = [node] if not body else [b for b in body if getattr(b, "name", "") == "__init__"]
+        for fn in taken:
+            names |= {a.arg for a in ast.walk(fn.args) if isinstance(a, ast.arg)}
+        missing = [name for name in described(ast.get_docstring(node) or "") if name not in names]
+        if missing and not any(fn.args.kwarg for fn in taken):
+            yield node.name, missing
+
+
+def test_docstrings_describe_parameters_that_are_there():
+    files = sorted((ROOT / "gradlab").rglob("*.py"))
+    assert {path: found for path in files if (found := list(strangers(ast.parse(path.read_text()))))} == {}
+
+
+def test_a_parameter_that_is_gone_would_be_seen():
+    text = 'def f(lr, *args):\n    """A step.\n\n    Args:\n        lr, eps: what it takes.\n        args: more.\n    """\n'
+    assert list(strangers(ast.parse(text))) == [("f", ["eps"])]
+    text = 'class A:\n    """One.\n\n    Args:\n        lr: it.\n    """\n    def __init__(self, rate):\n        pass\n'
+    assert list(strangers(ast.parse(text))) == [("A", ["lr"])]
+
+
 def test_the_site_fetches_nothing():
     assert re.search(r"^ +font: false$", CONFIG, re.M)
     assert not re.search(r"https?://", CONFIG)

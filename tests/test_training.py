@@ -1,4 +1,4 @@
-"""Training on both sides: one step by hand in NumPy, twins, checkpoints, resuming, Ctrl-C, precision, weights that travel."""
+"""Training on both sides: one step in NumPy, agreement, checkpoints, resuming, Ctrl-C, precision, weights converted."""
 
 import ast
 import functools
@@ -142,7 +142,7 @@ def metadata(path):
 
 
 def test_resuming_continues_the_same_curve_bit_for_bit(run, tmp_path, capsys):
-    """In float32 and, where a scale is to be kept too, in fp16: each with hand-written layers on one side and natively on the other."""
+    """In float32 and, with a loss scale, in fp16: hand-written layers on one side, native ones on the other."""
     precision = "fp16" if run in (("torch", "native"), ("jax", "gradlab")) else "float32"
     whole, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
     asked = TrainArgs("digits-mlp", (run[0],), run[1], epochs=2, batch=480, optimizer="adam", precision=precision)

@@ -1,4 +1,4 @@
-"""torch.func through every layer: vmap of each argument, jacrev, per-sample gradients and Hessians, as native layers."""
+"""torch.func through every layer: vmap of each argument, jacrev, per-sample gradients, Hessians, as native layers."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""A user's calls as a type checker sees them; mypy (`make lint`) and pyright hold each `assert_type`, no test runs it."""
+"""A user's calls as a type checker sees them; mypy (`make lint`) and pyright hold each `assert_type`, no test does."""
 
 from typing import assert_type
 

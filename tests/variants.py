@@ -1,4 +1,4 @@
-"""Every way in which the lab launches its Triton kernels: by the cases of the Specs, and by calls that no case makes."""
+"""Every way in which the lab launches its Triton kernels: by the Specs' cases, and by calls that no case makes."""
 
 import itertools
 from collections.abc import Iterator
@@ -100,7 +100,7 @@ def products(dtype):
 
 
 def images(dtype):
-    """Many channels and few; channels last and first; offsets within 32 bits and past them, of images that lie far apart."""
+    """Many channels and few; channels last and first; offsets within 32 bits and past them, of images far apart."""
     for far, last, groups in itertools.product((False, True), (False, True), (1, 4)):
         strides = (2**30 if far else 32 * 64, *((1, 32 * 8, 32) if last else (64, 8, 1)))
 

@@ -1,4 +1,4 @@
-"""cross_entropy for torch: the logits and three numbers a row are saved; backward computes the softmax again."""
+"""cross_entropy for torch: the logits and three numbers a row are saved; backward recomputes the softmax."""
 
 from typing import Any, Literal, overload
 
@@ -6,7 +6,7 @@ import torch
 
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_bool, want_floats, want_size
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
-from gradlab.autodiff.class_losses.in_place_torch import onto
+from gradlab.autodiff.class_losses.in_place_torch import gradient, in_place, loss_with_gradient
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
 from gradlab.autodiff.frameworks.autocast_torch import raised
@@ -19,59 +19,72 @@ CLASSES = (torch.int64, torch.int32, torch.uint8)
 
 
 class CrossEntropy(Function):
-    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics."""
+    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics.
+
+    With a `place` the gradient takes the memory of the logits: in the backward pass, or here, and then the reduced loss
+    comes back.
+    """
 
     @staticmethod
-    def forward(x, t, q, w, options):
-        return kernels.loss(x, t, q, w, *options)
+    def forward(x, t, q, a, settings, place):
+        if place is not None and place.with_loss:
+            return loss_with_gradient(x, t, q, a, settings, place)
+        return kernels.loss(x, t, q, a, settings.flat())
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, t, q, w, ctx.options = inputs
+        x, t, q, a, ctx.settings, place = inputs
+        # Without the divisors: what backward holds is what is saved.
+        ctx.place, ctx.taken = place and place._replace(divisors=None), False
+        if isinstance(output, torch.Tensor):
+            ctx.save_for_backward(x)
+            return
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(x, output[2], t, q, w)
+        ctx.save_for_backward(x, t, q, a, output[2])
 
     @staticmethod
-    def backward(ctx, c, e, _):
-        x, s, t, q, w = ctx.saved_tensors
-        if c is None:
-            c = s.new_zeros(()).expand(s.shape[1])
-        dx = CrossEntropyBackward.apply(c, e, x, s, t, q, w, ctx.options)
-        dq = CrossEntropyTargetBackward.apply(c, x, s, w, ctx.options) if ctx.needs_input_grad[2] else None
-        return dx, None, dq, None, None
+    def backward(ctx, dy, dn=None, _=None):
+        if ctx.place is not None:
+            return gradient(ctx, dy, dn), *[None] * 5
+        x, t, q, a, s = ctx.saved_tensors
+        if dy is None:
+            dy = s.new_zeros(()).expand(s.shape[1:])
+        dx = CrossEntropyBackward.apply(dy, dn, x, t, q, a, s, ctx.settings)
+        dq = CrossEntropyTargetBackward.apply(dy, x, a, s, ctx.settings) if ctx.needs_input_grad[2] else None
+        return dx, None, dq, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, x, t, q, w, options):
-        x, t, q, w = _mapped(info, in_dims, x, t, q, w)
-        y, z, s = CrossEntropy.apply(*_rows(x, t, q), w, options)
+    def vmap(info, in_dims, x, t, q, a, settings, place):
+        x, t, q, a = _mapped(info, in_dims, x, t, q, a)
+        y, n, s = CrossEntropy.apply(*_rows(x, t, q), a, settings, place)
         M = x.shape[0], x.shape[1] * x.shape[3]
-        return (y.reshape(M), z.reshape(M), s.reshape(3, *M)), (0, 0, 1)
+        return (y.reshape(M), n.reshape(M), s.reshape(3, *M)), (0, 0, 1)
 
 
 class CrossEntropyBackward(Function):
     """dx[m v] = z'[m v] (dy[m] (R[m] p[m v] - r[m v]) + 2 dn[m] l[m] p[m v])."""
 
     @staticmethod
-    def forward(c, e, x, s, t, q, w, options):
-        return kernels.backward(c, e, x, s, t, q, w, *options)
+    def forward(dy, dn, x, t, q, a, s, settings):
+        return kernels.backward(dy, dn, x, t, q, a, s, settings.flat())
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.options = inputs
+        *tensors, ctx.settings = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, u):
-        c, e, x, s, t, q, w = ctx.saved_tensors
-        dc, de, dx, dq = CrossEntropySecondBackward.apply(u, c, e, x, s, t, q, w, ctx.options)
-        return dc, None if e is None else de, dx, None, None, None if q is None else dq, None, None
+        _, dn, _, _, q, _, _ = saved = ctx.saved_tensors
+        ddy, ddn, dx, dq = CrossEntropySecondBackward.apply(u, *saved, ctx.settings)
+        return ddy, None if dn is None else ddn, dx, None, None if q is None else dq, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, c, e, x, s, t, q, w, options):
-        c, e, s = in_front(info.batch_size, (*in_dims[:2], in_dims[3]), (c, e, s))
-        x, t, q, w = _mapped(info, (in_dims[2], *in_dims[4:7]), x, t, q, w)
-        dx = CrossEntropyBackward.apply(*_flat(c, e), *_with(s, x, t, q), w, options)
+    def vmap(info, in_dims, dy, dn, x, t, q, a, s, settings):
+        dy, dn, s = in_front(info.batch_size, (*in_dims[:2], in_dims[6]), (dy, dn, s))
+        x, t, q, a = _mapped(info, in_dims[2:], x, t, q, a)
+        dx = CrossEntropyBackward.apply(*_flat(dy, dn), *_rows(x, t, q), a, _statistics(s), settings)
         return dx.reshape(x.shape), 0
 
 
@@ -79,39 +92,39 @@ class CrossEntropyTargetBackward(Function):
     """dq[m v] = dy[m] a[v] (1 - s) (l[m] - z[m v]), s the label smoothing: linear in dy; in x a loss of target u."""
 
     @staticmethod
-    def forward(c, x, s, w, options):
-        return kernels.target_backward(c, x, s, w, options.label_smoothing, options.softcap)
+    def forward(dy, x, a, s, settings):
+        return kernels.target_backward(dy, x, a, s, settings.flat())
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        c, x, _, w, ctx.options = inputs
-        ctx.save_for_backward(c, x, w)
+        dy, x, a, _, ctx.settings = inputs
+        ctx.save_for_backward(dy, x, a)
 
     @staticmethod
     def backward(ctx, u):
-        c, x, w = ctx.saved_tensors
-        # Linear in the target: without smoothing the loss of u is the pairing of u and dq, but for one factor.
-        linear, part = ctx.options._replace(label_smoothing=0.0), 1 - ctx.options.label_smoothing
-        y, _, s = CrossEntropy.apply(x, None, u, w, linear)
-        dx = CrossEntropyBackward.apply(part * c, None, x, s, None, u, w, linear)
-        return (part * y).to(c.dtype), dx, None, None, None
+        dy, x, a = ctx.saved_tensors
+        # Linear in the target: without smoothing the loss of target u is the product of u and dq, but for a factor.
+        linear, part = ctx.settings._replace(label_smoothing=0.0), 1 - ctx.settings.label_smoothing
+        y, _, s = CrossEntropy.apply(x, None, u, a, linear, None)
+        if part != 1:
+            y, dy = part * y, part * dy
+        return y.to(dy.dtype), CrossEntropyBackward.apply(dy, None, x, None, u, a, s, linear), None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, c, x, s, w, options):
-        c, s = in_front(info.batch_size, (in_dims[0], in_dims[2]), (c, s))
-        x, _, _, w = _mapped(info, (in_dims[1], None, None, in_dims[3]), x, None, None, w)
-        (c,) = _flat(c)
-        x_, s_, *_ = _with(s, x, None, None)
-        return CrossEntropyTargetBackward.apply(c, x_, s_, w, options).reshape(x.shape), 0
+    def vmap(info, in_dims, dy, x, a, s, settings):
+        dy, s = in_front(info.batch_size, (in_dims[0], in_dims[3]), (dy, s))
+        x, _, _, a = _mapped(info, (in_dims[1], None, None, in_dims[2]), x, None, None, a)
+        dq = CrossEntropyTargetBackward.apply(*_flat(dy), x.flatten(0, 1), a, _statistics(s), settings)
+        return dq.reshape(x.shape), 0
 
 
 class CrossEntropySecondBackward(Function):
     """The backward of the backward: d(dy), d(dn), the Hessian-vector product dx, and dq."""
 
     @staticmethod
-    def forward(u, c, e, x, s, t, q, w, options):
-        dc, de, dx, dq = kernels.second_backward(u, c, e, x, s, t, q, w, *options)
-        return dc.to(c.dtype), de if e is None else de.to(e.dtype), dx, dq
+    def forward(u, dy, dn, x, t, q, a, s, settings):
+        ddy, ddn, dx, dq = kernels.second_backward(u, dy, dn, x, t, q, a, s, settings.flat())
+        return ddy.to(dy.dtype), ddn if dn is None else ddn.to(dn.dtype), dx, dq
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -122,24 +135,25 @@ class CrossEntropySecondBackward(Function):
         raise NotImplementedError("cross_entropy: its third derivative is not implemented, wanted order 1 or 2")
 
     @staticmethod
-    def vmap(info, in_dims, u, c, e, x, s, t, q, w, options):
-        u, c, e, s = in_front(info.batch_size, (*in_dims[:3], in_dims[4]), (u, c, e, s))
-        x, t, q, w = _mapped(info, (in_dims[3], *in_dims[5:8]), x, t, q, w)
-        dc, de, dx, dq = CrossEntropySecondBackward.apply(u.flatten(0, 1), *_flat(c, e), *_with(s, x, t, q), w, options)
-        found = dc.reshape(c.shape), de, dx.reshape(x.shape), dq
-        axes = [0, None, 0, None]
-        if e is not None:
-            found, axes[1] = (found[0], de.reshape(c.shape), *found[2:]), 0
-        if q is not None:
-            found, axes[3] = (*found[:3], dq.reshape(x.shape)), 0
-        return found, tuple(axes)
+    def vmap(info, in_dims, u, dy, dn, x, t, q, a, s, settings):
+        u, dy, dn, s = in_front(info.batch_size, (*in_dims[:3], in_dims[7]), (u, dy, dn, s))
+        x, t, q, a = _mapped(info, in_dims[3:], x, t, q, a)
+        found = CrossEntropySecondBackward.apply(
+            u.flatten(0, 1), *_flat(dy, dn), *_rows(x, t, q), a, _statistics(s), settings
+        )
+        # Without dn there is no d(dn), and no dq of classes.
+        like = dy, dn, x, q
+        return (
+            tuple(f if a is None else f.reshape(a.shape) for f, a in zip(found, like, strict=True)),
+            tuple(None if a is None else 0 for a in like),
+        )
 
 
-def _mapped(info, in_dims, x, t, q, w):
-    """Logits and targets with the mapped axis in front; the weights are one row for all."""
+def _mapped(info, in_dims, x, t, q, a):
+    """Logits and targets with the mapped axis in front; the class weights are one row for all."""
     if in_dims[3] is not None:
         raise NotImplementedError("cross_entropy: weight is mapped over, wanted one for all")
-    return *in_front(info.batch_size, in_dims[:3], (x, t, q)), w
+    return *in_front(info.batch_size, in_dims[:3], (x, t, q)), a
 
 
 def _flat(*rows: torch.Tensor | None) -> list[torch.Tensor | None]:
@@ -151,10 +165,9 @@ def _rows(x, t, q) -> tuple[Any, ...]:
     return x.flatten(0, 1), *_flat(t), None if q is None else q.flatten(0, 1)
 
 
-def _with(s, x, t, q) -> tuple[Any, ...]:
-    """x, s, t, q with the mapped axis as more rows; s comes as [Z 3 M]."""
-    x, t, q = _rows(x, t, q)
-    return x, s.movedim(0, 1).flatten(1), t, q
+def _statistics(s: torch.Tensor) -> torch.Tensor:
+    """Row statistics [Z 3 M] with the mapped axis as more rows."""
+    return s.movedim(0, 1).flatten(1)
 
 
 @overload
@@ -219,7 +232,7 @@ def cross_entropy(
         input: logits [V], [N V] or [N V D1 ...], V >= 1, N may be 0; any strides; float64, float32, float16, bfloat16,
             on a CPU or CUDA. Under `torch.autocast` logits, soft targets and weight are cast to float32 first.
         target: classes [], [N] or [N D1 ...] in [0, V), int64, int32 or uint8; or soft targets of input's shape and
-            dtype, which have a derivative too. A class of share 0 costs nothing, also where its logit is -inf.
+            dtype, which have a derivative too. A class of probability 0 costs nothing, also where its logit is -inf.
         weight: of each class, [V], in input's dtype; has no derivative.
         ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V). With soft targets one
             from 0 is refused, and one below names no class.
@@ -241,7 +254,7 @@ def cross_entropy(
         First and second derivatives are exact.
 
     Between forward and backward one array of M V elements is held, as torch's own loss holds one: the logits, from
-    which the softmax is computed again, or with `inplace` under "mean" and "sum" their gradient in the same memory.
+    which the softmax is recomputed, or with `inplace` under "mean" and "sum" their gradient in the same memory.
     Besides the targets, the weight and three numbers a row. All of it is saved as autograd saves: `save_on_cpu`,
     saved_tensors_hooks and non-reentrant checkpoints see it.
 
@@ -259,7 +272,7 @@ def cross_entropy(
     input, weight = raised(input, weight)
     if isinstance(target, torch.Tensor) and target.is_floating_point():
         (target,) = raised(target)
-    chosen = class_loss(
+    settings = class_loss(
         _OP,
         ignore_index=ignore_index,
         reduction=reduction,
@@ -278,10 +291,13 @@ def cross_entropy(
         x, shape = input.flatten(2), input.shape[:1] + input.shape[2:]
     t, q = (None, target.reshape(x.shape)) if soft else (target.reshape(-1), None)
     asked = Reduction(reduction, float(z_loss), return_z_loss)
-    found = onto(x, t, q, weight, chosen, asked, input.is_leaf) if inplace else None
-    if found is None:
-        y, z, _ = CrossEntropy.apply(x, t, q, weight, chosen)
-        found = reduced(y, z, t, weight, x.shape[1], chosen.ignore_index, asked)
+    place = in_place(x, t, q, weight, settings, asked, input.is_leaf) if inplace else None
+    found = CrossEntropy.apply(x, t, q, weight, settings, place)
+    if place is not None and place.with_loss:
+        found = found, found
+    else:
+        y, n, _ = found
+        found = reduced(y, n, t, weight, x.shape[1], settings.ignore_index, asked)
     loss, part = (r.reshape(shape if reduction == "none" else ()).to(input.dtype) for r in found)
     return (loss, part) if return_z_loss else loss
 

@@ -1,4 +1,4 @@
-"""linear_cross_entropy for torch: kept are the operands and three numbers a row; logits are made anew, by chunks."""
+"""linear_cross_entropy for torch: operands and three numbers a row are saved; logits are recomputed, by chunks."""
 
 import math
 from typing import Any, Literal, overload
@@ -26,22 +26,24 @@ class LinearCrossEntropy(Function):
     """
 
     @staticmethod
-    def forward(h, w, t, b, c, ignore_index, label_smoothing, softcap):
-        return kernels.loss(h, w, t, b, c, ignore_index, label_smoothing, softcap)
+    def forward(h, w, t, b, a, settings):
+        return kernels.loss(h, w, t, b, a, settings.flat())
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.ignore_index, ctx.label_smoothing, ctx.softcap = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*tensors, output[1])
+        *tensors, ctx.settings = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(*tensors, output[2])
 
     @staticmethod
-    def backward(ctx, g, _):
-        h, w, t, b, c, s = ctx.saved_tensors
-        given = ctx.ignore_index, ctx.label_smoothing, ctx.softcap
+    def backward(ctx, dy, dn, _):
+        *_, s = saved = ctx.saved_tensors
+        if dy is None:
+            dy = s.new_zeros(()).expand(s.shape[::2])
         need_h, need_w, _, need_b, *_ = ctx.needs_input_grad
-        dh, dw, db = LinearCrossEntropyBackward.apply(g, h, w, t, b, c, s, *given, need_h, need_w, need_b)
-        return dh if need_h else None, dw if need_w else None, None, db if need_b else None, *[None] * 4
+        dh, dw, db = LinearCrossEntropyBackward.apply(dy, dn, *saved, ctx.settings, need_h, need_w, need_b)
+        return dh if need_h else None, dw if need_w else None, None, db if need_b else None, None, None
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -54,32 +56,26 @@ class LinearCrossEntropyBackward(Function):
     """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' (dy (R p - r) + 2 dn l p)."""
 
     @staticmethod
-    def forward(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b):
-        given = ignore_index, label_smoothing, softcap
-        return kernels.backward(g, h, w, t, b, c, s, *given, need_h, need_w, need_b, _by_columns(w))
+    def forward(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b):
+        needs = need_h, need_w, need_b
+        return kernels.backward(dy, dn, h, w, t, b, a, s, settings.flat(), *needs, _by_columns(w))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.ignore_index, ctx.label_smoothing, ctx.softcap = inputs[:10]
-        ctx.there = inputs[10:]
+        *tensors, ctx.settings = inputs[:9]
+        ctx.there = inputs[9:]
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, *cotangents):
-        given = ctx.ignore_index, ctx.label_smoothing, ctx.softcap
         # A gradient that nobody asked for has no cotangent.
         u = [u if there else None for u, there in zip(cotangents, ctx.there, strict=True)]
-        need_g, need_h, need_w, _, need_b, *_ = ctx.needs_input_grad
-        dg, dh, dw, db = LinearCrossEntropySecondBackward.apply(*u, *ctx.saved_tensors, *given, need_h, need_w, need_b)
-        nothing = [None] * 8
-        return (
-            dg if need_g else None,
-            dh if need_h else None,
-            dw if need_w else None,
-            None,
-            db if need_b else None,
-            *nothing,
+        need_dy, need_dn, need_h, need_w, _, need_b, *_ = ctx.needs_input_grad
+        ddy, ddn, dh, dw, db = LinearCrossEntropySecondBackward.apply(
+            *u, *ctx.saved_tensors, ctx.settings, need_h, need_w, need_b
         )
+        rows = ddy if need_dy else None, ddn if need_dn else None
+        return *rows, dh if need_h else None, dw if need_w else None, None, db if need_b else None, *[None] * 6
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -90,9 +86,9 @@ class LinearCrossEntropySecondBackward(Function):
     """The backward of the backward: <dx, u> by dy, dn, h, w and b, u = uh w + h uw + ub."""
 
     @staticmethod
-    def forward(uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b):
-        given = ignore_index, label_smoothing, softcap
-        return second_backward(uh, uw, ub, g, h, w, t, b, c, s, *given, need_h, need_w, need_b, _by_columns(w))
+    def forward(uh, uw, ub, dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b):
+        needs = need_h, need_w, need_b
+        return second_backward(uh, uw, ub, dy, dn, h, w, t, b, a, s, settings.flat(), *needs, _by_columns(w))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -196,7 +192,7 @@ def linear_cross_entropy(
         linear_bias: [V].
         weight: of each class [V], of any float dtype; a constant.
         ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V). None is -100.
-        reduction: "mean", "sum", or "none" for one loss a row. The mean of the first part is over the weights c[t] of
+        reduction: "mean", "sum", or "none" for one loss a row. The mean of the first part is over the weights a[t] of
             the rows not ignored, that of the z-loss over their number; NaN when there are none.
         label_smoothing: the part of each target, in [0, 1], that is spread over all classes.
         z_loss: what the square of each row's log-sum-exp is weighted with and added.
@@ -231,7 +227,7 @@ def linear_cross_entropy(
     (full,) = raised(input)
     floats = dict(zip(floats, lowered(*floats.values()), strict=True))
     want_floats(OP, floats)
-    chosen = class_loss(
+    settings = class_loss(
         OP,
         ignore_index=-100 if ignore_index is None else ignore_index,
         reduction=reduction,
@@ -244,19 +240,16 @@ def linear_cross_entropy(
     _want_shapes(h, w, b, target, weight)
     M = math.prod(h.shape[:-1])
     t = target.reshape(M)
-    r, _ = LinearCrossEntropy.apply(
+    y, n, _ = LinearCrossEntropy.apply(
         h.reshape(1, M, h.shape[-1]),
         w.t().unsqueeze(0),
         t.unsqueeze(0),
         None if b is None else b.unsqueeze(0),
         None if weight is None else weight.unsqueeze(0),
-        chosen.ignore_index,
-        chosen.label_smoothing,
-        chosen.softcap,
+        settings,
     )
-    y, lse = r[0].unbind(-1)
     asked = Reduction(reduction, float(z_loss), return_z_loss)
-    found = reduced(y, lse * lse if z_loss or return_z_loss else lse, t, weight, w.shape[0], chosen.ignore_index, asked)
+    found = reduced(y[0], n[0], t, weight, w.shape[0], settings.ignore_index, asked)
     loss, part = (a.reshape(target.shape if reduction == "none" else ()).to(full.dtype) for a in found)
     return (loss, part) if return_z_loss else loss
 

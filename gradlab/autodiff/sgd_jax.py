@@ -82,8 +82,9 @@ def sgd(
 ) -> GradientTransformation:
     """Stochastic gradient descent as a gradient transformation; a hand-written `optax.sgd`.
 
-    update = -lr b' with b' = momentum b + g, or with Nesterov's -lr (g + momentum b') (gradlab/kernels/sgd.py has the
-    whole of it).
+        update = -lr b',    b' = momentum b + g;    with Nesterov's momentum -lr (g + momentum b')
+
+    gradlab/kernels/sgd.py has all of it.
 
     Args:
         learning_rate: a number, an array, or a schedule of the steps taken; a run-time value.

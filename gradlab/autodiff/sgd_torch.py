@@ -17,9 +17,10 @@ from gradlab.kernels.sgd import LR
 class SGD(OneLaunch, torch.optim.SGD):
     """SGD, all parameters of one dtype and device in one launch; `torch.optim.SGD` in every other respect.
 
-    Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts load both ways. Parameters may be
-    DTensors, as fully_shard makes them, and their buffers are then. p' = p - lr b' with
-    b' = momentum b + (1 - dampening) (g + weight_decay p) (gradlab/kernels/sgd.py has the whole of it).
+        p' = p - lr b',    b' = momentum b + (1 - dampening) (g + weight_decay p)
+
+    gradlab/kernels/sgd.py has all of it. Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts
+    load both ways. Parameters may be DTensors, as fully_shard makes them, and their buffers are then.
 
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD takes them, run-time

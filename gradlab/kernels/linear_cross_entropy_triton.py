@@ -1,17 +1,29 @@
 """Linear and cross-entropy in one, with both backwards, as Triton kernels: the logits stay in registers."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton.language as tl
+from torch.types import Number
 
 from gradlab.kernels.class_losses.chunks import chunk
-from gradlab.kernels.class_losses.chunks_triton import cotangent, empties
+from gradlab.kernels.class_losses.chunks_triton import empty_gradients, present
 from gradlab.kernels.class_losses.class_range_triton import refuse_out_of_range
-from gradlab.kernels.class_losses.rows_triton import fold
+from gradlab.kernels.class_losses.rows_triton import (
+    constants,
+    load_rows,
+    logit_gradient,
+    one_class,
+    online_softmax,
+    row_classes,
+    store_rows,
+    target_probabilities,
+)
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.column_sum_triton import column_sum
 from gradlab.kernels.common.matmul_triton import matmul_into
-from gradlab.kernels.common.softcap_triton import cap_slope, capped
+from gradlab.kernels.common.softcap_triton import capped
 from gradlab.kernels.common.tiles_triton import fill, tile
 from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
 
@@ -23,13 +35,13 @@ def _logits(
     w_ptr, w_k, w_v,
     b_ptr, b_v,
     m, v, M, K, V,
-    ACC: tl.constexpr, BIAS: tl.constexpr, WHOLE_K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    ACC: tl.constexpr, HAS_B: tl.constexpr, FULL_K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
     """x[m v] = sum_k h[m k] w[k v] + b[v] of a tile."""
     x = tl.zeros((BM, BV), dtype=ACC)
     for k0 in range(0, K, BK):
         k = k0 + tl.arange(0, BK).to(tl.int64)
-        if WHOLE_K:
+        if FULL_K:
             in_h = (m < M)[:, None]
             in_w = (v < V)[None, :]
         else:
@@ -38,155 +50,126 @@ def _logits(
         h = tl.load(h_ptr + m[:, None] * h_m + k[None, :] * h_k, mask=in_h, other=0.0)
         w = tl.load(w_ptr + k[:, None] * w_k + v[None, :] * w_v, mask=in_w, other=0.0)
         x = tl.dot(h, w, x, input_precision="ieee", out_dtype=ACC)
-    if BIAS:
+    if HAS_B:
         x += tl.load(b_ptr + v * b_v, mask=v < V, other=0.0).to(ACC)[None, :]
     return x
-
-
-@kernel
-def _finish(
-    top, total, picked, far, weight, t, z, m,
-    c_ptr, c_z, c_v,
-    r_ptr, s_ptr,
-    M, V, IGNORE,
-    ACC: tl.constexpr, WEIGHTS: tl.constexpr, HARD: tl.constexpr, SPREAD: tl.constexpr, BM: tl.constexpr,
-):
-    """r[z m] = (sum_v r (l - z), l) or 0, s[z m] = (max, log sum exp(z - max), sum_v r) from sums over all classes."""
-    valid = (m < M) & (t != IGNORE)
-    known = (t >= 0) & (t < V)
-    log_sum = tl.log(total)
-    c = tl.full((BM,), 1.0, dtype=ACC)
-    if WEIGHTS:
-        c = tl.load(c_ptr + z * c_z + t * c_v, mask=valid & known, other=0.0).to(ACC)
-    y = HARD * c * (log_sum + (top - picked))
-    if SPREAD > 0:
-        y += SPREAD * (weight * log_sum + far)
-    y = tl.where(known, y, float("nan"))
-    lse = tl.where(known, top + log_sum, float("nan"))
-    at = z * M + m
-    tl.store(r_ptr + 2 * at, tl.where(valid, y, 0.0), mask=m < M)
-    tl.store(r_ptr + 2 * at + 1, tl.where(valid, lse, 0.0), mask=m < M)
-    tl.store(s_ptr + 3 * at, top, mask=m < M)
-    tl.store(s_ptr + 3 * at + 1, log_sum, mask=m < M)
-    tl.store(s_ptr + 3 * at + 2, HARD * c + SPREAD * weight, mask=m < M)
 
 
 @kernel
 def _statistics_kernel(
     h_ptr, h_z, h_m, h_k,
     w_ptr, w_z, w_k, w_v,
-    b_ptr, b_z, b_v,
-    c_ptr, c_z, c_v,
     t_ptr, t_z, t_m,
+    b_ptr, b_z, b_v,
+    a_ptr, a_z, a_v,
+    y_ptr,
+    n_ptr,
+    s_ptr,
     p_ptr, p_z, p_i, p_s,
-    r_ptr, s_ptr,
     M, K, V, TILES, IGNORE,
-    ACC: tl.constexpr, BIAS: tl.constexpr, WEIGHTS: tl.constexpr, HARD: tl.constexpr, SPREAD: tl.constexpr,
-    CAP: tl.constexpr, LAST: tl.constexpr, WHOLE_K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    EPS: tl.constexpr, CAP: tl.constexpr, HAS_B: tl.constexpr, HAS_A: tl.constexpr, LAST: tl.constexpr,
+    FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
-    """p[z i s m] = max, sum exp(z - max), z[t], sum c (max - z), sum c over the s-th TILES tiles, or r, s of `_finish` when S = 1; grid (Z * M/BM, S); a program owns p[z s BM]."""
+    """y, n, s of rows, or p[z i s m] = (row_max, sum_exp, r_dot, r_sum) of the s-th TILES tiles unless LAST; grid (Z * M/BM, S); a program owns p[z s BM]."""
     tiles_m = tl.cdiv(M, BM)
     z = (tl.program_id(0) // tiles_m).to(tl.int64)
     s = tl.program_id(1).to(tl.int64)
     m = (tl.program_id(0) % tiles_m * BM + tl.arange(0, BM)).to(tl.int64)
-    t = tl.load(t_ptr + z * t_z + m * t_m, mask=m < M, other=0).to(tl.int64)
-    top = tl.full((BM,), float("-inf"), dtype=ACC)
-    total = tl.zeros((BM,), dtype=ACC)
-    picked = tl.zeros((BM,), dtype=ACC)
-    far = tl.zeros((BM,), dtype=ACC)
-    weight = tl.zeros((BM,), dtype=ACC)
+    t, in_range, valid = row_classes(t_ptr + z * t_z, t_m, m, M, V, IGNORE, False)
+    a_ptr += z * a_z
+    row_max = tl.full((BM,), float("-inf"), dtype=ACC)
+    sum_exp = tl.zeros((BM,), dtype=ACC)
+    r_dot = tl.zeros((BM,), dtype=ACC)
+    r_sum = tl.zeros((BM,), dtype=ACC)
+    z_t = tl.zeros((BM,), dtype=ACC)
+    first = s * TILES * BV
     for i in range(TILES):
-        v = ((s * TILES + i) * BV + tl.arange(0, BV)).to(tl.int64)
-        x = _logits(
+        v = (first + i * BV + tl.arange(0, BV)).to(tl.int64)
+        x = capped(_logits(
             h_ptr + z * h_z, h_m, h_k,
             w_ptr + z * w_z, w_k, w_v,
             b_ptr + z * b_z, b_v,
-            m, v, M, K, V, ACC, BIAS, WHOLE_K, BM, BK, BV,
-        )
-        x = capped(x, CAP)
+            m, v, M, K, V, ACC, HAS_B, FULL_K, BM, BK, BV,
+        ), CAP)
         inside = (m < M)[:, None] & (v < V)[None, :]
-        picked += tl.sum(tl.where(inside & (v[None, :] == t[:, None]), x, 0.0), axis=1)
-        c = x
-        if SPREAD > 0:
-            c = tl.where(inside, 1.0, 0.0).to(ACC)
-            if WEIGHTS:
-                c *= tl.load(c_ptr + z * c_z + v * c_v, mask=v < V, other=0.0).to(ACC)[None, :]
-        top, total, far, weight = fold(top, total, far, weight, x, c, inside, SPREAD > 0)
+        hit = v[None, :] == t[:, None]
+        z_t += tl.sum(tl.where(inside & hit, x, 0.0), axis=1)
+        r = target_probabilities(hit.to(ACC), a_ptr, a_v, v, inside, V, EPS, HAS_A)
+        row_max, sum_exp, r_dot, r_sum = online_softmax(row_max, sum_exp, r_dot, r_sum, x, r, inside, EPS > 0)
+    if EPS == 0:
+        here = in_range & (t >= first) & (t < first + TILES * BV)
+        r_dot, r_sum = one_class(row_max, z_t, a_ptr, a_v, t, here & (m < M), HAS_A)
+        r_dot = tl.where(here, r_dot, 0.0)
+        r_sum = tl.where(here, r_sum, 0.0)
     if LAST:
-        _finish(
-            top, total, picked, far, weight, t, z, m,
-            c_ptr, c_z, c_v,
-            r_ptr, s_ptr,
-            M, V, IGNORE, ACC, WEIGHTS, HARD, SPREAD, BM,
+        store_rows(
+            y_ptr + z * M, n_ptr + z * M, s_ptr + 3 * z * M, m, M,
+            row_max, tl.log(sum_exp), r_dot, r_sum, in_range, valid,
         )
     else:
         p_ptr += z * p_z + s * p_s + m
-        tl.store(p_ptr, top, mask=m < M)
-        tl.store(p_ptr + p_i, total, mask=m < M)
-        tl.store(p_ptr + 2 * p_i, picked, mask=m < M)
-        tl.store(p_ptr + 3 * p_i, far, mask=m < M)
-        tl.store(p_ptr + 4 * p_i, weight, mask=m < M)
+        tl.store(p_ptr, row_max, mask=m < M)
+        tl.store(p_ptr + p_i, sum_exp, mask=m < M)
+        tl.store(p_ptr + 2 * p_i, r_dot, mask=m < M)
+        tl.store(p_ptr + 3 * p_i, r_sum, mask=m < M)
 
 
 @kernel
 def _merge_kernel(
     p_ptr, p_z, p_i, p_s,
-    c_ptr, c_z, c_v,
     t_ptr, t_z, t_m,
-    r_ptr, s_ptr,
+    y_ptr,
+    n_ptr,
+    s_ptr,
     M, V, S, IGNORE,
-    ACC: tl.constexpr, WEIGHTS: tl.constexpr, HARD: tl.constexpr, SPREAD: tl.constexpr, BM: tl.constexpr,
+    ACC: tl.constexpr, BM: tl.constexpr,
 ):
-    """r, s of `_finish`, p merged over the S splits in their order; grid (Z * M/BM); a program owns r[z BM], s[z BM]."""
+    """y, n, s of rows, p merged over the S splits in their order; grid (Z * M/BM); a program owns y[z BM], n[z BM], s[z 3 BM]."""
     tiles_m = tl.cdiv(M, BM)
     z = (tl.program_id(0) // tiles_m).to(tl.int64)
     m = (tl.program_id(0) % tiles_m * BM + tl.arange(0, BM)).to(tl.int64)
-    t = tl.load(t_ptr + z * t_z + m * t_m, mask=m < M, other=0).to(tl.int64)
+    _, in_range, valid = row_classes(t_ptr + z * t_z, t_m, m, M, V, IGNORE, False)
     p_ptr += z * p_z + m
-    top = tl.full((BM,), float("-inf"), dtype=ACC)
-    total = tl.zeros((BM,), dtype=ACC)
-    picked = tl.zeros((BM,), dtype=ACC)
-    far = tl.zeros((BM,), dtype=ACC)
-    weight = tl.zeros((BM,), dtype=ACC)
+    row_max = tl.full((BM,), float("-inf"), dtype=ACC)
+    sum_exp = tl.zeros((BM,), dtype=ACC)
+    r_dot = tl.zeros((BM,), dtype=ACC)
+    r_sum = tl.zeros((BM,), dtype=ACC)
     for _ in range(S):
         other = tl.load(p_ptr, mask=m < M, other=float("-inf"))
-        higher = tl.maximum(top, other)
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(top - shift) + tl.load(p_ptr + p_i, mask=m < M, other=0.0) * tl.exp(other - shift)
-        picked += tl.load(p_ptr + 2 * p_i, mask=m < M, other=0.0)
-        if SPREAD > 0:
-            more = tl.load(p_ptr + 4 * p_i, mask=m < M, other=0.0)
-            far += weight * tl.where(top == float("-inf"), 0.0, shift - top)
-            far += tl.load(p_ptr + 3 * p_i, mask=m < M, other=0.0)
-            far += more * tl.where(other == float("-inf"), 0.0, shift - other)
-            weight += more
-        top = higher
+        new_max = tl.maximum(row_max, other)
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+        sum_exp = sum_exp * tl.exp(row_max - shift) + tl.load(p_ptr + p_i, mask=m < M, other=0.0) * tl.exp(other - shift)
+        more = tl.load(p_ptr + 3 * p_i, mask=m < M, other=0.0)
+        r_dot += r_sum * tl.where(row_max == float("-inf"), 0.0, shift - row_max)
+        r_dot += tl.load(p_ptr + 2 * p_i, mask=m < M, other=0.0)
+        r_dot += more * tl.where(other == float("-inf"), 0.0, shift - other)
+        r_sum += more
+        row_max = new_max
         p_ptr += p_s
-    _finish(
-        top, total, picked, far, weight, t, z, m,
-        c_ptr, c_z, c_v,
-        r_ptr, s_ptr,
-        M, V, IGNORE, ACC, WEIGHTS, HARD, SPREAD, BM,
+    store_rows(
+        y_ptr + z * M, n_ptr + z * M, s_ptr + 3 * z * M, m, M,
+        row_max, tl.log(sum_exp), r_dot, r_sum, in_range, valid,
     )
 
 
 @kernel
 def _backward_kernel(
+    dy_ptr, dy_z, dy_m,
+    dn_ptr, dn_z, dn_m,
     h_ptr, h_z, h_m, h_k,
     w_ptr, w_z, w_k, w_v,
-    b_ptr, b_z, b_v,
-    g_ptr, g_z, g_m, g_i,
-    c_ptr, c_z, c_v,
     t_ptr, t_z, t_m,
-    s_ptr, s_z, s_m, s_i,
+    b_ptr, b_z, b_v,
+    a_ptr, a_z, a_v,
+    s_ptr, s_z, s_k, s_m,
     d_ptr, d_z, d_m, d_v,
-    M, K, V, FIRST, IGNORE, CLASSES,
-    ACC: tl.constexpr, BIAS: tl.constexpr, WEIGHTS: tl.constexpr, HARD: tl.constexpr, SPREAD: tl.constexpr, CAP: tl.constexpr,
-    WHOLE_K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    M, K, N, V, FIRST, IGNORE,
+    EPS: tl.constexpr, CAP: tl.constexpr, HAS_B: tl.constexpr, HAS_A: tl.constexpr, HAS_DN: tl.constexpr,
+    FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
-    """d[z m v] = z' ((dy R + dl) p - dy r)[m v] of V classes from FIRST on; grid (Z * V/BV * M/BM); a program owns d[z BM BV]."""
+    """d[z m v] = z' (dy (R p - r) + 2 dn l p)[m v] of the N classes from FIRST on; grid (Z * N/BV * M/BM); a program owns d[z BM BV]."""
     tiles_m = tl.cdiv(M, BM)
-    tiles_v = tl.cdiv(V, BV)
+    tiles_v = tl.cdiv(N, BV)
     z = (tl.program_id(0) // (tiles_m * tiles_v)).to(tl.int64)
     # Rows first: the programs that run at once share their columns of w.
     m = (tl.program_id(0) % tiles_m * BM + tl.arange(0, BM)).to(tl.int64)
@@ -195,27 +178,23 @@ def _backward_kernel(
         h_ptr + z * h_z, h_m, h_k,
         w_ptr + z * w_z, w_k, w_v,
         b_ptr + z * b_z, b_v,
-        m, v, M, K, V, ACC, BIAS, WHOLE_K, BM, BK, BV,
+        m, v, M, K, N, ACC, HAS_B, FULL_K, BM, BK, BV,
     )
-    _, _, d, _, _ = cotangent(
-        capped(x, CAP), v, m, z,
-        g_ptr, g_z, g_m, g_i,
-        c_ptr, c_z, c_v,
-        t_ptr, t_z, t_m,
-        s_ptr, s_z, s_m, s_i,
-        M, V, FIRST, IGNORE, CLASSES, ACC, WEIGHTS, HARD, SPREAD,
+    t, in_range, valid = row_classes(t_ptr + z * t_z, t_m, m, M, V, IGNORE, False)
+    dy, dn, row_max, log_sum, r_sum = load_rows(
+        dy_ptr + z * dy_z, dy_m, dn_ptr + z * dn_z, dn_m, s_ptr + z * s_z, s_k, s_m, m, M, HAS_DN, ACC,
     )
-    if CAP > 0:
-        d *= cap_slope(x, CAP)
-    inside = (m < M)[:, None] & (v < V)[None, :]
+    inside = (m < M)[:, None] & (v < N)[None, :]
+    q = ((FIRST + v)[None, :] == t[:, None]).to(ACC)
+    r = target_probabilities(q, a_ptr + z * a_z, a_v, FIRST + v, inside, V, EPS, HAS_A)
+    d = logit_gradient(x, capped(x, CAP), r, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP, HAS_DN)
     tl.store(d_ptr + z * d_z + m[:, None] * d_m + v[None, :] * d_v, d.to(d_ptr.dtype.element_ty), mask=inside)
 # fmt: on
 
 
-def _loss_fake(h, w, t, b, c, ignore_index, label_smoothing, softcap):
-    acc = accumulator(h.dtype)
-    rows = h.shape[:2]
-    return h.new_empty((*rows, 2), dtype=acc), h.new_empty((*rows, 3), dtype=acc)
+def _loss_fake(h, w, t, b, a, settings):
+    (Z, M, _), acc = h.shape, accumulator(h.dtype)
+    return *(h.new_empty((Z, M), dtype=acc) for _ in range(2)), h.new_empty((Z, 3, M), dtype=acc)
 
 
 @op("linear_cross_entropy_loss", fake=_loss_fake, flops=lambda h, w, *_, out_shape: 2 * math.prod(h) * w[-1])
@@ -224,133 +203,121 @@ def loss(
     w: torch.Tensor,
     t: torch.Tensor,
     b: torch.Tensor | None,
-    c: torch.Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    softcap: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, l)[Z M 2] and s[Z M 3] = (max, log sum exp, R), of h[Z M K], w[Z K V].
+    a: torch.Tensor | None,
+    settings: Sequence[Number],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y[Z M], n[Z M] = l^2 and the row statistics s[Z 3 M], of h[Z M K], w[Z K V], t[Z M], b[Z V], a[Z V].
 
-    Any strides, 0 too. softcap 0 is none. In the accumulator's dtype.
+    Any strides, 0 too; `settings` a `ClassLoss`, flat. In the accumulator's dtype.
 
     Raises:
-        IndexError: a class that is neither in [0, V) nor ignore_index (gradlab/kernels/class_losses/class_range_triton.py says when).
+        IndexError: a class that is neither in [0, V) nor ignore_index (gradlab/kernels/class_losses/class_range_triton.py
+            says when).
     """
-    (Z, M, K), V = h.shape, w.shape[-1]
+    (Z, M, K), V, ignore_index = h.shape, w.shape[-1], ClassLoss.of(settings).ignore_index
     refuse_out_of_range("linear_cross_entropy", t.reshape(-1), V, 1, ignore_index)
-    r, s = _loss_fake(h, w, t, b, c, ignore_index, label_smoothing, softcap)
+    y, n, s = _loss_fake(h, w, t, b, a, settings)
     BM, BK, BV, warps, stages = tile("logits", h, M, K, V)
     tiles = -(-V // BV)
     splits = max(1, min(tiles, fill(h.device) // max(1, Z * -(-M // BM))))
     each = -(-tiles // splits)
     splits = -(-tiles // each)
-    p = s.new_empty((Z, 5, splits, M) if splits > 1 else (0, 0, 0, 0))
-    shared = {
-        "ACC": triton_dtype(s.dtype),
-        "WEIGHTS": c is not None,
-        "HARD": 1 - label_smoothing,
-        "SPREAD": label_smoothing / V,
-        "writes": [p, r, s],
-    }
+    p = s.new_empty((Z, 4, splits, M) if splits > 1 else (0, 0, 0, 0))
     # fmt: off
     launch(
         _statistics_kernel, [Z * -(-M // BM), splits],
         h, *h.stride(),
         w, *w.stride(),
-        *_present(h, b),
-        *_present(h, c),
         t, *t.stride(),
+        *present(h, b),
+        *present(h, a),
+        y,
+        n,
+        s,
         p, *p.stride()[:3],
-        r, s,
         M, K, V, each, ignore_index,
-        BIAS=b is not None, CAP=softcap, LAST=splits == 1, WHOLE_K=K % BK == 0, BM=BM, BK=BK, BV=BV, **shared,
-        warps=warps, stages=stages,
+        **constants(settings, s.dtype, a), HAS_B=b is not None, LAST=splits == 1, FULL_K=K % BK == 0, BM=BM, BK=BK,
+        BV=BV, writes=[y, n, s, p], warps=warps, stages=stages,
     )
     if splits == 1:
-        return r, s
+        return y, n, s
     BM = block(M, 64)
     launch(
         _merge_kernel, [Z * -(-M // BM)],
         p, *p.stride()[:3],
-        *_present(h, c),
         t, *t.stride(),
-        r, s,
+        y,
+        n,
+        s,
         M, V, splits, ignore_index,
-        BM=BM, **shared,
+        ACC=triton_dtype(s.dtype), BM=BM, writes=[y, n, s],
     )
     # fmt: on
-    return r, s
+    return y, n, s
 
 
-def _backward_fake(g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b, by_columns):
-    return empties(h, w, need_h, need_w, need_b, by_columns)
+def _backward_fake(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns):
+    return empty_gradients(h, w, need_h, need_w, need_b, by_columns)
 
 
-def _backward_flops(
-    g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b, by_columns, *, out_shape
-):
+def _backward_flops(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, *, out_shape):
     # The logits once more, and what is needed of dgrad and wgrad.
     return 2 * math.prod(h) * w[-1] * (1 + need_h + need_w)
 
 
 @op("linear_cross_entropy_backward", fake=_backward_fake, flops=_backward_flops)
 def backward(
-    g: torch.Tensor,
+    dy: torch.Tensor,
+    dn: torch.Tensor | None,
     h: torch.Tensor,
     w: torch.Tensor,
     t: torch.Tensor,
     b: torch.Tensor | None,
-    c: torch.Tensor | None,
+    a: torch.Tensor | None,
     s: torch.Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    softcap: float,
+    settings: Sequence[Number],
     need_h: bool,
     need_w: bool,
     need_b: bool,
     by_columns: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dh[Z M K], dw[Z K V], db[Z V] of the cotangents g[Z M 2] of (loss, l); what is not needed is empty and costs nothing.
+    """dh[Z M K], dw[Z K V], db[Z V] of the cotangents dy[Z M] and dn[Z M]; what is not needed is empty and costs nothing.
 
     `by_columns` lays dw out as a transposed weight lies. M Vc elements at once, dh in float32 (the module's docstring of
     linear_cross_entropy has the formula).
     """
     (Z, M, K), V = h.shape, w.shape[-1]
-    dh, dw, db = empties(h, w, need_h, need_w, need_b, by_columns)
+    dh, dw, db = empty_gradients(h, w, need_h, need_w, need_b, by_columns)
     width = chunk(Z * M, K, V)
     buffer = h.new_empty((Z, M, width))
-    grown = dh if dh.dtype == s.dtype or width == V or not need_h else dh.new_empty(dh.shape, dtype=s.dtype)
+    dh_sum = dh if dh.dtype == s.dtype or width == V or not need_h else dh.new_empty(dh.shape, dtype=s.dtype)
     for first in range(0, V, width):
         part = slice(first, min(first + width, V))
-        w_, (b_, c_) = w[..., part], (None if a is None else a[..., part] for a in (b, c))
-        d = buffer[..., : w_.shape[-1]]
-        BM, BK, BV, warps, stages = tile("logits", h, M, K, d.shape[-1])
+        w_, b_ = w[..., part], None if b is None else b[..., part]
+        N = w_.shape[-1]
+        d = buffer[..., :N]
+        BM, BK, BV, warps, stages = tile("logits", h, M, K, N)
         # fmt: off
         launch(
-            _backward_kernel, [Z * -(-M // BM) * -(-d.shape[-1] // BV)],
+            _backward_kernel, [Z * -(-M // BM) * -(-N // BV)],
+            dy, *dy.stride(),
+            *present(dy, dn),
             h, *h.stride(),
             w_, *w_.stride(),
-            *_present(h, b_),
-            g, *g.stride(),
-            *_present(h, c_),
             t, *t.stride(),
+            *present(h, b_),
+            *present(h, a),
             s, *s.stride(),
             d, *d.stride(),
-            M, K, d.shape[-1], first, ignore_index, V,
-            ACC=triton_dtype(s.dtype), BIAS=b is not None, WEIGHTS=c is not None, HARD=1 - label_smoothing,
-            SPREAD=label_smoothing / V, CAP=softcap, WHOLE_K=K % BK == 0, BM=BM, BK=BK, BV=BV,
-            writes=[d], warps=warps, stages=stages,
+            M, K, N, V, first, ClassLoss.of(settings).ignore_index,
+            **constants(settings, s.dtype, a), HAS_B=b is not None, HAS_DN=dn is not None, FULL_K=K % BK == 0, BM=BM,
+            BK=BK, BV=BV, writes=[d], warps=warps, stages=stages,
         )
         # fmt: on
         if need_h:
-            matmul_into(dh if part.stop == V else grown, d, w_.mT, grown if first else None)
+            matmul_into(dh if part.stop == V else dh_sum, d, w_.mT, dh_sum if first else None)
         if need_w:
             matmul_into(dw[..., part], h.mT, d, None)
         if need_b:
             db[..., part] = column_sum(d, None)
     return dh, dw, db
-
-
-def _present(h: torch.Tensor, t: torch.Tensor | None) -> tuple:
-    """A tensor that may be absent, and its two strides."""
-    return (h, 0, 0) if t is None else (t, *t.stride())

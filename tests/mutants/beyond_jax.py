@@ -1,4 +1,4 @@
-"""Backwards on jax that are wrong for a special dy, one array twice, two inputs of four, small elements, a tile more."""
+"""Wrong backwards on jax: for a special dy, one array twice, two inputs of four, small elements, a tile more."""
 
 import jax
 import jax.numpy as jnp

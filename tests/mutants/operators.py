@@ -1,4 +1,4 @@
-"""Mutants of a rule file, made by machine: each is the file with one small change in the code that makes derivatives."""
+"""Mutants of a rule file, made by machine: each is the file with one small change where derivatives are made."""
 
 import ast
 import copy

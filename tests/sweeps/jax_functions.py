@@ -1,4 +1,4 @@
-"""Functions of jnp, jax.nn, jax.lax and jax.scipy through the check: `python -m tests.sweeps.jax_functions`, minutes."""
+"""Functions of jnp, jax.nn, lax and jax.scipy through the check: `python -m tests.sweeps.jax_functions`, minutes."""
 
 import functools
 import importlib.util

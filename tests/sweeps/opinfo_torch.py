@@ -1,7 +1,7 @@
 """Torch's own database of operators through the check: `python -m tests.sweeps.opinfo_torch`, some minutes.
 
-Every operator with a gradient in float64, the first samples of each, order 1. torch's database needs `expecttest`, which is
-no dependency of the project: `python -m pip install expecttest`.
+Every operator with a gradient in float64, the first samples of each, order 1. torch's database needs `expecttest`,
+which is no dependency of the project: `python -m pip install expecttest`.
 """
 
 import itertools

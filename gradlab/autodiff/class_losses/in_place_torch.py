@@ -4,14 +4,14 @@ One array of M V elements is there before, between and after: the logits become 
 forward pass, else in the backward pass. It is saved as autograd saves, so hooks, checkpoint and offload see it.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gradlab.autodiff.arguments.errors import refuse
-from gradlab.autodiff.class_losses.row_sums_torch import Reduction, divisors, joined, reduced
+from gradlab.autodiff.class_losses.row_sums_torch import Reduction, divisors, joined
 from gradlab.autodiff.frameworks.batched_torch import is_batched
-from gradlab.autodiff.frameworks.ranges_torch import Function
-from gradlab.kernels import cross_entropy_triton as plain
 from gradlab.kernels.class_losses import in_place_triton as kernels
 from gradlab.kernels.class_losses import row_sums_triton as sums
 from gradlab.kernels.class_losses.settings import ClassLoss
@@ -23,67 +23,71 @@ _OP = "cross_entropy"
 _given = WeakTensorKeyDictionary()
 
 
-class CrossEntropyWithGradient(Function):
-    """The sum or mean of y + z_loss z; its gradient, for a cotangent of 1, is then what the logits' memory holds."""
+class InPlace(NamedTuple):
+    """When the gradient takes the logits' memory: with the loss, or in the backward pass.
 
-    @staticmethod
-    def forward(x, t, q, w, n, z_loss, options):
-        y, z = kernels.loss_with_gradient_(x, t, q, w, n, *options, z_loss)
-        _give(x)
-        loss, _ = joined([sums.sum_rows(part) for part in ((y, z) if z_loss else (y,))], n, z_loss)
-        return loss
+    With the loss, which is the sum of y / divisors[0] + z_loss n / divisors[1], or of y + z_loss n.
+    """
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[0])
-        ctx.taken = False
-
-    @staticmethod
-    def backward(ctx, dr):
-        _want_one_backward(ctx.taken, dr)
-        (x,) = ctx.saved_tensors
-        ctx.taken = True
-        g = x.detach()
-        kernels.scale_(g, dr)
-        _give(x)
-        return g, *(None,) * 6
+    with_loss: bool
+    divisors: torch.Tensor | None = None
+    z_loss: float = 0.0
 
 
-class CrossEntropyInplace(Function):
-    """y and z whose backward writes the gradient over the logits."""
+def in_place(x, t, q, a, settings: ClassLoss, asked: Reduction, leaf: bool) -> InPlace | None:
+    """How the gradient of logits x[N V D] takes their memory; None where no gradient is asked for.
 
-    @staticmethod
-    def forward(x, t, q, w, options):
-        return plain.loss(x, t, q, w, *options)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, t, q, w, ctx.options = inputs
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(x, output[2], t, q, w)
-        ctx.taken = False
-
-    @staticmethod
-    def backward(ctx, c, e, _):
-        _want_one_backward(ctx.taken, c, e)
-        x, s, t, q, w = ctx.saved_tensors
-        ctx.taken = True
-        g = x.detach()
-        if c is None:
-            c = s.new_zeros(()).expand(s.shape[1])
-        kernels.backward_(c, e, g, s, t, q, w, *ctx.options)
-        _give(x)
-        return g, *(None,) * 4
+    Raises:
+        ValueError: their memory cannot be given away.
+    """
+    # Which logits were given away is remembered.
+    unplanned()
+    _want_place(x, q, leaf)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return None
+    # With the loss unless something is lost: a z-loss travels to the kernel in float32, which is too little for
+    # float64, and in float16 a gradient that is scaled later underflows before.
+    with_loss = asked.reduction != "none" and not asked.return_z_loss
+    with_loss &= asked.z_loss == 0 or x.dtype != torch.float64
+    with_loss &= x.dtype != torch.float16
+    if not with_loss:
+        return InPlace(False)
+    M, V = x.shape[0] * x.shape[2], x.shape[1]
+    mean = asked.reduction == "mean"
+    return InPlace(True, divisors(x, M, t, a, V, settings.ignore_index) if mean else None, asked.z_loss)
 
 
-def _give(x: torch.Tensor) -> None:
+def loss_with_gradient(x, t, q, a, settings: ClassLoss, place: InPlace) -> torch.Tensor:
+    """The reduced loss; its gradient, for a cotangent of 1, is then what the logits' memory holds."""
+    y, n = kernels.loss_with_gradient_(x, t, q, a, place.divisors, place.z_loss, settings.flat())
+    _give_away(x)
+    parts = [sums.sum_rows(part) for part in ((y, n) if place.z_loss else (y,))]
+    return joined(parts, place.divisors, place.z_loss)[0]
+
+
+def gradient(ctx: Any, dy: torch.Tensor | None, dn: torch.Tensor | None) -> torch.Tensor:
+    """The gradient of the logits that `ctx` has saved, in their memory; of the reduced loss for its cotangent dy[]."""
+    _want_one_backward(ctx.taken, dy, dn)
+    x, *others = ctx.saved_tensors
+    ctx.taken = True
+    dx = x.detach()
+    if ctx.place.with_loss:
+        kernels.scale_(dx, dy)
+    else:
+        t, q, a, s = others
+        dy = s.new_zeros(()).expand(s.shape[1:]) if dy is None else dy
+        kernels.backward_(dy, dn, dx, t, q, a, s, ctx.settings.flat())
+    _give_away(x)
+    return dx
+
+
+def _give_away(x: torch.Tensor) -> None:
     """Tell autograd, and whoever comes with these logits again, that their memory holds something else."""
     torch.autograd.graph.increment_version(x)
-    _given[_whole(x)] = x._version
+    _given[_base(x)] = x._version
 
 
-def _whole(x: torch.Tensor) -> torch.Tensor:
+def _base(x: torch.Tensor) -> torch.Tensor:
     return x if x._base is None else x._base
 
 
@@ -105,36 +109,6 @@ def _want_one_backward(taken: bool, *cotangents: torch.Tensor | None) -> None:
         )
 
 
-def onto(
-    x: torch.Tensor,
-    t: torch.Tensor | None,
-    q: torch.Tensor | None,
-    w: torch.Tensor | None,
-    options: ClassLoss,
-    asked: Reduction,
-    leaf: bool,
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The loss of logits x[N V D], and what the z-loss added; None where no gradient asks for their memory."""
-    # Which logits were given away is remembered.
-    unplanned()
-    _want_place(x, q, leaf)
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return None
-    V = x.shape[1]
-    # At once with the loss unless something is lost: a z-loss travels to the kernel in float32, which is too little for
-    # float64, and in float16 a gradient that is scaled later underflows before.
-    early = asked.reduction != "none" and not asked.return_z_loss
-    early &= asked.z_loss == 0 or x.dtype != torch.float64
-    early &= x.dtype != torch.float16
-    if early:
-        M = x.shape[0] * x.shape[2]
-        n = divisors(x, M, t, w, V, options.ignore_index) if asked.reduction == "mean" else None
-        loss = CrossEntropyWithGradient.apply(x, t, q, w, n, asked.z_loss, options)
-        return loss, loss
-    y, z, _ = CrossEntropyInplace.apply(x, t, q, w, options)
-    return reduced(y, z, t, w, V, options.ignore_index, asked)
-
-
 def _want_place(x: torch.Tensor, q: torch.Tensor | None, leaf: bool) -> None:
     """Refuse logits whose memory cannot be given away."""
     if torch.compiler.is_compiling() or innermost_transform() is not None:
@@ -145,7 +119,7 @@ def _want_place(x: torch.Tensor, q: torch.Tensor | None, leaf: bool) -> None:
         refuse(_OP, "inplace", "True with soft targets that require a gradient", "False: they need the logits again")
     if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
         refuse(_OP, "inplace", "True for expanded logits", "False, or logits with memory of their own")
-    if _given.get(_whole(x)) == x._version:
+    if _given.get(_base(x)) == x._version:
         refuse(
             _OP,
             "inplace",

@@ -22,11 +22,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 class Adam(OneLaunch, torch.optim.Adam):
     """Adam, all parameters of one dtype and device in one launch; `torch.optim.Adam` in every other respect.
 
-    Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts load both ways. Parameters may be
-    DTensors, as fully_shard makes them, and their states are then.
-    p' = p - lr / (1 - beta1^s) m' / (sqrt(v' / (1 - beta2^s)) + eps) (gradlab/kernels/adam.py has the whole of it).
-    What torch.amp.GradScaler finds and scales by is read on the device, and a step left out there leaves `step` as it
-    is. Gradients are never changed, neither by a scaler nor by max_norm.
+        p' = p - lr / (1 - beta1^s) m' / (sqrt(v' / (1 - beta2^s)) + eps)
+
+    gradlab/kernels/adam.py has all of it. Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts
+    load both ways. Parameters may be DTensors, as fully_shard makes them, and their states are then. What
+    torch.amp.GradScaler finds and scales by is read on the device, and a step left out there leaves `step` as it is.
+    Gradients are never changed, neither by a scaler nor by max_norm.
 
     Args:
         params, lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch.optim.Adam takes them,
@@ -218,8 +219,9 @@ class AdamW(Adam, torch.optim.AdamW):
     """Adam with decoupled weight decay: p' = p - lr weight_decay p - the step of `Adam`; as `torch.optim.AdamW`.
 
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused, max_norm,
-            master_weights, state_dtype, seed: as in `Adam`; weight_decay is 0.01 when not given.
+        params, lr, betas, eps, amsgrad, maximize, foreach, capturable, differentiable, fused: as in `Adam`.
+        weight_decay: 0.01 when not given.
+        max_norm, master_weights, state_dtype, seed: as in `Adam`.
     """
 
     def __init__(

@@ -1,27 +1,28 @@
-"""Cross-entropy whose gradient takes the memory of the logits, at once with the loss or after it, as Triton kernels."""
+"""Cross-entropy whose gradient takes the memory of the logits, with the loss or after it, as Triton kernels."""
+
+from collections.abc import Sequence
 
 import torch
 import triton.language as tl
+from torch.types import Number
 
-from gradlab.kernels.class_losses.backward_triton import _backward_kernel
+from gradlab.kernels.class_losses.backward_triton import backward_into
 from gradlab.kernels.class_losses.class_range_triton import refuse_out_of_range
 from gradlab.kernels.class_losses.rows_triton import (
-    fold,
-    gradient,
-    keep_rows,
-    launch_backward,
-    row,
-    settings,
-    shares,
-    standing,
-    statistics,
+    constants,
+    empty_rows,
+    logit_gradient,
+    logits_tile,
+    online_softmax,
+    row_classes,
+    store_rows,
     targets,
     tile,
 )
-from gradlab.kernels.common.softcap_triton import capped
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
 
-# Logits of a row that one program keeps in registers; a longer row is read again.
+# Logits of a row that one program holds in registers; a longer row is read again.
 HELD = 2**14
 
 
@@ -31,57 +32,52 @@ def _loss_with_gradient_kernel(
     x_ptr, x_n, x_v, x_d,
     t_ptr, t_m,
     q_ptr, q_n, q_v, q_d,
-    w_ptr, w_v,
-    n_ptr,
+    a_ptr, a_v,
+    div_ptr,
     y_ptr,
-    z_ptr,
-    s_ptr, s_k,
-    M, V, D, IGNORE, Z,
-    EPS: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, CAP: tl.constexpr,
+    n_ptr,
+    s_ptr,
+    M, V, D, IGNORE, Z_LOSS,
+    EPS: tl.constexpr, CAP: tl.constexpr, SOFT: tl.constexpr, HAS_A: tl.constexpr,
     MEAN: tl.constexpr, HELD: tl.constexpr,
     ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """y, z, s of `_loss_kernel`; x[m v] becomes the gradient of sum y / n[0] + Z sum z / n[1]; grid (M/BM); a program owns rows BM."""
+    """y, n, s of `_loss_kernel`; x[m v] becomes the gradient of sum y / div[0] + Z_LOSS sum n / div[1]; grid (M/BM); a program owns rows BM."""
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
-    c = tl.full((1,), 1.0, ACC)
-    e = tl.zeros((1,), ACC) + Z
+    dy = tl.full((1,), 1.0, ACC)
+    dn = tl.zeros((1,), ACC) + Z_LOSS
     if MEAN:
-        c = c / tl.load(n_ptr)
-        e = e / tl.load(n_ptr + 1)
-    t = row(t_ptr, m, t_m, M, IGNORE, SOFT)
-    known, valid = standing(t, m, M, V, IGNORE, SOFT)
+        dy = dy / tl.load(div_ptr)
+        dn = dn / tl.load(div_ptr + 1)
+    t, in_range, valid = row_classes(t_ptr, t_m, m, M, V, IGNORE, SOFT)
     x_ptr += (m // D * x_n + m % D * x_d)[:, None]
     q_ptr += (m // D * q_n + m % D * q_d)[:, None]
-    top = tl.full((BM,), float("-inf"), dtype=ACC)
-    total = tl.zeros((BM,), dtype=ACC)
-    gap = tl.zeros((BM,), dtype=ACC)
-    mass = tl.zeros((BM,), dtype=ACC)
-    v = tl.arange(0, BV).to(tl.int64)
-    inside = (m < M)[:, None] & (v < V)[None, :]
-    x = tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
-    h = capped(x, CAP)
-    r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SOFT, HAS_W, ACC)
-    top, total, gap, mass = fold(top, total, gap, mass, h, r, inside, True)
+    row_max = tl.full((BM,), float("-inf"), dtype=ACC)
+    sum_exp = tl.zeros((BM,), dtype=ACC)
+    r_dot = tl.zeros((BM,), dtype=ACC)
+    r_sum = tl.zeros((BM,), dtype=ACC)
+    v, inside, x, z, r = logits_tile(
+        x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, 0, M, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
+    )
+    row_max, sum_exp, r_dot, r_sum = online_softmax(row_max, sum_exp, r_dot, r_sum, z, r, inside, True)
     if HELD == 0:
         for v0 in range(BV, V, BV):
-            v = (v0 + tl.arange(0, BV)).to(tl.int64)
-            inside = (m < M)[:, None] & (v < V)[None, :]
-            h = capped(tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC), CAP)
-            r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SOFT, HAS_W, ACC)
-            top, total, gap, mass = fold(top, total, gap, mass, h, r, inside, True)
-    log_sum = tl.log(total)
-    keep_rows(y_ptr, z_ptr, s_ptr, s_k, m, M, gap + mass * log_sum, top, log_sum, mass, known, valid)
+            v, inside, x, z, r = logits_tile(
+                x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, v0, M, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
+            )
+            row_max, sum_exp, r_dot, r_sum = online_softmax(row_max, sum_exp, r_dot, r_sum, z, r, inside, True)
+    log_sum = tl.log(sum_exp)
+    store_rows(y_ptr, n_ptr, s_ptr, m, M, row_max, log_sum, r_dot, r_sum, in_range, valid)
     if HELD:
-        g = gradient(x, h, r, top, log_sum, mass, c, e, known, valid, CAP, True)
-        tl.store(x_ptr + v[None, :] * x_v, g.to(x_ptr.dtype.element_ty), mask=inside)
+        d = logit_gradient(x, z, r, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP, True)
+        tl.store(x_ptr + v[None, :] * x_v, d.to(x_ptr.dtype.element_ty), mask=inside)
     else:
         for v0 in range(0, V, BV):
-            v = (v0 + tl.arange(0, BV)).to(tl.int64)
-            inside = (m < M)[:, None] & (v < V)[None, :]
-            x = tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
-            r = shares(t, q_ptr, q_v, w_ptr, w_v, v, inside, V, EPS, SOFT, HAS_W, ACC)
-            g = gradient(x, capped(x, CAP), r, top, log_sum, mass, c, e, known, valid, CAP, True)
-            tl.store(x_ptr + v[None, :] * x_v, g.to(x_ptr.dtype.element_ty), mask=inside)
+            v, inside, x, z, r = logits_tile(
+                x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, v0, M, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
+            )
+            d = logit_gradient(x, z, r, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP, True)
+            tl.store(x_ptr + v[None, :] * x_v, d.to(x_ptr.dtype.element_ty), mask=inside)
 
 
 @kernel
@@ -105,8 +101,8 @@ def _scale_kernel(
 # fmt: on
 
 
-def _loss_with_gradient_fake(x, t, q, w, n, ignore_index, eps, cap, z_loss):
-    return statistics(x)[:2]
+def _loss_with_gradient_fake(x, t, q, a, divisors, z_loss, settings):
+    return empty_rows(x)[:2]
 
 
 @op("cross_entropy_loss_with_gradient_", fake=_loss_with_gradient_fake, mutates=("x",))
@@ -114,21 +110,20 @@ def loss_with_gradient_(
     x: torch.Tensor,
     t: torch.Tensor | None,
     q: torch.Tensor | None,
-    w: torch.Tensor | None,
-    n: torch.Tensor | None,
-    ignore_index: int,
-    eps: float,
-    cap: float,
+    a: torch.Tensor | None,
+    divisors: torch.Tensor | None,
     z_loss: float,
+    settings: Sequence[Number],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y[M] and z[M] as `loss` gives them; over the logits the gradient of sum y / n[0] + z_loss sum z / n[1].
+    """y[M] and n[M] as `loss` gives them; over the logits the gradient of sum y / divisors[0] + z_loss sum n / divisors[1].
 
-    Without n of their sums. M V logits read once (rows past HELD once more), M V written.
+    Without divisors of their sums. M V logits read once (rows past HELD once more), M V written.
     """
     N, V, D = x.shape
+    ignore_index = ClassLoss.of(settings).ignore_index
     if t is not None:
         refuse_out_of_range("cross_entropy", t, V, D, ignore_index)
-    y, z, s = statistics(x)
+    y, n, s = empty_rows(x)
     BM, BV = tile(x)
     if V <= HELD and x.stride(1) == 1:
         BM, BV = 1, block(V, HELD)
@@ -136,38 +131,36 @@ def loss_with_gradient_(
     launch(
         _loss_with_gradient_kernel, [-(-N * D // BM)],
         x, *x.stride(),
-        *targets(x, t, q, w),
-        s if n is None else n,
+        *targets(x, t, q, a),
+        s if divisors is None else divisors,
         y,
-        z,
-        s, s.stride(0),
+        n,
+        s,
         N * D, V, D, ignore_index, float(z_loss),
-        **settings(s.dtype, q, w, eps, cap), MEAN=n is not None, HELD=V <= BV, BM=BM, BV=BV,
-        writes=[y, z, s, x], warps=max(4, min(16, BM * BV // 1024)),
+        **constants(settings, s.dtype, a), SOFT=q is not None, MEAN=divisors is not None, HELD=V <= BV, BM=BM, BV=BV,
+        writes=[y, n, s, x], warps=max(4, min(16, BM * BV // 1024)),
     )
     # fmt: on
-    return y, z
+    return y, n
 
 
-def _backward_in_place_fake(c, e, x, s, t, q, w, ignore_index, eps, cap):
+def _backward_in_place_fake(dy, dn, x, t, q, a, s, settings):
     return None
 
 
 @op("cross_entropy_backward_", fake=_backward_in_place_fake, mutates=("x",))
 def backward_(
-    c: torch.Tensor,
-    e: torch.Tensor | None,
+    dy: torch.Tensor,
+    dn: torch.Tensor | None,
     x: torch.Tensor,
-    s: torch.Tensor,
     t: torch.Tensor | None,
     q: torch.Tensor | None,
-    w: torch.Tensor | None,
-    ignore_index: int,
-    eps: float,
-    cap: float,
+    a: torch.Tensor | None,
+    s: torch.Tensor,
+    settings: Sequence[Number],
 ) -> None:
-    """The pullback of the loss, written over the logits; M V read, M V written."""
-    launch_backward(_backward_kernel, x, c, e, x, s, t, q, w, ignore_index, eps, cap)
+    """The gradient of the loss, written over the logits; M V read, M V written."""
+    backward_into(x, dy, dn, x, t, q, a, s, settings)
 
 
 def _scale_fake(g, c):

@@ -1,77 +1,100 @@
-"""The second derivative of linear_cross_entropy as a Triton kernel beside linear's products: chunks of classes, too."""
+"""The second backward of linear_cross_entropy on Triton: a kernel on chunks of logits between linear's products."""
+
+from collections.abc import Sequence
 
 import torch
 import triton.language as tl
+from torch.types import Number
 
 from gradlab.kernels.class_losses.chunks import chunk
-from gradlab.kernels.class_losses.chunks_triton import cotangent, empties
+from gradlab.kernels.class_losses.chunks_triton import empty_gradients, present
+from gradlab.kernels.class_losses.rows_triton import (
+    constants,
+    load_rows,
+    logit_gradient,
+    row_classes,
+    row_masked,
+    second_gradient,
+    second_sums,
+    target_probabilities,
+)
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.column_sum_triton import column_sum
 from gradlab.kernels.common.matmul_triton import matmul_into
-from gradlab.kernels.common.softcap_triton import cap_slope, capped
-from gradlab.kernels.runtime.launch_triton import block, kernel, launch, op, triton_dtype
+from gradlab.kernels.common.softcap_triton import capped
+from gradlab.kernels.runtime.launch_triton import block, kernel, launch, op
 
 
 # fmt: off
 @kernel
 def _second_backward_kernel(
-    x_ptr, u_ptr,
-    g_ptr, g_z, g_m, g_i,
-    c_ptr, c_z, c_v,
+    x_ptr,
+    u_ptr,
+    dy_ptr, dy_z, dy_m,
+    dn_ptr, dn_z, dn_m,
     t_ptr, t_z, t_m,
-    s_ptr, s_z, s_m, s_i,
-    e_ptr, d_ptr, q_ptr,
-    M, V, FIRST, IGNORE, CLASSES,
-    ACC: tl.constexpr, WEIGHTS: tl.constexpr, HARD: tl.constexpr, SPREAD: tl.constexpr, CAP: tl.constexpr,
-    SUMS: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
+    a_ptr, a_z, a_v,
+    s_ptr, s_z, s_k, s_m,
+    ddy_ptr,
+    ddn_ptr,
+    p_ptr,
+    d_ptr,
+    dx_ptr,
+    M, N, V, FIRST, IGNORE,
+    EPS: tl.constexpr, CAP: tl.constexpr, HAS_A: tl.constexpr, HAS_DN: tl.constexpr, SUMS: tl.constexpr,
+    ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """Of V classes: e[z m] += (sum_v u z' (R p - r), sum_v u z' p), or d = dx and q = X with that sum known; grid (Z * M/BM); a program owns rows BM."""
+    """Of the N classes from FIRST on, if SUMS: ddy[z m] += R P - sum_v U r, p[z m] += P, ddn = 2 l p, P = sum_v U p; else d = dx and dx = X; grid (Z * M/BM); a program owns rows BM."""
     tiles_m = tl.cdiv(M, BM)
     z = (tl.program_id(0) // tiles_m).to(tl.int64)
     m = (tl.program_id(0) % tiles_m * BM + tl.arange(0, BM)).to(tl.int64)
-    e_ptr += 2 * (z * M + m)
-    sum_y = tl.load(e_ptr, mask=m < M, other=0.0)
-    sum_l = tl.load(e_ptr + 1, mask=m < M, other=0.0)
-    for v0 in range(0, V, BV):
+    t, in_range, valid = row_classes(t_ptr + z * t_z, t_m, m, M, V, IGNORE, False)
+    dy, dn, row_max, log_sum, r_sum = load_rows(
+        dy_ptr + z * dy_z, dy_m, dn_ptr + z * dn_z, dn_m, s_ptr + z * s_z, s_k, s_m, m, M, HAS_DN, ACC,
+    )
+    a_ptr += z * a_z
+    rows = z * M + m
+    u_p = tl.load(p_ptr + rows, mask=m < M, other=0.0)
+    sum_p = tl.zeros((BM,), dtype=ACC)
+    sum_r = tl.zeros((BM,), dtype=ACC)
+    for v0 in range(0, N, BV):
         v = v0 + tl.arange(0, BV).to(tl.int64)
-        inside = (m < M)[:, None] & (v < V)[None, :]
-        at = (z * M + m)[:, None] * V + v[None, :]
+        inside = (m < M)[:, None] & (v < N)[None, :]
+        at = rows[:, None] * N + v[None, :]
         x = tl.load(x_ptr + at, mask=inside, other=0.0)
         u = tl.load(u_ptr + at, mask=inside, other=0.0)
-        slope = tl.full((BM, BV), 1.0, dtype=ACC)
-        if CAP > 0:
-            slope = cap_slope(x, CAP)
-        z_ = capped(x, CAP)
-        p, r, g, a, R = cotangent(
-            z_, v, m, z,
-            g_ptr, g_z, g_m, g_i,
-            c_ptr, c_z, c_v,
-            t_ptr, t_z, t_m,
-            s_ptr, s_z, s_m, s_i,
-            M, V, FIRST, IGNORE, CLASSES, ACC, WEIGHTS, HARD, SPREAD,
-        )
+        q = ((FIRST + v)[None, :] == t[:, None]).to(ACC)
+        r = target_probabilities(q, a_ptr, a_v, FIRST + v, inside, V, EPS, HAS_A)
+        capped_x = capped(x, CAP)
         if SUMS:
-            sum_y += tl.sum(tl.where(inside, u * slope * (R * p - r), 0.0), axis=1)
-            sum_l += tl.sum(tl.where(inside, u * slope * p, 0.0), axis=1)
+            by_p, by_r = second_sums(x, capped_x, u, r, row_max, log_sum, inside, CAP)
+            sum_p += by_p
+            sum_r += by_r
         else:
-            q = slope * a * p * (u * slope - sum_l[:, None])
-            if CAP > 0:
-                q -= g * u * 2 * z_ * slope / (CAP * CAP)
-            tl.store(d_ptr + at, (g * slope).to(d_ptr.dtype.element_ty), mask=inside)
-            tl.store(q_ptr + at, q.to(q_ptr.dtype.element_ty), mask=inside)
+            g = logit_gradient(x, capped_x, r, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP, HAS_DN)
+            d, _ = second_gradient(
+                x, capped_x, u, r, u_p, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP, HAS_DN,
+            )
+            tl.store(d_ptr + at, g.to(d_ptr.dtype.element_ty), mask=inside)
+            tl.store(dx_ptr + at, d.to(dx_ptr.dtype.element_ty), mask=inside)
     if SUMS:
-        tl.store(e_ptr, sum_y, mask=m < M)
-        tl.store(e_ptr + 1, sum_l, mask=m < M)
+        ddy = tl.load(ddy_ptr + rows, mask=m < M, other=0.0) + row_masked(r_sum * sum_p - sum_r, in_range, valid)
+        u_p += sum_p
+        tl.store(p_ptr + rows, u_p, mask=m < M)
+        tl.store(ddy_ptr + rows, ddy, mask=m < M)
+        if HAS_DN:
+            tl.store(ddn_ptr + rows, row_masked(2 * (row_max + log_sum) * u_p, in_range, valid), mask=m < M)
 # fmt: on
 
 
-def _second_backward_fake(
-    uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b, by_columns
+def _second_backward_fake(uh, uw, ub, dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns):
+    rows = s.new_empty(dy.shape), s.new_empty(0 if dn is None else dy.shape)
+    return *rows, *empty_gradients(h, w, need_h, need_w, need_b, by_columns)
+
+
+def _second_backward_flops(
+    uh, uw, ub, dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, *, out_shape
 ):
-    return s.new_empty((*h.shape[:2], 2)), *empties(h, w, need_h, need_w, need_b, by_columns)
-
-
-def _second_backward_flops(uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_smoothing, softcap, need_h, need_w, need_b,
-                  by_columns, *, out_shape):  # fmt: skip
     (Z, M, K), V = h, w[-1]
     given = (uh is not None) + (uw is not None)
     # The logits and u for the sums, and for the gradients anew where they were not of one chunk.
@@ -81,30 +104,43 @@ def _second_backward_flops(uh, uw, ub, g, h, w, t, b, c, s, ignore_index, label_
 
 
 @op("linear_cross_entropy_second_backward", fake=_second_backward_fake, flops=_second_backward_flops)
-def second_backward(uh: torch.Tensor | None, uw: torch.Tensor | None, ub: torch.Tensor | None, g: torch.Tensor,
-           h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, b: torch.Tensor | None, c: torch.Tensor | None,
-           s: torch.Tensor, ignore_index: int, label_smoothing: float, softcap: float, need_h: bool, need_w: bool,
-           need_b: bool, by_columns: bool,
-           ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """dg[Z M 2], dh[Z M K], dw[Z K V], db[Z V]: the pullback of `backward` for the cotangents uh, uw, ub of its results.
+def second_backward(
+    uh: torch.Tensor | None,
+    uw: torch.Tensor | None,
+    ub: torch.Tensor | None,
+    dy: torch.Tensor,
+    dn: torch.Tensor | None,
+    h: torch.Tensor,
+    w: torch.Tensor,
+    t: torch.Tensor,
+    b: torch.Tensor | None,
+    a: torch.Tensor | None,
+    s: torch.Tensor,
+    settings: Sequence[Number],
+    need_h: bool,
+    need_w: bool,
+    need_b: bool,
+    by_columns: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """d(dy)[Z M], d(dn)[Z M] if there is dn, dh[Z M K], dw[Z K V], db[Z V], for the cotangents uh, uw, ub of `backward`'s.
 
     Twice over the chunks of classes: the rows' sums of <dx, u> first, then dx and X. 20 M K V FLOPs.
     """
     (Z, M, K), V = h.shape, w.shape[-1]
-    e = s.new_zeros((Z, M, 2))
-    dh, dw, db = empties(h, w, need_h, need_w, need_b, by_columns)
+    ddy, ddn, u_p = s.new_zeros((Z, M)), s.new_empty(0 if dn is None else (Z, M)), s.new_zeros((Z, M))
+    dh, dw, db = empty_gradients(h, w, need_h, need_w, need_b, by_columns)
     width = chunk(Z * M, K, V)
     buffers = [s.new_empty(Z * M * width) for _ in range(2)] + [h.new_empty(Z * M * width) for _ in range(2)]
-    grown = s.new_empty(h.shape) if need_h else None
+    dh_sum = s.new_empty(h.shape) if need_h else None
     for sums in (True, False):
         if not sums and not (need_h or need_w or need_b):
             break
         for first in range(0, V, width):
             part = slice(first, min(first + width, V))
             w_ = w[..., part]
-            b_, c_, uw_, ub_ = (None if a is None else a[..., part] for a in (b, c, uw, ub))
+            b_, uw_, ub_ = (None if row is None else row[..., part] for row in (b, uw, ub))
             N = w_.shape[-1]
-            x, u, d, q = (a[: Z * M * N].view(Z, M, N) for a in buffers)
+            x, u, d, dx = (buffer[: Z * M * N].view(Z, M, N) for buffer in buffers)
             if sums or width < V:
                 matmul_into(x, h, w_, b_)
                 _direction(u, h, w_, uh, uw_, ub_)
@@ -112,30 +148,36 @@ def second_backward(uh: torch.Tensor | None, uw: torch.Tensor | None, ub: torch.
             # fmt: off
             launch(
                 _second_backward_kernel, [Z * -(-M // BM)],
-                x, u,
-                g, *g.stride(),
-                *((h, 0, 0) if c_ is None else (c_, *c_.stride())),
+                x,
+                u,
+                dy, *dy.stride(),
+                *present(dy, dn),
                 t, *t.stride(),
+                *present(h, a),
                 s, *s.stride(),
-                e, d, q,
-                M, N, first, ignore_index, V,
-                ACC=triton_dtype(s.dtype), WEIGHTS=c is not None, HARD=1 - label_smoothing, SPREAD=label_smoothing / V,
-                CAP=softcap, SUMS=sums, BM=BM, BV=BV, writes=[e, d, q],
+                ddy,
+                ddn,
+                u_p,
+                d,
+                dx,
+                M, N, V, first, ClassLoss.of(settings).ignore_index,
+                **constants(settings, s.dtype, a), HAS_DN=dn is not None, SUMS=sums, BM=BM, BV=BV,
+                writes=[ddy, ddn, u_p, d, dx],
             )
             # fmt: on
             if sums:
                 continue
-            if grown is not None:
-                matmul_into(grown, q, w_.mT, grown if first else None)
+            if dh_sum is not None:
+                matmul_into(dh_sum, dx, w_.mT, dh_sum if first else None)
                 if uw_ is not None:
-                    matmul_into(grown, d, uw_.mT, grown)
+                    matmul_into(dh_sum, d, uw_.mT, dh_sum)
             if need_w:
-                matmul_into(dw[..., part], h.mT, q, None)
+                matmul_into(dw[..., part], h.mT, dx, None)
                 if uh is not None:
                     matmul_into(dw[..., part], uh.mT, d, dw[..., part])
             if need_b:
-                db[..., part] = column_sum(q, None)
-    return e, dh if grown is None else grown.to(dh.dtype), dw, db
+                db[..., part] = column_sum(dx, None)
+    return ddy, ddn, dh if dh_sum is None else dh_sum.to(dh.dtype), dw, db
 
 
 def _direction(

@@ -1,16 +1,19 @@
-"""What the cross-entropy kernels for Triton share: a row's class and shares, the running maximum, and their arguments.
+"""The formulas of the losses of classes, once: what the Triton kernels of both cross-entropies do with their tiles.
 
-Logits are x[N V D]: the classes may stand before further axes, as torch has them. Row m is (n, d) = (m / D, m mod D).
+Letters are those of gradlab/kernels/cross_entropy.py. The row statistics are row_max, log_sum = log sum_v exp(z - row_max)
+and r_sum = sum_v r; what backward needs of them is saved as s[3 M].
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton.language as tl
-from triton.runtime.jit import JITFunction
+from torch.types import Number
 
-from gradlab.kernels.common.softcap_triton import cap_slope
-from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, triton_dtype
+from gradlab.kernels.class_losses.settings import ClassLoss
+from gradlab.kernels.common.softcap_triton import cap_slope, capped
+from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, triton_dtype
 
 # Logits that a compiled program works on at a time.
 TILE = 4096
@@ -18,118 +21,187 @@ TILE = 4096
 
 # fmt: off
 @kernel
-def row(ptr, m, stride, M, other, SKIP: tl.constexpr):
-    """The number of each row m below M, `other` past it; zeros, and nothing read, if SKIP."""
-    if SKIP:
-        found = m * 0
-    else:
-        found = tl.load(ptr + m * stride, mask=m < M, other=other)
-    return found
+def row_classes(t_ptr, t_m, m, M, V, IGNORE, SOFT: tl.constexpr):
+    """(t, in_range, valid) of rows m: the class, whether it lies in [0, V), whether the row is there and not ignored.
 
-
-@kernel
-def standing(t, m, M, V, IGNORE, SOFT: tl.constexpr):
-    """Whether row m has a class in [0, V), and whether it is there and not ignored; soft targets have every class."""
+    Soft targets name no class: nothing is read, every row is in range.
+    """
     if SOFT:
-        known = m >= 0
+        t = m * 0
+        in_range = m >= 0
         valid = m < M
     else:
-        known = (t >= 0) & (t < V)
+        t = tl.load(t_ptr + m * t_m, mask=m < M, other=0).to(tl.int64)
+        in_range = (t >= 0) & (t < V)
         valid = (m < M) & (t != IGNORE)
-    return known, valid
+    return t, in_range, valid
 
 
 @kernel
-def shares(
-    t, q_ptr, q_v, w_ptr, w_v, v, inside, V,
-    EPS: tl.constexpr, SOFT: tl.constexpr, HAS_W: tl.constexpr, ACC: tl.constexpr,
-):
-    """r[m v] = w[v] ((1 - EPS) q[m v] + EPS / V): q the one-hot row of t unless SOFT"""
-    if SOFT:
-        q = tl.load(q_ptr + v[None, :] * q_v, mask=inside, other=0.0).to(ACC)
-    else:
-        q = (v[None, :] == t[:, None]).to(ACC)
+def row_masked(tile, in_range, valid):
+    """Of rows: NaN where the class is out of range, 0 where ignored."""
+    return tl.where(valid, tl.where(in_range, tile, float("nan")), 0.0)
+
+
+@kernel
+def target_probabilities(q, a_ptr, a_v, v, inside, V, EPS: tl.constexpr, HAS_A: tl.constexpr):
+    """r[m v] = a[v] ((1 - EPS) q[m v] + EPS / V) of a tile of targets q."""
     r = q * (1 - EPS)
     if EPS > 0:
-        r += tl.full((1, 1), EPS, ACC) / V
+        r += tl.full((1, 1), EPS, q.dtype) / V
         r = tl.where(inside, r, 0.0)
-    if HAS_W:
-        r *= tl.load(w_ptr + v * w_v, mask=v < V, other=0.0).to(ACC)[None, :]
+    if HAS_A:
+        r *= tl.load(a_ptr + v * a_v, mask=v < V, other=0.0).to(q.dtype)[None, :]
     return r
 
 
 @kernel
-def fold(top, total, gap, mass, h, r, inside, DENSE: tl.constexpr):
-    """One more tile h of the rows' logits: their maximum, sum exp(h - max), and if DENSE sum r (max - h) and sum r.
+def logits_tile(
+    x_ptr, x_v,
+    q_ptr, q_v,
+    a_ptr, a_v,
+    t, m, v0, M, V,
+    EPS: tl.constexpr, SOFT: tl.constexpr, HAS_A: tl.constexpr, CAP: tl.constexpr, ACC: tl.constexpr, BV: tl.constexpr,
+):
+    """(v, inside, x, z, r) of the BV classes from v0 on, x_ptr and q_ptr being the pointers of rows m."""
+    v = (v0 + tl.arange(0, BV)).to(tl.int64)
+    inside = (m < M)[:, None] & (v < V)[None, :]
+    x = tl.load(x_ptr + v[None, :] * x_v, mask=inside, other=0.0).to(ACC)
+    if SOFT:
+        q = tl.load(q_ptr + v[None, :] * q_v, mask=inside, other=0.0).to(ACC)
+    else:
+        q = (v[None, :] == t[:, None]).to(ACC)
+    return v, inside, x, capped(x, CAP), target_probabilities(q, a_ptr, a_v, v, inside, V, EPS, HAS_A)
 
-    Masked after whatever made h: a lane that is not there must not enter the sum.
+
+@kernel
+def online_softmax(row_max, sum_exp, r_dot, r_sum, z, r, inside, DENSE: tl.constexpr):
+    """One more tile z: row_max, sum exp(z - row_max), and if DENSE r_dot = sum r (row_max - z) and sum r.
+
+    Masked after whatever made z: a lane past V must not enter the sum.
     """
-    h = tl.where(inside, h, float("-inf"))
-    higher = tl.maximum(top, tl.max(h, axis=1))
+    z = tl.where(inside, z, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(z, axis=1))
     # A row that is -inf so far has no maximum to subtract: -inf - -inf would be NaN.
-    shift = tl.where(higher == float("-inf"), 0.0, higher)
-    total = total * tl.exp(top - shift) + tl.sum(tl.exp(h - shift[:, None]), axis=1)
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    sum_exp = sum_exp * tl.exp(row_max - shift) + tl.sum(tl.exp(z - shift[:, None]), axis=1)
     if DENSE:
-        before = tl.where(top == float("-inf"), 0.0, top)
-        # A class without a share costs nothing, also where its logit is -inf.
-        gap += mass * (shift - before) + tl.sum(tl.where(r == 0, 0.0, r * (shift[:, None] - h)), axis=1)
+        before = tl.where(row_max == float("-inf"), 0.0, row_max)
+        # A class of probability 0 costs nothing, also where its logit is -inf.
+        r_dot += r_sum * (shift - before) + tl.sum(tl.where(r == 0, 0.0, r * (shift[:, None] - z)), axis=1)
         # Not the bare sum: Triton 3.7 stops at an assertion (OptimizeThreadLocality) where a loop's sum has two uses.
-        mass += tl.sum(r, axis=1) + 0 * shift
-    return higher, total, gap, mass
+        r_sum += tl.sum(r, axis=1) + 0 * shift
+    return new_max, sum_exp, r_dot, r_sum
 
 
 @kernel
-def keep_rows(y_ptr, z_ptr, s_ptr, s_k, m, M, y, top, log_sum, mass, known, valid):
-    """Store y[m], z[m] = l[m]^2 and s[3 m]; a row without a known class is not a number, one that is ignored 0."""
-    y = tl.where(known, y, float("nan"))
-    squared = tl.where(known, (top + log_sum) * (top + log_sum), float("nan"))
-    tl.store(y_ptr + m, tl.where(valid, y, 0.0), mask=m < M)
-    tl.store(z_ptr + m, tl.where(valid, squared, 0.0), mask=m < M)
-    tl.store(s_ptr + m, top, mask=m < M)
-    tl.store(s_ptr + s_k + m, log_sum, mask=m < M)
-    tl.store(s_ptr + 2 * s_k + m, mass, mask=m < M)
+def one_class(row_max, z_t, a_ptr, a_v, t, mask, HAS_A: tl.constexpr):
+    """(r_dot, r_sum) where class t alone has a probability; (row_max - z) first: logits far from zero cancel exactly."""
+    r_sum = tl.full(row_max.shape, 1.0, row_max.dtype)
+    if HAS_A:
+        r_sum = tl.load(a_ptr + t * a_v, mask=mask, other=0.0).to(row_max.dtype)
+    return r_sum * (tl.where(row_max == float("-inf"), 0.0, row_max) - z_t), r_sum
 
 
 @kernel
-def gradient(x, h, r, top, log_sum, mass, c, e, known, valid, CAP: tl.constexpr, HAS_E: tl.constexpr):
-    """A tile of the gradient of c y, and of e z if HAS_E, in the logits x, h = capped x."""
-    p = tl.exp((h - top[:, None]) - log_sum[:, None])
-    d = c[:, None] * (mass[:, None] * p - r)
-    if HAS_E:
-        d += (2 * e * (top + log_sum))[:, None] * p
+def store_rows(y_ptr, n_ptr, s_ptr, m, M, row_max, log_sum, r_dot, r_sum, in_range, valid):
+    """y[m] = r_dot + r_sum log_sum, n[m] = l[m]^2 and s[3 M] = (row_max, log_sum, r_sum)."""
+    lse = row_max + log_sum
+    tl.store(y_ptr + m, row_masked(r_dot + r_sum * log_sum, in_range, valid), mask=m < M)
+    tl.store(n_ptr + m, row_masked(lse * lse, in_range, valid), mask=m < M)
+    tl.store(s_ptr + m, row_max, mask=m < M)
+    tl.store(s_ptr + M + m, log_sum, mask=m < M)
+    tl.store(s_ptr + 2 * M + m, r_sum, mask=m < M)
+
+
+@kernel
+def load_rows(
+    dy_ptr, dy_m,
+    dn_ptr, dn_m,
+    s_ptr, s_k, s_m,
+    m, M, HAS_DN: tl.constexpr, ACC: tl.constexpr,
+):
+    """(dy, dn, row_max, log_sum, r_sum) of rows m; dn is 0 and not read unless HAS_DN."""
+    dy = tl.load(dy_ptr + m * dy_m, mask=m < M, other=0.0).to(ACC)
+    dn = tl.zeros(dy.shape, dtype=ACC)
+    if HAS_DN:
+        dn = tl.load(dn_ptr + m * dn_m, mask=m < M, other=0.0).to(ACC)
+    row_max = tl.load(s_ptr + m * s_m, mask=m < M, other=0.0)
+    log_sum = tl.load(s_ptr + s_k + m * s_m, mask=m < M, other=0.0)
+    r_sum = tl.load(s_ptr + 2 * s_k + m * s_m, mask=m < M, other=0.0)
+    return dy, dn, row_max, log_sum, r_sum
+
+
+@kernel
+def cotangent(p, r, dy, dn, lse, r_sum, HAS_DN: tl.constexpr):
+    """g[m v] = dy (R p - r) + 2 dn l p, the cotangent of the capped logits z."""
+    g = dy[:, None] * (r_sum[:, None] * p - r)
+    if HAS_DN:
+        g += (2 * dn * lse)[:, None] * p
+    return g
+
+
+@kernel
+def logit_gradient(
+    x, z, r, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP: tl.constexpr, HAS_DN: tl.constexpr,
+):
+    """dx[m v] = z' (dy (R p - r) + 2 dn l p) of a tile of logits x, z = capped x."""
+    p = tl.exp((z - row_max[:, None]) - log_sum[:, None])
+    g = cotangent(p, r, dy, dn, row_max + log_sum, r_sum, HAS_DN)
     if CAP > 0:
-        d *= cap_slope(x, CAP)
-    return tl.where(valid[:, None], tl.where(known[:, None], d, float("nan")), 0.0)
+        g *= cap_slope(x, CAP)
+    return row_masked(g, in_range[:, None], valid[:, None])
+
+
+@kernel
+def second_sums(x, z, u, r, row_max, log_sum, inside, CAP: tl.constexpr):
+    """(sum_v U p, sum_v U r) of a tile, U = u z'."""
+    if CAP > 0:
+        u *= cap_slope(x, CAP)
+    p = tl.exp((z - row_max[:, None]) - log_sum[:, None])
+    # A lane past V reads 0, which may stand far above the maximum.
+    return tl.sum(tl.where(inside, u * p, 0.0), axis=1), tl.sum(u * r, axis=1)
+
+
+@kernel
+def second_gradient(
+    x, z, u, r, u_p, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP: tl.constexpr, HAS_DN: tl.constexpr,
+):
+    """(X[m v], U[m v]) of a tile: X = z' ((dy R + 2 dn l) p (U - P) + 2 dn P p) + z'' u g, U = u z', P = u_p = sum_v U p."""
+    lse = row_max + log_sum
+    p = tl.exp((z - row_max[:, None]) - log_sum[:, None])
+    at_z = u
+    if CAP > 0:
+        slope = cap_slope(x, CAP)
+        at_z = u * slope
+    d = (dy * r_sum + 2 * dn * lse)[:, None] * p * (at_z - u_p[:, None]) + (2 * dn * u_p)[:, None] * p
+    if CAP > 0:
+        # z'' = -2 z z' / CAP^2.
+        d = slope * (d - u * cotangent(p, r, dy, dn, lse, r_sum, HAS_DN) * (2 * z / (CAP * CAP)))
+    return row_masked(d, in_range[:, None], valid[:, None]), at_z
 # fmt: on
 
 
-def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Memory for y[M], z[M] and s[3 M] of logits x[N V D], in their accumulator's dtype."""
+def empty_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Memory for y[M], n[M] and s[3 M] of logits x[N V D], in their accumulator's dtype."""
     M = x.shape[0] * x.shape[2]
-    y, z, s = (x.new_empty(shape, dtype=accumulator(x.dtype)) for shape in (M, M, (3, M)))
-    return y, z, s
+    y, n, s = (x.new_empty(shape, dtype=accumulator(x.dtype)) for shape in (M, M, (3, M)))
+    return y, n, s
 
 
-def targets(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, w: torch.Tensor | None) -> tuple[Any, ...]:
-    """Classes t[M], soft targets q[N V D] and weights w[V] with their strides; x stands for what is not there."""
+def targets(x: torch.Tensor, t: torch.Tensor | None, q: torch.Tensor | None, a: torch.Tensor | None) -> tuple[Any, ...]:
+    """Classes t[M], soft targets q[N V D] and class weights a[V] with their strides; x stands for what is absent."""
     return (
         *((x, 0) if t is None else (t, *t.stride())),
         *((x, 0, 0, 0) if q is None else (q, *q.stride())),
-        *((x, 0) if w is None else (w, *w.stride())),
+        *((x, 0) if a is None else (a, *a.stride())),
     )
 
 
-def settings(
-    acc: torch.dtype, q: torch.Tensor | None, w: torch.Tensor | None, eps: float, cap: float
-) -> dict[str, Any]:
-    """The constants of a kernel: settings of a model, which no step changes."""
-    return {
-        "EPS": eps,
-        "SOFT": q is not None,
-        "HAS_W": w is not None,
-        "CAP": cap,
-        "ACC": triton_dtype(acc),
-    }
+def constants(settings: Sequence[Number], acc: torch.dtype, a: torch.Tensor | None) -> dict[str, Any]:
+    """What every kernel is compiled for: a model's settings, which no step changes, and the accumulator's dtype."""
+    loss = ClassLoss.of(settings)
+    return {"EPS": loss.label_smoothing, "CAP": loss.softcap, "HAS_A": a is not None, "ACC": triton_dtype(acc)}
 
 
 def tile(x: torch.Tensor) -> tuple[int, int]:
@@ -140,35 +212,3 @@ def tile(x: torch.Tensor) -> tuple[int, int]:
         return BM, block(V, TILE // BM, least=1)
     BV = block(V, TILE)
     return block(N * D, max(1, TILE // BV), least=1), BV
-
-
-def launch_backward(
-    jit: JITFunction,
-    d: torch.Tensor,
-    c: torch.Tensor,
-    e: torch.Tensor | None,
-    x: torch.Tensor,
-    s: torch.Tensor,
-    t: torch.Tensor | None,
-    q: torch.Tensor | None,
-    w: torch.Tensor | None,
-    ignore_index: int,
-    eps: float,
-    cap: float,
-) -> None:
-    """The pullback in the memory of d[N V D], which may be x itself: each logit is read by the program that writes it."""
-    N, V, D = x.shape
-    BM, BV = tile(x)
-    # fmt: off
-    launch(
-        jit, [-(-N * D // BM) * -(-V // BV)],
-        c, *c.stride(),
-        *((c, 0) if e is None else (e, *e.stride())),
-        x, *x.stride(),
-        s, *s.stride(),
-        *targets(x, t, q, w),
-        d, *d.stride(),
-        N * D, V, D, ignore_index,
-        **settings(s.dtype, q, w, eps, cap), HAS_E=e is not None, BM=BM, BV=BV, writes=[d],
-    )
-    # fmt: on

@@ -1,5 +1,6 @@
 """What a loss of classes is besides its arrays. Framework-free."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
@@ -15,5 +16,10 @@ class ClassLoss(NamedTuple):
     softcap: float
 
     def flat(self) -> list[Any]:
-        """Its numbers, as a registered op takes them; `ClassLoss(*flat)` is the inverse."""
+        """Its numbers, as a registered op takes them."""
         return list(self)
+
+    @classmethod
+    def of(cls, flat: Sequence[Any]) -> "ClassLoss":
+        """The inverse of `flat`."""
+        return cls(*flat)

@@ -12,7 +12,9 @@ nobody has written, HOST what was there before the launch, a negative tick an at
 STATE = 9
 
 # Of the state.
-TICK, EPOCH, FLOOR, START, STARTS, RECORDS, FIND, ARGUMENTS = range(8)
+TICK, EPOCH, FLOOR, START, STARTS, RECORDS, FIND, ANSWERS, FAULTS, ARGUMENTS = range(10)
+# Pairs of an address out of memory and its extent's address, each at the place that its address means.
+ANSWER_BITS = 10
 
 # Of an extent. Where FAST_LOW and FAST_BYTES hold an access, nothing else has to be looked at.
 FAST_LOW, FAST_BYTES, LOW, BYTES, SHIFT, INSIDE, WRITERS, READERS = range(8)

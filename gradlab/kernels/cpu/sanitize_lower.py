@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from gradlab.kernels.cpu import lanes, memory, sanitize_guard, types
+from gradlab.kernels.cpu import lanes, memory, sanitize_guard, sanitize_vector, types
 from gradlab.kernels.cpu import sanitize_layout as layout
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
 from gradlab.kernels.cpu.lower import Kernel, Lowered
@@ -191,6 +191,7 @@ class Sanitized(Kernel):
         """Which lanes of an access may go on."""
         b = self.b
         word, truth, pointers = b.type("i64"), b.type("i1"), f"<{b.width} x ptr>"
+        first: str | None = None
         straight = isinstance(p, Pointer) and isinstance(p.offset, Ramp) and p.offset.step == 1
         if straight and p.offset.base.known == 0:  # type: ignore[union-attr]
             assert isinstance(p, Pointer)
@@ -219,13 +220,25 @@ class Sanitized(Kernel):
                 return at
 
         def asked() -> str:
-            name, text = sanitize_guard.lanes(b.width, self._width())
+            name, text = sanitize_vector.lanes(b.width, self._width())
             b.helpers[name] = text
             values = self._bits(value) if value is not None else "zeroinitializer"
             given = self._given(op, extent, f"{word} {ats()}, {truth} {held}", size, access, site)
             return b.emit(f"call {truth} @{name}({given}, {word} {values})")
 
-        return self._asked(fine, held, truth, asked)
+        if first is None or extent.low is None:
+            return self._asked(fine, held, truth, asked)
+
+        def at_once() -> str:
+            name, text = sanitize_vector.contiguous(b.width, access, self._width())
+            b.helpers[name] = text
+            b.declarations.update(sanitize_vector.declarations(b.width))
+            bits = b.emit(f"bitcast {truth} {held} to i{b.width}")
+            given = f"ptr %state, ptr {extent.address}, i64 {first}, i64 {size}, i{b.width} {bits}"
+            right = b.emit(f"call i1 @{name}({given}, i64 {self._ticks.get(id(op), '0')})")
+            return self._asked(right, held, truth, asked)
+
+        return self._asked(fine, held, truth, at_once)
 
     def _asked(self, fine: str, held: str, kind: str, ask: Any) -> str:
         """The mask as it is where an access is fine, else what `ask()` leaves of it."""

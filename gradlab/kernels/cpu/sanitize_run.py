@@ -125,6 +125,8 @@ class Examined(Kernel):
             return ctypes.addressof(words)
 
         callback = _Find(found)
+        answers = (ctypes.c_int64 * (2 << layout.ANSWER_BITS))()
+        state[layout.ANSWERS] = ctypes.addressof(answers)
         state[layout.TICK] = state[layout.EPOCH] = epoch = clock.now
         state[layout.STARTS], state[layout.RECORDS] = ctypes.addressof(starts), ctypes.addressof(records)
         state[layout.FIND] = ctypes.cast(callback, ctypes.c_void_p).value or 0
@@ -139,6 +141,8 @@ class Examined(Kernel):
             clock.now = state[layout.TICK]
         if errors:
             raise errors[0]
+        if not state[layout.FAULTS]:
+            return []
         return [
             noted
             for site in range(sites)

@@ -3,8 +3,8 @@
 While a `Session` is open, every launch on tensors of a CPU runs a sanitized kernel, the lab's own and anybody's.
 """
 
-import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +16,9 @@ from triton import knobs
 from gradlab.kernels.cpu import sanitize_layout as layout
 from gradlab.kernels.cpu.compiler import SANITIZE
 from gradlab.kernels.cpu.launching import Grid, Kernel
-from gradlab.kernels.cpu.sanitize_run import ANYTHING, NOTHING, Clock, Examined, Extent, Noted
-
-# Elements of a view with gaps for which it is noted which are its own.
-_NOTED = 2**28
+from gradlab.kernels.cpu.sanitize_extents_torch import Extents, span
+from gradlab.kernels.cpu.sanitize_run import LAST_TICK, Clock, Examined, Noted
+from gradlab.kernels.cpu.sanitize_shadow_torch import Shadows, Stored, noting
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Fault:
         count: elements that it was done to.
         launch: number of the launch, from 1 on.
         span: elements of memory from the tensor's first to its last.
+        stored: the launch before this one that stored some of the memory.
         launches: how many launches did it.
     """
 
@@ -65,6 +65,7 @@ class Fault:
     count: int
     launch: int
     span: int = 0
+    stored: Stored | None = None
     launches: int = 1
 
 
@@ -73,16 +74,27 @@ class Session:
 
     Args:
         note: called with the faults of a launch that has some, when it is over.
+        bounds: look at bounds alone.
 
     Attributes:
         launches: how many launches were examined.
+        holds: tensors that the next launch reaches by addresses out of memory, where it says so.
     """
 
-    def __init__(self, note: Callable[[list[Fault]], None]) -> None:
+    def __init__(self, note: Callable[[list[Fault]], None], bounds: bool = False) -> None:
         self._note = note
         self._clock = Clock()
+        self._shadows = None if bounds else Shadows()
+        self._seen: dict[int, weakref.ref[torch.Tensor]] = {}
         self._lock = threading.RLock()
         self.launches = 0
+        self.holds: Sequence[torch.Tensor] = ()
+
+    def note_fresh(self, tensor: torch.Tensor) -> None:
+        """Nobody has written a tensor, which was made now."""
+        if self._shadows is not None:
+            with self._lock:
+                self._shadows.note_fresh(tensor)
 
     def launch(self, kernel: Examined, grid: Grid, values: Sequence[Any], given: Sequence[Any]) -> None:
         """Run a launch and note its faults.
@@ -93,11 +105,32 @@ class Session:
         """
         with self._lock:
             self.launches += 1
-            memory = _Memory()
-            extents = [memory.extent(_tensor(value), number) for value, number in zip(given, values, strict=True)]
-            noted = kernel.examine(grid, values, extents, memory.find, self._clock)
-            if noted:
-                self._note([_fault(kernel, grid, given, memory, one, self.launches) for one in noted])
+            if self._clock.now > LAST_TICK:
+                self._clock.now = Clock().now
+                if self._shadows is not None:
+                    self._shadows.start_anew()
+            tensors = [_tensor(value) for value in given]
+            holds, self.holds = self.holds, ()
+            extents = Extents(self._shadows, self._seen, kernel, tensors, holds, grid[0] * grid[1] * grid[2] > 1)
+            given_extents = [extents.of(tensor, number) for tensor, number in zip(tensors, values, strict=True)]
+            noted = kernel.examine(grid, values, given_extents, extents.find, self._clock)
+            found = [_fault(kernel, grid, tensors, extents, self._shadows, one, self.launches) for one in noted]
+            self._remember(kernel, tensors)
+            if found:
+                self._note(found)
+
+    def _remember(self, kernel: Examined, tensors: Sequence[torch.Tensor | None]) -> None:
+        """The launch is over: whose memory it stored to, where that was fresh."""
+        if self._shadows is None:
+            return
+        for access, file, line, _, number, _, _ in kernel.binary.sites:
+            tensor = tensors[number] if number >= 0 and access != layout.LOAD else None
+            shadow = None if tensor is None else self._shadows.find(tensor)
+            if tensor is not None and shadow is not None:
+                argument = kernel.binary.arguments[number][0]
+                shadow.stored = Stored(
+                    self.launches, kernel.binary.name, argument, file or kernel.file, line, tensor.data_ptr()
+                )
 
 
 active: Session | None = None
@@ -105,12 +138,13 @@ active: Session | None = None
 
 @contextmanager
 def opened(session: Session) -> Iterator[None]:
-    """Within it, kernels are sanitized, and the session runs them."""
+    """Within it, kernels are sanitized, the session runs them, and memory that nobody has written is known."""
     global active
     before, active = active, session
     mode, knobs.compilation.instrumentation_mode = knobs.compilation.instrumentation_mode, SANITIZE
     try:
-        yield
+        with noting(session.note_fresh):
+            yield
     finally:
         active, knobs.compilation.instrumentation_mode = before, mode
 
@@ -123,82 +157,24 @@ def launch(kernel: Kernel, grid: Grid, values: Sequence[Any], given: Sequence[An
         kernel(grid, values)
 
 
-class _Memory:
-    """The extents of one launch, and what keeps them alive."""
-
-    def __init__(self) -> None:
-        self._held: list[torch.Tensor] = []
-        self._known: list[torch.Tensor] | None = None
-        # The tensor of each extent that an address was found in.
-        self.found: dict[int, torch.Tensor] = {}
-
-    def extent(self, tensor: torch.Tensor | None, value: Any) -> Extent:
-        """What an argument points to."""
-        if tensor is None:
-            return ANYTHING if value else NOTHING
-        return self._of(tensor)
-
-    def find(self, address: int) -> Extent:
-        """What an address out of memory belongs to: the largest tensor that begins there, or else lies around it."""
-        if self._known is None:
-            self._known = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and _plain(t)]
-        if not address:
-            return NOTHING
-        around = [t for t in self._known if t.data_ptr() <= address < t.data_ptr() + span(t) * t.itemsize]
-        begin = [t for t in around if t.data_ptr() == address]
-        if not around:
-            return NOTHING
-        tensor = max(begin or around, key=span)
-        extent = self._of(tensor)
-        self.found[extent.low] = tensor
-        return extent
-
-    def _of(self, tensor: torch.Tensor) -> Extent:
-        size = span(tensor)
-        shift = tensor.itemsize.bit_length() - 1
-        inside = 0
-        if (tensor.numel() != size or _overlaps(tensor)) and size <= _NOTED:
-            own = torch.zeros(size, dtype=torch.uint8)
-            own.as_strided(tensor.shape, tensor.stride()).fill_(1)
-            if not bool(own.all()):
-                self._held.append(own)
-                inside = own.data_ptr()
-        return Extent(tensor.data_ptr(), size * tensor.itemsize, shift, inside)
-
-
-def span(tensor: torch.Tensor) -> int:
-    """Elements of memory from a tensor's first to its last."""
-    if not tensor.numel():
-        return 0
-    return 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _overlaps(tensor: torch.Tensor) -> bool:
-    """Whether several indices may mean one element."""
-    return any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _plain(tensor: torch.Tensor) -> bool:
-    """Whether it has memory of a CPU that can be asked for."""
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
-        return False
-    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        return False
-    try:
-        return tensor.data_ptr() != 0
-    except RuntimeError:
-        return False
-
-
 def _tensor(value: Any) -> torch.Tensor | None:
     """The tensor of an argument, which triton.reinterpret wraps."""
     found = value if isinstance(value, torch.Tensor) else getattr(value, "base", None)
     return found if isinstance(found, torch.Tensor) else None
 
 
-def _fault(kernel: Examined, grid: Grid, given: Sequence[Any], memory: _Memory, noted: Noted, launch: int) -> Fault:
+def _fault(
+    kernel: Examined,
+    grid: Grid,
+    tensors: Sequence[torch.Tensor | None],
+    extents: Extents,
+    shadows: Shadows | None,
+    noted: Noted,
+    launch: int,
+) -> Fault:
     access, file, line, callers, number, _, masked = kernel.binary.sites[noted.site]
-    tensor = _tensor(given[number]) if number >= 0 else memory.found.get(noted.low)
+    tensor = tensors[number] if number >= 0 else extents.found.get(noted.low)
+    shadow = None if tensor is None or shadows is None else shadows.find(tensor)
     index = None
     if tensor is not None:
         index = (noted.at - tensor.data_ptr()) // tensor.itemsize
@@ -222,6 +198,7 @@ def _fault(kernel: Examined, grid: Grid, given: Sequence[Any], memory: _Memory, 
         count=noted.elements,
         launch=launch,
         span=0 if tensor is None else span(tensor),
+        stored=None if shadow is None else shadow.stored,
     )
 
 

@@ -16,10 +16,10 @@ import torch
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-from gradlab.kernels.runtime import ranges
 from gradlab.kernels.runtime.launch_triton import (
     accumulator,
     block,
+    holding,
     interpreted,
     kernel,
     launch,
@@ -168,6 +168,6 @@ def launch_many(
         ACC=triton_dtype(accumulator(first[0].dtype)),
         ALIGNED=not reduce(or_, chain.from_iterable(addresses)) % 16, WORDS=len(table), BT=block(T, 2**20, least=1),
         BE=chunk, **constants, writes=[on], warps=8,
-        holds=[] if ranges.opener is None else [t for t in chain.from_iterable(columns) if t.numel()],
+        holds=[t for t in chain.from_iterable(columns) if t.numel()] if holding() else [],
     )
     # fmt: on

@@ -149,6 +149,11 @@ def interpreted(device: torch.device) -> bool:
     return device.type != "cuda" and _interpreting and _recorded is None
 
 
+def holding() -> bool:
+    """Whether somebody asks which tensors a launch reaches through addresses."""
+    return ranges.opener is not None or sanitize_torch.active is not None
+
+
 def interpreting_now() -> bool:
     """Whether launches on a CPU run in Triton's interpreter."""
     return _interpreting
@@ -190,7 +195,7 @@ def launch(
             unless the kernel annotates it wider.
         writes: every tensor that the kernel stores to.
         warps, stages: launch options on CUDA; a CPU has neither.
-        holds: tensors that the kernel reaches through addresses, which only its named range has to know.
+        holds: tensors that the kernel reaches through addresses, where `holding()`.
         constants: the kernel's `tl.constexpr` parameters.
     """
     if 0 in grid:
@@ -200,6 +205,8 @@ def launch(
         return
     if plans_triton.noted(jit, grid, args, constants):
         return
+    if sanitize_torch.active is not None:
+        sanitize_torch.active.holds = holds
     if ranges.opener is None:
         _run(jit, grid, args, writes, warps, stages, constants)
         return

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.plugins import event_priority
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 
 LINK = re.compile(r"(\]\()(?!\w+:|#|/)([^)#\s]+)")
 CODE = re.compile(r"(^ *```.*?^ *```|`[^`\n]*`)", re.M | re.S)
@@ -49,7 +49,7 @@ def on_files(files: Files, config: Any) -> Files:
             path = root / target
             if not path.exists() or target.startswith("docs/") or files.get_file_from_path(_page(target)):
                 continue
-            made = File.generated(config, _page(target), **_content(path, target))
+            made = File.generated(config, _page(target), inclusion=InclusionLevel.NOT_IN_NAV, **_content(path, target))
             files.append(made)
             if path.suffix == ".md":
                 waiting.append((made.src_uri, path.read_text()))

@@ -19,7 +19,9 @@ def paragraph(fault: Any) -> str:
 
 def headline(fault: Any) -> str:
     """What happened to which element, in one line."""
-    return f"{fault.kind}: {fault.access} of {element(fault)}{_why(fault)}"
+    more = f" and {fault.count - 1:,} more" if fault.count > 1 else ""
+    why = _REASONS.get(fault.kind, _outside)(fault)
+    return f"{fault.kind}: {fault.access} of {element(fault)}{more}, {why}"
 
 
 def element(fault: Any) -> str:
@@ -29,14 +31,27 @@ def element(fault: Any) -> str:
     return fault.argument if fault.index is None else f"{fault.argument}[{fault.index}]"
 
 
-def _why(fault: Any) -> str:
+def _outside(fault: Any) -> str:
     if fault.shape is None:
-        return ", which is in no tensor" if fault.argument is None else ", which points to no tensor"
-    inside = fault.index is not None and 0 <= fault.index < fault.span
-    more = f" and {fault.count - 1:,} more" if fault.count > 1 else ""
-    if inside:
-        return f"{more}, which the view skips: its elements are not all of its memory"
-    return f"{more}, outside of {fault.span:,} element{'s' * (fault.span != 1)}"
+        return "which is in no tensor" if fault.argument is None else "which points to no tensor"
+    if fault.index is not None and 0 <= fault.index < fault.span:
+        return "which the view skips: its elements are not all of its memory"
+    return f"outside of {fault.span:,} element{'s' * (fault.span != 1)}"
+
+
+def _unwritten(fault: Any) -> str:
+    if fault.stored is None:
+        return "which nothing has written since torch.empty"
+    launch, kernel, *_ = fault.stored
+    return f"which nothing has written since torch.empty; launch {launch}, {kernel}, has stored other elements of it"
+
+
+_REASONS = {
+    "uninitialised load": _unwritten,
+    "race with a store": lambda fault: f"which program {_ids(fault.other)} has stored",
+    "race with a load": lambda fault: f"which program {_ids(fault.other)} has loaded",
+    "two values for one element": lambda fault: "which another lane of this store has given another value",
+}
 
 
 def tensor(fault: Any) -> str:
