@@ -9,7 +9,7 @@ import numpy as np
 from gradlab.workloads.training import TrainingPlan, TrainingRun
 from gradlab.workloads.workload import Workload, shown
 
-COLUMNS = ("side", "layers", "kernels", "loss", "test", "max |dloss|\nearly", "max |dloss|", "s", "MiB")
+COLUMNS = ("side", "layers", "kernels", "loss", "test", "max\n|dloss|\nearly", "max\n|dloss|\nall", "s", "MiB")
 
 
 def abs_dloss(a: TrainingRun, b: TrainingRun) -> np.ndarray:
