@@ -137,7 +137,13 @@ def bench(
 
 @app.command()
 def inspect(
-    op: Op = None,
+    op: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"One of {', '.join(specs())}, all of them when not given; or FILE.py::function, for the Triton "
+            "kernels that a function of torch tensors launches."
+        ),
+    ] = None,
     side: SideOption = None,
     arch: Annotated[
         list[str] | None,
@@ -163,11 +169,17 @@ def inspect(
             help="Check every kernel's codegen bounds: on sm_80 and sm_90, in float32 and bfloat16, or as given.",
         ),
     ] = False,
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            help='Arguments of a function: "x[4096 1024], t[4096]: int<10"; <function>_args in its file when not given.'
+        ),
+    ] = None,
 ) -> None:
     """Compile the kernels and read their machine code: registers, spills, occupancy, instructions. Needs no GPU."""
     from gradlab.profiling.machine_code import command
 
-    args = command.InspectArgs(op, side or [], arch, dtype, case, gpu, lines, json, check)
+    args = command.InspectArgs(op, side or [], arch, dtype, case, gpu, lines, json, check, shapes)
     raise typer.Exit(command.inspect(args, Console()))
 
 

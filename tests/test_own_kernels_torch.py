@@ -1,14 +1,18 @@
 """`inspect_function`: the kernels that anybody's function launches, noted and not run, compiled and read."""
 
+import io
+import re
+
 import pytest
 
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
 import triton.language as tl
+from rich.console import Console
 from triton.runtime.jit import JITFunction
 
-from gradlab.profiling.machine_code import own_torch
+from gradlab.profiling.machine_code import command, own_torch
 from gradlab.profiling.machine_code.inspection import inspect_function
 
 
@@ -88,3 +92,66 @@ def test_kernels_are_compiled_and_read():
     assert codes[0].waves > 0
     assert codes[0].floor is None
     assert codes[0].lines
+
+
+OWN = """
+import torch, triton
+import triton.language as tl
+
+@triton.jit
+def shift_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < n) + 1, mask=i < n)
+
+def shift(x):
+    y = torch.empty_like(x)
+    shift_kernel[(4,)](x, y, x.numel(), BLOCK=256)
+    return y
+
+shift_args = (torch.zeros(1000, dtype=torch.float16),)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return f"{path}::shift"
+
+
+def run(op, **given):
+    out = io.StringIO()
+    usual = {"sides": [], "archs": ["sm_90"], "dtypes": None, "case": None, "gpu": None, "lines": False}
+    args = command.InspectArgs(op, **{**usual, "json": None, "check": False, "shapes": None, **given})
+    code = command.inspect(args, Console(file=out, width=100))
+    return code, out.getvalue()
+
+
+def test_the_command_takes_a_function_of_a_file(own):
+    code, text = run(own, lines=True)
+    assert code == 0
+    assert "shift on torch, float16, sm_90; given" in text
+    assert "def shift_kernel(" in text
+    assert "shift on torch, bfloat16" in run(own, shapes="x[512]", dtypes=["bfloat16"])[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"check": True}, "inspect: FILE.py::function is of torch, and takes no --check"),
+        ({"case": "large"}, "inspect: FILE.py::function is of torch"),
+        ({"sides": ["jax"]}, "inspect: FILE.py::function is of torch"),
+        ({"shapes": "x[512"}, "inspect: shapes are 'x"),
+        ({"shapes": "x[512]", "dtypes": ["int8"]}, "inspect: unknown dtype 'int8'"),
+    ],
+)
+def test_what_a_function_does_not_take_is_one_line(own, given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run(own, **given)
+
+
+def test_a_function_that_is_not_there_is_one_line(own):
+    with pytest.raises(ValueError, match=r"inspect: .*own\.py has no function 'shaft'; it has shift"):
+        run(own.replace("::shift", "::shaft"))
+    with pytest.raises(ValueError, match="inspect: --shapes are of FILE"):
+        run("relu", shapes="x[3]")

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -43,12 +44,13 @@ def follow(text):
 
 
 def shell(command):
-    """What `pytest ...` prints, without its seconds."""
-    words = [sys.executable, "-m", *command.split(), "-p", "no:cacheprovider"]
-    ran = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    return "".join(
-        line + "\n" for line in re.sub(r" +\[100%\]| in [\d.]+s", "", ran.stdout + ran.stderr).splitlines() if line
-    )
+    """What `pytest ...` and `gradlab ...` print, without seconds."""
+    words = [sys.executable, "-m", *shlex.split(command)]
+    words += ["-p", "no:cacheprovider"] if "pytest" in words else []
+    given = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    ran = subprocess.run(words, capture_output=True, text=True, env=given)
+    lines = re.sub(r" +\[100%\]| in [\d.]+s", "", ran.stdout + ran.stderr).splitlines()
+    return "".join(line.rstrip() + "\n" for line in lines if line)
 
 
 def plain(text):
@@ -84,7 +86,7 @@ def test_the_tutorial_prints_what_it_says():
         pytest.importorskip(name)
     with folder():
         outputs = follow(PAGE.read_text())
-    assert len(outputs) == 9
+    assert len(outputs) == 10
     for _, _, said, printed, varies in outputs:
         assert varies or numbers_aside(printed) == numbers_aside(said), f"python -m tests.test_tutorial:\n{printed}"
 

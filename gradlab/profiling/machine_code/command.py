@@ -1,5 +1,6 @@
 """`gradlab inspect`: what the command does with what was said on it."""
 
+import importlib
 import json as to_json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from gradlab.autodiff.arguments.errors import FLOATS
+from gradlab.autodiff.checker.target import load
 from gradlab.autodiff.frameworks.side import installed
 from gradlab.base.exit_codes import FOUND, INTERRUPTED, OK
 from gradlab.base.files import write_whole
@@ -17,7 +20,7 @@ from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code.bounds import Verdict, hold, subjects
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.gpus import gpu
-from gradlab.profiling.machine_code.inspection import Wanted, choose, read, targets
+from gradlab.profiling.machine_code.inspection import Subject, Wanted, choose, function, read, targets
 from gradlab.profiling.machine_code.report import show, show_verdicts
 from gradlab.profiling.machine_code.targets import CPU, CPUS
 
@@ -38,6 +41,7 @@ class InspectArgs:
     lines: bool
     json: Path | None
     check: bool
+    shapes: str | None = None
 
 
 def inspect(args: InspectArgs, console: Console) -> int:
@@ -51,13 +55,18 @@ def inspect(args: InspectArgs, console: Console) -> int:
         ValueError: an unknown op, side, architecture, dtype, case or GPU; a file that cannot be written.
         ModuleNotFoundError: a side, Triton or one of its tools is not installed.
     """
-    ops = [spec(args.op)] if args.op is not None else list(specs().values())
+    own = args.op is not None and "::" in args.op
+    ops = [] if own else [spec(args.op)] if args.op is not None else list(specs().values())
     sides = split(args.sides)
     if args.json is not None:
         _writable(args.json)
     if args.check and (args.case or args.gpu or args.lines):
         raise ValueError("inspect: --check takes no --case, --gpu or --lines: the bounds name their cases")
-    if args.check:
+    if args.shapes is not None and not own:
+        raise ValueError("inspect: --shapes are of FILE.py::function; an op has the sizes of its cases")
+    if own:
+        wanted = Wanted((_function(args),), targets(_archs(args), args.gpu), args.gpu, None, args.lines)
+    elif args.check:
         dtypes = split(args.dtypes) or ["float32", "bfloat16"]
         there = targets(split(args.archs) or ["sm_80", "sm_90"], None)
         wanted = Wanted(subjects(ops, sides or None, dtypes, [t.name for t in there]), there, size=False)
@@ -80,7 +89,7 @@ def inspect(args: InspectArgs, console: Console) -> int:
         pass
     if not args.check:
         show(codes, console, args.lines)
-        if any(code.inner for code in codes) and "jax" in (sides or installed()):
+        if any(code.inner for code in codes) and not own and "jax" in (sides or installed()):
             console.print("jax: no rows on a CPU, where its kernels are XLA's code", style="dim", highlight=False)
     verdicts = hold(ops, sides or installed(), codes) if args.check and complete else []
     if args.check and complete:
@@ -95,6 +104,21 @@ def inspect(args: InspectArgs, console: Console) -> int:
         why = "on a CPU jax's kernels are XLA's code" if on_cpu else "jax's kernels are lowered for CUDA"
         raise ValueError(f"inspect: nothing to compile: {why}, wanted {'--side torch or ' * on_cpu}an sm_ architecture")
     return FOUND if any(v.broken for v in verdicts) or any(c.error for c in codes) else OK
+
+
+def _function(args: InspectArgs) -> Subject:
+    """`FILE.py::function` on arrays of its own, or drawn ones of these shapes."""
+    if args.check or args.case or split(args.sides) not in ([], ["torch"]) or len(split(args.dtypes)) > 1:
+        raise ValueError("inspect: FILE.py::function is of torch, and takes no --check, no --case and one --dtype")
+    try:
+        target = load(args.op or "", args.shapes, "torch", 0)
+    except ValueError as error:
+        raise ValueError(f"inspect: {str(error).removeprefix('check: ')}") from error
+    own = importlib.import_module("gradlab.profiling.machine_code.own_torch")
+    (dtype,) = split(args.dtypes) or ["float32"]
+    if dtype not in FLOATS:
+        raise ValueError(f"inspect: unknown dtype {dtype!r}; the lab has {', '.join(FLOATS)}")
+    return function(target.fn, target.args if args.shapes is None else own.drawn(target.args, dtype))
 
 
 def write_json(path: Path, codes: Sequence[Code], verdicts: Sequence[Verdict], complete: bool) -> None:

@@ -111,12 +111,16 @@ def inspect_function(
         ValueError: an unknown architecture or GPU.
         ModuleNotFoundError: torch, Triton or one of its tools is not installed.
     """
+    return list(read(Wanted((function(fn, args),), targets(archs, gpu), gpu, None, lines)))
+
+
+def function(fn: Callable[..., Any], args: Sequence[Any]) -> Subject:
+    """Anybody's torch function as what launches are looked for in; it is called here."""
     own = importlib.import_module("gradlab.profiling.machine_code.own_torch")
     name = getattr(fn, "__name__", type(fn).__name__)
     op = Spec(name, "", "x[E] -> y[E]", (), fn, lambda sizes, **options: {}, ())
-    found = own.find(fn, args)
-    subject = Subject(op, Case("given", {}), "torch", own.dtype_of(args), lambda: found)
-    return list(read(Wanted((subject,), targets(archs, gpu), gpu, None, lines)))
+    found = own.find(fn, tuple(args))
+    return Subject(op, Case("given", {}), "torch", own.dtype_of(args), lambda: found)
 
 
 def choose(

@@ -1,7 +1,7 @@
 """The Triton kernels that anybody's function launches, found by running it where launches are noted and not run."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,7 +93,14 @@ def _source(jit: JITFunction, given: dict[str, Any]) -> Source:
     return Source(fn=jit, signature=signature, constexprs=constants, attrs=attrs)
 
 
-def dtype_of(args: tuple[Any, ...]) -> str:
+def drawn(args: Sequence[Any], dtype: str) -> list[Any]:
+    """Arguments that were drawn in float64, in another dtype; floats require a gradient."""
+    to = getattr(torch, dtype)
+    floats = [isinstance(a, torch.Tensor) and a.is_floating_point() for a in args]
+    return [a.detach().to(to).requires_grad_() if f else a for a, f in zip(args, floats, strict=True)]
+
+
+def dtype_of(args: Sequence[Any]) -> str:
     """The dtype that a table says: of the largest tensor among the arguments."""
     tensors = [a for a in args if isinstance(a, torch.Tensor)]
     largest = max(tensors, key=lambda t: math.prod(t.shape), default=None)

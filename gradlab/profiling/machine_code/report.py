@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradlab.kernels.bounds import HALF, Bound
-from gradlab.kernels.spec import spec
+from gradlab.kernels.spec import specs
 from gradlab.profiling.machine_code import report_cpu
 from gradlab.profiling.machine_code.bounds import Verdict
 from gradlab.profiling.machine_code.code import Code
@@ -44,8 +44,7 @@ def show(codes: Sequence[Code], console: Console, lines: bool = False) -> None:
     groups = itertools.groupby(codes, lambda c: (c.op, c.case, c.side, c.dtype, c.arch))
     for (op, case, side, dtype, arch), group in groups:
         rows = list(group)
-        sizes = ", ".join(f"{axis} {n}" for axis, n in next(c for c in spec(op).cases if c.name == case).sizes.items())
-        console.print(Text.assemble((f"{op} on {side}, {dtype}, {arch}", "bold"), f"; {case}: {sizes}"))
+        console.print(Text.assemble((f"{op} on {side}, {dtype}, {arch}", "bold"), f"; {_sizes(op, case)}"))
         console.print(report_cpu.table(rows, console.width) if arch in CPUS else _table(rows))
         for direction, floor, ceiling in dict.fromkeys((c.direction, c.floor, c.ceiling) for c in rows if c.floor):
             gpu = next(c.gpu for c in rows if c.gpu)
@@ -143,6 +142,13 @@ def _cells(code: Code) -> tuple[str | Text, ...]:
         str(n.instructions),
         "-" if code.waves is None else f"{code.waves:.3g}",
     )
+
+
+def _sizes(op: str, case: str) -> str:
+    """The case with its sizes; a function that is no op of the lab has those that it was given."""
+    cases = specs()[op].cases if op in specs() else ()
+    found = [", ".join(f"{axis} {n}" for axis, n in c.sizes.items()) for c in cases if c.name == case]
+    return ": ".join([case, *found])
 
 
 def _show_source(code: Code, console: Console) -> None:
