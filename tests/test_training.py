@@ -392,9 +392,9 @@ def test_bad_words_are_one_line(tmp_path, capsys, asked, options, message):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"conv1.kernel": np.zeros(3), "conv1.weight": np.zeros(3)}, "it holds both of torch's names"),
-        ({"bias": np.zeros(3)}, "it holds none of torch's names"),
-        ({}, "it holds none of torch's names"),
+        ({"conv1.kernel": np.zeros(3), "conv1.weight": np.zeros(3)}, "names are both of torch's"),
+        ({"bias": np.zeros(3)}, "names are none of torch's"),
+        ({}, "names are none of torch's"),
     ],
 )
 def test_weights_of_no_side(tmp_path, arrays, message):
