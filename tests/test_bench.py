@@ -150,7 +150,7 @@ def test_backward_alone_is_called_again_and_again(side, mode):
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_group_holds_both_modes_a_twin_and_what_they_cost(side, tmp_path):
+def test_a_group_has_both_modes_a_repeated_native_and_their_costs(side, tmp_path):
     with Watch("cpu") as watch, natives(side).fresh(str(tmp_path)):
         group = measure(subject_of("relu", side), BOTH, (EAGER, COMPILED), 0.02, Flat(), watch)
     assert [m.name for m in group.members] == ["gradlab eager", "native eager", "gradlab compiled", "native compiled"]
@@ -224,7 +224,7 @@ def test_groups_of_both_sides(tiny, console, tmp_path):
     assert {g.seed for g in groups} == {head["seed"]}
 
 
-def test_json_is_plain_and_another_file_is_said(tiny, console, tmp_path):
+def test_json_is_plain_and_another_file_is_reported(tiny, console, tmp_path):
     path = tmp_path / "groups.json"
     run(console, ops=("relu",), sides=("torch",), dtype="float64", json=path)
     document = json.loads(path.read_text())
@@ -337,7 +337,7 @@ def test_errors_of_the_user(console, change, message):
     assert printed(console) == ""
 
 
-def test_files_that_cannot_be_written_or_read_are_said_before_the_work(console, tmp_path):
+def test_files_that_cannot_be_written_or_read_are_reported_before_the_work(console, tmp_path):
     for path in (tmp_path, tmp_path / "missing" / "groups.json"):
         for kind in ("json", "csv", "markdown"):
             with pytest.raises(ValueError, match="wanted a file in a folder that exists"):
@@ -347,7 +347,7 @@ def test_files_that_cannot_be_written_or_read_are_said_before_the_work(console, 
     assert printed(console) == ""
 
 
-def test_a_case_of_cuda_alone_is_said(console):
+def test_a_case_of_cuda_alone_is_reported(console):
     with pytest.raises(ValueError, match=r"case is 'transformer', which runs on CUDA only"):
         run(console, ops=("relu",), sides=(), case="transformer")
 

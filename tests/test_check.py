@@ -361,7 +361,7 @@ def test_plot_draws_both_pictures(planted, tmp_path):
         report.plot(tmp_path / "a.txt")
 
 
-def test_random_and_stateful_functions_are_said():
+def test_random_and_stateful_functions_are_reported():
     report = gradlab.check(lambda x: x * torch.rand(()), normal(3), raises=False)
     assert not report
     assert "the function is random or keeps state" in report.wrong()[0].message
@@ -413,7 +413,7 @@ def test_a_lost_second_order_is_not_passed_off():
     assert "second-order terms are lost silently" in str(report)
 
 
-def test_a_budget_says_what_was_left_out(monkeypatch):
+def test_a_budget_reports_what_was_left_out(monkeypatch):
     seen = []
     # Time passes with every look at the clock, however fast the machine is.
     clock = itertools.count()

@@ -72,7 +72,7 @@ def test_usage_errors_exit_with_2(monkeypatch, capsys, words):
     assert "Error: " in err
 
 
-def test_a_framework_that_is_missing_is_said(monkeypatch, capsys):
+def test_a_framework_that_is_missing_is_reported(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, err = run(monkeypatch, capsys, "check", "relu", "--side", "jax")
     assert code == 2

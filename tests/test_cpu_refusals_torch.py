@@ -67,7 +67,7 @@ def test_a_cpu_of_narrow_vectors_computes_the_same(monkeypatch, afresh, other):
 
 
 @pytest.mark.parametrize(("given", "bits"), [("128", 128), ("512", machine.host.__wrapped__().vector_bits)])
-def test_vectors_are_no_wider_than_asked_for(monkeypatch, given, bits):
+def test_vectors_are_no_wider_than_requested(monkeypatch, given, bits):
     monkeypatch.setenv("GRADLAB_CPU_VECTOR_BITS", given)
     assert machine.host.__wrapped__().vector_bits == bits
 

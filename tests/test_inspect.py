@@ -79,7 +79,7 @@ def test_sass_is_counted_by_kind_and_line():
     ("data", "said"),
     [(b"", "data is no ELF file of 64 bits"), (b"\x7fELF\x02" + bytes(59), "data has no section of code")],
 )
-def test_what_is_no_cubin_is_said(data, said):
+def test_what_is_no_cubin_is_reported(data, said):
     with pytest.raises(ValueError, match=f"cubin: {said}"):
         sass.read([data], "sm_90a")
 
@@ -420,7 +420,7 @@ def test_lines(monkeypatch, capsys, reads):
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_a_kernel_that_does_not_compile_is_said_and_exits_with_1(monkeypatch, capsys, reads):
+def test_a_kernel_that_does_not_compile_is_reported_and_exits_with_1(monkeypatch, capsys, reads):
     reads += [code(error="RuntimeError: ptxas: fatal"), code(variant=2)]
     status, out, _ = run(monkeypatch, capsys, "linear", "--side", SIDE)
     assert status == 1

@@ -305,7 +305,7 @@ def test_a_missing_tool_says_what_to_install_and_what_was_done_instead(monkeypat
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["conv9d"], "profile: target is 'conv9d', wanted an op or a workload: adam, "),
         (["relu", "--side", "numpy"], "side: name is 'numpy', wanted one of torch, jax"),
@@ -323,7 +323,7 @@ def test_a_missing_tool_says_what_to_install_and_what_was_done_instead(monkeypat
         (["relu", "--out", "README.md"], "profile: --out is README.md, wanted "),
     ],
 )
-def test_bad_words_are_one_line(monkeypatch, capsys, argv, message):
+def test_bad_arguments_are_one_line(monkeypatch, capsys, argv, message):
     for framework in ("torch", "jax"):
         pytest.importorskip(framework)
     monkeypatch.chdir(ROOT)

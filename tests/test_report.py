@@ -355,7 +355,7 @@ def test_a_heading_sorts_numbers_as_numbers_both_ways(opened):
     assert cells(opened, times, sides) == sorted(cells(opened, times, sides))
 
 
-def test_a_cell_that_needs_a_gpu_says_so(opened):
+def test_a_cell_that_needs_a_gpu_is_reported(opened):
     tables = opened.find_elements("css selector", "section#relu table.sorts")
     times, kernels = (next(t.text for t in tables if word in t.text) for word in ("Times", "Machine code"))
     assert "needs a GPU" in times
