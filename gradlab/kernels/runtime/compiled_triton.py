@@ -103,15 +103,15 @@ def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
         ],
         *(constants.values() if not any_value else [v for name, v in constants.items() if name not in any_value]),
     )
-    kept = _prepared if sanitize_torch.active is None else _examined
-    found = kept.get(key)
+    cache = _prepared if sanitize_torch.active is None else _examined
+    found = cache.get(key)
     if found is None:
         made = source(jit, args, constants)
-        same = (jit, kept is _examined, *made.signature.items(), *made.constants.items())
+        same = (jit, cache is _examined, *made.signature.items(), *made.constants.items())
         kernel = _kernels.get(same)
         if kernel is None:
             kernel = _kernels[same] = loaded(compiled(made), torch.get_num_threads, source_file(made))
-        found = kept[key] = Prepared(kernel, jit, args)
+        found = cache[key] = Prepared(kernel, jit, args)
     return found
 
 
