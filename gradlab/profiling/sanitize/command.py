@@ -19,12 +19,14 @@ class _Stop(BaseException):
         super().__init__(text)
 
 
-def sanitize(script: Path, arguments: Sequence[str], first: bool, json: Path | None) -> int:
+def sanitize(script: Path, arguments: Sequence[str], first: bool, bounds: bool, floats: bool, json: Path | None) -> int:
     """Run a script and print its faults to standard error; the exit code.
 
     Args:
         arguments: the script's own.
         first: end it at the first fault.
+        bounds: look at bounds alone.
+        floats: look for the birth of NaNs and infinities too.
         json: a file for the report.
 
     Returns:
@@ -33,11 +35,11 @@ def sanitize(script: Path, arguments: Sequence[str], first: bool, json: Path | N
     if not script.is_file():
         raise ValueError(f"sanitize: {script} is no file, wanted a Python script")
     if json is not None and not json.absolute().parent.is_dir():
-        raise ValueError(f"sanitize: {json.parent} is no folder to write {json.name} into")
+        raise ValueError(f"sanitize: --json is {json}, wanted a file in a folder that exists")
     # Kernels on CPU tensors, also where a GPU is.
     os.environ.setdefault("TRITON_DEFAULT_BACKEND", "cpu")
     code: Any = 0
-    with examined(first, _Stop) as report:
+    with examined(first, _Stop, bounds, floats) as report:
         before = sys.argv, sys.path[0]
         sys.argv, sys.path[0] = [str(script), *arguments], str(script.absolute().parent)
         try:
