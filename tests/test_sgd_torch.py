@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 import gradlab.torch as lab
 from gradlab.kernels import sgd_triton as kernels
 from gradlab.kernels.optimizers import multi_tensor_triton
-from  import plant
+from tests.kernel_faults import plant
 
 OPTIONS = [
     {},
