@@ -145,7 +145,7 @@ def chunked(device):
     """Chunks of 16: several programs a tensor, the last one masked; stretches of 32 of the norm, in tiles of 16."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "launch_many", functools.partial(multi_tensor_triton.launch_many, chunk=16))
-        patch.setattr(norm_triton, "STRETCH", 32)
+        patch.setattr(norm_triton, "CHUNK", 32)
         patch.setattr(norm_triton, "TILE", 16)
         ours = [torch.nn.Parameter(torch.randn(n, dtype=torch.float64, device=device)) for n in (5, 16, 37, 64, 1)]
         theirs = copy.deepcopy(ours)
@@ -176,14 +176,14 @@ def test_equals_torch(device, name):
 
 
 BROKEN = {
-    "does nothing": ("keep(p_ptr, e, E, p, WHOLE)", "E = E"),
-    "stores zeros": ("keep(p_ptr, e, E, p, WHOLE)", "keep(p_ptr, e, E, p * 0, WHOLE)"),
+    "does nothing": ("masked_store(p_ptr, e, E, p, FULL)", "E = E"),
+    "stores zeros": ("masked_store(p_ptr, e, E, p, FULL)", "masked_store(p_ptr, e, E, p * 0, FULL)"),
     "flips the sign": ("h = sign * g", "h = -sign * g"),
 }
 MORE = {
     "flips the step": ("- step_size * m", "+ step_size * m"),
-    "keeps no m": ("keep(m_ptr, e, E, m, WHOLE)", "E = E"),
-    "keeps no v": ("keep(v_ptr, e, E, v, WHOLE)", "E = E"),
+    "keeps no m": ("masked_store(m_ptr, e, E, m, FULL)", "E = E"),
+    "keeps no v": ("masked_store(v_ptr, e, E, v, FULL)", "E = E"),
 }
 
 
@@ -199,8 +199,8 @@ def test_a_broken_kernel_fails_every_comparison(device, monkeypatch, tmp_path, n
 
 OPTION_BREAKS = {
     "amsgrad": (kernels, "_step_chunk", ("tl.where((x >= v) | (x != x), x, v)", "v")),
-    "AdamW": (kernels, "_step_chunk", ("p = kept * p", "p = p")),
-    "device step": (kernels, "_adam_kernel", ("turns * tl.log(beta1)", "tl.log(beta1)")),
+    "AdamW": (kernels, "_step_chunk", ("p = decay_factor * p", "p = p")),
+    "device step": (kernels, "_adam_kernel", ("count * tl.log(beta1)", "tl.log(beta1)")),
     "clipped": (norm_triton, "_clip_kernel", ("tl.load(bound_ptr) / (norm", "tl.load(bound_ptr) / (0.5 * norm")),
     "scaled": (kernels, "_adam_kernel", ("tl.where(tl.load(found_ptr) == 0, E, 0)", "E")),
     "scaled and clipped": (norm_triton, "_squares_kernel", ("factor / tl.load(scale_ptr).to(ACC)", "factor")),

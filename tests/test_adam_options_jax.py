@@ -287,7 +287,7 @@ PLAIN, MASTER = adam_init(P), adam_init(P, master_weights=True)
 MISFITS = [
     (lambda: adam_step(P, P, PLAIN, master_weights=True), ValueError,
      "adam_step: state.master is None with master_weights, wanted the state of adam_init(params, master_weights=...)"),
-    (lambda: adam_step(P, P, MASTER), ValueError, "adam_step: state.master is there without master_weights, wanted "),
+    (lambda: adam_step(P, P, MASTER), ValueError, "adam_step: state.master is given without master_weights, wanted "),
     (lambda: adam_step(P, P, PLAIN, state_dtype="float16"), ValueError,
      "adam_step: state_dtype is float16, wanted float32, bfloat16 or None"),
     (lambda: adam_init(P, state_dtype="int8"), ValueError, "adam_init: state_dtype is int8, wanted float32, bfloat16 or None"),

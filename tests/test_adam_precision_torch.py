@@ -67,9 +67,9 @@ def test_masters_are_float32_adam(device, dtype):
 @pytest.mark.parametrize(
     "fault",
     [
-        ("keep(w_ptr, e, E, p, WHOLE)", "E = E"),
-        ("keep(p_ptr, e, E, nearest(p, MASTER), WHOLE)", "E = E"),
-        ("keep(p_ptr, e, E, nearest(p, MASTER), WHOLE)", "keep(p_ptr, e, E, p * 0, WHOLE)"),
+        ("masked_store(w_ptr, e, E, p, FULL)", "E = E"),
+        ("masked_store(p_ptr, e, E, nearest(p, MASTER), FULL)", "E = E"),
+        ("masked_store(p_ptr, e, E, nearest(p, MASTER), FULL)", "masked_store(p_ptr, e, E, p * 0, FULL)"),
         ("tl.where(nearest(w, MASTER) == p, w, p)", "p"),
         ("h = sign * g", "h = -sign * g"),
     ],
@@ -206,7 +206,7 @@ def test_random_rounding_is_unbiased(device):
         ("stochastic(v.to(tl.float32), bits >> 16)", "stochastic(v.to(tl.float32), (bits >> 16) | 0x8000)"),
         ("stochastic(v.to(tl.float32), bits >> 16)", "stochastic(v.to(tl.float32), bits & 0xFFFF)"),
         ("mixed(bits) & 0xFFFF", "bits >> 16"),
-        ("bits = random_bits(e, one, other)", "bits = random_bits(e // 2, one, other)"),
+        ("bits = random_bits(e, key0, key1)", "bits = random_bits(e // 2, key0, key1)"),
     ],
 )
 def test_a_biased_rounding_is_seen(device, monkeypatch, tmp_path, fault):

@@ -37,13 +37,13 @@ def test_check_that_fails_names_the_element_and_exits_with_1(monkeypatch, capsys
     torch = pytest.importorskip("torch")
     from gradlab.kernels import relu_triton
 
-    right = relu_triton.gate
+    right = relu_triton.relu_mask
 
-    def wrong(x, gate):
-        y = right(x, gate)
-        return torch.where(torch.arange(y.numel()).reshape(y.shape) == 3, y + 1, y) if x is not gate else y
+    def wrong(x, mask):
+        y = right(x, mask)
+        return torch.where(torch.arange(y.numel()).reshape(y.shape) == 3, y + 1, y) if x is not mask else y
 
-    monkeypatch.setattr(relu_triton, "gate", wrong)
+    monkeypatch.setattr(relu_triton, "relu_mask", wrong)
     code, out, _ = run(monkeypatch, capsys, "check", "relu", "--side", "torch")
     assert code == 1
     assert "relu on torch, case 'odd', gradient vs finite differences of NumPy: x[3] is" in out.replace("\n", " ")

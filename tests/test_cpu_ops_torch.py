@@ -13,37 +13,10 @@ from gradlab.autodiff.frameworks.side_torch import SIDE
 from gradlab.kernels.common import reduce_triton
 from gradlab.kernels.cpu import launching
 from gradlab.kernels.runtime.launch_triton import gpu_sizes, interpreting
-from gradlab.kernels.spec import specs
 from gradlab.profiling.machine_code.found import passes
+from tests.several_programs import KINKED, OPS, RICHEST, large
 
-OPS = specs()
 CASES = [(name, case.name) for name, op in OPS.items() for case in op.select("check")]
-# Of every op the case of most options and arguments: in the other dtypes it is the same code around other casts.
-RICHEST = {
-    name: max(op.select("check"), key=lambda c: (len(op.at(c).options) + len(op.at(c).inputs), *c.sizes.values()))
-    for name, op in OPS.items()
-}
-# Sizes of several programs, stretches and splits on a GPU, the last ones partial.
-LARGE = {
-    "adam": {"E": 4500},
-    "binary_cross_entropy_with_logits": {"E": 13000},
-    "conv2d": {"B": 5, "D": 17, "H": 9, "W": 11, "F": 72, "R": 3, "S": 2},
-    "cross_entropy": {"M": 9, "V": 4500},
-    "linear": {"M": 150, "K": 70, "N": 140},
-    "linear_cross_entropy": {"M": 70, "K": 40, "V": 300},
-    "max_pool2d": {"B": 3, "C": 5, "H": 21, "W": 19},
-    "mse_loss": {"E": 13000},
-    "relu": {"E": 13000},
-    "sgd": {"E": 4500},
-    "sigmoid": {"E": 13000},
-    "tanh": {"E": 13000},
-}
-KINKED = ("conv2d", "linear", "max_pool2d", "relu")
-
-
-def large(name):
-    """A case of many programs; depthwise convolution has one for each group."""
-    return dataclasses.replace(RICHEST[name], sizes=LARGE[name])
 
 
 def drawn(op, case, dtype):
@@ -126,7 +99,7 @@ def test_many_programs_agree_and_repeat_on_any_number_of_threads(name, monkeypat
     want = [("forward", [torch.as_tensor(y) for y in reference])]
     monkeypatch.setattr(launching, "SPREAD", 0.0)
     # More would be summed by torch itself where a gradient was expanded, in an order of its threads.
-    monkeypatch.setattr(reduce_triton, "STRETCH", 4096)
+    monkeypatch.setattr(reduce_triton, "CHUNK", 4096)
     teams, team = set(), launching.Team
     monkeypatch.setattr(launching, "Team", lambda *args: (teams.add(args[-1]), team(*args))[1])
     before = torch.get_num_threads()

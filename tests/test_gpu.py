@@ -184,7 +184,7 @@ def test_the_smoke_run_leaves_figures_on_a_bare_machine_and_a_second_one_measure
     assert [(g.op, g.direction) for g in groups] == [(op, way) for op in smoke.MAIN for way in rows.PASSES]
     assert all(m.warm and not m.problem for g in groups for m in g.members)
     compared = json.loads((folder / "smoke-torch.json").read_text())
-    assert compared["launched"] == ["relu_triton._gate_kernel"]
+    assert compared["launched"] == ["relu_triton._relu_mask_kernel"]
     assert {row["way"] for row in compared["rows"]} == {"forward", "backward", "second"}
     assert gpu.main(["smoke-torch"], tmp_path, tiny=True) == 0
     assert (

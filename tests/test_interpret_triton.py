@@ -47,9 +47,9 @@ def test_a_kernel_that_calls_a_kernel_and_a_reduction():
 
 
 def test_language_is_put_back_after_a_launch_and_after_an_error():
-    relu_triton.gate(torch.randn(3), torch.randn(3))
+    relu_triton.relu_mask(torch.randn(3), torch.randn(3))
     before = members()
-    relu_triton.gate(torch.randn(3), torch.randn(3))
+    relu_triton.relu_mask(torch.randn(3), torch.randn(3))
     with pytest.raises(AttributeError):
         launching.launch(_wrong, [1], torch.zeros(1), 1, writes=[torch.zeros(1)])
     assert members() == before
@@ -60,7 +60,7 @@ def test_what_a_gpu_compiles_is_noted_not_interpreted():
     assert launching.interpreted(torch.device("cpu"))
     with launching.recording() as noted:
         assert not launching.interpreted(torch.device("cpu"))
-        relu_triton.gate(torch.randn(3), torch.randn(3))
+        relu_triton.relu_mask(torch.randn(3), torch.randn(3))
     assert len(noted) == 1
 
 

@@ -43,10 +43,10 @@ def test_compiling_for_a_cpu_interpreting_and_compiling_for_cuda_in_turns():
     x = torch.randn(40, 40)
     for _ in range(2):
         with gate.interpreting():
-            assert torch.equal(relu_triton.gate(x, x), x.relu())
-        assert torch.equal(relu_triton.gate(x, x), x.relu())
+            assert torch.equal(relu_triton.relu_mask(x, x), x.relu())
+        assert torch.equal(relu_triton.relu_mask(x, x), x.relu())
         with gate.recording() as launches:
-            relu_triton.gate(x, x)
+            relu_triton.relu_mask(x, x)
         assembly = begun(source(launches[0]), TARGETS["sm_90"], launches[0].warps, launches[0].stages)()
         assert "st.global" in assembly
 
@@ -87,7 +87,7 @@ def test_a_gpus_sizes_on_a_cpu():
             y = linear_triton.matmul(x, x.t(), None, None, "", False, False)
         torch.testing.assert_close(y, x @ x.t(), rtol=1e-5, atol=1e-4)
         ((grid, options),) = launched
-        return tuple(grid), {name: options[name] for name in ("BM", "BK", "BN", "WHOLE_K")}
+        return tuple(grid), {name: options[name] for name in ("BM", "BK", "BN", "FULL_K")}
 
     with gate.recording() as noted:
         linear_triton.matmul(x, x.t(), None, None, "", False, False)
@@ -177,7 +177,7 @@ def test_what_is_forgotten_is_loaded_anew(monkeypatch):
     gate.forget()
     loaded.clear()
     lab.relu(x)
-    assert loaded == ["_gate_kernel"]
+    assert loaded == ["_relu_mask_kernel"]
 
 
 def test_a_kernels_source_is_cut_out_as_inspect_would():

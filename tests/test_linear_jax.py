@@ -171,40 +171,42 @@ def test_half_precision_products_are_summed_in_float32(dtype, monkeypatch):
     assert (np.abs(np.float64(y)) <= (8 + 256) * 2.0**-24 * magnitude).all()
 
 
-@pytest.mark.parametrize(("gated", "dtype"), [(False, "float64"), (True, "float16")])
-def test_tall_column_sum_in_two_passes(gated, dtype, monkeypatch):
+@pytest.mark.parametrize(("masked", "dtype"), [(False, "float64"), (True, "float16")])
+def test_tall_column_sum_in_two_passes(masked, dtype, monkeypatch):
     grids = in_blocks_of("cuda", monkeypatch)
     rng = np.random.default_rng(0)
-    a, gate = (jnp.asarray(rng.standard_normal((1601, 130)), dtype) for _ in range(2))
-    got = jax.jit(lambda a, g: column_sum_pallas.column_sum(a, g))(a, gate if gated else None)
+    a, mask = (jnp.asarray(rng.standard_normal((1601, 130)), dtype) for _ in range(2))
+    got = jax.jit(lambda a, g: column_sum_pallas.column_sum(a, g))(a, mask if masked else None)
     assert grids == [(3, 2), (1, 2)]
     a = np.asarray(a, "float64")
-    want = np.where(np.asarray(gate) > 0, a, 0).sum(0) if gated else a.sum(0)
+    want = np.where(np.asarray(mask) > 0, a, 0).sum(0) if masked else a.sum(0)
     assert got.dtype == dtype
     assert_close(got, want, 1601)
 
 
-@pytest.mark.parametrize("turned_a", [False, True])
-@pytest.mark.parametrize("turned_b", [False, True])
-def test_every_product_in_small_blocks(turned_a, turned_b, monkeypatch):
+@pytest.mark.parametrize("transposed_a", [False, True])
+@pytest.mark.parametrize("transposed_b", [False, True])
+def test_every_product_in_small_blocks(transposed_a, transposed_b, monkeypatch):
     monkeypatch.setattr(matmul_pallas, "_tile", lambda *_: (16, 8, 16, 4, 1))
     (a, b, c), g = draw((17,), 21, 35)
-    gates = {"": None, "a": jnp.cos(9 * a), "b": jnp.cos(9 * b), "y": g}
+    masks = {"": None, "a": jnp.cos(9 * a), "b": jnp.cos(9 * b), "y": g}
 
-    def turned(t, place):
-        return t.T if t is not None and {"a": turned_a, "b": turned_b}.get(place) else t
+    def transposed(t, masked):
+        return t.T if t is not None and {"a": transposed_a, "b": transposed_b}.get(masked) else t
 
     @jax.jit
     def every():
-        a_, b_ = turned(a, "a"), turned(b, "b")
+        a_, b_ = transposed(a, "a"), transposed(b, "b")
         return {
-            (place, relu): linear_pallas.matmul(a_, b_, c, turned(gate, place), turned_a, turned_b, place, relu)
-            for place, gate in gates.items()
+            (masked, relu): linear_pallas.matmul(
+                a_, b_, c, transposed(mask, masked), transposed_a, transposed_b, masked, relu
+            )
+            for masked, mask in masks.items()
             for relu in (False, True)
         }
 
-    def expected(place, relu):
-        passed = {p: 1 if p != place or gate is None else np.where(gate > 0, 1, 0) for p, gate in gates.items()}
+    def expected(masked, relu):
+        passed = {p: 1 if p != masked or mask is None else np.where(mask > 0, 1, 0) for p, mask in masks.items()}
         z = (a * passed["a"]) @ (b * passed["b"]) + c
         return (np.maximum(z, 0) if relu else z) * passed["y"]
 

@@ -141,7 +141,7 @@ def test_lower_precision_errs_at_most_twice_as_much_as_torch(device, op, dtype, 
 
 def test_many_programs_repeat_bit_for_bit(device, op, monkeypatch):
     """Short stretches: the sum of partial sums, the same each time."""
-    monkeypatch.setattr(reduce_triton, "STRETCH", 64)
+    monkeypatch.setattr(reduce_triton, "CHUNK", 64)
     monkeypatch.setattr(reduce_triton, "block", lambda size, most, least=16: 16)
     args = drawn(device, 5, 67)
     first = op[0](*args)

@@ -148,8 +148,8 @@ PROGRAMS = {
 KERNELS = {
     "linear": ({"matmul"}, {"matmul", "column_sum"}, {"matmul", "column_sum"}),
     "linear without bias": ({"matmul"}, {"matmul"}, {"matmul"}),
-    "linear, relu": ({"matmul"}, {"matmul", "column_sum"}, {"matmul", "column_sum", "gate"}),
-    "relu": ({"gate"}, {"gate"}, {"gate"}),
+    "linear, relu": ({"matmul"}, {"matmul", "column_sum"}, {"matmul", "column_sum", "relu_mask"}),
+    "relu": ({"relu_mask"}, {"relu_mask"}, {"relu_mask"}),
     "max_pool2d": ({"max"}, {"max", "scatter"}, {"max", "scatter", "gather"}),
     "sigmoid": ({"sigmoid"}, {"sigmoid", "slope"}, {"sigmoid", "slope", "times"}),
     "tanh": ({"tanh"}, {"tanh", "slope"}, {"tanh", "slope", "times"}),

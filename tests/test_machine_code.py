@@ -116,7 +116,7 @@ def test_what_the_lab_takes_of_tritons_inside():
 def test_one_element_a_thread_is_caught(monkeypatch):
     monkeypatch.setattr(elementwise_triton, "block", lambda size, most, least=16: 128 if least == 16 else 1)
     words = broken("relu", "torch")
-    assert words == ["gate, bfloat16, sm_90: wide_share is 0"], words
+    assert words == ["relu_mask, bfloat16, sm_90: wide_share is 0"], words
 
 
 def test_a_product_without_tensor_cores_is_caught(monkeypatch, forward_alone):
@@ -178,9 +178,9 @@ def test_every_instruction_is_on_a_line_of_its_kernel(lined):
         assert code.file == f"gradlab/kernels/{file}_{'triton' if code.side == 'torch' else 'pallas'}.py"
         # Not on the line of its name alone, which is where an operation goes that has none.
         assert sum(n for line, n in code.lines.items() if line != code.line) > 0.5 * code.counts.instructions
-    gate = next(code for code in lined[0] if code.kernel == "gate")
-    text = (inspection.ROOT / gate.file).read_text().splitlines()
-    wide = [n for n in gate.lines if "tl.load" in text[n - 1] or "tl.store" in text[n - 1]]
+    found = next(code for code in lined[0] if code.kernel == "relu_mask")
+    text = (inspection.ROOT / found.file).read_text().splitlines()
+    wide = [n for n in found.lines if "tl.load" in text[n - 1] or "tl.store" in text[n - 1]]
     assert len(wide) == 3
 
 

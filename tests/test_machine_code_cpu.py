@@ -98,8 +98,8 @@ def test_a_loop_on_one_float_at_a_time_is_caught(monkeypatch):
     assert codes_of("relu", ["native"])[1] == []
     monkeypatch.setattr(elementwise_triton, "block", lambda size, most, least=16: 1)
     words = codes_of("relu", ["native"])[1]
-    assert any(w.startswith("gate, float32, native: inner_scalars is") for w in words), words
-    assert any(w.startswith("gate, float32, native: inner_width is 0") for w in words), words
+    assert any(w.startswith("relu_mask, float32, native: inner_scalars is") for w in words), words
+    assert any(w.startswith("relu_mask, float32, native: inner_width is 0") for w in words), words
 
 
 def test_rows_that_are_no_neighbours_are_caught(monkeypatch, once):

@@ -63,12 +63,12 @@ def test_a_lazy_tensor_is_read_as_it_is(device, where):
         torch.complex(x, x).conj().imag,
     ):
         if where == "input":
-            assert torch.equal(relu_triton.gate(t, t), t.resolve_neg().relu())
+            assert torch.equal(relu_triton.relu_mask(t, t), t.resolve_neg().relu())
         else:
             want = t.resolve_neg().norm().double()
             torch.testing.assert_close(norm_triton.global_norm([t, t], 1.0, None)[0], 2**0.5 * want, rtol=1e-6, atol=0)
     zeros = torch._efficientzerotensor((4, 6), device=device)
-    assert torch.equal(relu_triton.gate(zeros, zeros), torch.zeros(4, 6, device=device))
+    assert torch.equal(relu_triton.relu_mask(zeros, zeros), torch.zeros(4, 6, device=device))
 
 
 def test_half_precision_with_the_negative_bit(device):
@@ -130,15 +130,15 @@ def test_a_tensor_without_memory_is_not_written(device):
 def test_wrapped_tensors_never_lend_an_address(device):
     """What torch's dispatcher opens is right, what it hands on unopened is one line; in lists too."""
     x = torch.randn(3, 4, device=device)
-    assert torch.equal(torch.func.functionalize(lambda t: relu_triton.gate(t, t))(x), x.relu())
+    assert torch.equal(torch.func.functionalize(lambda t: relu_triton.relu_mask(t, t))(x), x.relu())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert torch.equal(torch.vmap(lambda t: relu_triton.gate(t, t))(x), x.relu())
-    assert relu_triton.gate(x.to("meta"), x.to("meta")).shape == x.shape
+        assert torch.equal(torch.vmap(lambda t: relu_triton.relu_mask(t, t))(x), x.relu())
+    assert relu_triton.relu_mask(x.to("meta"), x.to("meta")).shape == x.shape
     own = WRAPPED["own class"](x)
-    assert torch.equal(relu_triton.gate(own, own), x.relu())
+    assert torch.equal(relu_triton.relu_mask(own, own), x.relu())
     two = TwoTensor(x, -x)
-    assert torch.equal(relu_triton.gate(two, two).b, (-x).relu())
+    assert torch.equal(relu_triton.relu_mask(two, two).b, (-x).relu())
     torch.testing.assert_close(
         norm_triton.global_norm([two, two], 1.0, None).a[0], 2**0.5 * x.norm().double(), rtol=1e-6, atol=0
     )

@@ -88,7 +88,7 @@ def test_convert_keeps_the_model_and_swaps_its_layers(device, monkeypatch):
     x, t = batch(device)
     assert_equal(gradients(ours, nn.CrossEntropyLoss(), x, t), gradients(theirs, nn.CrossEntropyLoss(), x, t))
     # The layers do run hand-written kernels: without their kernels nothing comes out.
-    for module, name in ((linear_triton, "matmul"), (conv2d_triton, "forward"), (relu_triton, "gate")):
+    for module, name in ((linear_triton, "matmul"), (conv2d_triton, "forward"), (relu_triton, "relu_mask")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda *a: 1 / 0)
             with pytest.raises(ZeroDivisionError):

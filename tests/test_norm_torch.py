@@ -55,9 +55,15 @@ def test_any_largest_norm(device, max_norm):
     ("kernel", "fault"),
     [
         ("_scale_kernel", (", True) * factor, True", ", True), True")),
-        ("_scale_kernel", ("some(x_ptr, e, E, ACC, False) * factor", "some(x_ptr, e, E, ACC, False) * 0")),
-        ("_scale_kernel", ("some(x_ptr, e, E, ACC, False) * factor", "-some(x_ptr, e, E, ACC, False) * factor")),
-        ("_squares_kernel", ("sum_ += g * g", "sum_ += g")),
+        (
+            "_scale_kernel",
+            ("masked_load(x_ptr, e, E, ACC, False) * factor", "masked_load(x_ptr, e, E, ACC, False) * 0"),
+        ),
+        (
+            "_scale_kernel",
+            ("masked_load(x_ptr, e, E, ACC, False) * factor", "-masked_load(x_ptr, e, E, ACC, False) * factor"),
+        ),
+        ("_squares_kernel", ("sum_ += x * x", "sum_ += x")),
         ("_clip_kernel", ("norm = tl.sqrt(", "norm = (")),
     ],
 )

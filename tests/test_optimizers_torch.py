@@ -95,7 +95,7 @@ def test_a_parameter_given_twice_is_stepped_twice(device, name, options):
 def test_steps_of_one_parameter_are_launches_of_their_own(device, monkeypatch):
     """In one launch they would write the same memory at once."""
     launched = []
-    monkeypatch.setattr(lab.SGD, "_step_all", lambda self, columns, *rest: launched.append(list(columns[0])))
+    monkeypatch.setattr(lab.SGD, "_step_all", lambda self, tensors, *rest: launched.append(list(tensors["p"])))
     p, q = (torch.nn.Parameter(torch.zeros(2, device=device)) for _ in range(2))
     with pytest.warns(UserWarning, match="duplicate parameters"):
         optimizer = lab.SGD([p, q, p], lr=0.1)
@@ -182,7 +182,7 @@ def test_a_step_like_the_last_sees_what_was_changed(name, change):
             for p in params:
                 p.grad = torch.randn_like(p)
             if turn == 3:
-                assert module is torch.optim or optimizer._kept is not None
+                assert module is torch.optim or optimizer._cached is not None
                 _changes()[change](optimizer)
             optimizer.step()
         made.append(params)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import gradlab.torch as lab
 from gradlab.kernels.common.elementwise_triton import times
-from gradlab.kernels.relu_triton import gate
+from gradlab.kernels.relu_triton import relu_mask
 from gradlab.kernels.runtime import memory_triton as memory
 from gradlab.kernels.runtime import plans_triton
 from gradlab.kernels.runtime.plans_triton import Plan, Plans
@@ -71,9 +71,9 @@ def test_training_is_the_same_with_plans():
 def test_arguments_that_were_one_tensor_are_told_apart_later():
     x, g = torch.randn(7), torch.randn(7)
     for _ in range(3):
-        gate(x, x)
+        relu_mask(x, x)
         times(x, x)
-    torch.testing.assert_close(gate(g, x), torch.where(x > 0, g, 0.0))
+    torch.testing.assert_close(relu_mask(g, x), torch.where(x > 0, g, 0.0))
     torch.testing.assert_close(times(g, x), g * x)
 
 
@@ -116,16 +116,16 @@ def test_autocast_and_lazy_tensors_are_seen_after_plain_ones():
 
 def test_what_a_plan_follows_and_what_it_does_not():
     x, y = torch.randn(4), torch.randn(4)
-    assert called(lambda a, b: gate(a, b) + b, x, y)
-    assert called(lambda a, b: (gate(a, b).view(2, 2), b * 2), x, y)
+    assert called(lambda a, b: relu_mask(a, b) + b, x, y)
+    assert called(lambda a, b: (relu_mask(a, b).view(2, 2), b * 2), x, y)
     assert called(lambda a, *, scale: (a * scale)[1:3], x, scale=2.5)
     assert called(lambda a: None, x)
     # A value is looked at, or a random number drawn, or an argument given back.
-    assert not called(lambda a: gate(a, a) if a.sum().item() < 1e9 else a, x)
+    assert not called(lambda a: relu_mask(a, a) if a.sum().item() < 1e9 else a, x)
     assert not called(lambda a: a + 0 * torch.rand(4), x)
     assert not called(lambda a: a, x)
-    assert not called(lambda a: [gate(a, a)], x)
-    assert not called(lambda a: (gate(a, a), None), x)
+    assert not called(lambda a: [relu_mask(a, a)], x)
+    assert not called(lambda a: (relu_mask(a, a), None), x)
     assert not called(lambda a: (), x)
     assert not called(lambda a: torch.cat([a, a]), x)
     assert not called(lambda a: a.nonzero(), x)
@@ -133,19 +133,19 @@ def test_what_a_plan_follows_and_what_it_does_not():
 
 def test_large_tensors_have_no_stand_ins(monkeypatch):
     monkeypatch.setattr(plans_triton, "_LARGE", 8)
-    assert not called(lambda a: gate(a, a), torch.randn(9))
-    assert called(lambda a: gate(a, a), torch.randn(8))
+    assert not called(lambda a: relu_mask(a, a), torch.randn(9))
+    assert called(lambda a: relu_mask(a, a), torch.randn(8))
 
 
 def test_memory_that_a_function_lets_go_is_not_held_to_its_end(monkeypatch):
     monkeypatch.setattr(plans_triton, "_SCRATCH", 16)
-    assert called(lambda a: gate(gate(a, a), a), torch.randn(16))
-    assert not called(lambda a: gate(gate(gate(a, a), a), a), torch.randn(16))
+    assert called(lambda a: relu_mask(relu_mask(a, a), a), torch.randn(16))
+    assert not called(lambda a: relu_mask(relu_mask(relu_mask(a, a), a), a), torch.randn(16))
 
 
 def test_the_old_make_room_for_the_new(monkeypatch):
     monkeypatch.setattr(plans_triton, "MOST", 3)
-    plans = Plans(lambda a: gate(a, a))
+    plans = Plans(lambda a: relu_mask(a, a))
     for n in range(1, 20):
         x = torch.randn(n)
         for _ in range(3):
@@ -160,11 +160,11 @@ def test_other_threads_run_while_one_notes():
         if plans_triton.noting():
             inside.set()
             other.join()
-        return gate(a, a)
+        return relu_mask(a, a)
 
     def elsewhere():
         assert inside.wait(60)
-        seen.append((plans_triton.noting(), gate(x, x)))
+        seen.append((plans_triton.noting(), relu_mask(x, x)))
 
     other = threading.Thread(target=elsewhere)
     other.start()

@@ -213,7 +213,7 @@ print("Generating SQLite file torch.sqlite from torch.nsys-rep")
 print("Processing [torch.sqlite] with [cuda_gpu_kern_sum.py]...")
 print()
 print("Time (%),Total Time (ns),Instances,Avg (ns),Med (ns),Min (ns),Max (ns),StdDev (ns),Name")
-print("80.0,4000,2,2000.0,2000.0,1900,2100,100.0,_gate_kernel")
+print("80.0,4000,2,2000.0,2000.0,1900,2100,100.0,_relu_mask_kernel")
 print('20.0,1000,1,1000.0,1000.0,1000,1000,0.0,"void at::native::fill<int, 4>(int, float*)"')
 """
 NCU = """#!{python}
@@ -229,7 +229,7 @@ head = ["ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context
         "Device", "CC", "dram__bytes.sum", "dram__throughput.avg.pct_of_peak_sustained_elapsed",
         "gpu__time_duration.sum", "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed"]
 rows = [head, [""] * 11 + ["byte", "%", "ns", "%"]]
-about = ["1", "python", "127.0.0.1", "gradlab_gate_kernel", "1", "7", "(128, 1, 1)", "(8, 1, 1)", "0", "9.0"]
+about = ["1", "python", "127.0.0.1", "gradlab_relu_mask_kernel", "1", "7", "(128, 1, 1)", "(8, 1, 1)", "0", "9.0"]
 rows += [["0", *about, "3,000,000", "90", "1,000", "0"], ["1", *about, "1,000,000", "30", "3,000", "n/a"]]
 for row in rows:
     print(",".join('"' + cell + '"' for cell in row))
@@ -257,7 +257,7 @@ def test_nsys_is_run_on_the_steps_and_read_back(tmp_path):
     assert second.endswith("profile/relu/torch.nsys-rep")
     assert "$ nsys profile --trace=cuda,nvtx" in out
     # Of 37 elements each step holds x and y, then dy, y and dx: 3 * 5 * 37 * 4 bytes in the stand-in's 4 us.
-    assert re.search(r"_gate_kernel +2 +4 us +80.0% +0.555 +- +-", out)
+    assert re.search(r"_relu_mask_kernel +2 +4 us +80.0% +0.555 +- +-", out)
     assert re.search(r"at::native::fill<int, 4> +1 +1 us +20.0% +- +- +-", out)
     assert "a GPU's profiler sees none of them" in " ".join(out.split())
 
@@ -271,7 +271,7 @@ def test_ncu_is_run_on_the_steps_and_read_back(tmp_path):
     assert "--nvtx --nvtx-include gradlab.jax@capture --clock-control none --metrics" in first
     assert second == "ncu --import profile/relu/jax.ncu-rep --csv --page raw --print-units base"
     # Two launches: 4 MB in 4 us; percents weighted by time, 90 for a quarter and 30 for the rest; n/a is left out.
-    assert re.search(r"gradlab_gate_kernel +2 +4 us +100.0% +1000 +45.0 +0.0", out)
+    assert re.search(r"gradlab_relu_mask_kernel +2 +4 us +100.0% +1000 +45.0 +0.0", out)
 
 
 def test_nsys_knows_bytes_from_the_ranges_and_the_peak_from_a_copy():

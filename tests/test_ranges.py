@@ -190,7 +190,7 @@ SECOND = BACK.replace("backward", "second")
         ("compiled forward", ["matmul_kernel forward"]),
         ("compiled backward", ["matmul_kernel backward", "matmul_kernel backward", "column_sum_kernel backward"]),
         ("off", []),
-        ("on again", ["relu forward [gate_kernel forward]"]),
+        ("on again", ["relu forward [relu_mask_kernel forward]"]),
     ],
 )
 def test_torch_opens_a_range_for_each_op_and_in_it_for_each_kernel(torch_ranges, section, inside):

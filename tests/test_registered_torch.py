@@ -44,7 +44,7 @@ def samples(device):
     return {
         "matmul": [(x, w, b, None, "", True, False), (x, w, None, r(5, 3), "y", False, True), (x, w, None, x, "a", False, False), (r(2, 5, 4), w.expand(2, 4, 3), r(2, 3), None, "", True, True)],
         "column_sum": [(x, None), (x, r(5, 4)), (r(2, 5, 4), None)],
-        "gate": [(x, x), (r(()).expand(5, 4), r(4, 5).t())],
+        "relu_mask": [(x, x), (r(()).expand(5, 4), r(4, 5).t())],
         "conv2d": [(image, window, b, None, geometry, True, False), (image, window, None, r(2, 3, 3, 2), geometry, False, True)],
         "conv2d_dgrad": [(r(2, 3, 3, 2), window, None, geometry, True), (r(2, 3, 3, 2), window, r(2, 3, 3, 2), geometry, False)],
         "conv2d_wgrad": [(r(2, 3, 3, 2), image, r(2, 3, 3, 2), geometry, False)],

@@ -68,7 +68,7 @@ def test_kink_infinities_and_nan():
 def test_blocks_of(platform, blocks_of):
     grids = blocks_of(platform, elementwise_pallas)
     x, g = draw((3, 70, 300))
-    got = jax.jit(lambda x, g: relu_pallas.gate(x, g))(x, g)
+    got = jax.jit(lambda x, g: relu_pallas.relu_mask(x, g))(x, g)
     assert math.prod(grids[0]) > 1
     assert_same(got, jnp.where(g > 0, x, 0))
 

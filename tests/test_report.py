@@ -66,7 +66,9 @@ def test_every_stage_leaves_its_data(collected):
         *((side, "forward", n) for side in SIDES for n in (4, 16, 64)),
         *((side, "backward", 64) for side in SIDES),
     }
-    assert {(k["side"], k["kernel"], k["arch"]) for k in data.kernels} == {(side, "gate", "sm_90") for side in SIDES}
+    assert {(k["side"], k["kernel"], k["arch"]) for k in data.kernels} == {
+        (side, "relu_mask", "sm_90") for side in SIDES
+    }
     assert all(sum(line["count"] for f in k["source"] for line in f) > 0 for k in data.kernels)
     assert data.bounds
     assert not any(p["broken"] for p in data.bounds)

@@ -35,7 +35,7 @@ class AdamState(NamedTuple):
 def _step_rule(p, g, m, v, x, lr, scalars, update):
     """(p', m', v', x') of one step, in new memory; no x' without x.
 
-    `update`: p' - p in place of p'; p may be None then, where no decay needs it.
+    With `update` the result is p' - p in place of p', and p may be None if there is no decay.
     """
     return tuple(kernels.adam(p, g, m, v, x, None, lr, scalars, update))
 
@@ -44,13 +44,13 @@ def _step_fwd(p, g, m, v, x, lr, scalars, update):
     return step(p, g, m, v, x, lr, scalars, update), (p, g, m, v, x, lr, scalars)
 
 
-def _step_bwd(update, kept, cotangents):
-    p, g, m, v, x, lr, scalars = kept
+def _step_bwd(update, saved, cotangents):
+    p, g, m, v, x, lr, scalars = saved
     cp, cm, cv, cx = (*cotangents, None)[:4]
     found = list(pullback(p, g, m, v, x, lr, cp, cm, cv, cx, scalars, update))
     dp = None if p is None else found.pop(0)
     dx = None if x is None else found[3]
-    # Zeros, not None: they reach `fixed` when a scalar is differentiated, and only then.
+    # Zeros, not None, so that `fixed` refuses the derivative by a scalar.
     return dp, *found[:3], dx, found[-1].astype(lr.dtype), jnp.zeros_like(scalars)
 
 
@@ -62,7 +62,7 @@ step = compiled(_step_rule, static_argnums=7)
 def _pullback_rule(p, g, m, v, x, lr, cp, cm, cv, cx, scalars, update):
     """(dp, dg, dm, dv, dx, dlr) for the cotangents of p', m', v', x'; without elements where there is no x or lr.
 
-    Here without dp and dx, and with dlr always, which a program leaves out where nobody asks.
+    In jax dp and dx are left out without p and x; dlr is always there, and dead code if unused.
     """
     return tuple(kernels.adam_pullback(p, g, m, v, x, lr, cp, cm, cv, cx, scalars, update))
 
@@ -76,7 +76,7 @@ pullback = compiled(_pullback_rule, static_argnums=11)
 
 fixed = optimizer.fixed("adam_step: no derivative for b1, b2, eps, eps_root or weight_decay")
 
-# What is rounded, guarded or scaled has its step alone.
+# A step with rounding, a guard or a scale has no derivative.
 plain_step = compiled(
     optimizer.without_derivative(
         lambda p, g, m, v, x, w, lr, scalars, key, guarded: tuple(
@@ -97,11 +97,11 @@ def adam_init(
     Args:
         params: a tree of arrays of the lab's floating dtypes.
         amsgrad: whether to keep the largest second moment, too.
-        mu_dtype: of the first moment, which is rounded to nearest; the parameter's when not given.
+        mu_dtype: dtype of the first moment, which is rounded to nearest; None for the parameter's.
         master_weights, state_dtype: as in `adam_step`.
 
     Raises:
-        TypeError: a parameter that is not such an array, a dtype that is not wanted.
+        TypeError: a parameter that is not such an array, a mu_dtype that is not one of these dtypes.
     """
     if state_dtype is not None and mu_dtype is not None:
         refuse("adam_init", "mu_dtype", mu_dtype, "None beside a state_dtype")
@@ -126,36 +126,36 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
               master_weights: bool = False, state_dtype: Any = None, seed: int | jax.Array = 0,
               grad_scale: jax.Array | None = None, found_inf: jax.Array | None = None,
               max_norm: float | jax.Array | None = None) -> tuple[Any, AdamState]:  # fmt: skip
-    """One whole step: parameters and moments updated in one pass over each array; amsgrad's where the state has nu_max.
+    """One step: parameters and moments updated in one pass over each array; with amsgrad if the state has nu_max.
 
     Args:
         params, grads: trees of the same structure, shapes and dtypes.
-        state: of `adam_init(params)`, or of the step before. Under a jit that donates params and state, the new ones
-            take their memory.
-        learning_rate: a number, an array of one, read by the kernel and with a derivative, or a schedule of the steps
-            taken.
+        state: from `adam_init(params)`, or from the step before. Under a jit that donates params and state, the step
+            is in place.
+        learning_rate: a number, a scalar array, which has a derivative, or a schedule of the number of steps taken.
         b1, b2, eps, eps_root: as in `adam`.
         weight_decay: added to the gradient, times the parameter.
         decoupled: weight decay as in `adamw`.
-        maximize: steps up the gradient.
+        maximize: ascend the gradient.
         corrected_max: whether amsgrad takes its maximum after the bias correction, as optax does, or before, as torch.
-        master_weights: parameters of half precision are what float32 weights in the state round to. A parameter that
-            is not was changed by somebody else, and is what is stepped.
-        state_dtype: of the moments, float32 or bfloat16, the latter with stochastic rounding; as the parameters,
-            or as their master weights, when None.
-        seed: a number, or a key of jax's, for that rounding; the same one gives the same bits.
-        grad_scale: an array of one number that the gradients were multiplied by; they are divided by it.
-        found_inf: an array of one number; where it is not 0 nothing changes, and no step is counted.
-        max_norm: gradients are taken times min(1, max_norm / (their norm over the tree, without grad_scale)), as
-            `clip_by_global_norm` has it, in the pass that reads them anyway.
+        master_weights: half-precision parameters have float32 master weights in the state, which they round. A
+            parameter
+            that differs from its rounded master was changed outside of the optimizer: it becomes the master.
+        state_dtype: dtype of the moments, float32 or bfloat16, the latter with stochastic rounding; None for that of
+            the parameters, or of their master weights.
+        seed: a number, or a jax key, for that rounding; the same seed gives the same bits.
+        grad_scale: a scalar array, the factor that the gradients were multiplied by; they are divided by it.
+        found_inf: a scalar array; if it is not 0, nothing changes and no step is counted.
+        max_norm: gradients are clipped to this norm over the tree (without grad_scale), as in `clip_by_global_norm`,
+            in the pass that reads them anyway.
 
     Returns:
         The new parameters and state; differentiable once with respect to params, grads, moments and the learning rate,
-        unless one of the last six options is there. Where the two of a maximum are equal, each takes half of the
-        derivative; where the root is of 0, 0 is taken for its derivative.
+        unless one of the last six options is given. Where amsgrad's maximum is of equal numbers, each gets half of
+        the derivative; the derivative of the square root at 0 is 0.
 
     Raises:
-        ValueError: trees or shapes that differ, options that the state was not made for.
+        ValueError: trees or shapes that differ, a state that was made for other options.
         TypeError: dtypes that differ or are not floating.
         NotImplementedError: a second derivative, or one with respect to another scalar option.
     """
@@ -177,8 +177,10 @@ def adam_step(params: Any, grads: Any, state: AdamState, *,
     dtype = _state_dtype("adam_step", state_dtype)
     mastered = bool(jax.tree.leaves(state.master))
     if mastered != (master_weights and any(map(_half, jax.tree.leaves(params)))):
-        came = "there without master_weights" if mastered else "None with master_weights"
-        refuse("adam_step", "state.master", came, "the state of adam_init(params, master_weights=...) of the same word")
+        came = "given without master_weights" if mastered else "None with master_weights"
+        refuse(
+            "adam_step", "state.master", came, "the state of adam_init(params, master_weights=...) with the same value"
+        )
     if plain:
         return over_leaves("adam_step", params, grads, state, learning_rate, options)
     structure, rows = _columns("adam_step", params, grads, state, dtype, master_weights)
@@ -213,18 +215,18 @@ def over_leaves(
     update: bool = False,
     decayed: Any = None,
 ) -> tuple[Any, AdamState]:
-    """The plain step of every leaf; `update`: p' - p in place of p', params None without decay.
+    """The step of every leaf, without rounding, guard or scale; `update`: p' - p in place of p', params may be None.
 
-    `decayed` is a list of whether each leaf's weight decays; all do when it is None.
+    `decayed` lists whether each leaf has weight decay; None: all.
     """
     structure, rows = _columns(op, params, grads, state, None, False)
     lr, count = optimizer.rate(learning_rate, state.count), optimizer.following(state.count)
     numbers: dict[Any, Any] = {}
     new = []
     for (g, p, m, v, *x), decays in zip(rows, decayed or [True] * len(rows), strict=True):
-        kept = options if decays else options | {"weight_decay": 0.0}
+        leaf_options = options if decays else options | {"weight_decay": 0.0}
         if (g.dtype, decays) not in numbers:
-            one, scalars = _numbers(op, lr, count, g.dtype, kept)
+            one, scalars = _numbers(op, lr, count, g.dtype, leaf_options)
             numbers[g.dtype, decays] = one, fixed(scalars)
         row = step(None if params is None else p, g, m, v, x[0] if x else None, *numbers[g.dtype, decays], update)
         new.append(optimizer.parted((p, m, v, *x), row))
@@ -242,9 +244,9 @@ def _numbers(op: str, lr: Any, count: jax.Array, dtype: Any, options: dict[str, 
 def _columns(
     op: str, params: Any, grads: Any, state: AdamState, dtype: Any, mastered: bool
 ) -> tuple[Any, list[tuple[jax.Array, ...]]]:
-    """The structure of grads, and (g, p, m, v) or (g, p, m, v, x) of each leaf, in the dtypes that the words ask for.
+    """The structure of grads, and (g, p, m, v) or (g, p, m, v, x) of each leaf, with dtypes as the options demand.
 
-    The first moment may have one of its own, unless it is rounded stochastically.
+    The first moment may have a dtype of its own, unless it is rounded stochastically.
     """
     trees = {"params": grads if params is None else params, "state.mu": state.mu, "state.nu": state.nu}
     if state.nu_max is not None:

@@ -18,7 +18,7 @@ class AdamStep(Function):
 
     @staticmethod
     def forward(p, g, m, v, x, lr, scalars):
-        # Each mapped step has a learning rate of its own, and is a row of the launch.
+        # A mapped step has a learning rate of its own, and is one tensor of the launch.
         mapped = 0 if lr is None else lr.ndim
         ps, gs, ms, vs, xs = ([] if t is None else _rows(t, mapped) for t in (p, g, m, v, x))
         lrs = [] if lr is None else lr.reshape(len(ps)).unbind()
@@ -36,7 +36,7 @@ class AdamStep(Function):
     @staticmethod
     def backward(ctx, cp, cm, cv, cx=None):
         p, g, m, v, x, lr = ctx.saved_tensors
-        # A number's derivative is nobody's; a rate that asks for none is read by the kernel all the same.
+        # A plain number has no derivative; the kernel reads a rate also if its derivative is not needed.
         *four, dx, dlr = AdamStepBackward.apply(p, g, m, v, x, lr, cp, cm, cv, cx, ctx.scalars)
         return *four, None if x is None else dx, None if lr is None else dlr, None
 
@@ -47,7 +47,7 @@ class AdamStep(Function):
 
 
 def _rows(t: torch.Tensor, axes: int) -> list[torch.Tensor]:
-    """Copies of the tensor's parts along its first axes, each without gaps."""
+    """Contiguous copies of the tensor's slices along its first `axes` axes."""
     parts = t.flatten(0, axes - 1).unbind() if axes else (t,)
     return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
@@ -93,7 +93,7 @@ def adam_step(
 ) -> tuple[torch.Tensor, ...]:
     """One step of Adam as a function: (p', m', v') of p, g, m, v, or with amsgrad's x (p', m', v', x').
 
-    Inputs are not changed. x' = max(x, v') before the bias correction, as torch.optim has it.
+    Inputs are not changed. x' = max(x, v') before the bias correction, as in torch.optim.
 
     Args:
         param, grad, exp_avg, exp_avg_sq: any one shape, any strides; one of float64, float32, float16, bfloat16.
@@ -106,7 +106,7 @@ def adam_step(
 
     Returns:
         The new parameter and moments; differentiable once with respect to all tensors, the learning rate too. Where
-        x = v' each takes half of the derivative; where the root is of 0, 0 is taken for its derivative.
+        x = v' each gets half of the derivative; the derivative of the square root at 0 is 0.
 
     Raises:
         ValueError: shapes that differ, another device, a step below 1.

@@ -24,16 +24,16 @@ def adam(
 ) -> GradientTransformation:
     """Adam as a gradient transformation; a hand-written `optax.adam`.
 
-    update = -lr / (1 - b1^s) m' / (sqrt(v' / (1 - b2^s) + eps_root) + eps) (gradlab/kernels/adam.py has the whole).
+    update = -lr / (1 - b1^s) m' / (sqrt(v' / (1 - b2^s) + eps_root) + eps) (gradlab/kernels/adam.py has all formulas).
 
     Args:
         learning_rate: a number, an array, or a schedule of the steps taken; a run-time value.
         b1, b2, eps, eps_root: as optax takes them, run-time values too.
-        mu_dtype: of the first moment, the parameter's when None; the update is of the moment before it is rounded.
+        mu_dtype: dtype of the first moment, None for the parameter's; the update uses the moment before rounding.
         nesterov: refused unless false.
 
     Returns:
-        `init` and `update`, which optax.chain, optax.apply_updates and jax.jit take as their own.
+        `init` and `update`, for optax.chain, optax.apply_updates and jax.jit.
 
     Raises:
         ValueError: nesterov.
@@ -61,9 +61,9 @@ def adamw(
 
     Args:
         learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov: as in `adam`.
-        weight_decay: times the learning rate and the parameter, taken off it; may be a schedule of the steps taken.
-        mask: a tree of booleans, like the parameters or their beginning, of what decays, or a function that gives it
-            for the gradients; None: all.
+        weight_decay: p' loses lr weight_decay p; may be a schedule of the number of steps taken.
+        mask: which parameters decay: a tree of booleans, a prefix of the parameters' tree, or a function from the
+            gradients to one; None: all.
 
     Returns:
         `init` and `update`, which needs the parameters: without them it raises a ValueError.
@@ -89,7 +89,7 @@ def amsgrad(
 
     Args:
         learning_rate, b1, b2, eps, eps_root, mu_dtype: as in `adam`.
-        bias_correction_mu, bias_correction_nu: whether m' and v' are divided by 1 - b^s at all.
+        bias_correction_mu, bias_correction_nu: whether m' and v' are divided by 1 - b^s.
 
     Returns:
         `init` and `update`, as those of `adam`; the state has nu_max.
@@ -141,13 +141,13 @@ def _transformation(
 
 
 def _decayed(mask: Any, grads: Any) -> list[bool] | None:
-    """For each leaf of the gradients what the mask says of it or of the tree around it."""
+    """For each leaf of the gradients the value of the mask at it or at a tree around it."""
     if mask is None:
         return None
-    said = mask(grads) if callable(mask) else mask
+    given = mask(grads) if callable(mask) else mask
     try:
-        spread = jax.tree.map(lambda here, part: jax.tree.map(lambda _: bool(here), part), said, grads)
+        spread = jax.tree.map(lambda here, part: jax.tree.map(lambda _: bool(here), part), given, grads)
     except ValueError:
-        tree = jax.tree.structure(said)
+        tree = jax.tree.structure(given)
         refuse("adamw", "the tree of mask", tree, f"{jax.tree.structure(grads)} like grads, or its beginning")
     return jax.tree.leaves(spread)

@@ -1,4 +1,4 @@
-"""binary_cross_entropy_with_logits for jax: kept are the inputs; each derivative is one more kernel of the family."""
+"""binary_cross_entropy_with_logits for jax: the inputs are saved; each derivative is another kernel of the family."""
 
 import functools
 
@@ -26,8 +26,8 @@ def _losses_fwd(x, t, w, p, den):
     return losses(x, t, w, p, den), (x, t, w, p)
 
 
-def _losses_bwd(den, kept, dy):
-    x, t, w, p = kept
+def _losses_bwd(den, saved, dy):
+    x, t, w, p = saved
     spread = jnp.broadcast_to(dy, x.shape)
     dx, dt = (derivative(spread, x, t, w, p, j, 1 - j, den) for j in (1, 0))
     return dx, dt, None, None
@@ -47,8 +47,8 @@ def _derivative_fwd(c, x, t, w, p, j, k, den):
     return derivative(c, x, t, w, p, j, k, den), (c, x, t, w, p)
 
 
-def _derivative_bwd(j, k, den, kept, u):
-    c, x, t, w, p = kept
+def _derivative_bwd(j, k, den, saved, u):
+    c, x, t, w, p = saved
     if j == 2:
         raise NotImplementedError(f"{_OP}: its third derivative is not implemented, wanted order 1 or 2")
     both = u if c is None else times(u, c)

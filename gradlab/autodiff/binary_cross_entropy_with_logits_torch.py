@@ -1,4 +1,4 @@
-"""binary_cross_entropy_with_logits for torch: kept are the inputs; each derivative is one more kernel of the family."""
+"""binary_cross_entropy_with_logits for torch: the inputs are saved; each derivative is another kernel of the family."""
 
 import torch
 
@@ -17,12 +17,12 @@ _OP = "binary_cross_entropy_with_logits"
 class BinaryCrossEntropyWithLogits(Function):
     """y = the sum of w G00, over den.
 
-    Summed are all but the first `keep` axes, which mapped axes become.
+    The sum is over all but the first `batch_axes` axes, which hold mapped axes.
     """
 
     @staticmethod
-    def forward(x, t, w, p, keep, den):
-        return kernels.losses(x, t, w, p, keep, den)
+    def forward(x, t, w, p, batch_axes, den):
+        return kernels.losses(x, t, w, p, batch_axes, den)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -39,9 +39,9 @@ class BinaryCrossEntropyWithLogits(Function):
         return dx, dt, None, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, x, t, w, p, keep, den):
+    def vmap(info, in_dims, x, t, w, p, batch_axes, den):
         tensors = in_front(info.batch_size, in_dims[:4], (x, t, w, p))
-        return BinaryCrossEntropyWithLogits.apply(*tensors, keep + 1, den), 0
+        return BinaryCrossEntropyWithLogits.apply(*tensors, batch_axes + 1, den), 0
 
 
 class BinaryCrossEntropyWithLogitsDerivative(Function):

@@ -11,28 +11,28 @@ from gradlab.autodiff.arguments.arrays_jax import as_arrays
 from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments.window_jax import borders, steps, whole
 from gradlab.autodiff.frameworks.ranges_jax import public
-from gradlab.autodiff.relu_jax import gated
+from gradlab.autodiff.relu_jax import relu_mask
 from gradlab.kernels import conv2d_pallas as kernels
 from gradlab.kernels.common.window import Geometry
 from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _forward_rule(x, w, bias, gate, geometry, relu):
-    """y[B F P Q] = the correlation of x with w, plus bias, then relu; 0 where gate <= 0."""
-    return kernels.forward(x, w, bias, gate, geometry, relu)
+def _forward_rule(x, w, bias, mask, geometry, relu):
+    """y[B F P Q] = the correlation of x with w, plus bias, then relu; 0 where mask <= 0."""
+    return kernels.forward(x, w, bias, mask, geometry, relu)
 
 
-def _forward_fwd(x, w, bias, gate, geometry, relu):
-    y = forward(x, w, bias, gate, geometry, relu)
-    # A fused relu is a gate on y whose sign y itself carries.
-    return y, (x, w, bias, y if relu else gate)
+def _forward_fwd(x, w, bias, mask, geometry, relu):
+    y = forward(x, w, bias, mask, geometry, relu)
+    # With a fused relu, y is its own mask.
+    return y, (x, w, bias, y if relu else mask)
 
 
-def _forward_bwd(geometry, relu, kept, dy):
-    x, w, bias, gate = kept
-    dbias = None if bias is None else bias_sum(dy, gate)
-    return dgrad(dy, w, gate, geometry), wgrad(dy, x, gate, geometry), dbias, None
+def _forward_bwd(geometry, relu, saved, dy):
+    x, w, bias, mask = saved
+    dbias = None if bias is None else bias_sum(dy, mask)
+    return dgrad(dy, w, mask, geometry), wgrad(dy, x, mask, geometry), dbias, None
 
 
 _forward_rule.defvjp(_forward_fwd, _forward_bwd)
@@ -40,18 +40,18 @@ forward = compiled(_forward_rule, static_argnums=(4, 5))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _dgrad_rule(dy, w, gate, geometry):
-    """dx[B C H W] of the cotangent dy, zeros in place of dy where gate <= 0."""
-    return kernels.dgrad(dy, w, gate, geometry)
+def _dgrad_rule(dy, w, mask, geometry):
+    """dx[B C H W] of the cotangent dy, zeros in place of dy where mask <= 0."""
+    return kernels.dgrad(dy, w, mask, geometry)
 
 
-def _dgrad_fwd(dy, w, gate, geometry):
-    return dgrad(dy, w, gate, geometry), (dy, w, gate)
+def _dgrad_fwd(dy, w, mask, geometry):
+    return dgrad(dy, w, mask, geometry), (dy, w, mask)
 
 
-def _dgrad_bwd(geometry, kept, u):
-    dy, w, gate = kept
-    return forward(u, w, None, gate, geometry, False), wgrad(dy, u, gate, geometry), None
+def _dgrad_bwd(geometry, saved, u):
+    dy, w, mask = saved
+    return forward(u, w, None, mask, geometry, False), wgrad(dy, u, mask, geometry), None
 
 
 _dgrad_rule.defvjp(_dgrad_fwd, _dgrad_bwd)
@@ -59,18 +59,18 @@ dgrad = compiled(_dgrad_rule, static_argnums=(3,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _wgrad_rule(dy, x, gate, geometry):
-    """dw[F D R S] of the cotangent dy, zeros in place of dy where gate <= 0."""
-    return kernels.wgrad(dy, x, gate, geometry)
+def _wgrad_rule(dy, x, mask, geometry):
+    """dw[F D R S] of the cotangent dy, zeros in place of dy where mask <= 0."""
+    return kernels.wgrad(dy, x, mask, geometry)
 
 
-def _wgrad_fwd(dy, x, gate, geometry):
-    return wgrad(dy, x, gate, geometry), (dy, x, gate)
+def _wgrad_fwd(dy, x, mask, geometry):
+    return wgrad(dy, x, mask, geometry), (dy, x, mask)
 
 
-def _wgrad_bwd(geometry, kept, v):
-    dy, x, gate = kept
-    return forward(x, v, None, gate, geometry, False), dgrad(dy, v, gate, geometry), None
+def _wgrad_bwd(geometry, saved, v):
+    dy, x, mask = saved
+    return forward(x, v, None, mask, geometry, False), dgrad(dy, v, mask, geometry), None
 
 
 _wgrad_rule.defvjp(_wgrad_fwd, _wgrad_bwd)
@@ -78,20 +78,20 @@ wgrad = compiled(_wgrad_rule, static_argnums=(3,))
 
 
 @jax.custom_vjp
-def _bias_sum_rule(dy, gate):
-    """db[F] = sum over B, P and Q of dy, zeros where gate <= 0. Linear: its pullback is a gated broadcast."""
-    return kernels.bias_sum(dy, gate)
+def _bias_sum_rule(dy, mask):
+    """db[F] = sum over B, P and Q of dy, zeros where mask <= 0. Linear: its pullback is a masked broadcast."""
+    return kernels.bias_sum(dy, mask)
 
 
-def _bias_sum_fwd(dy, gate):
+def _bias_sum_fwd(dy, mask):
     # An array without elements remembers the shape for one that nothing else needs.
-    return bias_sum(dy, gate), (jnp.empty((*dy.shape, 0), dy.dtype), gate)
+    return bias_sum(dy, mask), (jnp.empty((*dy.shape, 0), dy.dtype), mask)
 
 
-def _bias_sum_bwd(kept, v):
-    shape, gate = kept
+def _bias_sum_bwd(saved, v):
+    shape, mask = saved
     everywhere = jnp.broadcast_to(v, shape.shape[:4])
-    return everywhere if gate is None else gated(everywhere, gate), None
+    return everywhere if mask is None else relu_mask(everywhere, mask), None
 
 
 _bias_sum_rule.defvjp(_bias_sum_fwd, _bias_sum_bwd)
@@ -120,7 +120,7 @@ def conv2d(
         padding: zeros around the image: "SAME" (P = H / stride, rounded up; the odd row goes behind), "VALID" (none), a
             number, one for rows and one for columns, or ((top, bottom), (left, right)).
         dilation: pixels from tap to tap: a number or a pair.
-        groups: how many parts of the channels are kept apart; C of them is a depthwise convolution.
+        groups: how many parts of the channels are saved apart; C of them is a depthwise convolution.
         activation: "relu" fuses max(y, 0) into the same kernel, forward and backward.
             All arrays of one dtype (float64, float32, float16, bfloat16). Sums are carried in float32 or better,
             never in TF32.

@@ -16,112 +16,112 @@ from gradlab.kernels.common.window import Geometry, pads
 
 
 class Conv2d(Function):
-    """y[B F P Q] = the correlation of x with w, plus bias, then relu; 0 where gate <= 0."""
+    """y[B F P Q] = the correlation of x with w, plus bias, then relu; 0 where mask <= 0."""
 
     @staticmethod
-    def forward(x, w, bias, gate, geometry, relu):
-        return kernels.forward(x, w, bias, gate, geometry, relu, lies_channels_last(x) or lies_channels_last(w))
+    def forward(x, w, bias, mask, geometry, relu):
+        return kernels.forward(x, w, bias, mask, geometry, relu, lies_channels_last(x) or lies_channels_last(w))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, w, _, gate, ctx.geometry, relu = inputs
-        # A fused relu is a gate on y whose sign y itself carries.
-        ctx.save_for_backward(x, w, output if relu else gate)
+        x, w, _, mask, ctx.geometry, relu = inputs
+        # With a fused relu, y is its own mask.
+        ctx.save_for_backward(x, w, output if relu else mask)
         # Asked in the backward, dynamo copies the cotangent first, and export with dynamic sizes fails.
         ctx.last = lies_channels_last(x), lies_channels_last(w)
 
     @staticmethod
     def backward(ctx, dy):
-        x, w, gate = ctx.saved_tensors
+        x, w, mask = ctx.saved_tensors
         need_x, need_w, need_bias, *_ = ctx.needs_input_grad
-        dx = Conv2dDgrad.apply(dy, w, gate, ctx.geometry, ctx.last[0]) if need_x else None
-        dw = Conv2dWgrad.apply(dy, x, gate, ctx.geometry, ctx.last[1]) if need_w else None
-        db = Conv2dBiasGrad.apply(dy, gate) if need_bias else None
+        dx = Conv2dDgrad.apply(dy, w, mask, ctx.geometry, ctx.last[0]) if need_x else None
+        dw = Conv2dWgrad.apply(dy, x, mask, ctx.geometry, ctx.last[1]) if need_w else None
+        db = Conv2dBiasGrad.apply(dy, mask) if need_bias else None
         return dx, dw, db, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, x, w, bias, gate, geometry, relu):
+    def vmap(info, in_dims, x, w, bias, mask, geometry, relu):
         Z, one_x, one_w = info.batch_size, in_dims[0] is None, in_dims[1:3] == (None, None)
         if one_w:
-            x, gate = as_images(*in_front(Z, (in_dims[0], in_dims[3]), (x, gate)))
-            return from_images(Conv2d.apply(x, w, bias, gate, geometry, relu), Z), 0
+            x, mask = as_images(*in_front(Z, (in_dims[0], in_dims[3]), (x, mask)))
+            return from_images(Conv2d.apply(x, w, bias, mask, geometry, relu), Z), 0
         groups = Geometry.of(geometry).groups if one_x else 1
-        w, bias, gate = in_front(Z, in_dims[1:4], (w, bias, gate))
+        w, bias, mask = in_front(Z, in_dims[1:4], (w, bias, mask))
         if not one_x:
             x, geometry = inside(x.movedim(in_dims[0], 0), 1, 1), more_groups(geometry, Z)
-        y = Conv2d.apply(x, inside(w, 0, groups), inside(bias, 0, groups), inside(gate, 1, groups), geometry, relu)
+        y = Conv2d.apply(x, inside(w, 0, groups), inside(bias, 0, groups), inside(mask, 1, groups), geometry, relu)
         return outside(y, Z, 1, groups), 0
 
 
 class Conv2dDgrad(Function):
-    """dx[B C H W] of the cotangent dy, zeros in place of dy where gate <= 0."""
+    """dx[B C H W] of the cotangent dy, zeros in place of dy where mask <= 0."""
 
     @staticmethod
-    def forward(dy, w, gate, geometry, channels_last):
-        return kernels.dgrad(dy, w, gate, geometry, channels_last)
+    def forward(dy, w, mask, geometry, channels_last):
+        return kernels.dgrad(dy, w, mask, geometry, channels_last)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        dy, w, gate, ctx.geometry, _ = inputs
-        ctx.save_for_backward(dy, w, gate)
+        dy, w, mask, ctx.geometry, _ = inputs
+        ctx.save_for_backward(dy, w, mask)
 
     @staticmethod
     def backward(ctx, u):
-        dy, w, gate = ctx.saved_tensors
+        dy, w, mask = ctx.saved_tensors
         need_dy, need_w, *_ = ctx.needs_input_grad
-        ddy = Conv2d.apply(u, w, None, gate, ctx.geometry, False) if need_dy else None
-        dw = Conv2dWgrad.apply(dy, u, gate, ctx.geometry, lies_channels_last(w)) if need_w else None
+        ddy = Conv2d.apply(u, w, None, mask, ctx.geometry, False) if need_dy else None
+        dw = Conv2dWgrad.apply(dy, u, mask, ctx.geometry, lies_channels_last(w)) if need_w else None
         return ddy, dw, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, dy, w, gate, geometry, channels_last):
+    def vmap(info, in_dims, dy, w, mask, geometry, channels_last):
         Z, one_w = info.batch_size, in_dims[1] is None
-        dy, gate = in_front(Z, (in_dims[0], in_dims[2]), (dy, gate))
+        dy, mask = in_front(Z, (in_dims[0], in_dims[2]), (dy, mask))
         if one_w:
-            dy, gate = as_images(dy, gate)
-            return from_images(Conv2dDgrad.apply(dy, w, gate, geometry, channels_last), Z), 0
+            dy, mask = as_images(dy, mask)
+            return from_images(Conv2dDgrad.apply(dy, w, mask, geometry, channels_last), Z), 0
         w, geometry = inside(w.movedim(in_dims[1], 0), 0, 1), more_groups(geometry, Z)
-        dx = Conv2dDgrad.apply(inside(dy, 1, 1), w, inside(gate, 1, 1), geometry, channels_last)
+        dx = Conv2dDgrad.apply(inside(dy, 1, 1), w, inside(mask, 1, 1), geometry, channels_last)
         return outside(dx, Z, 1, 1), 0
 
 
 class Conv2dWgrad(Function):
-    """dw[F D R S] of the cotangent dy, zeros in place of dy where gate <= 0."""
+    """dw[F D R S] of the cotangent dy, zeros in place of dy where mask <= 0."""
 
     @staticmethod
-    def forward(dy, x, gate, geometry, channels_last):
-        return kernels.wgrad(dy, x, gate, geometry, channels_last)
+    def forward(dy, x, mask, geometry, channels_last):
+        return kernels.wgrad(dy, x, mask, geometry, channels_last)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        dy, x, gate, ctx.geometry, _ = inputs
-        ctx.save_for_backward(dy, x, gate)
+        dy, x, mask, ctx.geometry, _ = inputs
+        ctx.save_for_backward(dy, x, mask)
 
     @staticmethod
     def backward(ctx, v):
-        dy, x, gate = ctx.saved_tensors
+        dy, x, mask = ctx.saved_tensors
         need_dy, need_x, *_ = ctx.needs_input_grad
-        ddy = Conv2d.apply(x, v, None, gate, ctx.geometry, False) if need_dy else None
-        dx = Conv2dDgrad.apply(dy, v, gate, ctx.geometry, lies_channels_last(x)) if need_x else None
+        ddy = Conv2d.apply(x, v, None, mask, ctx.geometry, False) if need_dy else None
+        dx = Conv2dDgrad.apply(dy, v, mask, ctx.geometry, lies_channels_last(x)) if need_x else None
         return ddy, dx, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, dy, x, gate, geometry, channels_last):
+    def vmap(info, in_dims, dy, x, mask, geometry, channels_last):
         Z, one_x = info.batch_size, in_dims[1] is None
         groups = Geometry.of(geometry).groups if one_x else 1
-        dy, gate = in_front(Z, (in_dims[0], in_dims[2]), (dy, gate))
+        dy, mask = in_front(Z, (in_dims[0], in_dims[2]), (dy, mask))
         if not one_x:
             x, geometry = inside(x.movedim(in_dims[1], 0), 1, 1), more_groups(geometry, Z)
-        dw = Conv2dWgrad.apply(inside(dy, 1, groups), x, inside(gate, 1, groups), geometry, channels_last)
+        dw = Conv2dWgrad.apply(inside(dy, 1, groups), x, inside(mask, 1, groups), geometry, channels_last)
         return outside(dw, Z, 0, groups), 0
 
 
 class Conv2dBiasGrad(Function):
-    """db[F] = sum over B, P and Q of dy, zeros where gate <= 0. Linear: its pullback is a gated broadcast."""
+    """db[F] = sum over B, P and Q of dy, zeros where mask <= 0. Linear: its pullback is a masked broadcast."""
 
     @staticmethod
-    def forward(dy, gate):
-        return kernels.bias_sum(dy, gate)
+    def forward(dy, mask):
+        return kernels.bias_sum(dy, mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -130,14 +130,14 @@ class Conv2dBiasGrad(Function):
 
     @staticmethod
     def backward(ctx, db):
-        (gate,) = ctx.saved_tensors
+        (mask,) = ctx.saved_tensors
         spread = db[:, None, None].expand(ctx.shape)
-        return spread if gate is None else ReluMask.apply(spread, gate), None
+        return spread if mask is None else ReluMask.apply(spread, mask), None
 
     @staticmethod
-    def vmap(info, in_dims, dy, gate):
-        dy, gate = in_front(info.batch_size, in_dims, (dy, gate))
-        return outside(Conv2dBiasGrad.apply(inside(dy, 1, 1), inside(gate, 1, 1)), info.batch_size, 0, 1), 0
+    def vmap(info, in_dims, dy, mask):
+        dy, mask = in_front(info.batch_size, in_dims, (dy, mask))
+        return outside(Conv2dBiasGrad.apply(inside(dy, 1, 1), inside(mask, 1, 1)), info.batch_size, 0, 1), 0
 
 
 @public("conv2d")

@@ -9,42 +9,42 @@ import jax.numpy as jnp
 from gradlab.autodiff.arguments.arrays_jax import as_arrays
 from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.frameworks.ranges_jax import public
-from gradlab.autodiff.relu_jax import gated
+from gradlab.autodiff.relu_jax import relu_mask
 from gradlab.kernels import linear_pallas as kernels
 from gradlab.kernels.common import column_sum_pallas
 from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
-# Where the gate of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
+# Where the mask of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
 MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
 SWAPPED = {"": "", "y": "y", "a": "b", "b": "a"}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _product_rule(a, b, bias, gate, turned_a, turned_b, place, relu):
-    """y[M N] = a[M K] b[K N] + bias[N], then relu; `place` ("a", "b", "y" or "") is zero where gate <= 0."""
-    return kernels.matmul(a, b, bias, gate, turned_a, turned_b, place, relu)
+def _product_rule(a, b, bias, mask, transposed_a, transposed_b, masked, relu):
+    """y[M N] = a[M K] b[K N] + bias[N], then relu; `masked` ("a", "b", "y" or "") is zero where mask <= 0."""
+    return kernels.matmul(a, b, bias, mask, transposed_a, transposed_b, masked, relu)
 
 
-def _product_fwd(a, b, bias, gate, turned_a, turned_b, place, relu):
-    y = product(a, b, bias, gate, turned_a, turned_b, place, relu)
-    # A fused relu is a gate on y whose sign y itself carries.
-    return y, (a, b, bias, y if relu else gate)
+def _product_fwd(a, b, bias, mask, transposed_a, transposed_b, masked, relu):
+    y = product(a, b, bias, mask, transposed_a, transposed_b, masked, relu)
+    # With a fused relu, y is its own mask.
+    return y, (a, b, bias, y if relu else mask)
 
 
-def _product_bwd(turned_a, turned_b, place, relu, kept, dy):
-    a, b, bias, gate = kept
-    place = "y" if relu else place
-    in_dgrad, in_wgrad = MOVES[place]
+def _product_bwd(transposed_a, transposed_b, masked, relu, saved, dy):
+    a, b, bias, mask = saved
+    masked = "y" if relu else masked
+    in_dgrad, in_wgrad = MOVES[masked]
     # jax has no strides: the gradient of a transposed operand is the transposed product, its factors swapped.
-    if turned_a:
-        da = product(b, dy, None, gate, turned_b, True, SWAPPED[in_dgrad], False)
+    if transposed_a:
+        da = product(b, dy, None, mask, transposed_b, True, SWAPPED[in_dgrad], False)
     else:
-        da = product(dy, b, None, gate, False, not turned_b, in_dgrad, False)
-    if turned_b:
-        db = product(dy, a, None, gate, True, turned_a, SWAPPED[in_wgrad], False)
+        da = product(dy, b, None, mask, False, not transposed_b, in_dgrad, False)
+    if transposed_b:
+        db = product(dy, a, None, mask, True, transposed_a, SWAPPED[in_wgrad], False)
     else:
-        db = product(a, dy, None, gate, not turned_a, False, in_wgrad, False)
-    dbias = None if bias is None else column_sum(dy, gate if place == "y" else None)
+        db = product(a, dy, None, mask, not transposed_a, False, in_wgrad, False)
+    dbias = None if bias is None else column_sum(dy, mask if masked == "y" else None)
     return da, db, dbias, None
 
 
@@ -53,20 +53,20 @@ product = compiled(_product_rule, static_argnums=(4, 5, 6, 7))
 
 
 @jax.custom_vjp
-def _column_sum_rule(a, gate):
-    """s[N] = sum over M of a[M N], zeros where gate <= 0. Linear in a: its pullback is a gated broadcast."""
-    return column_sum_pallas.column_sum(a, gate)
+def _column_sum_rule(a, mask):
+    """s[N] = sum over M of a[M N], zeros where mask <= 0. Linear in a: its pullback is a masked broadcast."""
+    return column_sum_pallas.column_sum(a, mask)
 
 
-def _column_sum_fwd(a, gate):
+def _column_sum_fwd(a, mask):
     # An array without elements remembers the shape for one that nothing else needs.
-    return column_sum_pallas.column_sum(a, gate), (jnp.empty((*a.shape, 0), a.dtype), gate)
+    return column_sum_pallas.column_sum(a, mask), (jnp.empty((*a.shape, 0), a.dtype), mask)
 
 
-def _column_sum_bwd(kept, ds):
-    shape, gate = kept
+def _column_sum_bwd(saved, ds):
+    shape, mask = saved
     rows = jnp.broadcast_to(ds, shape.shape[:2])
-    return rows if gate is None else gated(rows, gate), None
+    return rows if mask is None else relu_mask(rows, mask), None
 
 
 _column_sum_rule.defvjp(_column_sum_fwd, _column_sum_bwd)

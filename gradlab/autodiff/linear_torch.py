@@ -13,67 +13,67 @@ from gradlab.autodiff.relu_torch import ReluMask
 from gradlab.kernels import linear_triton as kernels
 from gradlab.kernels.common.column_sum_triton import column_sum
 
-# Where the gate of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
+# Where the mask of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
 MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
 
 
 class Linear(Function):
-    """y[M N] = a[M K] b[K N] + bias[N], then relu; `place` ("a", "b", "y" or "") is zero where gate <= 0.
+    """y[M N] = a[M K] b[K N] + bias[N], then relu; `masked` ("a", "b", "y" or "") is zero where mask <= 0.
 
     All of them may have one more axis Z in front, which is what a mapped axis becomes.
     """
 
     @staticmethod
-    def forward(a, b, bias, gate, place, relu, transposed):
-        return kernels.matmul(a, b, bias, gate, place, relu, transposed)
+    def forward(a, b, bias, mask, masked, relu, transposed):
+        return kernels.matmul(a, b, bias, mask, masked, relu, transposed)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        a, b, _, gate, place, relu, _ = inputs
-        # A fused relu is a gate on y whose sign y itself carries.
-        ctx.save_for_backward(a, b, output if relu else gate)
-        ctx.place = "y" if relu else place
+        a, b, _, mask, masked, relu, _ = inputs
+        # With a fused relu, y is its own mask.
+        ctx.save_for_backward(a, b, output if relu else mask)
+        ctx.masked = "y" if relu else masked
         # Asked in the backward, dynamo copies the cotangent first.
         ctx.by_columns = _by_columns(a), _by_columns(b)
 
     @staticmethod
     def backward(ctx, dy):
-        a, b, gate = ctx.saved_tensors
-        in_dgrad, in_wgrad = MOVES[ctx.place]
+        a, b, mask = ctx.saved_tensors
+        in_dgrad, in_wgrad = MOVES[ctx.masked]
         need_a, need_b, need_bias, *_ = ctx.needs_input_grad
         da = db = dbias = None
         # Transposed by a call, not by .mT: torch.compile moves an attribute of what was saved into the forward, and
         # compiled autograd of torch 2.13 then loses count of what was saved.
         if need_a:
-            # A gate that stays at its operand is transposed with it.
-            gate_a = gate.transpose(-2, -1) if ctx.place == "b" else gate
-            da = Linear.apply(dy, b.transpose(-2, -1), None, gate_a, in_dgrad, False, ctx.by_columns[0])
+            # A mask that stays at its operand is transposed with it.
+            mask_a = mask.transpose(-2, -1) if ctx.masked == "b" else mask
+            da = Linear.apply(dy, b.transpose(-2, -1), None, mask_a, in_dgrad, False, ctx.by_columns[0])
         if need_b:
-            gate_b = gate.transpose(-2, -1) if ctx.place == "a" else gate
-            db = Linear.apply(a.transpose(-2, -1), dy, None, gate_b, in_wgrad, False, ctx.by_columns[1])
+            mask_b = mask.transpose(-2, -1) if ctx.masked == "a" else mask
+            db = Linear.apply(a.transpose(-2, -1), dy, None, mask_b, in_wgrad, False, ctx.by_columns[1])
         if need_bias:
-            dbias = LinearBiasGrad.apply(dy, gate if ctx.place == "y" else None)
+            dbias = LinearBiasGrad.apply(dy, mask if ctx.masked == "y" else None)
         return da, db, dbias, None, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, a, b, bias, gate, place, relu, transposed):
-        if in_dims[1:3] == (None, None) and b.ndim == 2 and place != "b":
+    def vmap(info, in_dims, a, b, bias, mask, masked, relu, transposed):
+        if in_dims[1:3] == (None, None) and b.ndim == 2 and masked != "b":
             # One b for all: their rows are the rows of one product.
-            a, gate = in_front(info.batch_size, (in_dims[0], in_dims[3]), (a, gate))
-            y = Linear.apply(merged(a, 1), b, bias, merged(gate, 1), place, relu, False)
+            a, mask = in_front(info.batch_size, (in_dims[0], in_dims[3]), (a, mask))
+            y = Linear.apply(merged(a, 1), b, bias, merged(mask, 1), masked, relu, False)
             return y.reshape(*a.shape[:-1], b.shape[-1]), 0
-        args = in_front(info.batch_size, in_dims, (a, b, bias, gate, place, relu, transposed))
+        args = in_front(info.batch_size, in_dims, (a, b, bias, mask, masked, relu, transposed))
         folded = [merged(t, axes) for t, axes in zip(args[:4], (2, 2, 1, 2), strict=True)]
-        y = Linear.apply(*folded, place, relu, transposed)
+        y = Linear.apply(*folded, masked, relu, transposed)
         return y.reshape(*args[0].shape[:-1], args[1].shape[-1]), 0
 
 
 class LinearBiasGrad(Function):
-    """s[N] = sum over M of a[M N], zeros where gate <= 0. Linear in a: its pullback is a gated broadcast."""
+    """s[N] = sum over M of a[M N], zeros where mask <= 0. Linear in a: its pullback is a masked broadcast."""
 
     @staticmethod
-    def forward(a, gate):
-        return column_sum(a, gate)
+    def forward(a, mask):
+        return column_sum(a, mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -82,14 +82,14 @@ class LinearBiasGrad(Function):
 
     @staticmethod
     def backward(ctx, ds):
-        (gate,) = ctx.saved_tensors
+        (mask,) = ctx.saved_tensors
         rows = ds.unsqueeze(-2).expand(ctx.shape)
-        return rows if gate is None else ReluMask.apply(rows, gate), None
+        return rows if mask is None else ReluMask.apply(rows, mask), None
 
     @staticmethod
-    def vmap(info, in_dims, a, gate):
-        a, gate = in_front(info.batch_size, in_dims, (a, gate))
-        s = LinearBiasGrad.apply(merged(a, 2), merged(gate, 2))
+    def vmap(info, in_dims, a, mask):
+        a, mask = in_front(info.batch_size, in_dims, (a, mask))
+        s = LinearBiasGrad.apply(merged(a, 2), merged(mask, 2))
         return s.reshape(*a.shape[:-2], a.shape[-1]), 0
 
 

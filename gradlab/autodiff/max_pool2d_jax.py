@@ -1,4 +1,4 @@
-"""max_pool2d for jax: kept is which tap was the maximum; gather and scatter by it are each other's pullbacks."""
+"""max_pool2d for jax: the tap of each maximum is saved; gather and scatter by it are each other's pullbacks."""
 
 import functools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""max_pool2d for torch: kept is which tap was the maximum; gather and scatter by it are each other's pullbacks."""
+"""max_pool2d for torch: the tap of each maximum is saved; gather and scatter by it are each other's pullbacks."""
 
 from typing import Any, Literal, overload
 

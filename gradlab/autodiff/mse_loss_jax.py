@@ -1,4 +1,4 @@
-"""mse_loss for jax: kept are x and t; a product of differences is its own pullback, with a zero for one operand."""
+"""mse_loss for jax: x and t are saved; the pullbacks of a product of differences are such products again."""
 
 import functools
 
@@ -23,8 +23,8 @@ def _squares_fwd(x, t, den):
     return squares(x, t, den), (x, t)
 
 
-def _squares_bwd(den, kept, dy):
-    x, t = kept
+def _squares_bwd(den, saved, dy):
+    x, t = saved
     spread = jnp.broadcast_to(dy, x.shape)
     return differences(spread, None, x, t, 2, den), differences(spread, None, x, t, -2, den)
 
@@ -43,8 +43,8 @@ def _differences_fwd(a, b, x, t, num, den):
     return differences(a, b, x, t, num, den), (a, b, x, t)
 
 
-def _differences_bwd(num, den, kept, u):
-    a, b, x, t = kept
+def _differences_bwd(num, den, saved, u):
+    a, b, x, t = saved
     da, dx = differences(u, None, x, t, num, den), differences(u, None, a, b, num, den)
     db = None if b is None else differences(u, None, x, t, -num, den)
     dt = None if t is None else differences(u, None, a, b, -num, den)

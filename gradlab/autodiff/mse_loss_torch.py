@@ -1,4 +1,4 @@
-"""mse_loss for torch: kept are x and t; a product of differences is its own pullback, with a zero for one operand."""
+"""mse_loss for torch: x and t are saved; the pullbacks of a product of differences are such products again."""
 
 import torch
 
@@ -14,16 +14,16 @@ from gradlab.kernels import mse_loss_triton as kernels
 class MSELoss(Function):
     """y = the sum of (x - t)^2, over den.
 
-    Summed are all but the first `keep` axes, which mapped axes become.
+    The sum is over all but the first `batch_axes` axes, which hold mapped axes.
     """
 
     @staticmethod
-    def forward(x, t, keep, den):
-        return kernels.squares(x, t, keep, den)
+    def forward(x, t, batch_axes, den):
+        return kernels.squares(x, t, batch_axes, den)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, t, ctx.keep, ctx.den = inputs
+        x, t, ctx.batch_axes, ctx.den = inputs
         ctx.save_for_backward(x, t)
 
     @staticmethod
@@ -36,9 +36,9 @@ class MSELoss(Function):
         return dx, dt, None, None
 
     @staticmethod
-    def vmap(info, in_dims, x, t, keep, den):
+    def vmap(info, in_dims, x, t, batch_axes, den):
         x, t = in_front(info.batch_size, in_dims[:2], (x, t))
-        return MSELoss.apply(x, t, keep + 1, den), 0
+        return MSELoss.apply(x, t, batch_axes + 1, den), 0
 
 
 class MSELossBackward(Function):

@@ -1,4 +1,4 @@
-"""relu for jax: kept is y, whose sign is the gate; the gate is linear and its own pullback."""
+"""relu for jax: y is saved, whose sign is the mask; masking is linear and its own pullback."""
 
 import jax
 
@@ -10,27 +10,27 @@ from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
 
 
 @jax.custom_vjp
-def _gated_rule(x: jax.Array, gate: jax.Array) -> jax.Array:
-    """y = x where gate > 0, else 0. Linear in x; the gate is a step and has no gradient."""
-    return kernels.gate(x, gate)
+def _relu_mask_rule(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """y = x where mask > 0, else 0. Linear in x; the mask is a step function and has no gradient."""
+    return kernels.relu_mask(x, mask)
 
 
-def _gated_fwd(x, gate):
-    return gated(x, gate), gate
+def _relu_mask_fwd(x, mask):
+    return relu_mask(x, mask), mask
 
 
-def _gated_bwd(gate, dy):
-    return gated(dy, gate), None
+def _relu_mask_bwd(mask, dy):
+    return relu_mask(dy, mask), None
 
 
-_gated_rule.defvjp(_gated_fwd, _gated_bwd)
-gated = compiled(_gated_rule)
+_relu_mask_rule.defvjp(_relu_mask_fwd, _relu_mask_bwd)
+relu_mask = compiled(_relu_mask_rule)
 
 
 @jax.custom_vjp
 def _relu_rule(x: jax.Array) -> jax.Array:
     """y = max(x, 0)."""
-    return kernels.gate(x, x)
+    return kernels.relu_mask(x, x)
 
 
 def _relu_fwd(x):
@@ -39,7 +39,7 @@ def _relu_fwd(x):
 
 
 def _relu_bwd(y, dy):
-    return (gated(dy, y),)
+    return (relu_mask(dy, y),)
 
 
 _relu_rule.defvjp(_relu_fwd, _relu_bwd)

@@ -1,4 +1,4 @@
-"""relu for torch: kept is y, whose sign is the gate; the gate is linear and its own pullback."""
+"""relu for torch: y is saved, whose sign is the mask; masking is linear and its own pullback."""
 
 import torch
 
@@ -10,11 +10,11 @@ from gradlab.kernels import relu_triton as kernels
 
 
 class ReluMask(Function):
-    """y = x where gate > 0, else 0. Linear in x; the gate is a step and has no gradient."""
+    """y = x where mask > 0, else 0. Linear in x; the mask is a step function and has no gradient."""
 
     @staticmethod
-    def forward(x, gate):
-        return kernels.gate(x, gate)
+    def forward(x, mask):
+        return kernels.relu_mask(x, mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -22,8 +22,8 @@ class ReluMask(Function):
 
     @staticmethod
     def backward(ctx, dy):
-        (gate,) = ctx.saved_tensors
-        return ReluMask.apply(dy, gate), None
+        (mask,) = ctx.saved_tensors
+        return ReluMask.apply(dy, mask), None
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -35,7 +35,7 @@ class Relu(Function):
 
     @staticmethod
     def forward(x):
-        return kernels.gate(x, x)
+        return kernels.relu_mask(x, x)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

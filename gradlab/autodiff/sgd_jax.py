@@ -32,15 +32,15 @@ def _step_rule(p, g, b, scalars):
 
 
 def _step_fwd(p, g, b, scalars):
-    # An array without elements remembers that there was a p.
+    # An array without elements marks that there was a p.
     return step(p, g, b, scalars), (None if p is None else jnp.empty(0), scalars)
 
 
-def _step_bwd(kept, cotangents):
-    p, scalars = kept
+def _step_bwd(saved, cotangents):
+    p, scalars = saved
     gradients = list(pullback(cotangents[0], *(cotangents[1:] or (None,)), scalars, p is not None))
     dp = None if p is None else gradients.pop(0)
-    # Zeros, not None: they reach `fixed` when a scalar is differentiated, and only then.
+    # Zeros, not None, so that `fixed` refuses the derivative by a scalar.
     return dp, gradients[0], *(gradients[1:] or (None,)), jnp.zeros_like(scalars)
 
 
@@ -84,16 +84,16 @@ def sgd(
 
         update = -lr b',    b' = momentum b + g;    with Nesterov's momentum -lr (g + momentum b')
 
-    gradlab/kernels/sgd.py has all of it.
+    gradlab/kernels/sgd.py has all formulas.
 
     Args:
         learning_rate: a number, an array, or a schedule of the steps taken; a run-time value.
         momentum: a number or an array; None keeps no buffer.
-        nesterov: whether the gradient is looked at ahead of the buffer; without momentum it says nothing.
+        nesterov: whether to use Nesterov's momentum; no effect without momentum.
         accumulator_dtype: None: the buffer has its parameter's dtype.
 
     Returns:
-        `init` and `update`, which optax.chain, optax.apply_updates and jax.jit take as their own.
+        `init` and `update`, for optax.chain, optax.apply_updates and jax.jit.
 
     Raises:
         ValueError: an accumulator_dtype.
@@ -107,7 +107,7 @@ def sgd(
 
     def update(grads: Any, state: SGDState, params: Any = None) -> tuple[Any, SGDState]:
         options = {"momentum": momentum, "nesterov": nesterov}
-        # Zeros before the first step: with nothing to dampen, it is like every other.
+        # The buffer starts at zero: without dampening the first step is like every other.
         return _over_leaves("sgd", None, grads, state, learning_rate, options)
 
     return GradientTransformation(init, update)
@@ -126,17 +126,17 @@ def sgd_step(
     nesterov: bool = False,
     maximize: bool = False,
 ) -> tuple[Any, SGDState]:
-    """One whole step: parameters and momentum buffers updated in one pass over each array.
+    """One step: parameters and momentum buffers updated in one pass over each array.
 
     Args:
         params, grads: trees of the same structure, shapes and dtypes.
-        state: of `sgd(learning_rate, momentum).init(params)`, or of the step before. Under a jit that donates params
-            and state, the new ones take their memory.
+        state: from `sgd(learning_rate, momentum).init(params)`, or from the step before. Under a jit that donates
+            params and state, the step is in place.
         learning_rate, momentum: as in `sgd`.
-        dampening: how much of the gradient stays out of the buffer, after the first step.
+        dampening: the share of the gradient that is left out of the buffer, after the first step.
         weight_decay: added to the gradient, times the parameter.
         nesterov: as in `sgd`; wants a momentum and no dampening.
-        maximize: steps up the gradient.
+        maximize: ascend the gradient.
 
     Returns:
         The new parameters and state; derivatives of every order with respect to params, grads and buffers are exact.

@@ -1,6 +1,5 @@
 """SGD for torch: an optimizer that steps all parameters in one launch, and its step as a differentiable function."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,20 +18,21 @@ class SGD(OneLaunch, torch.optim.SGD):
 
         p' = p - lr b',    b' = momentum b + (1 - dampening) (g + weight_decay p)
 
-    gradlab/kernels/sgd.py has all of it. Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts
-    load both ways. Parameters may be DTensors, as fully_shard makes them, and their buffers are then.
+    gradlab/kernels/sgd.py has all formulas. Param groups, hooks, schedulers and state_dicts are torch's own, which
+    load both ways. Parameters may be DTensors, as fully_shard makes them; then their buffers are, too.
 
     Args:
-        params, lr, momentum, dampening, weight_decay, nesterov, maximize: as torch.optim.SGD takes them, run-time
-            values: changing them compiles nothing. Without momentum no buffer is kept.
-        foreach, differentiable, fused: refused unless false or None; what a loaded checkpoint has of them is dropped.
-        max_norm: gradients are taken times min(1, max_norm / (their norm over all parameters + 1e-6)), as
-            torch.nn.utils.clip_grad_norm_ does, without being changed themselves; `grad_norm` is the last norm.
+        params, lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD; run-time values:
+            changing them does not recompile. Without momentum there is no buffer.
+        foreach, differentiable, fused: refused unless false or None; those of a loaded checkpoint are dropped.
+        max_norm: gradients are clipped to this norm over all parameters, as by torch.nn.utils.clip_grad_norm_, but in
+            the kernel: `.grad` does not change; `grad_norm` is the last norm.
 
     Raises:
         ValueError, TypeError: as torch.optim.SGD raises them, and for an option refused.
     """
 
+    _layout = kernels.ROW
     _refused = ("foreach", "differentiable", "fused")
 
     def __init__(
@@ -66,7 +66,7 @@ class SGD(OneLaunch, torch.optim.SGD):
         self._refuse_options()
 
     def _row(self, group: dict[str, Any], p: torch.Tensor, number: int) -> Row:
-        """(p, g, b), and the scalars of the step that begins here; no b without momentum."""
+        """The row of `kernels.ROW`; without momentum b has no elements."""
         assert p.grad is not None
         momentum, first = float(group["momentum"]), False
         buffer = None
@@ -75,9 +75,9 @@ class SGD(OneLaunch, torch.optim.SGD):
             buffer = state.get("momentum_buffer")
             if buffer is None:
                 buffer = state["momentum_buffer"] = torch.empty_like(p, memory_format=torch.preserve_format)
-                self._begun.add(p)
-            # As in torch, both steps of a parameter that is there twice are the first then.
-            first = p in self._begun
+                self._created.add(p)
+            # As in torch, both steps of a parameter that is listed twice are then the first.
+            first = p in self._created
         buffer = nothing(p.dtype, p.device) if buffer is None else buffer
         return Row((p, p.grad, buffer), self._numbers(group, p, first))
 
@@ -97,12 +97,12 @@ class SGD(OneLaunch, torch.optim.SGD):
 
     def _step_all(
         self,
-        columns: Sequence[list[torch.Tensor]],
+        tensors: dict[str, list[torch.Tensor]],
         scalars: list[float],
         on_device: list[tuple],
         clip: torch.Tensor | None,
     ) -> None:
-        kernels.sgd_(*columns, scalars, clip)
+        kernels.sgd_(tensors["p"], tensors["g"], tensors["b"], scalars, clip)
 
 
 class SGDStep(Function):
@@ -114,7 +114,7 @@ class SGDStep(Function):
     @staticmethod
     def forward(p, g, b, scalars):
         p = p.clone(memory_format=torch.contiguous_format)
-        buffered = scalars[-1] != 0
+        buffered = kernels.Scalars(*scalars).p_of_b != 0
         if b is not None:
             b = b.clone(memory_format=torch.contiguous_format)
         else:

@@ -1,4 +1,4 @@
-"""sigmoid for jax: kept is y, and every derivative of it is a polynomial of y."""
+"""sigmoid for jax: y is saved, and every derivative is a polynomial of y."""
 
 import functools
 
@@ -41,8 +41,8 @@ def _slope_fwd(a, y, k):
     return slope(a, y, k), (a, y)
 
 
-def _slope_bwd(k, kept, u):
-    a, y = kept
+def _slope_bwd(k, saved, u):
+    a, y = saved
     return slope(u, y, k), slope(times(u, a), y, k + 1) if k < 2 else None
 
 

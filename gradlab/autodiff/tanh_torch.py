@@ -1,4 +1,4 @@
-"""tanh for torch: kept is y, and every derivative of it is a polynomial of y."""
+"""tanh for torch: y is saved, and every derivative is a polynomial of y."""
 
 import torch
 

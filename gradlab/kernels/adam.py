@@ -7,30 +7,30 @@ Forward (15 E + X FLOPs), step s counted from 1, a = lr / (1 - b1^s), c = 1 - b2
 maximize) and k = 0, or, decoupled (AdamW), h = +-g and k = weight_decay:
     m' = b1 m + (1 - b1) h
     v' = b2 v + (1 - b2) h^2
-    x' = max(x, v')                    w = x' with amsgrad, else v'
-    p' = p - lr k p - a m' / d         with d = sqrt(w / c) + eps
+    x' = max(x, v')                    q = x' with amsgrad, else v'
+    p' = p - lr k p - a m' / d         with d = sqrt(q / c) + eps
 Pullback of the cotangents P, A, B, C of p', m', v', x' (23 E + 5 X FLOPs):
     dm' = A - a P / d
-    dw  = a P m' / d^2 / (2 sqrt(w c))             0 where w = 0
-    dv' = B + dw                                   with amsgrad B + (C + dw) [v' > x], and dx = (C + dw) [v' < x]
+    dq  = a P m' / d^2 / (2 sqrt(q c))             0 where q = 0
+    dv' = B + dq                                   with amsgrad B + (C + dq) [v' > x], and dx = (C + dq) [v' < x]
     dh  = (1 - b1) dm' + 2 (1 - b2) h dv'
     dp = P - lr k P + weight_decay dh (no weight_decay when decoupled),   dg = +-dh,   dm = b1 dm',   dv = b2 dv'
-    dlr = -sum_e P (m' / d / (1 - b1^s) + k p)     a stretch of e each program, then the stretches
+    dlr = -sum_e P (m' / d / (1 - b1^s) + k p)     in two passes
 
-Derivation: the chain rule, line by line backwards; d(d)/d(w) = 1 / (2 c sqrt(w / c)) = 1 / (2 sqrt(w c)). At w = 0 the
-square root has no derivative, and without amsgrad m' is 0 there too unless momentum is left over; 0 is taken, so that
-a parameter that never had a gradient gets none. Where x = v' the maximum has none either: each takes half, [..] = 1/2,
-which is what torch.maximum and jax.numpy.maximum take.
+Derivation: the chain rule, from the last line to the first; d(d)/d(q) = 1 / (2 c sqrt(q / c)) = 1 / (2 sqrt(q c)). At
+q = 0 the square root has no derivative; 0 is taken, so that a parameter that never had a gradient gets none. Where
+x = v' the maximum has no derivative either; each side takes half, [..] = 1/2, as in torch.maximum and
+jax.numpy.maximum.
 
 Two amsgrads: torch.optim takes the maximum before the bias correction, as here. optax takes it after:
     x' = max(x, v' / c),   d = sqrt(x' + eps_root) + eps
-and this is what `amsgrad` and an `adam_step` with its state do in jax, with `corrected_max=False` for torch's. In both
-the kernels divide by two corrections, one of which is 1. eps_root is optax's alone, and is added to w / c under the
-root; where it is positive the root has its derivative also at w = 0.
+which is what `amsgrad` and `adam_step` do in jax, unless `corrected_max=False`. The kernels divide by two corrections,
+one of which is 1. eps_root, in optax only, is added to q / c under the root; where it is positive the root has its
+derivative also at q = 0.
 
-Precision: float32 or better inside, scalars in float64 on the host; lr may be an array on the device and is read by the
-kernel. lr, step and the bias corrections are run-time values: no step compiles anew. Saved for backward: the inputs.
-The pullback has no pullback of its own.
+Precision: float32 or better inside, scalars in float64 on the host; lr may be an array on the device, which the kernel
+reads. lr, step and the bias corrections are run-time values: no step recompiles. Saved for backward: the inputs. The
+pullback is not differentiable.
 Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, algorithm 1; decoupled: Loshchilov and
 Hutter, Decoupled Weight Decay Regularization, ICLR 2019, algorithm 2; amsgrad: Reddi, Kale and Kumar, On the
 Convergence of Adam and Beyond, ICLR 2018, algorithm 2.
@@ -48,33 +48,33 @@ LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
 
 def reference(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False,
               maximize=False, step=1):  # fmt: skip
-    """p', m', v' in the inputs' dtype, and with x the new one."""
+    """p', m', v' in the inputs' dtype, and with x also x'."""
     g = -g if maximize else g
     h = g if decoupled else g + weight_decay * p
     m = beta1 * m + (1 - beta1) * h
     v = beta2 * v + (1 - beta2) * h * h
-    w = v if x is None else np.maximum(x, v)
-    d = np.sqrt(w / (1 - beta2**step)) + eps
-    kept = p - lr * weight_decay * p if decoupled else p
-    new = kept - lr / (1 - beta1**step) * m / d
-    return (new, m, v) if x is None else (new, m, v, w)
+    q = v if x is None else np.maximum(x, v)
+    d = np.sqrt(q / (1 - beta2**step)) + eps
+    decayed = p - lr * weight_decay * p if decoupled else p
+    new = decayed - lr / (1 - beta1**step) * m / d
+    return (new, m, v) if x is None else (new, m, v, q)
 
 
 def flops(sizes, **static):
-    """Each add, multiply, divide, square root and maximum of the formulas above, one."""
+    """Each add, multiply, divide, square root and maximum of the formulas above counts one."""
     E, X = sizes["E"], sizes.get("X", 0)
     return {"forward": 15 * E + X, "backward": 23 * E + 5 * X}
 
 
 def derive(sizes, *, has_x=True, **static):
-    """X is E where there is a largest second moment, else 0."""
+    """X, the elements of the largest second moment: E, or 0 without one."""
     return {"X": sizes["E"] if has_x else 0}
 
 
 def draw(rng, case, spec):
-    """Normal p, g, m and a second moment in [0.1, 1], so that the square root is smooth where it is differenced.
+    """Normal p, g, m and a second moment in [0.1, 1], where finite differences of the square root are accurate.
 
-    x is a part or a multiple of the v' to come, never near it: the maximum is smooth there too.
+    x is well below or above v', so that no finite difference crosses the maximum's kink.
     """
     E = case.sizes["E"]
     p, g, m = rng.standard_normal((3, E))
@@ -109,14 +109,14 @@ SPEC = Spec(
     ),
     draw=draw,
     derive=derive,
-    # dlr is a sum over all elements; their roundings are independent, and partly cancel.
+    # dlr is a sum over all elements, whose rounding errors are independent and partly cancel.
     length=lambda sizes: math.isqrt(sizes["E"]),
     order=1,
     saved="p, g, m, v, lr, x",
     bounds=(
         *ALWAYS,
         *spills(),
-        # The last chunk is masked and loaded one by one, and so are the scalars.
+        # The last chunk is masked and has narrow loads; so do the scalars.
         Bound("wide_loads", least=4, kernels=("adam",)),
         Bound("wide_stores", least=3, kernels=("adam",)),
         Bound("wide_loads", least=7, kernels=("adam_pullback",)),

@@ -1,7 +1,7 @@
 """One step of Adam in one pass over an array, and its pullback, as Pallas kernels."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,29 +12,38 @@ from gradlab.kernels.optimizers.step_pallas import step
 from gradlab.kernels.runtime import launch_pallas
 from gradlab.kernels.runtime.launch_pallas import accumulator
 
-# Scalars of one step, in this order, in the accumulator's dtype; all of them may change at every step. The learning
-# rate stands apart, because it has a derivative. v' is divided by `before` where the maximum is taken, and what is
-# under the root by `after`: the bias correction is one of them. `found` is not 0 where nothing is to change.
-SCALARS = (
-    "beta1",
-    "1 - beta1",
-    "beta2",
-    "1 - beta2",
-    "eps",
-    "eps_root",
-    "weight_decay",
-    "correction1",
-    "before",
-    "after",
-    "decay",
-    "scale",
-    "found",
-)
+
+class Scalars(NamedTuple):
+    """Scalars of one step, in the accumulator's dtype; all may change at every step.
+
+    The learning rate is not among them, because it has a derivative. v' is divided by `before` in front of amsgrad's
+    maximum, and the maximum by `after`: the bias correction is one of them, the other is 1. Nothing changes if `found`
+    is not 0.
+    """
+
+    beta1: Any
+    one_minus_beta1: Any
+    beta2: Any
+    one_minus_beta2: Any
+    eps: Any
+    eps_root: Any
+    weight_decay: Any
+    correction1: Any
+    before: Any
+    after: Any
+    decay: Any
+    scale: Any
+    found: Any
+
+    @classmethod
+    def read(cls, ref: Any) -> "Scalars":
+        """The scalars out of a kernel's ref of [1 13]."""
+        return cls(*(ref[0, i] for i in range(len(cls._fields))))
 
 
-def _halves(w, v, x):
-    """1 where v is the maximum w of v and x, 0 where x is, and a half of it each where both are."""
-    return jnp.where(v == x, jnp.full_like(w, 0.5), jnp.where(v == w, jnp.ones_like(w), jnp.zeros_like(w)))
+def _share_of_v(q, v, x):
+    """The derivative of q = max(v, x) by v: 1 where v > x, 0 where x > v, 1/2 where they are equal."""
+    return jnp.where(v == x, jnp.full_like(q, 0.5), jnp.where(v == q, jnp.ones_like(q), jnp.zeros_like(q)))
 
 
 # fmt: off
@@ -43,8 +52,7 @@ def _adam_kernel(s_ref, lr_ref, *refs, with_p, with_x, with_w, update, guarded, 
 
     x is the largest v so far, w the master weights that p is rounded from.
     """
-    (_, rest1, beta2, rest2, eps, eps_root, weight_decay, correction1, before, after, decay, scale,
-     found) = (s_ref[0, i] for i in range(13))
+    s = Scalars.read(s_ref)
     acc = s_ref.dtype
     left = list(refs)
     key: Any = left.pop(0) if keyed else None
@@ -53,22 +61,22 @@ def _adam_kernel(s_ref, lr_ref, *refs, with_p, with_x, with_w, update, guarded, 
     lr = lr_ref[0, 0]
     p: Any = ins["p"].astype(acc) if with_p else None
     if with_w:
-        # A parameter that is not what its master rounds to was changed by somebody else, who is to be followed.
+        # A parameter that differs from its rounded master was changed outside of the optimizer, and wins.
         w = ins["w"].astype(acc)
         p = jnp.where(w.astype(ins["p"].dtype).astype(acc) == p, w, p)
-    h = scale * ins["g"].astype(acc)
+    h = s.scale * ins["g"].astype(acc)
     if with_p:
-        h = h + weight_decay * p
+        h = h + s.weight_decay * p
     m = ins["m"].astype(acc)
-    m = m + rest1 * (h - m)
-    v = beta2 * ins["v"].astype(acc) + rest2 * h * h
-    top = v
+    m = m + s.one_minus_beta1 * (h - m)
+    v = s.beta2 * ins["v"].astype(acc) + s.one_minus_beta2 * h * h
+    q = v
     if with_x:
-        top = jnp.maximum(ins["x"].astype(acc), v / before)
-    moved = -lr / correction1 * m / (jnp.sqrt(top / after + eps_root) + eps)
+        q = jnp.maximum(ins["x"].astype(acc), v / s.before)
+    moved = -lr / s.correction1 * m / (jnp.sqrt(q / s.after + s.eps_root) + s.eps)
     if with_p:
-        moved = moved - lr * decay * p if update else p - lr * decay * p + moved
-    new = {"p": moved, "m": m, "v": v, "x": top, "w": moved}
+        moved = moved - lr * s.decay * p if update else p - lr * s.decay * p + moved
+    new = {"p": moved, "m": m, "v": v, "x": q, "w": moved}
     if keyed:
         low, high = numbers()
         bits = random_bits(low, high, key[0, 0], key[0, 1])
@@ -80,7 +88,7 @@ def _adam_kernel(s_ref, lr_ref, *refs, with_p, with_x, with_w, update, guarded, 
         else:
             value = new[name].astype(ref.dtype)
         if guarded:
-            value = jnp.where(found != 0, ins[name], value)
+            value = jnp.where(s.found != 0, ins[name], value)
         ref[...] = value
 
 
@@ -89,44 +97,42 @@ def _adam_pullback_kernel(s_ref, lr_ref, *refs, with_p, with_x, update):
 
     Grid (E/BE); a program owns BE elements of each, and the sum of its terms.
     """
-    (beta1, rest1, beta2, rest2, eps, eps_root, weight_decay, correction1, before, after, decay, scale,
-     _) = (s_ref[0, i] for i in range(13))
+    s = Scalars.read(s_ref)
     acc = s_ref.dtype
     left = list(refs)
     roles = ["p"] * with_p + ["g", "m", "v"] + ["x"] * with_x + ["cp", "cm", "cv"] + ["cx"] * with_x
     ins = {name: left.pop(0)[...].astype(acc) for name in roles}
     cp, lr = ins["cp"], lr_ref[0, 0]
-    h = scale * ins["g"]
+    h = s.scale * ins["g"]
     if with_p:
-        h = h + weight_decay * ins["p"]
-    m = ins["m"] + rest1 * (h - ins["m"])
-    v = beta2 * ins["v"] + rest2 * h * h
-    top = v
+        h = h + s.weight_decay * ins["p"]
+    m = ins["m"] + s.one_minus_beta1 * (h - ins["m"])
+    v = s.beta2 * ins["v"] + s.one_minus_beta2 * h * h
+    q = v
     if with_x:
-        top = jnp.maximum(ins["x"], v / before)
-    root = jnp.sqrt(top / after + eps_root)
-    d = root + eps
-    size = lr / correction1
+        q = jnp.maximum(ins["x"], v / s.before)
+    root = jnp.sqrt(q / s.after + s.eps_root)
+    d = root + s.eps
+    size = lr / s.correction1
     # The square root has no derivative at 0: no gradient flows there.
     slope = jnp.where(root > 0, 0.5 / jnp.where(root > 0, root, jnp.ones_like(root)), jnp.zeros_like(root))
-    dw = size * cp * m / (d * d) * slope / after
+    dq = size * cp * m / (d * d) * slope / s.after
     out: dict[str, Any] = {}
     if with_x:
-        # A tie is shared in halves.
-        share = _halves(top, v / before, ins["x"])
-        out["x"] = (ins["cx"] + dw) * (1 - share)
-        dv = ins["cv"] + (ins["cx"] + dw) * share / before
+        share = _share_of_v(q, v / s.before, ins["x"])
+        out["x"] = (ins["cx"] + dq) * (1 - share)
+        dv = ins["cv"] + (ins["cx"] + dq) * share / s.before
     else:
-        dv = ins["cv"] + dw
+        dv = ins["cv"] + dq
     dm = ins["cm"] - size * cp / d
-    dh = rest1 * dm + 2 * rest2 * h * dv
-    u = m / d / correction1
+    dh = s.one_minus_beta1 * dm + 2 * s.one_minus_beta2 * h * dv
+    u = m / d / s.correction1
     if with_p:
-        through = -lr * decay * cp + weight_decay * dh
+        through = -lr * s.decay * cp + s.weight_decay * dh
         out["p"] = through if update else cp + through
-        u = u + decay * ins["p"]
-    out |= {"g": scale * dh, "m": beta1 * dm, "v": beta2 * dv}
-    # Where nothing comes back nothing is added, also where m' / d is 0 / 0, as it is past the end.
+        u = u + s.decay * ins["p"]
+    out |= {"g": s.scale * dh, "m": s.beta1 * dm, "v": s.beta2 * dv}
+    # A cotangent of 0 adds nothing, also where m' / d is 0 / 0, as in padded elements.
     out["lr"] = jnp.where(cp == 0, jnp.zeros_like(cp), -cp * u)
     for name in [*"p" * with_p, *"gmv", *"x" * with_x, "lr"]:
         ref = left.pop(0)
@@ -151,12 +157,12 @@ def adam(
 
     4 E elements are read, 3 E written, and E more each for these.
 
-    Each result is declared as its input's own memory, so that a jit that donates them allocates nothing.
+    Results alias their inputs, so that a jit that donates those allocates nothing.
 
     Args:
-        p: None where `update` asks for p' - p in place of p', and no decay needs it.
-        lr: a number, read by the kernel.
-        guarded: whether a `found` that is not 0 leaves everything as it was.
+        p: may be None with `update`, which returns p' - p in place of p', if there is no decay.
+        lr: a scalar array, read by the kernel.
+        guarded: whether the kernel checks `found`.
         key: [1 2] of 32 bits, for moments that are rounded stochastically to bfloat16.
     """
     given = {"p": p, "g": g, "m": m, "v": v, "x": x, "w": w}
@@ -173,9 +179,9 @@ def adam(
         guarded=guarded,
         keyed=key is not None,
     )
-    wholes = [scalars, _whole(lr, scalars)] + ([] if key is None else [key])
+    shared = [scalars, _as_block(lr, scalars)] + ([] if key is None else [key])
     results = [(g if name == "p" and p is None else operands[name]).dtype for name in written]
-    return step(kernel, wholes, list(operands.values()), results, aliases, numbered=key is not None)
+    return step(kernel, shared, list(operands.values()), results, aliases, numbered=key is not None)
 
 
 def adam_pullback(
@@ -201,18 +207,20 @@ def adam_pullback(
     kernel = functools.partial(_adam_pullback_kernel, with_p=p is not None, with_x=x is not None, update=update)
     given = [t for t in (p, g, m, v, x) if t is not None]
     cotangents = [t for t in (cp, cm, cv, cx) if t is not None]
-    return step(kernel, [scalars, _whole(lr, scalars)], given + cotangents, [t.dtype for t in given], {}, scalars.dtype)
+    return step(
+        kernel, [scalars, _as_block(lr, scalars)], given + cotangents, [t.dtype for t in given], {}, scalars.dtype
+    )
 
 
 def scalars(*, step, beta1, beta2, eps, weight_decay, decoupled=False, maximize=False, eps_root=0.0, grad_scale=None,
             found=None, corrected_max=False, correct_mu=True, correct_nu=True, dtype) -> jax.Array:  # fmt: skip
-    """SCALARS of one step as [1 13]; the numbers may be traced.
+    """The `Scalars` of one step as [1 13]; the numbers may be traced.
 
-    1 - beta^step is written -expm1(step log beta): in float32 the plain difference loses four digits at the first step.
+    1 - beta^step is -expm1(step log beta): in float32 the plain difference loses four digits at the first step.
 
     Args:
-        corrected_max: whether the bias is corrected before the maximum is taken, as in optax, not after, as in torch.
-        correct_mu, correct_nu: whether the bias of m', v' is corrected at all.
+        corrected_max: whether the bias is corrected before amsgrad's maximum, as in optax, or after it, as in torch.
+        correct_mu, correct_nu: whether the bias of m', v' is corrected.
     """
     acc = accumulator(dtype)
 
@@ -221,30 +229,31 @@ def scalars(*, step, beta1, beta2, eps, weight_decay, decoupled=False, maximize=
 
     second = correction(beta2) if correct_nu else 1.0
     scale = -1.0 if maximize else 1.0
-    return launch_pallas.scalars(
-        beta1,
-        1 - beta1,
-        beta2,
-        1 - beta2,
-        eps,
-        eps_root,
-        0.0 if decoupled else weight_decay,
-        correction(beta1) if correct_mu else 1.0,
-        second if corrected_max else 1.0,
-        1.0 if corrected_max else second,
-        weight_decay if decoupled else 0.0,
-        scale if grad_scale is None else scale / jnp.asarray(grad_scale, acc),
-        0.0 if found is None else found,
-        dtype=acc,
+    values = Scalars(
+        beta1=beta1,
+        one_minus_beta1=1 - beta1,
+        beta2=beta2,
+        one_minus_beta2=1 - beta2,
+        eps=eps,
+        eps_root=eps_root,
+        weight_decay=0.0 if decoupled else weight_decay,
+        correction1=correction(beta1) if correct_mu else 1.0,
+        before=second if corrected_max else 1.0,
+        after=1.0 if corrected_max else second,
+        decay=weight_decay if decoupled else 0.0,
+        scale=scale if grad_scale is None else scale / jnp.asarray(grad_scale, acc),
+        found=0.0 if found is None else found,
     )
+    return launch_pallas.scalars(*values, dtype=acc)
 
 
-def _whole(lr: jax.Array, scalars: jax.Array) -> jax.Array:
+def _as_block(lr: jax.Array, scalars: jax.Array) -> jax.Array:
+    """The learning rate as [1 1], in the scalars' dtype."""
     return lr.astype(scalars.dtype).reshape(1, 1)
 
 
 def _log(beta):
-    """log beta, in float64 where beta is a plain number; beta = 0 gives -inf, whose correction is 1."""
+    """log beta, in float64 if beta is a plain number; beta = 0 gives -inf, and so a correction of 1."""
     if isinstance(beta, jax.Array):
         return jnp.log(beta)
     with np.errstate(divide="ignore"):

@@ -42,8 +42,8 @@ def flops(sizes, **static):
 
 
 def derive(sizes, *, reduction="mean", **static):
-    """R, the axis of the result: E, or none at all when reduced."""
-    return {"R": sizes["E"] if reduction == "none" else None}
+    """L, the axis of the result: E, or absent when reduced."""
+    return {"L": sizes["E"] if reduction == "none" else None}
 
 
 def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
@@ -59,7 +59,7 @@ _PLAIN = {"has_w": False, "has_p": False}
 SPEC = Spec(
     name="binary_cross_entropy_with_logits",
     formula="y = -w ((1 - t) log(1 - q) + p t log q), q = sigmoid(x)",
-    signature="x[E], t[E], w[E], p[E] -> y[R]",
+    signature="x[E], t[E], w[E], p[E] -> y[L]",
     wrt=("x", "t"),
     reference=reference,
     flops=flops,

@@ -61,7 +61,7 @@ def losses(x: jax.Array, t: jax.Array, w: jax.Array | None, p: jax.Array | None,
         by_name = dict(zip(names, values, strict=True))
         return _term(by_name["x"], by_name["t"], by_name.get("w"), by_name.get("p"), 0, 0)
 
-    return (reduce_pallas.total(term, "losses", *arrays) / den).astype(x.dtype)
+    return (reduce_pallas.sum_of(term, "losses", *arrays) / den).astype(x.dtype)
 
 
 def derivative(

@@ -49,17 +49,17 @@ def _losses_kernel(
     w_ptr, w_z, w_e,
     p_ptr, p_z, p_e,
     s_ptr,
-    E, STRETCH, I, DEN,
+    E, CHUNK, I, DEN,
     HAS_W: tl.constexpr, HAS_P: tl.constexpr, ACC: tl.constexpr, BE: tl.constexpr,
 ):
-    """s[z i] = sum_e w[z e] G00[z e] / DEN over the i-th STRETCH of e; grid (Z * I); a program owns s[z i]."""
+    """s[z i] = sum_e w[z e] G00[z e] / DEN over the i-th CHUNK of e; grid (Z * I); a program owns s[z i]."""
     z = (tl.program_id(0) // I).to(tl.int64)
-    start = (tl.program_id(0) % I).to(tl.int64) * STRETCH
+    start = (tl.program_id(0) % I).to(tl.int64) * CHUNK
     total = tl.zeros((BE,), dtype=ACC)
-    for e0 in range(0, STRETCH, BE):
+    for e0 in range(0, CHUNK, BE):
         step = e0 + tl.arange(0, BE)
         e = start + step
-        inside = (step < STRETCH) & (e < E)
+        inside = (step < CHUNK) & (e < E)
         x = tl.load(x_ptr + z * x_z + e * x_e, mask=inside, other=0.0).to(ACC)
         t = tl.load(t_ptr + z * t_z + e * t_e, mask=inside, other=0.0).to(ACC)
         p = tl.full((BE,), 1.0, ACC)
@@ -105,17 +105,17 @@ def _derivative_kernel(
 # fmt: on
 
 
-def _losses_fake(x, t, w, p, keep, den):
-    return x.new_empty(x.shape[:keep])
+def _losses_fake(x, t, w, p, batch_axes, den):
+    return x.new_empty(x.shape[:batch_axes])
 
 
 @op("binary_cross_entropy", fake=_losses_fake)
 def losses(
-    x: torch.Tensor, t: torch.Tensor, w: torch.Tensor | None, p: torch.Tensor | None, keep: int, den: int
+    x: torch.Tensor, t: torch.Tensor, w: torch.Tensor | None, p: torch.Tensor | None, batch_axes: int, den: int
 ) -> torch.Tensor:
-    """y = the sum of w G00 over all but the first `keep` axes, over `den`. 2 to 4 E read."""
+    """y = the sum of w G00 over all but the first `batch_axes` axes, over `den`. 2 to 4 E read."""
     flags = {"HAS_W": w is not None, "HAS_P": p is not None}
-    return reduce_triton.rows(_losses_kernel, [x, t, w, p], keep, den, **flags)
+    return reduce_triton.sum_rows(_losses_kernel, [x, t, w, p], batch_axes, den, **flags)
 
 
 def _derivative_fake(c, x, t, w, p, j, k, den):

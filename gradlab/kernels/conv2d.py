@@ -13,15 +13,15 @@ Pullback of the cotangent dy[B F P Q] (twice that), dz = dy, or dy where y > 0 a
            a GEMM of M = F / G, N = D R S, K = B P Q for each group
     bias   db[f] = sum_{b p q} dz[b f p q]
 
-dgrad by stride: i + top = stride p + dilation r asks that dilation r = i + top (mod stride), so the rows of one residue
-class of i meet the same taps r0, r0 + step, ... with step = stride / gcd(stride, dilation), and no others. Each class
-is a dense GEMM of M = B H/stride W/stride, N = D, K = F/G times the taps of the class; no zero is multiplied for a
-stride.
+dgrad by stride: i + top = stride p + dilation r means dilation r = i + top (mod stride), so the rows of one residue
+class of i meet the taps r0, r0 + step, ... with step = stride / gcd(stride, dilation), and no others. Each class is a
+dense GEMM of M = B H/stride W/stride, N = D, K = F/G times the taps of the class: a stride costs no multiplications by
+zero.
 
-Derivation: the three maps are the three readings of one trilinear form T(dy, x, w) = <dy, conv(x, w)>: forward is its
-gradient in dy, dgrad in x, wgrad in w. So the pullbacks of each are the two others: with u the cotangent of dgrad's dx,
-d(dy) = conv(u, w) and dw = wgrad(dy, u); with v that of wgrad's dw, d(dy) = conv(x, v) and dx = dgrad(dy, v). With relu
-the form is T(g dy, x, w) with the gate g = [y > 0] at dy in all three. Closed: derivatives of any order are exact.
+Derivation: T(dy, x, w) = <dy, conv(x, w)> is trilinear, and the three maps are its gradients: forward by dy, dgrad by
+x, wgrad by w. So the pullbacks of each are the two others: with u the cotangent of dgrad's dx, d(dy) = conv(u, w) and
+dw = wgrad(dy, u); with v that of wgrad's dw, d(dy) = conv(x, v) and dx = dgrad(dy, v). With relu the form is T(k dy, x,
+w) with the mask k = [y > 0] on dy in all three. Closed: derivatives of any order are exact.
 
 Precision: float32 or better in every sum, never TF32. Saved for backward: x, w, and y when relu is fused.
 Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning, arXiv:1603.07285.
@@ -35,7 +35,7 @@ from gradlab.kernels.spec import Arrays, Case, Spec, normal
 
 
 def reference(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activation=None):
-    """y[B F P Q] in the inputs' dtype: one product a tap and group."""
+    """y[B F P Q] in the inputs' dtype: one product for each tap and group."""
     B, _, H, W = x.shape
     F, D, R, S = w.shape
     (sh, sw), (dh, dw) = pair(stride), pair(dilation)
@@ -59,7 +59,7 @@ def reference(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activa
 
 
 def flops(sizes, **static):
-    """A multiply and an add a tap; the pullback is two such sums and the bias."""
+    """A multiply and an add for each tap; the pullback is two such sums and the bias."""
     full = sizes | derive(sizes, **static)
     results = full["B"] * full["F"] * full["P"] * full["Q"]
     taps = full["D"] * full["R"] * full["S"]
@@ -84,7 +84,7 @@ def length(sizes) -> int:
 
 
 def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
-    """Normal inputs; with relu, drawn anew until no pre-activation lies where a difference would straddle the kink."""
+    """Normal inputs; with relu, redrawn until no pre-activation is so near 0 that a finite difference crosses it."""
     options = {k: v for k, v in spec.at(case).options.items() if k != "activation"}
     while True:
         arrays = normal(rng, case, spec)
@@ -129,7 +129,7 @@ SPEC = Spec(
         *spills(float64=256),
         *tensor_cores("forward", "dgrad", "wgrad"),
         *fused("forward", "dgrad", "wgrad"),
-        # As torch lays images out, channels are not neighbours in memory; as jax does, they are.
+        # Channels are contiguous in jax's layout, not in torch's.
         streams("forward", "dgrad", "wgrad", share=0.6, sides=("jax",), dtypes=(*HALF, "float32")),
     ),
     source="Dumoulin and Visin, arXiv:1603.07285",

@@ -1,4 +1,4 @@
-"""The three readings of a convolution and the sum for its bias, as Triton kernels: implicit GEMMs, no im2col buffer."""
+"""Cross-correlation, dgrad, wgrad and the bias gradient as Triton kernels: implicit GEMMs, no im2col buffer."""
 
 from collections.abc import Sequence
 from math import gcd, prod
@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.common.column_sum_triton import column_sum
-from gradlab.kernels.common.images_triton import empty, index
+from gradlab.kernels.common.images_triton import empty, filters_along, index
 from gradlab.kernels.common.tiles_triton import Tile, parts, tile
 from gradlab.kernels.common.window import Geometry
 from gradlab.kernels.runtime.launch_triton import (
@@ -18,12 +18,9 @@ from gradlab.kernels.runtime.launch_triton import (
     kernel_of_any,
     launch,
     op,
-    sized_for,
     triton_dtype,
 )
 
-# Programs from which on a copy of the filters is faster than so many readings of them.
-COPIED = 8
 _GEOMETRY = ("R", "S", "SH", "SW", "DH", "DW", "TOP", "LEFT")
 
 
@@ -32,13 +29,13 @@ _GEOMETRY = ("R", "S", "SH", "SW", "DH", "DW", "TOP", "LEFT")
 def _forward_kernel(
     x_ptr, x_b, x_c, x_h, x_w,
     w_ptr, w_f, w_d, w_r, w_s,
-    c_ptr, c_f,
-    g_ptr, g_b, g_f, g_p, g_q,
+    bias_ptr, bias_f,
+    mask_ptr, mask_b, mask_f, mask_p, mask_q,
     y_ptr, y_b, y_f, y_p, y_q,
     B, D, H, W, N, P, Q,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, GATED: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr,
     PACKED: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
 ):
     """y[m n] = sum_k x[m k] w[n k] + c[n], m = (b p q), k = (d r s), n a filter of the group; GEMM B P Q x N x D R S.
@@ -68,7 +65,7 @@ def _forward_kernel(
             at = (b * x_b)[:, None] + ((group * D + d).to(INDEX) * x_c)[None, :] + i * x_h + j * x_w
             inside = (b < B)[:, None] & (d < D)[None, :] & (i >= 0) & (i < H) & (j >= 0) & (j < W)
         else:
-            # One tap at a time: which pixel a row reads no longer depends on the column, which frees most registers.
+            # One tap at a time: a row's pixel is the same for all columns, which frees most registers.
             d = step % chunks * BK + tl.arange(0, BK)
             r = step // chunks // S
             s = step // chunks % S
@@ -81,13 +78,14 @@ def _forward_kernel(
         w = tl.load(w_ptr + taps[:, None] + (f * w_f)[None, :], mask=(d < D)[:, None] & (n < N)[None, :], other=0.0)
         acc = tl.dot(x, w, acc, input_precision="ieee", out_dtype=ACC)
     if BIAS:
-        acc += tl.load(c_ptr + f * c_f, mask=n < N, other=0.0).to(ACC)[None, :]
+        acc += tl.load(bias_ptr + f * bias_f, mask=n < N, other=0.0).to(ACC)[None, :]
     if RELU:
         acc = tl.where(acc <= 0, 0.0, acc)
     here = (b < B)[:, None] & (n < N)[None, :]
-    if GATED:
-        g = tl.load(g_ptr + (b * g_b + p * g_p + q * g_q)[:, None] + (f * g_f)[None, :], mask=here, other=0.0)
-        acc = tl.where(g <= 0, 0.0, acc)
+    if MASKED:
+        at = (b * mask_b + p * mask_p + q * mask_q)[:, None] + (f * mask_f)[None, :]
+        mask = tl.load(mask_ptr + at, mask=here, other=0.0)
+        acc = tl.where(mask <= 0, 0.0, acc)
     at = (b * y_b + p * y_p + q * y_q)[:, None] + (f * y_f)[None, :]
     tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=here)
 
@@ -96,12 +94,12 @@ def _forward_kernel(
 def _dgrad_kernel(
     u_ptr, u_b, u_f, u_p, u_q,
     w_ptr, w_f, w_d, w_r, w_s,
-    g_ptr, g_b, g_f, g_p, g_q,
+    mask_ptr, mask_b, mask_f, mask_p, mask_q,
     x_ptr, x_b, x_c, x_h, x_w,
     B, D, H, W, N, P, Q,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, GATED: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, MASKED: tl.constexpr,
     PACKED: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
 ):
     """dx[m d] = sum_k u[m k] w[k d], m = (b i j) of one residue class mod the stride, k = (n r s), the taps of the
@@ -113,7 +111,7 @@ def _dgrad_kernel(
     residue_h = tl.program_id(1) // SW
     residue_w = tl.program_id(1) % SW
     group = tl.program_id(2)
-    # The taps of the class: r = r0, r0 + STEP, ..., all with DH r = residue (mod SH); r0 past the window means none.
+    # The taps of the class: r = r0, r0 + STEP, ..., all with DH r = residue (mod SH); r0 = R if there is none.
     r0 = residue_h * 0 + R
     for t in tl.static_range(0, STEP_H):
         r0 = tl.where((t * DH) % SH == residue_h, t, r0)
@@ -130,7 +128,7 @@ def _dgrad_kernel(
     b = m // (rows * columns)
     i = (residue_h + SH - TOP % SH) % SH + m // columns % rows * SH
     j = (residue_w + SW - LEFT % SW) % SW + m % columns * SW
-    # i + TOP - residue and DH r - residue are multiples of SH, so the division is exact, part by part.
+    # i + TOP - residue and DH r - residue are multiples of SH, so both divisions are exact.
     p0 = (i + TOP - residue_h) // SH
     q0 = (j + LEFT - residue_w) // SW
     acc = tl.zeros((BM, BN), dtype=ACC)
@@ -146,7 +144,7 @@ def _dgrad_kernel(
             q = q0[:, None] - ((s * DW - residue_w) // SW)[None, :]
             f = (group * N + n).to(INDEX)
             pixel = (b * u_b)[:, None] + p * u_p + q * u_q
-            gate = (b * g_b)[:, None] + p * g_p + q * g_q
+            at_mask = (b * mask_b)[:, None] + p * mask_p + q * mask_q
             inside = (b < B)[:, None] & (n < N)[None, :] & (p >= 0) & (p < P) & (q >= 0) & (q < Q)
         else:
             n = step % chunks * BK + tl.arange(0, BK)
@@ -156,12 +154,12 @@ def _dgrad_kernel(
             q = q0 - (s * DW - residue_w) // SW
             f = (group * N + n).to(INDEX)
             pixel = (b * u_b + p * u_p + q * u_q)[:, None]
-            gate = (b * g_b + p * g_p + q * g_q)[:, None]
+            at_mask = (b * mask_b + p * mask_p + q * mask_q)[:, None]
             inside = ((b < B) & (p >= 0) & (p < P) & (q >= 0) & (q < Q))[:, None] & (n < N)[None, :]
         u = tl.load(u_ptr + pixel + (f * u_f)[None, :], mask=inside, other=0.0)
-        if GATED:
-            g = tl.load(g_ptr + gate + (f * g_f)[None, :], mask=inside, other=0.0)
-            u = tl.where(g <= 0, 0.0, u).to(u.dtype)
+        if MASKED:
+            mask = tl.load(mask_ptr + at_mask + (f * mask_f)[None, :], mask=inside, other=0.0)
+            u = tl.where(mask <= 0, 0.0, u).to(u.dtype)
         taps = f * w_f + r * w_r + s * w_s
         at = taps[:, None] + (d.to(INDEX) * w_d)[None, :]
         w = tl.load(w_ptr + at, mask=(n < N)[:, None] & (d < D)[None, :], other=0.0)
@@ -176,12 +174,12 @@ def _dgrad_kernel(
 def _wgrad_kernel(
     u_ptr, u_b, u_f, u_p, u_q,
     x_ptr, x_b, x_c, x_h, x_w,
-    g_ptr, g_b, g_f, g_p, g_q,
+    mask_ptr, mask_b, mask_f, mask_p, mask_q,
     w_ptr, w_z, w_f, w_d, w_r, w_s,
     M, D, H, W, N, P, Q, ROWS,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, GATED: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, MASKED: tl.constexpr,
     PACKED: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
 ):
     """w[z n k] = sum_m u[m n] x[m k] over the z-th ROWS of m = (b p q), k = (d r s); GEMM N x D R S x B P Q.
@@ -197,7 +195,7 @@ def _wgrad_kernel(
         r = k // S % R
         s = k % S
     else:
-        # A program has one tap: which pixel a row reads no longer depends on the column.
+        # A program has one tap: a row's pixel is the same for all columns.
         chunks = tl.cdiv(D, BN)
         tiles_n = chunks * (R * S)
         d = tl.program_id(0) % chunks * BN + tl.arange(0, BN)
@@ -216,9 +214,10 @@ def _wgrad_kernel(
         q = m % Q
         inside = (n < N)[:, None] & live[None, :]
         u = tl.load(u_ptr + (f * u_f)[:, None] + (b * u_b + p * u_p + q * u_q)[None, :], mask=inside, other=0.0)
-        if GATED:
-            g = tl.load(g_ptr + (f * g_f)[:, None] + (b * g_b + p * g_p + q * g_q)[None, :], mask=inside, other=0.0)
-            u = tl.where(g <= 0, 0.0, u).to(u.dtype)
+        if MASKED:
+            at = (f * mask_f)[:, None] + (b * mask_b + p * mask_p + q * mask_q)[None, :]
+            mask = tl.load(mask_ptr + at, mask=inside, other=0.0)
+            u = tl.where(mask <= 0, 0.0, u).to(u.dtype)
         if PACKED:
             i = (p * SH - TOP)[:, None] + (r * DH)[None, :]
             j = (q * SW - LEFT)[:, None] + (s * DW)[None, :]
@@ -238,12 +237,15 @@ def _wgrad_kernel(
 @kernel
 def _bias_sum_kernel(
     u_ptr, u_b, u_f, u_p, u_q,
-    g_ptr, g_b, g_f, g_p, g_q,
+    mask_ptr, mask_b, mask_f, mask_p, mask_q,
     s_ptr, s_z, s_f,
     M, F, P, Q, ROWS,
-    ACC: tl.constexpr, INDEX: tl.constexpr, GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, MASKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """s[z f] = sum_m u[m f] where g > 0, over the z-th ROWS of m = (b p q); grid (F/BN, Z); a program owns s[z BN]."""
+    """s[z f] = sum_m u[m f], 0 where mask <= 0, over the z-th ROWS of m = (b p q).
+
+    Grid (F/BN, Z); a program owns s[z BN].
+    """
     f = (tl.program_id(0) * BN + tl.arange(0, BN)).to(INDEX)
     z = tl.program_id(1).to(INDEX)
     total = tl.zeros((BN,), dtype=ACC)
@@ -255,100 +257,101 @@ def _bias_sum_kernel(
         q = m % Q
         inside = ((row < ROWS) & (m < M))[:, None] & (f < F)[None, :]
         u = tl.load(u_ptr + (b * u_b + p * u_p + q * u_q)[:, None] + (f * u_f)[None, :], mask=inside, other=0.0).to(ACC)
-        if GATED:
-            g = tl.load(g_ptr + (b * g_b + p * g_p + q * g_q)[:, None] + (f * g_f)[None, :], mask=inside, other=0.0)
-            u = tl.where(g <= 0, 0.0, u)
+        if MASKED:
+            at = (b * mask_b + p * mask_p + q * mask_q)[:, None] + (f * mask_f)[None, :]
+            mask = tl.load(mask_ptr + at, mask=inside, other=0.0)
+            u = tl.where(mask <= 0, 0.0, u)
         total += tl.sum(u, axis=0)
     tl.store(s_ptr + z * s_z + f * s_f, total.to(s_ptr.dtype.element_ty), mask=f < F)
 
 
-def _forward_fake(x, w, bias, gate, geometry, relu, channels_last):
+def _forward_fake(x, w, bias, mask, geometry, relu, channels_last):
     return empty(x, (x.shape[0], w.shape[0], *Geometry.of(geometry).result), channels_last)
 
 
 @op("conv2d", fake=_forward_fake, flops=lambda x, w, *_, out_shape: 2 * prod(out_shape) * prod(w[1:]))
-def forward(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, gate: torch.Tensor | None,
+def forward(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, mask: torch.Tensor | None,
             geometry: Sequence[int], relu: bool, channels_last: bool) -> torch.Tensor:
-    """y[B F P Q] = the correlation of x[B C H W] with w[F D R S], plus bias[F], then relu; 0 where gate[B F P Q] <= 0.
+    """y[B F P Q] = the correlation of x[B C H W] with w[F D R S], plus bias[F], then relu; 0 where mask[B F P Q] <= 0.
 
     Any strides. `geometry` is a `Geometry`, flat; `channels_last` lays y out so.
     Logical GEMM, for each group: B P Q x F/G x D R S.
     """
     geo = Geometry.of(geometry)
-    y = _forward_fake(x, w, bias, gate, geometry, relu, channels_last)
+    y = _forward_fake(x, w, bias, mask, geometry, relu, channels_last)
     B, F, P, Q = y.shape
     D, (R, S), N = w.shape[1], geo.window, F // geo.groups
     packed = _packed(x, D)
     BM, BK, BN, warps, stages = _tile(x, B * P * Q, D * R * S if packed else D, N)
-    w = _rows_of_columns(w, B * P * Q // BM, 0)
+    w = filters_along(w, B * P * Q // BM, 0)
     launch(
         _forward_kernel, [-(-B * P * Q // BM) * -(-N // BN), geo.groups],
         x, *x.stride(),
         w, *w.stride(),
         *((x, 0) if bias is None else (bias, *bias.stride())),
-        *((x, 0, 0, 0, 0) if gate is None else (gate, *gate.stride())),
+        *((x, 0, 0, 0, 0) if mask is None else (mask, *mask.stride())),
         y, *y.stride(),
         B, D, *geo.image, N, P, Q,
-        **_constants(geo, x, w, gate, y), ACC=triton_dtype(accumulator(x.dtype)), BIAS=bias is not None, RELU=relu,
-        GATED=gate is not None, PACKED=packed, BM=BM, BK=BK, BN=BN, writes=[y], warps=warps, stages=stages,
+        **_constants(geo, x, w, mask, y), ACC=triton_dtype(accumulator(x.dtype)), BIAS=bias is not None, RELU=relu,
+        MASKED=mask is not None, PACKED=packed, BM=BM, BK=BK, BN=BN, writes=[y], warps=warps, stages=stages,
     )
     return y
 
 
-def _dgrad_fake(dy, w, gate, geometry, channels_last):
+def _dgrad_fake(dy, w, mask, geometry, channels_last):
     geo = Geometry.of(geometry)
     return empty(dy, (dy.shape[0], w.shape[1] * geo.groups, *geo.image), channels_last)
 
 
 @op("conv2d_dgrad", fake=_dgrad_fake, flops=lambda dy, w, *_, out_shape: 2 * prod(dy) * prod(w[1:]))
-def dgrad(dy: torch.Tensor, w: torch.Tensor, gate: torch.Tensor | None, geometry: Sequence[int],
+def dgrad(dy: torch.Tensor, w: torch.Tensor, mask: torch.Tensor | None, geometry: Sequence[int],
           channels_last: bool) -> torch.Tensor:
-    """dx[B C H W] of the cotangent dy[B F P Q], zeros in place of dy where gate <= 0.
+    """dx[B C H W] of the cotangent dy[B F P Q], zeros in place of dy where mask <= 0.
 
     Logical GEMM, for each group and residue class of the stride: B H/SH W/SW x D x F/G times the taps of the class.
     """
     geo = Geometry.of(geometry)
-    dx = _dgrad_fake(dy, w, gate, geometry, channels_last)
+    dx = _dgrad_fake(dy, w, mask, geometry, channels_last)
     (B, _, P, Q), D, (H, W), N = dy.shape, w.shape[1], geo.image, w.shape[0] // geo.groups
     (SH, SW), (DH, DW), (R, S) = geo.stride, geo.dilation, geo.window
     M = B * -(-H // SH) * -(-W // SW)
     packed = _packed(dy, N)
     BM, BK, BN, warps, stages = _tile(dy, M, -(-N * R * S // (SH * SW)) if packed else N, D)
-    w = _rows_of_columns(w, M // BM, 1)
+    w = filters_along(w, M // BM, 1)
     launch(
         _dgrad_kernel, [-(-M // BM) * -(-D // BN), SH * SW, geo.groups],
         dy, *dy.stride(),
         w, *w.stride(),
-        *((dy, 0, 0, 0, 0) if gate is None else (gate, *gate.stride())),
+        *((dy, 0, 0, 0, 0) if mask is None else (mask, *mask.stride())),
         dx, *dx.stride(),
         B, D, H, W, N, P, Q,
-        **_constants(geo, dy, w, gate, dx), STEP_H=SH // gcd(SH, DH), STEP_W=SW // gcd(SW, DW),
-        ACC=triton_dtype(accumulator(dy.dtype)), GATED=gate is not None, PACKED=packed,
+        **_constants(geo, dy, w, mask, dx), STEP_H=SH // gcd(SH, DH), STEP_W=SW // gcd(SW, DW),
+        ACC=triton_dtype(accumulator(dy.dtype)), MASKED=mask is not None, PACKED=packed,
         BM=BM, BK=BK, BN=BN, writes=[dx], warps=warps, stages=stages,
     )
     return dx
 
 
-def _wgrad_fake(dy, x, gate, geometry, channels_last):
+def _wgrad_fake(dy, x, mask, geometry, channels_last):
     geo = Geometry.of(geometry)
     return empty(dy, (dy.shape[1], x.shape[1] // geo.groups, *geo.window), channels_last)
 
 
 @op("conv2d_wgrad", fake=_wgrad_fake, flops=lambda dy, *_, out_shape: 2 * prod(dy) * prod(out_shape[1:]))
-def wgrad(dy: torch.Tensor, x: torch.Tensor, gate: torch.Tensor | None, geometry: Sequence[int],
+def wgrad(dy: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None, geometry: Sequence[int],
           channels_last: bool) -> torch.Tensor:
-    """dw[F D R S] of the cotangent dy[B F P Q], zeros in place of dy where gate <= 0.
+    """dw[F D R S] of the cotangent dy[B F P Q], zeros in place of dy where mask <= 0.
 
-    Logical GEMM, for each group: F/G x D R S x B P Q, the last split into Z parts that a second pass adds: no atomics.
+    Logical GEMM, for each group: F/G x D R S x B P Q, split-K into Z parts that a second pass adds: no atomics.
     """
     geo = Geometry.of(geometry)
-    dw = _wgrad_fake(dy, x, gate, geometry, channels_last)
+    dw = _wgrad_fake(dy, x, mask, geometry, channels_last)
     (B, F, P, Q), D, (R, S) = dy.shape, dw.shape[1], geo.window
     M, N, K = F // geo.groups, D * R * S, B * P * Q
     packed = _packed(dy, D)
     BM, BK, BN, warps, stages = _tile(dy, M, K, N if packed else D, "weight gradient")
     columns = -(-N // BN) if packed else -(-D // BN) * R * S
-    # Enough programs to fill the device, each with some rows to add.
+    # Split-K: enough programs to fill the device, each with several tiles of K.
     wanted = parts(dy.device, -(-M // BM) * columns * geo.groups, (dy.numel() + x.numel()) * dy.element_size())
     Z = max(1, min(wanted, K // (8 * BK)))
     part = dw.unsqueeze(0) if Z == 1 else dy.new_empty((Z, *dw.shape), dtype=accumulator(dy.dtype))
@@ -356,10 +359,10 @@ def wgrad(dy: torch.Tensor, x: torch.Tensor, gate: torch.Tensor | None, geometry
         _wgrad_kernel, [-(-M // BM) * columns, geo.groups, Z],
         dy, *dy.stride(),
         x, *x.stride(),
-        *((dy, 0, 0, 0, 0) if gate is None else (gate, *gate.stride())),
+        *((dy, 0, 0, 0, 0) if mask is None else (mask, *mask.stride())),
         part, *part.stride(),
         K, D, *geo.image, M, P, Q, -(-K // Z),
-        **_constants(geo, dy, x, gate, part), ACC=triton_dtype(accumulator(dy.dtype)), GATED=gate is not None,
+        **_constants(geo, dy, x, mask, part), ACC=triton_dtype(accumulator(dy.dtype)), MASKED=mask is not None,
         PACKED=packed, BM=BM, BK=BK, BN=BN, writes=[part], warps=warps, stages=stages,
     )
     if Z > 1:
@@ -367,13 +370,13 @@ def wgrad(dy: torch.Tensor, x: torch.Tensor, gate: torch.Tensor | None, geometry
     return dw
 
 
-def _bias_sum_fake(dy, gate):
+def _bias_sum_fake(dy, mask):
     return dy.new_empty(dy.shape[1])
 
 
 @op("conv2d_bias_sum", fake=_bias_sum_fake)
-def bias_sum(dy: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-    """db[F] = sum over B, P and Q of dy[B F P Q], zeros where gate <= 0; in two passes, no atomics."""
+def bias_sum(dy: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """db[F] = sum over B, P and Q of dy[B F P Q], zeros where mask <= 0; in two passes, no atomics."""
     B, F, P, Q = dy.shape
     M = B * P * Q
     Z, BM, BN = max(1, min(256, M // 512)), block(M, 64), block(F, 64)
@@ -381,10 +384,10 @@ def bias_sum(dy: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
     launch(
         _bias_sum_kernel, [-(-F // BN), Z],
         dy, *dy.stride(),
-        *((dy, 0, 0, 0, 0) if gate is None else (gate, *gate.stride())),
+        *((dy, 0, 0, 0, 0) if mask is None else (mask, *mask.stride())),
         part, *part.stride(),
         M, F, P, Q, -(-M // Z),
-        ACC=triton_dtype(accumulator(dy.dtype)), INDEX=index(dy, gate), GATED=gate is not None,
+        ACC=triton_dtype(accumulator(dy.dtype)), INDEX=index(dy, mask), MASKED=mask is not None,
         BM=BM, BN=BN, writes=[part],
     )
     return part[0] if Z == 1 else column_sum(part, None).to(dy.dtype)
@@ -407,18 +410,8 @@ def _constants(geo: Geometry, *tensors: torch.Tensor | None) -> dict[str, Any]:
 
 
 def _packed(a: torch.Tensor, channels: int) -> bool:
-    """Whether taps and channels share an axis of the product: for few channels."""
+    """Whether taps and channels share the K axis of the GEMM: with few channels."""
     return channels < 16
-
-
-def _rows_of_columns(w: torch.Tensor, programs: int, axis: int) -> torch.Tensor:
-    """The filters with the axis of the product's columns contiguous, where many programs read all of them on a CPU.
-
-    Each gathers them into a matrix of rows; of a copy it takes whole vectors.
-    """
-    if sized_for(w.device) == "cuda" or programs < COPIED or w.stride(axis) == 1:
-        return w
-    return w.movedim(axis, 3).contiguous().movedim(3, axis)
 
 
 def _tile(a: torch.Tensor, M: int, K: int, N: int, what: str = "convolution") -> Tile:

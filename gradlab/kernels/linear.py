@@ -10,19 +10,19 @@ Pullback of the cotangent dy[M N] (4 M K N FLOPs), with dz = dy, or dy where y >
     bias   db[n]   = sum_m dz[m n]             the column sum        (M N)
 
 Derivation: dz = dx w + x dw + db is bilinear, so <dy, dx w> = <dy w^T, dx> and <dy, x dw> = <x^T dy, dw>. Both
-pullbacks are the op again with one operand transposed. With relu the op is a product with one place gated by
-y > 0; gating the result turns into gating an operand, and back:
+pullbacks are the op again with one operand transposed. With relu the op is a product with one array
+masked by y > 0; a masked result becomes a masked operand in the pullbacks, and the other way round:
 
-    gated    dgrad gates   wgrad gates
-    y        a (dy)        b (dy)
-    a        y             a
-    b        b             y
+    masked   in dgrad   in wgrad
+    y        a (dy)     b (dy)
+    a        y          a
+    b        b          y
 
-so {product gated at none, a, b or y} is closed under differentiation, and derivatives of any order are exact. dz is
-never written to memory: the gate is applied where dy is loaded.
+so {product with none, a, b or y masked} is closed under differentiation, and derivatives of any order are exact. dz is
+never written to memory: dy is masked as it is loaded.
 
 Precision: every dot is accumulated in float32 (float64 for float64), operands in full precision, never TF32.
-Saved for backward: x, w, and y when relu is fused (its sign is the gate).
+Saved for backward: x, w, and y when relu is fused (its sign is the mask).
 Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2; the bilinear rule is elementary.
 """
 
@@ -45,10 +45,10 @@ def flops(sizes, **static):
 
 
 def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
-    """Normal inputs; with relu, drawn anew until no pre-activation lies where a difference would straddle the kink."""
+    """Normal inputs; with relu, redrawn until no pre-activation is so near 0 that a finite difference crosses it."""
     while True:
         arrays = normal(rng, case, spec)
-        # A product of NumPy's takes seconds where it is large, and nothing there is differenced.
+        # Large products take NumPy seconds, and only "check" cases are compared with finite differences.
         if case.use != "check" or "activation" not in case.static:
             return arrays
         if np.abs(reference(*arrays.values())).min(initial=1.0) > 0.02:

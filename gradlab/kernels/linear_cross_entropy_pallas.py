@@ -146,7 +146,7 @@ def backward(
         arrays, sizes = {"h": h, "w": w, "b": b, "a": a, "first": first, **rows}, {"M": M, "K": K, "V": w.shape[1]}
         dx = logit_gradients(arrays, sizes, h.dtype, settings, tile, V)
         dw = matmul(h, dx, None, None, True, False, "", False)
-        return (matmul_into(sums[0], dx, w, turned_b=True),), (dw, None if b is None else column_sum(dx, None))
+        return (matmul_into(sums[0], dx, w, transposed_b=True),), (dw, None if b is None else column_sum(dx, None))
 
     (dh,), (dw, db) = chunks(body, (w, b, a), ((M, K),), h, {"t": t, "dy": dy, "dn": dn, **row_statistics(s)})
     return dh.astype(h.dtype), dw, db

@@ -9,16 +9,16 @@ def matmul(
     a: jax.Array,
     b: jax.Array,
     bias: jax.Array | None,
-    gate: jax.Array | None,
-    turned_a: bool,
-    turned_b: bool,
-    place: str,
+    mask: jax.Array | None,
+    transposed_a: bool,
+    transposed_b: bool,
+    masked: str,
     relu: bool,
 ) -> jax.Array:
-    """y[M N] = a[M K] b[K N] + bias[N], then relu; where gate <= 0, zeros stand in for `place`: "a", "b" or "y".
+    """y[M N] = a[M K] b[K N] + bias[N], then relu; the array named by `masked`, "a", "b" or "y", is 0 where mask <= 0.
 
-    `turned_a`, `turned_b`: the operand comes as a[K M], b[N K] and is read so; a gate at an operand lies as it does.
-    A bias[M N] gives y its dtype, and its memory where nobody else needs it: sums grow in float32.
+    `transposed_a`, `transposed_b`: the operand is stored as a[K M], b[N K]; a mask of an operand is stored alike.
+    A bias[M N] accumulates: y has its dtype, and its memory where it is donated.
     Logical GEMM M x N x K; each operand is read once per tile of the other, y is written once.
     """
-    return matmul_pallas.matmul(a, b, bias, gate, turned_a, turned_b, place, relu)
+    return matmul_pallas.matmul(a, b, bias, mask, transposed_a, transposed_b, masked, relu)

@@ -8,7 +8,7 @@ from gradlab.kernels.common.matmul_triton import matmul_into
 from gradlab.kernels.runtime.launch_triton import op
 
 
-def _matmul_fake(a, b, bias, gate, place, relu, transposed):
+def _matmul_fake(a, b, bias, mask, masked, relu, transposed):
     return _empty(a, b, transposed)
 
 
@@ -17,19 +17,19 @@ def matmul(
     a: torch.Tensor,
     b: torch.Tensor,
     bias: torch.Tensor | None,
-    gate: torch.Tensor | None,
-    place: str,
+    mask: torch.Tensor | None,
+    masked: str,
     relu: bool,
     transposed: bool,
 ) -> torch.Tensor:
-    """y[M N] = a[M K] b[K N] + bias[N], then relu; where gate <= 0, zeros stand in for `place`: "a", "b" or "y".
+    """y[M N] = a[M K] b[K N] + bias[N], then relu; the array named by `masked`, "a", "b" or "y", is 0 where mask <= 0.
 
-    All of them may have one more axis Z in front, for Z products in one launch. Any strides. `transposed` lays y out
-    column by column, as the gradient of a transposed weight wants it.
+    All of them may have a leading batch axis Z, for Z products in one launch. Any strides. `transposed` makes y
+    column-major, the layout of the gradient of a transposed weight.
     Logical GEMM M x N x K; each operand is read once per tile of the other, y is written once.
     """
     y = _empty(a, b, transposed)
-    matmul_into(y, a, b, bias, gate, place, relu)
+    matmul_into(y, a, b, bias, mask, masked, relu)
     return y
 
 

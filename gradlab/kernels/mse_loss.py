@@ -35,14 +35,14 @@ def flops(sizes, **static):
 
 
 def derive(sizes, *, reduction="mean", **static):
-    """R, the axis of the result: E, or none at all when reduced."""
-    return {"R": sizes["E"] if reduction == "none" else None}
+    """L, the axis of the result: E, or absent when reduced."""
+    return {"L": sizes["E"] if reduction == "none" else None}
 
 
 SPEC = Spec(
     name="mse_loss",
     formula="y = (x - t)^2",
-    signature="x[E], t[E] -> y[R]",
+    signature="x[E], t[E] -> y[L]",
     wrt=("x", "t"),
     reference=reference,
     flops=flops,

@@ -28,7 +28,7 @@ def _differences_kernel(*refs, num, den, has_b, has_t):
 
 def squares(x: jax.Array, t: jax.Array, den: int) -> jax.Array:
     """y = the sum of (x - t)^2, over `den`. 2 E read."""
-    total = reduce_pallas.total(lambda x, t: (x - t) * (x - t), "squares", x, t)
+    total = reduce_pallas.sum_of(lambda x, t: (x - t) * (x - t), "squares", x, t)
     return (total / den).astype(x.dtype)
 
 

@@ -14,17 +14,17 @@ def _squares_kernel(
     x_ptr, x_z, x_e,
     t_ptr, t_z, t_e,
     s_ptr,
-    E, STRETCH, I, DEN,
+    E, CHUNK, I, DEN,
     ACC: tl.constexpr, BE: tl.constexpr,
 ):
-    """s[z i] = sum_e (x[z e] - t[z e])^2 / DEN over the i-th STRETCH of e; grid (Z * I); a program owns s[z i]."""
+    """s[z i] = sum_e (x[z e] - t[z e])^2 / DEN over the i-th CHUNK of e; grid (Z * I); a program owns s[z i]."""
     z = (tl.program_id(0) // I).to(tl.int64)
-    start = (tl.program_id(0) % I).to(tl.int64) * STRETCH
+    start = (tl.program_id(0) % I).to(tl.int64) * CHUNK
     total = tl.zeros((BE,), dtype=ACC)
-    for e0 in range(0, STRETCH, BE):
+    for e0 in range(0, CHUNK, BE):
         step = e0 + tl.arange(0, BE)
         e = start + step
-        inside = (step < STRETCH) & (e < E)
+        inside = (step < CHUNK) & (e < E)
         x = tl.load(x_ptr + z * x_z + e * x_e, mask=inside, other=0.0).to(ACC)
         t = tl.load(t_ptr + z * t_z + e * t_e, mask=inside, other=0.0).to(ACC)
         total += (x - t) * (x - t)
@@ -57,14 +57,14 @@ def _differences_kernel(
 # fmt: on
 
 
-def _squares_fake(x, t, keep, den):
-    return x.new_empty(x.shape[:keep])
+def _squares_fake(x, t, batch_axes, den):
+    return x.new_empty(x.shape[:batch_axes])
 
 
 @op("squares", fake=_squares_fake)
-def squares(x: torch.Tensor, t: torch.Tensor, keep: int, den: int) -> torch.Tensor:
-    """y = the sum of (x - t)^2 over all but the first `keep` axes, over `den`. 2 E read."""
-    return reduce_triton.rows(_squares_kernel, [x, t], keep, den)
+def squares(x: torch.Tensor, t: torch.Tensor, batch_axes: int, den: int) -> torch.Tensor:
+    """y = the sum of (x - t)^2 over all but the first `batch_axes` axes, over `den`. 2 E read."""
+    return reduce_triton.sum_rows(_squares_kernel, [x, t], batch_axes, den)
 
 
 def _differences_fake(a, b, x, t, num, den):

@@ -3,15 +3,15 @@ r"""relu: y = max(x, 0).
 Shapes: x[E] -> y[E]; E is every axis of x together.
 
 Forward (E FLOPs)
-    y[e] = 0 where x[e] <= 0, else x[e]            (a NaN stays a NaN)
+    y[e] = 0 where x[e] <= 0, else x[e]            (NaN stays NaN)
 Pullback of the cotangent dy[E] (E FLOPs)
     dx[e] = 0 where y[e] <= 0, else dy[e]
 
 Derivation: y is x or 0 by parts, so its derivative is 1 or 0; at the kink 0 is taken, the subgradient that PyTorch and
-JAX take. The pullback is linear in dy with a gate that does not move, so its own pullback is the same gate: the
+JAX take. The pullback is linear in dy with a constant mask, so its own pullback is the same mask: the
 derivative of any order in dy is exact, and that in x is zero almost everywhere.
 
-Precision: exact. Saved for backward: y (its sign is the gate).
+Precision: exact. Saved for backward: y (its sign is the mask).
 Source: Nair and Hinton, Rectified Linear Units Improve Restricted Boltzmann Machines, ICML 2010.
 """
 
@@ -32,7 +32,7 @@ def flops(sizes, **static):
 
 
 def draw(rng, case, spec):
-    """Normal inputs pushed away from the kink at 0, where no difference can tell the derivative."""
+    """Normal inputs pushed away from the kink at 0, where a finite difference is no derivative."""
     x = rng.standard_normal(case.sizes["E"])
     return {"x": x + 0.1 * (2.0 * (x > 0) - 1)}
 
@@ -57,10 +57,10 @@ SPEC = Spec(
     bounds=(
         *ALWAYS,
         NO_SPILLS,
-        streams("gate"),
+        streams("relu_mask"),
         Bound("occupancy", least=0.75, dtypes=(*HALF, "float32")),
-        *in_vectors("gate"),
-        unspilled("gate"),
+        *in_vectors("relu_mask"),
+        unspilled("relu_mask"),
     ),
     source="Nair and Hinton, ICML 2010",
 )

@@ -17,7 +17,7 @@ Derivation: the step is a linear map A of (p, g, b), so that its pullback is A^T
 A^T is A, the step itself. Derivatives of every order are exact and there are only these two kernels.
 
 Precision: float32 or better inside, scalars in float64 on the host. lr, momentum and the first step's r and q are
-run-time values: no step compiles anew. A factor of 0 leaves its term out, also where that is not finite. Saved for
+run-time values: no step recompiles. A factor of 0 drops its term, also one that is not finite. Saved for
 backward: nothing but the scalars.
 Source: Sutskever, Martens, Dahl and Hinton, On the importance of initialization and momentum in deep learning, ICML
 2013, section 2, with PyTorch's b (theirs divided by -lr).
@@ -41,7 +41,7 @@ def reference(
 
 
 def flops(sizes, **static):
-    """Each add and multiply of the formulas above, one."""
+    """Each add and multiply of the formulas above counts one."""
     return {"forward": 10 * sizes["E"], "backward": 10 * sizes["E"]}
 
 
@@ -70,7 +70,7 @@ SPEC = Spec(
     bounds=(
         *ALWAYS,
         NO_SPILLS,
-        # The last chunk is masked and loaded one by one, and so are the scalars.
+        # The last chunk is masked and has narrow loads; so do the scalars.
         Bound("wide_loads", least=3, kernels=("sgd",)),
         Bound("wide_stores", least=2, kernels=("sgd",)),
         Bound("wide_loads", least=2, kernels=("sgd_pullback",)),

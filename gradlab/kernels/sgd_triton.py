@@ -1,25 +1,45 @@
 """One step of stochastic gradient descent over any number of tensors in one launch, and its pullback, in Triton."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton.language as tl
 
 from gradlab.kernels.optimizers.multi_tensor_triton import (
+    RowLayout,
     address,
-    keep,
+    index_in,
     launch_many,
+    masked_load,
+    masked_store,
     scalar,
-    some,
     start_of,
     tensor_of,
     times,
 )
 from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, on_device, op, triton_dtype
 
-# Scalars of one tensor's step, in this order: float64 on the host, and all of them may change at every step. The last
-# four are r, q, n, t of gradlab/kernels/sgd.py: r = 0 where the buffer is not read, t = 0 where there is none.
-SCALARS = ("lr", "sign", "weight_decay", "of_b", "of_h", "plain", "through")
+
+class Scalars(NamedTuple):
+    """Scalars of one tensor's step, float64 on the host; all may change at every step.
+
+    The last four are r, q, n, t of gradlab/kernels/sgd.py, b' = r b + q h and p' = p - lr (n h + t b'): r = 0 where the
+    buffer is not read, t = 0 where there is none.
+    """
+
+    lr: float
+    sign: float
+    weight_decay: float
+    b_of_b: float
+    b_of_h: float
+    p_of_h: float
+    p_of_b: float
+
+
+ROW = RowLayout(arrays=("p", "g", "b"), scalars=Scalars._fields)
+column = ROW.columns()
+scalar_index = index_in(Scalars._fields)
 
 
 # fmt: off
@@ -27,20 +47,20 @@ SCALARS = ("lr", "sign", "weight_decay", "of_b", "of_h", "plain", "through")
 def _step_chunk(
     p_ptr, g_ptr, b_ptr,
     e, E,
-    lr, sign, weight_decay, of_b, of_h, plain, through,
-    ACC: tl.constexpr, WHOLE: tl.constexpr,
+    lr, sign, weight_decay, b_of_b, b_of_h, p_of_h, p_of_b,
+    ACC: tl.constexpr, FULL: tl.constexpr,
 ):
-    """p', b' of the elements e below E; WHOLE promises that all are, and nothing is masked."""
-    p = some(p_ptr, e, E, ACC, WHOLE)
-    h = sign * some(g_ptr, e, E, ACC, WHOLE) + times(weight_decay, p)
+    """p', b' of the elements e, masked by e < E unless FULL."""
+    p = masked_load(p_ptr, e, E, ACC, FULL)
+    h = sign * masked_load(g_ptr, e, E, ACC, FULL) + times(weight_decay, p)
     d = h
-    if through != 0:
-        b = of_h * h
-        if of_b != 0:
-            b = of_b * some(b_ptr, e, E, ACC, WHOLE) + b
-        keep(b_ptr, e, E, b, WHOLE)
-        d = times(plain, h) + through * b
-    keep(p_ptr, e, E, p - lr * d, WHOLE)
+    if p_of_b != 0:
+        b = b_of_h * h
+        if b_of_b != 0:
+            b = b_of_b * masked_load(b_ptr, e, E, ACC, FULL) + b
+        masked_store(b_ptr, e, E, b, FULL)
+        d = times(p_of_h, h) + p_of_b * b
+    masked_store(p_ptr, e, E, p - lr * d, FULL)
 
 
 @kernel
@@ -51,33 +71,33 @@ def _sgd_kernel(
     ACC: tl.constexpr, DTYPE: tl.constexpr, CLIPPED: tl.constexpr, ALIGNED: tl.constexpr,
     WORDS: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):
-    """p', b' over the tensors of a table; grid (chunks of BE); a program owns one chunk of one tensor.
+    """p', b' over the tensors of a table laid out as ROW.
 
-    A row of the table is 11 words: addresses of p, g, b; elements; then SCALARS.
+    Grid (chunks of BE); a program owns one chunk of one tensor.
     """
     tensor = tensor_of(table_ptr, T, WORDS, BT)
     row = table_ptr + WORDS * tensor
-    p_ptr = address(row, DTYPE, ALIGNED)
-    g_ptr = address(row + 1, DTYPE, ALIGNED)
-    b_ptr = address(row + 2, DTYPE, ALIGNED)
-    E = tl.load(row + 3)
-    lr = scalar(row + 4).to(ACC)
-    sign = scalar(row + 5).to(ACC)
-    weight_decay = scalar(row + 6).to(ACC)
-    of_b = scalar(row + 7).to(ACC)
-    of_h = scalar(row + 8).to(ACC)
-    plain = scalar(row + 9).to(ACC)
-    through = scalar(row + 10).to(ACC)
+    p_ptr = address(row + column("p"), DTYPE, ALIGNED)
+    g_ptr = address(row + column("g"), DTYPE, ALIGNED)
+    b_ptr = address(row + column("b"), DTYPE, ALIGNED)
+    E = tl.load(row + column("elements"))
+    lr = scalar(row + column("lr")).to(ACC)
+    sign = scalar(row + column("sign")).to(ACC)
+    weight_decay = scalar(row + column("weight_decay")).to(ACC)
+    b_of_b = scalar(row + column("b_of_b")).to(ACC)
+    b_of_h = scalar(row + column("b_of_h")).to(ACC)
+    p_of_h = scalar(row + column("p_of_h")).to(ACC)
+    p_of_b = scalar(row + column("p_of_b")).to(ACC)
     if CLIPPED:
         sign = sign * tl.load(clip_ptr + 1).to(ACC)
 
     start = start_of(table_ptr, T, tensor, WORDS, BE)
     e = start + tl.arange(0, BE)
-    # A mask against a number out of memory splits wide loads too, so only a tensor's last chunk has one.
+    # A mask against a number that was loaded splits wide loads, so only a tensor's last chunk has one.
     if start + BE <= E:
-        _step_chunk(p_ptr, g_ptr, b_ptr, e, E, lr, sign, weight_decay, of_b, of_h, plain, through, ACC, True)
+        _step_chunk(p_ptr, g_ptr, b_ptr, e, E, lr, sign, weight_decay, b_of_b, b_of_h, p_of_h, p_of_b, ACC, True)
     else:
-        _step_chunk(p_ptr, g_ptr, b_ptr, e, E, lr, sign, weight_decay, of_b, of_h, plain, through, ACC, False)
+        _step_chunk(p_ptr, g_ptr, b_ptr, e, E, lr, sign, weight_decay, b_of_b, b_of_h, p_of_h, p_of_b, ACC, False)
 
 
 @kernel
@@ -89,22 +109,22 @@ def _sgd_pullback_kernel(
     ACC: tl.constexpr, BUFFERED: tl.constexpr, BE: tl.constexpr,
 ):
     """dp, dg, db of the cotangents cp, cb of p', b'; grid (E/BE); a program owns BE elements of each."""
-    lr = tl.load(scalar_ptr).to(ACC)
-    sign = tl.load(scalar_ptr + 1).to(ACC)
-    weight_decay = tl.load(scalar_ptr + 2).to(ACC)
-    of_b = tl.load(scalar_ptr + 3).to(ACC)
-    of_h = tl.load(scalar_ptr + 4).to(ACC)
-    plain = tl.load(scalar_ptr + 5).to(ACC)
-    through = tl.load(scalar_ptr + 6).to(ACC)
+    lr = tl.load(scalar_ptr + scalar_index("lr")).to(ACC)
+    sign = tl.load(scalar_ptr + scalar_index("sign")).to(ACC)
+    weight_decay = tl.load(scalar_ptr + scalar_index("weight_decay")).to(ACC)
+    b_of_b = tl.load(scalar_ptr + scalar_index("b_of_b")).to(ACC)
+    b_of_h = tl.load(scalar_ptr + scalar_index("b_of_h")).to(ACC)
+    p_of_h = tl.load(scalar_ptr + scalar_index("p_of_h")).to(ACC)
+    p_of_b = tl.load(scalar_ptr + scalar_index("p_of_b")).to(ACC)
 
     e = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)
     cp = tl.load(cp_ptr + e * cp_e, mask=e < E, other=0.0).to(ACC)
     u = -lr * cp
-    dh = times(plain, u)
+    dh = times(p_of_h, u)
     if BUFFERED:
-        db = tl.load(cb_ptr + e * cb_e, mask=e < E, other=0.0).to(ACC) + through * u
-        dh = dh + of_h * db
-        tl.store(db_ptr + e, times(of_b, db).to(db_ptr.dtype.element_ty), mask=e < E)
+        db = tl.load(cb_ptr + e * cb_e, mask=e < E, other=0.0).to(ACC) + p_of_b * u
+        dh = dh + b_of_h * db
+        tl.store(db_ptr + e, times(b_of_b, db).to(db_ptr.dtype.element_ty), mask=e < E)
     dp = cp + times(weight_decay, dh)
     tl.store(dp_ptr + e, dp.to(dp_ptr.dtype.element_ty), mask=e < E)
     tl.store(dg_ptr + e, (sign * dh).to(dg_ptr.dtype.element_ty), mask=e < E)
@@ -127,15 +147,15 @@ def sgd_(
 
     Args:
         params, grads, buffers: T tensors each, of one dtype and on one device; the three of one index have the same
-            elements at the same places in memory, without gaps. A buffer whose scalars have t = 0 has no elements; one
-            whose scalars have r = 0 is written and not read.
-        scalars: SCALARS of each tensor, one after another; float64 values that travel with the addresses.
-        clip: what `norm_triton.global_norm` gives: the gradients are taken times its second element.
+            elements at the same places in memory, without gaps. A buffer whose p_of_b is 0 has no elements; one whose
+            b_of_b is 0 is written and not read.
+        scalars: the `Scalars` of each tensor, one after another; float64 values, copied with the addresses.
+        clip: the result of `norm_triton.global_norm`: gradients are multiplied by its second element.
     """
     launch_many(
         _sgd_kernel,
-        (params, grads, buffers),
-        (0, 2),
+        ROW,
+        {"p": params, "g": grads, "b": buffers},
         scalars,
         args=(clip,),
         CLIPPED=clip is not None,
@@ -180,9 +200,9 @@ def scalars(
     maximize: bool = False,
     first: bool = False,
 ) -> list[float]:
-    """SCALARS of one tensor at one step."""
-    step = [lr, -1.0 if maximize else 1.0, weight_decay]
-    if not momentum:
-        return [*step, 0.0, 0.0, 1.0, 0.0]
-    of_b, of_h = (0.0, 1.0) if first else (momentum, 1 - dampening)
-    return [*step, of_b, of_h, 1.0 if nesterov else 0.0, momentum if nesterov else 1.0]
+    """The `Scalars` of one tensor at one step, as the list that a registered op takes."""
+    b_of_b, b_of_h, p_of_h, p_of_b = 0.0, 0.0, 1.0, 0.0
+    if momentum:
+        b_of_b, b_of_h = (0.0, 1.0) if first else (momentum, 1 - dampening)
+        p_of_h, p_of_b = (1.0, momentum) if nesterov else (0.0, 1.0)
+    return list(Scalars(lr, -1.0 if maximize else 1.0, weight_decay, b_of_b, b_of_h, p_of_h, p_of_b))

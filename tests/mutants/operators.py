@@ -11,8 +11,8 @@ SPARED_CALLS = ("want_", "refuse", "lies_channels_last", "_by_columns")
 # Arguments that are settings: their negation is the same setting, or no setting at all.
 SETTINGS = frozenset(
     {
-        "place", "relu", "transposed", "geometry", "channels_last", "ignore_index", "mean", "keep", "j", "k", "scalars",
-        "update", "with_p", "turned_a", "turned_b", "in_dgrad", "in_wgrad",
+        "masked", "relu", "transposed", "geometry", "channels_last", "ignore_index", "mean", "batch_axes", "j", "k", "scalars",
+        "update", "with_p", "transposed_a", "transposed_b", "in_dgrad", "in_wgrad",
     }
 )  # fmt: skip
 SUMS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}

@@ -21,7 +21,7 @@ OVERLOOKED: tuple[tuple[str, str, str], ...] = (
      "both = u if c is None else Multiply.apply(u, c) if need_x or need_t else None", SUBSET),
     ("mse_loss_torch",
      "num, den, (need_a, need_b, need_x, need_t, *_) = (ctx.num, ctx.den, ctx.needs_input_grad)", SUBSET),
-    ("relu_jax", "return (gated(x, gate), gate)", PRIMAL),
+    ("relu_jax", "return (relu_mask(x, mask), mask)", PRIMAL),
     ("sigmoid_jax", "return (slope(a, y, k), (a, y))", PRIMAL),
     ("tanh_jax", "return (slope(a, y, k), (a, y))", PRIMAL),
     ("sigmoid_jax", "return (slope(u, y, k), slope(times(u, a), y, k + 1) if k < 2 else None)", THIRD),

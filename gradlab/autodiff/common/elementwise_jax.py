@@ -16,8 +16,8 @@ def _times_fwd(a, b):
     return times(a, b), (a, b)
 
 
-def _times_bwd(kept, u):
-    a, b = kept
+def _times_bwd(saved, u):
+    a, b = saved
     return times(u, b), times(u, a)
 
 

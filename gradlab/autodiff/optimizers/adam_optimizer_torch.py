@@ -24,29 +24,30 @@ class Adam(OneLaunch, torch.optim.Adam):
 
         p' = p - lr / (1 - beta1^s) m' / (sqrt(v' / (1 - beta2^s)) + eps)
 
-    gradlab/kernels/adam.py has all of it. Param groups, hooks, schedulers and state_dicts are torch's own: state_dicts
-    load both ways. Parameters may be DTensors, as fully_shard makes them, and their states are then. What
-    torch.amp.GradScaler finds and scales by is read on the device, and a step left out there leaves `step` as it is.
-    Gradients are never changed, neither by a scaler nor by max_norm.
+    gradlab/kernels/adam.py has all formulas. Param groups, hooks, schedulers and state_dicts are torch's own, which
+    load both ways. Parameters may be DTensors, as fully_shard makes them; then their states are, too.
+    torch.amp.GradScaler's scale and found_inf are read on the device, and a skipped step does not count in `step`.
+    Gradients are not changed, neither by a scaler nor by max_norm.
 
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch.optim.Adam takes them,
-            run-time values: changing them compiles nothing. A tensor lr beside its parameter is read on the device.
-        fused: taken, and what this class is; True keeps `step` on the device, as in torch.
-        foreach, capturable, differentiable: refused unless false or None; what differentiates is `adam_step`. Those of
-            a loaded checkpoint are dropped, as is its fused.
-        max_norm: gradients are taken times min(1, max_norm / (their norm over all parameters + 1e-6)), as
-            torch.nn.utils.clip_grad_norm_ does; `grad_norm` is the last norm.
-        master_weights: float16 and bfloat16 parameters are what a float32 `master` in their state rounds to. One that
-            somebody else changed takes its master with it.
-        state_dtype: of the moments, torch.float32 or torch.bfloat16, the latter with stochastic rounding; as the
-            parameter (float32 with a master) when not given.
-        seed: of that rounding. The same seed gives the same bits for the same parameters at the same step.
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as in torch.optim.Adam;
+            run-time values: changing them does not recompile. A tensor lr on its parameter's device is read there.
+        fused: this class is always fused; True keeps `step` on the device, as in torch.
+        foreach, capturable, differentiable: refused unless false or None; `adam_step` is differentiable. Those of a
+            loaded checkpoint are dropped, and its fused.
+        max_norm: gradients are clipped to this norm over all parameters, as by torch.nn.utils.clip_grad_norm_;
+            `grad_norm` is the last norm.
+        master_weights: float16 and bfloat16 parameters have a float32 `master` in their state, which they round. A
+            parameter that is changed outside of the optimizer becomes its master.
+        state_dtype: dtype of the moments, torch.float32 or torch.bfloat16, the latter with stochastic rounding; None
+            for the parameter's (float32 with a master).
+        seed: for that rounding; the same seed gives the same bits for the same parameters at the same step.
 
     Raises:
         ValueError, TypeError: as torch.optim.Adam raises them, and for an option refused.
     """
 
+    _layout = kernels.ROW
     _refused = ("foreach", "capturable", "differentiable")
     _own = ("max_norm", "master_weights", "state_dtype", "seed")
     _step_supports_amp_scaling = True
@@ -57,7 +58,7 @@ class Adam(OneLaunch, torch.optim.Adam):
                  fused: bool | None = None, decoupled_weight_decay: bool = False, max_norm: float | None = None,
                  master_weights: bool = False, state_dtype: torch.dtype | None = None,
                  seed: int = 0) -> None:  # fmt: skip
-        # By its name: AdamW's, which stands between, takes no decoupled_weight_decay.
+        # Not super(): torch's AdamW, which may be next in the MRO, takes no decoupled_weight_decay.
         torch.optim.Adam.__init__(
             self,
             params,
@@ -103,12 +104,12 @@ class Adam(OneLaunch, torch.optim.Adam):
         return torch.float32 if key == "master" else p.dtype
 
     def _row(self, group: dict[str, Any], p: torch.Tensor, number: int) -> Row:
-        """(p, g, m, v, largest v, master); learning rate and step where they are on the device; the rounding's key."""
+        """The row of `kernels.ROW`; learning rate and step are words of it where they are on the device."""
         assert p.grad is not None
         state, none = self.state[p], nothing(p.dtype, p.device)
         dtype = self._dtype_of("exp_avg", p)
         if not state:
-            # On the host, as torch keeps it: reading it must not wait for the device.
+            # On the host, as in torch: reading it must not synchronise.
             state["step"] = torch.tensor(0.0, dtype=torch.float64 if p.dtype == torch.float64 else torch.float32)
         for moment in MOMENTS if group["amsgrad"] else MOMENTS[:2]:
             if moment not in state:
@@ -116,21 +117,21 @@ class Adam(OneLaunch, torch.optim.Adam):
         if self.master_weights and p.dtype in HALF and "master" not in state:
             state["master"] = p.detach().to(torch.float32, memory_format=torch.preserve_format)
         step, rate = self._step_of(group, p, state), group["lr"]
-        at_hand = not isinstance(rate, torch.Tensor) or rate.device != p.device
-        scalars = self._scalars_of(group, math.inf if step.numel() else state["step"].item(), at_hand)
+        rate_on_host = not isinstance(rate, torch.Tensor) or rate.device != p.device
+        scalars = self._scalars_of(group, math.inf if step.numel() else state["step"].item(), rate_on_host)
         master = state["master"] if self.master_weights and p.dtype in HALF else none
-        top = state["max_exp_avg_sq"] if group["amsgrad"] else nothing(dtype, p.device)
-        tensors = (p, p.grad, state["exp_avg"], state["exp_avg_sq"], top, master)
+        largest = state["max_exp_avg_sq"] if group["amsgrad"] else nothing(dtype, p.device)
+        tensors = (p, p.grad, state["exp_avg"], state["exp_avg_sq"], largest, master)
         key = self._key(number, p) if self.state_dtype == torch.bfloat16 else 0
-        return Row(tensors, scalars, (none if at_hand else rate, step, key))
+        return Row(tensors, scalars, (none if rate_on_host else rate, step, key))
 
-    def _scalars_of(self, group: dict[str, Any], turn: float, at_hand: bool) -> list[float]:
-        """The kernel's scalars, worked out once for all parameters of a group that are at the same step."""
-        scalars = self._scalars.get((id(group), turn, at_hand))
+    def _scalars_of(self, group: dict[str, Any], count: float, rate_on_host: bool) -> list[float]:
+        """The kernel's scalars, computed once for all parameters of a group with the same step count."""
+        scalars = self._scalars.get((id(group), count, rate_on_host))
         if scalars is None:
-            scalars = self._scalars[id(group), turn, at_hand] = kernels.scalars(
-                lr=float(group["lr"]) if at_hand else 1.0,
-                step=turn,
+            scalars = self._scalars[id(group), count, rate_on_host] = kernels.scalars(
+                lr=float(group["lr"]) if rate_on_host else 1.0,
+                step=count,
                 beta1=float(group["betas"][0]),
                 beta2=float(group["betas"][1]),
                 eps=float(group["eps"]),
@@ -146,64 +147,64 @@ class Adam(OneLaunch, torch.optim.Adam):
         return self._scalars_of(group, step.item(), True)
 
     def _key(self, number: int, p: torch.Tensor) -> int:
-        """Of the rounding: ranks that hold different parts of a parameter round them apart."""
+        """The key for stochastic rounding: ranks that hold different parts of a parameter have different keys."""
         part = part_of(p)
         return key(key(self.seed, number), part) if part else key(self.seed, number)
 
     def _step_of(self, group: dict[str, Any], p: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
-        """The parameter's `step` where it is counted on the device; nothing where it was just counted on the host."""
+        """The parameter's `step` if it is counted on the device; else it is counted here, and the result is empty."""
         step = state["step"]
         found = isinstance(getattr(self, "found_inf", None), torch.Tensor)
         if not (found or group["fused"] or self.state_dtype == torch.bfloat16 or step.device.type != "cpu"):
             step += 1
             return nothing(step.dtype, step.device)
-        # Whether the step is made is known on the device alone; there it stays, for reading it would wait.
+        # Only the device knows whether the step is skipped: the count stays there, as reading it would synchronise.
         state["step"] = step.to(p.device, torch.float32, non_blocking=True)
         return state["step"]
 
     def _step_all(
         self,
-        columns: Sequence[list[torch.Tensor]],
+        tensors: dict[str, list[torch.Tensor]],
         scalars: list[float],
         on_device: list[tuple],
         clip: torch.Tensor | None,
     ) -> None:
-        params, grads, exp_avgs, exp_avg_sqs, tops, masters = columns
-        rates, steps, keys = (list(column) for column in zip(*on_device, strict=True))
-        found = self._amp("found_inf", params[0])
-        counted = [step for step in steps if step.numel()]
+        words = {name: list(of) for name, of in zip(kernels.ROW.words, zip(*on_device, strict=True), strict=True)}
+        p = tensors["p"][0]
+        found = self._amp("found_inf", p)
+        counted = [step for step in words["step"] if step.numel()]
         if counted:
             advance = 1.0 if found is None else torch.eq(found, 0).to(torch.float32)
             foreach_add_(counted, advance)
         kernels.adam_(
-            params,
-            grads,
-            exp_avgs,
-            exp_avg_sqs,
-            tops if _any(tops) else [],
+            tensors["p"],
+            tensors["g"],
+            tensors["m"],
+            tensors["v"],
+            tensors["x"] if _any(tensors["x"]) else [],
             scalars,
-            masters=masters if _any(masters) else [],
-            lrs=rates if _any(rates) else [],
-            steps=steps if counted else [],
-            keys=keys if self.state_dtype == torch.bfloat16 else [],
-            grad_scale=self._amp("grad_scale", params[0]),
+            masters=tensors["w"] if _any(tensors["w"]) else [],
+            lrs=words["lr"] if _any(words["lr"]) else [],
+            steps=words["step"] if counted else [],
+            keys=words["key"] if self.state_dtype == torch.bfloat16 else [],
+            grad_scale=self._amp("grad_scale", p),
             found_inf=found,
             clip=clip,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state_dict of this class or of torch.optim.Adam; moments come to their dtype, masters stay float32."""
+        """Load a state_dict of this class or of torch.optim.Adam; moments get their dtype, masters stay float32."""
         given: dict[str, Any] = {}
-        # torch rounds all state to its parameter's dtype: what was given is noted before, and put back behind it.
-        noted = self.register_load_state_dict_pre_hook(lambda _, final: given.update(final))
-        mended = self.register_load_state_dict_post_hook(lambda _: self._mend(given), prepend=True)
+        # torch rounds all state to its parameter's dtype: the given state is recorded before, and restored after.
+        recorded = self.register_load_state_dict_pre_hook(lambda _, final: given.update(final))
+        restored = self.register_load_state_dict_post_hook(lambda _: self._restore(given), prepend=True)
         try:
             super().load_state_dict(state_dict)
         finally:
-            noted.remove()
-            mended.remove()
+            recorded.remove()
+            restored.remove()
 
-    def _mend(self, given: dict[str, Any]) -> None:
+    def _restore(self, given: dict[str, Any]) -> None:
         numbers = chain.from_iterable(group["params"] for group in given["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for number, p in zip(numbers, params, strict=True):

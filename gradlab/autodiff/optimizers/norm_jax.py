@@ -1,4 +1,4 @@
-"""The gradients' common norm for jax: measured in one pass over each array, and taken down to a largest one in another.
+"""Gradient clipping by global norm for jax: one pass over each array measures the norm, a second one scales.
 
 A sum of squares, a product with a number and a dot product are each other's pullbacks: every order is exact.
 """
@@ -45,8 +45,8 @@ def _dot_fwd(x, y):
     return dot(x, y), (x, y)
 
 
-def _dot_bwd(kept, ds):
-    x, y = kept
+def _dot_bwd(saved, ds):
+    x, y = saved
     return scale(y, ds), scale(x, ds)
 
 
@@ -64,8 +64,8 @@ def _scale_fwd(x, s):
     return scale(x, s), (x, s)
 
 
-def _scale_bwd(kept, dy):
-    x, s = kept
+def _scale_bwd(saved, dy):
+    x, s = saved
     return scale(dy, s), dot(x, dy)
 
 
@@ -88,31 +88,31 @@ def global_norm(tree: Any) -> jax.Array:
     leaves = _leaves("global_norm", tree)
     dtype = jnp.result_type(*(accumulator(x.dtype) for x in leaves)) if leaves else jnp.float32
     total = sum((squares(x).astype(dtype) for x in leaves), jnp.zeros((), dtype))
-    # The root has no derivative at 0.
+    # The square root has no derivative at 0.
     return jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
 
 
 def clip_factor(tree: Any, max_norm: float | jax.Array) -> jax.Array:
-    """What a tree is multiplied by so that its norm is at most `max_norm`: min(1, max_norm / norm), as optax has it.
+    """The factor that scales a tree to a norm of at most `max_norm`: min(1, max_norm / norm), as in optax.
 
-    For steps that take the factor into their own pass over the gradients.
+    For steps that apply the factor in their own pass over the gradients.
     """
     norm = global_norm(tree)
-    # What is not a number is not below, and poisons.
+    # A norm of NaN is not below, and gives NaN.
     below = norm < max_norm
     return jnp.where(below, 1, jnp.asarray(max_norm, norm.dtype) / jnp.where(below, 1, norm))
 
 
 def clip_by_global_norm(max_norm: float | jax.Array) -> GradientTransformation:
-    """Take gradients down to a largest common norm; a hand-written `optax.clip_by_global_norm`.
+    """Scale gradients down to a maximum global norm; a hand-written `optax.clip_by_global_norm`.
 
     update = g max_norm / n where n, the norm over the whole tree, is max_norm or more, else g.
 
     Args:
-        max_norm: the largest norm that is left as it is; a number or an array, a run-time value.
+        max_norm: the norm above which gradients are scaled down; a number or an array, a run-time value.
 
     Returns:
-        `init` and `update`, which optax.chain and jax.jit take as their own; there is no state.
+        `init` and `update`, for optax.chain and jax.jit; the state is empty.
 
     Raises:
         ValueError: a max_norm that is negative or not a number.
@@ -131,7 +131,7 @@ def clip_by_global_norm(max_norm: float | jax.Array) -> GradientTransformation:
 
 
 def want_norm(op: str, max_norm: Any) -> None:
-    """Refuse a largest norm that is none; an array is not looked at."""
+    """Refuse a negative or NaN max_norm; an array is not checked."""
     if isinstance(max_norm, (int, float)) and (math.isnan(max_norm) or max_norm < 0):
         refuse(op, "max_norm", repr(max_norm), "a number from 0")
 

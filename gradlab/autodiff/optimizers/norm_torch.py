@@ -1,4 +1,4 @@
-"""The gradients' common norm for torch: measured in one pass, and taken down to a largest one in another."""
+"""Gradient clipping by global norm for torch: one pass measures the norm, a second one scales."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -22,24 +22,24 @@ def clip_grad_norm_(
 ) -> torch.Tensor:
     """Multiply all gradients in place by min(1, max_norm / (n + 1e-6)), n the norm of all their elements.
 
-    As torch.nn.utils.clip_grad_norm_; the same inputs give the same bits, and nothing waits for the device.
+    As torch.nn.utils.clip_grad_norm_; the same inputs give the same bits, without host synchronisation.
 
     Args:
-        parameters: a tensor or tensors, on one device; one without a gradient takes no part. The norm over DTensors,
-            all of one mesh, is that of the whole tensors.
-        max_norm: the largest norm that is left as it is.
-        norm_type: 2, the only one.
-        error_if_nonfinite: look at n on the host, which waits for the device. Without it a norm that is not a number
-            makes all gradients so, and an infinite one makes them 0, as in torch.
+        parameters: a tensor or tensors, on one device; those without a gradient are skipped. The norm over DTensors,
+            all of one mesh, is that of the full tensors.
+        max_norm: the norm above which gradients are scaled down.
+        norm_type: 2; no other is supported.
+        error_if_nonfinite: check n on the host, which synchronises. Without it a norm of NaN makes all gradients NaN,
+            and an infinite one makes them 0, as in torch.
         foreach: refused unless false or None.
 
     Returns:
-        n, of no dimension: float64 where a gradient is, else float32; a replicated DTensor where they are DTensors.
+        n, a scalar tensor: float64 if a gradient is, else float32; a replicated DTensor if they are DTensors.
 
     Raises:
         ValueError: another norm_type, a max_norm that is negative or not a number, several devices or meshes.
         TypeError: a gradient that is sparse, complex, of another dtype than the lab's or a subclass without memory.
-        RuntimeError: n is not finite, where that was asked for.
+        RuntimeError: n is not finite, with error_if_nonfinite.
     """
     name = "clip_grad_norm_"
     if max_norm is None:
@@ -65,7 +65,7 @@ def clip_grad_norm_(
     batches: dict[tuple, list[torch.Tensor]] = defaultdict(list)
     times: dict[torch.Tensor, int] = {}
     for grad in grads:
-        # As in torch, one that is there twice is multiplied twice: in a launch behind the first.
+        # As in torch, a gradient that is listed twice is scaled twice: in a second launch.
         times[grad] = times.get(grad, -1) + 1
         batches[times[grad], grad.dtype].append(shards.local(grad))
     for batch in batches.values():

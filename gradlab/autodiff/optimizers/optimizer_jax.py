@@ -1,4 +1,4 @@
-"""What the optimizers for jax have in common: optax's protocol, trees that must fit, scalars without a derivative."""
+"""Shared by the optimizers for jax: optax's protocol, checks of trees, scalars without a derivative."""
 
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
@@ -23,10 +23,10 @@ class GradientTransformation(NamedTuple):
 def fixed(message: str) -> Callable[[jax.Array], jax.Array]:
     """The identity on the scalars of a step, which have no derivative.
 
-    Refused in backward, because jax keeps a forward that raised.
+    The error is raised in backward, because jax caches a forward that raised.
     """
 
-    def bwd(kept, cotangent):
+    def bwd(saved, cotangent):
         raise NotImplementedError(message)
 
     same = jax.custom_vjp(lambda scalars: scalars)
@@ -35,12 +35,12 @@ def fixed(message: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def without_derivative(fn: Callable[..., Any], message: str, static: tuple[int, ...]) -> Callable[..., Any]:
-    """`fn`, whose backward is refused; its arguments at the places `static` are no arrays."""
+    """`fn` with a backward that raises; its arguments number `static` are no arrays."""
 
     def fwd(*args: Any) -> tuple[Any, None]:
         return rule(*args), None
 
-    def bwd(*kept: Any) -> Any:
+    def bwd(*saved: Any) -> Any:
         raise NotImplementedError(message)
 
     rule = jax.custom_vjp(fn, nondiff_argnums=static)
@@ -49,7 +49,7 @@ def without_derivative(fn: Callable[..., Any], message: str, static: tuple[int, 
 
 
 def zeros(op: str, params: Any, dtype: Callable[[jax.Array], Any] = lambda p: p.dtype) -> Any:
-    """A tree of zeros like the parameters, each of the dtype that is asked for it.
+    """A tree of zeros like the parameters, in the dtypes that `dtype` returns for them.
 
     Raises:
         TypeError: a parameter that is not an array of the lab's floating dtypes.
@@ -62,7 +62,7 @@ def zeros(op: str, params: Any, dtype: Callable[[jax.Array], Any] = lambda p: p.
 def columns(
     op: str, grads: Any, trees: dict[str, Any], loose: Collection[str] = ()
 ) -> tuple[Any, list[tuple[jax.Array, ...]]]:
-    """The structure of `grads`, and for each of its leaves that one and its counterparts in `trees`.
+    """The structure of `grads`, and each of its leaves with its counterparts in `trees`.
 
     Those of the trees named in `loose` may have another floating dtype.
 
@@ -89,7 +89,7 @@ def columns(
 
 
 def parted(before: Iterable[Any], after: Iterable[jax.Array]) -> list[jax.Array]:
-    """The arrays of a step, each parted over the Explicit axes of a mesh as the one that it takes the place of."""
+    """The arrays of a step, each sharded over the Explicit axes of a mesh as the array that it replaces."""
     return [parted_like(new, old) for old, new in zip(before, after, strict=False)]
 
 
@@ -125,6 +125,6 @@ def rate(learning_rate: Rate, count: jax.Array) -> Any:
 
 
 def following(count: jax.Array) -> jax.Array:
-    """The number of steps taken after one more; the largest of its dtype stays, as `optax.safe_increment` has it."""
+    """The number of steps taken after one more; saturates at its dtype's maximum, as `optax.safe_increment`."""
     most = jnp.iinfo(count.dtype).max
     return jnp.where(count < most, count + 1, most)

@@ -1,4 +1,4 @@
-"""What the optimizers for torch have in common: a step of all parameters of one dtype and device in one launch."""
+"""The base of the optimizers for torch: all parameters of one dtype and device are stepped in one launch."""
 
 import functools
 import math
@@ -11,8 +11,8 @@ import torch
 from gradlab.autodiff.arguments import shards_torch as shards
 from gradlab.autodiff.arguments.errors import FLOATS, dtype_name, refuse
 from gradlab.autodiff.arguments.tensors_torch import DEVICES
-from gradlab.autodiff.optimizers.next_step_torch import Kept, kept
-from gradlab.kernels.optimizers.multi_tensor_triton import dense
+from gradlab.autodiff.optimizers.cached_step_torch import CachedStep, cached
+from gradlab.kernels.optimizers.multi_tensor_triton import RowLayout, dense
 from gradlab.kernels.runtime import memory_triton as memory
 from gradlab.kernels.runtime.launch_triton import capturing
 
@@ -21,7 +21,13 @@ HOW = ("foreach", "fused", "capturable", "differentiable")
 
 
 class Row(NamedTuple):
-    """One parameter's step: tensors, the gradient second and written in every other place; scalars; and the rest."""
+    """One parameter's step: a row of the kernel's table.
+
+    Attributes:
+        tensors: in the order of the layout's `arrays`.
+        scalars: in the order of its `scalars`.
+        on_device: for its `words`, in order: tensors on the device, or integers.
+    """
 
     tensors: tuple[torch.Tensor, ...]
     scalars: list[float]
@@ -31,24 +37,26 @@ class Row(NamedTuple):
 class OneLaunch(torch.optim.Optimizer):
     """An optimizer of torch with another `step`; stands before torch's class among the bases.
 
-    Of parameters that are spread over a mesh (DTensors, as fully_shard makes them) each rank steps its part.
+    Of parameters that are sharded over a mesh (DTensors, as fully_shard makes them) each rank steps its part.
 
-    A subclass says which options it refuses, and for one parameter which tensors and scalars its kernel takes.
+    A subclass names the options that it refuses, the layout of its kernel's table, and the row of each parameter.
     """
 
-    # Options of torch's that this optimizer does not have; a new param group may bring them: looked at each step.
+    # The layout of the kernel's table; its arrays begin with the parameter "p" and the gradient "g".
+    _layout: RowLayout
+    # Options of torch's that this optimizer does not have; checked each step, as a new param group may have them.
     _refused: tuple[str, ...] = ()
-    # Options of ours, which torch's state_dicts do not have: copies and pickles of the optimizer carry them.
+    # Own options, which are not in torch's state_dicts: copies and pickles of the optimizer include them.
     _own: tuple[str, ...] = ("max_norm",)
 
     max_norm: float | None = None
-    # The norm of the last step's gradients, where max_norm asks for one: float64 of one element on their device.
+    # The norm of the last step's gradients with max_norm: a float64 scalar on their device.
     grad_norm: torch.Tensor | None = None
-    # Parameters whose state began in the step that is being made.
-    _begun: set[torch.Tensor] = frozenset()  # type: ignore[assignment]
-    # The last step, where the next may be made like it.
-    _kept: Kept | None = None
-    # What is the same for all parameters of a group whose numbers of steps are, in the step that is being made.
+    # Parameters whose state is created in the current step.
+    _created: set[torch.Tensor] = frozenset()  # type: ignore[assignment]
+    # The last step, if it can be repeated.
+    _cached: CachedStep | None = None
+    # The current step's scalars, shared by parameters of a group with the same step count.
     _scalars: dict[tuple[Any, ...], list[float]]
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
@@ -59,7 +67,7 @@ class OneLaunch(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self._own}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state_dict of this class or of torch's; flags that say how torch steps stay those that are here."""
+        """Load a state_dict of this class or of torch's; flags that choose an implementation stay as they are here."""
         own = [{flag: group[flag] for flag in HOW if flag in group} for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, flags in zip(self.param_groups, own, strict=True):
@@ -67,24 +75,24 @@ class OneLaunch(torch.optim.Optimizer):
 
     def _step_all(
         self,
-        columns: Sequence[list[torch.Tensor]],
+        tensors: dict[str, list[torch.Tensor]],
         scalars: list[float],
         on_device: list[tuple],
         clip: torch.Tensor | None,
     ) -> None:
-        """Launch over the columns: for each place of a row, the tensors of all parameters; then what rows have more."""
+        """Launch the kernel over all parameters: for each array of the layout their tensors, then scalars and words."""
         raise NotImplementedError
 
     def _row(self, group: dict[str, Any], p: torch.Tensor, number: int) -> Row:
-        """The step of parameter `number`, counted over all groups, that begins here."""
+        """The row of the step of parameter `number`, counted over all groups."""
         raise NotImplementedError
 
     def _numbers(self, group: dict[str, Any], p: torch.Tensor) -> list[float]:
-        """The scalars of the parameter's step that begins here, where one was made before."""
+        """The scalars of the parameter's step, after a first one."""
         raise NotImplementedError
 
     def _dtype_of(self, key: str, p: torch.Tensor) -> torch.dtype:
-        """The dtype that the parameter's state of that name has."""
+        """The dtype of the parameter's state of that name."""
         return p.dtype
 
     @torch.no_grad()
@@ -103,17 +111,17 @@ class OneLaunch(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Everything is looked at before anything is written: an error leaves no half-made step behind.
+        # Everything is checked before anything is written, so that an error leaves no half of a step.
         self._refuse_options()
         moving = self._moving()
         params, options = [p for _, _, p in moving], self._options()
-        self._begun, self._scalars = set(), {}
-        last = self._kept
+        self._created, self._scalars = set(), {}
+        last = self._cached
         columns = last.columns(params, self.state, options) if last is not None else None
         if last is not None and columns is not None:
             clip = self._clip(params)
             scalars = [x for _, group, p in moving for x in self._numbers(group, p)]
-            self._step_all(columns, scalars, last.on_device, clip)
+            self._step_all(dict(zip(self._layout.arrays, columns, strict=True)), scalars, last.on_device, clip)
             return loss
         for _, group, p in moving:
             self._refuse_row(group, p)
@@ -122,16 +130,16 @@ class OneLaunch(torch.optim.Optimizer):
         times: dict[int, int] = {}
         for number, group, p in moving:
             row = self._row(group, p, number)
-            # A parameter that is there twice takes its second step in a launch behind the first.
+            # A parameter that is listed twice takes its second step in a second launch.
             time = times[id(p)] = times.get(id(p), -1) + 1
-            batches[time, p.device, *[t.dtype for t in row.tensors]].append(_local(row, p))
+            batches[time, p.device, *[t.dtype for t in row.tensors]].append(self._local(row, p))
         for batch in sorted(batches, key=lambda found: found[0]):
             self._launch(batches[batch], clip)
-        self._kept = kept(next(iter(batches.values())), self.state, options) if len(batches) == 1 else None
+        self._cached = cached(next(iter(batches.values())), self.state, options) if len(batches) == 1 else None
         return loss
 
     def _options(self) -> tuple[Any, ...] | None:
-        """What a step depends on besides tensors, a rate and how often it was made; None where it is on the device."""
+        """What a step depends on besides tensors, learning rate and step count; None if any of it is on the device."""
         found: list[Any] = [getattr(self, name) for name in self._own]
         for group in self.param_groups:
             rate = group["lr"]
@@ -149,7 +157,7 @@ class OneLaunch(torch.optim.Optimizer):
         """Raise a ValueError for an option that the hand-written step does not have."""
         name = type(self).__name__
         if capturing():
-            # A graph would read the table of addresses where it lay on the host when it was captured.
+            # A replay would read the table of addresses from host memory that was reused since.
             refuse(name, "step", "captured into a CUDA graph", "to be called: its addresses come from the host")
         for group in self.param_groups:
             for option in self._refused:
@@ -163,7 +171,7 @@ class OneLaunch(torch.optim.Optimizer):
         name, state = type(self).__name__, self.state.get(p, {})
         want_steppable(name, {"a parameter": p, "a gradient": p.grad})
         shards.want_beside(name, "a gradient", p.grad, p, exact=False)
-        # The kernel walks over addresses: what is shorter or narrower than its parameter must not get there.
+        # The kernel reads by address: a tensor that is shorter or narrower than its parameter must not reach it.
         for what, t in (("a gradient", p.grad), *state.items()):
             if not isinstance(t, torch.Tensor) or what == "step":
                 continue
@@ -180,11 +188,11 @@ class OneLaunch(torch.optim.Optimizer):
                 shards.want_beside(name, what, t, p)
 
     def _clip(self, params: list[torch.Tensor]) -> torch.Tensor | None:
-        """The norm of all gradients, and what they are to be multiplied by; both stay on the device."""
+        """The norm of all gradients and the factor that clips them, on the device; None without max_norm."""
         if self.max_norm is None or not params:
             return None
         want_one_device(type(self).__name__, params)
-        # A parameter that is there twice has one gradient.
+        # A parameter that is listed twice has one gradient.
         grads = [p.grad for p in dict.fromkeys(params) if p.grad is not None]
         scale = self._amp("grad_scale", params[0])
         clip = shards.global_norm(type(self).__name__, grads, self.max_norm, scale)
@@ -192,28 +200,37 @@ class OneLaunch(torch.optim.Optimizer):
         return clip
 
     def _amp(self, attribute: str, p: torch.Tensor) -> torch.Tensor | None:
-        """What torch.amp.GradScaler hangs on an optimizer for one step, beside the parameter."""
+        """An attribute that torch.amp.GradScaler sets on an optimizer for one step, on the parameter's device."""
         found = getattr(self, attribute, None)
         # Without any gradient the scaler's sum over devices is a plain 0.
         if not isinstance(found, torch.Tensor):
             return None
         return shards.whole(found).to(p.device, torch.float32, non_blocking=True)
 
+    def _local(self, row: Row, p: torch.Tensor) -> Row:
+        """The row of this rank's part of the tensors."""
+        if not shards.is_sharded(p):
+            return row
+        named = zip(self._layout.arrays, row.tensors, strict=True)
+        return row._replace(tensors=tuple(shards.beside(t, p) if name == "g" else shards.local(t) for name, t in named))
+
     def _launch(self, rows: list[Row], clip: torch.Tensor | None) -> None:
-        """Over tensors that lie alike in memory; one that does not takes part as a copy and is written back."""
-        models = [dense(row.tensors[0]) for row in rows]
-        alike = [tuple(_lie_like(m, t) for t in row.tensors) for m, row in zip(models, rows, strict=True)]
-        columns = [list(column) for column in zip(*alike, strict=True)]
+        """Launch over tensors with the parameter's memory layout; others take part as copies, and are written back."""
+        names = self._layout.arrays
+        models = [dense(row.tensors[names.index("p")]) for row in rows]
+        alike = [tuple(_with_layout(m, t) for t in row.tensors) for m, row in zip(models, rows, strict=True)]
+        columns = {name: list(column) for name, column in zip(names, zip(*alike, strict=True), strict=True)}
         self._step_all(columns, [x for row in rows for x in row.scalars], [row.on_device for row in rows], clip)
         for row, used in zip(rows, alike, strict=True):
-            for i, given in enumerate(row.tensors):
-                if i != 1 and used[i] is not given:
-                    given.copy_(used[i])
+            for name, given, stepped in zip(names, row.tensors, used, strict=True):
+                # The kernel does not write the gradient.
+                if name != "g" and stepped is not given:
+                    given.copy_(stepped)
 
 
 @functools.cache
 def nothing(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor without elements, which stands where a row has none; one for all."""
+    """A tensor without elements, for an array that a row does not have; cached."""
     return torch.empty(0, dtype=dtype, device=device)
 
 
@@ -230,7 +247,7 @@ def want_steppable(name: str, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def want_one_device(name: str, tensors: Sequence[torch.Tensor]) -> None:
-    """Refuse to take one norm over several devices: one would wait for the other."""
+    """Refuse a norm over several devices: one would wait for the other."""
     for t in tensors:
         if t.device != tensors[0].device:
             came = f"one over {tensors[0].device} and {t.device}"
@@ -238,24 +255,15 @@ def want_one_device(name: str, tensors: Sequence[torch.Tensor]) -> None:
 
 
 def want_norm(name: str, max_norm: Any) -> None:
-    """Refuse a largest norm that is none; None stands for no clipping."""
+    """Refuse a negative or NaN max_norm; None means no clipping."""
     if max_norm is not None and (
         isinstance(max_norm, bool) or not isinstance(max_norm, (int, float)) or math.isnan(max_norm) or max_norm < 0
     ):
         refuse(name, "max_norm", repr(max_norm), "a number from 0, or None")
 
 
-def _local(row: Row, p: torch.Tensor) -> Row:
-    """The row of what lies on this rank."""
-    if not shards.is_sharded(p):
-        return row
-    parts = [shards.local(t) for t in row.tensors]
-    parts[1] = shards.beside(row.tensors[1], p)
-    return row._replace(tensors=tuple(parts))
-
-
-def _lie_like(model: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """`t`, or a copy of it that lies as the model does; a place that the kernel does not touch has no elements."""
+def _with_layout(model: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """`t`, or a copy of it with the model's memory layout; a tensor without elements as it is."""
     if not t.numel():
         return t
     if t.stride() == model.stride():
@@ -266,10 +274,10 @@ def _lie_like(model: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _outside_of_compile() -> None:
-    """Keep torch.compile out of the step: inlined it would be compiled anew for each number and state that it looks at.
+    """Keep torch.compile out of the step: inlined, it would recompile for each number and state that it reads.
 
-    When the first optimizer is made, not when this file is imported: torch imports its compiler for it, which takes
-    seconds, and does so for any optimizer of its own.
+    Done when the first optimizer is made, not at import: torch imports its compiler for it, which takes seconds, as it
+    does for its own optimizers.
     """
     reason = "the optimizers of gradlab step in one launch over addresses, which the host looks up"
     OneLaunch._stepped = torch.compiler.disable(OneLaunch._stepped, reason=reason)  # type: ignore[method-assign]

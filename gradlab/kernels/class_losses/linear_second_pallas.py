@@ -106,8 +106,8 @@ def second_backward(
     def rest(first, parts, xu, dh, h, uh, rows):
         w, b, a, uw, _ = parts
         dx, X = tiles(first, xu, a, rows, False)
-        dh = matmul_into(matmul_into(dh, X, w, turned_b=True), dx, uw, turned_b=True)
-        dw = matmul_into(matmul_into(jnp.zeros(w.shape, acc), h, X, turned_a=True), uh, dx, turned_a=True)
+        dh = matmul_into(matmul_into(dh, X, w, transposed_b=True), dx, uw, transposed_b=True)
+        dw = matmul_into(matmul_into(jnp.zeros(w.shape, acc), h, X, transposed_a=True), uh, dx, transposed_a=True)
         return (dh,), (dw.astype(w.dtype), None if b is None else column_sum(X, None))
 
     cut, rows = (w, b, a, uw, ub), {"t": t, "dy": dy, "dn": dn, **row_statistics(s)}

@@ -94,4 +94,4 @@ def _sum_rows_fake(y):
 @op("sum_rows", fake=_sum_rows_fake)
 def sum_rows(y: torch.Tensor) -> torch.Tensor:
     """The sum of y[M], which may have one more axis Z in front. M read."""
-    return reduce_triton.rows(_sum_rows_kernel, [y], y.ndim - 1, 1)
+    return reduce_triton.sum_rows(_sum_rows_kernel, [y], y.ndim - 1, 1)

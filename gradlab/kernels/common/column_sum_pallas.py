@@ -10,15 +10,15 @@ from gradlab.kernels.runtime.launch_pallas import accumulator, block, launch, lo
 
 
 # fmt: off
-def _column_sum_kernel(*refs, M, BM, gated):
-    """s[z n] = sum_m a[m n], gated by g > 0, over the z-th M rows; grid (Z, N/BN); a program owns s[z BN]."""
+def _column_sum_kernel(*refs, M, BM, masked):
+    """s[z n] = sum_m a[m n], 0 where mask <= 0, over the z-th M rows; grid (Z, N/BN); a program owns s[z BN]."""
     a_ref, *others, s_ref = refs
     acc = accumulator(a_ref.dtype)
 
     def step(i, total):
         m = pl.ds(i * BM, BM)
         a = a_ref[m, :].astype(acc)
-        if gated:
+        if masked:
             a = jnp.where(others[0][m, :] <= 0, jnp.zeros_like(a), a)
         return total + jnp.sum(a, axis=0, keepdims=True)
 
@@ -26,8 +26,8 @@ def _column_sum_kernel(*refs, M, BM, gated):
 # fmt: on
 
 
-def column_sum(a: jax.Array, gate: jax.Array | None) -> jax.Array:
-    """s[N] = sum over M of a[M N], zeros where gate <= 0; M * N * (1 or 2) elements read.
+def column_sum(a: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """s[N] = sum over M of a[M N], zeros where mask <= 0; M * N * (1 or 2) elements read.
 
     A tall matrix is summed in two passes, Z partial rows first: no atomics, so the same bits each time.
     """
@@ -42,11 +42,11 @@ def column_sum(a: jax.Array, gate: jax.Array | None) -> jax.Array:
         rows = -(-M // (Z * BM)) * BM
         padded = [pad(t, Z * rows, BN) for t in operands]
         spec = pl.BlockSpec((rows, BN), lambda z, j: (z, j))
-        kernel = functools.partial(_column_sum_kernel, M=rows, BM=BM, gated=len(operands) > 1)
+        kernel = functools.partial(_column_sum_kernel, M=rows, BM=BM, masked=len(operands) > 1)
         shape = jax.ShapeDtypeStruct((Z, padded[0].shape[1]), acc if Z > 1 else dtype)
         out = pl.BlockSpec((1, BN), lambda z, j: (z, j))
         grid = (Z, padded[0].shape[1] // BN)
         partial = pallas(kernel, platform, grid, [spec] * len(padded), out, shape)(*padded)[:, :N]
         return partial[0] if Z == 1 else call(platform, partial).astype(dtype)
 
-    return launch(call, *(t for t in (a, gate) if t is not None))
+    return launch(call, *(t for t in (a, mask) if t is not None))

@@ -13,12 +13,12 @@ from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, la
 @kernel
 def _column_sum_kernel(
     a_ptr, a_z, a_m, a_n,
-    g_ptr, g_z, g_m, g_n,
+    mask_ptr, mask_z, mask_m, mask_n,
     s_ptr, s_z, s_i, s_n,
     M, N, ROWS,
-    ACC: tl.constexpr, GATE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    ACC: tl.constexpr, MASKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """s[z i n] = sum_m a[z m n], gated by g > 0, over the i-th ROWS rows.
+    """s[z i n] = sum_m a[z m n], 0 where mask <= 0, over the i-th ROWS rows.
 
     Grid (Z * N/BN, I); a program owns s[z i BN].
     """
@@ -27,7 +27,7 @@ def _column_sum_kernel(
     i = tl.program_id(1).to(tl.int64)
     z = (tl.program_id(0) // tiles_n).to(tl.int64)
     a_ptr += z * a_z
-    g_ptr += z * g_z
+    mask_ptr += z * mask_z
     s_ptr += z * s_z
     total = tl.zeros((BN,), dtype=ACC)
     for m0 in range(0, ROWS, BM):
@@ -35,21 +35,21 @@ def _column_sum_kernel(
         m = i * ROWS + row
         inside = ((row < ROWS) & (m < M))[:, None] & (n < N)[None, :]
         a = tl.load(a_ptr + m[:, None] * a_m + n[None, :] * a_n, mask=inside, other=0.0).to(ACC)
-        if GATE:
-            g = tl.load(g_ptr + m[:, None] * g_m + n[None, :] * g_n, mask=inside, other=0.0)
-            a = tl.where(g <= 0, 0.0, a)
+        if MASKED:
+            mask = tl.load(mask_ptr + m[:, None] * mask_m + n[None, :] * mask_n, mask=inside, other=0.0)
+            a = tl.where(mask <= 0, 0.0, a)
         total += tl.sum(a, axis=0)
     tl.store(s_ptr + i * s_i + n * s_n, total.to(s_ptr.dtype.element_ty), mask=n < N)
 # fmt: on
 
 
-def _column_sum_fake(a, gate):
+def _column_sum_fake(a, mask):
     return a.new_empty((*a.shape[:-2], a.shape[-1]))
 
 
 @op("column_sum", fake=_column_sum_fake)
-def column_sum(a: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-    """s[N] = sum over M of a[M N], zeros where gate <= 0; both may have one more axis Z in front.
+def column_sum(a: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """s[N] = sum over M of a[M N], zeros where mask <= 0; both may have one more axis Z in front.
 
     Z * M * N * (1 or 2) elements read. A tall matrix is summed in two passes, I partial rows first: no atomics, so the
     same bits each time.
@@ -62,10 +62,10 @@ def column_sum(a: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
     launch(
         _column_sum_kernel, [Z * -(-N // BN), parts],
         a, *strides(a, 2),
-        *((a, 0, 0, 0) if gate is None else (gate, *strides(gate, 2))),
+        *((a, 0, 0, 0) if mask is None else (mask, *strides(mask, 2))),
         partial, *partial.stride(),
         M, N, -(-M // parts),
-        ACC=triton_dtype(accumulator(a.dtype)), GATE=gate is not None, BM=BM, BN=BN, writes=[partial],
+        ACC=triton_dtype(accumulator(a.dtype)), MASKED=mask is not None, BM=BM, BN=BN, writes=[partial],
     )
     # fmt: on
     s = partial[:, 0] if parts == 1 else column_sum(partial, None).to(a.dtype)

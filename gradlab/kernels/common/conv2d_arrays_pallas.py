@@ -1,10 +1,9 @@
-"""conv2d where one program takes whole arrays, as in the interpreter: a GEMM for each row or few of the window.
+"""conv2d where one program's block is the full array, as when interpreted: a GEMM for one or a few rows of the window.
 
-What costs there is memory that is written, and products whose inner side is short. So the image lies with its rows
-first, x[a, b, h, B, w, c] with the phases (a, b) of the stride, and the S taps of a row of the window are put side by
-side: X[a][h B q, s d] = x[a, phase of s, h, B, q + shift of s, d]. A row r of the window is then P consecutive h of X,
-one stretch of memory, and no other pixel takes part: no row is computed to be cropped. Rows with few channels share a
-product.
+Memory traffic and matmuls with a short K dominate the time there. So the image is laid out with rows first,
+x[a b h B w c] with the phases (a, b) of the stride, and the S taps of a row of the window are concatenated:
+X[a][h B q, s d] = x[a, phase of s, h, B, q + shift of s, d]. A row r of the window is then P consecutive h of X, one
+contiguous slice without other pixels: no row is computed only to be cropped. Rows with few channels share a matmul.
 """
 
 import functools
@@ -19,11 +18,11 @@ from jax.experimental import pallas as pl
 from gradlab.kernels.common.window import Geometry
 from gradlab.kernels.runtime.launch_pallas import accumulator, pallas
 
-# The inner side of a product from which on it is fast; beyond, joining rows of the window costs more than it gains.
+# The K from which on a matmul is fast: concatenating further rows of the window costs more than it gains.
 INNER = 96
 
 
-class Row(NamedTuple):
+class Tap(NamedTuple):
     """Phase and shift of a tap along one axis."""
 
     phase: int
@@ -31,35 +30,35 @@ class Row(NamedTuple):
 
 
 # fmt: off
-def _whole_forward_kernel(*refs, geometry, bias, relu, gated):
+def _full_forward_kernel(*refs, geometry, bias, relu, masked):
     """y[p b q n] = sum_{r s k} X[r][p b q, s k] w[r s k n] + c[n].
 
     Grid (1,) for each group; a program owns y of its group.
     """
     x_ref, w_ref, *others, y_ref = refs
-    N, side_by_side = w_ref.shape[-1], _columns(x_ref, geometry)
+    N, taps_of = w_ref.shape[-1], _side_by_side(x_ref, geometry)
     y = jnp.zeros((math.prod(y_ref.shape[:-1]), N), accumulator(y_ref.dtype))
-    for first, rows in _stretches(w_ref.shape):
-        y = y + dot(side_by_side(first, rows), w_ref[first : first + rows].reshape(-1, N), 1, 0)
+    for first, rows in _row_groups(w_ref.shape):
+        y = y + dot(taps_of(first, rows), w_ref[first : first + rows].reshape(-1, N), 1, 0)
     if bias:
         y = y + others[0][...].astype(y.dtype)
     y = y.reshape(y_ref.shape)
     if relu:
         y = jnp.where(y <= 0, jnp.zeros_like(y), y)
-    if gated:
+    if masked:
         y = jnp.where(others[-1][...] <= 0, jnp.zeros_like(y), y)
     y_ref[...] = y.astype(y_ref.dtype)
 
 
-def _whole_dgrad_kernel(*refs, geometry, gated):
-    """dx[a b h B w k] = sum of dz[p b q n] w[r s k n] over all that meet there.
+def _full_dgrad_kernel(*refs, geometry, masked):
+    """dx[a b h B w k] = sum of dz[p b q n] w[r s k n] over the taps that reach the pixel.
 
     Grid (1,) for each group; a program owns dx of its group.
     """
     dz_ref, w_ref, *others, dx_ref = refs
     (_, S, D, N), (P, B, Q, _), tall = w_ref.shape, dz_ref.shape, dx_ref.shape[2]
-    rows, columns = _places(geometry)
-    dz = _gated(dz_ref, others, gated)
+    rows, columns = _taps(geometry)
+    dz = _masked(dz_ref, others, masked)
     acc = accumulator(dx_ref.dtype)
     sums: dict[int, jax.Array] = {}
     for r, (a, i) in enumerate(rows):
@@ -76,15 +75,15 @@ def _whole_dgrad_kernel(*refs, geometry, gated):
             dx_ref[a, b] = dx.astype(dx_ref.dtype)
 
 
-def _whole_wgrad_kernel(*refs, geometry, gated):
+def _full_wgrad_kernel(*refs, geometry, masked):
     """dw[r s k n] = sum_{p b q} X[r][p b q, s k] dz[p b q n].
 
     Grid (1,) for each group; a program owns dw of its group.
     """
     x_ref, dz_ref, *others, dw_ref = refs
-    dz, side_by_side = _gated(dz_ref, others, gated), _columns(x_ref, geometry)
-    for first, rows in _stretches(dw_ref.shape):
-        dw = dot(side_by_side(first, rows), dz, 0, 0)
+    dz, taps_of = _masked(dz_ref, others, masked), _side_by_side(x_ref, geometry)
+    for first, rows in _row_groups(dw_ref.shape):
+        dw = dot(taps_of(first, rows), dz, 0, 0)
         dw_ref[first : first + rows] = dw.reshape(rows, *dw_ref.shape[1:]).astype(dw_ref.dtype)
 # fmt: on
 
@@ -96,79 +95,76 @@ def dot(a: jax.Array, b: jax.Array, in_a: int, in_b: int) -> jax.Array:
     return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=accumulator(a.dtype))
 
 
-def _gated(dz_ref: Any, others: Any, gated: bool) -> jax.Array:
-    """dz[p b q, n], zeros where the gate is not above 0."""
+def _masked(dz_ref: Any, others: Any, masked: bool) -> jax.Array:
+    """dz[p b q, n], zeros where mask <= 0."""
     dz = dz_ref[...]
-    if gated:
+    if masked:
         dz = jnp.where(others[0][...] <= 0, jnp.zeros_like(dz), dz)
     return dz.reshape(-1, dz.shape[-1])
 
 
-def _stretches(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Rows of a window [R S D N] that one product takes, as (first, how many): as many as fill its inner side."""
+def _row_groups(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Groups of a window's rows [R S D N] that share a matmul, as (first, count): enough rows for its K."""
     R, S, D, _ = shape
     each = max(1, INNER // (S * D))
     return [(first, min(each, R - first)) for first in range(0, R, each)]
 
 
-def _columns(x_ref: Any, geometry: Geometry) -> Callable[[int, int], jax.Array]:
-    """(first, how many) -> X[r][p b q, s k] of these rows r, side by side; what rows share is made once."""
-    rows, columns = _places(geometry)
+def _side_by_side(x_ref: Any, geometry: Geometry) -> Callable[[int, int], jax.Array]:
+    """(first, count) -> X[r][p b q, s k] of these rows r, concatenated; parts that rows share are made once."""
+    rows, columns = _taps(geometry)
     P, Q = geometry.result
 
     @functools.cache
-    def whole(a: int) -> jax.Array:
+    def row_of_taps(a: int) -> jax.Array:
         taps = [x_ref[a, b, :, :, j : j + Q, :] for b, j in columns]
         return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
 
     def taken(first: int, many: int) -> jax.Array:
-        parts = [whole(a)[i : i + P] for a, i in rows[first : first + many]]
+        parts = [row_of_taps(a)[i : i + P] for a, i in rows[first : first + many]]
         part = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         return part.reshape(-1, part.shape[-1])
 
     return taken
 
 
-def _places(geometry: Geometry) -> tuple[list[Row], list[Row]]:
-    """Where the taps of the window's rows, and of its columns, lie."""
+def _taps(geometry: Geometry) -> tuple[list[Tap], list[Tap]]:
+    """Phases and shifts of the taps of the window's rows, and of its columns."""
     each = zip(geometry.window, geometry.stride, geometry.dilation, strict=True)
-    rows, columns = ([Row(t * d % s, t * d // s) for t in range(k)] for k, s, d in each)
+    rows, columns = ([Tap(t * d % s, t * d // s) for t in range(k)] for k, s, d in each)
     return rows, columns
 
 
-def _room(geometry: Geometry) -> tuple[int, int]:
-    """(H', W'): rows and columns of a phase, with room for the farthest tap and for all of the image."""
-    each = zip(geometry.result, _places(geometry), geometry.stride, geometry.pads, geometry.image, strict=True)
+def _phase_size(geometry: Geometry) -> tuple[int, int]:
+    """(H', W'): rows and columns of a phase, large enough for the farthest tap and for the image."""
+    each = zip(geometry.result, _taps(geometry), geometry.stride, geometry.pads, geometry.image, strict=True)
     H, W = (max(p + max(tap.shift for tap in taps), -(-(around[0] + n) // s)) for p, taps, s, around, n in each)
     return H, W
 
 
-def _laid(x: jax.Array, geometry: Geometry) -> jax.Array:
+def _by_phases(x: jax.Array, geometry: Geometry) -> jax.Array:
     """x[B H W C] as x[a b h B w C]."""
     B, H, W, C = x.shape
-    (sh, sw), ((top, _), (left, _)), (down, across) = geometry.stride, geometry.pads, _room(geometry)
+    (sh, sw), ((top, _), (left, _)), (down, across) = geometry.stride, geometry.pads, _phase_size(geometry)
     x = jnp.pad(x, ((0, 0), (top, down * sh - top - H), (left, across * sw - left - W), (0, 0)))
     return x.reshape(B, down, sh, across, sw, C).transpose(2, 4, 1, 0, 3, 5)
 
 
 def _image(x: jax.Array, geometry: Geometry) -> jax.Array:
-    """`_laid` undone."""
+    """The inverse of `_by_phases`."""
     (sh, sw), ((top, _), (left, _)), (H, W) = geometry.stride, geometry.pads, geometry.image
     _, _, down, B, across, C = x.shape
     x = x.transpose(3, 2, 0, 4, 1, 5).reshape(B, down * sh, across * sw, C)
     return x[:, top : top + H, left : left + W]
 
 
-def _turned(t: jax.Array) -> jax.Array:
-    """Images and rows in the other order."""
+def _swapped(t: jax.Array) -> jax.Array:
+    """[B H ...] <-> [H B ...]."""
     return t.transpose(1, 0, 2, 3)
 
 
 def _run(kernel: Any, operands: list[jax.Array], shape: tuple[int, ...], geometry: Geometry, **options: Any) -> Any:
-    """The kernel of each group on its part of every last axis.
-
-    Groups are mapped, which is one batched product a tap.
-    """
+    """Run the kernel on each group's part of every last axis; groups are mapped, which batches the matmuls."""
     G = geometry.groups
     out = jax.ShapeDtypeStruct((*shape[:-1], shape[-1] // G), operands[0].dtype)
     body = functools.partial(kernel, geometry=geometry, **options)
@@ -185,26 +181,26 @@ def _run(kernel: Any, operands: list[jax.Array], shape: tuple[int, ...], geometr
 
 
 def forward(
-    x: jax.Array, w: jax.Array, bias: jax.Array | None, gate: jax.Array | None, geometry: Geometry, relu: bool
+    x: jax.Array, w: jax.Array, bias: jax.Array | None, mask: jax.Array | None, geometry: Geometry, relu: bool
 ) -> jax.Array:
-    """y[B P Q F] of x[B H W C], w[R S D F] and bias[F], then relu; zeros where gate <= 0. C >= 1."""
-    operands = [_laid(x, geometry), w]
+    """y[B P Q F] of x[B H W C], w[R S D F] and bias[F], then relu; zeros where mask <= 0. C >= 1."""
+    operands = [_by_phases(x, geometry), w]
     operands += [] if bias is None else [bias.reshape(1, -1)]
-    operands += [] if gate is None else [_turned(gate)]
-    (P, Q), options = geometry.result, {"bias": bias is not None, "relu": relu, "gated": gate is not None}
-    return _turned(_run(_whole_forward_kernel, operands, (P, x.shape[0], Q, w.shape[3]), geometry, **options))
+    operands += [] if mask is None else [_swapped(mask)]
+    (P, Q), options = geometry.result, {"bias": bias is not None, "relu": relu, "masked": mask is not None}
+    return _swapped(_run(_full_forward_kernel, operands, (P, x.shape[0], Q, w.shape[3]), geometry, **options))
 
 
-def dgrad(dy: jax.Array, w: jax.Array, gate: jax.Array | None, geometry: Geometry) -> jax.Array:
-    """dx[B H W C] of dy[B P Q F] and w[R S D F], zeros in place of dy where gate <= 0."""
-    operands = [_turned(dy), w, *([] if gate is None else [_turned(gate)])]
-    down, across = _room(geometry)
+def dgrad(dy: jax.Array, w: jax.Array, mask: jax.Array | None, geometry: Geometry) -> jax.Array:
+    """dx[B H W C] of dy[B P Q F] and w[R S D F], zeros in place of dy where mask <= 0."""
+    operands = [_swapped(dy), w, *([] if mask is None else [_swapped(mask)])]
+    down, across = _phase_size(geometry)
     shape = (*geometry.stride, down, dy.shape[0], across, geometry.groups * w.shape[2])
-    return _image(_run(_whole_dgrad_kernel, operands, shape, geometry, gated=gate is not None), geometry)
+    return _image(_run(_full_dgrad_kernel, operands, shape, geometry, masked=mask is not None), geometry)
 
 
-def wgrad(dy: jax.Array, x: jax.Array, gate: jax.Array | None, geometry: Geometry) -> jax.Array:
-    """dw[R S D F] of dy[B P Q F] and x[B H W C], zeros in place of dy where gate <= 0."""
-    operands = [_laid(x, geometry), _turned(dy), *([] if gate is None else [_turned(gate)])]
+def wgrad(dy: jax.Array, x: jax.Array, mask: jax.Array | None, geometry: Geometry) -> jax.Array:
+    """dw[R S D F] of dy[B P Q F] and x[B H W C], zeros in place of dy where mask <= 0."""
+    operands = [_by_phases(x, geometry), _swapped(dy), *([] if mask is None else [_swapped(mask)])]
     shape = (*geometry.window, x.shape[3] // geometry.groups, dy.shape[3])
-    return _run(_whole_wgrad_kernel, operands, shape, geometry, gated=gate is not None)
+    return _run(_full_wgrad_kernel, operands, shape, geometry, masked=mask is not None)

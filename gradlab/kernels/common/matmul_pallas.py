@@ -11,24 +11,27 @@ from gradlab.kernels.runtime.launch_pallas import accumulator, block, interprete
 
 
 # fmt: off
-def _matmul_kernel(*refs, K, BK, turned_a, turned_b, bias, relu, place):
-    """y[m n] = sum_k a[m k] b[k n] + c[m n], a | b | y gated by g > 0; grid (M/BM, N/BN); a program owns y[BM BN]."""
+def _matmul_kernel(*refs, K, BK, transposed_a, transposed_b, bias, relu, masked):
+    """y[m n] = sum_k a[m k] b[k n] + c[m n], with a, b or y 0 where mask <= 0.
+
+    Grid (M/BM, N/BN); a program owns y[BM BN].
+    """
     a_ref, b_ref, *others, y_ref = refs
     c_ref: Any = others.pop(0) if bias else None
-    g_ref: Any = others.pop(0) if place else None
+    g_ref: Any = others.pop(0) if masked else None
     acc = accumulator(y_ref.dtype)
     precision = jax.lax.Precision.HIGHEST if a_ref.dtype in (jnp.float32, jnp.float64) else None
-    contract = (((0 if turned_a else 1,), (1 if turned_b else 0,)), ((), ()))
+    contract = (((0 if transposed_a else 1,), (1 if transposed_b else 0,)), ((), ()))
 
     def step(i, total):
         k = pl.ds(i * BK, BK)
-        in_a = (k, slice(None)) if turned_a else (slice(None), k)
-        in_b = (slice(None), k) if turned_b else (k, slice(None))
+        in_a = (k, slice(None)) if transposed_a else (slice(None), k)
+        in_b = (slice(None), k) if transposed_b else (k, slice(None))
         a = a_ref[in_a]
         b = b_ref[in_b]
-        if place == "a":
+        if masked == "a":
             a = jnp.where(g_ref[in_a] <= 0, jnp.zeros_like(a), a)
-        if place == "b":
+        if masked == "b":
             b = jnp.where(g_ref[in_b] <= 0, jnp.zeros_like(b), b)
         return total + jax.lax.dot_general(a, b, contract, precision=precision, preferred_element_type=acc)
 
@@ -37,7 +40,7 @@ def _matmul_kernel(*refs, K, BK, turned_a, turned_b, bias, relu, place):
         y = y + c_ref[...].astype(acc)
     if relu:
         y = jnp.where(y <= 0, jnp.zeros_like(y), y)
-    if place == "y":
+    if masked == "y":
         y = jnp.where(g_ref[...] <= 0, jnp.zeros_like(y), y)
     y_ref[...] = y.astype(y_ref.dtype)
 
@@ -48,63 +51,63 @@ def matmul(
     a: jax.Array,
     b: jax.Array,
     bias: jax.Array | None,
-    gate: jax.Array | None,
-    turned_a: bool,
-    turned_b: bool,
-    place: str,
+    mask: jax.Array | None,
+    transposed_a: bool,
+    transposed_b: bool,
+    masked: str,
     relu: bool,
 ) -> jax.Array:
-    """y[M N] = a[M K] b[K N] + bias[N], then relu; where gate <= 0, zeros stand in for `place`: "a", "b" or "y".
+    """y[M N] = a[M K] b[K N] + bias[N], then relu; the array named by `masked`, "a", "b" or "y", is 0 where mask <= 0.
 
-    `turned_a`, `turned_b`: the operand comes as a[K M], b[N K] and is read so; a gate at an operand lies as it does.
-    A bias[M N] gives y its dtype, and its memory where nobody else needs it: sums grow in float32.
+    `transposed_a`, `transposed_b`: the operand is stored as a[K M], b[N K]; a mask of an operand is stored alike.
+    A bias[M N] accumulates: y has its dtype, and its memory where it is donated.
     Logical GEMM M x N x K; each operand is read once per tile of the other, y is written once.
     """
-    K, M = a.shape if turned_a else a.shape[::-1]
-    N = b.shape[0] if turned_b else b.shape[1]
+    K, M = a.shape if transposed_a else a.shape[::-1]
+    N = b.shape[0] if transposed_b else b.shape[1]
     grows = bias is not None and bias.ndim == 2
     dtype = bias.dtype if bias is not None and grows else a.dtype
     if 0 in (M, N):
         return jnp.zeros((M, N), dtype)
     if K == 0:
-        # An empty sum: one step over a zero column says it.
-        a = jnp.zeros((1, M) if turned_a else (M, 1), a.dtype)
-        b, K = jnp.zeros((N, 1) if turned_b else (1, N), a.dtype), 1
-        gate, place = (gate, place) if place == "y" else (None, "")
-    given = [t for t in (a, b, bias if bias is None or grows else bias.reshape(1, N), gate) if t is not None]
+        # An empty sum: computed as one step over a zero column.
+        a = jnp.zeros((1, M) if transposed_a else (M, 1), a.dtype)
+        b, K = jnp.zeros((N, 1) if transposed_b else (1, N), a.dtype), 1
+        mask, masked = (mask, masked) if masked == "y" else (None, "")
+    given = [t for t in (a, b, bias if bias is None or grows else bias.reshape(1, N), mask) if t is not None]
     biased = bias is not None
 
     def call(platform: str, a: jax.Array, b: jax.Array, *others: jax.Array) -> jax.Array:
         BM, BK, BN, warps, stages = _tile(platform, a.dtype, M, K, N)
-        whole = K + -K % BK
-        # What is padded to whole tiles, and the block a program sees: of an operand all of K, which it walks along.
-        # fmt: off
+        padded_K = K + -K % BK
+        # For each array the tile that it is padded to, a program's block (an operand's has all of K), and the index
+        # map. fmt: off
         tiles = {
-            "a": ((BM, BK), (BM, whole), lambda i, j: (i, 0)),
-            "b": ((BK, BN), (whole, BN), lambda i, j: (0, j)),
-            "c": ((1,  BN), (1,     BN), lambda i, j: (0, j)),
-            "y": ((BM, BN), (BM,    BN), lambda i, j: (i, j)),
+            "a": ((BM, BK), (BM, padded_K), lambda i, j: (i, 0)),
+            "b": ((BK, BN), (padded_K, BN), lambda i, j: (0, j)),
+            "c": ((1, BN), (1, BN), lambda i, j: (0, j)),
+            "y": ((BM, BN), (BM, BN), lambda i, j: (i, j)),
         }
-        if turned_a:
-            tiles["a"] = ((BK, BM), (whole, BM), lambda i, j: (0, i))
-        if turned_b:
-            tiles["b"] = ((BN, BK), (BN, whole), lambda i, j: (j, 0))
+        if transposed_a:
+            tiles["a"] = ((BK, BM), (padded_K, BM), lambda i, j: (0, i))
+        if transposed_b:
+            tiles["b"] = ((BN, BK), (BN, padded_K), lambda i, j: (j, 0))
         # fmt: on
         if grows:
             tiles["c"] = tiles["y"]
-        names = ["a", "b"] + ["c"] * biased + [place] * bool(place)
+        names = ["a", "b"] + ["c"] * biased + [masked] * bool(masked)
         operands = [pad(t, *tiles[name][0]) for name, t in zip(names, (a, b, *others), strict=True)]
         specs = [pl.BlockSpec(*tiles[name][1:]) for name in names]
         grid = (-(-M // BM), -(-N // BN))
         kernel = functools.partial(
             _matmul_kernel,
-            K=whole,
+            K=padded_K,
             BK=BK,
-            turned_a=turned_a,
-            turned_b=turned_b,
+            transposed_a=transposed_a,
+            transposed_b=transposed_b,
             bias=biased,
             relu=relu,
-            place=place,
+            masked=masked,
         )
         shape = jax.ShapeDtypeStruct((grid[0] * BM, grid[1] * BN), dtype)
         out = pl.BlockSpec(*tiles["y"][1:])
@@ -115,9 +118,11 @@ def matmul(
     return launch(call, *given)
 
 
-def matmul_into(y: jax.Array, a: jax.Array, b: jax.Array, turned_a: bool = False, turned_b: bool = False) -> jax.Array:
-    """y[M N] + a b in y's dtype, in its memory where nobody else needs it: y grows."""
-    return matmul(a, b, y, None, turned_a, turned_b, "", False)
+def matmul_into(
+    y: jax.Array, a: jax.Array, b: jax.Array, transposed_a: bool = False, transposed_b: bool = False
+) -> jax.Array:
+    """y[M N] + a b in y's dtype, in its memory where it is donated."""
+    return matmul(a, b, y, None, transposed_a, transposed_b, "", False)
 
 
 def _tile(platform: str, dtype, M: int, K: int, N: int) -> tuple[int, int, int, int, int]:

@@ -15,17 +15,17 @@ def _matmul_kernel(
     a_ptr, a_z, a_m, a_k,
     b_ptr, b_z, b_k, b_n,
     c_ptr, c_z, c_m, c_n,
-    g_ptr, g_z, g_0, g_1,
+    mask_ptr, mask_z, mask_0, mask_1,
     y_ptr, y_z, y_m, y_n,
     M, K, N,
-    ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, GATE: tl.constexpr, WHOLE_K: tl.constexpr,
+    ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr, FULL_K: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):
-    """y[z m n] = sum_k a[z m k] b[z k n] + c[z m n], one gated by g > 0.
+    """y[z m n] = sum_k a[z m k] b[z k n] + c[z m n], with a, b or y 0 where mask <= 0.
 
     Grid (Z * M/BM * N/BN); a program owns y[z BM BN].
     """
-    # Programs walk down GROUP row tiles before they move right, so that the tiles of b they share stay in L2.
+    # Programs go down GROUP row tiles before they move right, so that the tiles of b that they share stay in L2.
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)
     program = tl.program_id(0) % (tiles_m * tiles_n)
@@ -39,14 +39,14 @@ def _matmul_kernel(
     a_ptr += z * a_z
     b_ptr += z * b_z
     c_ptr += z * c_z
-    g_ptr += z * g_z
+    mask_ptr += z * mask_z
     y_ptr += z * y_z
     m = (tile_m * BM + tl.arange(0, BM)).to(tl.int64)
     n = (tile_n * BN + tl.arange(0, BN)).to(tl.int64)
     acc = tl.zeros((BM, BN), dtype=ACC)
     for k0 in range(0, K, BK):
         k = k0 + tl.arange(0, BK).to(tl.int64)
-        if WHOLE_K:
+        if FULL_K:
             in_a = (m < M)[:, None]
             in_b = (n < N)[None, :]
         else:
@@ -54,12 +54,12 @@ def _matmul_kernel(
             in_b = (k < K)[:, None] & (n < N)[None, :]
         a = tl.load(a_ptr + m[:, None] * a_m + k[None, :] * a_k, mask=in_a, other=0.0)
         b = tl.load(b_ptr + k[:, None] * b_k + n[None, :] * b_n, mask=in_b, other=0.0)
-        if GATE == "a":
-            g = tl.load(g_ptr + m[:, None] * g_0 + k[None, :] * g_1, mask=in_a, other=0.0)
-            a = tl.where(g <= 0, 0.0, a).to(a.dtype)
-        if GATE == "b":
-            g = tl.load(g_ptr + k[:, None] * g_0 + n[None, :] * g_1, mask=in_b, other=0.0)
-            b = tl.where(g <= 0, 0.0, b).to(b.dtype)
+        if MASKED == "a":
+            mask = tl.load(mask_ptr + m[:, None] * mask_0 + k[None, :] * mask_1, mask=in_a, other=0.0)
+            a = tl.where(mask <= 0, 0.0, a).to(a.dtype)
+        if MASKED == "b":
+            mask = tl.load(mask_ptr + k[:, None] * mask_0 + n[None, :] * mask_1, mask=in_b, other=0.0)
+            b = tl.where(mask <= 0, 0.0, b).to(b.dtype)
         acc = tl.dot(a, b, acc, input_precision="ieee", out_dtype=ACC)
     inside = (m < M)[:, None] & (n < N)[None, :]
     if BIAS == "row":
@@ -69,9 +69,9 @@ def _matmul_kernel(
         acc += tl.load(c_ptr + m[:, None] * c_m + n[None, :] * c_n, mask=inside, other=0.0).to(ACC)
     if RELU:
         acc = tl.where(acc <= 0, 0.0, acc)
-    if GATE == "y":
-        g = tl.load(g_ptr + m[:, None] * g_0 + n[None, :] * g_1, mask=inside, other=0.0)
-        acc = tl.where(g <= 0, 0.0, acc)
+    if MASKED == "y":
+        mask = tl.load(mask_ptr + m[:, None] * mask_0 + n[None, :] * mask_1, mask=inside, other=0.0)
+        acc = tl.where(mask <= 0, 0.0, acc)
     tl.store(y_ptr + m[:, None] * y_m + n[None, :] * y_n, acc.to(y_ptr.dtype.element_ty), mask=inside)
 
 # fmt: on
@@ -82,11 +82,11 @@ def matmul_into(
     a: torch.Tensor,
     b: torch.Tensor,
     bias: torch.Tensor | None,
-    gate: torch.Tensor | None = None,
-    place: str = "",
+    mask: torch.Tensor | None = None,
+    masked: str = "",
     relu: bool = False,
 ) -> None:
-    """The product written to y[M N], of any strides and dtype; bias[M N] is added too, and may be y: then y grows."""
+    """Write a b to y[M N], of any strides and dtype; a bias[M N] is added, and may be y itself: y accumulates."""
     M, K, N = *a.shape[-2:], b.shape[-1]
     BM, BK, BN, warps, stages = tile("matmul", a, M, K, N)
     shape: str = ""
@@ -102,10 +102,10 @@ def matmul_into(
         a, *strides(a, 2),
         b, *strides(b, 2),
         *c,
-        *((a, 0, 0, 0) if gate is None else (gate, *strides(gate, 2))),
+        *((a, 0, 0, 0) if mask is None else (mask, *strides(mask, 2))),
         y, *strides(y, 2),
         M, K, N,
-        ACC=triton_dtype(accumulator(a.dtype)), BIAS=shape, RELU=relu, GATE=place, WHOLE_K=K % BK == 0,
+        ACC=triton_dtype(accumulator(a.dtype)), BIAS=shape, RELU=relu, MASKED=masked, FULL_K=K % BK == 0,
         BM=BM, BK=BK, BN=BN, GROUP=8, writes=[y], warps=warps, stages=stages,
     )
     # fmt: on

@@ -1,7 +1,7 @@
-"""Rounding to bfloat16 up or down at random, without bias, by integer operations.
+"""Stochastic rounding to bfloat16, by integer operations.
 
-Random bits come from a counter, not from a state: they hang on a key, the step and the element's place alone, however a
-launch is cut into blocks.
+Random bits are counter-based: they depend only on a key, the step and the element's index, not on how a launch is split
+into blocks.
 """
 
 import jax
@@ -11,29 +11,29 @@ _WORD = 2**64
 
 
 def stochastic(x: jax.Array, low: jax.Array) -> jax.Array:
-    """One of the two bfloat16 values around the float32 x, the nearer one more often; 16 random bits below in `low`."""
+    """One of the two bfloat16 values around the float32 x, the nearer one more often; `low` holds 16 random bits."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (low & jnp.uint32(0xFFFF))
     up = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
-    # What is added can carry a NaN over into a number, and infinity into a NaN.
+    # The addition can carry from a NaN's bits into a number's, and from infinity's into a NaN's.
     return jnp.where(jnp.abs(x) < jnp.inf, up, x)
 
 
 def mixed(h: jax.Array) -> jax.Array:
-    """A permutation of 32 bits of which each one hangs on every bit of h."""
+    """A permutation of 32 bits in which each bit depends on every bit of h."""
     h = (h ^ (h >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
     h = (h ^ (h >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
     return h ^ (h >> jnp.uint32(16))
 
 
-def random_bits(low: jax.Array, high: jax.Array, one: jax.Array, other: jax.Array) -> jax.Array:
-    """32 random bits for each element, whose number has these lower and upper 32 bits, under a key of a step."""
-    return mixed(mixed(low ^ (one + mixed(high))) + other)
+def random_bits(low: jax.Array, high: jax.Array, key0: jax.Array, key1: jax.Array) -> jax.Array:
+    """32 random bits for each element, from the lower and upper 32 bits of its index and a step's key."""
+    return mixed(mixed(low ^ (key0 + mixed(high))) + key1)
 
 
 def key_at(words: jax.Array, step: jax.Array) -> jax.Array:
     """The key of a step [1 2] under an array's two 32-bit words."""
-    turn = mixed(step.astype(jnp.uint32) + jnp.uint32(0x9E3779B9))
-    return jnp.stack([mixed(words[0] ^ turn), mixed(words[1] + turn)]).reshape(1, 2)
+    mixed_step = mixed(step.astype(jnp.uint32) + jnp.uint32(0x9E3779B9))
+    return jnp.stack([mixed(words[0] ^ mixed_step), mixed(words[1] + mixed_step)]).reshape(1, 2)
 
 
 def words(seed: int | jax.Array, number: int) -> jax.Array:

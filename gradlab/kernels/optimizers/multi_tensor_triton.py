@@ -1,18 +1,21 @@
-"""One launch over any number of tensors: a table of addresses, sizes and scalars, and what a kernel reads out of it.
+"""Multi-tensor launches: one launch over any number of tensors, whose addresses, sizes and scalars are in a table.
 
-A row of the table is one tensor's: addresses of the arrays of each role, 0 where it has none, elements, scalars as
-float64, then further words of the kernel's own, all of 64 bits. Behind the T rows stand T first chunks, in rising
-order: the number of them not past a program names the tensor that the program works on.
+The table has one row of 64-bit words for each of T tensors, laid out by a `RowLayout`, which the host and the kernel
+both read.
+T words follow: the first program of each tensor, in rising order. A program's tensor is the last whose first program
+is not past it.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from itertools import accumulate, chain
 from operator import or_
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
@@ -31,9 +34,40 @@ from gradlab.kernels.runtime.launch_triton import (
 CHUNK = 2048
 
 
+class RowLayout(NamedTuple):
+    """The layout of a table's rows: the names of their words, in order.
+
+    Attributes:
+        arrays: addresses of a tensor and of those that belong to it, 0 for one that it does not have; then comes
+            "elements", their number.
+        scalars: float64 values.
+        words: further 64-bit words.
+    """
+
+    arrays: tuple[str, ...]
+    scalars: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+    def columns(self) -> Callable[[str], int]:
+        """A function from a word's name to its column, for kernels: `tl.load(row + column("elements"))`."""
+        return index_in((*self.arrays, "elements", *self.scalars, *self.words))
+
+
+def index_in(names: Sequence[str]) -> Callable[[str], int]:
+    """A function from a name to its index in `names`, which a kernel calls while it is compiled."""
+    # A constexpr, so that the names are part of the compiled kernel's hash.
+    indices = tl.constexpr({name: i for i, name in enumerate(names)})
+
+    @triton.constexpr_function
+    def index(name):
+        return indices.value[name]
+
+    return index
+
+
 @kernel
 def tensor_of(table_ptr, T, WORDS: tl.constexpr, BT: tl.constexpr):
-    """Which of the T tensors this program works on, in a table whose rows are WORDS long."""
+    """The number of the tensor that this program works on, in a table of T rows of WORDS words."""
     i = tl.arange(0, BT)
     first = tl.load(table_ptr + WORDS * T + i, mask=i < T, other=2**62)
     return tl.sum((first <= tl.program_id(0)).to(tl.int64), axis=0) - 1
@@ -47,24 +81,24 @@ def start_of(table_ptr, T, tensor, WORDS: tl.constexpr, BE: tl.constexpr):
 
 @kernel
 def address(word_ptr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """The pointer that a word of the table holds; ALIGNED promises a multiple of 16 bytes."""
+    """The pointer in a word of the table; ALIGNED declares it a multiple of 16 bytes."""
     pointer = tl.load(word_ptr).to(tl.pointer_type(DTYPE))
     if ALIGNED:
-        # Addresses out of memory promise nothing by themselves, and every element would be a load of its own.
+        # Triton knows no alignment of an address that was loaded, and would load every element by itself.
         pointer = tl.multiple_of(pointer, 16)
     return pointer
 
 
 @kernel
 def scalar(word_ptr):
-    """The float64 that a word of the table holds."""
+    """The float64 in a word of the table."""
     return tl.load(word_ptr).to(tl.float64, bitcast=True)
 
 
 @kernel
-def some(ptr, e, E, ACC: tl.constexpr, WHOLE: tl.constexpr):
-    """The elements e below E in ACC; WHOLE promises that all are, and nothing is masked."""
-    if WHOLE:
+def masked_load(ptr, e, E, ACC: tl.constexpr, FULL: tl.constexpr):
+    """The elements e in ACC, masked by e < E; with FULL all are in range, and the load has no mask."""
+    if FULL:
         found = tl.load(ptr + e)
     else:
         found = tl.load(ptr + e, mask=e < E, other=0.0)
@@ -72,10 +106,10 @@ def some(ptr, e, E, ACC: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @kernel
-def keep(ptr, e, E, value, WHOLE: tl.constexpr):
-    """Store the elements e below E; WHOLE as in `some`."""
+def masked_store(ptr, e, E, value, FULL: tl.constexpr):
+    """Store the elements e, masked by e < E; FULL as in `masked_load`."""
     rounded = value.to(ptr.dtype.element_ty)
-    if WHOLE:
+    if FULL:
         tl.store(ptr + e, rounded)
     else:
         tl.store(ptr + e, rounded, mask=e < E)
@@ -83,12 +117,12 @@ def keep(ptr, e, E, value, WHOLE: tl.constexpr):
 
 @kernel
 def times(factor, x):
-    """factor x, and 0 where the factor is, whatever x."""
+    """factor x; 0 where the factor is 0, also for an x that is not finite."""
     return tl.where(factor == 0, 0.0, factor * x)
 
 
 def dense(t: torch.Tensor) -> torch.Tensor:
-    """The tensor itself when its elements fill their memory without gaps or overlaps, else a contiguous copy."""
+    """The tensor itself if its elements fill their memory without gaps or overlaps, else a contiguous copy."""
     if t.is_contiguous():
         return t
     expected = 1
@@ -100,19 +134,19 @@ def dense(t: torch.Tensor) -> torch.Tensor:
 
 
 def chunks_in(sizes: Sequence[int], BE: int) -> int:
-    """How many programs a launch over tensors of these sizes has."""
+    """The number of programs of a launch over tensors of these sizes, in chunks of BE elements."""
     return sum(-(-size // BE) for size in sizes)
 
 
 def launch_many(
     jit: JITFunction,
-    columns: Sequence[Sequence[torch.Tensor]],
-    written: Sequence[int],
+    row: RowLayout,
+    tensors: Mapping[str, Sequence[torch.Tensor]],
     scalars: Sequence[float] = (),
     *,
-    words: Sequence[Sequence[int]] = (),
+    words: Mapping[str, Sequence[int]] = MappingProxyType({}),
     args: Sequence[torch.Tensor | None] = (),
-    dtypes: Mapping[str, int] | None = None,
+    dtypes: Mapping[str, str] | None = None,
     chunk: int = CHUNK,
     op: str,
     **constants: Any,
@@ -121,53 +155,55 @@ def launch_many(
 
     Args:
         jit: takes (table_ptr, T), `args`, and the constants ACC, `dtypes`, ALIGNED, WORDS, BT, BE and `constants`.
-        columns: for each role T tensors on one device, of one dtype; those of one index have the same elements at the
-            same places in memory, without gaps. A tensor that has none of a role stands there without elements.
-        written: the columns that the kernel stores to.
-        scalars: as many of them for each tensor, one tensor after another; float64 values that travel with the
-            addresses.
-        words: for each tensor as many further words of the row.
-        args: tensors for every program; None stands for one that the kernel does not read.
-        dtypes: constant -> the column whose dtype it is, as the kernel sees it; DTYPE, that of the first, by default.
+        row: the layout of the table's rows, which the kernel reads by `RowLayout.columns`.
+        tensors: for each of `row.arrays` T tensors on one device, of one dtype; those of one index have the same
+            elements at the same places in memory, without gaps. A tensor without elements means that there is none.
+        scalars: those of `row.scalars` of each tensor, one tensor after another; float64 values, copied with the table.
+        words: for each of `row.words` T integers.
+        args: tensors for every program; None for one that the kernel does not read.
+        dtypes: constant -> the array whose dtype it is; by default DTYPE, that of the first.
         chunk: elements that one program works on.
-        op: the public name of what launches, for errors.
+        op: the public name of the op that launches, for errors.
 
     Raises:
-        TypeError: a tensor is bfloat16 and Triton's interpreter runs the kernel, which knows no such numbers.
+        TypeError: a tensor is bfloat16 and Triton's interpreter runs the kernel: it has no bfloat16.
     """
-    sizes = [t.numel() for t in columns[0]]
-    T, each = len(sizes), len(scalars) // max(len(sizes), 1)
+    by_role, further = [tensors[name] for name in row.arrays], [words[name] for name in row.words]
+    sizes = [t.numel() for t in by_role[0]]
+    T, each = len(sizes), len(row.scalars)
     if 0 in sizes:
-        there = [i for i in range(T) if sizes[i]]
-        scalars = [x for i in there for x in scalars[each * i : each * (i + 1)]]
-        columns, words = [[column[i] for i in there] for column in columns], [words[i] for i in there if words]
-        sizes, T = [sizes[i] for i in there], len(there)
+        present = [i for i in range(T) if sizes[i]]
+        scalars = [x for i in present for x in scalars[each * i : each * (i + 1)]]
+        by_role = [[column[i] for i in present] for column in by_role]
+        further = [[column[i] for i in present] for column in further]
+        sizes, T = [sizes[i] for i in present], len(present)
     if not T:
         return
-    first = [column[0] for column in columns]
-    if interpreted(first[0].device) and any(t.dtype == torch.bfloat16 for t in first):
-        # What it reads by address no copy in float32 can stand in for.
+    first = dict(zip(row.arrays, (column[0] for column in by_role), strict=True))
+    device, dtype = by_role[0][0].device, by_role[0][0].dtype
+    if interpreted(device) and any(t.dtype == torch.bfloat16 for t in first.values()):
+        # Elsewhere the interpreter gets float32 copies; here the kernel reads the tensors by address.
         raise TypeError(
             f"{op}: a tensor is bfloat16, wanted float64, float32 or float16 under GRADLAB_CPU=interpret: Triton's "
             "interpreter has no bfloat16"
         )
-    # By columns, each in one pass: thousands of tensors take the host longer than their kernel.
-    addresses = [[t.data_ptr() for t in column] for column in columns]
+    # Column by column, each in one pass: for thousands of tensors the host takes longer than the kernel.
+    addresses = [[t.data_ptr() for t in column] for column in by_role]
     bits = struct.unpack(f"{len(scalars)}q", struct.pack(f"{len(scalars)}d", *scalars))
-    table = [*addresses, sizes, *(bits[i::each] for i in range(each)), *zip(*words, strict=True)]
+    table = [*addresses, sizes, *(bits[i::each] for i in range(each)), *further]
     starts = list(accumulate([-(-size // chunk) for size in sizes], initial=0))
-    on = on_device([*chain.from_iterable(zip(*table, strict=True)), *starts[:-1]], torch.int64, first[0].device, op)
-    named = {"DTYPE": 0} if dtypes is None else dtypes
+    on = on_device([*chain.from_iterable(zip(*table, strict=True)), *starts[:-1]], torch.int64, device, op)
+    named = {"DTYPE": row.arrays[0]} if dtypes is None else dtypes
     # fmt: off
     launch(
         jit, [starts[-1]],
         on,
         T,
         *(on if a is None else a for a in args),
-        **{name: triton_dtype(first[i].dtype) for name, i in named.items()},
-        ACC=triton_dtype(accumulator(first[0].dtype)),
+        **{constant: triton_dtype(first[name].dtype) for constant, name in named.items()},
+        ACC=triton_dtype(accumulator(dtype)),
         ALIGNED=not reduce(or_, chain.from_iterable(addresses)) % 16, WORDS=len(table), BT=block(T, 2**20, least=1),
         BE=chunk, **constants, writes=[on], warps=8,
-        holds=[t for t in chain.from_iterable(columns) if t.numel()] if holding() else [],
+        holds=[t for t in chain.from_iterable(by_role) if t.numel()] if holding() else [],
     )
     # fmt: on

@@ -1,4 +1,4 @@
-"""The norm of all elements of a tree, and their product with a number, as Pallas kernels; twin of `norm_triton.py`."""
+"""Sums of squares and products over all elements of an array, and its product with a number, as Pallas kernels."""
 
 import jax
 
@@ -15,12 +15,12 @@ def _scale_kernel(s_ref, x_ref, y_ref):
 
 def squares(x: jax.Array) -> jax.Array:
     """The sum of x^2, in float32 or better. E read."""
-    return reduce_pallas.total(lambda x: x * x, "squares", x)
+    return reduce_pallas.sum_of(lambda x: x * x, "squares", x)
 
 
 def dot(x: jax.Array, y: jax.Array) -> jax.Array:
-    """The sum of x y, one by one, in float32 or better; same shape and dtype. 2 E read."""
-    return reduce_pallas.total(lambda x, y: x * y, "dot", x, y)
+    """The sum of x y over all elements, in float32 or better; same shape and dtype. 2 E read."""
+    return reduce_pallas.sum_of(lambda x, y: x * y, "dot", x, y)
 
 
 def scale(x: jax.Array, s: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """The norm of all elements of any number of tensors, and their product with a number, as Triton kernels.
 
-Each program sums the squares of one chunk, one more program the sums, in the same order every time: no atomics.
+Each program sums the squares of one chunk, then one program sums the sums, always in the same order: no atomics.
 """
 
 from collections import defaultdict
@@ -10,21 +10,24 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.optimizers.multi_tensor_triton import (
+    RowLayout,
     address,
     chunks_in,
     dense,
-    keep,
     launch_many,
-    some,
+    masked_load,
+    masked_store,
     start_of,
     tensor_of,
 )
 from gradlab.kernels.runtime.launch_triton import block, kernel, launch, on_device, op
 
 # Elements that one compiled program sums, and those of them that it loads at a time.
-STRETCH, TILE = 2**16, 2048
-# torch.nn.utils.clip_grad_norm_ adds it to the norm.
+CHUNK, TILE = 2**16, 2048
+# Added to the norm, as in torch.nn.utils.clip_grad_norm_.
 EPS = 1e-6
+ROW = RowLayout(arrays=("x",))
+column = ROW.columns()
 
 
 # fmt: off
@@ -36,29 +39,26 @@ def _squares_kernel(
     ACC: tl.constexpr, DTYPE: tl.constexpr, SCALED: tl.constexpr, ALIGNED: tl.constexpr,
     WORDS: tl.constexpr, BT: tl.constexpr, TILE: tl.constexpr, BE: tl.constexpr,
 ):
-    """s[i] = the sum of (g / scale)^2 over the i-th chunk; grid (chunks of BE); a program owns s[i].
-
-    A row of the table is 2 words: the address of g; elements.
-    """
+    """s[i] = the sum of (x / scale)^2 over the i-th chunk; grid (chunks of BE); a program owns s[i]."""
     tensor = tensor_of(table_ptr, T, WORDS, BT)
     row = table_ptr + WORDS * tensor
-    g_ptr = address(row, DTYPE, ALIGNED)
-    E = tl.load(row + 1)
+    x_ptr = address(row + column("x"), DTYPE, ALIGNED)
+    E = tl.load(row + column("elements"))
     start = start_of(table_ptr, T, tensor, WORDS, BE)
     factor = tl.full((1,), 1.0, ACC)
     if SCALED:
         factor = factor / tl.load(scale_ptr).to(ACC)
     sum_ = tl.zeros((TILE,), ACC)
-    # A mask against a number out of memory splits wide loads, so only a tensor's last chunk has one.
+    # A mask against a number that was loaded splits wide loads, so only a tensor's last chunk has one.
     if start + BE <= E:
         for k in range(0, BE, TILE):
-            g = some(g_ptr, start + k + tl.arange(0, TILE), E, ACC, True) * factor
-            sum_ += g * g
+            x = masked_load(x_ptr, start + k + tl.arange(0, TILE), E, ACC, True) * factor
+            sum_ += x * x
     else:
-        # Fewer than BE: they fit the 32 bits that a loop counts in.
+        # Fewer than BE, so the loop's counter fits 32 bits.
         for k in range(0, (E - start).to(tl.int32), TILE):
-            g = some(g_ptr, start + k + tl.arange(0, TILE), E, ACC, False) * factor
-            sum_ += g * g
+            x = masked_load(x_ptr, start + k + tl.arange(0, TILE), E, ACC, False) * factor
+            sum_ += x * x
     tl.store(s_ptr + tl.program_id(0), tl.sum(sum_, axis=0).to(tl.float64))
 
 
@@ -76,7 +76,7 @@ def _clip_kernel(
     norm = tl.sqrt(tl.sum(sum_, axis=0))
     factor = tl.load(bound_ptr) / (norm + tl.load(bound_ptr + 1))
     tl.store(y_ptr, norm)
-    # A norm that is not a number gives a factor that is none.
+    # A norm of NaN gives a factor of NaN.
     tl.store(y_ptr + 1, tl.where(factor > 1, 1.0, factor))
 
 
@@ -88,23 +88,18 @@ def _scale_kernel(
     ACC: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
     WORDS: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):
-    """x' = x times the second element of clip, over the tensors of a table.
-
-    Grid (chunks of BE); a program owns one chunk.
-
-    A row of the table is 2 words: the address of x; elements.
-    """
+    """x' = clip[1] x over the tensors of a table; grid (chunks of BE); a program owns one chunk."""
     tensor = tensor_of(table_ptr, T, WORDS, BT)
     row = table_ptr + WORDS * tensor
-    x_ptr = address(row, DTYPE, ALIGNED)
-    E = tl.load(row + 1)
+    x_ptr = address(row + column("x"), DTYPE, ALIGNED)
+    E = tl.load(row + column("elements"))
     start = start_of(table_ptr, T, tensor, WORDS, BE)
     e = start + tl.arange(0, BE)
     factor = tl.load(clip_ptr + 1).to(ACC)
     if start + BE <= E:
-        keep(x_ptr, e, E, some(x_ptr, e, E, ACC, True) * factor, True)
+        masked_store(x_ptr, e, E, masked_load(x_ptr, e, E, ACC, True) * factor, True)
     else:
-        keep(x_ptr, e, E, some(x_ptr, e, E, ACC, False) * factor, False)
+        masked_store(x_ptr, e, E, masked_load(x_ptr, e, E, ACC, False) * factor, False)
 # fmt: on
 
 
@@ -116,12 +111,12 @@ def _global_norm_fake(tensors, max_norm, grad_scale):
 def global_norm(tensors: Sequence[torch.Tensor], max_norm: float, grad_scale: torch.Tensor | None) -> torch.Tensor:
     """y[2]: the norm of all elements of all tensors, each over `grad_scale`, and min(1, max_norm / (norm + 1e-6)).
 
-    One launch for each dtype, and one for all; E elements read. Same inputs, same bits; nothing waits for the device.
+    One launch for each dtype, and one for all; E elements read. Same inputs, same bits; no host synchronisation.
 
     Args:
-        tensors: at least one, on one device, of the lab's floating dtypes; any strides.
-        max_norm: the largest norm that is left as it is; a run-time value.
-        grad_scale: what the tensors were multiplied by, one float32 on the device.
+        tensors: at least one, on one device; float64, float32, float16 or bfloat16, also mixed; any strides.
+        max_norm: the norm above which the factor is below 1; a run-time value.
+        grad_scale: a factor that the tensors were multiplied by, one float32 on the device.
 
     Returns:
         Two float64 on the tensors' device. Squares are summed in float32 or better, the sums of 2^16 in float64.
@@ -132,16 +127,16 @@ def global_norm(tensors: Sequence[torch.Tensor], max_norm: float, grad_scale: to
         if t.numel():
             batches[t.dtype].append(dense(t))
     sizes = {dtype: [t.numel() for t in batch] for dtype, batch in batches.items()}
-    parts = {dtype: chunks_in(many, STRETCH) for dtype, many in sizes.items()}
+    parts = {dtype: chunks_in(many, CHUNK) for dtype, many in sizes.items()}
     s = torch.empty(sum(parts.values()), dtype=torch.float64, device=device)
     at = 0
     for dtype, batch in batches.items():
         launch_many(
             _squares_kernel,
-            (batch,),
-            (),
+            ROW,
+            {"x": batch},
             args=(grad_scale, s[at:]),
-            chunk=STRETCH,
+            chunk=CHUNK,
             SCALED=grad_scale is not None,
             TILE=TILE,
             op="clip_grad_norm_",
@@ -156,7 +151,7 @@ def _clip_factor_fake(squares, max_norm):
 
 @op("clip_factor", fake=_clip_factor_fake, from_host=True)
 def clip_factor(squares: torch.Tensor, max_norm: float) -> torch.Tensor:
-    """What `global_norm` gives, of the sums of squares s[I], contiguous float64: parts of it that others hold, too."""
+    """y[2] of `global_norm` for the sums of squares s[I], contiguous float64, of all ranks."""
     return _clipped(squares, len(squares), max_norm)
 
 
@@ -183,6 +178,6 @@ def scale_(tensors: Sequence[torch.Tensor], clip: torch.Tensor) -> None:
 
     Args:
         tensors: of one dtype and on one device, each filling its memory without gaps.
-        clip: as `global_norm` gives it.
+        clip: the result of `global_norm`.
     """
-    launch_many(_scale_kernel, (tensors,), (0,), args=(clip,), op="clip_grad_norm_")
+    launch_many(_scale_kernel, ROW, {"x": tensors}, args=(clip,), op="clip_grad_norm_")

@@ -1,7 +1,7 @@
-"""One step of an optimizer over one array: read and written where it lies, in place where that is allowed.
+"""Launches of elementwise optimizer kernels over one array, in place where its memory is donated.
 
-A GPU's blocks lie over the flattened array itself, the last one masked: nothing is padded, so nothing is copied, and
-what is donated is stepped in its own memory. A TPU's blocks are whole, so there an odd array is padded.
+On a GPU blocks cover the flattened array itself, the last one masked: nothing is padded, so nothing is copied, and a
+donated array is stepped in its own memory. A TPU has no masked blocks, so there an odd array is padded.
 """
 
 import math
@@ -13,42 +13,43 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from gradlab.kernels.common.reduce_pallas import fold
+from gradlab.kernels.common.reduce_pallas import sum_all
 from gradlab.kernels.runtime.interpret_pallas import program_id
 from gradlab.kernels.runtime.launch_pallas import interpreted, launch, pad, pallas
 
-# Elements of a GPU's program: 8 a thread, because Adam's pullback has twelve arrays, and at 32 it spilled registers;
-# half as many in float64 where there are more than that, as with amsgrad.
+# Elements of a GPU's program: 8 a thread, as Adam's pullback with its twelve arrays spills registers at 32; half as
+# many in float64 for kernels of more arrays, as with amsgrad.
 BE, MANY = 2048, 12
-# Rows and columns of a TPU's.
+# Rows and columns of a TPU's block.
 ROWS, COLUMNS = 32, 128
 
 
 def step(
     kernel: Callable[..., None],
-    wholes: Sequence[jax.Array],
+    shared: Sequence[jax.Array],
     operands: Sequence[jax.Array],
     results: Sequence[Any],
     aliases: Mapping[int, int],
     sums: Any = None,
     numbered: bool = False,
 ) -> list[jax.Array]:
-    """Arrays of `kernel(*wholes, *operands, *results)`, each of the operands' shape.
+    """The results of `kernel(*shared, *operands, *results)`, arrays of the operands' shape.
 
     Args:
-        wholes: [1 k] each, whole in every program.
+        shared: arrays of [1 k], which every program reads in full.
         operands: arrays of one shape, at least one.
-        results: their dtypes.
+        results: the results' dtypes.
         aliases: operand -> result that may take its memory.
-        sums: a dtype: behind the results there is one more of it, whose sum over all elements is given as a number.
-            What the kernel puts there must be 0 where everything that it reads is.
-        numbered: hand the kernel `numbers`, a function that gives the lower and upper 32 bits of its elements' numbers.
+        sums: a dtype, for one more result, which is summed over all elements to a scalar. The kernel must store 0
+            there wherever all that it reads is 0, as in padding.
+        numbered: whether to pass the kernel `numbers`, a function that returns the lower and upper 32 bits of its
+            elements' indices.
     """
     like = operands[0]
     if like.size == 0:
         return [jnp.zeros(like.shape, d) for d in results] + ([] if sums is None else [jnp.zeros((), sums)])
 
-    shape, size, single, many = like.shape, like.size, len(wholes), len(operands) + len(results) > MANY
+    shape, size, single, many = like.shape, like.size, len(shared), len(operands) + len(results) > MANY
 
     def call(platform: str, *given: jax.Array) -> list[jax.Array]:
         wide = many and given[single].dtype == jnp.float64
@@ -83,16 +84,16 @@ def step(
             input_output_aliases={single + i: k for i, k in aliases.items()},
         )(*given[:single], *flat)
         arrays = [t.reshape(-1)[:size].reshape(shape) for t in found[: len(results)]]
-        # Interpreted there is one program, and its part is the sum.
+        # Interpreted, there is one program, and its part is the sum.
         return arrays + [
-            t[0, 0] if interpreted(platform) else fold(t.reshape(t.shape[0], -1)) for t in found[len(results) :]
+            t[0, 0] if interpreted(platform) else sum_all(t.reshape(t.shape[0], -1)) for t in found[len(results) :]
         ]
 
-    return launch(call, *wholes, *operands)
+    return launch(call, *shared, *operands)
 
 
 def _cut(platform: str, operands: Sequence[jax.Array], each: int) -> tuple[list[jax.Array], pl.BlockSpec, int]:
-    """The operands as a kernel takes them, what it sees of each, and how many programs there are."""
+    """The operands flattened for a kernel, the block of each, and the number of programs."""
     size = operands[0].size
     if platform == "cuda":
         return [t.reshape(-1) for t in operands], pl.BlockSpec((each,), lambda i: (i,)), -(-size // each)
@@ -102,26 +103,26 @@ def _cut(platform: str, operands: Sequence[jax.Array], each: int) -> tuple[list[
 
 
 def _numbers(tile: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """The numbers of a tile's elements in the flattened array, which no cut changes: lower and upper 32 bits."""
+    """The indices of a tile's elements in the flattened array, the same for any tiling: lower and upper 32 bits."""
     inside = jax.lax.broadcasted_iota(jnp.uint32, tile, len(tile) - 1)
     if len(tile) == 2:
         inside = inside + jax.lax.broadcasted_iota(jnp.uint32, tile, 0) * jnp.uint32(tile[1])
     if tile[0] == 1:
-        # Interpreted, the tile is the array.
+        # Interpreted, the tile is the full array.
         return inside, jnp.uint32(0)
-    # Any other one has a power of two.
+    # Any other tile has a power of two of elements.
     program, bits = program_id(0).astype(jnp.uint32), math.prod(tile).bit_length() - 1
     return (program << jnp.uint32(bits)) + inside, program >> jnp.uint32(32 - bits)
 
 
 class _Masked:
-    """A GPU's block of an array of that size, as a ref: zeros past the array's end, where nothing is written."""
+    """A GPU's block of an array of `size` elements, as a ref: masked past the array's end, where it reads zeros."""
 
     def __init__(self, ref: Any, size: int, each: int) -> None:
         self.dtype = ref.dtype
         self._ref = ref
         full, rest = divmod(size, each)
-        # A mask that always holds would still split wide loads.
+        # A mask that always holds would still split wide loads, so a full array has none.
         self._inside: Any = None
         if rest:
             here = jnp.where(program_id(0) < full, jnp.int32(each), jnp.int32(rest))
@@ -140,7 +141,7 @@ class _Masked:
 
 
 class _Summed:
-    """A program's part of a sum, as a ref that takes the terms."""
+    """A program's part of a sum, as a ref: stores the sum of the terms."""
 
     def __init__(self, ref: Any) -> None:
         self._ref = ref

@@ -8,6 +8,7 @@ where a compiler asks for that; interpreted, one block is the whole array, becau
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -26,6 +27,19 @@ from gradlab.kernels.runtime.mesh_pallas import like, on_each_device, plain, var
 from gradlab.kernels.runtime.traced_pallas import Told, traced
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+# Whose programs a CPU's arrays run: another platform's within `taking`.
+_of_a_cpu = "cpu"
+
+
+@contextmanager
+def taking(platform: str) -> Iterator[None]:
+    """Within it arrays of a CPU run the programs of another platform, whose kernels somebody else has to run."""
+    global _of_a_cpu
+    before, _of_a_cpu = _of_a_cpu, platform
+    try:
+        yield
+    finally:
+        _of_a_cpu = before
 
 
 def interpreted(platform: str) -> bool:
@@ -177,7 +191,7 @@ def _bound(programs: _Programs, arrays: Sequence[jax.Array]) -> list[jax.Array]:
 def _run(*arrays: jax.Array, programs: _Programs) -> list[jax.Array]:
     (device,) = {d.platform for x in arrays for d in x.devices()}
     # Devices of CUDA call their platform gpu.
-    (program,) = programs.branches(["cuda" if device == "gpu" else device]).values()
+    (program,) = programs.branches([{"gpu": "cuda", "cpu": _of_a_cpu}.get(device, device)]).values()
     return program(*arrays)
 
 
@@ -204,7 +218,8 @@ def _kernels(program: Any) -> Iterator[str]:
 
 
 def _lowered(ctx: Any, *operands: Any, programs: _Programs) -> Any:
-    wanted, program = ctx.module_context.platforms, programs.first
+    wanted = [_of_a_cpu if name == "cpu" else name for name in ctx.module_context.platforms]
+    program = programs.first
     if _symbolic(program.in_avals) and any(name != "cpu" for name in wanted):
         shapes = ", ".join(t.str_short(short_dtypes=True) for t in program.in_avals)
         kernel = next(_kernels(program), "a kernel")

@@ -50,7 +50,7 @@ def find(at: OpCase, dtype: str) -> list[Found]:
     with SIDE.double() if dtype == "float64" else nullcontext(), _located():
         for direction, run in passes(at, SIDE):
             program: Any = lowered(jax.jit(run), "cuda", inputs, cotangents, seconds)
-            for name, text, warps, stages, grid in _calls(program.compiler_ir("stablehlo").operation):
+            for name, text, warps, stages, grid in triton_calls(program):
                 noted.setdefault((name, text, warps, stages), (direction, []))[1].append(grid)
     if not noted:
         raise RuntimeError(
@@ -67,8 +67,12 @@ def find(at: OpCase, dtype: str) -> list[Found]:
     return found
 
 
+def triton_calls(program: Any) -> Iterator[tuple[str, str, int, int, tuple[int, ...]]]:
+    """Name, Triton IR, warps, stages and grid of every Triton kernel of a lowered program."""
+    return _calls(program.compiler_ir("stablehlo").operation)
+
+
 def _calls(operation: Any) -> Iterator[tuple[str, str, int, int, tuple[int, ...]]]:
-    """Name, Triton IR, warps, stages and grid of every Triton kernel in the program."""
     ir = private_jax.mlir()
     for region in operation.regions:
         for block in region:

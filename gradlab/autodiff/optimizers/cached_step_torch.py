@@ -1,7 +1,7 @@
-"""A step of an optimizer kept for the next one: the same tensors in the same places, new gradients, new scalars.
+"""A step of an optimizer, cached for the next one: the same tensors with new gradients and new scalars.
 
-Thousands of parameters, looked at one by one, take the host longer than their kernel. Where nothing but gradients,
-addresses and numbers can have changed since the last step, all of a role are looked at together.
+Checking thousands of parameters one by one takes the host longer than the kernel. Where nothing but gradients,
+addresses and numbers can have changed since the last step, all tensors of a role are checked together.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from gradlab.kernels.runtime import memory_triton as memory
 _dtype, _shape, _on_cpu = attrgetter("dtype"), attrgetter("shape"), attrgetter("is_cpu")
 
 
-class Kept:
-    """One launch's parameters, and where what stands beside each comes from.
+class CachedStep:
+    """One launch's parameters, and for each other role where its tensors come from.
 
     Attributes:
-        on_device: what the rows had more.
+        on_device: the rows' further words.
     """
 
     def __init__(
@@ -32,25 +32,25 @@ class Kept:
         on_device: list[tuple],
     ) -> None:
         self._params, self._options, self.on_device = params, options, on_device
-        # Of each place of a row behind parameter and gradient: a name in the state, or tensors without elements.
-        self._places = [column if name is None else name for column, name in zip(columns[2:], names, strict=True)]
+        # For each role after parameter and gradient: a name in the state, or tensors without elements.
+        self._sources = [column if name is None else name for column, name in zip(columns[2:], names, strict=True)]
         self._dtypes = [column[0].dtype for column in columns]
         self._strides, self._shapes = [p.stride() for p in params], [p.shape for p in params]
 
     def columns(self, params: list[torch.Tensor], states: dict, options: tuple | None) -> list[list[Any]] | None:
-        """For each place of a row the tensors of all parameters; None where they are to be looked at one by one."""
+        """For each role the tensors of all parameters; None if they have to be checked one by one."""
         if options != self._options or len(params) != len(self._params) or not all(map(is_, params, self._params)):
             return None
         columns: list[list[Any]] = [params, [p.grad for p in params]]
-        looked_at = [True, True]
+        checked = [True, True]
         found: list[Any] = list(map(states.get, params))
-        for place in self._places:
-            looked_at.append(isinstance(place, str))
-            if looked_at[-1] and not all(found):
+        for source in self._sources:
+            checked.append(isinstance(source, str))
+            if checked[-1] and not all(found):
                 return None
-            columns.append([state.get(place) for state in found] if isinstance(place, str) else place)
-        for column, dtype, look in zip(columns, self._dtypes, looked_at, strict=True):
-            if look and not (
+            columns.append([state.get(source) for state in found] if isinstance(source, str) else source)
+        for column, dtype, check in zip(columns, self._dtypes, checked, strict=True):
+            if check and not (
                 memory.plain(column)
                 and all(map(_on_cpu, column))
                 and set(map(_dtype, column)) == {dtype}
@@ -62,8 +62,8 @@ class Kept:
         return columns if all(map(_on_cpu, steps)) else None
 
 
-def kept(rows: Sequence[Any], states: dict, options: tuple | None) -> Kept | None:
-    """What to keep of a step's only launch, or None: its rows lie alike, on a CPU, and have nothing on the device."""
+def cached(rows: Sequence[Any], states: dict, options: tuple | None) -> CachedStep | None:
+    """The step's cache, or None unless its single launch has one memory layout, on a CPU, and no words on a device."""
     if options is None or any(x.numel() if isinstance(x, torch.Tensor) else x for row in rows for x in row.on_device):
         return None
     columns = [list(column) for column in zip(*[row.tensors for row in rows], strict=True)]
@@ -76,4 +76,4 @@ def kept(rows: Sequence[Any], states: dict, options: tuple | None) -> Kept | Non
     for column, name in zip(columns[2:], names, strict=True):
         if any(t.numel() if name is None else state.get(name) is not t for t, state in zip(column, found, strict=True)):
             return None
-    return Kept(columns[0], columns, names, options, [row.on_device for row in rows])
+    return CachedStep(columns[0], columns, names, options, [row.on_device for row in rows])
