@@ -1,8 +1,8 @@
 """Classes out of range: an error at once on a CPU; on CUDA at a later call, because looking would make the host wait.
 
 There a kernel notes the first wrong row of each stretch, the notes travel to pinned memory beside whatever comes next,
-and an event says when they are there. Nobody waits for it: every later call, forward or backward, asks the events that are
-over by then and raises what they found. Until then the row's loss and gradient are NaN.
+and an event says when they are there. Nobody waits for it: every later call, forward or backward, asks the events that
+are over by then and raises what they found. Until then the row's loss and gradient are NaN.
 """
 
 from collections import deque
@@ -40,7 +40,10 @@ def _class_range_kernel(
     M, V, IGNORE, STRETCH,
     BM: tl.constexpr,
 ):
-    """f[i] = (first m of the i-th STRETCH whose class is neither in [0, V) nor IGNORE, or M; that class); grid (I); a program owns f[i]."""
+    """f[i] = (first m of the i-th STRETCH whose class is neither in [0, V) nor IGNORE, or M; that class).
+
+    Grid (I); a program owns f[i].
+    """
     i = tl.program_id(0).to(tl.int64)
     first = tl.full((BM,), 0, tl.int64) + M
     for m0 in range(0, STRETCH, BM):
@@ -112,7 +115,7 @@ def note(one: Note) -> None:
 def raise_device_errors() -> None:
     """Raise what calls that are over found; the others go on, and nothing waits for them.
 
-    While the current stream is captured into a CUDA graph no event is asked: cudaEventQuery would invalidate the capture.
+    While a CUDA graph is captured on the current stream no event is asked: cudaEventQuery would invalidate the capture.
 
     Raises:
         IndexError: an earlier call had a class out of range.
