@@ -14,7 +14,9 @@ def plant(monkeypatch, folder, module, name, *faults):
 
     Every other kernel of the module is made anew beside it: compiled and interpreted kernels remember what they call.
     """
-    monkeypatch.setattr(interpret_triton, "_twin", functools.cache(interpret_triton._twin.__wrapped__))
+    monkeypatch.setattr(
+        interpret_triton, "_interpreted_form", functools.cache(interpret_triton._interpreted_form.__wrapped__)
+    )
     for kernel, jit in list(vars(module).items()):
         if isinstance(jit, JITFunction):
             text = inspect.getsource(jit.fn)

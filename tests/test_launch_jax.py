@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from gradlab.jax import linear
 from gradlab.kernels.runtime import interpret_pallas
 from gradlab.kernels.runtime.launch_pallas import launch, one_piece, pallas
-from gradlab.kernels.runtime.traced_pallas import Told
+from gradlab.kernels.runtime.traced_pallas import ByValue
 
 
 def every_access(x_ref, i_ref, y_ref, z_ref, n_ref):
@@ -116,14 +116,14 @@ def test_what_functions_say():
     def made(c, d=1):
         return lambda x, k=d: x + c
 
-    assert Told(made(1)) == Told(made(1))
-    assert hash(Told(made((1, {"a": [2]})))) == hash(Told(made((1, {"a": [2]}))))
+    assert ByValue(made(1)) == ByValue(made(1))
+    assert hash(ByValue(made((1, {"a": [2]})))) == hash(ByValue(made((1, {"a": [2]}))))
     others = [made(1), made(2), made(1.0), made(True), made(1, 2), made((1,)), made([1]), made({"a": 1}), made(made(1)),
               made(made(2)), made(jnp.float32), made(jnp.float16), made(functools.partial(made, 1)), lambda x, k=1: x - 1]  # fmt: skip
-    assert len(set(map(Told, others))) == len(others)
+    assert len(set(map(ByValue, others))) == len(others)
     held = made(jnp.ones(3))
-    assert not Told(held).known
-    assert Told(held) != Told(held)
+    assert not ByValue(held).comparable
+    assert ByValue(held) != ByValue(held)
 
 
 def test_one_piece_of_the_same_settings_is_traced_once():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gradlab.autodiff.arguments.arrays_jax import as_arrays
 from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, want_rank, want_size
-from gradlab.autodiff.arguments.window_jax import borders, steps, whole
+from gradlab.autodiff.arguments.window_jax import borders, is_integer, steps
 from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.autodiff.relu_jax import relu_mask
 from gradlab.kernels import conv2d_pallas as kernels
@@ -141,7 +141,7 @@ def conv2d(
     R, S, D, F = kernel.shape
     if 0 in (R, S):
         refuse("conv2d", f"kernel of shape {list(kernel.shape)}", f"a window of {R} x {S}", "at least 1 x 1")
-    if not whole(groups):
+    if not is_integer(groups):
         refuse("conv2d", "groups", repr(groups), "a whole number", TypeError)
     if groups < 1:
         refuse("conv2d", "groups", groups, "at least 1")

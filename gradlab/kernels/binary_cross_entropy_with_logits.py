@@ -1,6 +1,6 @@
 r"""binary_cross_entropy_with_logits: the negative log-likelihood of yes or no under the sigmoid of a logit.
 
-Shapes: x[E], t[E], w[E], p[E] -> y[E], or a scalar y when reduced; w weighs an element, p its yes; both may be absent.
+Shapes: x[E], t[E], w[E], p[E] -> y[E], or a scalar y when reduced; w are weights of elements, p weights of the positive class; both may be absent.
 
 Forward (12 E FLOPs), with q = 1 / (1 + exp(-x)), -log q = max(-x, 0) + log1p(exp(-|x|)), -log(1 - q) its mirror image
     y[e] = w G00,    G00 = -(1 - t) log(1 - q) - p t log q
@@ -13,8 +13,8 @@ Second derivatives: the pullback of c G_jk for the cotangent u is u G_jk for c, 
 
 Derivation: (log q)' = 1 - q, (log(1 - q))' = -q and q' = q (1 - q); log q - log(1 - q) = x.
 
-Precision: float32 or better; no exponent is positive, so no logit overflows; q, 1 - q and both logarithms are worked
-out apart, and the loss is a sum of terms of one sign, so it keeps its digits also where the answer is almost sure.
+Precision: float32 or better; no exponent is positive, so no logit overflows; q, 1 - q and both logarithms are
+computed separately, and the loss is a sum of terms of one sign, so it does not cancel for confident predictions.
 Saved for backward: x, t, w and p. There is no gradient for w and p.
 Source: Good, Rational Decisions, Journal of the Royal Statistical Society B 14, 1952.
 """
@@ -37,7 +37,7 @@ def reference(x, t, w=None, p=None, *, reduction="mean"):
 
 
 def flops(sizes, **static):
-    """Each operation of the formulas above, one; an exp and a log too."""
+    """Each operation of the formulas above counts one; exp and log too."""
     return {"forward": 12 * sizes["E"], "backward": 20 * sizes["E"]}
 
 
@@ -82,7 +82,7 @@ SPEC = Spec(
         NO_SPILLS,
         streams("losses", share=0.8),
         streams("derivative", "times", sides=("jax",)),
-        # A mean's cotangent comes expanded on torch: its one element is loaded over and over.
+        # A mean's cotangent comes expanded on torch: its one element is loaded repeatedly.
         Bound("wide_loads", least=1, kernels=("derivative", "times")),
         Bound("wide_stores", least=1, kernels=("derivative", "times")),
         *in_vectors("losses", "derivative", "times"),

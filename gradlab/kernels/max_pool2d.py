@@ -4,7 +4,7 @@ Shapes: x[B C H W] -> y[B C P Q], windows of R x S.
 
 Forward (B C P Q R S comparisons)
     y[b c p q] = max over r, s of x[b c i j],   i = p SH + r DH - top,   j = q SW + s DW - left, inside the image
-    k[b c p q] = r S + s of the first that attains it; a NaN attains it over every number
+    k[b c p q] = r S + s of the first tap that attains it; NaN is above every number
 Pullback of the cotangent dy[B C P Q] (as many)
     scatter  dx[b c i j] = sum of dy[b c p q] over the windows whose k names (i, j)
 Second derivative, the pullback of scatter for u[B C H W]
@@ -118,7 +118,7 @@ SPEC = Spec(
         streams("max", "scatter", "gather", sides=("jax",)),
         # Windows of stride 2 read every other pixel of a row; what they write is dense.
         Bound("wide_stores", least=1, kernels=("max", "scatter", "gather"), sides=("torch",)),
-        # Windows' places are no neighbours; what is computed of them is in vectors.
+        # Windows are not contiguous: gathers and scatters are allowed, scalar arithmetic is not.
         *in_vectors("max", "square", "gather", but=("max", "square", "gather")),
     ),
     source="Krizhevsky, Sutskever and Hinton, NIPS 2012",

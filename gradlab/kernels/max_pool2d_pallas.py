@@ -26,7 +26,7 @@ def _max_kernel(*refs):
     best = jnp.full(found.shape, -jnp.inf, y_ref.dtype)
     for tap, x_ref in enumerate(x_refs):
         x = x_ref[...]
-        # The border is -inf and never higher; a NaN is over every number.
+        # The border is -inf and never higher; NaN is above every number.
         higher = (x > best) | (x != x)
         best = jnp.where(higher, x, best)
         found = jnp.where(higher, jnp.full_like(found, tap), found)
@@ -82,8 +82,8 @@ def scatter(u: jax.Array, k: jax.Array, geometry: Geometry) -> jax.Array:
             classes += elementwise(kernel, [u.dtype], *operands)
         else:
             classes.append(jnp.zeros((B, rows, columns, C), u.dtype))
-    whole = jnp.stack(classes).reshape(SH, SW, B, rows, columns, C).transpose(2, 3, 0, 4, 1, 5)
-    return whole.reshape(B, rows * SH, columns * SW, C)[:, top : top + H, left : left + W]
+    padded = jnp.stack(classes).reshape(SH, SW, B, rows, columns, C).transpose(2, 3, 0, 4, 1, 5)
+    return padded.reshape(B, rows * SH, columns * SW, C)[:, top : top + H, left : left + W]
 
 
 def gather(u: jax.Array, k: jax.Array, geometry: Geometry) -> jax.Array:

@@ -1,7 +1,7 @@
 """The maximum of each window, and the selection that is its pullback, forward and backward, as Triton kernels.
 
-Where in the image an element lies takes divisions. A tile of rows and columns makes them for its rows and not for its
-elements, which is what a CPU wants; a GPU wants neighbours in a tile, and has time for divisions.
+An element's place in the image takes integer divisions. A tile of rows and columns divides for its rows only, which is
+faster on a CPU; a GPU uses tiles of contiguous elements, and hides the divisions.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from gradlab.kernels.runtime.launch_triton import (
     triton_dtype,
 )
 
-# The taps of a larger window are walked in a loop.
+# Larger windows loop over their taps.
 UNROLLED = 32
 # Elements of one program.
 TILE = 1024
@@ -54,7 +54,7 @@ def _tile(tile, M, N, INDEX: tl.constexpr, FLAT: tl.constexpr, BM: tl.constexpr,
         e = tile.to(INDEX) * BN + tl.arange(0, BN)[None, :]
         m = e // N
         n = e % N
-        # M is a constant where there is one row.
+        # M is a constant if there is one row.
         here = e < tl.cast(M, INDEX) * N
     else:
         tiles_n = tl.cdiv(N, BN)
@@ -88,7 +88,7 @@ def _max_kernel(
         j = q * SW - LEFT + tap % S * DW
         inside = here & ((i >= 0) & (i < H)) & ((j >= 0) & (j < W))
         x = tl.load(x_ptr + (image + i * x_h + j * x_w), mask=inside, other=float("-inf"))
-        # The first tap inside counts even at -inf, and a NaN over every number, as in torch.
+        # The first tap in range counts even at -inf, and NaN is above every number, as in torch.
         higher = inside & ((x > best) | (x != x) | (found < 0))
         best = tl.where(higher, x, best)
         found = tl.where(higher, tap, found)
@@ -117,7 +117,7 @@ def _class(
     for tap in tl.range(TAPS_H * TAPS_W, loop_unroll_factor=UNROLL):
         r = r0 + tap // TAPS_W * STEP_H
         s = s0 + tap % TAPS_W * STEP_W
-        # The division leaves no rest, and so rounds no negative number.
+        # The division is exact, so negative numbers are not rounded.
         p = m + (over - r * DH) // SH
         q = n + (left - s * DW) // SW
         inside = here & ((r < R) & (p >= 0) & (p < P)) & ((s < S) & (q >= 0) & (q < Q))
@@ -233,7 +233,7 @@ def _scatter_kernel(
         R, S, SH, SW, DH, DW, STEP_H, STEP_W, TAPS_H, TAPS_W, UNROLL, ACC, BM, BN,
     )
     if PAIRED:
-        # Columns 2 n and 2 n + 1 are neighbours: one tile of twice as many.
+        # Columns 2 n and 2 n + 1 are adjacent: interleaved into one tile of twice the width.
         odd = _class(
             u_ptr, u_b, u_c, u_p, u_q,
             k_ptr, k_b, k_c, k_p, k_q,
@@ -317,7 +317,7 @@ def scatter(u: torch.Tensor, k: torch.Tensor, geometry: Sequence[int], channels_
     M, N = (B * rows * columns, C) if channels_last else (B * C * rows, columns)
     ACC = triton_dtype(accumulator(u.dtype))
     if paired and SH == 2 and prod(geo.window) <= UNROLLED and sized_for(dx.device) == "cpu":
-        # A GPU has not the registers for four classes.
+        # Four classes take too many registers on a GPU.
         _launch(_square_kernel, geometry, channels_last, M, N, [u, k, dx], [dx], 1, classes=1, ACC=ACC)
         return dx
     _launch(

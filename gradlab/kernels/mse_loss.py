@@ -64,7 +64,7 @@ SPEC = Spec(
         *spills(float64=32),
         streams("squares", share=0.8),
         streams("differences", sides=("jax",)),
-        # A mean's cotangent comes expanded on torch: its one element is loaded over and over.
+        # A mean's cotangent comes expanded on torch: its one element is loaded repeatedly.
         Bound("wide_loads", least=1, kernels=("differences",)),
         Bound("wide_stores", least=1, kernels=("differences",)),
         *in_vectors("squares", "differences"),

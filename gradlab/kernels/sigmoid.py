@@ -31,7 +31,7 @@ def reference(x):
 
 
 def flops(sizes, **static):
-    """Each operation of the formulas above, one; an exp too."""
+    """Each operation of the formulas above counts one; exp too."""
     return {"forward": 4 * sizes["E"], "backward": 3 * sizes["E"]}
 
 

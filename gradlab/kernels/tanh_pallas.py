@@ -29,7 +29,7 @@ def _slope_kernel(a_ref, y_ref, d_ref, *, k):
 
 def tanh(x: jax.Array) -> jax.Array:
     """y = tanh(x), same shape. E read, E written."""
-    return elementwise(_tanh_kernel, [x.dtype], x, told=True)[0]
+    return elementwise(_tanh_kernel, [x.dtype], x, pass_interpreted=True)[0]
 
 
 def slope(a: jax.Array, y: jax.Array, k: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What only jax can be wrong about: whether an argument is an array at all."""
+"""Checks of jax arrays."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Errors for people: one line that names the op, the argument, what came and what was wanted. Framework-free."""
+"""Errors of one line: op, argument, what came, what was wanted. Framework-free."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
@@ -12,7 +12,7 @@ def dtype_name(array: Any) -> str:
 
 
 def refuse(op: str, argument: str, came: Any, wanted: str, error: type[Exception] = ValueError) -> NoReturn:
-    """Raise `error` in the house's one-line form."""
+    """Raise `error` in the package's one-line form."""
     raise error(f"{op}: {argument} is {came}, wanted {wanted}")
 
 
@@ -59,6 +59,6 @@ def want_choice(op: str, argument: str, came: Any, choices: Collection[Any]) -> 
 
 
 def want_bool(op: str, argument: str, came: Any) -> None:
-    """Refuse what is not True or False: a number that happens to be true is a slip in the order of arguments."""
+    """Refuse what is not True or False: a number that counts as true is a mistake in the order of arguments."""
     if not isinstance(came, bool):
         refuse(op, argument, repr(came), "True or False", TypeError)

@@ -1,4 +1,4 @@
-"""What the losses that are means share: the words of `reduction`, and what a sum is divided by."""
+"""`reduction` of elementwise losses: its values, and the divisor of the sum."""
 
 from gradlab.autodiff.arguments.errors import want_choice
 

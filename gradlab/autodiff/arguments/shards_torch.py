@@ -1,7 +1,7 @@
 """Tensors that are spread over a mesh of devices (DTensor): what of them lies here, and one norm over all of them.
 
-Each rank steps the part that it holds; nothing has to travel for that. A norm is of the whole: each part's sum of
-squares is added up over the axes of the mesh that shard it, and counted once over those that repeat it.
+Each rank steps the part that it holds, without communication. A norm is of the full tensors: the parts' sums of squares
+are added over the axes of the mesh that shard a tensor, and counted once over those that replicate it.
 """
 
 import sys
@@ -33,7 +33,7 @@ def local(t: Any) -> torch.Tensor:
     return t.detach().to_local() if is_sharded(t) else t
 
 
-def whole(t: Any) -> torch.Tensor:
+def full(t: Any) -> torch.Tensor:
     """All of a DTensor, which every rank gets; any other tensor as it is."""
     return t.full_tensor() if is_sharded(t) else t
 
@@ -73,7 +73,7 @@ def beside(t: Any, p: Any) -> torch.Tensor:
 
 
 def part_of(t: Any) -> int:
-    """The number of the part that this rank holds, the same for all that hold the same; 0 of a tensor held whole."""
+    """The number of this rank's part, equal for ranks that hold the same part; 0 of a tensor that is not sharded."""
     if not is_sharded(t):
         return 0
     mesh, number = t.device_mesh, 0

@@ -1,4 +1,4 @@
-"""What only torch tensors can be wrong about: their type, their device, their layout."""
+"""Checks of torch tensors: type, device, layout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ def want_tensors(op: str, tensors: Mapping[str, Any]) -> None:
     first = next(iter(tensors))
     beside = tensors[first]
     for argument, tensor in tensors.items():
-        # What nearly every call brings, by three looks that cost the host little.
+        # The common case, by three cheap checks.
         if type(tensor) in PLAIN and tensor.is_cpu and tensor.layout is torch.strided and beside.is_cpu:
             continue
         if not isinstance(tensor, torch.Tensor):

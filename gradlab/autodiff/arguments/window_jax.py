@@ -1,4 +1,4 @@
-"""What a window's settings may be on jax: numbers, pairs, borders."""
+"""Checks of a window's settings in jax: numbers, pairs, borders."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from gradlab.autodiff.arguments.errors import refuse, want_choice
 from gradlab.kernels.common.window import pads, pair
 
 
-def whole(value: Any) -> bool:
-    """Whether a setting is a whole number: Python's or NumPy's, no boolean."""
+def is_integer(value: Any) -> bool:
+    """Whether a setting is an integer, of Python or NumPy, and no boolean."""
     return hasattr(value, "__index__") and not isinstance(value, (bool, jax.Array))
 
 
 def pair_of(op: str, argument: str, value: Any, wanted: str) -> tuple[int, int]:
     """(rows, columns) of a number or a pair of them."""
-    both = (value, value) if whole(value) else tuple(value) if isinstance(value, (tuple, list)) else ()
+    both = (value, value) if is_integer(value) else tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(both) != 2:
         refuse(op, argument, repr(value), wanted)
-    if not all(map(whole, both)):
+    if not all(map(is_integer, both)):
         refuse(op, argument, repr(value), wanted, TypeError)
     return pair(tuple(map(int, both)))
 
@@ -37,7 +37,7 @@ def borders(op: str, padding: Any, window, steps, spread, image) -> tuple[tuple[
         want_choice(op, "padding", padding, ("SAME", "VALID"))
         return pads(padding.lower(), window, steps, spread, image)
     wanted = "'SAME', 'VALID', a whole number, a pair of them or a pair of pairs"
-    sides = (padding, padding) if whole(padding) else padding
+    sides = (padding, padding) if is_integer(padding) else padding
     if not isinstance(sides, (tuple, list)) or len(sides) != 2:
         refuse(op, "padding", repr(padding), wanted)
     rows, columns = (pair_of(op, "padding", side, wanted) for side in sides)

@@ -1,4 +1,4 @@
-"""What a window's settings may be on torch: numbers and pairs."""
+"""Checks of a window's settings in torch: numbers and pairs."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ def pair_of(op: str, name: str, value, least: int) -> tuple[int, int]:
     values = value if isinstance(value, (tuple, list)) else (value, value)
     if len(values) == 1:
         values = (*values, *values)
-    whole = [isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values]
-    if len(values) != 2 or not all(whole) or min(values) < least:
+    integers = [isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values]
+    if len(values) != 2 or not all(integers) or min(values) < least:
         refuse(op, name, repr(value), f"an int from {least} or a pair of them")
     return pair(values)

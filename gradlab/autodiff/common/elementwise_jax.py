@@ -1,4 +1,4 @@
-"""The product one by one, which higher derivatives of elementwise ops are made of, for jax."""
+"""The elementwise product, which higher derivatives of elementwise ops use, for jax."""
 
 import jax
 

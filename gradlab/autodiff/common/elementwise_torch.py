@@ -1,4 +1,4 @@
-"""The product one by one, which higher derivatives of elementwise ops are made of, for torch."""
+"""The elementwise product, which higher derivatives of elementwise ops use, for torch."""
 
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function

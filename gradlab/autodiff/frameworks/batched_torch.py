@@ -17,7 +17,7 @@ from gradlab.kernels.private.private_torch import is_legacy_batched as _hides
 
 
 class Info(NamedTuple):
-    """What a vmap rule is told beside its arguments."""
+    """The `info` argument of a vmap rule."""
 
     batch_size: int
     randomness: str

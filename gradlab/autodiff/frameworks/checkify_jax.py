@@ -1,4 +1,4 @@
-"""A check inside jit that `jax.experimental.checkify` sees and nothing else pays for.
+"""A check inside jit that `jax.experimental.checkify` sees and that costs nothing without it.
 
 checkify's own checks are effects: a jitted program that has one is called through Python, 150 microseconds a call. Here
 the check is an operation that gives back its operand. It has no effect, lowers to nothing, and stays in the program

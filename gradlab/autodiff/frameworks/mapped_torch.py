@@ -1,4 +1,4 @@
-"""A mapped axis (`torch.func.vmap`) on its way into an axis a kernel has: moved to the front, never looped over."""
+"""Mapped axes (`torch.func.vmap`) become axes of a kernel: moved to the front, never looped over."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A framework seen through a handful of verbs, so that checks, benchmarks and workloads are written once for both."""
+"""The interface to a framework, so that checks, benchmarks and workloads are written once for both."""
 
 import importlib
 import importlib.util
@@ -12,7 +12,7 @@ SIDES = ("torch", "jax")
 
 
 class Side(Protocol):
-    """What the lab asks of a framework."""
+    """The operations that the lab needs of a framework."""
 
     name: str
 

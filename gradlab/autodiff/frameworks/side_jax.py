@@ -1,4 +1,4 @@
-"""jax through the lab's verbs."""
+"""The `Side` of jax."""
 
 import functools
 import importlib

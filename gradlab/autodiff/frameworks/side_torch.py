@@ -1,4 +1,4 @@
-"""torch through the lab's verbs."""
+"""The `Side` of torch."""
 
 import functools
 import importlib
@@ -117,7 +117,7 @@ class TorchSide:
         compiled: bool,
     ) -> Callable[[], tuple[torch.Tensor, ...]]:
         args = [_leaf(a) if i in wrt else a for i, a in enumerate(args)]
-        # What is kept is kept for the next call too: a compiled backward would write into it otherwise.
+        # Saved tensors are used by every call: a compiled backward must not write into them.
         with torch.enable_grad(), functorch_config().patch(donated_buffer=False):
             results = as_tuple((self.compiled(fn) if compiled else fn)(*args))
             pairs = [(y, c) for y, c in zip(results, cotangents, strict=True) if y.requires_grad]

@@ -1,4 +1,4 @@
-"""Swap the layers of an existing torch model for the hand-written ones, and say what stays."""
+"""Replaces the layers of an existing torch model by hand-written ones, and lists those that stay."""
 
 from typing import NamedTuple
 

@@ -127,8 +127,8 @@ def _operands(
 ) -> tuple[jax.Array, jax.Array]:
     arrays = as_arrays(op, {"lhs": lhs, "rhs": rhs})
     want_floats(op, arrays)
-    asked = precision if isinstance(precision, tuple) else (precision,)
-    for one in asked:
+    precisions = precision if isinstance(precision, tuple) else (precision,)
+    for one in precisions:
         try:
             jax.lax.Precision(one)
         except (TypeError, ValueError):

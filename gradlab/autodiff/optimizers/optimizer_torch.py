@@ -205,7 +205,7 @@ class OneLaunch(torch.optim.Optimizer):
         # Without any gradient the scaler's sum over devices is a plain 0.
         if not isinstance(found, torch.Tensor):
             return None
-        return shards.whole(found).to(p.device, torch.float32, non_blocking=True)
+        return shards.full(found).to(p.device, torch.float32, non_blocking=True)
 
     def _local(self, row: Row, p: torch.Tensor) -> Row:
         """The row of this rank's part of the tensors."""

@@ -1,4 +1,4 @@
-"""How every elementwise Pallas kernel is launched: over blocks of the flattened arrays, padded to whole ones."""
+"""The launcher of elementwise Pallas kernels: over blocks of the flattened arrays, which are padded to full blocks."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 
 from gradlab.kernels.runtime.launch_pallas import block, interpreted, launch, pad, pallas
 
-# Columns of a flattened array: a compiler's blocks are powers of two of at least 128.
+# Columns of a flattened array: compiled blocks are powers of two of at least 128.
 COLUMNS = 1024
 
 
@@ -23,16 +23,16 @@ def _times_kernel(a_ref, b_ref, y_ref):
 
 
 def times(a: jax.Array, b: jax.Array) -> jax.Array:
-    """y = a b, one by one; same shape. 2 E read, E written."""
+    """y = a b, elementwise; same shape. 2 E read, E written."""
     return elementwise(_times_kernel, [b.dtype], a, b)[0]
 
 
 def elementwise(
-    kernel: Callable[..., None], dtypes: Sequence[Any], *arrays: jax.Array, told: bool = False
+    kernel: Callable[..., None], dtypes: Sequence[Any], *arrays: jax.Array, pass_interpreted: bool = False
 ) -> list[jax.Array]:
-    """Launch `kernel` over arrays of one shape: a ref for each, then one for each result; results of these dtypes.
+    """Launch `kernel` over arrays of one shape: it takes a ref of each, then one of each result, of these dtypes.
 
-    `told`: the kernel takes `interpreted`, whether it is.
+    With `pass_interpreted` the kernel also gets `interpreted`, whether it is.
     """
     shape = arrays[0].shape
     E = math.prod(shape)
@@ -48,7 +48,7 @@ def elementwise(
         spec = pl.BlockSpec((BM, N), lambda i, j: (i, j))
         shapes = [jax.ShapeDtypeStruct(flat[0].shape, dtype) for dtype in dtypes]
         grid = (flat[0].shape[0] // BM, 1)
-        body = functools.partial(kernel, interpreted=interpreted(platform)) if told else kernel
+        body = functools.partial(kernel, interpreted=interpreted(platform)) if pass_interpreted else kernel
         found = pallas(body, platform, grid, [spec] * len(flat), [spec] * len(shapes), shapes, warps=8)(*flat)
         return [y.reshape(-1)[:E].reshape(shape) for y in found]
 

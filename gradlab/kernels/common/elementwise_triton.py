@@ -1,4 +1,4 @@
-"""How every elementwise Triton kernel is launched: over rows and columns of its result, whatever the strides."""
+"""The launcher of elementwise Triton kernels: over rows and columns of the result, for any strides."""
 
 import math
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def _times_fake(a, b):
 
 @op("times", fake=_times_fake)
 def times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """y = a b, one by one; same shape, any strides; y is laid out as b. 2 E read, E written."""
+    """y = a b, elementwise; same shape, any strides; y has b's layout. 2 E read, E written."""
     y = torch.empty_like(b)
     elementwise(_times_kernel, [a, b, y], writes=[y])
     return y
@@ -49,13 +49,13 @@ def times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def elementwise(
     jit: JITFunction, tensors: Sequence[torch.Tensor], *scalars: Any, writes: Sequence[torch.Tensor], **constants: Any
 ) -> None:
-    """Launch `jit` over tensors of one shape: for each a pointer and two strides, then scalars, then M, N; BM and BN.
+    """Launch `jit` over tensors of one shape: it takes a pointer and two strides of each, scalars, M, N; BM and BN.
 
-    The axes are taken in the order in which the last tensor lies in memory, which its tiles follow.
+    Axes are ordered by the last tensor's strides, so that its tiles are contiguous.
     """
     last = tensors[-1]
     if all(t.is_contiguous() for t in tensors):
-        # One row of neighbours, without a view of each tensor, which takes the host longer than a small kernel.
+        # One contiguous row, without a view of each tensor, which takes the host longer than a small kernel.
         M, N, written = 1, last.numel(), writes
         parts: list[Any] = [part for t in tensors for part in (t, 0, 1)]
     else:
@@ -77,7 +77,7 @@ def elementwise(
 
 
 def matrix(t: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-    """The tensor as rows and columns, axes in falling order of `stride`: a view of whatever has these strides."""
+    """The tensor as a matrix, its axes in falling order of `stride`: a view if it has these strides itself."""
     if t.ndim < 2:
         return t.reshape(1, -1)
     order = sorted(range(t.ndim), key=lambda axis: -stride[axis])

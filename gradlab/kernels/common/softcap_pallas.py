@@ -1,4 +1,4 @@
-"""tanh of a block in registers, and the soft cap of logits that is made of it: what several Pallas kernels call."""
+"""tanh of a block in registers, and the soft cap of logits: functions that Pallas kernels call."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def tanh_of(x: jax.Array) -> jax.Array:
-    """tanh(x), with all digits of a small x; -0 stays -0."""
+    """tanh(x), accurate for small x; tanh(-0) is -0."""
     z = jnp.exp(-2 * jnp.abs(x))
     far = jnp.where(x >= 0, jnp.ones_like(x), -jnp.ones_like(x)) * ((1 - z) / (1 + z))
     # Cody and Waite: minimax over |x| < ln(3) / 2, where 1 - z would cancel.
@@ -18,7 +18,7 @@ def tanh_of(x: jax.Array) -> jax.Array:
     return jnp.where(x == 0, x, y)
 
 
-# Of x^2, minimax over |x| < 9 in the relative error, 2e-8; both begin with 1, so a small x keeps all of its digits.
+# Polynomials in x^2, minimax over |x| < 9 in relative error, 2e-8; constant terms of 1 keep a small x exact.
 _ABOVE = (1.33814333e-08, 2.063378871e-05, 0.003497336215, 0.1338258607, 1.0)
 _BELOW = (7.789086728e-07, 0.000328831701, 0.02588390193, 0.4671590739, 1.0)
 
@@ -28,14 +28,14 @@ def rational(x: jax.Array) -> jax.Array:
 
     With neither exp nor a choice: three times as fast on a CPU.
     """
-    # From there on it is 1.
+    # Beyond this tanh is 1 in float32.
     x = jnp.clip(x, -9.02, 9.02)
     g = x * x
     return jnp.clip(x * _polynomial(_ABOVE, g) / _polynomial(_BELOW, g), -1, 1)
 
 
 def _polynomial(coefficients: Sequence[float], g: jax.Array) -> jax.Array:
-    """Of g, by Horner; the highest coefficient first."""
+    """A polynomial in g by Horner's rule, the highest coefficient first."""
     total = jnp.full_like(g, coefficients[0])
     for c in coefficients[1:]:
         total = total * g + c
@@ -48,6 +48,6 @@ def capped(x: jax.Array, cap: float) -> jax.Array:
 
 
 def cap_slope(x: jax.Array, cap: float) -> jax.Array:
-    """The derivative of `capped` at x: 1 / cosh(x / cap)^2, which does not cancel where the cap is reached; cap > 0."""
+    """The derivative of `capped` at x, 1 / cosh(x / cap)^2, without cancellation near the cap; cap > 0."""
     e = jnp.exp(-2 * jnp.abs(x / cap))
     return 4 * e / ((1 + e) * (1 + e))

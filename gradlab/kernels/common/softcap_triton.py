@@ -1,4 +1,4 @@
-"""tanh of a tile in registers, and the soft cap of logits that is made of it: what several Triton kernels call."""
+"""tanh of a tile in registers, and the soft cap of logits: functions that Triton kernels call."""
 
 import triton.language as tl
 
@@ -7,7 +7,7 @@ from gradlab.kernels.runtime.launch_triton import kernel
 
 @kernel
 def tanh_of(x):
-    """tanh(x), with all digits of a small x; -0 stays -0."""
+    """tanh(x), accurate for small x; tanh(-0) is -0."""
     z = tl.exp(-2 * tl.abs(x))
     far = tl.where(x >= 0, 1.0, -1.0) * ((1 - z) / (1 + z))
     # Cody and Waite: minimax over |x| < ln(3) / 2, where 1 - z would cancel.
@@ -28,6 +28,6 @@ def capped(x, CAP: tl.constexpr):
 
 @kernel
 def cap_slope(x, CAP: tl.constexpr):
-    """The derivative of `capped` at x: 1 / cosh(x / CAP)^2, which does not cancel where the cap is reached; CAP > 0."""
+    """The derivative of `capped` at x, 1 / cosh(x / CAP)^2, without cancellation near the cap; CAP > 0."""
     e = tl.exp(-2 * tl.abs(x / CAP))
     return 4 * e / ((1 + e) * (1 + e))

@@ -1,4 +1,4 @@
-"""Tiles for CUDA and for a CPU: one table of what a program of a product owns.
+"""Tile sizes of matmul-like kernels, for CUDA and for CPUs.
 
 On CUDA full precision has no tensor cores, and more of K at a time spills registers where an operand is masked; half
 precision takes tiles that its tensor cores want. On a CPU a tile's operands are packed into the second-level cache,
@@ -14,7 +14,7 @@ from gradlab.kernels.runtime.launch_triton import block, sized_for
 
 
 class Tile(NamedTuple):
-    """y[M N] a program owns, in steps of K; launch options of CUDA."""
+    """A program's tile y[M N], its step along K, and CUDA launch options."""
 
     M: int
     K: int
@@ -33,7 +33,7 @@ class _Most(NamedTuple):
     small: int = 0
 
 
-# By what is computed, whose sizes, and whether in half precision.
+# By kind of kernel, device, and whether in half precision.
 _TILES: dict[tuple[str, str, bool], _Most] = {
     ("matmul", "cuda", False): _Most(64, 16, 64),
     ("matmul", "cuda", True): _Most(128, 64, 128, 8, small=64 * 128),
@@ -42,12 +42,12 @@ _TILES: dict[tuple[str, str, bool], _Most] = {
     ("large product", "cpu", False): _Most(256, 128, 256),
     ("large product", "cpu", True): _Most(256, 512, 256),
     ("convolution", "cuda", False): _Most(64, 16, 64),
-    # Where channels are neighbours in memory; elsewhere every element is a load of its own, its address in registers.
+    # For contiguous channels; otherwise every element is a load of its own, with its address in registers.
     ("convolution", "cuda", True): _Most(128, 32, 128, 8, small=64 * 64),
     ("scattered convolution", "cuda", True): _Most(64, 32, 128, 8, small=64 * 64),
     ("convolution", "cpu", False): _Most(128, 32, 64),
     ("convolution", "cpu", True): _Most(128, 32, 64),
-    # Both operands lie along K, and are transposed or packed in whole vectors of it.
+    # Both operands are contiguous along K, and are transposed or packed by full vectors.
     ("weight gradient", "cpu", False): _Most(128, 64, 64),
     ("weight gradient", "cpu", True): _Most(128, 64, 64),
     ("logits", "cuda", False): _Most(64, 16, 64),
@@ -55,9 +55,9 @@ _TILES: dict[tuple[str, str, bool], _Most] = {
     ("logits", "cpu", False): _Most(64, 128, 128),
     ("logits", "cpu", True): _Most(64, 128, 128),
 }
-# Programs that fill the device: about four for each multiprocessor of a large GPU; a few for each core of a CPU.
+# Programs that fill the device: about four for each SM of a large GPU; a few for each core of a CPU.
 _FILL = {"cuda": 512, "cpu": 16}
-# Bytes of operands that stay in a core's second-level cache while programs with the same rows follow each other.
+# Bytes of operands that stay in a core's L2 cache while programs that share rows run one after another.
 _SHARED = 2**20
 
 
@@ -66,12 +66,12 @@ def tile(what: str, like: torch.Tensor, M: int, K: int, N: int) -> Tile:
 
     Args:
         what: "matmul", "logits", "convolution" or "weight gradient"; "scattered " stands in front of the last two where
-            channels are no neighbours in memory.
+            channels are not contiguous.
     """
     device, half = sized_for(like.device), like.dtype in (torch.float16, torch.bfloat16)
     if device == "cpu" and what == "matmul" and M * N >= _FILL["cpu"] * 256 * 256:
         what = "large product"
-    # What has no entry of its own takes that of its kind.
+    # A kind without an entry uses that of a more general kind.
     kinds = (what, what.removeprefix("scattered "), what.replace("weight gradient", "convolution"), "convolution")
     most = next(_TILES[key] for kind in kinds if (key := (kind, device, half)) in _TILES)
     BM, BK, BN = block(M, most.M), block(K, most.K), block(N, most.N)
@@ -81,12 +81,12 @@ def tile(what: str, like: torch.Tensor, M: int, K: int, N: int) -> Tile:
 
 
 def fill(device: torch.device) -> int:
-    """How many programs a launch is split into at least, where its work can be split."""
+    """The least number of programs to split a launch into, where its work can be split."""
     return _FILL[sized_for(device)]
 
 
 def parts(device: torch.device, programs: int, size: int) -> int:
-    """Into how many parts the sum of a weight gradient is split, each of which `programs` work on.
+    """Split-K of a weight gradient: the number of parts, each computed by `programs` programs.
 
     On a CPU the programs of one part, one tap each, run one after another and read the same rows: they find them in the
     second-level cache. It depends on sizes alone, so that any number of threads gives the same bits.

@@ -1,4 +1,4 @@
-"""Where the windows of a convolution or a pooling lie: strides, dilation, borders; integers, no arrays."""
+"""The geometry of convolutions and poolings: window, stride, dilation, padding; integers, no arrays."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ def pair(value) -> tuple[int, int]:
 def pads(padding, window, stride, dilation, image) -> tuple[tuple[int, int], tuple[int, int]]:
     """((top, bottom), (left, right)) of a number, a pair, pairs of pairs, "valid", or "same".
 
-    "same" is the P = H / stride, rounded up, of jax; with stride 1 it is also torch's. The odd pixel goes behind.
+    "same" is the P = H / stride, rounded up, of jax; with stride 1 it is also torch's. An odd pixel goes to the end.
     """
     if padding == "valid":
         return (0, 0), (0, 0)
@@ -29,12 +29,12 @@ def pads(padding, window, stride, dilation, image) -> tuple[tuple[int, int], tup
 
 
 def output(n: int, k: int, stride: int, dilation: int, pad: tuple[int, int]) -> int:
-    """P of H: how many windows fit."""
+    """P for H: the number of windows that fit."""
     return (n + sum(pad) - dilation * (k - 1) - 1) // stride + 1
 
 
 class Geometry(NamedTuple):
-    """Where the windows lie: everything about a convolution but its arrays; hashable, rows before columns."""
+    """All settings of a convolution or a pooling; hashable, rows before columns."""
 
     stride: tuple[int, int]
     dilation: tuple[int, int]

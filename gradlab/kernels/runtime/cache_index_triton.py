@@ -1,9 +1,9 @@
-"""Compiled kernels in Triton's cache on disk, found by a key of the lab's own in front of Triton's.
+"""An index of compiled kernels in Triton's cache on disk, by a key that is cheaper to compute than Triton's.
 
-Triton names a kernel by all that it is made of, and of itself: the first look-up of a process reads the whole of its
-library to do so, for as long as a hundred kernels take to load. Here Triton's files are told by size and time, as a
-build tool tells them; the rest of the key is Triton's own. What stands under it is Triton's name of the kernel, whose
-binary is taken from Triton's folder if it is whole. Whatever changes how Triton compiles leaves everything to Triton.
+Triton's key hashes a kernel's sources and Triton's own library: the first look-up of a process reads all of the
+library, which takes as long as loading a hundred kernels. Here Triton's files are identified by size and time, as in a
+build tool; the rest of the key is Triton's own. An entry is Triton's name of the kernel, whose binary is loaded from
+Triton's folder if it is intact. With any setting that changes how Triton compiles, everything is left to Triton.
 """
 
 import contextlib
@@ -23,20 +23,20 @@ from gradlab.kernels.cpu.cache_triton import Cache
 from gradlab.kernels.cpu.compiler import CPUBackend
 from gradlab.kernels.private.private_triton import folder_of, get_cache_invalidating_env_vars
 
-# Beside Triton's folders, whose names are longer.
+# In Triton's cache folder, beside its kernels' folders, whose names are longer.
 FOLDER = "gradlab"
 
 
 def key(made: ASTSource, backend: CPUBackend, options: dict[str, Any]) -> str | None:
-    """The name of a kernel here; None where Triton is to be asked."""
-    asked = (
+    """A kernel's key in this index; None if Triton has to look it up."""
+    settings = (
         knobs.compilation.always_compile,
         knobs.compilation.override,
         knobs.compilation.dump_ir,
         knobs.compilation.listener,
         knobs.runtime.add_stages_inspection_hook,
     )
-    if any(asked) or knobs.cache.manager_class is not Cache:
+    if any(settings) or knobs.cache.manager_class is not Cache:
         return None
     parts = (
         triton_files(),
@@ -49,7 +49,7 @@ def key(made: ASTSource, backend: CPUBackend, options: dict[str, Any]) -> str | 
 
 
 def find(name: str | None, made: ASTSource) -> Binary | None:
-    """The kernel of that name here, or None where it is to be compiled."""
+    """The kernel of that key; None if it has to be compiled."""
     if name is None:
         return None
     try:
@@ -60,19 +60,19 @@ def find(name: str | None, made: ASTSource) -> Binary | None:
         return None
 
 
-def keep(name: str | None, owner: str) -> None:
-    """Remember what Triton calls a kernel; where the disk cannot be written, nothing is lost but time."""
+def store(name: str | None, owner: str) -> None:
+    """Store Triton's name of a kernel; a disk that cannot be written only costs time."""
     if name is None:
         return
     path = _path(name)
-    on_its_way = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+    temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        on_its_way.write_text(owner)
-        os.replace(on_its_way, path)
+        temporary.write_text(owner)
+        os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
-            on_its_way.unlink()
+            temporary.unlink()
 
 
 def _path(name: str) -> Path:
@@ -81,10 +81,10 @@ def _path(name: str) -> Path:
 
 @functools.cache
 def triton_files() -> str:
-    """Sizes and times of the files that Triton's own name of a kernel is made of, and its version."""
+    """A hash of the sizes and times of the files that Triton's key hashes, and of its version."""
     root = Path(triton.__file__).parent
     files = [*root.glob("_C/*"), root / "runtime" / "cache.py"]
     for folder in ("compiler", "backends", "language"):
         files += (root / folder).rglob("*.py")
-    told = [(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file in files for stat in [file.stat()]]
-    return hashlib.sha256(repr((triton.__version__, sorted(told))).encode()).hexdigest()
+    stamps = [(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file in files for stat in [file.stat()]]
+    return hashlib.sha256(repr((triton.__version__, sorted(stamps))).encode()).hexdigest()

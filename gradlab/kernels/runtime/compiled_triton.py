@@ -1,8 +1,8 @@
-"""The lab's kernels on a CPU: compiled by `kernels/cpu` whichever back end Triton itself has active, and kept by key.
+"""The lab's kernels on a CPU: compiled by `kernels/cpu`, whichever back end is active in Triton, and cached by key.
 
 A compiled kernel depends on dtypes, on which integers are 0 or 1 and which are past 32 bits, and on the constants. It
-does not depend on whether sizes and addresses are multiples of 16: a CPU's vectors load from anywhere. Nor on constants
-that a kernel has for GPUs alone, such as the geometry of a convolution.
+does not depend on whether sizes and addresses are multiples of 16, as a CPU loads vectors from any address, nor on
+constants that only GPUs need, such as the geometry of a convolution.
 """
 
 import platform
@@ -32,12 +32,12 @@ TARGET = GPUTarget("cpu", platform.machine(), 1)
 
 
 class Prepared:
-    """A kernel with, for each of its arguments, where among the launch's it stands and whether it is a tensor.
+    """A compiled kernel, with the index of each of its arguments among the launch's, and whether it is a tensor.
 
     Attributes:
-        jit: the kernel's source, which its number in a key stands for as long as this holds it.
-        numbers: for each argument of the machine code, which of the launch's arguments it is.
-        tensors: whether that is a tensor, whose address is taken.
+        jit: the kernel's source; holding it keeps its id, which is part of the key, from being reused.
+        numbers: for each argument of the machine code, its index among the launch's arguments.
+        tensors: whether that argument is a tensor, which is passed by address.
     """
 
     __slots__ = ("_any", "jit", "kernel", "numbers", "tensors")
@@ -63,9 +63,9 @@ class Prepared:
 _prepared: dict[tuple, Prepared] = {}
 # The same of sanitized kernels.
 _examined: dict[tuple, Prepared] = {}
-# By what the compiler is told, which is less: several launches have one kernel.
+# By the compiler's input, a coarser key: several launches share one kernel.
 _kernels: dict[tuple, Kernel] = {}
-# Constants of kernels that are arguments here, by name, for the kernel's id: `launch_triton.kernel_of_any`.
+# For a kernel's id the names of its constants that are arguments here: `launch_triton.kernel_of_any`.
 ANY: dict[int, tuple[str, ...]] = {}
 
 
@@ -86,14 +86,14 @@ def run(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: d
 
 
 def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -> Prepared:
-    """The kernel of such a launch, compiled at the first."""
+    """The kernel of such a launch, compiled at the first call."""
     any_value = ANY.get(id(jit), ())
     # What of the arguments the code depends on: dtypes, which integers are 0, 1 or past 32 bits. Most are integers.
     key = (
-        # A kernel's own hash is that of its source, which takes longer than the look-up.
+        # Not the kernel itself: hashing its source takes longer than the look-up.
         id(jit),
         *[
-            # Not by a function, whose call for each would take longer than the rest.
+            # Inline: a function call for each argument would take longer than the rest.
             (a if a == 1 or a == 0 else 32 if -(2**31) <= a < 2**31 else 64)
             if a.__class__ is int
             else a.dtype
@@ -123,7 +123,7 @@ def forget() -> None:
 
 
 def compiled(made: ASTSource) -> Binary:
-    """The machine code of a launch, out of Triton's cache on disk where it is there."""
+    """The machine code of a launch, from Triton's cache on disk if it is there."""
     cache_triton.install()
     # A checkout that is not installed has no entry point by which Triton finds the back end.
     backends.setdefault("cpu", Backend(compiler=CPUBackend, driver=CPUDriver))
@@ -132,18 +132,18 @@ def compiled(made: ASTSource) -> Binary:
         options["instrumentation_mode"] = SANITIZE
     with PARSER:
         name = cache_index_triton.key(made, CPUBackend(TARGET), options)
-        known = cache_index_triton.find(name, made)
-        if known is not None:
-            return known
+        cached = cache_index_triton.find(name, made)
+        if cached is not None:
+            return cached
         found = triton.compile(made, target=TARGET, options=options)
-        cache_index_triton.keep(name, found.hash)
+        cache_index_triton.store(name, found.hash)
     return Binary.unseal(found.asm["obj"])
 
 
 def source(
     jit: JITFunction, args: Sequence[Any], constants: dict[str, Any], kind: type[ASTSource] = ASTSource
 ) -> ASTSource:
-    """A launch as the compiler takes it, in Triton's words or those of a class of its own."""
+    """A launch as the compiler's input, an `ASTSource` or a subclass."""
     any_value = ANY.get(id(jit), ())
     signature, fixed = dict.fromkeys(any_value, "i32"), {k: v for k, v in constants.items() if k not in any_value}
     for parameter, value in zip(jit.params, args, strict=False):
@@ -153,8 +153,8 @@ def source(
         elif isinstance(value, float):
             signature[name] = parameter.annotation_type or "fp32"
         elif value in (0, 1) and not name.isupper():
-            # A stride: by 1 neighbours are known, and by 0 an element that is read over and over. Sizes, which have
-            # capital letters, are as they come.
+            # Strides of 1 and 0 are specialised: contiguous, and broadcast. Sizes, which have capital letters, are
+            # not.
             fixed[name] = int(value)
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
@@ -185,7 +185,7 @@ _SHORT: dict[str, str] = {
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """How Triton writes an element type in a signature.
+    """The name of an element type in a Triton signature.
 
     Raises:
         TypeError: none of its own kernels takes such tensors.

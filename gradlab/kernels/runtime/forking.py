@@ -1,4 +1,4 @@
-"""A lock that a forked child can take at once: the thread that held it in the parent does not exist there."""
+"""A lock that is free in a forked child, where the thread that held it does not exist."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ class Lock:
     """A re-entrant lock. In a child forked while another thread held it, it is free.
 
     Args:
-        put_back: called in such a child: makes whole what that thread was in the middle of changing.
+        put_back: called in such a child, to restore what that thread was changing.
     """
 
     def __init__(self, put_back: Callable[[], None] | None = None) -> None:
@@ -20,7 +20,7 @@ class Lock:
             os.register_at_fork(after_in_child=self._free)
 
     def _free(self) -> None:
-        # What is free, or held by the thread that forked and goes on in the child, stays as it is.
+        # A lock that is free, or held by the thread that forked, stays as it is.
         if self._lock.acquire(blocking=False):
             self._lock.release()
             return

@@ -1,9 +1,9 @@
-"""A Pallas kernel whose grid is one program over whole arrays, run on these arrays: how a kernel is interpreted.
+"""Interpreted Pallas kernels: a grid of one program with full-array blocks is run directly on the arrays.
 
-Pallas' own interpreter copies every block out of its array and back in a loop over the grid, and that program is traced
-three times: as a kernel, without its refs, and as the loop's body. One program over whole arrays needs none of this:
-its refs are the arrays, what it computes is a plain program that XLA fuses, and `jax.vmap` maps each operation of it
-instead of adding steps to a grid.
+Pallas' own interpreter copies every block out of its array and back in a loop over the grid, and traces the program
+three times: as a kernel, without its refs, and as the loop's body. One program with full-array blocks needs none of
+this: its refs are the arrays, it is a plain program that XLA fuses, and `jax.vmap` maps its operations instead of
+adding a grid axis.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ _alone: ContextVar[bool] = ContextVar("gradlab_alone", default=False)
 
 
 def alone() -> bool:
-    """Whether the kernel that is being traced is one program over whole arrays, of this file."""
+    """Whether the kernel being traced is run by this module, as one program with full-array blocks."""
     return _alone.get()
 
 
@@ -29,8 +29,8 @@ def program_id(axis: int) -> Any:
     return 0 if alone() else pl.program_id(axis)
 
 
-def whole(grid: Sequence[Any], specs: Sequence[pl.BlockSpec], arrays: Sequence[Any]) -> bool:
-    """Whether one program sees all of every array."""
+def covers(grid: Sequence[Any], specs: Sequence[pl.BlockSpec], arrays: Sequence[Any]) -> bool:
+    """Whether the grid is one program whose blocks are the full arrays."""
     return all(n == 1 for n in grid) and all(
         spec.block_shape == tuple(x.shape) for spec, x in zip(specs, arrays, strict=True)
     )
@@ -39,10 +39,10 @@ def whole(grid: Sequence[Any], specs: Sequence[pl.BlockSpec], arrays: Sequence[A
 def run(
     kernel: Callable[..., None], operands: Sequence[jax.Array], results: Sequence[Any], aliases: Mapping[int, int]
 ) -> list[jax.Array]:
-    """What `kernel(*operands, *results)` leaves in its results, which are given as shapes and dtypes.
+    """The results of `kernel(*operands, *results)`; `results` are shapes and dtypes.
 
     Args:
-        aliases: operand -> result that begins as it; any other begins as NaN, or the lowest integer.
+        aliases: operand -> result that starts as its copy; others start as NaN, or as the lowest integer.
     """
     begins = {result: operands[operand] for operand, result in aliases.items()}
     outs = [Block(begins.get(i, _unwritten(s.shape, s.dtype))) for i, s in enumerate(results)]
@@ -61,13 +61,13 @@ def _running() -> Iterator[None]:
 
 
 def _unwritten(shape: tuple[Any, ...], dtype: Any) -> jax.Array:
-    """What stays where a kernel forgets an element, as in Pallas' interpreter."""
+    """The value of elements that a kernel does not write, as in Pallas' interpreter."""
     floats = jnp.issubdtype(dtype, jnp.floating)
     return jnp.full(shape, jnp.nan if floats else jnp.iinfo(dtype).min, dtype)
 
 
-def _places(starts: Sequence[Any]) -> list[Any]:
-    """Static and traced ones in one dtype."""
+def _starts(starts: Sequence[Any]) -> list[Any]:
+    """Static and traced starts in one dtype."""
     return [np.int32(s) if isinstance(s, int) else s.astype(jnp.int32) for s in starts]
 
 
@@ -84,7 +84,7 @@ class Block:
         elif all(isinstance(s, int) for s in starts):
             found = jax.lax.slice(self.value, starts, [s + n for s, n in zip(starts, sizes, strict=True)])
         else:
-            found = jax.lax.dynamic_slice(self.value, _places(starts), sizes)
+            found = jax.lax.dynamic_slice(self.value, _starts(starts), sizes)
         return found if found.shape == shape else found.reshape(shape)
 
     def __setitem__(self, index: Any, value: jax.Array) -> None:
@@ -94,10 +94,10 @@ class Block:
         if sizes == self.shape:
             self.value = value if value.shape == sizes else value.reshape(sizes)
         else:
-            self.value = jax.lax.dynamic_update_slice(self.value, value.reshape(sizes), _places(starts))
+            self.value = jax.lax.dynamic_update_slice(self.value, value.reshape(sizes), _starts(starts))
 
     def _cut(self, index: Any) -> tuple[list[Any], tuple[int, ...], tuple[int, ...]]:
-        """Of an index: where it starts, what it covers, and that without the axes at which it is a number."""
+        """An index as its starts, its sizes, and the shape of the result, without axes that are indexed by a number."""
         given = index if isinstance(index, tuple) else (index,)
         if given == (...,):
             given = ()

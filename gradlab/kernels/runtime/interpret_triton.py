@@ -1,9 +1,8 @@
 """The lab's kernels in Triton's interpreter: a second opinion on what the CPU's compiler makes of them, and slow.
 
 Triton decides between its compiler and its interpreter when a kernel is decorated, from an environment variable that
-holds for the whole process. Here the interpreted form is made from the same Python function on first use, and Triton's
-language module is switched to its NumPy meaning only while it runs (under a lock, and put back afterwards whatever
-happens).
+holds for the process. Here the interpreted form is made from the same Python function on first use, and Triton's
+language module gets its NumPy implementation only while it runs, under a lock, and is restored afterwards.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ from gradlab.kernels.private.private_triton import interpreter, patch_language, 
 from gradlab.kernels.runtime.forking import Lock
 
 _switched = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
-# The language's modules and classes with their attributes, while it is found out which of them interpretation replaces.
+# The language's modules and classes with their attributes, while `_meanings` finds what interpretation replaces.
 _before: list[tuple[Any, dict[str, Any]]] | None = None
 
 
@@ -53,7 +52,7 @@ def interpret(
         values = inspect.getcallargs(jit.fn, *args, **constants)
         values = {k: v if k in constants else to_interpreted(v) for k, v in values.items()}
         grid = grid + (1,) * (3 - len(grid))
-        fn = _twin(jit)
+        fn = _interpreted_form(jit)
         with _lock, _numpy_language(), np.errstate(all="ignore"):
             interpreter().interpreter_builder.set_grid_dim(*grid)
             for index in np.ndindex(*grid):
@@ -63,7 +62,7 @@ def interpret(
 
 @contextmanager
 def staged(tensors: Sequence[torch.Tensor], writes: Sequence[torch.Tensor]) -> Iterator[Callable]:
-    """Hand an interpreted kernel float32 in place of bfloat16, and round to nearest where it is written back.
+    """Give an interpreted kernel float32 in place of bfloat16, and round to nearest when it is written back.
 
     Triton's interpreter has no bfloat16 arithmetic and truncates when it stores one. Every bfloat16 value is a
     float32, so a kernel that accumulates in float32 sees the same numbers; the strides, zeros included, stay.
@@ -80,18 +79,18 @@ def _place(t: torch.Tensor) -> tuple:
 
 
 def _widen(t: torch.Tensor) -> torch.Tensor:
-    """A float32 copy with the same shape and strides, which `Tensor.float` would not keep for an expanded tensor."""
+    """A float32 copy with the same shape and strides; `Tensor.float` changes those of an expanded tensor."""
     extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
     return t.detach().as_strided((extent,), (1,)).float().as_strided(t.shape, t.stride(), 0)
 
 
 @functools.cache
-def _twin(jit: JITFunction) -> Callable:
+def _interpreted_form(jit: JITFunction) -> Callable:
     """The kernel's Python function, rewritten for the interpreter, in a namespace of its own."""
     names = dict(jit.fn.__globals__)
     fn = types.FunctionType(jit.fn.__code__, names, jit.fn.__name__, jit.fn.__defaults__, jit.fn.__closure__)
     called = {k: names[k] for k in fn.__code__.co_names if isinstance(names.get(k), JITFunction)}
-    names.update({k: _twin(v) for k, v in called.items()})
+    names.update({k: _interpreted_form(v) for k, v in called.items()})
     return interpreter().FunctionRewriter(fn).rewrite_ast()
 
 
@@ -111,7 +110,7 @@ _absent = object()
 
 
 def _set(place: Any, name: str, member: Any) -> None:
-    """The attribute as it was, which may be: not there."""
+    """Set or delete an attribute."""
     if member is not _absent:
         setattr(place, name, member)
     elif name in vars(place):
@@ -122,13 +121,13 @@ def _set(place: Any, name: str, member: Any) -> None:
 def _meanings() -> list[tuple[Any, str, Any, Any]]:
     """Every attribute that interpretation replaces: where, name, compiled meaning, NumPy meaning.
 
-    Found once, by letting Triton switch its modules and noting what moved: looking for it costs milliseconds.
+    Found once, by letting Triton patch its modules and comparing, as that takes milliseconds.
     """
     global _before
     before = _before = [(place, dict(vars(place))) for place in _switched]
-    # Triton asks a kernel's globals which modules to switch; a kernel that calls tl.sum needs both.
+    # Triton patches the modules in a kernel's globals; a kernel that calls tl.sum needs both.
     patch_language({"tl": tl, "core": tl.core})
-    # tl.sum, tl.max, ... are kernels themselves: what runs is their Python function.
+    # tl.sum, tl.max, ... are kernels themselves: their Python functions run.
     for name, member in list(vars(tl).items()):
         if isinstance(member, JITFunction):
             setattr(tl, name, member.fn)

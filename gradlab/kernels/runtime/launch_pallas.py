@@ -1,8 +1,8 @@
-"""The one gate for Pallas launches: the platform that a program is lowered for picks interpreter, Triton or Mosaic.
+"""The launcher of Pallas kernels: the platform that a program is lowered for picks interpreter, Triton or Mosaic.
 
-A Triton-backed Pallas kernel does not mask partial blocks, and the interpreter pads them with NaN, so the gate hands
-every kernel whole blocks: `pad` before, a slice after. Blocks are powers of two with at least 128 on the last axis
-where a compiler asks for that; interpreted, one block is the whole array, because a step there costs the whole array.
+A Triton-backed Pallas kernel does not mask partial blocks, and the interpreter pads them with NaN, so every kernel gets
+full blocks: `pad` before, a slice after. Blocks are powers of two with at least 128 on the last axis where a compiler
+requires that; interpreted, one block is the full array, because each step there costs as much as the full array.
 """
 
 import functools
@@ -24,7 +24,7 @@ from jax.sharding import ManualAxisType
 from gradlab.kernels.private.private_jax import pallas_of_any_size
 from gradlab.kernels.runtime import interpret_pallas
 from gradlab.kernels.runtime.mesh_pallas import like, on_each_device, plain, varying
-from gradlab.kernels.runtime.traced_pallas import Told, traced
+from gradlab.kernels.runtime.traced_pallas import ByValue, traced
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Whose programs a CPU's arrays run: another platform's within `taking`.
@@ -43,24 +43,24 @@ def taking(platform: str) -> Iterator[None]:
 
 
 def interpreted(platform: str) -> bool:
-    """Whether kernels on this platform run in the interpreter, where steps are expensive and elements cheap."""
+    """Whether kernels on this platform are interpreted: a step is expensive there, an element cheap."""
     return platform == "cpu"
 
 
 def launch(call: Callable[..., Any], *operands: jax.Array) -> Any:
     """`call(platform, *operands)` for the platform that the surrounding program is lowered for.
 
-    The choice falls when the program is lowered, not when it is traced: an array on a CPU beside a GPU is interpreted,
-    and a program can be lowered for a machine that is not there. What a GPU or a TPU runs is traced then, so `call`
-    may hold sizes and settings, but no array. A symbolic size, of `jax.export`, is for a CPU alone, where a block is
-    the whole array.
+    The platform is chosen when the program is lowered, not when it is traced: an array on a CPU beside a GPU is
+    interpreted, and a program can be lowered for a machine that is not present. Code for a GPU or a TPU is traced only
+    then, so `call` may close over sizes and settings, but not over arrays. Symbolic sizes, of `jax.export`, are for
+    CPUs only, where a block is the full array.
     """
     for name, cell in zip(call.__code__.co_freevars, call.__closure__ or (), strict=True):
         if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(cell.cell_contents)):
             raise TypeError(f"launch: {call.__qualname__} holds {name}, wanted arrays among its operands alone")
     if _symbolic(operands):
-        return _whole({"cpu": functools.partial(_of_any_size, call)}, operands)
-    return _whole({name: functools.partial(call, name) for name in PLATFORMS}, operands)
+        return _one_operation({"cpu": functools.partial(_of_any_size, call)}, operands)
+    return _one_operation({name: functools.partial(call, name) for name in PLATFORMS}, operands)
 
 
 def _symbolic(arrays: Sequence[Any]) -> bool:
@@ -68,13 +68,13 @@ def _symbolic(arrays: Sequence[Any]) -> bool:
 
 
 def _of_any_size(call: Callable[..., Any], *operands: jax.Array) -> Any:
-    # Pallas refuses blocks of symbolic size unless an export says that they are meant.
+    # Pallas refuses blocks of symbolic size unless its export mode is on.
     with pallas_of_any_size():
         return call("cpu", *operands)
 
 
 def one_piece(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` of arrays and settings, which jax sees as one operation; mapped, as the mapped `fn`.
+    """`fn` of arrays and settings as a single jax operation; under vmap it is the mapped `fn`.
 
     A custom_vjp's function must have no operation without operands, as the number of the platform is, or a constant:
     where a loop is differentiated twice, jax 0.10 works them out ahead, puts them before the arguments, and counts the
@@ -94,27 +94,27 @@ def one_piece(fn: Callable[..., Any]) -> Callable[..., Any]:
             there = dict(zip(places, given, strict=True))
             return fn(*tree.unflatten([there.get(i, x) for i, x in enumerate(settings)]))
 
-        return _whole({"": rebuilt}, list(arrays.values()))
+        return _one_operation({"": rebuilt}, list(arrays.values()))
 
     return call
 
 
-# A kernel's program as one operation. It is traced and lowered apart from what surrounds it, without the types that
-# say how arrays differ along a mesh's axes: inside, Pallas' interpreter mixes arrays that do with constants.
+# A kernel's program as one operation. It is traced and lowered on its own, without the types of arrays that vary along
+# a mesh's axes: Pallas' interpreter mixes those with constants.
 _piece = Primitive("gradlab_launch")
 _piece.multiple_results = True
 
 
 class _Programs:
-    """The programs of one operation, one for each platform or one for all (""): the first is traced, others on demand.
+    """The programs of one operation, one for each platform or one for all (""): the first is traced at once.
 
-    A program is kept as a jaxpr, because a function would keep the tracers that it closes over alive.
+    A program is cached as a jaxpr, because a function would keep alive the tracers that it closes over.
 
     Attributes:
         first: the program that the operation's types are taken from.
     """
 
-    def __init__(self, first: Any, branches: Mapping[str, Told], types: Sequence[Any]) -> None:
+    def __init__(self, first: Any, branches: Mapping[str, ByValue], types: Sequence[Any]) -> None:
         self.first, self._branches = first, branches
         self._traced = {next(iter(branches)): first}
         self._types, self._x64 = tuple(types), jax.config.jax_enable_x64  # type: ignore[attr-defined]
@@ -122,9 +122,9 @@ class _Programs:
         self._maps: dict[Any, _Programs] = {}
 
     def branches(self, names: Sequence[str]) -> dict[str, Callable[..., list[jax.Array]]]:
-        """For each platform among `names` that there is a program for, the program as a function; all where it is one.
+        """For each platform in `names` that has a program, the program as a function; one for all if there is one.
 
-        Each is a `jax.jit`: what is lowered in several places of a program is lowered once.
+        Each is a `jax.jit`, so that it is lowered once for all its places in a program.
         """
         found = {}
         for name in ("", *names):
@@ -135,7 +135,7 @@ class _Programs:
         return found
 
     def _program(self, name: str) -> Any:
-        # Several threads may lower at once: what two of them trace is the same.
+        # Several threads may lower at once: their traces are equal.
         if name not in self._traced:
             with jax.enable_x64(self._x64):
                 self._traced[name], _ = traced(self._branches[name], self._types)
@@ -148,7 +148,7 @@ class _Programs:
         """The programs of the mapped operation."""
         if (axes, size) not in self._maps:
             branches = {
-                name: Told(jax.vmap(functools.partial(self._one, name), axes, axis_size=size))
+                name: ByValue(jax.vmap(functools.partial(self._one, name), axes, axis_size=size))
                 for name in self._branches
             }
             first, _ = traced(next(iter(branches.values())), types)
@@ -159,28 +159,28 @@ class _Programs:
         return jaxpr_as_fun(self._program(name))(*arrays)
 
 
-def _whole(branches: Mapping[str, Callable[..., Any]], arrays: Sequence[jax.Array]) -> Any:
-    """The results of one operation on arrays, in the structure that its branches return."""
-    told = tuple((name, Told(fn)) for name, fn in branches.items())
+def _one_operation(branches: Mapping[str, Callable[..., Any]], arrays: Sequence[jax.Array]) -> Any:
+    """Bind one operation on arrays; returns its results in the structure that the branches return."""
+    programs = tuple((name, ByValue(fn)) for name, fn in branches.items())
     structure: Any = None
 
     def bind(*arrays: jax.Array) -> list[jax.Array]:
         nonlocal structure
         types = tuple(plain(x) for x in arrays)
-        first, structure = traced(told[0][1], types)
-        known = all(fn.known for _, fn in told)
-        return _bound((_kept if known else _made)(first, told, types), arrays)
+        first, structure = traced(programs[0][1], types)
+        comparable = all(fn.comparable for _, fn in programs)
+        return _bound((_cached if comparable else _made)(first, programs, types), arrays)
 
     results = on_each_device(bind, arrays)
     return jax.tree.unflatten(structure, results)
 
 
-def _made(first: Any, told: tuple[tuple[str, Told], ...], types: tuple[Any, ...]) -> _Programs:
-    return _Programs(first, dict(told), types)
+def _made(first: Any, programs: tuple[tuple[str, ByValue], ...], types: tuple[Any, ...]) -> _Programs:
+    return _Programs(first, dict(programs), types)
 
 
-# By their first: as long as jax keeps that one, the others are kept too, and what they were mapped to.
-_kept = functools.lru_cache(maxsize=1024)(_made)
+# Keyed by the first program too: equal launches share their other programs and their mapped forms.
+_cached = functools.lru_cache(maxsize=1024)(_made)
 
 
 def _bound(programs: _Programs, arrays: Sequence[jax.Array]) -> list[jax.Array]:
@@ -190,7 +190,7 @@ def _bound(programs: _Programs, arrays: Sequence[jax.Array]) -> list[jax.Array]:
 @_piece.def_impl
 def _run(*arrays: jax.Array, programs: _Programs) -> list[jax.Array]:
     (device,) = {d.platform for x in arrays for d in x.devices()}
-    # Devices of CUDA call their platform gpu.
+    # jax calls the platform of CUDA devices gpu.
     (program,) = programs.branches([{"gpu": "cuda", "cpu": _of_a_cpu}.get(device, device)]).values()
     return program(*arrays)
 
@@ -210,7 +210,7 @@ def _mapped(
 
 
 def _kernels(program: Any) -> Iterator[str]:
-    """The names of a program's kernels, as they stand in its names of scopes."""
+    """The names of a program's kernels, from its name scopes."""
     for eqn in program.jaxpr.eqns:
         yield from re.findall(r"gradlab_(\w+?)_kernel", f"{eqn.source_info.name_stack} {eqn.params.get('name', '')}")
         if eqn.primitive is _piece:
@@ -228,7 +228,7 @@ def _lowered(ctx: Any, *operands: Any, programs: _Programs) -> Any:
             "sizes, only jax.export for platforms=('cpu',) takes a symbolic one"
         )
     branches = programs.branches(wanted)
-    # One platform, or one program for all of them; else the running program chooses, or jax says which one is missing.
+    # One platform, or one program for all; else the running program chooses, or jax reports the missing one.
     chosen: Callable[..., Any] = functools.partial(jax.lax.platform_dependent, **branches)
     if "" in branches or (len(wanted) == 1 and branches):
         (chosen,) = branches.values()
@@ -254,7 +254,7 @@ def pallas(
 ) -> Callable[..., Any]:
     """`pl.pallas_call` with the platform's backend and the kernel's name on it.
 
-    Interpreted, one program over whole arrays is run on them.
+    Interpreted, one program with full-array blocks is run directly on the arrays.
     """
     params: Any = None
     if platform == "cuda":
@@ -295,12 +295,12 @@ def _interpreted(
     call: Callable[..., Any],
     input_output_aliases: Mapping[int, int] | None = None,
 ) -> Callable[..., Any]:
-    """One program over whole arrays, run on them; `call` where there are more."""
+    """One program with full-array blocks, run directly; `call` for other grids."""
     results, structure = jax.tree.flatten(out_shape)
     specs = [*in_specs, *jax.tree.leaves(out_specs)]
 
     def run(*operands: jax.Array) -> Any:
-        if not interpret_pallas.whole(grid, specs, [*operands, *results]):
+        if not interpret_pallas.covers(grid, specs, [*operands, *results]):
             return call(*operands)
         with jax.named_scope(name):
             return jax.tree.unflatten(
@@ -311,14 +311,14 @@ def _interpreted(
 
 
 def block(platform: str, size: int, most: int, least: int = 16) -> int:
-    """The whole axis when interpreted; else the power of two that covers `size`, between `least` and `most`."""
+    """The full axis when interpreted; else the power of two that covers `size`, between `least` and `most`."""
     if interpreted(platform):
         return size
     return max(least, min(most, 1 << max(size - 1, 0).bit_length()))
 
 
 def pad(x: jax.Array, *blocks: int, value: float = 0) -> jax.Array:
-    """`x` with each axis grown to a whole number of blocks, filled with `value`."""
+    """`x` with each axis padded to a multiple of its block, filled with `value`."""
     widths = [(0, -n % b) for n, b in zip(x.shape, blocks, strict=True)]
     return jnp.pad(x, widths, constant_values=value) if any(w for _, w in widths) else x
 
@@ -331,7 +331,7 @@ def accumulator(dtype: Any) -> Any:
 def loop(steps: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
     """`fori_loop` inside a kernel; counts in int32, which is what a TPU indexes with also when x64 is on."""
     if steps == 1:
-        # Interpreted, which is where blocks are whole, a loop would be compiled for nothing.
+        # As when interpreted, where one block is the full array.
         return body(0 if interpret_pallas.alone() else jnp.int32(0), start)
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(steps), body, start)
 

@@ -1,7 +1,8 @@
-"""Launches of the lab's Triton kernels: on CUDA through Triton, on a CPU through the compiler in `kernels/cpu`.
+"""The launcher of Triton kernels: on CUDA through Triton, on a CPU through the compiler in `kernels/cpu`.
 
-Triton has one active back end a process. Here the tensor decides, at each launch, so that tensors on a CPU beside a GPU
-are computed on the CPU. `GRADLAB_CPU=interpret` runs Triton's interpreter there instead: a second opinion, and slow.
+Triton has one active back end in a process. Here the tensors' device decides at each launch, so that tensors on a CPU
+beside a GPU are computed on the CPU. `GRADLAB_CPU=interpret` runs Triton's interpreter there instead: slow, and a
+cross-check of the compiler.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from gradlab.kernels.runtime import compiled_triton, plans_triton, ranges, sourc
 from gradlab.kernels.runtime import memory_triton as memory
 from gradlab.kernels.runtime.forking import Lock
 
-# Every kernel that was decorated so far, and those of them that no GPU launches, by id.
+# Every decorated kernel, and the ids of those that are launched on CPUs only.
 KERNELS: list[JITFunction] = []
 OF_CPUS: set[int] = set()
 
@@ -36,7 +37,7 @@ def kernel(fn: Callable) -> JITFunction:
 
 
 def kernel_of_cpus(fn: Callable) -> JITFunction:
-    """Decorate a kernel that is launched on CPUs alone, where another one does the same for a GPU."""
+    """Decorate a kernel that is launched on CPUs only, where another kernel does the same on GPUs."""
     jit = kernel(fn)
     OF_CPUS.add(id(jit))
     return jit
@@ -45,7 +46,7 @@ def kernel_of_cpus(fn: Callable) -> JITFunction:
 def kernel_of_any(*names: str) -> Callable[[Callable], JITFunction]:
     """Decorate a kernel whose constants of these names, integers, are arguments on a CPU: compiled once for all values.
 
-    A GPU folds them into addresses of every element; a CPU's loops have their own for that.
+    On a GPU they fold into each element's address arithmetic; a CPU's loops hoist that anyway.
     """
 
     def decorated(fn: Callable) -> JITFunction:
@@ -57,7 +58,7 @@ def kernel_of_any(*names: str) -> Callable[[Callable], JITFunction]:
 
 
 def forget() -> None:
-    """Drop every compiled kernel from memory; on disk it stays."""
+    """Drop every compiled kernel from memory; the cache on disk stays."""
     for jit in KERNELS:
         forget_compiled(jit)
     compiled_triton.forget()
@@ -66,7 +67,7 @@ def forget() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One launch as a compiler sees it: the kernel, its arguments and its options."""
+    """One launch: the kernel, its grid, its arguments and its options."""
 
     jit: JITFunction
     grid: tuple[int, ...]
@@ -90,7 +91,7 @@ _lock = Lock(_stop_recording)
 
 @contextmanager
 def recording(device: str = "cuda") -> Iterator[list[Launch]]:
-    """Within it, launches choose a GPU's sizes, or a CPU's, and are noted, not run: what machine code is read from.
+    """A context in which launches are recorded, not run, with a GPU's tiles or a CPU's; for reading machine code.
 
     Args:
         device: whose tiles launches take: "cuda" or "cpu".
@@ -106,7 +107,7 @@ def recording(device: str = "cuda") -> Iterator[list[Launch]]:
 
 @contextmanager
 def gpu_sizes() -> Iterator[None]:
-    """Within it, launches on a CPU take a GPU's tiles and splits: what is proven on a CPU is what a GPU launches."""
+    """A context in which launches on a CPU use a GPU's tiles and splits, so that tests cover what a GPU launches."""
     global _gpu_sizes
     before, _gpu_sizes = _gpu_sizes, True
     try:
@@ -117,7 +118,7 @@ def gpu_sizes() -> Iterator[None]:
 
 @contextmanager
 def interpreting() -> Iterator[None]:
-    """Within it, kernels on a CPU run in Triton's interpreter."""
+    """A context in which kernels on a CPU run in Triton's interpreter."""
     global _interpreting
     before, _interpreting = _interpreting, True
     try:
@@ -128,7 +129,7 @@ def interpreting() -> Iterator[None]:
 
 @contextmanager
 def noting(note: Callable[[JITFunction], None]) -> Iterator[None]:
-    """Within it, `note` is called with each kernel in front of its launch."""
+    """A context in which `note` is called with each kernel before its launch."""
     global _note
     before, _note = _note, note
     try:
@@ -145,7 +146,7 @@ def sized_for(device: torch.device) -> str:
 
 
 def interpreted(device: torch.device) -> bool:
-    """Whether kernels on this device run in Triton's interpreter, whose time is no kernel's speed."""
+    """Whether kernels on this device run in Triton's interpreter, whose timings mean nothing."""
     return device.type != "cuda" and _interpreting and _recorded is None
 
 
@@ -160,7 +161,7 @@ def interpreting_now() -> bool:
 
 
 def bare() -> bool:
-    """Whether a launch on a CPU runs its machine code with a CPU's tiles: not noted, sanitized or in a named range."""
+    """Whether a launch on a CPU is plain: compiled, with a CPU's tiles, not noted, sanitized or in a named range."""
     usual = _recorded is None and _note is None and ranges.opener is None and sanitize_torch.active is None
     return usual and not (_interpreting or _gpu_sizes)
 
@@ -240,7 +241,7 @@ def _run(
     if max(grid[1:], default=1) > 65535:
         raise ValueError(f"{jit.fn.__name__}: grid is {tuple(grid)}, wanted at most 65535 programs past the first axis")
     with torch.cuda.device(device):
-        # FP fusion is named because its default changes between Triton releases, and with it the last bit.
+        # FP fusion is explicit because its default, and so the last bit, differs between Triton releases.
         jit[tuple(grid)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
 
 
@@ -262,8 +263,8 @@ def capturing() -> bool:
 def refuse_capture(op: str, device: torch.device) -> None:
     """Raise a ValueError while a CUDA graph is captured on the current stream, for an op that reads the host's memory.
 
-    Each replay would copy from the same place on the host, which belongs to something else by then: the kernel would
-    take any bytes for addresses.
+    Each replay would copy from the same host memory, which is reused by then: the kernel would read arbitrary bytes as
+    addresses.
     """
     if device.type == "cuda" and capturing():
         raise ValueError(
@@ -273,7 +274,7 @@ def refuse_capture(op: str, device: torch.device) -> None:
 
 
 def on_device(values: Sequence, dtype: torch.dtype, device: torch.device, op: str) -> torch.Tensor:
-    """A small tensor of host values for `op`; on CUDA it travels from pinned memory, so that nothing waits for it.
+    """A small tensor of host values for `op`; on CUDA copied from pinned memory, without synchronisation.
 
     Raises:
         ValueError: the stream is captured into a CUDA graph.
@@ -301,14 +302,14 @@ def op(
 ) -> Callable[[Callable], Callable]:
     """Register a launching function as the custom op `gradlab::name`.
 
-    Crossing the dispatcher costs tens of microseconds a call, so an eager call on plain tensors goes straight to
-    the function, on a CPU by its plan; a compiler, a tracing mode or a wrapped tensor gets the registered op. Lazy
-    tensors are made real here, in front of both.
+    The dispatcher costs tens of microseconds a call, so an eager call on plain tensors goes directly to the function,
+    on a CPU by its plan; compilers, tracing modes and wrapped tensors get the registered op. Lazy tensors are
+    materialised before either.
 
     Args:
-        fake: the same signature on tensors without data: gives the results' shapes, strides and dtypes.
+        fake: a function of the same signature that returns empty results, for shapes, strides and dtypes.
         mutates: names of the arguments that are written.
-        from_host: it calls `on_device`, so inductor leaves it out of the CUDA graphs that it makes.
+        from_host: whether it calls `on_device`; inductor then keeps it out of CUDA graphs.
         flops: the FLOPs of its products, for `torch.utils.flop_counter.FlopCounterMode`, which counts nothing else of
             torch's own layers either; of the op's arguments with a shape in place of each tensor, and `out_shape`.
     """

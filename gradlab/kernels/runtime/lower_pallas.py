@@ -1,4 +1,4 @@
-"""Programs lowered for a machine that need not be there."""
+"""Lowers programs for a machine that need not be present."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-# From 0.11 on jax asks the device that it lowers Triton for what it is; the kernels themselves ask for nothing.
+# From 0.11 on jax reads properties of the GPU while it lowers Triton kernels; the lab's kernels do not use them.
 GPU = "NVIDIA H100 80GB HBM3"
 
 
 def lowered(fn: Any, platform: str, *args: Any) -> jax.stages.Lowered:
-    """The program of a function that `jax.jit` gave, for arguments of these shapes, for "cpu", "cuda" or "tpu".
+    """The lowered program of a `jax.jit` function, for arguments of these shapes, for "cpu", "cuda" or "tpu".
 
-    Without a GPU a program for CUDA is lowered for a named one, an H100; with one, for that.
+    For CUDA it is lowered for the GPU of this machine, or for an H100 if there is none.
     """
     with _device(platform):
         return fn.trace(*args).lower(lowering_platforms=(platform,))

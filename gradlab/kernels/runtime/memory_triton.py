@@ -1,9 +1,9 @@
-"""Which tensors a kernel may take the address of: those whose memory holds their elements as they are.
+"""Decides whether a kernel may use a tensor's address: its memory must hold its elements as they are.
 
-Three kinds do not. A lazy tensor (negated, conjugated, of zeros that have no memory) is made real first. A wrapper (a
-subclass of its own dispatch, a FakeTensor, a batched or functional tensor, a meta tensor) goes through torch's
-dispatcher, which opens it or refuses. What comes out of the dispatcher and is still no plain memory is refused here.
-torch's dispatch keys tell all of them apart in one question.
+Two kinds do not. A lazy tensor (negated, conjugated, or a ZeroTensor) is materialised first. A wrapper (a subclass with
+its own dispatch, a FakeTensor, a batched or functional tensor, a meta tensor) goes through torch's dispatcher, which
+unwraps or refuses it; one that comes out of the dispatcher still without plain memory is refused here. torch's dispatch
+keys distinguish all of them at once.
 """
 
 import functools
@@ -19,12 +19,12 @@ from gradlab.kernels.private.private_torch import dispatch_keys, key_bits, raw_r
 
 _STRANGE = ~key_bits("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
 _LAZY = key_bits("Negative", "Conjugate", "ZeroTensor")
-# A subclass without a dispatch of its own has no such key, but torch_function of its own.
+# Also set for a subclass without its own dispatch, which has no such key but may have its own torch_function.
 _SUBCLASS = key_bits("Python")
 _NOT_CPU = _STRANGE | (key_bits("CUDA") & ~key_bits("CPU"))
-# What else an op takes, and is told apart by its type and value.
+# Types of other arguments, which a signature contains by value.
 _VALUES = {int, float, bool, str, type(None), torch.dtype}
-# Classes whose instances have no dispatch of their own.
+# Classes without their own dispatch.
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 _PLAIN = set(PLAIN)
 _KINDS = {
@@ -37,12 +37,12 @@ _KINDS = {
 
 
 def keys(t: torch.Tensor) -> int:
-    """The dispatch keys that a plain tensor on a CPU or CUDA does not have, as bits; 0 for a plain one."""
+    """The dispatch keys, as bits, that plain tensors on CPU and CUDA do not have; 0 for a plain tensor."""
     return strange((t,))
 
 
 def strange(args: tuple) -> int:
-    """The keys of all tensors among an op's arguments and in their lists: one loop, for each eager call runs it."""
+    """`keys` of all tensors among an op's arguments and in their lists: one loop, as each eager call runs it."""
     found = 0
     for a in args:
         if isinstance(a, torch.Tensor):
@@ -50,7 +50,7 @@ def strange(args: tuple) -> int:
             if type(a) not in PLAIN:
                 found |= _SUBCLASS
         elif isinstance(a, list | tuple) and a and isinstance(a[0], torch.Tensor):
-            # An optimizer's lists are long: not one by one.
+            # An optimizer's lists are long: no Python loop.
             found |= reduce(or_, map(raw_repr, map(dispatch_keys, a)))
             if not _PLAIN.issuperset(map(type, a)):
                 found |= _SUBCLASS
@@ -58,9 +58,9 @@ def strange(args: tuple) -> int:
 
 
 def signature(args: Iterable[Any]) -> tuple | None:
-    """What a call depends on besides addresses and elements; None unless all tensors are plain ones on a CPU.
+    """What a call depends on besides addresses and elements; None unless all tensors are plain and on a CPU.
 
-    None too for lists of tensors, and for what is neither a tensor, a number, a string nor a list of these.
+    Also None for lists of tensors, and for arguments that are no tensor, number, string or list of these.
     """
     parts: list[Any] = []
     for a in args:
@@ -79,39 +79,39 @@ def signature(args: Iterable[Any]) -> tuple | None:
 
 
 def plain(tensors: list[Any]) -> bool:
-    """Whether all are tensors, no one wrapped, lazy or of a class of its own."""
+    """Whether all are plain tensors: not wrapped, not lazy, no subclass."""
     return _PLAIN.issuperset(map(type, tensors)) and not strange((tensors,))
 
 
 def has_memory(t: torch.Tensor) -> bool:
-    """Whether it is more than a wrapper, of whatever class: it holds its elements itself, as they are or lazily."""
+    """Whether a tensor of any class holds its elements itself, as they are or lazily, and is no wrapper."""
     return not dispatch_keys(t).raw_repr() & _STRANGE & ~_LAZY
 
 
 def wrapped(found: int) -> bool:
-    """Whether something among these keys is more than lazy."""
+    """Whether these keys are of more than a lazy tensor."""
     return bool(found & ~_LAZY)
 
 
 def kind(t: torch.Tensor) -> str:
-    """What a tensor is, for an error: its class, or what stands in for its memory."""
+    """A description of a tensor for an error: its class, or its kind of wrapper."""
     if type(t) not in PLAIN:
         return f"a {type(t).__name__}"
     found = str(dispatch_keys(t))
-    return next((said for name, said in _KINDS.items() if name in found), f"a tensor of {found}")
+    return next((description for name, description in _KINDS.items() if name in found), f"a tensor of {found}")
 
 
 def resolved(t: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or a copy of it in memory that holds its values as they are."""
+    """The tensor itself, or a materialised copy of a lazy one."""
     if not isinstance(t, torch.Tensor) or not keys(t) & _LAZY:
         return t
     return t.new_zeros(t.shape) if t._is_zerotensor() else t.resolve_conj().resolve_neg()
 
 
 def resolving(op: str, fn: Callable, written: Collection[int]) -> Callable[..., Any]:
-    """`fn` on copies of its lazy arguments; those at the places `written` are copied back afterwards.
+    """`fn` on materialised copies of its lazy arguments; those of index in `written` are copied back afterwards.
 
-    A tensor that is there twice is one copy, so that what is written is what is read.
+    A tensor that is passed twice has one copy, so that what is written is what is read.
     """
 
     @functools.wraps(fn)
@@ -138,7 +138,7 @@ def resolving(op: str, fn: Callable, written: Collection[int]) -> Callable[..., 
 
 
 def addressable(op: str, fn: Callable) -> Callable[..., Any]:
-    """`fn` behind torch's dispatcher: what it hands on and is no plain memory is a TypeError of one line."""
+    """`fn` with a check behind torch's dispatcher: an argument without plain memory raises a TypeError."""
     names = list(inspect.signature(fn).parameters)
 
     @functools.wraps(fn)

@@ -1,7 +1,7 @@
-"""Arrays of several devices: what the arguments of a rule and the operands of a launch must agree on, and how they do.
+"""Sharded arrays: brings the arguments of a rule, or the operands of a launch, to one sharding type.
 
-jax says in an array's type how it lies on a mesh. Pallas asks that all operands of a kernel say the same, and that no
-axis of the mesh is one that jax itself would part an array over:
+In jax an array's type contains its sharding. Pallas requires all operands of a kernel to have the same, and no axis of
+the mesh over which jax itself would shard:
 
 - Manual axes, inside `jax.shard_map`: each device runs the op on what it has. An array that is the same on every device
   of an axis is cast to one that may differ there as soon as another argument differs; the cast's pullback is the sum
@@ -22,12 +22,12 @@ from jax.sharding import PartitionSpec as P
 
 
 def compiled(rule: Callable[..., Any], static_argnums: int | Sequence[int] = ()) -> Callable[..., Any]:
-    """`jax.jit` of a custom_vjp rule whose arrays are brought to one type first."""
+    """`jax.jit` of a custom_vjp rule, after its arrays are brought to one type."""
     return jax.jit(uniform(rule), static_argnums=static_argnums)
 
 
 def uniform(rule: Callable[..., Any]) -> Any:
-    """A rule whose arrays are brought to one type first, where the pullback of doing so is jax's own."""
+    """A rule whose arrays are first brought to one type, by operations that jax differentiates itself."""
 
     @functools.wraps(rule)
     def call(*args: Any) -> Any:
@@ -42,7 +42,7 @@ def uniform(rule: Callable[..., Any]) -> Any:
 
 
 def gathered(x: jax.Array) -> jax.Array:
-    """The array, whole on each device along the Explicit axes of its mesh."""
+    """The array, replicated along the Explicit axes of its mesh."""
     sharding = jax.typeof(x).sharding
     if not any(place is not None for place in sharding.spec):
         return x
@@ -61,7 +61,7 @@ def parted_like(y: jax.Array, x: Any, axes: Iterable[int] | None = None) -> jax.
 
 
 def on_each_device(fn: Callable[..., Any], operands: Sequence[jax.Array]) -> Any:
-    """`fn(*operands)`, run by each device on whole operands: Explicit axes are Manual within."""
+    """`fn(*operands)`, run by each device on replicated operands: Explicit axes are Manual within."""
     mesh = _explicit_mesh(operands)
     if mesh is None:
         return fn(*operands)
@@ -70,13 +70,13 @@ def on_each_device(fn: Callable[..., Any], operands: Sequence[jax.Array]) -> Any
 
 
 def varying(operands: Sequence[jax.Array]) -> list[jax.Array]:
-    """The operands, cast so that all may differ along the Manual axes along which one does."""
+    """The operands, cast to vary along every Manual axis along which one varies."""
     axes = _axes([jax.typeof(x) for x in operands])
     return [_vary(x, axes) for x in operands]
 
 
 def like(result: Any, operands: Sequence[Any]) -> Any:
-    """The type of a result, which lies on the mesh of operands of these types and differs there as they do."""
+    """The type of a result of operands of these types: on their mesh, varying as they do."""
     mesh = next((t.sharding.mesh for t in operands if not t.sharding.mesh.empty), None)
     if mesh is None:
         return result
@@ -86,7 +86,7 @@ def like(result: Any, operands: Sequence[Any]) -> Any:
 
 
 def plain(x: jax.Array) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of an array that differs along no axis of a mesh."""
+    """Shape and dtype of an array, varying along no axis of a mesh."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=ManualAxisType())
 
 
@@ -98,7 +98,7 @@ def _alike(arrays: list[jax.Array]) -> list[jax.Array]:
 
 
 def _explicit_mesh(arrays: Sequence[jax.Array]) -> Any:
-    """The mesh with Explicit axes that one of the arrays lies on, or None."""
+    """The mesh with Explicit axes of one of the arrays, or None."""
     meshes = (jax.typeof(x).sharding.mesh for x in arrays)
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 

@@ -1,9 +1,10 @@
-"""What an eager call on tensors of a CPU comes to, kept by the signature of its arguments.
+"""Plans: eager calls on CPU tensors, recorded once and replayed, by the signature of their arguments.
 
-Calls that differ in addresses and elements alone allocate the same memory and launch the same kernels with the same
-numbers. At the second of them the function runs on stand-ins for its arguments, and what it asks for is noted: a plan.
-That call and later ones follow the plan, without the function's own Python, which takes the host longer than a small
-kernel. What looks at values has to say so (`looks`), or it has no plan, and runs as it stands.
+Calls that differ only in addresses and elements allocate the same memory and launch the same kernels with the same
+numbers. At the second such call the function runs on stand-in tensors, and its allocations, launches and torch ops are
+recorded: a plan. That call and later ones replay the plan without the function's own Python, which takes the host
+    longer
+than a small kernel. A function that reads values must be marked (`looks`), or it has no plan and runs as usual.
 """
 
 import functools
@@ -20,11 +21,11 @@ from gradlab.kernels.cpu.launching import Grid, Kernel
 from gradlab.kernels.private.private_torch import TorchDispatchMode
 from gradlab.kernels.runtime import compiled_triton
 
-# Signatures that a function keeps; where there are ever new ones, the old make room.
+# Signatures cached for each function; past this the cache is cleared.
 MOST = 1024
-# Elements of a tensor from which on a launch takes much longer than the host does, and stand-ins are no small matter.
+# Elements of a tensor from which on the launch dominates the host's time, and stand-ins become expensive.
 _LARGE = 2**20
-# Elements of memory that is not given back: a plan holds all of it to the end, where the function lets go between.
+# Elements of scratch memory: a plan holds all of it to the end, where the function frees it earlier.
 _SCRATCH = 2**14
 _CPU = torch.device("cpu")
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -36,16 +37,16 @@ _ALLOCATIONS = {
     _aten.new_empty.default,
     _aten.new_empty_strided.default,
 }
-# Ops of torch whose results are not known by their arguments' signatures, or that count how often they ran.
+# Ops of torch whose results depend on data or on a random state, not only on their arguments' signatures.
 _UNKNOWN = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
 
 
 class Unplanned(Exception):
-    """The function does what no plan can follow."""
+    """The function does something that no plan can replay."""
 
 
 class _Noting(threading.local):
-    """What the function that runs on stand-ins in this thread has asked for."""
+    """The steps recorded of the function that runs on stand-ins in this thread."""
 
     steps: list[tuple[Any, ...]] | None = None
 
@@ -59,13 +60,13 @@ def noting() -> bool:
 
 
 def unplanned() -> None:
-    """Say that no plan can do what follows: it remembers something from one call to the next."""
+    """Declare that no plan can replay the caller, because it keeps state from one call to the next."""
     if noting():
         raise Unplanned
 
 
 def noted(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants: dict[str, Any]) -> bool:
-    """Note a launch where it is not to run, for a plan; elsewhere False."""
+    """Record a launch for a plan instead of running it; False if no plan is being recorded."""
     if _noting.steps is None:
         return False
     _noting.steps.append((jit, grid, args, constants))
@@ -73,7 +74,7 @@ def noted(jit: JITFunction, grid: Sequence[int], args: Sequence[Any], constants:
 
 
 def looks(fn: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a function that refuses some values of the tensors it is given: a plan calls it in its place."""
+    """Decorate a function that checks the values of its tensors: a plan calls it at its place."""
 
     @functools.wraps(fn)
     def call(*args: Any) -> None:
@@ -86,7 +87,7 @@ def looks(fn: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Torch(TorchDispatchMode):
-    """Keeps what is allocated within it, and notes the ops of torch that compute; views pass."""
+    """Keeps the tensors allocated within it, and records torch ops that compute; views pass."""
 
     def __init__(self, steps: list[tuple[Any, ...]]) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class _Torch(TorchDispatchMode):
 
 
 class _Memory:
-    """The function's memory by number: its tensors among the arguments, what it allocates, what torch's ops give it."""
+    """The function's memory by number: its tensor arguments, its allocations, and results of torch's ops."""
 
     def __init__(self, tensors: list[torch.Tensor]) -> None:
         self.tensors: list[torch.Tensor] = []
@@ -117,7 +118,7 @@ class _Memory:
             self.add(t)
 
     def add(self, t: torch.Tensor) -> bool:
-        """Number a tensor, unless it lies in memory that has a number."""
+        """Number a tensor's memory, unless it has a number."""
         storage = t.untyped_storage().data_ptr()
         if t.numel() and storage in self._numbers:
             return False
@@ -126,7 +127,7 @@ class _Memory:
         return True
 
     def address(self, t: torch.Tensor) -> tuple[int, int] | None:
-        """The number of the memory that a tensor lies in, and bytes from its start; None for one without elements."""
+        """The number of a tensor's memory, and the offset in bytes; None for a tensor without elements."""
         if not t.numel():
             return None
         number = self._numbers.get(t.untyped_storage().data_ptr())
@@ -135,7 +136,7 @@ class _Memory:
         return number, t.data_ptr() - self.tensors[number].data_ptr()
 
     def place(self, value: Any) -> Any:
-        """A tensor as its place in memory; anything else as it is."""
+        """A tensor as its `_Place`; anything else as it is."""
         if isinstance(value, list | tuple) and any(isinstance(t, torch.Tensor) for t in value):
             raise Unplanned
         if not isinstance(value, torch.Tensor):
@@ -150,7 +151,7 @@ class _Memory:
 
 
 class _Place(NamedTuple):
-    """A tensor in numbered memory: as it is there, or a view of it: shape, stride, elements past its start."""
+    """A tensor in numbered memory: all of it, or a view (shape, stride, offset in elements)."""
 
     number: int
     view: tuple[torch.Size, tuple[int, ...], int] | None
@@ -165,7 +166,7 @@ class _Place(NamedTuple):
 
 
 class _Launch(NamedTuple):
-    """Numbers in the order of the kernel's slots, and which are addresses: of which memory, bytes past its start."""
+    """Values in the order of the kernel's slots, and which slots are addresses: (slot, memory, offset in bytes)."""
 
     kernel: Kernel
     grid: Grid
@@ -174,7 +175,7 @@ class _Launch(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """A function of torch, or one that looks at values; whether its result is new memory."""
+    """A torch op, or a function that looks at values; `kept` if its result is new memory."""
 
     fn: Callable[..., Any]
     args: list[Any]
@@ -183,14 +184,14 @@ class _Call(NamedTuple):
 
 
 class Plan:
-    """What a function allocates, launches and calls, for arguments of one signature.
+    """The allocations, launches and calls of a function, for arguments of one signature.
 
     Args:
         fn: the function.
-        args, options: such arguments; they are neither read nor written.
+        args, options: arguments of that signature, which are neither read nor written.
 
     Raises:
-        Unplanned: the function does more.
+        Unplanned: the function does something else, too.
     """
 
     def __init__(self, fn: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> None:
@@ -219,7 +220,7 @@ class Plan:
         self._make_as_given()
 
     def _make_as_given(self) -> None:
-        """What is given back as a view of all of one piece of memory is made in that shape at once."""
+        """Allocate a result that is a view of all of its memory in the view's shape."""
         numbers = [place.number for place in self._results]
         if min(numbers, default=len(self._given)) < len(self._given):
             raise Unplanned
@@ -234,7 +235,7 @@ class Plan:
                 self._results[i] = _Place(number, None)
 
     def __call__(self, args: Sequence[Any]) -> Any:
-        """What the function does and gives; `args` are its arguments and then its options' values."""
+        """Replay the plan; `args` are the function's arguments, then its options' values. Returns its results."""
         memory = [args[i] for i in self._given]
         for shape, stride, dtype in self._made:
             memory.append(torch.empty_strided(shape, stride, dtype=dtype, device=_CPU))
@@ -278,7 +279,7 @@ def _call(memory: _Memory, fn: Callable[..., Any], args: Sequence[Any], options:
 
 
 def _stand_in(t: torch.Tensor) -> torch.Tensor:
-    """A tensor like `t` in address space of its own, which takes no memory until it is written."""
+    """A tensor like `t` in its own address space, which uses no memory until it is written."""
     if not t.numel():
         return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=_CPU).requires_grad_(t.requires_grad)
     extent = _extent(t.shape, t.stride())
@@ -287,7 +288,7 @@ def _stand_in(t: torch.Tensor) -> torch.Tensor:
 
 
 def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
-    """Elements from the first to the last; there is one."""
+    """Elements spanned in memory, for a tensor with elements."""
     return 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
 
 
@@ -297,18 +298,18 @@ class Plans:
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
         # True: seen once; False: there is no plan.
-        self._kept: dict[Any, Plan | bool] = {}
-        _EVERY.append(self._kept)
+        self._plans: dict[Any, Plan | bool] = {}
+        _EVERY.append(self._plans)
 
     def __call__(self, signature: Any, args: Sequence[Any], options: Mapping[str, Any] = _NONE) -> Any:
-        """What the function does and gives for arguments of that signature."""
-        plan = self._kept.get(signature)
+        """Call the function, by its plan if there is one for the signature."""
+        plan = self._plans.get(signature)
         if plan is None:
-            if len(self._kept) >= MOST:
-                self._kept.clear()
-            self._kept[signature] = True
+            if len(self._plans) >= MOST:
+                self._plans.clear()
+            self._plans[signature] = True
         elif plan is True and not noting():
-            plan = self._kept[signature] = self._planned(args, options)
+            plan = self._plans[signature] = self._planned(args, options)
         if isinstance(plan, Plan):
             return plan((*args, *options.values()) if options else args)
         return self._fn(*args, **options)
@@ -326,6 +327,6 @@ _EVERY: list[dict[Any, Plan | bool]] = []
 
 
 def forget() -> None:
-    """Make all plans anew: something that they were made with has changed."""
+    """Drop all plans, as something that they depend on has changed."""
     for kept in _EVERY:
         kept.clear()

@@ -1,6 +1,6 @@
-"""The hook of named ranges: launch gates and rules open one through `opener`, which is None until profiling fills it.
+"""The hook for named ranges: launchers and rules open them through `opener`, which is None until profiling sets it.
 
-Nothing here or below knows what a range is for. Off, a launch pays one global read and one branch.
+When it is None, a launch costs one global read and one branch more.
 """
 
 from collections.abc import Callable
@@ -9,20 +9,20 @@ from typing import Any, Protocol
 
 
 class Opener(Protocol):
-    """What profiling puts here; each method gives a context that holds the range open."""
+    """The interface that profiling implements; each method returns a context manager of the range."""
 
     def call(
         self, side: str, op: str, fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
     ) -> AbstractContextManager[Any]:
-        """The public function `fn` of an op, called with these arguments, on its way forward."""
+        """The forward call of an op's public function `fn` with these arguments."""
         ...
 
     def rule(self, side: str, rule: type, ctx: Any, cotangents: tuple[Any, ...]) -> AbstractContextManager[Any]:
-        """The backward of a rule, whose context `noted` has seen."""
+        """The backward of a rule, whose `ctx` was passed to `noted`."""
         ...
 
     def noted(self, ctx: Any) -> None:
-        """A rule was applied; `ctx` is what its backward will be given."""
+        """Record that a rule was applied; its backward gets the same `ctx`."""
         ...
 
     def kernel(self, side: str, kernel: Any, arrays: list[Any], back: bool) -> AbstractContextManager[Any]:

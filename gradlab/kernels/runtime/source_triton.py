@@ -1,4 +1,4 @@
-"""Kernels made of their Python functions, whose source is cut out of its file by the code's own line numbers.
+"""Makes Triton kernels from Python functions, taking a function's source by the line numbers in its code object.
 
 Triton takes the lines from `inspect`, which tokenizes them in Python to see where a function ends: half of the time
 that importing the lab's kernels takes.
@@ -21,7 +21,7 @@ def made(fn: Callable[..., Any]) -> JITFunction:
 
 
 def lines(fn: Any) -> tuple[list[str], int]:
-    """What `inspect.getsourcelines` gives: the lines, decorators among them, and the number of the first."""
+    """As `inspect.getsourcelines`: the lines, with decorators, and the number of the first."""
     code = getattr(fn, "__code__", None)
     if code is None:
         return inspect.getsourcelines(fn)

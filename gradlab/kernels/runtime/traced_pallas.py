@@ -1,8 +1,8 @@
-"""Functions traced once for all calls that say the same: what they hold is compared, not which object they are.
+"""Traces functions once for all calls with equal functions, compared by value and not by identity.
 
-An op makes the functions that it launches anew at every call, so jax, which knows a function by its identity, would
-trace each one again: for every place of a program that launches it, and for every map of it. Two functions say the same
-when code, globals and defaults are the same and what they close over says the same.
+An op makes the functions that it launches anew at every call, so jax, which identifies functions by identity, would
+trace each one again: for every place of a program that launches it, and for every vmap of it. Two functions are equal
+if they have the same code and globals, and equal defaults and closures.
 """
 
 import functools
@@ -15,55 +15,55 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 
-class _Unknown(Exception):
-    """It holds an array, or what cannot be compared."""
+class _Incomparable(Exception):
+    """The function holds an array, or an object that cannot be compared."""
 
 
-class _Same:
-    """An object that only itself is equal to."""
+class _Identity:
+    """An object compared by identity."""
 
     def __init__(self, x: Any) -> None:
         self.x = x
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.x is other.x
+        return isinstance(other, _Identity) and self.x is other.x
 
     def __hash__(self) -> int:
         return id(self.x)
 
 
-class Told:
-    """A function as one that is equal to every other that says the same; to itself alone where that cannot be told.
+class ByValue:
+    """A function that compares and hashes by value; by identity if it holds an object that cannot be compared.
 
     Attributes:
-        known: whether it can be told.
+        comparable: whether it compares by value.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
-        # Whoever puts something in the place of Pallas' function wants to be asked again.
+        # A replaced pl.pallas_call, as in a test, must trace again.
         try:
-            self._key: Any = (_said(fn, ()), _Same(pl.pallas_call))
-        except _Unknown:
-            self._key = _Same(self)
-        self.known = not isinstance(self._key, _Same)
+            self._key: Any = (_value_of(fn, ()), _Identity(pl.pallas_call))
+        except _Incomparable:
+            self._key = _Identity(self)
+        self.comparable = not isinstance(self._key, _Identity)
         self._hash = hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Told) and self.known and self._key == other._key)
+        return self is other or (isinstance(other, ByValue) and self.comparable and self._key == other._key)
 
     def __hash__(self) -> int:
         return self._hash
 
 
-def traced(fn: Told, types: Sequence[Any]) -> tuple[Any, Any]:
+def traced(fn: ByValue, types: Sequence[Any]) -> tuple[Any, Any]:
     """The program of a function of arrays of these types, and the structure of its results.
 
     Kept as long as jax's caches.
 
-    A function that cannot be told is traced anew.
+    A function that is not comparable is traced each time.
     """
-    if not fn.known:
+    if not fn.comparable:
         program, out = jax.make_jaxpr(fn.fn, return_shape=True)(*types)
         return program, jax.tree.structure(out)
     found = _called.trace(fn, *types)
@@ -71,36 +71,36 @@ def traced(fn: Told, types: Sequence[Any]) -> tuple[Any, Any]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _called(fn: Told, *arrays: jax.Array) -> Any:
+def _called(fn: ByValue, *arrays: jax.Array) -> Any:
     return fn.fn(*arrays)
 
 
-def _said(x: Any, within: tuple[Any, ...]) -> Any:
-    """What x says, as something to be compared; `within`: the functions that it is part of."""
+def _value_of(x: Any, within: tuple[Any, ...]) -> Any:
+    """x as a comparable value; `within` are the functions that it is part of."""
     if isinstance(x, (jax.Array, np.ndarray)):
-        raise _Unknown
+        raise _Incomparable
     if isinstance(x, float):
         # 0 is not -0.
         return float, repr(x)
     if isinstance(x, (tuple, list)):
-        return type(x), tuple(_said(y, within) for y in x)
+        return type(x), tuple(_value_of(y, within) for y in x)
     if isinstance(x, dict):
-        return dict, tuple((_said(k, within), _said(v, within)) for k, v in x.items())
+        return dict, tuple((_value_of(k, within), _value_of(v, within)) for k, v in x.items())
     if isinstance(x, functools.partial):
-        return functools.partial, *(_said(y, within) for y in (x.func, x.args, x.keywords))
+        return functools.partial, *(_value_of(y, within) for y in (x.func, x.args, x.keywords))
     if isinstance(x, types.MethodType):
-        return types.MethodType, x.__func__, _said(x.__self__, within)
+        return types.MethodType, x.__func__, _value_of(x.__self__, within)
     if isinstance(x, types.FunctionType):
         if x in within:
             # A function that calls itself.
             return "within", within.index(x)
         within = (*within, x)
-        cells = tuple(_said(c.cell_contents, within) for c in x.__closure__ or ())
-        defaults = _said(x.__defaults__, within), _said(x.__kwdefaults__, within)
-        return x.__code__, x.__name__, _Same(x.__globals__), cells, defaults
+        cells = tuple(_value_of(c.cell_contents, within) for c in x.__closure__ or ())
+        defaults = _value_of(x.__defaults__, within), _value_of(x.__kwdefaults__, within)
+        return x.__code__, x.__name__, _Identity(x.__globals__), cells, defaults
     try:
         hash(x)
     except TypeError:
-        raise _Unknown from None
-    # A number is equal to one of another type.
+        raise _Incomparable from None
+    # Python's numbers are equal across types.
     return type(x), x
