@@ -21,7 +21,7 @@ __all__ = ["GradientError", "SanitizeError", "check", "nvtx", "sanitize"]
 
 
 def __getattr__(name: str) -> Any:
-    """`gradlab.check`, `gradlab.sanitize`, their errors and `gradlab.nvtx`, imported when asked for."""
+    """`gradlab.check`, `gradlab.sanitize`, their errors and `gradlab.nvtx`, imported on first use."""
     if name == "check":
         from gradlab.autodiff.checker.check import check
 

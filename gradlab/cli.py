@@ -1,4 +1,4 @@
-"""The command `gradlab`: what is said on the command line. Each command imports what it needs when it runs."""
+"""The command line `gradlab`. Each command imports what it needs when it runs."""
 
 import sys
 from pathlib import Path
@@ -21,11 +21,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Op = Annotated[str | None, typer.Argument(help=f"One of {', '.join(specs())}; all of them when not given.")]
+Op = Annotated[str | None, typer.Argument(help=f"An op: {', '.join(specs())}. All ops by default.")]
 SideOption = Annotated[
-    list[str] | None, typer.Option("--side", help=f"{' or '.join(SIDES)}; may be given twice. All that are installed.")
+    list[str] | None,
+    typer.Option("--side", help=f"{' or '.join(SIDES)}; may be given twice. All installed ones by default."),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of every random number.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -38,34 +39,38 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def check(
     target: Annotated[
-        str | None, typer.Argument(help=f"One of {', '.join(specs())}, or FILE.py::function; all ops when not given.")
+        str | None, typer.Argument(help=f"An op ({', '.join(specs())}) or FILE.py::function. All ops by default.")
     ] = None,
     side: SideOption = None,
-    order: Annotated[int | None, typer.Option(min=1, max=2)] = None,
+    order: Annotated[
+        int | None, typer.Option(min=1, max=2, help="1: the gradient; 2: require a second derivative too.")
+    ] = None,
     seed: Seed = 0,
     shapes: Annotated[
-        str | None, typer.Option(help='Arguments of FILE.py::function: "x[3 4], w[4 5], t[3]: int<5".')
+        str | None, typer.Option(help='Argument shapes of FILE.py::function: "x[3 4], w[4 5], t[3]: int<5".')
     ] = None,
     sizes: Annotated[
-        str | None, typer.Option(help='Other axis lengths of FILE.py::function, too: "128: 127 129, x[0]: 1 257".')
+        str | None, typer.Option(help='Further axis lengths of FILE.py::function: "128: 127 129, x[0]: 1 257".')
     ] = None,
     dtype: Annotated[
         list[str] | None,
-        typer.Option(help="float32, float16 or bfloat16, judged against float64; may be given more than once."),
+        typer.Option(help="float32, float16 or bfloat16, compared with float64; may be given more than once."),
     ] = None,
     part: Annotated[
         list[str] | None,
-        typer.Option(help="derivative, facts, contract, second, precision, edges or reference; all when not given."),
+        typer.Option(help="derivative, facts, contract, second, precision, edges or reference. All by default."),
     ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Hold torch.compile against eager too.")] = False,
-    budget: Annotated[float | None, typer.Option(min=0.01, help="Seconds, in all.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write every finding to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw error against step, and the map of errors.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compare torch.compile with eager too.")] = False,
+    budget: Annotated[float | None, typer.Option(min=0.01, help="Time limit in seconds.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all findings to this JSON file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Plot error against step size and the map of errors: .png, .svg or .pdf.")
+    ] = None,
     sanitize: Annotated[
-        bool, typer.Option("--sanitize", help="Examine what every Triton kernel that is called does to memory.")
+        bool, typer.Option("--sanitize", help="Check the memory accesses of every Triton kernel that runs.")
     ] = False,
 ) -> None:
-    """Hold gradients against finite differences, and functions to what their framework asks of them."""
+    """Check gradients against finite differences, and functions against the requirements of their framework."""
     from gradlab.autodiff.checker import command
 
     args = command.CheckArgs(target, side or [], order, seed, shapes, sizes, dtype, part, compile, budget, json, plot)
@@ -82,7 +87,7 @@ def check(
 )
 def sanitize(
     context: typer.Context,
-    script: Annotated[Path, typer.Argument(help="A Python script; what follows is its own arguments.")],
+    script: Annotated[Path, typer.Argument(help="A Python script, followed by its own arguments.")],
     first: Annotated[bool, typer.Option("--first", help="Stop at the first fault.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write every fault to this file.")] = None,
 ) -> None:
@@ -97,31 +102,35 @@ def bench(
     op: Op = None,
     side: SideOption = None,
     dtype: Annotated[str, typer.Option(help="float64, float32, float16 or bfloat16.")] = "float32",
-    case: Annotated[str | None, typer.Option(help="One case of the op; all when not given.")] = None,
-    mode: Annotated[list[str] | None, typer.Option(help="eager or compiled; both when not given.")] = None,
-    way: Annotated[
-        list[str] | None, typer.Option("--pass", help="forward, backward or forward+backward; all when not given.")
+    case: Annotated[str | None, typer.Option(help="One case of the op by name. All by default.")] = None,
+    mode: Annotated[list[str] | None, typer.Option(help="eager or compiled. Both by default.")] = None,
+    passes: Annotated[
+        list[str] | None, typer.Option("--pass", help="forward, backward or forward+backward. All by default.")
     ] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Time against size: the largest case and down.")] = False,
-    budget: Annotated[float, typer.Option(min=0.01, help="Seconds of timing a group.")] = 1.0,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Time against size: the largest case, scaled down.")] = False,
+    budget: Annotated[float, typer.Option(min=0.01, help="Seconds of timing for each group.")] = 1.0,
     sizes: Annotated[str, typer.Option(help='Other sizes of the op\'s largest case: "M=512 K=64".')] = "",
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the inputs; else a fresh one.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write raw samples and the machine to this file.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write a line a member to this file.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write a table with the machine to this file.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the inputs. A fresh one by default.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write raw samples and the machine to this JSON file.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write one line for each measured function to this CSV file.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write the table and the machine to this Markdown file.")
+    ] = None,
     compare: Annotated[
-        Path | None, typer.Option(help="An earlier --json: exit code 1 when slower than there beyond the noise.")
+        Path | None, typer.Option(help="An earlier --json file; exit code 1 if anything is slower beyond the noise.")
     ] = None,
 ) -> None:
-    """Time hand-written against native and peers, in turns: eager and compiled, forward and backward, with ceilings."""
-    from gradlab.profiling.bench.command import Command, run
+    """Time hand-written layers beside native ones and other libraries: eager and compiled, forward and backward."""
+    from gradlab.profiling.bench.command import BenchArgs, run
 
-    args = Command(
+    args = BenchArgs(
         (spec(op).name,) if op else (),
         selected(side),
         dtype,
         tuple(mode or ()),
-        tuple(way or ()),
+        tuple(passes or ()),
         case,
         budget,
         seed,
@@ -148,20 +157,24 @@ def inspect(
     arch: Annotated[
         list[str] | None,
         typer.Option(
-            help="sm_80, sm_86, sm_89, sm_90, sm_100, gfx942, with commas between; sm_90 when not given. This CPU: "
-            "native; others: x86-64-v3, sapphirerapids, neoverse-v2."
+            help="sm_80, sm_86, sm_89, sm_90, sm_100, gfx942; CPUs: native, x86-64-v3, sapphirerapids, "
+            "neoverse-v2. Separate several with commas. sm_90 by default."
         ),
     ] = None,
     dtype: Annotated[
         list[str] | None,
         typer.Option(
-            help="float64, float32, float16, bfloat16, with commas between; bfloat16 when not given, float32 for CPUs."
+            help="float64, float32, float16, bfloat16, separated by commas. bfloat16 by default, float32 on CPUs."
         ),
     ] = None,
-    case: Annotated[str | None, typer.Option(help="A case of the op; its largest when not given.")] = None,
-    gpu: Annotated[str | None, typer.Option(help="Whose waves and floor: A100, H100, H200, B200, ...")] = None,
-    lines: Annotated[bool, typer.Option("--lines", help="Each line's instructions beside it.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write every number to this file.")] = None,
+    case: Annotated[str | None, typer.Option(help="A case of the op by name. The largest by default.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="The GPU for waves and minimum time: A100, H100, H200, B200, ...")
+    ] = None,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Print the source with the instructions of each line.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers to this JSON file.")] = None,
     check: Annotated[
         bool,
         typer.Option(
@@ -187,11 +200,11 @@ def inspect(
 def report(
     op: Op = None,
     side: SideOption = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A part of everything: a few minutes.")] = False,
-    train: Annotated[bool, typer.Option("--train", help="The demo's training too.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("report"),
+    quick: Annotated[bool, typer.Option("--quick", help="A subset of everything, in a few minutes.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Include the training demo.")] = False,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("report"),
 ) -> None:
-    """Check, inspect and time every op, and write one page to look at: report/report.html."""
+    """Check, inspect and time every op, and write one HTML page: report/report.html."""
     from gradlab.profiling.report.command import ReportArgs, run
     from gradlab.workloads.demonstration import trained
 
@@ -202,17 +215,17 @@ def report(
 @app.command()
 def profile(
     target: Annotated[
-        str, typer.Argument(help=f"One of {', '.join(specs())}, or a workload that `gradlab train` lists.")
+        str, typer.Argument(help=f"An op ({', '.join(specs())}) or a workload that `gradlab train` lists.")
     ],
     side: SideOption = None,
     mode: Annotated[
-        str | None, typer.Option(help="eager or compile on torch, jit or eager on jax; eager and jit when not given.")
+        str | None, typer.Option(help="eager or compile on torch, jit or eager on jax. eager and jit by default.")
     ] = None,
-    tool: Annotated[str, typer.Option(help="trace, nsys, ncu, or auto: what the machine has.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Folder for what is written; profile/NAME.")] = None,
-    case: Annotated[str | None, typer.Option(help="A case of the op by name; its first timed one.")] = None,
+    tool: Annotated[str, typer.Option(help="trace, nsys, ncu, or auto: the best one installed.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Output folder. profile/NAME by default.")] = None,
+    case: Annotated[str | None, typer.Option(help="A case of the op by name. The first timed one by default.")] = None,
 ) -> None:
-    """Show where the time goes: per op and kernel, by a trace of both sides on one clock, by nsys or by ncu."""
+    """Show where the time goes, per op and kernel: one trace of both frameworks, or nsys, or ncu."""
     from gradlab.profiling.trace import command, op
     from gradlab.profiling.trace.args import checked_args
     from gradlab.workloads import catalogue, profiled
@@ -223,43 +236,47 @@ def profile(
         raise ValueError(f"profile: target is {target!r}, wanted an op or a workload: {every}")
     request = checked_args(target, side, mode, tool, out, case, names)
     if not names:
-        profiled.refuse(target, request.modes)
+        profiled.refuse_unsupported(target, request.modes)
     module = (op if names else profiled).__name__
     raise typer.Exit(command.profile(request, module, Console()))
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the plot and the table.")] = Path("demo"),
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    out: Annotated[Path, typer.Option(help="Output folder for the plot and the table.")] = Path("demo"),
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data.")] = None,
     seed: Seed = 0,
     side: SideOption = None,
 ) -> None:
-    """Train one network four times, torch and jax, hand-written and native, and compare the curves."""
+    """Train one network four times (torch and jax, hand-written and native layers) and compare the losses."""
     train("digits-cnn", side=side, compare=True, out=out, epochs=epochs, seed=seed)
 
 
 @app.command()
 def train(
-    name: Annotated[str | None, typer.Argument(help="A workload; a table of them when not given.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A workload by name. Lists all of them by default.")] = None,
     side: Annotated[
-        list[str] | None, typer.Option(help="torch or jax: the first that is installed, or with --compare both.")
+        list[str] | None, typer.Option(help="torch or jax. The first installed one by default, both with --compare.")
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="gradlab or native; gradlab when not given.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="All sides and layers, side by side.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of --compare; else the workload's name.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Data file or folder, where a workload needs one.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    layers: Annotated[str | None, typer.Option(help="gradlab (hand-written) or native. gradlab by default.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Train on both frameworks with both kinds of layers, and compare.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder of --compare. The workload's name by default.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Data file or folder, if the workload needs one.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of a batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adam, or sgd with momentum 0.9.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bf16 or fp16; weights stay float32.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of weights, data and batches.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Keep weights, optimizer and curve in this file.")] = None,
-    load: Annotated[Path | None, typer.Option(help="Start from the weights in this file of either side.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this file.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of weights, data and batches.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Save weights, optimizer state and losses to this file.")] = None,
+    load: Annotated[Path | None, typer.Option(help="Start from the weights in this file, of torch or jax.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run saved in this file.")] = None,
 ) -> None:
-    """Train a workload on one side, hand-written or native; with --compare on all, and compare the curves."""
+    """Train a workload with hand-written or native layers; with --compare, on both frameworks with both."""
     from gradlab.workloads import command
 
     args = command.TrainArgs(
@@ -270,17 +287,17 @@ def train(
 
 @app.command()
 def convert_weights(
-    source: Annotated[Path, typer.Argument(help="A safetensors file of torch's or jax's names.")],
-    target: Annotated[Path, typer.Argument(help="The file to write, of the other side.")],
+    source: Annotated[Path, typer.Argument(help="A safetensors file with torch's or jax's names.")],
+    target: Annotated[Path, typer.Argument(help="The file to write, with the other framework's names.")],
 ) -> None:
-    """Turn weights between torch (.weight, out by in) and jax (.kernel, in by out): names and axes, no values."""
+    """Convert weights between torch (.weight, [out in]) and jax (.kernel, [in out]): names and axes only."""
     from gradlab.workloads import command
 
     raise typer.Exit(command.convert_weights(source, target))
 
 
 def main() -> None:
-    """Run the command; an error of the user's is one line on stderr and exit code 2."""
+    """Run the command; a user error is one line on stderr and exit code 2."""
     try:
         app()
     except (ValueError, TypeError, IndexError, ModuleNotFoundError) as error:

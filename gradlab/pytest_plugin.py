@@ -1,4 +1,5 @@
-"""pytest's door to the check and the sanitizer: the fixture `check_gradients` with its marker, `--gradlab-sanitize`.
+"""The pytest plugin of the check and the sanitizer: the fixture `check_gradients` with its marker,
+`--gradlab-sanitize`.
 
 Nothing is imported until it is used.
 """

@@ -18,12 +18,12 @@ from gradlab.kernels.spec import Case, spec, specs
 from gradlab.profiling.bench import command as bench
 from gradlab.profiling.bench import peers, worker
 from gradlab.profiling.bench.ceilings import Ceilings
-from gradlab.profiling.bench.command import Command
+from gradlab.profiling.bench.command import BenchArgs
 from gradlab.profiling.bench.file import COLUMNS, SCHEMA, read_json
 from gradlab.profiling.bench.measure import measure
 from gradlab.profiling.bench.peak import peak_bytes
 from gradlab.profiling.bench.row import BACKWARD, BOTH, COMPILED, EAGER, FORWARD, GRADLAB, INTERPRETED, NATIVE, PASSES
-from gradlab.profiling.bench.subject import Subject
+from gradlab.profiling.bench.subject import BenchSubject
 from gradlab.profiling.bench.sweep import scaled
 from gradlab.profiling.bench.timers import timers
 from gradlab.profiling.bench.watch import Watch
@@ -75,9 +75,9 @@ def here(name, work, *args, on_message, env):
     return work(on_message, *args)
 
 
-def run(console, **asked):
-    asked = {"ops": (), "sides": SIDES, "modes": (EAGER,), "passes": (FORWARD, BOTH), "budget": 0.02} | asked
-    return bench.run(Command(**asked), console, here)
+def run(console, **jobs):
+    jobs = {"ops": (), "sides": SIDES, "modes": (EAGER,), "passes": (FORWARD, BOTH), "budget": 0.02} | jobs
+    return bench.run(BenchArgs(**jobs), console, here)
 
 
 def plant(monkeypatch, side, op, fn):
@@ -85,7 +85,7 @@ def plant(monkeypatch, side, op, fn):
 
 
 def subject_of(op, side, dtype="float32", seed=3):
-    return Subject(dataclasses.replace(spec(op), cases=(TINY[op],)), TINY[op], side_of(side), dtype, seed)
+    return BenchSubject(dataclasses.replace(spec(op), cases=(TINY[op],)), TINY[op], side_of(side), dtype, seed)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -157,11 +157,11 @@ def test_a_group_holds_both_modes_a_twin_and_what_they_cost(side, tmp_path):
     # Compilers kept what they made where they were told to, and nowhere else.
     assert any(p.is_file() for p in tmp_path.rglob("*"))
     # The twin was timed, not copied.
-    assert group.twin != group.members[1].warm
+    assert group.repeated_native != group.members[1].warm
     assert group.noise > 0
     assert all(m.problem == "" for m in group.members), group.members
     for member in group.members:
-        assert len(member.warm) == len(group.twin) >= 6
+        assert len(member.warm) == len(group.repeated_native) >= 6
         assert min(member.warm) > 0
         assert member.first_call > 0
         assert member.cached_call > 0
@@ -199,7 +199,7 @@ def test_ceilings_are_measured(side):
 def test_groups_of_both_sides(tiny, console, tmp_path):
     path, table, page = (tmp_path / f"groups.{kind}" for kind in ("json", "csv", "md"))
     files = {"json": path, "csv": table, "markdown": page}
-    assert bench.run(Command(("linear",), SIDES, modes=(EAGER,), budget=0.02, **files), console, here) == 0
+    assert bench.run(BenchArgs(("linear",), SIDES, modes=(EAGER,), budget=0.02, **files), console, here) == 0
     groups, head = read_json(path)
     assert head["schema"] == SCHEMA
     assert head["complete"] is True
@@ -231,8 +231,8 @@ def test_json_is_plain_and_another_file_is_said(tiny, console, tmp_path):
     assert set(document) == {"kind", "schema", "machine", "dtype", "precision", "seed", "complete", "groups"}
     assert all(isinstance(s, float) for s in document["groups"][0]["members"][0]["warm"])
     for text, said in (
-        ("[]", "is not a benchmark of gradlab"),
-        ("{", "it is no JSON"),
+        ("[]", "is JSON of another kind, wanted a benchmark of gradlab"),
+        ("{", "is no JSON, wanted a benchmark of gradlab"),
         ('{"kind": "gradlab benchmark", "schema": 1}', "is a benchmark of schema 1"),
         ('{"kind": "gradlab benchmark", "schema": 2, "groups": [{"op": 1}]}', "groups cannot be read"),
     ):
@@ -302,8 +302,8 @@ def test_interrupt_keeps_the_finished_groups(tiny, console, tmp_path):
 
         return work(hears, *args)
 
-    asked = Command(("linear", "relu"), ("torch",), modes=(EAGER,), passes=(FORWARD,), budget=0.02, json=path)
-    assert bench.run(asked, console, stops) == 130
+    jobs = BenchArgs(("linear", "relu"), ("torch",), modes=(EAGER,), passes=(FORWARD,), budget=0.02, json=path)
+    assert bench.run(jobs, console, stops) == 130
     groups, head = read_json(path)
     assert [g.op for g in groups] == ["linear"]
     assert head["complete"] is False
@@ -314,21 +314,21 @@ def test_interrupt_keeps_the_finished_groups(tiny, console, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": "float8"}, "unknown dtype 'float8'; the lab has float64, float32, float16, bfloat16"),
+        ({"dtype": "float8"}, "dtype is 'float8', wanted one of float64, float32, float16, bfloat16"),
         ({"ops": ("relo",)}, "unknown op 'relo'; the lab has adam"),
         ({"sides": ("numpy",)}, "unknown side 'numpy'"),
         ({"budget": 0.0}, "budget is 0.0, wanted"),
         ({"budget": math.nan}, "budget is nan, wanted"),
-        ({"modes": ("fast",)}, "unknown mode 'fast'; wanted one of eager, compiled"),
-        ({"passes": ("there",)}, "unknown pass 'there'; wanted one of forward, backward"),
-        ({"sizes": "E=8"}, "sizes 'E=8' are those of one op's largest case, wanted an op and no case"),
-        ({"ops": ("relu",), "sizes": "E=8", "case": "large"}, "wanted an op and no case"),
-        ({"ops": ("linear",), "sizes": "M=8 Q=3"}, "sizes 'M=8 Q=3' name 'Q'; linear has M, K, N"),
-        ({"ops": ("linear",), "sizes": "M=8x"}, "say 'M=8x', wanted M= and a whole number of 1 or more"),
-        ({"ops": ("linear",), "sizes": "M"}, "say 'M', wanted M="),
-        ({"ops": ("linear",), "sizes": "M=0"}, "say 'M=0', wanted M="),
-        ({"ops": ("conv2d",), "sizes": "R=99"}, "leave conv2d with P = "),
-        ({"case": "circle"}, "unknown case 'circle'; wanted one of perceptron"),
+        ({"modes": ("fast",)}, "mode is 'fast', wanted one of eager, compiled"),
+        ({"passes": ("there",)}, "pass is 'there', wanted one of forward, backward"),
+        ({"sizes": "E=8"}, "sizes are 'E=8', wanted none without a single op and no case"),
+        ({"ops": ("relu",), "sizes": "E=8", "case": "large"}, "wanted none without a single op"),
+        ({"ops": ("linear",), "sizes": "M=8 Q=3"}, "sizes are 'M=8 Q=3' with axis 'Q', wanted one of M, K, N"),
+        ({"ops": ("linear",), "sizes": "M=8x"}, "with 'M=8x', wanted M= and a whole number of at least 1"),
+        ({"ops": ("linear",), "sizes": "M"}, "with 'M', wanted M="),
+        ({"ops": ("linear",), "sizes": "M=0"}, "with 'M=0', wanted M="),
+        ({"ops": ("conv2d",), "sizes": "R=99"}, "which make P = "),
+        ({"case": "circle"}, "case is 'circle', wanted one of perceptron"),
     ],
 )
 def test_errors_of_the_user(console, change, message):
@@ -348,7 +348,7 @@ def test_files_that_cannot_be_written_or_read_are_said_before_the_work(console, 
 
 
 def test_a_case_of_cuda_alone_is_said(console):
-    with pytest.raises(ValueError, match=r"no case 'transformer' is timed on this device: it is for CUDA"):
+    with pytest.raises(ValueError, match=r"case is 'transformer', which runs on CUDA only"):
         run(console, ops=("relu",), sides=(), case="transformer")
 
 
@@ -362,13 +362,13 @@ def test_other_sizes_are_timed(tiny, console, tmp_path):
 def test_a_process_that_ends_is_a_line_and_the_other_side_goes_on(tiny, console, tmp_path):
     path = tmp_path / "groups.json"
 
-    def dies(name, work, asked, *args, on_message, env):
-        if asked.side == "torch":
+    def dies(name, work, jobs, *args, on_message, env):
+        if jobs.side == "torch":
             raise RuntimeError("bench, torch: ended with exit code -9")
-        return work(on_message, asked, *args)
+        return work(on_message, jobs, *args)
 
-    asked = Command(("relu",), SIDES, modes=(EAGER,), passes=(FORWARD,), budget=0.02, json=path)
-    assert bench.run(asked, console, dies) == 1
+    jobs = BenchArgs(("relu",), SIDES, modes=(EAGER,), passes=(FORWARD,), budget=0.02, json=path)
+    assert bench.run(jobs, console, dies) == 1
     assert "bench, torch: ended with exit code -9" in printed(console)
     groups, head = read_json(path)
     assert [g.side for g in groups] == ["jax"]

@@ -10,7 +10,7 @@ from gradlab.autodiff.frameworks.side import SIDES
 from gradlab.autodiff.frameworks.side import side as side_of
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.bench import draw
-from gradlab.profiling.bench.subject import Subject
+from gradlab.profiling.bench.subject import BenchSubject
 
 ON_GPU = [(op.name, case) for op in specs().values() for case in op.select("bench gpu")]
 
@@ -48,7 +48,7 @@ def test_large_inputs_never_pass_numpy(gpu, op, case):
 
 def test_a_subjects_arrays_are_of_its_dtype(gpu):
     case = replace(spec("linear").select("bench gpu")[0], sizes={"M": 16, "K": 8, "N": 16})
-    arrays, cotangents = Subject(spec("linear"), case, gpu, "bfloat16", 5).arrays
+    arrays, cotangents = BenchSubject(spec("linear"), case, gpu, "bfloat16", 5).arrays
     assert [tuple(a.shape) for a in (*arrays, *cotangents)] == [(16, 8), (8, 16), (16,), (16, 16)]
     assert {gpu.dtype(a) for a in (*arrays, *cotangents)} == {"bfloat16"}
     assert not np.array_equal(gpu.take(arrays[0]).ravel(), gpu.take(arrays[1]).ravel())

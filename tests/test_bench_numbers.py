@@ -74,8 +74,8 @@ def test_the_same_function_is_never_called_faster_or_slower_and_five_percent_is_
     rng, same, slower = np.random.default_rng(2), [], []
     for _ in range(200):
         shared = np.cumsum(rng.normal(0, 0.05, 60)).clip(-0.5, 5)
-        a, twin, b = (drawn(rng, 60, shared, spread=0.02) for _ in range(3))
-        same.append(verdict(ratio(b, a), noise(a, twin)))
-        slower.append(verdict(ratio(b * 1.05, a), noise(a, twin)))
+        a, repeated_native, b = (drawn(rng, 60, shared, spread=0.02) for _ in range(3))
+        same.append(verdict(ratio(b, a), noise(a, repeated_native)))
+        slower.append(verdict(ratio(b * 1.05, a), noise(a, repeated_native)))
     assert sum(v in (FASTER, SLOWER) for v in same) <= 2
     assert slower.count(SLOWER) > 190

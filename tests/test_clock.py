@@ -45,7 +45,7 @@ def test_seconds_a_call_with_each_members_own_repeats():
     world = World()
     found = world.in_turns(world.member("a", 10e-6), world.member("b", 60e-6), budget=1.0)
     assert found.repeats == (32, 4)  # the powers of two that make 200 µs
-    assert len(found.kept) == MOST
+    assert len(found.rounds) == MOST
     assert found.samples(0) == pytest.approx([10e-6] * MOST)
     assert found.samples(1) == pytest.approx([60e-6] * MOST)
 
@@ -53,7 +53,7 @@ def test_seconds_a_call_with_each_members_own_repeats():
 def test_the_order_turns_round_from_round_to_round():
     world = World()
     found = world.in_turns(*(world.member(name, 1.0) for name in "abc"), budget=4.0)
-    assert len(found.kept) == LEAST
+    assert len(found.rounds) == LEAST
     assert "".join(world.calls).endswith("a|b|c|c|b|a|" * (LEAST // 2))
 
 
@@ -74,33 +74,33 @@ def test_warm_up_is_not_measured():
 def test_budget_ends_it_and_the_fewest_rounds_come_whatever_it_is():
     world = World()
     found = world.in_turns(world.member("a", 0.02), world.member("b", 0.03), budget=1.0)
-    assert LEAST < len(found.kept) < MOST
+    assert LEAST < len(found.rounds) < MOST
     assert world.now <= 1.0 + 0.05
     late = World()
-    assert len(late.in_turns(late.member("a", 10.0), late.member("b", 10.0), budget=0.1).kept) == LEAST
+    assert len(late.in_turns(late.member("a", 10.0), late.member("b", 10.0), budget=0.1).rounds) == LEAST
 
 
 def test_it_stops_where_the_ratio_is_known():
     known = World()
     found = known.in_turns(known.member("a", 1.0), known.member("b", 2.0), budget=1000.0, pairs=[(0, 1)])
-    assert len(found.kept) == LEAST
+    assert len(found.rounds) == LEAST
     loose = World()
     wild = [float(s) for s in np.random.default_rng(0).uniform(0.5, 1.5, 3000)]
     found = loose.in_turns(loose.member("a", *wild), loose.member("b", 1.0), budget=300.0, pairs=[(0, 1)])
-    assert len(found.kept) > 10 * LEAST
+    assert len(found.rounds) > 10 * LEAST
 
 
 def test_spoilt_rounds_are_dropped_and_counted():
     world = World()
     slow = world.clock
 
-    def spoilt(start, end):
+    def discard(start, end):
         assert start < end <= slow()
         return 10 < start < 20
 
-    found = world.in_turns(world.member("a", 0.5), world.member("b", 0.5), budget=40.0, spoilt=spoilt)
+    found = world.in_turns(world.member("a", 0.5), world.member("b", 0.5), budget=40.0, discard=discard)
     assert found.dropped > 5
-    assert all(not 10 < r.start < 20 for r in found.kept)
+    assert all(not 10 < r.start < 20 for r in found.rounds)
 
 
 def test_every_kind_of_time_is_taken_in_every_round():

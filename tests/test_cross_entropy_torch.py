@@ -12,9 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 import gradlab.torch as lab
 from gradlab.kernels import cross_entropy_triton as kernels
-from gradlab.kernels.class_losses import backward_triton
+from gradlab.kernels.class_losses import backward_triton, in_place_triton
 from gradlab.kernels.class_losses import class_range_triton as classes
-from gradlab.kernels.class_losses import in_place_triton as fused
 
 # Options of the kernels: nothing ignored but -100, no smoothing, no cap.
 PLAIN = [-100, 0.0, 0.0]
@@ -144,7 +143,7 @@ def test_any_strides(device, layout):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_several_programs_and_partial_tiles(device, dtype, monkeypatch):
-    for module in (kernels, backward_triton, fused):
+    for module in (kernels, backward_triton, in_place_triton):
         monkeypatch.setattr(module, "tile", lambda x: (2, 16))
     x, t = drawn(7, 41, device, dtype, ignore=-100)
     y = lab.cross_entropy(x, t)

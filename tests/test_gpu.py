@@ -26,7 +26,7 @@ MACHINE = {"gpu": "NVIDIA H200", "driver": "580.1", "date": "2026-01-02 03:04 UT
 HERE = Path(__file__).parent
 GROUP = Group(
     op="relu", case="large", sizes={"E": 4}, side="torch", direction="forward", dtype="float32", device="cuda", seed=0,
-    flops=4, bytes=32, bandwidth=4e12, rate=5e13, twin=(1e-6, 2e-6),
+    flops=4, bytes=32, bandwidth=4e12, rate=5e13, repeated_native=(1e-6, 2e-6),
     members=(Member("gradlab", "gradlab.torch", "eager", warm=(1e-6, 1e-6)), Member("native", "F.relu", "eager", warm=(1e-6, 2e-6))),
 )  # fmt: skip
 
@@ -150,7 +150,9 @@ def test_exit_code(monkeypatch, tmp_path, verdict, code):
 def test_a_part_that_is_none_is_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu, "devices", lambda: {"torch": "cuda", "jax": "cuda"})
     assert gpu.main(["moke"], tmp_path) == 2
-    assert capsys.readouterr().err.startswith("gradlab gpu: no part 'moke'; there are smoke-torch, smoke-jax, torch-")
+    assert capsys.readouterr().err.startswith(
+        "gradlab gpu: part is 'moke', wanted one of smoke-torch, smoke-jax, torch-"
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -76,7 +76,8 @@ def test_sass_is_counted_by_kind_and_line():
 
 
 @pytest.mark.parametrize(
-    ("data", "said"), [(b"", "no ELF file of 64 bits"), (b"\x7fELF\x02" + bytes(59), "no section of code")]
+    ("data", "said"),
+    [(b"", "data is no ELF file of 64 bits"), (b"\x7fELF\x02" + bytes(59), "data has no section of code")],
 )
 def test_what_is_no_cubin_is_said(data, said):
     with pytest.raises(ValueError, match=f"cubin: {said}"):
@@ -289,7 +290,7 @@ def with_counts(**changes):
 def test_bound(bound, kernel, holds):
     op = dataclasses.replace(spec("linear"), bounds=(bound,))
     (verdict,) = hold([op], [SIDE], [kernel])
-    assert verdict.held == 1
+    assert verdict.checked == 1
     assert (not verdict.broken) == holds
 
 
@@ -299,7 +300,7 @@ def test_a_bound_speaks_of_some_kernels_alone():
 
     def verdicts(codes=(spoilt, other), **words):
         op = dataclasses.replace(spec("linear"), bounds=(Bound("spill_bytes", most=0, **words),))
-        return [(v.held, v.extreme, len(v.broken)) for v in hold([op], [SIDE], codes)]
+        return [(v.checked, v.extreme, len(v.broken)) for v in hold([op], [SIDE], codes)]
 
     assert verdicts() == [(2, 4, 1)]
     assert verdicts(kernels=("column_sum",)) == [(1, 0, 0)]
@@ -457,15 +458,15 @@ def test_ctrl_c_keeps_what_was_read(monkeypatch, capsys, reads, tmp_path, check)
     [
         (["conv9d"], f"unknown op 'conv9d'; the lab has {OPS}"),
         (["relu", "--side", "numpy"], "unknown side 'numpy'; the lab has torch, jax"),
-        (["relu", "--arch", "sm_90,sm_9"], "inspect: unknown architecture 'sm_9'; the lab has sm_80, sm_86, sm_89, sm_90, sm_100, gfx942, native, x86-64-v3, sapphirerapids, neoverse-v2"),
-        (["relu", "--dtype", "int8"], "inspect: unknown dtype 'int8'; the lab has float64, float32, float16, bfloat16"),
-        (["relu", "--case", "tiny"], "inspect: relu has no case 'tiny'; it has one, odd, activations, large, transformer"),
-        (["--case", "tiny"], "inspect: no op has a case 'tiny'"),
-        (["relu", "--gpu", "H300"], "inspect: unknown GPU 'H300'; the lab has A100, A100-PCIe, A10, L4, H100, H100-PCIe, H200, B200, MI300X"),
-        (["relu", "--gpu", "A100", "--arch", "sm_90"], "inspect: A100 is sm_80, wanted a GPU of sm_90"),
+        (["relu", "--arch", "sm_90,sm_9"], "inspect: arch is 'sm_9', wanted one of sm_80, sm_86, sm_89, sm_90, sm_100, gfx942, native, x86-64-v3, sapphirerapids, neoverse-v2"),
+        (["relu", "--dtype", "int8"], "inspect: dtype is 'int8', wanted one of float64, float32, float16, bfloat16"),
+        (["relu", "--case", "tiny"], "inspect: case is 'tiny', wanted one of one, odd, activations, large, transformer for relu"),
+        (["--case", "tiny"], "inspect: case is 'tiny', wanted a case of one of the ops"),
+        (["relu", "--gpu", "H300"], "inspect: gpu is 'H300', wanted one of A100, A100-PCIe, A10, L4, H100, H100-PCIe, H200, B200, MI300X"),
+        (["relu", "--gpu", "A100", "--arch", "sm_90"], "inspect: gpu is A100 of sm_80, wanted a GPU of sm_90"),
         (["relu", "--json", "/nowhere/x.json"], "inspect: cannot write /nowhere/x.json: No such file or directory"),
         (["relu", "--check", "--arch", "gfx942"], "inspect: no Spec has a bound for gfx942, wanted one of native, neoverse-v2, sapphirerapids, sm_80, sm_90, x86-64-v3"),
-        (["relu", "--gpu", "A100", "--arch", "native"], "inspect: A100 is sm_80, wanted a GPU of native"),
+        (["relu", "--gpu", "A100", "--arch", "native"], "inspect: gpu is A100 of sm_80, wanted a GPU of native"),
         (["relu", "--json", "/proc/x.json"], "inspect: cannot write /proc/x.json: No such file or directory"),
         (["relu", "--json", "/"], "inspect: cannot write /: it is a folder"),
         (["relu", "--check", "--lines"], "inspect: --check takes no --case, --gpu or --lines: the bounds name their cases"),
@@ -487,7 +488,7 @@ def test_launches_that_are_not_found_are_one_row_and_break_every_bound(monkeypat
         monkeypatch, capsys, "relu", "--side", SIDE, "--check", "--arch", "sm_90", "--dtype", "bfloat16"
     )
     assert status == 1
-    assert "0 of 5 bounds held" in out
+    assert "0 of 5 bounds met" in out
     assert "?, bfloat16, sm_90: RuntimeError: no Triton IR" in out
 
 

@@ -16,12 +16,12 @@ from gradlab.kernels.common import elementwise_triton, matmul_triton
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code import compile_triton, inspection
 from gradlab.profiling.machine_code.bounds import hold, subjects
-from gradlab.profiling.machine_code.inspection import Wanted, choose, find, inspect, read, targets
+from gradlab.profiling.machine_code.inspection import InspectRequest, choose, find, inspect, read, targets
 
 
 def verdicts(op, sides, dtype):
     """The op's bounds on sm_90 in one dtype, held against what is compiled now."""
-    wanted = Wanted(subjects([spec(op)], sides, [dtype]), targets(["sm_90"], None))
+    wanted = InspectRequest(subjects([spec(op)], sides, [dtype]), targets(["sm_90"], None))
     return hold([spec(op)], sides, list(read(wanted)))
 
 
@@ -47,7 +47,7 @@ NEWER = {"second_backward, bfloat16, sm_90: spill_bytes is 16", "tanh, bfloat16,
 def test_bounds_hold(op, dtype):
     found = verdicts(op, sides(), dtype)
     assert {v.side for v in found} == set(sides())
-    assert all(v.held for v in found)
+    assert all(v.checked for v in found)
     assert {words for v in found for words in v.broken} <= (NEWER if PTXAS_13 else set())
     assert {"atomics", "blocks", "spill_bytes"} <= {v.bound.fact for v in found}
 
@@ -77,7 +77,7 @@ def test_a_tile_that_is_too_large_is_caught_and_its_spills_are_what_ptxas_says(m
     monkeypatch.setattr(matmul_triton, "tile", lambda what, a, M, K, N: (128, 32, 128, 2, 2))
     (words,) = broken("linear", "torch")
     (subject,), (target,) = choose([spec("linear")], ["torch"], ["bfloat16"], None), targets(["sm_90"], None)
-    (code,) = read(Wanted((subject,), (target,)))
+    (code,) = read(InspectRequest((subject,), (target,)))
     ptx = compile_triton.compiled(inspection.find(subject)[0], target).assembly
     machine = re.search(r"\.target (\w+)", ptx).group(1)
     command = [compile_triton.assembler(target), f"--gpu-name={machine}", "-v", "-lineinfo"]

@@ -15,7 +15,7 @@ from gradlab.kernels.runtime import launch_triton
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code import assembly, compile_cpu_triton, inspection
 from gradlab.profiling.machine_code.bounds import hold, subjects
-from gradlab.profiling.machine_code.inspection import Wanted, choose, find, inspect, read
+from gradlab.profiling.machine_code.inspection import InspectRequest, choose, find, inspect, read
 from gradlab.profiling.machine_code.launches_torch import NoValues, cpu_source, every_kernel
 from gradlab.profiling.machine_code.targets import TARGETS
 from tests import variants
@@ -38,7 +38,9 @@ def once(monkeypatch):
 
 def codes_of(op, archs, dtype="float32"):
     """Its kernels, read, and what is broken of its bounds."""
-    wanted = Wanted(subjects([spec(op)], ["torch"], [dtype], archs), inspection.targets(archs, None), size=False)
+    wanted = InspectRequest(
+        subjects([spec(op)], ["torch"], [dtype], archs), inspection.targets(archs, None), size=False
+    )
     codes = list(read(wanted))
     verdicts = hold([spec(op)], ["torch"], codes)
     lost = {f"no kernel {kernel!r}" for kernel, elsewhere in ELSEWHERE if elsewhere == op}

@@ -22,12 +22,12 @@ from gradlab.profiling.trace.show import show
 ROOT = Path(__file__).parents[1]
 
 
-def gradlab(folder, *words, path=None, code=0):
+def gradlab(folder, *argv, path=None, code=0):
     """What `gradlab WORDS` prints, run in a folder, with another folder first on PATH."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     env["PATH"] = os.pathsep.join(map(str, (path, env["PATH"]) if path else (env["PATH"],)))
     done = subprocess.run(
-        [sys.executable, "-m", "gradlab", *words], cwd=folder, env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "gradlab", *argv], cwd=folder, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == code, done.stderr
     return done.stdout
@@ -159,10 +159,10 @@ def test_a_reason_of_jax_is_whole_wherever_the_file_lies():
 
 def test_time_of_its_own_leaves_out_what_lies_inside():
     pytest.importorskip("jax")
-    from gradlab.profiling.trace.traced_jax import alone, names
+    from gradlab.profiling.trace.traced_jax import names, self_times
 
     events = [("while", 0, 100, {}), ("dot", 10, 30, {}), ("add", 15, 5, {}), ("dot", 50, 30, {}), ("copy", 100, 7, {})]
-    assert sorted((name, own) for name, own, _ in alone(events)) == [
+    assert sorted((name, own) for name, own, _ in self_times(events)) == [
         ("add", 5),
         ("copy", 7),
         ("dot", 25),
@@ -319,15 +319,15 @@ def test_a_missing_tool_says_what_to_install_and_what_was_done_instead(monkeypat
         (["relu", "--case", "none"], "profile: case is 'none', wanted one of '"),
         (["digits-mlp", "--case", "odd"], "profile: case is 'odd', wanted none: digits-mlp is a workload"),
         (["digits-mlp", "--side", "jax", "--mode", "eager"], "profile: mode is 'eager', wanted jit: digits-mlp's"),
-        (["mnist-mlp"], "profile: mnist-mlp trains on mnist.npz"),
+        (["mnist-mlp"], "profile: target is 'mnist-mlp', which needs mnist.npz"),
         (["relu", "--out", "README.md"], "profile: cannot write README.md: "),
     ],
 )
-def test_bad_words_are_one_line(monkeypatch, capsys, words, message):
+def test_bad_words_are_one_line(monkeypatch, capsys, argv, message):
     for framework in ("torch", "jax"):
         pytest.importorskip(framework)
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["gradlab", "profile", *words])
+    monkeypatch.setattr(sys, "argv", ["gradlab", "profile", *argv])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     out, err = capsys.readouterr()

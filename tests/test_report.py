@@ -291,7 +291,7 @@ def every_op(opened, collected, tmp_path, monkeypatch):
     names = tuple(specs())
     hand = Member("gradlab", "hand-written", "compiled", warm=(1.234e-3, 1.239e-3) * 5)
     native = Member("native", "theirs", "compiled", warm=(1.236e-3, 1.236e-3, 1.2e-3, 1.3e-3, 1.236e-3) * 2)
-    group = dataclasses.replace(GROUP, members=(hand, native), twin=native.warm)
+    group = dataclasses.replace(GROUP, members=(hand, native), repeated_native=native.warm)
     groups = [
         dataclasses.replace(group, op=op, side=side, direction=way).as_json()
         for op in names

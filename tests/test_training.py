@@ -22,7 +22,7 @@ from gradlab import cli
 from gradlab.workloads import checkpoint, command, layouts, training
 from gradlab.workloads.catalogue import WORKLOADS
 from gradlab.workloads.command import TrainArgs
-from gradlab.workloads.training import Plan, Training
+from gradlab.workloads.training import Training, TrainingPlan
 from gradlab.workloads.workload import Optimizer, batches
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def name(request):
 def plan(workload, run, **changed):
     chosen = WORKLOADS[workload]
     usual = {"precision": "float32", "optimizer": chosen.optimizer, "batch": chosen.batch, "epochs": 1, "seed": 0}
-    return Plan(workload, *run, **(usual | changed))
+    return TrainingPlan(workload, *run, **(usual | changed))
 
 
 def started(plan, weights=None):
@@ -177,7 +177,7 @@ def test_ctrl_c_ends_the_step_saves_and_resumes(name, tmp_path, capsys, monkeypa
     assert go(asked, save=whole) == 0
     monkeypatch.setattr(training.Training, "steps", interrupts(2))
     assert go(asked, save=part) == 130
-    assert f"interrupted after 2 of 6 steps; saved to {part}: --resume {part} goes on" in capsys.readouterr().err
+    assert f"interrupted after 2 of 6 steps; saved to {part}: --resume {part} continues" in capsys.readouterr().err
     assert len(load_file(part)["losses"]) == 2
     monkeypatch.undo()
     assert go(TrainArgs(), resume=part) == 0
@@ -325,14 +325,14 @@ def saved(tmp_path):
     path = tmp_path / "run.safetensors"
     asked = plan("digits-mlp", ("torch", "native"))
     arrays = asked.workload.network.initial() | {"losses": np.zeros(3)}
-    checkpoint.save(path, arrays, asked.said())
+    checkpoint.save(path, arrays, asked.as_json())
     return path
 
 
 @pytest.mark.parametrize(
     ("asked", "options", "message"),
     [
-        (TrainArgs("digits"), {}, "unknown workload 'digits'; the lab has linear-regression"),
+        (TrainArgs("digits"), {}, "train: workload is 'digits', wanted one of linear-regression"),
         (TrainArgs("digits-mlp", layers="fast"), {}, "train: layers is 'fast', wanted one of gradlab, native"),
         (
             TrainArgs("digits-mlp", precision="int8"),
@@ -368,7 +368,11 @@ def saved(tmp_path):
         (TrainArgs(), {"resume": Path("absent")}, "absent: no such file, wanted a safetensors file"),
         (TrainArgs(), {"resume": Path("a"), "load": Path("b")}, "train: --load is b, wanted none beside --resume"),
         (TrainArgs("digits-cnn"), {"load": saved}, "run.safetensors: holds linear1.bias, .*, wanted conv1.bias"),
-        (TrainArgs(seed=3), {"resume": saved}, "run.safetensors: its seed is 0, wanted 3; leave it out to go on"),
+        (
+            TrainArgs(seed=3),
+            {"resume": saved},
+            "run.safetensors: its seed is 0, wanted 3; leave the option out to continue",
+        ),
         (TrainArgs(sides=("jax",)), {"resume": saved}, "run.safetensors: its side is torch, wanted jax"),
         (
             TrainArgs(lr=1.0),
@@ -418,7 +422,7 @@ def test_weights_of_another_network(tmp_path):
     with pytest.raises(ValueError, match=r"w.safetensors: its run cannot be read"):
         go(TrainArgs(), resume=path)
     save_file(network.initial(), path)
-    with pytest.raises(ValueError, match=r"w.safetensors: holds weights alone, wanted what --save wrote"):
+    with pytest.raises(ValueError, match=r"w.safetensors: holds weights only, wanted a run written by --save"):
         go(TrainArgs(), resume=path)
 
 

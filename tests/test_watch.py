@@ -27,7 +27,7 @@ def card(tmp_path, monkeypatch):
 def looked(watch, looks):
     """Wait until so many looks have come."""
     end = time.monotonic() + 20
-    while len(watch._looks) < looks and time.monotonic() < end:
+    while len(watch._samples) < looks and time.monotonic() < end:
         time.sleep(0.01)
 
 
@@ -36,7 +36,7 @@ def test_clocks_and_reasons_are_read(card):
     clock = iter(range(100)).__next__
     with Watch("cuda", clock) as watch:
         looked(watch, 2)
-    assert len(watch._looks) == 2
+    assert len(watch._samples) == 2
     assert not watch.slowed(-1, 0.5)
     assert watch.slowed(0.5, 1.5)
     # The look before a round says how it started.

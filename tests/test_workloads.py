@@ -32,10 +32,10 @@ def test_shapes_and_names_are_worked_out():
 @pytest.mark.parametrize(
     ("shape", "layers", "message"),
     [
-        ((1, 4, 4), (Dense(3),), r"network: a linear layer's input is \[1, 4, 4\], wanted \[K\]: flatten it before"),
-        ((4,), (Conv(3, 3),), r"network: the input of Conv.* is \[4\], wanted \[C H W\]"),
-        ((1, 4, 4), (Pool(), Pool(), Pool()), r"network: nothing is left of \[1, 1, 1\] after Pool"),
-        ((1, 2, 2), (Conv(3, 5),), r"network: nothing is left of \[1, 2, 2\] after Conv"),
+        ((1, 4, 4), (Dense(3),), r"network: input of a linear layer is \[1, 4, 4\], wanted \[K\]: flatten it first"),
+        ((4,), (Conv(3, 3),), r"network: input of Conv.* is \[4\], wanted \[C H W\]"),
+        ((1, 4, 4), (Pool(), Pool(), Pool()), r"network: input of Pool.* is \[1, 1, 1\], wanted"),
+        ((1, 2, 2), (Conv(3, 5),), r"network: input of Conv.* is \[1, 2, 2\], wanted"),
     ],
 )
 def test_layers_that_do_not_fit(shape, layers, message):
@@ -68,7 +68,7 @@ def test_the_catalogue_is_whole():
         "text-classifier",
     ]
     with pytest.raises(
-        ValueError, match=r"unknown workload 'imagenet'; the lab has linear-regression, .*text-classifier"
+        ValueError, match=r"train: workload is 'imagenet', wanted one of linear-regression, .*text-classifier"
     ):
         workload("imagenet")
     for one in WORKLOADS.values():

@@ -290,14 +290,14 @@ def cross_entropy(
     elif input.ndim > 2:
         x, shape = input.flatten(2), input.shape[:1] + input.shape[2:]
     t, q = (None, target.reshape(x.shape)) if soft else (target.reshape(-1), None)
-    asked = Reduction(reduction, float(z_loss), return_z_loss)
-    place = in_place(x, t, q, weight, settings, asked, input.is_leaf) if inplace else None
+    how = Reduction(reduction, float(z_loss), return_z_loss)
+    place = in_place(x, t, q, weight, settings, how, input.is_leaf) if inplace else None
     found = CrossEntropy.apply(x, t, q, weight, settings, place)
     if place is not None and place.with_loss:
         found = found, found
     else:
         y, n, _ = found
-        found = reduced(y, n, t, weight, x.shape[1], settings.ignore_index, asked)
+        found = reduced(y, n, t, weight, x.shape[1], settings.ignore_index, how)
     loss, part = (r.reshape(shape if reduction == "none" else ()).to(input.dtype) for r in found)
     return (loss, part) if return_z_loss else loss
 

@@ -22,7 +22,7 @@ OP = "linear_cross_entropy"
 class LinearCrossEntropy(Function):
     """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics, of x = h w + b.
 
-    Everything has an axis Z in front, which mapped axes are folded into.
+    Everything has an axis Z in front, which mapped axes are merged into.
     """
 
     @staticmethod
@@ -49,7 +49,7 @@ class LinearCrossEntropy(Function):
     def vmap(info, in_dims, *args):
         if in_dims[4] is not None:
             raise NotImplementedError(f"{OP}: weight is mapped over, wanted one for all")
-        return _folded(LinearCrossEntropy, info, in_dims, args)
+        return _merged(LinearCrossEntropy, info, in_dims, args)
 
 
 class LinearCrossEntropyBackward(Function):
@@ -63,13 +63,13 @@ class LinearCrossEntropyBackward(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.settings = inputs[:9]
-        ctx.there = inputs[9:]
+        ctx.needs = inputs[9:]
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, *cotangents):
-        # A gradient that nobody asked for has no cotangent.
-        u = [u if there else None for u, there in zip(cotangents, ctx.there, strict=True)]
+        # A gradient that was not needed has no cotangent.
+        u = [u if needed else None for u, needed in zip(cotangents, ctx.needs, strict=True)]
         need_dy, need_dn, need_h, need_w, _, need_b, *_ = ctx.needs_input_grad
         ddy, ddn, dh, dw, db = LinearCrossEntropySecondBackward.apply(
             *u, *ctx.saved_tensors, ctx.settings, need_h, need_w, need_b
@@ -79,7 +79,7 @@ class LinearCrossEntropyBackward(Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _folded(LinearCrossEntropyBackward, info, in_dims, args)
+        return _merged(LinearCrossEntropyBackward, info, in_dims, args)
 
 
 class LinearCrossEntropySecondBackward(Function):
@@ -100,11 +100,11 @@ class LinearCrossEntropySecondBackward(Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _folded(LinearCrossEntropySecondBackward, info, in_dims, args)
+        return _merged(LinearCrossEntropySecondBackward, info, in_dims, args)
 
 
-def _folded(rule, info, in_dims, args):
-    """The rule with the mapped axis folded into Z, and taken out of Z again."""
+def _merged(rule, info, in_dims, args):
+    """The rule with the mapped axis merged into Z, and its results with Z split again."""
     args = [a.flatten(0, 1) if isinstance(a, torch.Tensor) else a for a in in_front(info.batch_size, in_dims, args)]
     results = rule.apply(*args)
     # A gradient that is not needed has no axis Z, and no element.
@@ -248,8 +248,8 @@ def linear_cross_entropy(
         None if weight is None else weight.unsqueeze(0),
         settings,
     )
-    asked = Reduction(reduction, float(z_loss), return_z_loss)
-    found = reduced(y[0], n[0], t, weight, w.shape[0], settings.ignore_index, asked)
+    how = Reduction(reduction, float(z_loss), return_z_loss)
+    found = reduced(y[0], n[0], t, weight, w.shape[0], settings.ignore_index, how)
     loss, part = (a.reshape(target.shape if reduction == "none" else ()).to(full.dtype) for a in found)
     return (loss, part) if return_z_loss else loss
 

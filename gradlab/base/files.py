@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and places tried before the work is done that is to be kept there."""
+"""Atomic file writes, and checks that a result can be saved before the work is done."""
 
 import os
 import tempfile

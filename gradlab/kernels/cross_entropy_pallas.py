@@ -11,12 +11,11 @@ from gradlab.kernels.class_losses.backward_pallas import logit_gradients
 from gradlab.kernels.class_losses.blocks_pallas import Statistics, launch_over, row_statistics, row_tile
 from gradlab.kernels.class_losses.rows_pallas import (
     Rows,
-    finite,
     lanes,
     logit_tile,
-    logits,
     masked,
     no_sums,
+    of_class,
     online_softmax,
     second_gradient,
     second_sums,
@@ -34,21 +33,22 @@ def _loss_kernel(*refs, names, o):
     ins, outs = dict(zip(names, refs, strict=False)), refs[len(names):]
     acc, M = outs[0].dtype, outs[0].shape[0]
     t = ins["t"][...] if "t" in ins else None
+
     # A class alone has a probability: its logit is read where it lies, not found among all of them.
     alone = o.gathers and t is not None and not o.settings.label_smoothing
 
     def step(i, sums):
         columns = pl.ds(i * o.BV, o.BV)
+        z = capped(ins["x"][:, columns].astype(acc), o.settings.softcap)
         v, inside = lanes(i, ins, M, o)
-        r = None if alone else target_probabilities(ins, columns, v, inside, o, acc)
-        return online_softmax(sums, capped(logits(ins, columns, o, acc), o.settings.softcap), r, inside)
+        r = None if alone else target_probabilities(t, ins, columns, v, inside, o, acc)
+        return online_softmax(sums, z, r, inside)
 
     sums = loop(ins["x"].shape[1] // o.BV, step, no_sums(jnp.zeros((M, 1), acc)))
     if alone:
-        t_inside = jnp.clip(t, 0, o.V - 1)
-        z = capped(jnp.take_along_axis(ins["x"][...], t_inside, axis=1).astype(acc), o.settings.softcap)
-        a = jnp.take(ins["a"][...][0], t_inside).astype(acc) if "a" in ins else jnp.ones_like(z)
-        sums = *sums[:2], jnp.where(a == 0, jnp.zeros_like(a), a * (finite(sums[0]) - z)), a
+        at = jnp.clip(t, 0, o.V - 1)
+        z = capped(jnp.take_along_axis(ins["x"][...], at, axis=1).astype(acc), o.settings.softcap)
+        sums = of_class(sums, jnp.take(ins["a"][...][0], at).astype(acc) if "a" in ins else jnp.ones_like(z), z)
     store_rows(outs, sums, t, o)
 
 
@@ -71,7 +71,8 @@ def _second_backward_kernel(*refs, names, o):
 
     def tile(i):
         columns = pl.ds(i * o.BV, o.BV)
-        return columns, ins["u"][:, columns].astype(acc), logit_tile(ins, i, columns, rows, o)
+        x, u = (ins[name][:, columns].astype(acc) for name in ("x", "u"))
+        return columns, u, logit_tile(ins, i, columns, x, rows, o)
 
     def gather(i, sums):
         _, u, logit = tile(i)

@@ -63,9 +63,9 @@ def _loss_kernel(
         )
         row_max, sum_exp, r_dot, r_sum = online_softmax(row_max, sum_exp, r_dot, r_sum, z, r, inside, SOFT | (EPS > 0))
     if (SOFT | (EPS > 0)) == 0:
-        known = valid & in_range
-        z_t = capped(tl.load(x_ptr + (t * x_v)[:, None], mask=known[:, None], other=0.0).to(ACC), CAP)
-        r_dot, r_sum = one_class(row_max, tl.sum(z_t, axis=1), a_ptr, a_v, t, known, HAS_A)
+        has_class = valid & in_range
+        z_t = capped(tl.load(x_ptr + (t * x_v)[:, None], mask=has_class[:, None], other=0.0).to(ACC), CAP)
+        r_dot, r_sum = one_class(row_max, tl.sum(z_t, axis=1), a_ptr, a_v, t, has_class, HAS_A)
     store_rows(y_ptr, n_ptr, s_ptr, m, M, row_max, tl.log(sum_exp), r_dot, r_sum, in_range, valid)
 
 

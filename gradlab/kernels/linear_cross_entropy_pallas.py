@@ -15,9 +15,10 @@ from gradlab.kernels.class_losses.rows_pallas import (
     logits,
     merged,
     no_sums,
+    of_class,
     online_softmax,
+    row_sum,
     store_rows,
-    target_probabilities,
 )
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.column_sum_pallas import column_sum
@@ -26,8 +27,8 @@ from gradlab.kernels.common.softcap_pallas import capped
 from gradlab.kernels.runtime.interpret_pallas import program_id
 from gradlab.kernels.runtime.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
 
-# What a program of several for a row writes: row_max, sum_exp, r_dot and r_sum; and what is made of them: y, n and s.
-PARTS, RESULTS = 4, 5
+# What a program of several for a row writes: its sums, with r = a, and z and a of its class; what is made of it: y, n, s.
+PARTS, RESULTS = 6, 5
 
 
 # fmt: off
@@ -40,34 +41,50 @@ def _statistics_kernel(*refs, names, o, apart, tiles, last):
     t, N, BV, acc = ins["t"][...], ins["w"].shape[1], o.BV, outs[0].dtype
     first, start = (program_id(1) * N, 0) if apart else (0, program_id(1) * tiles)
 
-    def step(i, sums):
+    def step(i, parts):
+        *sums, z_of_t, a_of_t = parts
         # The last tile moves left until it lies within, and what another tile has is masked there.
         due = (start + i) * BV
         at = jnp.minimum(due, N - BV) if N > BV else 0
         columns = pl.ds(at, BV) if N > BV else slice(None)
-        v = first + at + jax.lax.broadcasted_iota(jnp.int32, (t.shape[0], BV), 1)
+        z = capped(logits(ins, columns, o, acc), o.settings.softcap)
+        v = first + at + jax.lax.broadcasted_iota(jnp.int32, z.shape, 1)
         inside = (v >= first + due) & (v < o.V)
-        r = target_probabilities(ins, columns, v, inside, o, acc)
-        return online_softmax(sums, capped(logits(ins, columns, o, acc), o.settings.softcap), r, inside)
+        hit, zero = inside & (v == t), jnp.zeros_like(z)
+        a = zero + ins["a"][:, columns].astype(acc) if "a" in ins else jnp.ones_like(z)
+        # Two numbers of the class and two of all weights take fewer registers than a tile of probabilities.
+        z_of_t, a_of_t = (total + row_sum(jnp.where(hit, x, zero)) for total, x in ((z_of_t, z), (a_of_t, a)))
+        weights = jnp.where(inside, a, zero) if o.settings.label_smoothing else None
+        return *online_softmax(tuple(sums), z, weights, inside), z_of_t, a_of_t
 
-    sums = loop(tiles, step, no_sums(jnp.zeros(t.shape, acc)))
+    parts = loop(tiles, step, _no_parts(jnp.zeros(t.shape, acc)))
     if last:
-        store_rows(outs, sums, t, o)
+        _store(outs, parts, t, o)
     else:
-        for ref, value in zip(outs, sums, strict=True):
+        for ref, value in zip(outs, parts, strict=True):
             ref[...] = value
 
 
 def _merge_kernel(*refs, o):
     """y[m], n[m] and s[m] of the PARTS[S M] of S runs of classes; grid (M/BM); a program owns BM rows."""
-    t, parts, outs = refs[0][...], refs[1 : 1 + PARTS], refs[1 + PARTS :]
+    t, runs, outs = refs[0][...], refs[1 : 1 + PARTS], refs[1 + PARTS :]
 
-    def step(i, sums):
-        return merged(sums, tuple(ref[pl.ds(i, 1), :] for ref in parts))
+    def step(i, parts):
+        run = tuple(ref[pl.ds(i, 1), :] for ref in runs)
+        return *merged(parts[:4], run[:4]), parts[4] + run[4], parts[5] + run[5]
 
-    sums = loop(parts[0].shape[0], step, no_sums(jnp.zeros(t.shape, outs[0].dtype)))
-    store_rows(outs, sums, t, o)
+    _store(outs, loop(runs[0].shape[0], step, _no_parts(jnp.zeros(t.shape, outs[0].dtype))), t, o)
 # fmt: on
+
+
+def _no_parts(like: jax.Array) -> tuple[jax.Array, ...]:
+    return *no_sums(like), jnp.zeros_like(like), jnp.zeros_like(like)
+
+
+def _store(outs: Any, parts: tuple[jax.Array, ...], t: jax.Array, o: Constants) -> None:
+    *sums, z_of_t, a_of_t = parts
+    s = o.settings.label_smoothing
+    store_rows(outs, of_class(tuple(sums), a_of_t, z_of_t, 1 - s, s / o.V), t, o)
 
 
 def loss(

@@ -19,14 +19,14 @@ WORKLOADS = {
         ),
         Workload(
             "digits-mlp", Network((64,), (Dense(128, "relu"), Dense(10))), "cross_entropy",
-            Optimizer("sgd", 0.1, 0.9), batch=96, epochs=30, load=digits.flat, least_accuracy=0.95,
+            Optimizer("sgd", 0.1, 0.9), batch=96, epochs=30, load=digits.flat, expected_accuracy=0.95,
         ),
         Workload(
             "digits-cnn",
             Network((1, 8, 8), (
                 Conv(8, 3, padding=1), Pool(), Conv(16, 3, padding=1), Pool(), Flatten(), Dense(128, "relu"), Dense(10),
             )),
-            "cross_entropy", Optimizer("adam", 5e-3), batch=160, epochs=30, load=digits.images, least_accuracy=0.97,
+            "cross_entropy", Optimizer("adam", 5e-3), batch=160, epochs=30, load=digits.images, expected_accuracy=0.97,
         ),
         Workload(
             "mnist-mlp", Network((784,), (Dense(256, "relu"), Dense(10))), "cross_entropy", _ADAM,
@@ -48,7 +48,7 @@ WORKLOADS = {
         ),
         Workload(
             "recommender", Network((64,), (Dense(128, "relu"), Dense(1))), "binary_cross_entropy_with_logits",
-            Optimizer("adam", 3e-3), batch=256, epochs=10, load=generated.preferences, least_accuracy=0.85,
+            Optimizer("adam", 3e-3), batch=256, epochs=10, load=generated.preferences, expected_accuracy=0.85,
         ),
         Workload(
             "text-classifier", Network((128,), (Dense(64, "relu"), Dense(10))), "cross_entropy",
@@ -65,5 +65,5 @@ def workload(name: str) -> Workload:
         ValueError: there is none.
     """
     if name not in WORKLOADS:
-        raise ValueError(f"unknown workload {name!r}; the lab has {', '.join(WORKLOADS)}")
+        raise ValueError(f"train: workload is {name!r}, wanted one of {', '.join(WORKLOADS)}")
     return WORKLOADS[name]

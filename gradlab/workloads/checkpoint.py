@@ -1,7 +1,7 @@
-"""Weights and runs on disk: safetensors files, whole or not there at all.
+"""Weights and runs on disk: safetensors files, written atomically.
 
-A run's file holds the weights by their side's names, the optimizer's state as `optimizer.*`, the scale of the loss as
-`scaler.*` and the curve so far as `losses`; its metadata says how to go on. Any file of weights can be read too.
+A run's file holds the weights by their side's names, the optimizer's state as `optimizer.*`, the loss scale as
+`scaler.*` and the losses so far as `losses`; its metadata is the plan. Files of weights only can be read too.
 """
 
 import json
@@ -25,28 +25,28 @@ class CheckpointError(ValueError):
 
 
 def save(path: Path, arrays: Arrays, run: dict[str, Any] | None = None) -> None:
-    """Write arrays, and what a run says about itself, to `path`: the old file or the new one, never a half.
+    """Write arrays, and the plan of a run, to `path` atomically.
 
     Raises:
-        OSError: it cannot be written; an older file is as it was.
+        OSError: it cannot be written; an older file is unchanged.
     """
     from safetensors.numpy import save as pack
 
     metadata = None if run is None else {_KEY: json.dumps(run)}
     content = pack({name: a.copy(order="C") for name, a in arrays.items()}, metadata)
 
-    def put(half: Path) -> None:
-        with half.open("wb") as file:
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
             file.write(content)
             file.flush()
-            # On the disk before it takes the name: a machine that stops leaves no empty file there.
+            # Flush to disk before the rename, so that a crash leaves no empty file.
             os.fsync(file.fileno())
 
-    whole(path, put)
+    whole(path, write)
 
 
 def read(path: Path) -> tuple[Arrays, dict[str, Any] | None]:
-    """The arrays of a file, and what the run that wrote it said; None where none did.
+    """The arrays of a file, and the plan of the run that wrote it; None if it holds weights only.
 
     Raises:
         CheckpointError: no such file, or not one of safetensors.
@@ -60,8 +60,8 @@ def read(path: Path) -> tuple[Arrays, dict[str, Any] | None]:
     try:
         with safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            said = (file.metadata() or {}).get(_KEY)
-            return arrays, None if said is None else json.loads(said)
+            run = (file.metadata() or {}).get(_KEY)
+            return arrays, None if run is None else json.loads(run)
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: {error}, wanted a safetensors file") from None
 
@@ -94,7 +94,7 @@ def weights_for(network: Network, path: Path) -> Weights:
 
 
 def convert(source: Path, target: Path) -> str:
-    """Turn a file of weights of one side into one of the other; the side it now is of.
+    """Convert a file of weights to the other side's names and layout; returns that side.
 
     Raises:
         CheckpointError: no such file, or no weights of one side.

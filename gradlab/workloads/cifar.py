@@ -59,12 +59,12 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except Exception as error:  # a broken pickle can raise anything
         raise DataError(f"{path}: broken or no such batch ({error}), wanted {_WANTED_IN_FILE}") from None
     if not isinstance(batch, dict) or not {b"data", b"labels"} <= set(batch):
-        held = f"the keys {', '.join(map(repr, batch))}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
-        raise DataError(f"{path}: holds {held}, wanted {_WANTED_IN_FILE}")
+        found = f"the keys {', '.join(map(repr, batch))}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
+        raise DataError(f"{path}: holds {found}, wanted {_WANTED_IN_FILE}")
     pixels, labels = batch[b"data"], np.asarray(batch[b"labels"])
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
-        held = f"{pixels.dtype}{list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise DataError(f"{path}: b'data' is {held}, wanted {_WANTED_IN_FILE}")
+        found = f"{pixels.dtype}{list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise DataError(f"{path}: b'data' is {found}, wanted {_WANTED_IN_FILE}")
     if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 9:
         raise DataError(f"{path}: b'labels' is {labels.dtype}{list(labels.shape)}, wanted {_WANTED_IN_FILE}")
     return pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64)

@@ -1,4 +1,4 @@
-"""What `gradlab train` and `gradlab convert-weights` make of their words: plans, and one-line refusals."""
+"""`gradlab train` and `gradlab convert-weights`: validates the arguments and runs the plan."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
@@ -13,14 +13,14 @@ from gradlab.base.terminal import print_line
 from gradlab.workloads import checkpoint
 from gradlab.workloads.catalogue import WORKLOADS, workload
 from gradlab.workloads.compare import compare, not_installed
-from gradlab.workloads.train import resumed
+from gradlab.workloads.train import load_run
 from gradlab.workloads.train import train as train_one
-from gradlab.workloads.training import NEEDS, Plan, missing
+from gradlab.workloads.training import NEEDS, TrainingPlan, missing
 from gradlab.workloads.workload import LAYERS, PRECISIONS, Layers, Optimizer
 
 
 class TrainArgs(NamedTuple):
-    """The words of the command line; None for what was not said."""
+    """The arguments of the command line; None where not given."""
 
     name: str | None = None
     sides: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class TrainArgs(NamedTuple):
     seed: int | None = None
 
 
-# What the data and the files of a run need, besides its side: module -> the name that pip knows.
+# Optional modules that data and files need -> their names for pip.
 TOOLS = {"sklearn": "scikit-learn", "safetensors": "safetensors", "matplotlib": "matplotlib"}
 
 
@@ -49,12 +49,12 @@ def train(
     """Train as args: an exit code.
 
     Raises:
-        ValueError: words that are unknown or do not go together, data or a file that cannot be read.
+        ValueError: unknown or conflicting arguments, data or a file that cannot be read.
     """
     try:
         return _train(args, both, out, save, load, resume)
     except ModuleNotFoundError as error:
-        return _not_there(error)
+        return _missing_tool(error)
 
 
 def _train(
@@ -83,9 +83,9 @@ def _train(
     if resume is not None:
         if load is not None:
             raise ValueError(f"train: --load is {load}, wanted none beside --resume")
-        said = args._asdict() | {"side": _one(args.sides), "path": args.data}
-        del said["sides"], said["data"], said["lr"], said["optimizer"]
-        plan, state = resumed(resume, said)
+        given = args._asdict() | {"side": _one(args.sides), "path": args.data}
+        del given["sides"], given["data"], given["lr"], given["optimizer"]
+        plan, state = load_run(resume, given)
         if args.lr is not None or args.optimizer is not None:
             _same(resume, plan, _optimizer(args, plan.optimizer))
         return _needs(plan.side) or train_one(plan, save or resume, state=state)
@@ -105,17 +105,17 @@ def convert_weights(source: Path, target: Path) -> int:
     try:
         side = checkpoint.convert(source, target)
     except ModuleNotFoundError as error:
-        return _not_there(error)
+        return _missing_tool(error)
     except OSError as error:
         print_line(Console(stderr=True), f"cannot write {target}: {error.strerror or error}")
         return UNUSABLE
-    print_line(Console(), f"{target} holds the weights of {source} as {side} has them")
+    print_line(Console(), f"{target} holds the weights of {source} in the layout of {side}")
     return OK
 
 
-def _plan(args: TrainArgs, side: str) -> Plan:
+def _plan(args: TrainArgs, side: str) -> TrainingPlan:
     chosen = workload(str(args.name))
-    return Plan(
+    return TrainingPlan(
         chosen.name,
         side,
         cast(Layers, args.layers or "gradlab"),
@@ -128,10 +128,10 @@ def _plan(args: TrainArgs, side: str) -> Plan:
     )
 
 
-def _optimizer(args: TrainArgs, usual: Optimizer) -> Optimizer:
-    if args.optimizer is not None and args.optimizer != usual.kind:
-        usual = Optimizer("adam", 1e-3) if args.optimizer == "adam" else Optimizer("sgd", 0.05, 0.9)
-    return usual if args.lr is None else usual._replace(lr=args.lr)
+def _optimizer(args: TrainArgs, default: Optimizer) -> Optimizer:
+    if args.optimizer is not None and args.optimizer != default.kind:
+        default = Optimizer("adam", 1e-3) if args.optimizer == "adam" else Optimizer("sgd", 0.05, 0.9)
+    return default if args.lr is None else default._replace(lr=args.lr)
 
 
 def _choice(word: str, came: str | None, choices: tuple[str, ...]) -> None:
@@ -145,7 +145,7 @@ def _one(sides: tuple[str, ...]) -> str | None:
     return sides[0] if sides else None
 
 
-def _same(path: Path, plan: Plan, optimizer: Optimizer) -> None:
+def _same(path: Path, plan: TrainingPlan, optimizer: Optimizer) -> None:
     if optimizer != plan.optimizer:
         raise checkpoint.CheckpointError(f"{path}: its optimizer is {plan.optimizer}, wanted {optimizer}")
 
@@ -157,8 +157,8 @@ def _needs(side: str) -> int:
     return UNUSABLE if gone else OK
 
 
-def _not_there(error: ModuleNotFoundError) -> int:
-    """One line for a tool that is not installed; anything else that is missing is a mistake of ours."""
+def _missing_tool(error: ModuleNotFoundError) -> int:
+    """One line for an optional module that is not installed; any other missing module is a bug."""
     name = (error.name or "").partition(".")[0]
     if name not in TOOLS:
         raise error

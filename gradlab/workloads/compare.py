@@ -1,4 +1,4 @@
-"""One network trained four times, torch and jax, hand-written and native, from the same start: do the curves agree?"""
+"""Trains one network four times (torch and jax, hand-written and native) from the same weights, compares the losses."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,22 +14,23 @@ from gradlab.base.files import claim, whole
 from gradlab.base.machine import describe, stamp
 from gradlab.base.terminal import print_line
 from gradlab.workloads import compare_report as report
-from gradlab.workloads.process import run_elsewhere
-from gradlab.workloads.training import NEEDS, Plan, Run, missing
+from gradlab.workloads.process import run_in_subprocess
+from gradlab.workloads.training import NEEDS, TrainingPlan, TrainingRun, missing
 from gradlab.workloads.workload import LAYERS, steps
 
 
-def compare(plan: Plan, out: Path, sides: Sequence[str]) -> int:
+def compare(plan: TrainingPlan, out: Path, sides: Sequence[str]) -> int:
     """Train `plan` on each of `sides` with each kind of layers; print the table, write it, a figure and the numbers.
 
     Args:
-        plan: what is trained; its own side and layers do not matter.
+        plan: what is trained; its side and layers are ignored.
         out: a folder for loss.png, table.md and results.json, made when it is not there.
         sides: of "torch" and "jax"; one whose framework is not installed is left out.
 
     Returns:
-        An exit code: 0; 1 when a run failed or broke a promise; 2 when nothing could be trained or written; 130 after
-        Ctrl-C. Runs that had finished are written whatever stopped the others.
+        An exit code: 0; 1 when a run failed or violated an expectation; 2 when nothing could be trained or written;
+            130 after
+        Ctrl-C. Finished runs are written in every case.
 
     Raises:
         ValueError: data that cannot be read, a batch that is too large.
@@ -56,7 +57,7 @@ def compare(plan: Plan, out: Path, sides: Sequence[str]) -> int:
         return UNUSABLE
 
     plans = [replace(plan, side=name, layers=layers) for name in present for layers in LAYERS]
-    finished: list[Run] = []
+    finished: list[TrainingRun] = []
     stopped = ""
     with progress(errors) as bars:
         tasks = [bars.add_task(f"{p.side} {p.layers}", start=False, loss="", total=total) for p in plans]
@@ -67,7 +68,7 @@ def compare(plan: Plan, out: Path, sides: Sequence[str]) -> int:
                 def on_loss(loss: float, task: TaskID = task) -> None:
                     bars.update(task, advance=1, loss=f"loss {loss:.4f}")
 
-                finished.append(run_elsewhere(one, on_loss))
+                finished.append(run_in_subprocess(one, on_loss))
         except KeyboardInterrupt:
             stopped = "interrupted"
         except RuntimeError as error:
@@ -108,7 +109,7 @@ def progress(console: Console) -> Progress:
     )
 
 
-def _write(out: Path, runs: Sequence[Run], plan: Plan, setting: str, complete: bool) -> None:
+def _write(out: Path, runs: Sequence[TrainingRun], plan: TrainingPlan, setting: str, complete: bool) -> None:
     from gradlab.workloads import compare_plot
 
     machine = describe()
@@ -119,7 +120,7 @@ def _write(out: Path, runs: Sequence[Run], plan: Plan, setting: str, complete: b
     whole(out / "results.json", lambda path: path.write_text(numbers, encoding="utf-8"))
 
 
-def _show(console: Console, runs: Sequence[Run], plan: Plan) -> None:
+def _show(console: Console, runs: Sequence[TrainingRun], plan: TrainingPlan) -> None:
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for i, column in enumerate(report.COLUMNS):
         table.add_column(column, justify="left" if i < 3 else "right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The demonstration as the report takes it: four runs of one network, their numbers as plain data."""
+"""The training demo for the report: four runs of one network as plain data."""
 
 import json
 import struct
@@ -27,7 +27,7 @@ def trained(out: Path) -> dict[str, Any]:
     numbers, figure = folder / "results.json", folder / "loss.png"
     found: dict[str, Any] = {"name": NAME, "columns": COLUMNS, "rows": [], "notes": []}
     if code != OK:
-        found["notes"].append("A run failed or broke its promise; the terminal says which.")
+        found["notes"].append("A run failed or violated an expectation; see the terminal.")
     if numbers.is_file():
         for run in json.loads(numbers.read_text(encoding="utf-8"))["runs"]:
             name = f"{run['side']} {run['layers']}"
@@ -40,5 +40,5 @@ def trained(out: Path) -> dict[str, Any]:
 
 
 def _size(png: Path) -> tuple[int, int]:
-    """Width and height, which stand at a fixed place of every PNG: a page wants them before it loads it."""
+    """Width and height from the PNG header, for the page's layout."""
     return struct.unpack(">II", png.read_bytes()[16:24])

@@ -1,4 +1,4 @@
-"""Data that is made, not read: the same for the same seed, and with something in it to learn."""
+"""Generated data sets: deterministic for a seed, and learnable."""
 
 from pathlib import Path
 
@@ -14,22 +14,22 @@ def line(seed: int = 0, path: Path | None = None) -> Data:
 
 
 def sigmoid_teacher(seed: int = 0, path: Path | None = None) -> Data:
-    """What a sigmoid network of the same make, its weights drawn by `seed`, answers to 640 normal inputs [4]."""
+    """The outputs of a sigmoid network with random weights for 640 normal inputs [4]: a teacher of the same shape."""
     rng = np.random.default_rng([seed, 2])
     x = rng.standard_normal((640, 4))
     hidden = _sigmoid(x @ rng.standard_normal((4, 8)) * 1.5)
     t = _sigmoid((hidden - 0.5) @ rng.standard_normal((8, 1)) * 3)
-    return _split(x, t, 512, "512 answers of a drawn sigmoid network")
+    return _split(x, t, 512, "512 outputs of a random sigmoid network")
 
 
 def preferences(seed: int = 0, path: Path | None = None) -> Data:
     """16384 pairs of a user's and an item's 32 traits, and whether the user likes the item: their match, with noise.
 
-    The answer is a product of traits under a drawn matrix, which no linear model sees; one in twenty is turned round.
+    The answer depends on products of traits, which no linear model can fit; one answer in twenty is flipped.
     """
     rng = np.random.default_rng([seed, 3])
     user, item = rng.standard_normal((2, 20480, 32))
-    # The traits that matter lie in few directions, as tastes do.
+    # Two directions of the traits decide, as tastes do.
     taste = rng.standard_normal((32, 2)) / np.sqrt(32)
     liked = ((user @ taste) * (item @ taste)).sum(1) > 0
     liked ^= rng.random(20480) < 0.05

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradlab import jax as hand
+from gradlab import jax as gradlab_jax
 from gradlab.workloads.network import Activation, Conv, Flatten, Network, Pool
 from gradlab.workloads.workload import Layers, Optimizer
 
@@ -14,7 +14,7 @@ Params = dict[str, dict[str, jax.Array]]
 
 
 def outputs(layers: Layers, network: Network, params: Params, x: jax.Array) -> jax.Array:
-    """What the network answers to x[M ...]."""
+    """The network's outputs for x[M ...]."""
     for name, layer, *_ in network.placed():
         if isinstance(layer, Flatten):
             # Channels first, as torch flattens: the weights behind it are torch's, transposed.
@@ -22,7 +22,7 @@ def outputs(layers: Layers, network: Network, params: Params, x: jax.Array) -> j
         elif isinstance(layer, Pool):
             window = (layer.window, layer.window)
             if layers == "gradlab":
-                x = hand.max_pool2d(x, window)
+                x = gradlab_jax.max_pool2d(x, window)
             else:
                 steps = (1, *window, 1)
                 x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, steps, steps, "VALID")
@@ -34,7 +34,7 @@ def outputs(layers: Layers, network: Network, params: Params, x: jax.Array) -> j
             if isinstance(layer, Conv):
                 x = _conv(layers, x, kernel, bias, layer.padding, fused)
             elif layers == "gradlab":
-                x = hand.linear(x, kernel, bias, **fused)
+                x = gradlab_jax.linear(x, kernel, bias, **fused)
             else:
                 x = jnp.dot(x, kernel, precision=_precision(x)) + bias
             x = x if fused else activate(layers, layer.activation, x)
@@ -43,7 +43,7 @@ def outputs(layers: Layers, network: Network, params: Params, x: jax.Array) -> j
 
 def _conv(layers, x, kernel, bias, padding, fused):
     if layers == "gradlab":
-        return hand.conv2d(x, kernel, bias, padding=padding, **fused)
+        return gradlab_jax.conv2d(x, kernel, bias, padding=padding, **fused)
     around = [(padding, padding)] * 2
     y = jax.lax.conv_general_dilated(
         x, kernel, (1, 1), around, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=_precision(x)
@@ -52,20 +52,20 @@ def _conv(layers, x, kernel, bias, padding, fused):
 
 
 def _precision(x):
-    # Without a word a float32 product is TF32 on a GPU; in half precision there is nothing to ask for.
+    # By default a float32 product is TF32 on a GPU; half precision has no such choice.
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
 
 def activate(layers: Layers, activation: Activation, x: jax.Array) -> jax.Array:
     """The activation, or x itself where there is none."""
-    lab: Any = hand if layers == "gradlab" else jax.nn
-    return x if activation is None else getattr(lab, activation)(x)
+    module: Any = gradlab_jax if layers == "gradlab" else jax.nn
+    return x if activation is None else getattr(module, activation)(x)
 
 
 def loss(layers: Layers, name: str, y: jax.Array, t: jax.Array) -> jax.Array:
     """The mean loss of outputs y and targets t."""
     if layers == "gradlab":
-        return getattr(hand, name)(y, t)
+        return getattr(gradlab_jax, name)(y, t)
     if name == "cross_entropy":
         return optax.softmax_cross_entropy_with_integer_labels(y, t).mean()
     if name == "mse_loss":
@@ -73,9 +73,9 @@ def loss(layers: Layers, name: str, y: jax.Array, t: jax.Array) -> jax.Array:
     return optax.sigmoid_binary_cross_entropy(y, t).mean()
 
 
-def optimizer(layers: Layers, asked: Optimizer) -> Any:
+def optimizer(layers: Layers, settings: Optimizer) -> Any:
     """The optimizer as a gradient transformation."""
-    lab: Any = hand if layers == "gradlab" else optax
-    if asked.kind == "adam":
-        return lab.adam(asked.lr)
-    return lab.sgd(asked.lr, momentum=asked.momentum or None)
+    module: Any = gradlab_jax if layers == "gradlab" else optax
+    if settings.kind == "adam":
+        return module.adam(settings.lr)
+    return module.sgd(settings.lr, momentum=settings.momentum or None)

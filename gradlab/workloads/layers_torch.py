@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gradlab import torch as hand
+from gradlab import torch as gradlab_torch
 from gradlab.workloads.network import Activation, Conv, Flatten, Network, Pool
 from gradlab.workloads.workload import Layers, Optimizer
 
@@ -13,40 +13,40 @@ Params = dict[str, torch.Tensor]
 
 
 def outputs(layers: Layers, network: Network, params: Params, x: torch.Tensor) -> torch.Tensor:
-    """What the network answers to x[M ...]."""
-    lab: Any = hand if layers == "gradlab" else F
+    """The network's outputs for x[M ...]."""
+    module: Any = gradlab_torch if layers == "gradlab" else F
     for name, layer, *_ in network.placed():
         if isinstance(layer, Flatten):
             x = x.flatten(1)
         elif isinstance(layer, Pool):
-            x = lab.max_pool2d(x, layer.window)
+            x = module.max_pool2d(x, layer.window)
         else:
             weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
             fused: dict[str, Any] = {}
             if layers == "gradlab" and layer.activation == "relu":
                 fused = {"activation": "relu"}
             if isinstance(layer, Conv):
-                x = lab.conv2d(x, weight, bias, padding=layer.padding, **fused)
+                x = module.conv2d(x, weight, bias, padding=layer.padding, **fused)
             else:
-                x = lab.linear(x, weight, bias, **fused)
+                x = module.linear(x, weight, bias, **fused)
             x = x if fused else activate(layers, layer.activation, x)
     return x
 
 
 def activate(layers: Layers, activation: Activation, x: torch.Tensor) -> torch.Tensor:
     """The activation, or x itself where there is none."""
-    lab: Any = hand if layers == "gradlab" else torch
-    return x if activation is None else getattr(lab, activation)(x)
+    module: Any = gradlab_torch if layers == "gradlab" else torch
+    return x if activation is None else getattr(module, activation)(x)
 
 
 def loss(layers: Layers, name: str, y: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """The mean loss of outputs y and targets t."""
-    return getattr(hand if layers == "gradlab" else F, name)(y, t)
+    return getattr(gradlab_torch if layers == "gradlab" else F, name)(y, t)
 
 
-def optimizer(layers: Layers, asked: Optimizer, params: Params) -> torch.optim.Optimizer:
+def optimizer(layers: Layers, settings: Optimizer, params: Params) -> torch.optim.Optimizer:
     """The optimizer over all parameters."""
-    lab: Any = hand if layers == "gradlab" else torch.optim
-    if asked.kind == "adam":
-        return lab.Adam(params.values(), lr=asked.lr)
-    return lab.SGD(params.values(), lr=asked.lr, momentum=asked.momentum)
+    module: Any = gradlab_torch if layers == "gradlab" else torch.optim
+    if settings.kind == "adam":
+        return module.Adam(params.values(), lr=settings.lr)
+    return module.SGD(params.values(), lr=settings.lr, momentum=settings.momentum)

@@ -1,4 +1,4 @@
-"""Weights between torch and jax: names changed and axes transposed, values untouched. NumPy only.
+"""Converts weights between torch and jax: names change and axes are transposed, values do not. NumPy only.
 
 torch (state_dict)          jax (pytree, flax's names)
 conv.weight [F C R S]       conv.kernel [R S C F]
@@ -34,8 +34,8 @@ def side_of(weights: Arrays) -> str:
     torch = any(_last(name) == "weight" for name in weights)
     jax = any(_last(name) in ("kernel", "scale") for name in weights)
     if torch == jax:
-        held = "both" if torch else "none"
-        raise ValueError(f"it holds {held} of torch's names (.weight) and jax's (.kernel, .scale), wanted one side's")
+        names = "both" if torch else "none"
+        raise ValueError(f"it holds {names} of torch's names (.weight) and jax's (.kernel, .scale), wanted one side's")
     return "torch" if torch else "jax"
 
 
@@ -79,5 +79,5 @@ def _weight(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     if _last(name) != "kernel":
         return name, array
     # (window ..., in, out) -> (out, in, window ...)
-    turned = array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
-    return f"{name.removesuffix('kernel')}weight", np.ascontiguousarray(turned)
+    transposed = array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
+    return f"{name.removesuffix('kernel')}weight", np.ascontiguousarray(transposed)

@@ -1,6 +1,6 @@
-"""A network as data: its layers once, for both sides; every shape and every first weight is worked out from them.
+"""A network as data: its layers, for both frameworks; all shapes and initial weights follow from them.
 
-Weights are named and laid out as torch has them: conv1.weight[F C R S], linear1.weight[N K], and a bias each.
+Weights have torch's names and layout: conv1.weight[F C R S], linear1.weight[N K], and a bias each.
 """
 
 import math
@@ -33,12 +33,12 @@ class Pool:
 
 @dataclass(frozen=True)
 class Flatten:
-    """[C H W] -> [C*H*W], on both sides in this order, so that weights behind it only have to be transposed."""
+    """[C H W] -> [C*H*W], in this order on both frameworks, so that later weights differ only by a transposition."""
 
 
 @dataclass(frozen=True)
 class Dense:
-    """`units` sums over all that comes in, then the activation."""
+    """A linear layer with `units` outputs, then the activation."""
 
     units: int
     activation: Activation = None
@@ -48,7 +48,7 @@ Layer = Conv | Pool | Flatten | Dense
 
 
 class Placed(NamedTuple):
-    """A layer in its network: its name, what comes in and what goes out, without the axis of the batch."""
+    """A layer in its network: its name, and its input and output shapes without the batch axis."""
 
     name: str
     layer: Layer
@@ -123,10 +123,10 @@ def _after(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (math.prod(shape),)
     if isinstance(layer, Dense):
         if len(shape) != 1:
-            raise ValueError(f"network: a linear layer's input is {list(shape)}, wanted [K]: flatten it before")
+            raise ValueError(f"network: input of a linear layer is {list(shape)}, wanted [K]: flatten it first")
         return (layer.units,)
     if len(shape) != 3:
-        raise ValueError(f"network: the input of {layer} is {list(shape)}, wanted [C H W]")
+        raise ValueError(f"network: input of {layer} is {list(shape)}, wanted [C H W]")
     C, H, W = shape
     if isinstance(layer, Conv):
         grown = 2 * layer.padding - layer.window + 1
@@ -134,5 +134,5 @@ def _after(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     else:
         result = (C, H // layer.window, W // layer.window)
     if min(result) < 1:
-        raise ValueError(f"network: nothing is left of {list(shape)} after {layer}")
+        raise ValueError(f"network: input of {layer} is {list(shape)}, wanted one that leaves an output of at least 1")
     return result

@@ -1,13 +1,13 @@
-"""A run in a process of its own: one framework there, its memory counted alone, its threads nobody else's."""
+"""A training run in a subprocess: a single framework, its own memory count and threads."""
 
 from collections.abc import Callable
 
 from gradlab.base.processes import run_in_process
-from gradlab.workloads.training import Plan, Run, run
+from gradlab.workloads.training import TrainingPlan, TrainingRun, run
 
 
-def run_elsewhere(plan: Plan, on_loss: Callable[[float], object]) -> Run:
-    """`training.run` elsewhere; `on_loss` gets the loss of every step as it is taken.
+def run_in_subprocess(plan: TrainingPlan, on_loss: Callable[[float], object]) -> TrainingRun:
+    """`training.run` in a subprocess; `on_loss` is called with the loss of every step.
 
     Raises:
         RuntimeError: the run failed; its last line.
@@ -15,5 +15,5 @@ def run_elsewhere(plan: Plan, on_loss: Callable[[float], object]) -> Run:
     return run_in_process(f"{plan.side} {plan.layers}", _run, plan, on_message=on_loss)
 
 
-def _run(send: Callable[[float], object], plan: Plan) -> Run:
+def _run(send: Callable[[float], object], plan: TrainingPlan) -> TrainingRun:
     return run(plan, plan.workload.load(plan.seed, plan.path), send)

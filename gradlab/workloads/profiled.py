@@ -5,28 +5,28 @@ import itertools
 from typing import Any
 
 from gradlab.autodiff.frameworks.side import side as side_of
-from gradlab.profiling.trace.step import Job, Step, serve
+from gradlab.profiling.trace.step import ProfiledStep, ProfileJob, serve
 from gradlab.workloads.catalogue import workload
 from gradlab.workloads.workload import batches
 
-# The same batches for every profile, long enough for any; what they hold does not matter to the time.
+# The same batches for every profile; their values do not affect the time.
 SEED, EPOCHS = 0, 100
 
 
-def refuse(name: str, modes: dict[str, str]) -> None:
-    """Raise for what no workload can be profiled as.
+def refuse_unsupported(name: str, modes: dict[str, str]) -> None:
+    """Refuse workloads and modes that cannot be profiled.
 
     Raises:
         ValueError: an unknown workload, one whose data is a file of the user's, or jax without jit.
     """
     one = workload(name)
     if one.file:
-        raise ValueError(f"profile: {name} trains on {one.file}, wanted a workload that needs no file")
+        raise ValueError(f"profile: target is {name!r}, which needs {one.file}, wanted a workload that needs no file")
     if modes.get("jax") == "eager":
         raise ValueError(f"profile: mode is 'eager', wanted jit: {name}'s training step is one jitted program on jax")
 
 
-def step(job: Job) -> Step:
+def step(job: ProfileJob) -> ProfiledStep:
     """One training step with hand-written layers: forward, backward and optimizer, the loss read back."""
     one, side = workload(job.target), side_of(job.side)
     module: Any = importlib.import_module(f"gradlab.workloads.trainer_{job.side}")
@@ -40,7 +40,7 @@ def step(job: Job) -> Step:
     def program() -> str:
         return trainer.program(*next(feed))
 
-    return Step(lambda: take(*next(feed)), side.wait, what, side.interpreted(), program)
+    return ProfiledStep(lambda: take(*next(feed)), side.wait, what, side.interpreted(), program)
 
 
 if __name__ == "__main__":

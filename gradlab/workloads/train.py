@@ -1,4 +1,4 @@
-"""`gradlab train`: one run on one side, saved and resumed, stopped without loss."""
+"""`gradlab train`: one run on one side, which can be saved, interrupted and resumed."""
 
 import importlib
 import signal
@@ -17,21 +17,23 @@ from gradlab.base.files import claim
 from gradlab.base.terminal import print_line
 from gradlab.workloads import checkpoint
 from gradlab.workloads.compare import progress
-from gradlab.workloads.training import Plan, Training
+from gradlab.workloads.training import Training, TrainingPlan
 from gradlab.workloads.workload import shown
 
-# What a resumed run may be asked for anew: more epochs, and where its data lies now.
+# Settings that a resumed run may change: the number of epochs and the path of its data.
 FREE = ("epochs", "path")
 
 
-def train(plan: Plan, save: Path | None = None, load: Path | None = None, state: dict[str, Any] | None = None) -> int:
-    """Train `plan` and print what came of it.
+def train(
+    plan: TrainingPlan, save: Path | None = None, load: Path | None = None, state: dict[str, Any] | None = None
+) -> int:
+    """Train `plan` and print the result.
 
     Args:
         plan: the run.
         save: a file for weights, optimizer and curve, written after each epoch, at the end and after Ctrl-C.
         load: a file of either side whose weights the run starts from.
-        state: what `resumed` read, to go on from.
+        state: the state that `load_run` returned, to continue from.
 
     Returns:
         An exit code: 0; 2 when the file could not be written; 130 after Ctrl-C.
@@ -41,7 +43,7 @@ def train(plan: Plan, save: Path | None = None, load: Path | None = None, state:
     """
     console, errors = Console(), Console(stderr=True)
     if save is not None:
-        # What saving needs is missed now, not when there is something to lose.
+        # A missing module must fail now, not when there is something to lose.
         importlib.import_module("safetensors")
         try:
             claim(save.parent)
@@ -65,68 +67,72 @@ def train(plan: Plan, save: Path | None = None, load: Path | None = None, state:
                 break
     if stop and len(training.losses) < training.total:
         failed = _saved(training, save) if save is not None else ""
-        kept = f"saved to {save}: --resume {save} goes on" if save else "nothing was saved: --save names a file"
-        print_line(errors, f"interrupted after {len(training.losses)} of {training.total} steps; {failed or kept}")
+        saved = f"saved to {save}: --resume {save} continues" if save else "nothing was saved: --save names a file"
+        print_line(errors, f"interrupted after {len(training.losses)} of {training.total} steps; {failed or saved}")
         return INTERRUPTED
     seconds = time.perf_counter() - start
     with training.quiet():
         tested = shown(plan.workload, training.test())
     peak = training.peak()
-    words = [f"final loss {training.losses[-1]:.6f}", f"{tested} on the test data"]
-    words += [f"{len(training.losses) - done} steps in {seconds:.1f} s"]
-    words += [f"peak memory {peak / 2**20:.0f} MiB"] if peak else []
-    print_line(console, ", ".join(words))
+    parts = [f"final loss {training.losses[-1]:.6f}", f"{tested} on the test data"]
+    parts += [f"{len(training.losses) - done} steps in {seconds:.1f} s"]
+    parts += [f"peak memory {peak / 2**20:.0f} MiB"] if peak else []
+    print_line(console, ", ".join(parts))
     if save is not None:
         full = full or _saved(training, save)
         print_line(errors if full else console, full or f"saved to {save}")
     return UNUSABLE if full else OK
 
 
-def resumed(path: Path, asked: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+def load_run(path: Path, given: dict[str, Any]) -> tuple[TrainingPlan, dict[str, Any]]:
     """The plan and the state of a run that `train` saved.
 
     Args:
         path: its file.
-        asked: what the command line says besides, by the plan's names; None where it says nothing.
+        given: arguments of the command line by the plan's names; None where not given.
 
     Raises:
-        CheckpointError: no such file, no run in it, or another run than the one asked for.
+        CheckpointError: no such file, no run in it, or a run with other settings than those given.
     """
-    arrays, said = checkpoint.read(path)
-    if said is None:
-        raise checkpoint.CheckpointError(f"{path}: holds weights alone, wanted what --save wrote; --load takes weights")
+    arrays, run = checkpoint.read(path)
+    if run is None:
+        raise checkpoint.CheckpointError(
+            f"{path}: holds weights only, wanted a run written by --save; --load takes weights"
+        )
     try:
-        plan = Plan.of(said)
+        plan = TrainingPlan.of(run)
     except (TypeError, KeyError) as error:
         raise checkpoint.CheckpointError(
-            f"{path}: its run cannot be read ({error}), wanted what --save wrote"
+            f"{path}: its run cannot be read ({error}), wanted a run written by --save"
         ) from None
-    for name, value in asked.items():
-        held = getattr(plan, name)
-        if value is not None and name not in FREE and value != held:
-            raise checkpoint.CheckpointError(f"{path}: its {name} is {held}, wanted {value}; leave it out to go on")
-    plan = replace(plan, **{name: asked[name] for name in FREE if asked.get(name) is not None})
+    for name, value in given.items():
+        saved = getattr(plan, name)
+        if value is not None and name not in FREE and value != saved:
+            raise checkpoint.CheckpointError(
+                f"{path}: its {name} is {saved}, wanted {value}; leave the option out to continue"
+            )
+    plan = replace(plan, **{name: given[name] for name in FREE if given.get(name) is not None})
     if "losses" not in arrays:
-        raise checkpoint.CheckpointError(f"{path}: holds no curve, wanted what --save wrote")
+        raise checkpoint.CheckpointError(f"{path}: holds no losses, wanted a run written by --save")
     return plan, arrays
 
 
 @contextmanager
 def _between_steps() -> Iterator[list[int]]:
-    """Ctrl-C waits for the end of the step, so that no weight is ahead of another; a second one does not wait.
+    """Delay Ctrl-C to the end of the step, so that all weights belong to one step; a second Ctrl-C stops at once.
 
-    Gives a list that is empty until then.
+    Yields a list that is empty until then.
     """
     stop: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def asked(number: int, frame: object) -> None:
+    def on_interrupt(number: int, frame: object) -> None:
         stop.append(number)
         signal.signal(signal.SIGINT, before)
 
-    before = signal.signal(signal.SIGINT, asked)
+    before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield stop
     finally:
@@ -134,9 +140,9 @@ def _between_steps() -> Iterator[list[int]]:
 
 
 def _saved(training: Training, path: Path) -> str:
-    """Save the run; why it could not be saved, in one line, or nothing."""
+    """Save the run; the error in one line if that fails, else empty."""
     try:
-        checkpoint.save(path, training.state(), training.plan.said())
+        checkpoint.save(path, training.state(), training.plan.as_json())
     except OSError as error:
         return f"cannot write {path}: {error.strerror or error}"
     return ""

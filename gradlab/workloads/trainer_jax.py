@@ -16,12 +16,12 @@ from gradlab.workloads.network import Weights
 from gradlab.workloads.workload import Layers, Optimizer, Workload
 
 _DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16}
-# The loss' scale in fp16, as torch.amp.GradScaler moves it: halved at an overflow, doubled after so many good steps.
+# The loss scale in fp16, as in torch.amp.GradScaler: halved at an overflow, doubled after _GOOD_STEPS good steps.
 _SCALE, _GOOD_STEPS = 65536.0, 2000
 
 
-class _How(NamedTuple):
-    """What a step's program hangs on beside its arrays: runs that share it share what is compiled."""
+class _StepConfig(NamedTuple):
+    """The static arguments of a step's program: runs that share them share the compiled program."""
 
     workload: Workload
     layers: Layers
@@ -32,48 +32,50 @@ class _How(NamedTuple):
 class Trainer:
     """Weights, optimizer and, in fp16, the scale of the loss; weights are float32 whatever the precision."""
 
-    def __init__(self, workload: Workload, layers: Layers, asked: Optimizer, precision: str, weights: Weights) -> None:
-        self._how = _How(workload, layers, asked, precision)
+    def __init__(
+        self, workload: Workload, layers: Layers, settings: Optimizer, precision: str, weights: Weights
+    ) -> None:
+        self._config = _StepConfig(workload, layers, settings, precision)
         params = nested({name: SIDE.put(w, "float32") for name, w in to_jax(weights).items()})
-        self._state: dict[str, Any] = {"params": params, "optimizer": optimizer(layers, asked).init(params)}
+        self._state: dict[str, Any] = {"params": params, "optimizer": optimizer(layers, settings).init(params)}
         if precision == "fp16":
             self._state["scaler"] = {"scale": jnp.float32(_SCALE), "good": jnp.int32(0)}
 
     def step(self, x: np.ndarray, t: np.ndarray) -> float:
         """One step on the batch x, t: the mean loss before it."""
-        self._state, value = _step(self._how, self._state, _put(x), SIDE.put(t, "float32"))
+        self._state, value = _step(self._config, self._state, _put(x), SIDE.put(t, "float32"))
         return float(value)
 
     def program(self, x: np.ndarray, t: np.ndarray) -> str:
         """The compiled step on batches of this shape as text: XLA's."""
-        return _step.lower(self._how, self._state, _put(x), SIDE.put(t, "float32")).compile().as_text() or ""
+        return _step.lower(self._config, self._state, _put(x), SIDE.put(t, "float32")).compile().as_text() or ""
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """What the network answers to x."""
-        return SIDE.take(_outputs(self._how, self._state["params"], _put(x)))
+        """The network's outputs for x."""
+        return SIDE.take(_outputs(self._config, self._state["params"], _put(x)))
 
     def weights(self) -> Weights:
         """The weights in torch's layout."""
         return to_torch({name: np.array(w) for name, w in flat(self._state["params"]).items()})
 
     def state(self) -> Arrays:
-        """All that the next step depends on, by name, in this side's layout."""
+        """Everything that the next step depends on, by name, in this side's layout."""
         found = {name: np.array(w) for name, w in flat(self._state["params"]).items()}
         return found | {name: np.array(value) for name, value in self._rest()}
 
     def restore(self, state: Arrays) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         params = nested({name: jnp.asarray(state[name]) for name in flat(self._state["params"])})
         rest = {key: self._state[key] for key in self._state if key != "params"}
         leaves = [jnp.asarray(state[name], old.dtype) for name, old in self._rest()]
         self._state = {"params": params, **jax.tree.unflatten(jax.tree.structure(rest), leaves)}
 
     def peak(self) -> int:
-        """Most bytes of device memory at any time; 0 on a CPU, where nobody counts them."""
+        """Peak bytes of device memory; 0 on a CPU, where it is not counted."""
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
     def quiet(self) -> AbstractContextManager[None]:
-        """Nothing: XLA uses the threads that it can fill."""
+        """No limit: XLA uses the threads that it can fill."""
         return nullcontext()
 
     def _rest(self):
@@ -83,26 +85,26 @@ class Trainer:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _outputs(how: _How, params, x):
-    dtype = _DTYPES.get(how.precision, jnp.float32)
+def _outputs(config: _StepConfig, params, x):
+    dtype = _DTYPES.get(config.precision, jnp.float32)
     low = jax.tree.map(lambda p: p.astype(dtype), params)
-    return outputs(how.layers, how.workload.network, low, x.astype(dtype)).astype(jnp.float32)
+    return outputs(config.layers, config.workload.network, low, x.astype(dtype)).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _step(how: _How, state, x, t):
+def _step(config: _StepConfig, state, x, t):
     scaler = state.get("scaler")
     scale = 1.0 if scaler is None else scaler["scale"]
 
     def scaled(params):
-        value = loss(how.layers, how.workload.loss, _outputs(how, params, x), t)
+        value = loss(config.layers, config.workload.loss, _outputs(config, params, x), t)
         return scale * value, value
 
     (_, value), grads = jax.value_and_grad(scaled, has_aux=True)(state["params"])
     grads = jax.tree.map(lambda g: g / scale, grads) if scaler is not None else grads
-    update = optimizer(how.layers, how.optimizer).update
-    updates, held = update(grads, state["optimizer"], state["params"])
-    new = {"params": optax.apply_updates(state["params"], updates), "optimizer": held}
+    update = optimizer(config.layers, config.optimizer).update
+    updates, optimizer_state = update(grads, state["optimizer"], state["params"])
+    new = {"params": optax.apply_updates(state["params"], updates), "optimizer": optimizer_state}
     if scaler is None:
         return new, value
     finite = jnp.all(jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]))

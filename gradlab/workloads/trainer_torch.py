@@ -13,7 +13,7 @@ from gradlab.workloads.layouts import Arrays
 from gradlab.workloads.network import Weights
 from gradlab.workloads.workload import Layers, Optimizer, Workload
 
-# Parameters of a network that one thread trains faster than two.
+# Below this many parameters one thread is faster than two.
 _SMALL = 100_000
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,10 +21,12 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Trainer:
     """Weights, optimizer and, in fp16, the scale of the loss; weights are float32 whatever the precision."""
 
-    def __init__(self, workload: Workload, layers: Layers, asked: Optimizer, precision: str, weights: Weights) -> None:
+    def __init__(
+        self, workload: Workload, layers: Layers, settings: Optimizer, precision: str, weights: Weights
+    ) -> None:
         self._workload, self._layers, self._dtype = workload, layers, _DTYPES.get(precision)
         self._params = {name: SIDE.put(w, "float32").requires_grad_() for name, w in weights.items()}
-        self._optimizer = optimizer(layers, asked, self._params)
+        self._optimizer = optimizer(layers, settings, self._params)
         self._scaler = torch.amp.GradScaler(SIDE.device(), enabled=precision == "fp16")
         if SIDE.device() == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -41,11 +43,11 @@ class Trainer:
         return value.item()
 
     def program(self, x: np.ndarray, t: np.ndarray) -> str:
-        """The compiled step on batches of this shape as text: nothing, torch runs it op by op."""
+        """The compiled step as text: empty, as torch runs it op by op."""
         return ""
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """What the network answers to x."""
+        """The network's outputs for x."""
         with torch.no_grad(), self._cast():
             y = outputs(self._layers, self._workload.network, self._params, SIDE.put(x, "float32"))
         return SIDE.take(y)
@@ -55,7 +57,7 @@ class Trainer:
         return {name: p.detach().cpu().numpy().copy() for name, p in self._params.items()}
 
     def state(self) -> Arrays:
-        """All that the next step depends on, by name, in this side's layout."""
+        """Everything that the next step depends on, by name, in this side's layout."""
         found = dict(self.weights())
         for name, p in self._params.items():
             for key, value in self._optimizer.state[p].items():
@@ -66,27 +68,27 @@ class Trainer:
         return found
 
     def restore(self, state: Arrays) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         with torch.no_grad():
             for name, p in self._params.items():
                 p.copy_(torch.from_numpy(state[name]))
-        held: dict[int, dict[str, Any]] = {}
+        states: dict[int, dict[str, Any]] = {}
         for i, name in enumerate(self._params):
             keys = [key for key in state if key.startswith("optimizer.") and key.endswith(f".{name}")]
-            held[i] = {key.split(".")[1]: torch.from_numpy(state[key].copy()) for key in keys}
+            states[i] = {key.split(".")[1]: torch.from_numpy(state[key].copy()) for key in keys}
         groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": {i: h for i, h in held.items() if h}, "param_groups": groups})
+        self._optimizer.load_state_dict({"state": {i: s for i, s in states.items() if s}, "param_groups": groups})
         scale = {key.removeprefix("scaler."): value.item() for key, value in state.items() if key.startswith("scaler.")}
         if scale:
             self._scaler.load_state_dict(scale)
 
     def peak(self) -> int:
-        """Most bytes of device memory at any time; 0 on a CPU, where nobody counts them."""
+        """Peak bytes of device memory; 0 on a CPU, where it is not counted."""
         return torch.cuda.max_memory_allocated() if SIDE.device() == "cuda" else 0
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """One thread for a small network: waiting for a second costs more than it gives, forty times on a busy CPU."""
+        """One thread for a small network: on a busy CPU, waiting for a second one can take forty times as long."""
         threads = torch.get_num_threads()
         if sum(p.numel() for p in self._params.values()) < _SMALL:
             torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""One run of a workload: what was asked for, the steps, where it stands, and what came of it."""
+"""One training run of a workload: its plan, its steps, its state and its result."""
 
 import importlib
 import importlib.util
@@ -18,7 +18,7 @@ from gradlab.workloads.layouts import Arrays
 from gradlab.workloads.network import Weights
 from gradlab.workloads.workload import Data, Layers, Optimizer, Workload, batches, score, steps
 
-# What a side imports: module -> the name that pip knows.
+# Modules that a side imports -> their names for pip.
 NEEDS = {"torch": {"torch": "torch", "triton": "triton"}, "jax": {"jax": "jax", "optax": "optax"}}
 
 
@@ -28,8 +28,8 @@ def missing(modules: dict[str, str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that decides a run's numbers, but the machine."""
+class TrainingPlan:
+    """Everything that determines a run's numbers, except the machine."""
 
     name: str
     side: str
@@ -45,16 +45,16 @@ class Plan:
     def workload(self) -> Workload:
         return workload(self.name)
 
-    def said(self) -> dict[str, Any]:
-        """The plan as JSON has it."""
+    def as_json(self) -> dict[str, Any]:
+        """The plan as values for JSON."""
         return {**asdict(self), "optimizer": self.optimizer._asdict(), "path": self.path and str(self.path)}
 
     @classmethod
-    def of(cls, said: dict[str, Any]) -> "Plan":
-        """The inverse of `said`."""
-        path = said["path"]
+    def of(cls, values: dict[str, Any]) -> "TrainingPlan":
+        """The inverse of `as_json`."""
+        path = values["path"]
         return cls(
-            **{**said, "optimizer": Optimizer(**said["optimizer"]), "path": None if path is None else Path(path)}
+            **{**values, "optimizer": Optimizer(**values["optimizer"]), "path": None if path is None else Path(path)}
         )
 
     def setting(self, source: str) -> str:
@@ -66,12 +66,12 @@ class Plan:
 
 
 @dataclass
-class Run:
-    """What came of one training.
+class TrainingRun:
+    """The result of one training run.
 
     `kernels` is "native" for the framework's own layers, else "compiled" or "interpreted"; an interpreted run's
     seconds are not a kernel's speed. `peak` is in bytes, of the device or, on a CPU, of the process beyond what it had
-    before; 0 where nobody can tell.
+    before; 0 if unknown.
     """
 
     side: str
@@ -88,21 +88,21 @@ class Run:
 
 
 class Training:
-    """A plan under way: `steps()` takes the next ones, `state()` is all that going on needs."""
+    """A run in progress: `steps()` trains on, `state()` is what is needed to continue later."""
 
-    def __init__(self, plan: Plan, data: Data, weights: Weights | None = None) -> None:
+    def __init__(self, plan: TrainingPlan, data: Data, weights: Weights | None = None) -> None:
         self.plan, self.data = plan, data
         self.losses: list[float] = []
         self.total = steps(data, plan.batch, plan.epochs)
         module = importlib.import_module(f"gradlab.workloads.trainer_{plan.side}")
         network = plan.workload.network
         start = network.initial(plan.seed) if weights is None else weights
-        # After the import: a framework's own code is not the network's memory.
+        # After the import, so that the framework's own code is not counted.
         reset_peak()
         self._trainer = module.Trainer(plan.workload, plan.layers, plan.optimizer, plan.precision, start)
 
     def steps(self) -> Iterator[float]:
-        """Train from where it stands to the end of the plan: the loss of each batch before its step."""
+        """Train to the end of the plan; yields the loss of each batch before its step."""
         rest = batches(self.data, self.plan.batch, self.plan.epochs, self.plan.seed, len(self.losses))
         for x, t in rest:
             value = self._trainer.step(x, t)
@@ -114,19 +114,21 @@ class Training:
         return len(self.losses) % (self.total // self.plan.epochs) == 0
 
     def state(self) -> Arrays:
-        """Weights, optimizer and the curve so far."""
+        """Weights, optimizer state and the losses so far."""
         return self._trainer.state() | {"losses": np.array(self.losses, np.float64)}
 
     def restore(self, state: Arrays) -> None:
-        """Go on from what `state` gave.
+        """Continue from what `state` returned.
 
         Raises:
-            ValueError: a plan of fewer steps than were taken.
+            ValueError: a plan of fewer steps than were already taken.
         """
         self._trainer.restore(state)
         self.losses = state["losses"].tolist()
         if len(self.losses) > self.total:
-            raise ValueError(f"train: epochs is {self.plan.epochs}, wanted more: {len(self.losses)} steps are done")
+            raise ValueError(
+                f"train: epochs is {self.plan.epochs}, wanted more: {len(self.losses)} steps are already done"
+            )
 
     def test(self) -> float:
         """The score on the test data, taken in batches of the training's size."""
@@ -135,21 +137,21 @@ class Training:
         return score(self.plan.workload, np.concatenate(parts), self.data.test_t)
 
     def peak(self) -> int:
-        """Most bytes so far: of device memory or, on a CPU, of the process beyond those before; 0 if nobody knows."""
+        """Peak bytes so far: of device memory or, on a CPU, of the process beyond those before; 0 if unknown."""
         return self._trainer.peak() or peak_since_reset()
 
     def quiet(self) -> AbstractContextManager[None]:
-        """The threads that a network of this size can use, and no more."""
+        """Limit the threads to those that a network of this size can use."""
         return self._trainer.quiet()
 
 
-def run(plan: Plan, data: Data, on_loss: Callable[[float], object] = lambda loss: None) -> Run:
-    """The whole of a plan in this process; `on_loss` gets the loss of every step.
+def run(plan: TrainingPlan, data: Data, on_loss: Callable[[float], object] = lambda loss: None) -> TrainingRun:
+    """Train a plan in this process; `on_loss` is called with the loss of every step.
 
     Its seconds are those of training, compilation included, imports and test left out.
     """
-    by_hand = "interpreted" if side(plan.side).interpreted() else "compiled"
-    result = Run(plan.side, plan.layers, by_hand if plan.layers == "gradlab" else "native")
+    compiled = "interpreted" if side(plan.side).interpreted() else "compiled"
+    result = TrainingRun(plan.side, plan.layers, compiled if plan.layers == "gradlab" else "native")
     training = Training(plan, data)
     with training.quiet():
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What is trained: a network, its data, its loss and its optimizer, and what a run of it promises. NumPy only."""
+"""A workload: network, data, loss, optimizer, and the accuracy expected of a run. NumPy only."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Batch = tuple[np.ndarray, np.ndarray]
 class Data(NamedTuple):
     """Inputs x[M ...] as float32 and targets t[M ...] (int64 classes, or float32), to train on and to test on.
 
-    `source` says in words where they are from.
+    `source` describes where they come from.
     """
 
     train_x: np.ndarray
@@ -45,14 +45,14 @@ class Workload:
     """One of the networks that people compare frameworks with.
 
     Attributes:
-        name: what the command line calls it.
+        name: its name on the command line.
         network: its layers.
         loss: the op that its outputs and targets go into, by torch's name.
-        optimizer, batch, epochs: what is used when nothing else is asked for; the last incomplete batch is left out.
+        optimizer, batch, epochs: the defaults; the last incomplete batch is left out.
         load: seed, path -> Data; raises DataError.
-        file: what `--data` has to name, in words; empty when the data needs no file.
-        least_accuracy: promised share of right answers on the test data after `epochs`; None for no promise.
-        most_distance: promised largest distance between two float32 curves, over the first `near` steps.
+        file: the file that `--data` must name; empty if the data needs none.
+        expected_accuracy: least share of right answers on the test data after `epochs`; None if not checked.
+        max_dloss: the largest |difference of losses| allowed between two float32 runs in the first `early_steps` steps.
     """
 
     name: str
@@ -63,9 +63,9 @@ class Workload:
     epochs: int
     load: Callable[[int, Path | None], Data]
     file: str = ""
-    least_accuracy: float | None = None
-    most_distance: float = 2e-3
-    near: int = 50
+    expected_accuracy: float | None = None
+    max_dloss: float = 2e-3
+    early_steps: int = 50
 
 
 class DataError(ValueError):
@@ -75,7 +75,7 @@ class DataError(ValueError):
 def batches(data: Data, batch: int, epochs: int, seed: int = 0, done: int = 0) -> Iterator[Batch]:
     """The same batches for every run: x[batch ...], t[batch ...], in a new order each epoch, no incomplete one.
 
-    `done` of them are left out at the start: a resumed run goes on where it stopped.
+    The first `done` of them are skipped: a resumed run continues where it stopped.
     """
     rng = np.random.default_rng([seed, 1])
     each = len(data.train_x) // batch
@@ -88,7 +88,7 @@ def batches(data: Data, batch: int, epochs: int, seed: int = 0, done: int = 0) -
 
 
 def steps(data: Data, batch: int, epochs: int) -> int:
-    """How many batches `batches` gives.
+    """The number of batches that `batches` yields.
 
     Raises:
         ValueError: a batch larger than the training data.
@@ -108,5 +108,5 @@ def score(workload: Workload, outputs: np.ndarray, t: np.ndarray) -> float:
 
 
 def shown(workload: Workload, value: float) -> str:
-    """A score in words."""
+    """A score as text."""
     return f"rmse {value:.2g}" if workload.loss == "mse_loss" else f"{value:.2%}"

@@ -10,7 +10,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gradlab.autodiff.arguments.errors import refuse
-from gradlab.autodiff.class_losses.row_sums_torch import Reduction, divisors, joined
+from gradlab.autodiff.class_losses.row_sums_torch import Reduction, joined, mean_divisors
 from gradlab.autodiff.frameworks.batched_torch import is_batched
 from gradlab.kernels.class_losses import in_place_triton as kernels
 from gradlab.kernels.class_losses import row_sums_triton as sums
@@ -34,7 +34,7 @@ class InPlace(NamedTuple):
     z_loss: float = 0.0
 
 
-def in_place(x, t, q, a, settings: ClassLoss, asked: Reduction, leaf: bool) -> InPlace | None:
+def in_place(x, t, q, a, settings: ClassLoss, how: Reduction, leaf: bool) -> InPlace | None:
     """How the gradient of logits x[N V D] takes their memory; None where no gradient is asked for.
 
     Raises:
@@ -47,14 +47,14 @@ def in_place(x, t, q, a, settings: ClassLoss, asked: Reduction, leaf: bool) -> I
         return None
     # With the loss unless something is lost: a z-loss travels to the kernel in float32, which is too little for
     # float64, and in float16 a gradient that is scaled later underflows before.
-    with_loss = asked.reduction != "none" and not asked.return_z_loss
-    with_loss &= asked.z_loss == 0 or x.dtype != torch.float64
+    with_loss = how.reduction != "none" and not how.return_z_loss
+    with_loss &= how.z_loss == 0 or x.dtype != torch.float64
     with_loss &= x.dtype != torch.float16
     if not with_loss:
         return InPlace(False)
     M, V = x.shape[0] * x.shape[2], x.shape[1]
-    mean = asked.reduction == "mean"
-    return InPlace(True, divisors(x, M, t, a, V, settings.ignore_index) if mean else None, asked.z_loss)
+    divisors = mean_divisors(x, M, t, a, V, settings.ignore_index) if how.reduction == "mean" else None
+    return InPlace(True, divisors, how.z_loss)
 
 
 def loss_with_gradient(x, t, q, a, settings: ClassLoss, place: InPlace) -> torch.Tensor:

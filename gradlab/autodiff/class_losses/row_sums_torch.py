@@ -1,4 +1,4 @@
-"""How the losses of rows become one number on torch: a sum, or a mean over what the rows weigh."""
+"""How the losses of rows become one number on torch: a sum, or a mean over the weights of the rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,19 +12,24 @@ from gradlab.kernels.runtime.launch_triton import accumulator
 
 
 class Reduction(NamedTuple):
-    """What is asked of the losses y[M] and the squares z[M] of their rows' log-sum-exp."""
+    """What becomes of the losses y[M] and the squares n[M] of their rows' log-sum-exp."""
 
     reduction: str
     z_loss: float
     return_z_loss: bool
 
+    @property
+    def with_n(self) -> bool:
+        """Whether n is in the result; without a z-loss it is neither read nor summed, and has no cotangent."""
+        return bool(self.z_loss) or self.return_z_loss
 
-class Count(Direct):
-    """d[2] = (sum of w[t[m]] over the rows not ignored, their number); nothing goes back."""
+
+class MeanDivisors(Direct):
+    """(sum of a[t[m]] over the rows not ignored, their number)[2]; it has no gradient."""
 
     @staticmethod
-    def forward(t, w, V, ignore_index, wide):
-        return kernels.mean_divisors(t, w, V, ignore_index, wide)
+    def forward(t, a, V, ignore_index, wide):
+        return kernels.mean_divisors(t, a, V, ignore_index, wide)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -35,13 +40,13 @@ class Count(Direct):
         return None, None, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, t, w, V, ignore_index, wide):
+    def vmap(info, in_dims, t, a, V, ignore_index, wide):
         (t,) = in_front(info.batch_size, in_dims[:1], (t,))
-        return Count.apply(t, w, V, ignore_index, wide), 0
+        return MeanDivisors.apply(t, a, V, ignore_index, wide), 0
 
 
-class Total(Direct):
-    """The sum of y[M]. Linear: its pullback is a broadcast, which launches nothing."""
+class SumRows(Direct):
+    """The sum of y[M]. Linear: its backward is a broadcast, which launches nothing."""
 
     @staticmethod
     def forward(y):
@@ -58,43 +63,42 @@ class Total(Direct):
     @staticmethod
     def vmap(info, in_dims, y):
         (y,) = in_front(info.batch_size, in_dims, (y,))
-        return Total.apply(y), 0
+        return SumRows.apply(y), 0
 
 
-def divisors(
-    like: torch.Tensor, M: int, t: torch.Tensor | None, w: torch.Tensor | None, V: int, ignore_index: int
+def mean_divisors(
+    like: torch.Tensor, M: int, t: torch.Tensor | None, a: torch.Tensor | None, V: int, ignore_index: int
 ) -> torch.Tensor:
-    """What the means of y[M] and z[M] are sums over; both are M where targets are soft. In `like`'s accumulator."""
+    """What the means of y[M] and n[M] are sums over; both are M where targets are soft. In `like`'s accumulator."""
     acc = accumulator(like.dtype)
     if t is None:
         return like.new_full((2,), M, dtype=acc)
-    return Count.apply(t, w, V, ignore_index, acc == torch.float64)
+    return MeanDivisors.apply(t, a, V, ignore_index, acc == torch.float64)
 
 
 def reduced(
     y: torch.Tensor,
-    z: torch.Tensor,
+    n: torch.Tensor,
     t: torch.Tensor | None,
-    w: torch.Tensor | None,
+    a: torch.Tensor | None,
     V: int,
     ignore_index: int,
-    asked: Reduction,
+    how: Reduction,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss y + z_loss z, and what the second term has added to it, each summed as asked."""
-    parts = [y]
-    # Without a z-loss its squares are neither read nor summed.
-    if asked.z_loss or asked.return_z_loss:
-        parts.append(z)
-    if asked.reduction != "none":
-        parts = [Total.apply(part) for part in parts]
-    n = divisors(y, y.shape[-1], t, w, V, ignore_index) if asked.reduction == "mean" else None
-    return joined(parts, n, asked.z_loss)
+    """The loss y + z_loss n, and what the second term has added to it, each reduced."""
+    parts = [y, n] if how.with_n else [y]
+    if how.reduction != "none":
+        parts = [SumRows.apply(part) for part in parts]
+    divisors = mean_divisors(y, y.shape[-1], t, a, V, ignore_index) if how.reduction == "mean" else None
+    return joined(parts, divisors, how.z_loss)
 
 
-def joined(parts: Sequence[torch.Tensor], n: torch.Tensor | None, z_loss: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of y and, where it is among the parts, z_loss z, each over its place in n; and the last term."""
-    if n is not None:
-        parts = [part / n[i] for i, part in enumerate(parts)]
+def joined(
+    parts: Sequence[torch.Tensor], divisors: torch.Tensor | None, z_loss: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of y and, where it is among the parts, z_loss n, each over its divisor; and the last term."""
+    if divisors is not None:
+        parts = [part / divisors[i] for i, part in enumerate(parts)]
     if len(parts) == 1:
         return parts[0], parts[0]
     added = z_loss * parts[1]

@@ -10,6 +10,7 @@ from gradlab.kernels.class_losses.rows_pallas import (
     Rows,
     logit_gradient,
     logit_tile,
+    logits,
 )
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.runtime.interpret_pallas import program_id
@@ -19,8 +20,10 @@ from gradlab.kernels.runtime.interpret_pallas import program_id
 def _backward_kernel(*refs, names, o):
     """dx[m v] = z' (dy (R p - r) + 2 dn l p)[m v] of x, or x = h w + b; grid (M/BM, V/BV); a program owns dx[BM BV]."""
     ins, dx_ref = dict(zip(names, refs, strict=False)), refs[-1]
+    # First of all: what is read before a product waits in registers through its loop.
+    x = logits(ins, slice(None), o, ins["row_max"].dtype)
     rows = Rows.of(ins)
-    tile = logit_tile(ins, program_id(1), slice(None), rows, o)
+    tile = logit_tile(ins, program_id(1), slice(None), x, rows, o)
     dx_ref[...] = logit_gradient(tile, rows, o).astype(dx_ref.dtype)
 # fmt: on
 

@@ -1,8 +1,14 @@
 """Classes out of range: an error at once on a CPU; on CUDA at a later call, because looking would make the host wait.
 
+<<<<<<< HEAD
 There a kernel notes the first wrong row of each stretch, the notes travel to pinned memory beside whatever comes next,
 and an event says when they are there. Nobody waits for it: every later call, forward or backward, asks the events that
 are over by then and raises what they found. Until then the row's loss and gradient are NaN.
+=======
+There a kernel finds the first wrong row of each part of the rows, what it finds is copied to pinned memory without a wait,
+and an event is recorded behind the copy. Every later call, forward or backward, queries the events and raises what the
+finished ones found. Until then the row's loss and gradient are NaN.
+>>>>>>> main
 """
 
 from collections import deque
@@ -14,12 +20,12 @@ import triton.language as tl
 from gradlab.kernels.runtime.launch_triton import block, capturing, kernel, launch
 from gradlab.kernels.runtime.plans_triton import looks
 
-# Classes that the host looks at one by one.
+# Classes that the host compares one by one.
 FEW = 256
 
 
 class Note(NamedTuple):
-    """What a call found, on its way to the host: there once `event.query()`; of rows M = N D and V classes."""
+    """What a call found, copied to the host once `event.query()`; of rows M = N D and V classes."""
 
     event: Any
     found: torch.Tensor
@@ -40,10 +46,14 @@ def _class_range_kernel(
     M, V, IGNORE, STRETCH,
     BM: tl.constexpr,
 ):
+<<<<<<< HEAD
     """f[i] = (first m of the i-th STRETCH whose class is neither in [0, V) nor IGNORE, or M; that class).
 
     Grid (I); a program owns f[i].
     """
+=======
+    """f[i] = (first m of the i-th STRETCH rows whose class is neither in [0, V) nor IGNORE, or M; that class); grid (I); a program owns f[i]."""
+>>>>>>> main
     i = tl.program_id(0).to(tl.int64)
     first = tl.full((BM,), 0, tl.int64) + M
     for m0 in range(0, STRETCH, BM):
@@ -60,7 +70,7 @@ def _class_range_kernel(
 
 
 def out_of_range(t: torch.Tensor, V: int, ignore_index: int) -> torch.Tensor:
-    """f[I 2]: for each stretch of t[M] its first row with an unknown class, M if there is none, and that class."""
+    """f[I 2]: for each of I parts of t[M] its first row with a class out of range, M if there is none, and that class."""
     (M,) = t.shape
     parts = max(1, min(1024, -(-M // 2**14)))
     stretch = -(-M // parts)
@@ -81,13 +91,13 @@ def out_of_range(t: torch.Tensor, V: int, ignore_index: int) -> torch.Tensor:
 def refuse_out_of_range(op: str, t: torch.Tensor, V: int, D: int, ignore_index: int) -> None:
     """Raise an IndexError for a class in t[N D] that is neither in [0, V) nor ignore_index; on CUDA, at a later call.
 
-    t comes flat; D says how it was, so that the message can name the place.
+    t is flat; D is the length of its last axis before, for the message.
     """
     if not t.is_cuda and t.numel() <= FEW:
         # torch's ops below take the host ten times as long.
         for row, value in enumerate(t.tolist()):
             if not 0 <= value < V and value != ignore_index:
-                raise IndexError(_said(op, row, value, V, D))
+                raise IndexError(_message(op, row, value, V, D))
         return
     if not t.is_cuda:
         # torch converts a number to the tensor's dtype first: uint8 255 would equal an ignore_index of -1.
@@ -95,9 +105,9 @@ def refuse_out_of_range(op: str, t: torch.Tensor, V: int, D: int, ignore_index: 
         wrong = ((wide < 0) | (wide >= V)) & (wide != ignore_index)
         if wrong.any():
             row = int(wrong.nonzero()[0])
-            raise IndexError(_said(op, row, int(t[row]), V, D))
+            raise IndexError(_message(op, row, int(t[row]), V, D))
         return
-    # A graph is captured once and replayed unseen: its rows answer NaN alone.
+    # A captured graph is replayed without the host: its rows are NaN and nothing is raised.
     if capturing():
         return
     raise_device_errors()
@@ -108,14 +118,18 @@ def refuse_out_of_range(op: str, t: torch.Tensor, V: int, D: int, ignore_index: 
 
 
 def note(one: Note) -> None:
-    """Remember a note until its event is over."""
+    """Keep a note until its event is over."""
     _pending.append(one)
 
 
 def raise_device_errors() -> None:
-    """Raise what calls that are over found; the others go on, and nothing waits for them.
+    """Raise what finished calls found; nothing waits for the others.
 
+<<<<<<< HEAD
     While a CUDA graph is captured on the current stream no event is asked: cudaEventQuery would invalidate the capture.
+=======
+    While the current stream is captured into a CUDA graph no event is queried: cudaEventQuery would invalidate the capture.
+>>>>>>> main
 
     Raises:
         IndexError: an earlier call had a class out of range.
@@ -124,10 +138,10 @@ def raise_device_errors() -> None:
         one = _pending.popleft()
         row, value = min(one.found.tolist())
         if row < one.M:
-            said = _said(one.op, row, value, one.V, one.D)
-            raise IndexError(f"{said}; found on the GPU in an earlier call, whose loss and gradient are NaN there")
+            message = _message(one.op, row, value, one.V, one.D)
+            raise IndexError(f"{message}; found on the GPU in an earlier call, whose loss and gradient are NaN there")
 
 
-def _said(op: str, row: int, value: int, V: int, D: int) -> str:
+def _message(op: str, row: int, value: int, V: int, D: int) -> str:
     where = f"target[{row}]" if D == 1 else f"target.flatten(1)[{row // D}, {row % D}]"
     return f"{op}: {where} is {value}, wanted a class in [0, {V})"

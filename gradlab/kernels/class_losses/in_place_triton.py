@@ -174,7 +174,7 @@ def _scale_fake(g, c):
 
 @op("cross_entropy_scale_", fake=_scale_fake, mutates=("g",))
 def scale_(g: torch.Tensor, c: torch.Tensor) -> None:
-    """g[N V D] *= c[] in place. Where c is 1, which only the device looks at, nothing is read or written."""
+    """g[N V D] *= c[] in place. Where c is 1, which only the device reads, nothing is read or written."""
     N, V, D = g.shape
     BM, BV = tile(g)
     # fmt: off

@@ -34,7 +34,7 @@ def _second_backward_kernel(*refs, names, o, sums):
 
     def step(i, carry):
         columns = pl.ds(i * o.BV, o.BV)
-        u, tile = ins["u"][:, columns], logit_tile(ins, i, columns, rows, o)
+        u, tile = ins["u"][:, columns], logit_tile(ins, i, columns, ins["x"][:, columns], rows, o)
         if sums:
             return second_sums(carry, u, tile)
         one_ref[:, columns] = logit_gradient(tile, rows, o).astype(one_ref.dtype)

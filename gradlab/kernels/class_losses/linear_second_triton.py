@@ -101,7 +101,7 @@ def _second_backward_flops(
 ):
     (Z, M, K), V = h, w[-1]
     given = (uh is not None) + (uw is not None)
-    # The logits and u for the sums, and for the gradients anew where they were not of one chunk.
+    # The logits and u for the sums, recomputed for the gradients where there are several chunks.
     passes = 2 if (need_h or need_w or need_b) and chunk(Z * M, K, V) < V else 1
     results = need_h * (1 + (uw is not None)) + need_w * (1 + (uh is not None))
     return 2 * Z * M * K * V * (passes * (1 + given) + results)
@@ -194,7 +194,7 @@ def _direction(
     uw: torch.Tensor | None,
     ub: torch.Tensor | None,
 ) -> None:
-    """u[Z M V] = uh w + h uw + ub, those that are there."""
+    """u[Z M V] = uh w + h uw + ub, of those that are not None."""
     bias = ub
     for one, other in ((uh, w), (h, uw)):
         if one is not None and other is not None:

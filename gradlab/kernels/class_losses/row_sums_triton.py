@@ -1,4 +1,4 @@
-"""Sums over the rows of a loss: what they weigh together, and what they cost together, as Triton kernels."""
+"""Sums over rows: of their losses, and of the weights that a mean divides by, as Triton kernels."""
 
 import math
 
@@ -14,15 +14,12 @@ from gradlab.kernels.runtime.launch_triton import block, kernel, launch, op, tri
 @kernel
 def _mean_divisors_kernel(
     t_ptr, t_z, t_m,
-    w_ptr, w_v,
+    a_ptr, a_v,
     d_ptr,
     M, V, IGNORE, STRETCH, I,
-    HAS_W: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr,
+    HAS_A: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr,
 ):
-    """d[z i] = (sum of w[t[z m]], number of them) over the rows not ignored in the i-th STRETCH of m.
-
-    Grid (Z * I); a program owns d[z i].
-    """
+    """d[z i] = (sum of a[t[z m]], number of them) over the rows not ignored in the i-th STRETCH of m; grid (Z * I); a program owns d[z i]."""
     z = (tl.program_id(0) // I).to(tl.int64)
     start = (tl.program_id(0) % I).to(tl.int64) * STRETCH
     weight = tl.zeros((BM,), dtype=ACC)
@@ -35,8 +32,8 @@ def _mean_divisors_kernel(
         valid = inside & (t != IGNORE)
         one = valid.to(ACC)
         count += one
-        if HAS_W:
-            one = tl.load(w_ptr + t * w_v, mask=valid & (t >= 0) & (t < V), other=0.0).to(ACC)
+        if HAS_A:
+            one = tl.load(a_ptr + t * a_v, mask=valid & (t >= 0) & (t < V), other=0.0).to(ACC)
         weight += one
     tl.store(d_ptr + 2 * tl.program_id(0), tl.sum(weight, axis=0))
     tl.store(d_ptr + 2 * tl.program_id(0) + 1, tl.sum(count, axis=0))
@@ -52,22 +49,22 @@ def _sum_rows_kernel(
     """s[z i] = sum_m y[z m] / DEN over the i-th STRETCH of m; grid (Z * I); a program owns s[z i]."""
     z = (tl.program_id(0) // I).to(tl.int64)
     start = (tl.program_id(0) % I).to(tl.int64) * STRETCH
-    total = tl.zeros((BE,), dtype=ACC)
+    partial = tl.zeros((BE,), dtype=ACC)
     for m0 in range(0, STRETCH, BE):
         step = m0 + tl.arange(0, BE)
         m = start + step
-        total += tl.load(y_ptr + z * y_z + m * y_m, mask=(step < STRETCH) & (m < M), other=0.0)
-    tl.store(s_ptr + tl.program_id(0), tl.sum(total, axis=0) / DEN)
+        partial += tl.load(y_ptr + z * y_z + m * y_m, mask=(step < STRETCH) & (m < M), other=0.0)
+    tl.store(s_ptr + tl.program_id(0), tl.sum(partial, axis=0) / DEN)
 # fmt: on
 
 
-def _mean_divisors_fake(t, w, V, ignore_index, wide):
+def _mean_divisors_fake(t, a, V, ignore_index, wide):
     return t.new_empty((*t.shape[:-1], 2), dtype=torch.float64 if wide else torch.float32)
 
 
 @op("mean_divisors", fake=_mean_divisors_fake)
-def mean_divisors(t: torch.Tensor, w: torch.Tensor | None, V: int, ignore_index: int, wide: bool) -> torch.Tensor:
-    """d[2] = (sum of w[t[m]] over the rows that are not ignored, their number), in float64 if `wide`, else float32.
+def mean_divisors(t: torch.Tensor, a: torch.Tensor | None, V: int, ignore_index: int, wide: bool) -> torch.Tensor:
+    """d[2] = (sum of a[t[m]] over the rows that are not ignored, their number), in float64 if `wide`, else float32.
 
     t may have one more axis Z in front: a pair for each of its places. M read.
     """
@@ -81,10 +78,10 @@ def mean_divisors(t: torch.Tensor, w: torch.Tensor | None, V: int, ignore_index:
     launch(
         _mean_divisors_kernel, [t.shape[0] * parts],
         t, *t.stride(),
-        *((d, 0) if w is None else (w, *w.stride())),
+        *((d, 0) if a is None else (a, *a.stride())),
         d,
         M, V, ignore_index, stretch, parts,
-        HAS_W=w is not None, ACC=triton_dtype(acc), BM=block(stretch, 2048), writes=[d],
+        HAS_A=a is not None, ACC=triton_dtype(acc), BM=block(stretch, 2048), writes=[d],
     )
     # fmt: on
     return (d[:, 0] if parts == 1 else column_sum(d, None)).reshape(*Z, 2)

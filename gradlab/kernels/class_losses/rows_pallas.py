@@ -99,13 +99,13 @@ def logits(refs: Refs, columns: Any, o: Constants, acc: Any) -> jax.Array:
 
 
 def target_probabilities(
-    refs: Refs, columns: Any, v: jax.Array, inside: jax.Array | None, o: Constants, acc: Any
+    t: jax.Array | None, refs: Refs, columns: Any, v: jax.Array, inside: jax.Array | None, o: Constants, acc: Any
 ) -> jax.Array:
-    """r[m v] = a[v] ((1 - s) q[m v] + s / V), q the one-hot row of t without soft targets; 0 in lanes not inside."""
-    if "q" in refs:
+    """r[m v] = a[v] ((1 - s) q[m v] + s / V), q the one-hot row of t if there is one; 0 in lanes not inside."""
+    if t is None:
         r = refs["q"][:, columns].astype(acc)
     else:
-        r = jnp.where(v == refs["t"][...], jnp.ones(v.shape, acc), jnp.zeros(v.shape, acc))
+        r = jnp.where(v == t, jnp.ones(v.shape, acc), jnp.zeros(v.shape, acc))
     s = o.settings.label_smoothing
     if s:
         r = r * (1 - s) + s / o.V
@@ -124,13 +124,17 @@ def online_softmax(sums: Sums, z: jax.Array, r: jax.Array | None, inside: jax.Ar
         z = jnp.where(inside, z, jnp.full_like(z, -jnp.inf))
     higher = jnp.maximum(row_max, jnp.max(z, axis=1, keepdims=True))
     shift = finite(higher)
-    sum_exp = sum_exp * jnp.exp(row_max - shift) + jnp.sum(jnp.exp(z - shift), axis=1, keepdims=True)
+    sum_exp = sum_exp * jnp.exp(row_max - shift) + row_sum(jnp.exp(z - shift))
     if r is None:
         return higher, sum_exp, r_dot, r_sum
     # A class of no probability costs nothing, also where its logit is -inf.
     cost = jnp.where(r == 0, jnp.zeros_like(r), r * (shift - z))
-    r_dot = r_dot + r_sum * (shift - finite(row_max)) + jnp.sum(cost, axis=1, keepdims=True)
-    return higher, sum_exp, r_dot, r_sum + jnp.sum(r, axis=1, keepdims=True)
+    return higher, sum_exp, r_dot + r_sum * (shift - finite(row_max)) + row_sum(cost), r_sum + row_sum(r)
+
+
+def row_sum(a: jax.Array) -> jax.Array:
+    """The sum of each row [M 1]."""
+    return jnp.sum(a, axis=1, keepdims=True)
 
 
 def merged(one: Sums, other: Sums) -> Sums:
@@ -142,6 +146,16 @@ def merged(one: Sums, other: Sums) -> Sums:
         for m, sum_exp, r_dot, r_sum in (one, other)
     )
     return row_max, *(a + b for a, b in zip(*moved, strict=True))
+
+
+def of_class(sums: Sums, a: jax.Array, z: jax.Array, scale: float = 1.0, rest: float = 0.0) -> Sums:
+    """The sums of r = scale a[t] at the class t of each row, whose logit is z[m t], and `rest` times those of `sums`."""
+    row_max, sum_exp, r_dot, r_sum = sums
+    # A class of no probability costs nothing, also where its logit is -inf.
+    cost = jnp.where(a == 0, jnp.zeros_like(a), a * (finite(row_max) - z))
+    if not rest:
+        return row_max, sum_exp, scale * cost, scale * a
+    return row_max, sum_exp, scale * cost + rest * r_dot, scale * a + rest * r_sum
 
 
 def finite(row_max: jax.Array) -> jax.Array:
@@ -164,12 +178,11 @@ def store_rows(outs: Sequence[Any], sums: Sums, t: jax.Array | None, o: Constant
         ref[...] = value
 
 
-def logit_tile(refs: Refs, i: Any, columns: Any, rows: Rows, o: Constants) -> Tile:
-    """The i-th tile of the logits, which lies at `columns`."""
-    acc, cap = rows.row_max.dtype, o.settings.softcap
-    v, inside = lanes(i, refs, rows.row_max.shape[0], o)
-    r, x = target_probabilities(refs, columns, v, inside, o, acc), logits(refs, columns, o, acc)
-    z = capped(x, cap)
+def logit_tile(refs: Refs, i: Any, columns: Any, x: jax.Array, rows: Rows, o: Constants) -> Tile:
+    """What a backward kernel makes of the i-th tile x of the logits, which lies at `columns`."""
+    cap = o.settings.softcap
+    v, inside = lanes(i, refs, x.shape[0], o)
+    r, z = target_probabilities(rows.t, refs, columns, v, inside, o, x.dtype), capped(x, cap)
     p = jnp.exp((z - rows.row_max) - rows.log_sum)
     # A lane that is not inside reads 0, which may stand far above the maximum.
     p = p if inside is None else jnp.where(inside, p, jnp.zeros_like(p))
@@ -189,7 +202,7 @@ def second_sums(sums: tuple[jax.Array, jax.Array], u: jax.Array, tile: Tile) -> 
     """sum_v u z' (R p - r) and P = sum_v u z' p with one more tile of u, the cotangent of dx."""
     ddy, P = sums
     u = u * tile.slope
-    return ddy + jnp.sum(u * tile.y_by_z, axis=1, keepdims=True), P + jnp.sum(u * tile.p, axis=1, keepdims=True)
+    return ddy + row_sum(u * tile.y_by_z), P + row_sum(u * tile.p)
 
 
 def second_gradient(u: jax.Array, P: jax.Array, tile: Tile, rows: Rows, o: Constants) -> jax.Array:

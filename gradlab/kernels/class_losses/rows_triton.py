@@ -22,7 +22,7 @@ TILE = 4096
 # fmt: off
 @kernel
 def row_classes(t_ptr, t_m, m, M, V, IGNORE, SOFT: tl.constexpr):
-    """(t, in_range, valid) of rows m: the class, whether it lies in [0, V), whether the row is there and not ignored.
+    """(t, in_range, valid) of rows m: the class, whether it lies in [0, V), whether the row is below M and not ignored.
 
     Soft targets name no class: nothing is read, every row is in range.
     """

@@ -1,8 +1,8 @@
-"""What the device reaches in this run: bytes a second of a stream and FLOPs a second of a product, never a datasheet.
+"""The ceilings of the device, measured in this run: bytes per second of a stream, FLOPs per second of a matmul.
 
-A stream reads an array and writes one; a small one lives in a cache, as the small operands of an op do, so bandwidth is
-asked for at a size. A product is the framework's own, square, in the run's dtype and precision. The best of the samples
-counts: what disturbs a ceiling only lowers it.
+A stream reads one array and writes another; a small one stays in a cache, as the small operands of an op do, so
+bandwidth is measured at a size. The matmul is the framework's own, square, in the run's dtype and precision. The best
+sample counts, as disturbances only lower a ceiling.
 """
 
 import functools
@@ -13,32 +13,32 @@ from typing import Any, NamedTuple, Protocol
 from gradlab.autodiff.frameworks.side import Side
 from gradlab.profiling.bench.clock import Call, Timer
 
-# Most bytes of a stream, far beyond any cache, and the sides of the products.
+# Bytes of the largest stream, far beyond any cache, and the sizes of the square matmuls.
 LARGEST = {"cpu": 2**27, "cuda": 2**31}
 PRODUCTS = {"cpu": (512, 1024), "cuda": (4096, 8192)}
-# The same where only the steps are tried.
+# The same for a quick run that measures nothing.
 TINY, TINY_PRODUCTS = 2**20, (64, 128)
 SAMPLES = 7
 
 
 class Work(NamedTuple):
-    """A call, and how much of what it does: bytes or FLOPs."""
+    """A call, and its bytes or FLOPs."""
 
     call: Call
     amount: int
 
 
 class Works(Protocol):
-    """What `ceilings_torch` and `ceilings_jax` hold."""
+    """The interface of `ceilings_torch` and `ceilings_jax`."""
 
     stream: Callable[[int, str], Work]
     product: Callable[[int, str], Work]
 
 
 class Ceilings:
-    """The ceilings of one side's default device in one dtype, each measured when it is first asked for.
+    """The ceilings of one side's default device in one dtype, each measured when first used.
 
-    With `tiny` they are those of a small stream and small products, which take no time and say nothing of the device.
+    With `tiny` they come from a small stream and small matmuls: quick, but meaningless for the device.
     """
 
     def __init__(self, side: Side, dtype: str, timer: Timer, tiny: bool = False) -> None:
@@ -50,7 +50,7 @@ class Ceilings:
         self.rate = functools.cache(self._rate)
 
     def bandwidth(self, size: int) -> float:
-        """Bytes a second of a stream of about `size` bytes, and never less than that of the largest."""
+        """Bytes per second of a stream of about `size` bytes, at least that of the largest stream."""
         nearest = min(self._largest, 2 ** max(16, (size - 1).bit_length()))
         return max(self.bandwidth_at(nearest), self.bandwidth_at(self._largest))
 
@@ -58,7 +58,7 @@ class Ceilings:
         return self._best(self._works.stream(size, self._dtype))
 
     def _rate(self) -> float:
-        """FLOPs a second of a square product; the better one of two sizes."""
+        """FLOPs per second of a square matmul, the better of two sizes."""
         return max(self._best(self._works.product(n, self._dtype)) for n in self._products)
 
     def _best(self, work: Work) -> float:

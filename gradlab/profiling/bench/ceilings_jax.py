@@ -1,4 +1,4 @@
-"""The stream and the product that jax's ceilings are measured by."""
+"""The stream and the matmul that measure jax's ceilings."""
 
 import functools
 
@@ -9,15 +9,15 @@ from gradlab.profiling.bench.ceilings import Work
 
 
 def stream(size: int, dtype: str) -> Work:
-    """Reads size / 2 bytes and writes as many, into memory that is there already: the operand's own."""
+    """Reads size / 2 bytes and writes as many, into the operand's own memory."""
     step = jax.jit(jnp.negative, donate_argnums=0)
-    held = [jax.random.normal(jax.random.key(0), (size // 2 // jnp.dtype(dtype).itemsize,)).astype(dtype)]
+    buffer = [jax.random.normal(jax.random.key(0), (size // 2 // jnp.dtype(dtype).itemsize,)).astype(dtype)]
 
     def call() -> jax.Array:
-        held[0] = step(held[0])
-        return held[0]
+        buffer[0] = step(buffer[0])
+        return buffer[0]
 
-    return Work(call, 2 * held[0].nbytes)
+    return Work(call, 2 * buffer[0].nbytes)
 
 
 def product(n: int, dtype: str) -> Work:

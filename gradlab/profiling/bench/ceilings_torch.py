@@ -1,4 +1,4 @@
-"""The stream and the product that torch's ceilings are measured by."""
+"""The stream and the matmul that measure torch's ceilings."""
 
 import functools
 
@@ -8,7 +8,7 @@ from gradlab.profiling.bench.ceilings import Work
 
 
 def stream(size: int, dtype: str) -> Work:
-    """Reads size / 2 bytes and writes as many, into memory that is there already."""
+    """Reads size / 2 bytes and writes as many, into memory already allocated."""
     x = torch.randn(size // 2 // getattr(torch, dtype).itemsize, device=_device()).to(getattr(torch, dtype))
     return Work(functools.partial(torch.neg, x, out=torch.empty_like(x)), 2 * x.nbytes)
 

@@ -1,7 +1,8 @@
-"""The clock: members timed in turns, round by round, so that what disturbs one disturbs its neighbours. NumPy only.
+"""Interleaved timing: all members are sampled in every round, so that a disturbance affects neighbours alike. NumPy
+only.
 
 Two sequential runs of one function differ by more than 5 % a third of the time on a shared machine; the ratios of
-neighbours in an interleaved run do not. So every round takes one sample of each member, the order turns round from
+neighbours in an interleaved run do not. So every round takes one sample of each member, the order is reversed from
 one round to the next, and a ratio is taken within a round. Rounds go on until every ratio is known closely enough or
 the time is spent.
 """
@@ -17,21 +18,21 @@ from gradlab.profiling.bench.numbers import ratio
 
 Call = Callable[[], Any]
 
-# Seconds that a sample should last, so that neither the clock's grain nor one synchronisation is what it shows.
+# Seconds that a sample should last, so that clock resolution and one synchronisation are negligible.
 SAMPLE = 200e-6
 # Fewest and most rounds; the fewest are measured whatever the budget, both orders equally often.
 LEAST, MOST = 6, 200
-# Most calls of warm-up, and the share of the budget that all of them may take.
+# Most warm-up calls, and their share of the budget.
 WARM, SHARE = 10, 0.1
 # Seconds below which a call is made once untimed before each sample: the other members' turns have put this one's
 # threads to sleep and its data out of the caches, which a short call would show and a long one does not.
 SHORT = 5e-3
-# Half the interval of a ratio, relative, at which it is known closely enough.
+# Relative half-width of a ratio's interval at which timing stops.
 CLOSE = 0.01
 
 
 class Timer(Protocol):
-    """What measures one kind of seconds: of warm calls, of cold ones, of the host alone."""
+    """Measures one kind of time: of warm calls, of cold ones, or of the host only."""
 
     def __call__(self, call: Call, repeat: int) -> float:
         """Seconds that `repeat` calls took."""
@@ -72,18 +73,18 @@ class Rounds:
     """What was measured.
 
     Attributes:
-        kept: the rounds that count.
-        dropped: how many the machine spoilt, by throttling.
+        rounds: the rounds that count.
+        dropped: number of rounds discarded because the GPU throttled.
         repeats: calls a sample, by member.
     """
 
-    kept: list[Round] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
     dropped: int = 0
     repeats: tuple[int, ...] = ()
 
     def samples(self, member: int, kind: str = "warm") -> tuple[float, ...]:
         """Seconds a call, round by round; nothing where that kind was not measured."""
-        return tuple(r.seconds[member][kind] for r in self.kept if kind in r.seconds[member])
+        return tuple(r.seconds[member][kind] for r in self.rounds if kind in r.seconds[member])
 
 
 def in_turns(
@@ -94,7 +95,7 @@ def in_turns(
     *,
     pairs: Sequence[tuple[int, int]] = (),
     around: Sequence[Callable[[], AbstractContextManager[Any]]] = (),
-    spoilt: Callable[[float, float], bool] = lambda start, end: False,
+    discard: Callable[[float, float], bool] = lambda start, end: False,
     on_progress: Callable[[float], object] = lambda share: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Rounds:
@@ -107,7 +108,7 @@ def in_turns(
         budget: seconds, but never less than LEAST rounds.
         pairs: members whose ratio has to be known; none means that the time is used up.
         around: for each member what is entered, untimed, for its samples; nothing when not given.
-        spoilt: whether a round, from and to these seconds of `clock`, is not to count.
+        discard: whether a round, from and to these seconds of `clock`, is not to count.
         on_progress: gets the share of the budget that is spent, after each round.
         clock: seconds, from any start.
     """
@@ -141,10 +142,10 @@ def in_turns(
             seconds = {i: sample(i) for i in order}
             one = Round(before, clock(), tuple(seconds[i] for i in range(len(calls))))
             rounds += 1
-            if spoilt(one.start, one.end):
+            if discard(one.start, one.end):
                 found.dropped += 1
             else:
-                found.kept.append(one)
+                found.rounds.append(one)
             on_progress(min(1.0, (clock() - start) / budget))
     finally:
         if collecting:
@@ -153,13 +154,13 @@ def in_turns(
 
 
 def _close(found: Rounds, pairs: Sequence[tuple[int, int]]) -> bool:
-    if not pairs or len(found.kept) < LEAST:
+    if not pairs or len(found.rounds) < LEAST:
         return False
     return all(ratio(found.samples(a), found.samples(b)).width <= CLOSE for a, b in pairs)
 
 
 def _warm(call: Call, wait: Callable[[Any], Any], budget: float, clock: Callable[[], float]) -> float:
-    """Call a member until it is warm; the seconds of the last call."""
+    """Warm up a member; the seconds of its last call."""
     start = before = clock()
     for _ in range(WARM):
         before = clock()
@@ -170,7 +171,7 @@ def _warm(call: Call, wait: Callable[[Any], Any], budget: float, clock: Callable
 
 
 def _repeat(call: Call, timer: Timer, most: float) -> int:
-    """Calls a sample: as many as last SAMPLE, unless they take longer than `most` seconds."""
+    """Calls per sample: enough to last SAMPLE seconds, but at most `most` seconds."""
     repeat = 1
     while True:
         took = timer(call, repeat)

@@ -1,4 +1,4 @@
-"""`gradlab bench`: every op beside what its framework offers, each side in a process of its own."""
+"""`gradlab bench`: times every op beside the native function of its framework, each framework in a subprocess."""
 
 import os
 import secrets
@@ -29,8 +29,8 @@ from gradlab.profiling.ranges import ranges
 
 
 @dataclass(frozen=True)
-class Command:
-    """What was said on the command line.
+class BenchArgs:
+    """The arguments of the command line.
 
     Attributes:
         ops: names; none for every op.
@@ -38,11 +38,11 @@ class Command:
         dtype: float64, float32, float16 or bfloat16.
         modes, passes: of MODES and PASSES; none for all.
         case: one case's name.
-        budget: seconds of timing a group, beside compilation and proof.
+        budget: seconds of timing per group, besides compilation and checking.
         seed: of all inputs; None draws one for the run.
         sizes: other sizes of one op's largest case, as "M=512 K=64".
         sweep: time against size.
-        json, csv, markdown: files to write; the first holds raw samples, the last is for people; both have the machine.
+        json, csv, markdown: files to write; json has the raw samples, json and markdown the machine.
         base: an earlier run's JSON to compare with.
     """
 
@@ -61,14 +61,14 @@ class Command:
     markdown: Path | None = None
     base: Path | None = None
 
-    def asked(self, seed: int) -> tuple[TimingJob, ...]:
-        """What each side's process is to do.
+    def jobs(self, seed: int) -> tuple[TimingJob, ...]:
+        """The job of each side's process.
 
         Raises:
             ValueError: an unknown op, side, dtype, mode, pass or case, a budget that is not positive.
         """
         if self.dtype not in FLOATS:
-            raise ValueError(f"bench: unknown dtype {self.dtype!r}; the lab has {', '.join(FLOATS)}")
+            raise ValueError(f"bench: dtype is {self.dtype!r}, wanted one of {', '.join(FLOATS)}")
         if not self.budget > 0:
             raise ValueError(f"bench: budget is {self.budget}, wanted a number of seconds above 0")
         chosen = [spec(name) for name in self.ops] or list(specs().values())
@@ -79,9 +79,7 @@ class Command:
             chosen = [op for op in chosen if self.case in {c.name for c in _timed(op)}]
         if self.sizes:
             if len(chosen) != 1 or self.case is not None:
-                raise ValueError(
-                    f"bench: sizes {self.sizes!r} are those of one op's largest case, wanted an op and no case"
-                )
+                raise ValueError(f"bench: sizes are {self.sizes!r}, wanted none without a single op and no case")
             sized(chosen[0], _timed(chosen[0])[-1], self.sizes)
         return tuple(
             TimingJob(
@@ -100,18 +98,18 @@ class Command:
         )
 
 
-def run(command: Command, console: Console, run_in_process: Callable[..., Any] = run_in_process) -> int:
+def run(command: BenchArgs, console: Console, run_in_process: Callable[..., Any] = run_in_process) -> int:
     """Measure, print, and write what was measured after each group.
 
     Returns:
-        0; 1 when a member of ours or a native is wrong or failed, or slower than in the baseline beyond the noise; 130
-        when interrupted, the finished groups printed and written.
+        0; 1 when a hand-written or native function is wrong or failed, or slower than in the baseline beyond the
+        noise; 130 when interrupted, the finished groups printed and written.
 
     Raises:
         ValueError: bad input, before anything is measured.
     """
     seed = secrets.randbits(32) if command.seed is None else command.seed
-    plan = command.asked(seed)
+    plan = command.jobs(seed)
     files = {"json": command.json, "csv": command.csv, "markdown": command.markdown}
     for path in files.values():
         writable("bench", path)
@@ -120,19 +118,19 @@ def run(command: Command, console: Console, run_in_process: Callable[..., Any] =
     head = {"machine": machine, "dtype": command.dtype, "precision": policy(command.dtype), "seed": seed}
     groups: list[Group] = []
 
-    def keep(complete: bool) -> None:
+    def save(complete: bool) -> None:
         write(groups, head | {"complete": complete}, files)
 
     about = f"{machine.get('gpu') or machine['cpu']}; {', '.join(command.sides)}; {policy(command.dtype)}; seed {seed}"
     console.print(about, highlight=False, soft_wrap=True)
     if busy := _busy():
         console.print(busy, style="yellow")
-    if ranges.asked():
-        console.print(f"{ranges.VARIABLE} is set: nothing is timed with ranges on, they are off here", style="yellow")
+    if ranges.requested():
+        console.print(f"{ranges.VARIABLE} is set, but ranges are off while timing", style="yellow")
     interrupted, ended = False, []
     try:
-        ended = measured(plan, groups, console, lambda: keep(False), run_in_process)
-        keep(not ended)
+        ended = measured(plan, groups, console, lambda: save(False), run_in_process)
+        save(not ended)
     except KeyboardInterrupt:
         interrupted = True
     show(groups, console)
@@ -142,10 +140,10 @@ def run(command: Command, console: Console, run_in_process: Callable[..., Any] =
         console.print(f"interrupted: the {len(groups)} groups above are finished", style="bold red")
         return INTERRUPTED
     if not groups and not ended:
-        raise ValueError(f"bench: no case {command.case!r} is timed on this device: it is for CUDA")
-    # A peer that cannot run is said, and is not the lab's failure.
-    ours = [m for group in groups for m in group.members if m.implementation in (GRADLAB, NATIVE)]
-    bad = bool(ended) or any(member.problem for member in ours)
+        raise ValueError(f"bench: case is {command.case!r}, which runs on CUDA only, wanted one for this device")
+    # A peer that cannot run is reported, but is no failure.
+    checked = [m for group in groups for m in group.members if m.implementation in (GRADLAB, NATIVE)]
+    bad = bool(ended) or any(member.problem for member in checked)
     if before is not None and command.base is not None:
         found = compare.changes(groups, before)
         show_changes(found, console)
@@ -158,10 +156,10 @@ def measured(
     plan: tuple[TimingJob, ...],
     groups: list[Group],
     console: Console,
-    keep: Callable[[], object],
+    save: Callable[[], object],
     run_in_process: Callable[..., Any] = run_in_process,
 ) -> list[str]:
-    """Run each side's process; its groups are appended as they come, and `keep` is called after each.
+    """Run each side's process; its groups are appended as they come, and `save` is called after each.
 
     Returns:
         A line for each process that ended before its time; the others went on.
@@ -176,11 +174,11 @@ def measured(
         transient=True,
         disable=not console.is_terminal,
     ) as progress:
-        for asked in plan:
+        for job in plan:
             with tempfile.TemporaryDirectory(prefix="gradlab-bench-", ignore_cleanup_errors=True) as folder:
-                messages = Messages(progress, progress.add_task(f"{asked.side} starts", total=None), groups, keep)
+                messages = Messages(progress, progress.add_task(f"{job.side} starts", total=None), groups, save)
                 try:
-                    run_in_process(f"bench, {asked.side}", work, asked, folder, on_message=messages, env=ENVIRONMENT)
+                    run_in_process(f"bench, {job.side}", work, job, folder, on_message=messages, env=ENVIRONMENT)
                 except RuntimeError as error:
                     ended.append(str(error))
             progress.remove_task(messages.task)
@@ -189,12 +187,12 @@ def measured(
 
 @dataclass
 class Messages:
-    """What a measuring process tells, shown and kept."""
+    """Handles the messages of a measuring process: progress and finished groups."""
 
     progress: Progress
     task: TaskID
     groups: list[Group]
-    keep: Callable[[], object]
+    save: Callable[[], object]
     done: int = 0
 
     def __call__(self, message: tuple[Any, ...]) -> None:
@@ -207,23 +205,23 @@ class Messages:
                 self.done += 1
                 self.groups.append(group)
                 self.progress.update(self.task, completed=self.done)
-                self.keep()
+                self.save()
 
 
 def _timed(op: Spec) -> tuple[Any, ...]:
     return op.select("bench") + op.select("bench gpu")
 
 
-def _among(what: str, given: tuple[str, ...], there: tuple[str, ...]) -> None:
+def _among(what: str, given: tuple[str, ...], choices: tuple[str, ...]) -> None:
     for name in given:
-        if name not in there:
-            raise ValueError(f"bench: unknown {what} {name!r}; wanted one of {', '.join(there)}")
+        if name not in choices:
+            raise ValueError(f"bench: {what} is {name!r}, wanted one of {', '.join(choices)}")
 
 
 def _busy() -> str:
-    """A warning where other work runs on the machine: then short calls wait for a core, and the spread shows it."""
+    """A warning if other work runs on the machine, which makes short calls wait for a core."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     cores = os.cpu_count() or 1
     return (
-        f"load average {load:.1f} on {cores} cores: other work runs here, times will spread" if load > cores / 2 else ""
+        f"load average {load:.1f} on {cores} cores: other work is running, times will vary" if load > cores / 2 else ""
     )

@@ -1,4 +1,4 @@
-"""A run beside an earlier one: not their seconds, which the machine's mood moves, but their ratios to the native.
+"""Compares a run with an earlier one: not in seconds, which vary with the machine, but in ratios to native.
 
 Both runs timed the hand-written op and the native in turns; the quotient of the two ratios says whether the op became
 slower, and its uncertainty is that of both, with the noise of both.
@@ -40,12 +40,12 @@ def baseline(path: Path, machine: Mapping[str, str]) -> list[Group]:
     for key in SAME_MACHINE:
         was, here = head.get("machine", {}).get(key, "none"), machine.get(key, "none")
         if was != here:
-            raise ValueError(f"{path} was measured on another machine: its {key} is {was}, this one's is {here}")
+            raise ValueError(f"bench: --compare is {path}, of a machine with {key} {was}, wanted {here}")
     return groups
 
 
 def changes(now: Sequence[Group], before: Sequence[Group]) -> list[Change]:
-    """Every member that both runs hold a ratio of."""
+    """Every member with a ratio in both runs."""
     known = {(group.key, member.name): (group, member) for group in before for member in group.members}
     found = []
     for group in now:
@@ -76,7 +76,7 @@ def _quotient(now: Interval, before: Interval) -> Interval:
 
 
 def summary(found: Sequence[Change], base: Path) -> str:
-    """How many became what, in a line."""
+    """The number of members with each verdict, in a line."""
     counts: dict[str, Any] = {}
     for change in found:
         counts[change.verdict] = counts.get(change.verdict, 0) + 1

@@ -1,7 +1,7 @@
 """Random inputs: small ones drawn by NumPy, the same numbers on both sides; large ones on the GPU that is to read them.
 
 A Spec draws from a NumPy generator. NumPy takes ten seconds for half a billion normals, and as many bytes cross the bus
-in float64; what stands in for the generator here draws arrays beyond a size in float32 on the device.
+in float64; the generator here draws arrays beyond a size in float32 on the device.
 """
 
 import importlib
@@ -37,7 +37,7 @@ class Generator:
         self._host, self._drawer = host, drawer
 
     def __getattr__(self, name: str) -> Any:
-        # Classes, permutations and shares are NumPy's: they are small beside the floats.
+        # Classes, permutations and probabilities come from NumPy: they are small beside the floats.
         return getattr(self._host, name)
 
     def standard_normal(self, shape: Shape = ()) -> Any:
@@ -56,7 +56,7 @@ class Generator:
 
 def inputs(at: OpCase, side: Side, seed: int) -> list[Any]:
     """The case's inputs, of NumPy or of the side, in the signature's order."""
-    # What is checked by differences is small, and keeps away from kinks in NumPy.
+    # Cases for finite differences are small, and NumPy keeps them away from kinks.
     case = at.case
     if not _on_cuda(side) or case.use == "check":
         return list(at.make(seed).values())

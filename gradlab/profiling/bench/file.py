@@ -11,12 +11,14 @@ from gradlab.base.files import write_whole
 from gradlab.profiling.bench.row import Group
 from gradlab.profiling.bench.words import markdown
 
-# Raised when a key changes its meaning or goes; a new key is no reason.
-SCHEMA = 2
+# Increased when a key is removed or changes its meaning, not for a new key.
+SCHEMA = 3
+# Schema 2 has `twin` for `repeated_native`.
+READABLE = (2, SCHEMA)
 
 
 def document(groups: Sequence[Group], head: Mapping[str, Any]) -> str:
-    """The run so far as text; a group a line: a file that people compare is not to have a line for each sample."""
+    """The run so far as text; one line per group, so that files can be compared."""
     start = json.dumps({"kind": "gradlab benchmark", "schema": SCHEMA, **head}, indent=1)[:-2]
     lines = ",\n".join(f"  {json.dumps(group.as_json())}" for group in groups)
     return f'{start},\n "groups": [\n{lines}\n ]\n}}\n'
@@ -31,17 +33,19 @@ def read_json(path: Path) -> tuple[list[Group], dict[str, Any]]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+        raise ValueError(f"bench: cannot read {path}: {error.strerror}") from None
     except ValueError:
-        raise ValueError(f"{path} is not a benchmark of gradlab: it is no JSON") from None
+        raise ValueError(f"bench: {path} is no JSON, wanted a benchmark of gradlab") from None
     if not isinstance(found, dict) or found.get("kind") != "gradlab benchmark":
-        raise ValueError(f"{path} is not a benchmark of gradlab")
-    if found.get("schema") != SCHEMA:
-        raise ValueError(f"{path} is a benchmark of schema {found.get('schema')}, this gradlab reads {SCHEMA}")
+        raise ValueError(f"bench: {path} is JSON of another kind, wanted a benchmark of gradlab")
+    if found.get("schema") not in READABLE:
+        raise ValueError(f"bench: {path} is a benchmark of schema {found.get('schema')}, wanted {SCHEMA}")
     try:
         return [Group.from_json(values) for values in found.pop("groups")], found
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is a benchmark of gradlab that was changed: its groups cannot be read") from None
+        raise ValueError(
+            f"bench: {path} has groups that cannot be read, wanted an unchanged benchmark of gradlab"
+        ) from None
 
 
 COLUMNS = (
@@ -52,7 +56,7 @@ COLUMNS = (
 
 
 def as_csv(groups: Sequence[Group]) -> str:
-    """A line a member; times in seconds, medians with their 95 % intervals."""
+    """One line per member; times in seconds, medians with their 95 % intervals."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)

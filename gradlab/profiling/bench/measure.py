@@ -1,4 +1,4 @@
-"""One group of the benchmark: build its members, prove each against the native, time them in turns."""
+"""Measures one group of the benchmark: builds its members, checks each against native, times them interleaved."""
 
 import functools
 import time
@@ -10,7 +10,7 @@ from gradlab.profiling.bench.ceilings import Ceilings
 from gradlab.profiling.bench.clock import Call, in_turns
 from gradlab.profiling.bench.peak import peak_bytes
 from gradlab.profiling.bench.row import BACKWARD, FAILED, GRADLAB, NATIVE, THROTTLED, WRONG, Group, Member
-from gradlab.profiling.bench.subject import Subject
+from gradlab.profiling.bench.subject import BenchSubject
 from gradlab.profiling.bench.timers import timers
 from gradlab.profiling.bench.watch import Watch
 from gradlab.profiling.native.native import natives
@@ -18,7 +18,7 @@ from gradlab.profiling.native.native import natives
 
 @dataclass
 class Built:
-    """A member and the call that it is."""
+    """A member and its call."""
 
     member: Member
     call: Call = field(default=lambda: None)
@@ -29,7 +29,7 @@ class Built:
 
 
 def measure(
-    subject: Subject,
+    subject: BenchSubject,
     direction: str,
     modes: Sequence[str],
     budget: float,
@@ -39,13 +39,13 @@ def measure(
     fresh: bool = True,
     on_progress: Callable[[str, float], object] = lambda stage, share: None,
 ) -> Group:
-    """Build, prove and time every implementation of a subject in every mode, in one group.
+    """Build, check and time every implementation of a subject in every mode, in one group.
 
     Args:
-        budget: seconds of timing, beside compilation and proof.
+        budget: seconds of timing, besides compilation and checking.
         ceilings, watch: of the subject's device.
         swept: the size relative to the case of the Spec that was scaled.
-        fresh: whether first calls are timed: each member is built twice, with nothing kept in memory in between.
+        fresh: whether first calls are timed: each member is built twice, with in-memory caches cleared in between.
         on_progress: gets what is done, and the share of the timing that is over.
     """
     flops, moved = subject.work(direction)
@@ -70,9 +70,14 @@ def measure(
 
 
 def _build(
-    subject: Subject, direction: str, modes: Sequence[str], fresh: bool, on_progress: Callable[[str, float], object]
+    subject: BenchSubject,
+    direction: str,
+    modes: Sequence[str],
+    fresh: bool,
+    on_progress: Callable[[str, float], object],
 ) -> list[Built]:
-    """Every member called twice, with empty caches and with what that left on disk; or once, caches as they are."""
+    """Call every member twice, first with empty caches, then with the disk caches filled; or once, caches as they
+    are."""
     built = []
     for mode in modes:
         for name, implementation in subject.implementations.items():
@@ -87,12 +92,12 @@ def _build(
     return built
 
 
-def _call(subject: Subject, direction: str, one: Built, attempt: str) -> None:
-    """The call, made and timed, and its result held against the native's; what goes wrong is the member's problem."""
+def _call(subject: BenchSubject, direction: str, one: Built, attempt: str) -> None:
+    """Make and time the call, and compare its result with native's; an error becomes the member's problem."""
     member = one.member
     try:
         with subject.implementations[member.implementation].around():
-            # Inputs are there before the clock starts.
+            # Create the inputs before the clock starts.
             _ = subject.arrays
             start = time.perf_counter()
             one.call = subject.call(member.implementation, member.mode, direction)
@@ -107,7 +112,7 @@ def _call(subject: Subject, direction: str, one: Built, attempt: str) -> None:
 
 
 def _time(
-    subject: Subject,
+    subject: BenchSubject,
     blank: Group,
     built: Sequence[Built],
     budget: float,
@@ -124,14 +129,14 @@ def _time(
     )
     base = next((one for one in sound if one.member.implementation == NATIVE), None)
     if base is not None:
-        # The twin is the same function on the same arrays as a call of its own, at the other end of the round.
+        # Native once more as a separate call, at the other end of the round: its ratio to itself is the noise.
         calls.append(subject.call(NATIVE, base.member.mode, blank.direction))
         around.append(subject.implementations[NATIVE].around)
     wanted = [(i, j) for i, one in enumerate(sound) if (j := _base(sound, one)) is not None]
     if base is not None:
         subject.side.wait(calls[-1]())
         wanted.append((sound.index(base), len(sound)))
-    # Autograd runs a backward on the stream of its forward, which is over when a capture on another one begins.
+    # Autograd runs a backward on its forward's stream, which a capture on another stream cannot record.
     alone = "the forward of a backward alone was recorded on another stream" if blank.direction == BACKWARD else ""
     clocks = timers(subject.side, alone)
     start = time.perf_counter()
@@ -142,14 +147,14 @@ def _time(
         budget,
         pairs=wanted,
         around=around,
-        spoilt=watch.slowed,
+        discard=watch.slowed,
         on_progress=on_progress,
     )
     replayed = getattr(clocks["warm"], "replayed", lambda call: False)
     launched = getattr(clocks["warm"], "launched", lambda call: "")
     members = []
     for one in built:
-        if one.sound and rounds.kept:
+        if one.sound and rounds.rounds:
             i = sound.index(one)
             with subject.implementations[one.member.implementation].around():
                 peak = peak_bytes(subject.side, one.call)
@@ -170,13 +175,13 @@ def _time(
             members.append(replace(one.member, problem=THROTTLED, note=note))
         else:
             members.append(one.member)
-    twin = rounds.samples(len(sound)) if base is not None else ()
+    repeated_native = rounds.samples(len(sound)) if base is not None else ()
     seen = watch.summary(start, time.perf_counter())
-    return replace(blank, members=tuple(members), twin=twin, dropped=rounds.dropped, clocks=seen)
+    return replace(blank, members=tuple(members), repeated_native=repeated_native, dropped=rounds.dropped, clocks=seen)
 
 
 def _base(sound: Sequence[Built], one: Built) -> int | None:
-    """The place of the native in the same mode, where it is another."""
+    """The index of native in the same mode, unless it is this member."""
     for i, other in enumerate(sound):
         if other.member.implementation == NATIVE and other.member.mode == one.member.mode:
             return None if other is one else i

@@ -1,4 +1,4 @@
-"""What samples say: medians with their intervals, ratios taken pair by pair, and a verdict never finer than the noise.
+"""Statistics of samples: medians with intervals, paired ratios, and verdicts that respect the noise.
 
 A median of n samples is uncertain; the percentile bootstrap says by how much without a model of the noise (Efron and
 Tibshirani, An Introduction to the Bootstrap, chapter 13). A ratio is taken within each round, so that what disturbs
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 SAME, FASTER, SLOWER, UNCLEAR, SUSPECT = "SAME", "FASTER", "SLOWER", "UNCLEAR", "SUSPECT"
-# Resamples, and the share of them that the interval holds.
-RESAMPLES, HELD = 999, 0.95
-# Below this a difference is of no interest, however sure it is.
+# Bootstrap resamples, and the confidence level of the interval.
+RESAMPLES, CONFIDENCE = 999, 0.95
+# A smaller relative difference is of no interest, however certain.
 GRAIN = 0.01
 
 
@@ -38,7 +38,7 @@ def interval(samples: Sequence[float] | np.ndarray) -> Interval:
     values = np.asarray(samples, np.float64)
     drawn = np.random.default_rng(0).integers(0, values.size, (RESAMPLES, values.size))
     medians = np.median(values[drawn], axis=1)
-    low, high = np.quantile(medians, ((1 - HELD) / 2, (1 + HELD) / 2))
+    low, high = np.quantile(medians, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return Interval(float(np.median(values)), float(low), float(high))
 
 

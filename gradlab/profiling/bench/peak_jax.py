@@ -1,4 +1,4 @@
-"""jax's peak: what the compiled program's plan says of results and temporaries."""
+"""jax's peak: results and temporaries in the compiled program's memory plan."""
 
 import functools
 from collections.abc import Callable

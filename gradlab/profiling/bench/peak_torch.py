@@ -1,4 +1,4 @@
-"""torch's peak: on CUDA its allocator keeps it, on a CPU its profiler hears every block that comes and goes."""
+"""torch's peak: on CUDA its allocator tracks it, on a CPU its profiler records every allocation and release."""
 
 from collections.abc import Callable
 from typing import Any

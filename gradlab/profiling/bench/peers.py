@@ -13,12 +13,12 @@ class Peer(NamedTuple):
     """One op of another library.
 
     Attributes:
-        library: the name that its members have in tables.
-        module: what has to be importable.
+        library: its name in tables.
+        module: the module to import.
         label: the function's name in its documentation.
         fn: takes the Spec's arrays in order and its options by name; raises TypeError for an option it does not have.
         devices: where its kernels run.
-        around: what has to be entered for it to run.
+        around: a context manager to enter for each run.
     """
 
     library: str

@@ -1,4 +1,4 @@
-"""Peers on jax: optax where jax itself has a layer too. An entry in PEERS is all that a new one takes."""
+"""Peers on jax: optax where jax itself has a layer too. To add one, add an entry to PEERS."""
 
 from gradlab.profiling.bench.peers import Peer
 

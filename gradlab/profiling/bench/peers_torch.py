@@ -1,4 +1,4 @@
-"""Peers on torch: Liger-Kernel and FlagGems, Triton kernels both. An entry in PEERS is all that a new one takes."""
+"""Peers on torch: Liger-Kernel and FlagGems, Triton kernels both. To add one, add an entry to PEERS."""
 
 from gradlab.profiling.bench.peers import Peer
 from gradlab.profiling.native import native_torch
@@ -10,7 +10,7 @@ def liger_cross_entropy(x, target, *, ignore_index=-100, reduction="mean"):
 
     if target.is_floating_point():
         raise TypeError("liger_cross_entropy has no soft targets")
-    # On a copy: a second call is to see the same logits. The copy is part of what its user pays for keeping them.
+    # On a copy, as Liger overwrites the logits and a second call needs them.
     return liger_cross_entropy(x.clone(), target, ignore_index=ignore_index, reduction=reduction)
 
 

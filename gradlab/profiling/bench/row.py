@@ -1,4 +1,4 @@
-"""What a run of the benchmark leaves: a group of members timed in turns, with their raw samples."""
+"""The results of a benchmark run: groups of members timed interleaved, with raw samples."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,19 +22,19 @@ class Member:
 
     Attributes:
         implementation: "gradlab", "native", or a peer's name.
-        label: the name that the function's documentation knows it by.
+        label: the function's name in its documentation.
         mode: "eager" or "compiled".
         problem: WRONG or FAILED and then not timed, THROTTLED, or nothing.
-        note: what the problem is, in a line.
+        note: the problem, in a line.
         interpreted: whether the kernels' source ran in Triton's interpreter: then no time here is a kernel's speed.
-        launched: why a short call was not replayed from a graph: launching may be what its time shows.
-        repeat: calls a sample.
+        launched: why a short call was not replayed from a CUDA graph; its time may be launch overhead.
+        repeat: calls per sample.
         warm: calls back to back, the device included; replayed from a graph where `replayed`.
         cold: single calls whose data is not in the GPU's L2; empty on a CPU.
         host: until the call returns, the device not waited for; empty on a CPU.
-        first_call: the first call, with empty caches: tracing, compiling, running.
+        first_call: seconds of the first call with empty caches: tracing, compiling, running.
         cached_call: the first call again, with the caches on disk filled.
-        peak_bytes: most memory in use at once beyond the inputs; None where nothing tells.
+        peak_bytes: peak memory beyond the inputs; None if unknown.
     """
 
     implementation: str
@@ -65,16 +65,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """One case of an op on one side in one direction: its members, and the ceilings that stood over them.
+    """One case of an op on one side in one direction: its members, and the ceilings measured with them.
 
     Attributes:
         sizes: the case's axes.
         device: "cpu", "cuda", ...
         seed: of the random inputs, fresh for each group.
         flops, bytes: least work of the direction, from the op's Spec.
-        bandwidth, rate: bytes and FLOPs a second that the device reached in this run, on data of this size.
-        twin: the first native member, timed as a member of its own once more: what the noise is read from.
-        dropped: rounds that the machine spoilt by throttling.
+        bandwidth, rate: bytes and FLOPs per second that the device reached in this run, on data of this size.
+        repeated_native: samples of the first native member timed a second time, which give the noise.
+        dropped: rounds discarded because the GPU throttled.
         swept: the size relative to the case that was scaled; None where it is a case of the Spec.
     """
 
@@ -91,14 +91,14 @@ class Group:
     bandwidth: float
     rate: float
     members: tuple[Member, ...] = ()
-    twin: tuple[float, ...] = ()
+    repeated_native: tuple[float, ...] = ()
     dropped: int = 0
     swept: float | None = None
     clocks: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What makes two groups of two runs the same question."""
+        """Identifies a group across runs."""
         sizes = " ".join(f"{axis}={n}" for axis, n in self.sizes.items())
         return self.op, self.case, sizes, self.side, self.direction, self.dtype, self.device
 
@@ -110,15 +110,15 @@ class Group:
     def noise(self) -> float:
         """How far the ratio of the native to itself strays from 1, relative; 0 where nothing native was timed."""
         first = next((m for m in self.members if m.implementation == NATIVE and m.warm), None)
-        return noise(first.warm, self.twin) if first and self.twin else 0.0
+        return noise(first.warm, self.repeated_native) if first and self.repeated_native else 0.0
 
     @property
     def floor(self) -> float:
-        """Seconds below which the work cannot be done at the ceilings: the larger of bytes and FLOPs over them."""
+        """Minimum seconds at the ceilings: the larger of bytes / bandwidth and FLOPs / rate."""
         return max(self.bytes / self.bandwidth, self.flops / self.rate)
 
     def baseline(self, member: Member) -> Member | None:
-        """What a member is compared with: the native in its mode; None for that one itself, or where it failed."""
+        """The native member in the same mode; None for itself, or where it failed."""
         found = next((m for m in self.members if m.implementation == NATIVE and m.mode == member.mode and m.warm), None)
         return None if found is member else found
 
@@ -130,7 +130,7 @@ class Group:
     def verdict(self, member: Member) -> str:
         """A problem, SUSPECT, SAME, FASTER, SLOWER or UNCLEAR; nothing for a baseline that is not suspect.
 
-        What was interpreted gets no other verdict than that.
+        An interpreted member has no other verdict.
         """
         if member.problem or member.interpreted:
             return member.problem or INTERPRETED
@@ -144,15 +144,17 @@ class Group:
         return None if member.interpreted or not member.warm else self.floor / member.time.median
 
     def as_json(self) -> dict[str, Any]:
-        """Seconds to a tenth of a nanosecond: less is noise, and the file is kept."""
+        """Plain values; seconds rounded to a tenth of a nanosecond, as less is noise."""
         values = asdict(self)
         for member in values["members"]:
             member |= {kind: [round(s, 10) for s in member[kind]] for kind in ("warm", "cold", "host")}
-        return values | {"twin": [round(s, 10) for s in self.twin]}
+        return values | {"repeated_native": [round(s, 10) for s in self.repeated_native]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Group":
         members = (
             Member(**{**m, **{kind: tuple(m[kind]) for kind in ("warm", "cold", "host")}}) for m in values["members"]
         )
-        return cls(**{**values, "members": tuple(members), "twin": tuple(values["twin"])})
+        found = {key: value for key, value in values.items() if key != "twin"}
+        found["repeated_native"] = tuple(values.get("repeated_native", values.get("twin", ())))
+        return cls(**{**found, "members": tuple(members)})

@@ -1,4 +1,4 @@
-"""Sizes as a user says them: "M=512 K=64", for one op's largest case."""
+"""Parses the --sizes option, "M=512 K=64", for one op's largest case."""
 
 import re
 from collections.abc import Mapping
@@ -11,24 +11,26 @@ def sized(op: Spec, case: Case, text: str) -> Case:
     """The case with other sizes, the options as they are.
 
     Raises:
-        ValueError: words that are no sizes, an axis that the op has not, a size below 1, sizes that leave no result.
+        ValueError: text that is no sizes, an unknown axis, a size below 1, or sizes for which the result is empty.
     """
-    asked = parsed(op, case, text)
-    made = replace(case, name=" ".join(f"{axis}={n}" for axis, n in asked.items()), sizes={**case.sizes, **asked})
+    sizes = parsed(op, case, text)
+    made = replace(case, name=" ".join(f"{axis}={n}" for axis, n in sizes.items()), sizes={**case.sizes, **sizes})
     for axis, n in op.at(made).sizes.items():
         if isinstance(n, int) and n < 1:
-            raise ValueError(f"bench: sizes {text!r} leave {op.name} with {axis} = {n}, wanted 1 or more")
+            raise ValueError(f"bench: sizes are {text!r}, which make {axis} = {n}, wanted at least 1")
     return made
 
 
 def parsed(op: Spec, case: Case, text: str) -> Mapping[str, int]:
-    """Axis by axis what was said."""
+    """The sizes by axis."""
     found: dict[str, int] = {}
     for word in re.split(r"[\s,]+", text.strip()):
         axis, equals, number = word.partition("=")
         if axis not in case.sizes:
-            raise ValueError(f"bench: sizes {text!r} name {axis!r}; {op.name} has {', '.join(case.sizes)}")
+            raise ValueError(f"bench: sizes are {text!r} with axis {axis!r}, wanted one of {', '.join(case.sizes)}")
         if not equals or not number.isdecimal() or int(number) < 1:
-            raise ValueError(f"bench: sizes {text!r} say {word!r}, wanted {axis}= and a whole number of 1 or more")
+            raise ValueError(
+                f"bench: sizes are {text!r} with {word!r}, wanted {axis}= and a whole number of at least 1"
+            )
         found[axis] = int(number)
     return found

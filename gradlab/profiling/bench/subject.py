@@ -1,4 +1,4 @@
-"""A case of an op on one side with fresh random inputs: its implementations as calls, and proof that each is right."""
+"""A case of an op on one side with fresh random inputs: its implementations as calls, each checked against native."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -16,15 +16,15 @@ from gradlab.profiling.bench.row import BACKWARD, BOTH, COMPILED, FORWARD, GRADL
 from gradlab.profiling.native.native import Native, native, natives
 
 
-class Subject:
-    """A case of an op on one side in one dtype; the inputs follow from `seed`, small ones alike on both sides."""
+class BenchSubject:
+    """A case of an op on one side in one dtype; the inputs follow from `seed`, small ones are equal on both sides."""
 
     def __init__(self, op: Spec, case: Case, side: Side, dtype: str, seed: int) -> None:
         self.op, self.case, self.side, self.dtype, self.seed = op, case, side, dtype, seed
         self.at = op.at(case)
-        hand = Native(f"gradlab.{side.name}", side.op(op.name))
+        hand_written = Native(f"gradlab.{side.name}", side.op(op.name))
         self.implementations: dict[str, Native] = {
-            GRADLAB: hand,
+            GRADLAB: hand_written,
             NATIVE: native(side.name, op.name),
             **peers(side.name, op.name, side.device()),
         }
@@ -32,21 +32,22 @@ class Subject:
 
     @property
     def wrt(self) -> list[int]:
-        """The places of the inputs that have a gradient."""
+        """The indices of the inputs that have a gradient."""
         return list(self.at.wrt)
 
     def work(self, direction: str) -> tuple[int, int]:
         """Least FLOPs and bytes of a direction."""
-        ways = {FORWARD: ("forward",), BACKWARD: ("backward",), BOTH: ("forward", "backward")}[direction]
+        passes = {FORWARD: ("forward",), BACKWARD: ("backward",), BOTH: ("forward", "backward")}[direction]
         flops, moved = self.at.flops(), self.at.bytes(self.dtype)
-        return sum(flops[way] for way in ways), sum(moved[way] for way in ways)
+        return sum(flops[name] for name in passes), sum(moved[name] for name in passes)
 
     def function(self, implementation: str) -> Callable[..., Any]:
         """An implementation as a function of the inputs alone."""
         return self.at.bind(self.implementations[implementation].fn)
 
     def call(self, implementation: str, mode: str, direction: str, wide: bool = False) -> Callable[[], Any]:
-        """An implementation on this subject's arrays: its result forward, its gradients in the other directions."""
+        """An implementation on this subject's arrays: its result for the forward, its gradients for the other
+        directions."""
         fn = self.function(implementation)
         inputs, cotangents = self._wide if wide else self.arrays
         compiled = self.side.compiled if mode == COMPILED else lambda f: f
@@ -63,7 +64,7 @@ class Subject:
 
     @functools.cached_property
     def arrays(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Inputs and cotangents, never zeros: a GPU is faster on those than on numbers."""
+        """Inputs and cotangents, never zeros: a GPU is faster on zeros."""
         drawn = draw.inputs(self.at, self.side, self.seed)
         return self._put(drawn), self._put(draw.cotangents(self.at, self.side, self.seed))
 
@@ -75,7 +76,7 @@ class Subject:
 
     def _put(self, arrays: list[Any]) -> tuple[Any, ...]:
         put = []
-        # One after another, so that no two of the wide ones lie beside what is made of them.
+        # One by one, so that each wide array is freed before the next is converted.
         while arrays:
             a = arrays.pop(0)
             put.append(
@@ -85,14 +86,14 @@ class Subject:
 
     @contextmanager
     def precise(self) -> Iterator[None]:
-        """Products in full precision, float64 where it is asked for."""
+        """Products in full precision, x64 if the dtype is float64."""
         with natives(self.side.name).precise(), self.side.double() if self.dtype == "float64" else nullcontext():
             yield
 
     def difference(self, value: Any, direction: str) -> str:
-        """What is wrong with a result beside the native's, in a line; nothing when all is well.
+        """The difference between a result and native's beyond the tolerance, in a line; empty if there is none.
 
-        The native runs in float32 where the dtype is half: it rounds at every step, and would be what fails here.
+        For half dtypes native runs in float32, as its own rounding at every step would exceed the tolerance.
         """
         kind = FORWARD if direction == FORWARD else BACKWARD
         if kind not in self._wanted:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from gradlab.kernels.spec import Case, Spec
 
-# How much smaller along each axis: five points, so that a curve has a bend to show.
+# The factors by which axes are divided: five points of the curve.
 FACTORS = (16, 8, 4, 2, 1)
 
 

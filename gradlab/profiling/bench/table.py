@@ -10,9 +10,19 @@ from rich.text import Text
 from gradlab.profiling.bench.compare import Change
 from gradlab.profiling.bench.numbers import FASTER, SLOWER, SUSPECT
 from gradlab.profiling.bench.row import BACKWARD, FORWARD, Group
-from gradlab.profiling.bench.words import TIMES, Rate, costs, not_replayed, notes, ratio_in_words, said, three, times
+from gradlab.profiling.bench.words import (
+    TIMES,
+    Rate,
+    costs,
+    not_replayed,
+    notes,
+    problem_line,
+    ratio_in_words,
+    three,
+    times,
+)
 
-# From this width on the times and what they cost stand beside each other, below it under each other.
+# From this width on both tables are printed side by side, below it one under the other.
 WIDE = 132
 SHORT = {FORWARD: "fwd", BACKWARD: "bwd"}
 STYLES = {
@@ -41,7 +51,7 @@ def show(groups: Sequence[Group], console: Console) -> None:
     for group in groups:
         for member in group.members:
             if member.problem or group.verdict(member) == SUSPECT:
-                console.print(Text(said(group, member), STYLES[group.verdict(member)]), soft_wrap=True)
+                console.print(Text(problem_line(group, member), STYLES[group.verdict(member)]), soft_wrap=True)
             if member.launched:
                 console.print(Text(not_replayed(group, member), "yellow"), soft_wrap=True)
 
@@ -84,14 +94,14 @@ def _table(*columns: str) -> Table:
 
 def _ceilings(section: Sequence[Group]) -> str:
     group, unit = section[0], Rate.of(section)
-    noises = ", ".join(f"{_short(g)} {g.noise:.1%}" for g in section if g.twin)
+    noises = ", ".join(f"{_short(g)} {g.noise:.1%}" for g in section if g.repeated_native)
     clocks = group.clocks
     # The seeds stand in the file.
-    said = [f"noise {noises or 'unknown'}"]
-    said += [f"ceilings {three(group.bandwidth / 1e9)} GB/s, {unit.words(group.rate)} {unit.name}"]
-    said += [f"{clocks['sm_mhz']:.0f} MHz, {clocks['celsius']:.0f} °C"] if clocks else []
+    parts = [f"noise {noises or 'unknown'}"]
+    parts += [f"ceilings {three(group.bandwidth / 1e9)} GB/s, {unit.words(group.rate)} {unit.name}"]
+    parts += [f"{clocks['sm_mhz']:.0f} MHz, {clocks['celsius']:.0f} °C"] if clocks else []
     dropped = sum(g.dropped for g in section)
-    return "; ".join(said + [f"{dropped} throttled rounds dropped"] * (dropped > 0))
+    return "; ".join(parts + [f"{dropped} throttled rounds dropped"] * (dropped > 0))
 
 
 def _sections(groups: Sequence[Group]) -> Iterator[list[Group]]:

@@ -1,4 +1,4 @@
-"""Which times are taken of a member on which device: warm on a CPU; warm, cold and the host's own on CUDA."""
+"""The timers of each device: warm on a CPU; warm, cold and host on CUDA."""
 
 import importlib
 import time
@@ -12,7 +12,7 @@ from gradlab.profiling.bench.clock import Call, Host, Timer
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Seconds until calls return, the device not waited for: what the framework itself costs."""
+    """Seconds until calls return, not waiting for the device: the framework's own overhead."""
 
     wait: Callable[[Any], Any]
     clock: Callable[[], float] = time.perf_counter
@@ -30,7 +30,7 @@ def timers(side: Side, uncaptured: str = "") -> Mapping[str, Timer]:
     """By kind of time, what takes it on the side's default device.
 
     Args:
-        uncaptured: why short calls cannot be captured into a CUDA graph and replayed; nothing where they are tried.
+        uncaptured: why short calls cannot be captured into a CUDA graph and replayed; empty if they can.
     """
     if side.device() != "cuda":
         return {"warm": Host(side.wait)}

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import numpy as np
 
-# Milliseconds between two looks.
+# Milliseconds between two samples.
 EVERY = 100
 QUERY = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_throttle_reasons.active"
 # Bits of NVML's clock event reasons (nvml.h): slowdowns by hardware (0x8, 0x40, 0x80) and by heat (0x20). The power cap
@@ -22,7 +22,7 @@ class Watch:
 
     def __init__(self, device: str = "cuda", clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock, self._wanted = clock, device == "cuda"
-        self._looks: list[tuple[float, tuple[float, float, float, float], int]] = []
+        self._samples: list[tuple[float, tuple[float, float, float, float], int]] = []
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
 
@@ -44,16 +44,17 @@ class Watch:
             self._thread.join(2)
 
     def slowed(self, start: float, end: float) -> bool:
-        """Whether the card was slowed down between two seconds of the clock, or at the look before them."""
+        """Whether the card was slowed down between two seconds of the clock, or at the sample before them."""
         return any(reasons & SLOWED for _, _, reasons in self._between(start, end))
 
     def summary(self, start: float, end: float) -> dict[str, float]:
-        """Medians between two seconds of the clock, and the share of looks at the power cap; nothing without looks."""
-        looks = self._between(start, end)
-        if not looks:
+        """Medians between two seconds of the clock, and the share of samples at the power cap; nothing without
+        samples."""
+        samples = self._between(start, end)
+        if not samples:
             return {}
-        sm, memory, heat, power = np.median([values for _, values, _ in looks], axis=0)
-        capped = sum(bool(reasons & CAPPED) for _, _, reasons in looks) / len(looks)
+        sm, memory, heat, power = np.median([values for _, values, _ in samples], axis=0)
+        capped = sum(bool(reasons & CAPPED) for _, _, reasons in samples) / len(samples)
         return {
             "sm_mhz": float(sm),
             "memory_mhz": float(memory),
@@ -63,8 +64,8 @@ class Watch:
         }
 
     def _between(self, start: float, end: float) -> list[tuple[float, tuple[float, float, float, float], int]]:
-        times = [look[0] for look in self._looks]
-        return self._looks[max(0, bisect_left(times, start) - 1) : bisect_right(times, end)]
+        times = [sample[0] for sample in self._samples]
+        return self._samples[max(0, bisect_left(times, start) - 1) : bisect_right(times, end)]
 
     def _listen(self) -> None:
         assert self._process is not None
@@ -72,7 +73,7 @@ class Watch:
         with self._process.stdout as lines:
             for line in lines:
                 words = [word.strip() for word in line.split(",")]
-                # A card that does not tell one of them says "[N/A]".
+                # A GPU that does not report one of them prints "[N/A]".
                 with suppress(ValueError, IndexError):
                     sm, memory, heat, power = (float(word) if word[:1].isdigit() else 0.0 for word in words[:4])
-                    self._looks.append((self._clock(), (sm, memory, heat, power), int(words[4], 16)))
+                    self._samples.append((self._clock(), (sm, memory, heat, power), int(words[4], 16)))

@@ -1,4 +1,4 @@
-"""The benchmark's groups in words and as Markdown: NumPy alone, for machines where nothing else is installed."""
+"""The benchmark's groups as text and Markdown. NumPy only, for machines without rich."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,31 +8,34 @@ from gradlab.profiling.bench.row import Group, Member
 
 _TIME = (
     "time: median of warm calls ± half its 95 % interval; / native: median over rounds of the time over that of the "
-    "native in the same mode (95 % interval); verdicts lie beyond the noise, which the native timed twice shows"
+    "native in the same mode (95 % interval); a verdict requires a difference beyond the noise, measured by "
+    "timing native twice"
 )
 _FLOOR = (
-    "floor: the share that the floor has of the time; the floor is the op's least bytes and FLOPs over what a stream "
-    "of that size and a product reached in this run; SUSPECT: faster than that"
+    "floor: minimum time / time; the minimum time is the op's minimum bytes and FLOPs at the rates that a "
+    "stream of that "
+    "size and a matmul reached in this run; SUSPECT: faster than that"
 )
 _COST = (
-    "first: the first call with empty caches, compilation included; cached: again, with what it left on disk; memory: "
-    "most in use beyond the inputs"
+    "first: the first call with empty caches, compilation included; cached: again, with the disk caches "
+    "filled; memory: "
+    "peak beyond the inputs"
 )
 NO_GPU = "cold (an empty L2) and host (until a call returns) need CUDA"
-INTERPRETED = "interpreted: the kernels' source ran in Triton's interpreter, whose time is never a kernel's speed"
-PALLAS = "gradlab on jax on a CPU: Pallas, interpreted by XLA-compiled code: what its kernels become is one XLA program"
+INTERPRETED = "interpreted: the kernels ran in Triton's interpreter, whose time is never a kernel's speed"
+PALLAS = "gradlab on jax on a CPU: Pallas kernels in interpret mode, compiled by XLA as one program"
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 
 def policy(dtype: str) -> str:
-    """What every member of a group multiplies and adds in."""
+    """The precision of products and sums in every member of a group."""
     if dtype in ("float32", "float64"):
         return f"{dtype}: full precision in every product, no TF32"
-    return f"{dtype}: gradlab sums products in float32, native as the framework chooses; proven against float32"
+    return f"{dtype}: gradlab sums products in float32, native as the framework chooses; checked against float32"
 
 
 def notes(groups: Sequence[Group]) -> list[str]:
-    """What the columns mean, as far as these groups have them."""
+    """What the columns mean, for the columns that these groups have."""
     found = [_TIME, _FLOOR, _COST]
     if any(group.device != "cuda" for group in groups):
         found.append(NO_GPU)
@@ -43,16 +46,16 @@ def notes(groups: Sequence[Group]) -> list[str]:
     return found
 
 
-def said(group: Group, member: Member) -> str:
+def problem_line(group: Group, member: Member) -> str:
     """A member's problem in a line."""
     if member.problem:
         return f"{member.problem}: {_where(group, member)}: {member.note}"
     share = f"{group.share(member):.0%} of the floor"
-    return f"{SUSPECT}: {_where(group, member)}: {share}: the count or the measurement is off"
+    return f"{SUSPECT}: {_where(group, member)}: {share}: the minimum or the measurement is wrong"
 
 
 def not_replayed(group: Group, member: Member) -> str:
-    """In a line why a short call was launched each time, with what the host costs in its time."""
+    """Why a short call was launched each time, so that its time includes host overhead; in a line."""
     return f"not replayed from a graph: {_where(group, member)}: {member.launched}"
 
 
@@ -61,7 +64,7 @@ def _where(group: Group, member: Member) -> str:
 
 
 def markdown(groups: Sequence[Group], machine: Mapping[str, str]) -> str:
-    """The same as a Markdown table with the machine above it, a line a member."""
+    """The same as a Markdown table with the machine above it, one line per member."""
     lines = [f"- {key}: {value}" for key, value in machine.items()]
     lines += [f"- precision: {policy(dtype)}" for dtype in dict.fromkeys(group.dtype for group in groups)]
     unit = Rate.of(groups)
@@ -73,7 +76,7 @@ def markdown(groups: Sequence[Group], machine: Mapping[str, str]) -> str:
             cells = [str(cell) for cell in (*times(group, member), *costs(group, member, unit))]
             lines.append(_line((*labels, member.name, *cells, f"`{member.label}`")))
     lines += ["", *(f"{note}.  " for note in notes(groups)), ""]
-    lines += [f"- `{said(g, m)}`" for g in groups for m in g.members if m.problem or g.verdict(m) == SUSPECT]
+    lines += [f"- `{problem_line(g, m)}`" for g in groups for m in g.members if m.problem or g.verdict(m) == SUSPECT]
     lines += [f"- `{not_replayed(g, m)}`" for g in groups for m in g.members if m.launched]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -14,7 +14,7 @@ from gradlab.profiling.bench.ceilings import Ceilings
 from gradlab.profiling.bench.measure import measure
 from gradlab.profiling.bench.row import COMPILED
 from gradlab.profiling.bench.sizes import sized
-from gradlab.profiling.bench.subject import Subject
+from gradlab.profiling.bench.subject import BenchSubject
 from gradlab.profiling.bench.sweep import FACTORS, scaled
 from gradlab.profiling.bench.timers import timers
 from gradlab.profiling.bench.watch import Watch
@@ -68,64 +68,64 @@ ENVIRONMENT = {
 }
 
 
-def work(send: Callable[[Any], object], asked: TimingJob, folder: str) -> None:
-    """Measure all that is asked for; tells ("groups", how many), ("at", words, share of the group), ("group", Group).
+def work(send: Callable[[Any], object], job: TimingJob, folder: str) -> None:
+    """Measure everything in the job; sends ("groups", how many), ("at", words, share of the group), ("group", Group).
 
     Args:
         folder: where compilers keep what they make, a folder of its own for each group: a first call finds nothing.
     """
-    side = side_of(asked.side)
+    side = side_of(job.side)
     plan = [
-        (subject, way)
-        for subject in subjects(asked, side)
-        for way in asked.passes
-        if not asked.swept or way in asked.swept or subject[2] == 1
-        if (subject[0].name, subject[1].name, way) not in asked.done
+        (subject, direction)
+        for subject in subjects(job, side)
+        for direction in job.passes
+        if not job.swept or direction in job.swept or subject[2] == 1
+        if (subject[0].name, subject[1].name, direction) not in job.done
     ]
     send(("groups", len(plan)))
     compilers = natives(side.name)
-    if COMPILED in asked.modes and asked.fresh:
+    if COMPILED in job.modes and job.fresh:
         # The first of all looks for the machine's instructions and the C++ compiler: no member's first call.
         send(("at", f"{side.name}: compiler starts", 0.0))
         with compilers.fresh(f"{folder}/start"):
-            side.wait(side.compiled(lambda x: x + x)(side.put(np.ones(8), asked.dtype)))
-    ceilings = Ceilings(side, asked.dtype, timers(side)["warm"], asked.tiny)
+            side.wait(side.compiled(lambda x: x + x)(side.put(np.ones(8), job.dtype)))
+    ceilings = Ceilings(side, job.dtype, timers(side)["warm"], job.tiny)
     with ranges.off(), Watch(side.device()) as watch:
-        for i, ((op, case, share), way) in enumerate(plan):
-            what = f"{op.name} on {side.name}, {case.name}, {way}"
+        for i, ((op, case, share), direction) in enumerate(plan):
+            what = f"{op.name} on {side.name}, {case.name}, {direction}"
 
             def on_progress(stage: str, share: float, what: str = what) -> None:
                 send(("at", f"{what}: {stage}", share))
 
             on_progress("inputs and ceilings", 0.0)
-            with compilers.fresh(f"{folder}/{i}") if asked.fresh else nullcontext():
-                subject = Subject(op, case, side, asked.dtype, asked.seed)
+            with compilers.fresh(f"{folder}/{i}") if job.fresh else nullcontext():
+                subject = BenchSubject(op, case, side, job.dtype, job.seed)
                 group = measure(
                     subject,
-                    way,
-                    asked.modes,
-                    asked.budget,
+                    direction,
+                    job.modes,
+                    job.budget,
                     ceilings,
                     watch,
                     swept=share,
-                    fresh=asked.fresh,
+                    fresh=job.fresh,
                     on_progress=on_progress,
                 )
             send(("group", group))
 
 
-def subjects(asked: TimingJob, side: Side) -> Iterator[tuple[Spec, Case, float | None]]:
+def subjects(job: TimingJob, side: Side) -> Iterator[tuple[Spec, Case, float | None]]:
     """Each op's cases, or the sizes that its largest one is scaled to."""
-    for op in map(spec, asked.ops):
-        timed = cases(op, side.device()) if not asked.tiny else op.select("check")[:1]
-        if asked.largest:
+    for op in map(spec, job.ops):
+        timed = cases(op, side.device()) if not job.tiny else op.select("check")[:1]
+        if job.largest:
             timed = timed[-1:]
-        if asked.sizes:
-            timed = (sized(op, timed[-1], asked.sizes),)
-        if asked.swept:
-            yield from ((op, case, share) for case, share in scaled(op, timed[-1], asked.factors))
+        if job.sizes:
+            timed = (sized(op, timed[-1], job.sizes),)
+        if job.swept:
+            yield from ((op, case, share) for case, share in scaled(op, timed[-1], job.factors))
         else:
-            yield from ((op, case, None) for case in timed if asked.case in (None, case.name))
+            yield from ((op, case, None) for case in timed if job.case in (None, case.name))
 
 
 def cases(op: Spec, device: str) -> tuple[Case, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 OK, FAILED, LATE, SKIPPED = "ok", "failed", "timed out", "skipped"
 # Seconds that an interrupted part has to write what it has, before it is killed.
 GRACE = 10
-# Last lines of output that are kept.
+# The last lines of output that are saved.
 KEPT = 30
 
 

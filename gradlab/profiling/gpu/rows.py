@@ -16,7 +16,7 @@ from gradlab.base.exit_codes import FOUND, INTERRUPTED, OK
 from gradlab.kernels.spec import specs
 from gradlab.profiling.bench.file import read_json, write
 from gradlab.profiling.bench.row import BOTH, FORWARD, GRADLAB, NATIVE, Group
-from gradlab.profiling.bench.words import policy, said
+from gradlab.profiling.bench.words import policy, problem_line
 from gradlab.profiling.bench.worker import TimingJob, work
 from gradlab.profiling.native.native import native
 
@@ -36,17 +36,17 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--ops", nargs="*", help="in this order; every op when not given")
     parser.add_argument("--tiny", action="store_true", help="each op's first checked case alone: to try the steps")
     parser.add_argument("--largest", action="store_true", help="each op's largest case alone")
-    asked = parser.parse_args(words)
+    args = parser.parse_args(words)
     try:
         groups = rows(
-            asked.file,
-            {"gpu": asked.gpu, "source": asked.source},
-            asked.side,
-            asked.dtype,
-            asked.mode,
-            asked.ops or list(specs()),
-            asked.largest,
-            asked.tiny,
+            args.file,
+            {"gpu": args.gpu, "source": args.source},
+            args.side,
+            args.dtype,
+            args.mode,
+            args.ops or list(specs()),
+            args.largest,
+            args.tiny,
         )
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -82,7 +82,7 @@ def rows(
                 write(groups, head | {"complete": False}, {"json": file})
                 print(f"{group.op}, {group.case}, {group.direction}: {_shown(group)}", flush=True)
 
-    asked = TimingJob(
+    args = TimingJob(
         tuple(_provable(side, ops)),
         side,
         dtype,
@@ -95,7 +95,7 @@ def rows(
         done=done,
     )
     with tempfile.TemporaryDirectory(prefix="gradlab-rows-", ignore_cleanup_errors=True) as folder:
-        work(on_message, asked, folder)
+        work(on_message, args, folder)
     write(groups, head | {"complete": True}, {"json": file})
     for line in problems(groups):
         print(line, flush=True)
@@ -103,7 +103,7 @@ def rows(
 
 
 def _provable(side: str, ops: Iterable[str]) -> Iterator[str]:
-    """The ops whose native can run here, which is what the others are held against."""
+    """The ops whose native can run here, the reference for the others."""
     for op in ops:
         needs = native(side, op).needs
         if needs and importlib.util.find_spec(needs) is None:
@@ -122,8 +122,10 @@ def finished(file: Path, about: dict[str, str]) -> list[Group]:
 
 
 def problems(groups: Iterable[Group]) -> list[str]:
-    """A line for each member of ours, or native, that is wrong or failed; a peer's failure is not the lab's."""
-    return [said(g, m) for g in groups for m in g.members if m.problem and m.implementation in (GRADLAB, NATIVE)]
+    """A line for each hand-written or native member that is wrong or failed; a failing peer is no failure."""
+    return [
+        problem_line(g, m) for g in groups for m in g.members if m.problem and m.implementation in (GRADLAB, NATIVE)
+    ]
 
 
 def _shown(group: Group) -> str:

@@ -67,7 +67,7 @@ class Part:
 def main(words: Sequence[str] | None = None, root: Path = ROOT, tiny: bool = False) -> int:
     """0 when all is well, 1 when a part failed or was late, 2 without CUDA or such a part, 130 when interrupted."""
     start = time.monotonic()
-    asked = [word for word in (sys.argv[1:] if words is None else words) if word]
+    requested = [word for word in (sys.argv[1:] if words is None else words) if word]
     found = devices()
     if "cuda" not in found.values():
         seen = ", ".join(f"{name} sees {device}" for name, device in found.items())
@@ -77,9 +77,12 @@ def main(words: Sequence[str] | None = None, root: Path = ROOT, tiny: bool = Fal
     folder = root / "results" / slug(machine.get("gpu", "cuda"))
     about = {"gpu": machine.get("gpu", "cuda"), "source": source()}
     plan = parts(found, folder, about, tiny)
-    named = {part.name for part in plan for word in asked if part.name.startswith(word)}
-    if asked and not named:
-        print(f"gradlab gpu: no part {' '.join(asked)!r}; there are {', '.join(p.name for p in plan)}", file=sys.stderr)
+    named = {part.name for part in plan for word in requested if part.name.startswith(word)}
+    if requested and not named:
+        print(
+            f"gradlab gpu: part is {' '.join(requested)!r}, wanted one of {', '.join(p.name for p in plan)}",
+            file=sys.stderr,
+        )
         return exit_codes.UNUSABLE
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -123,8 +126,8 @@ def run(
             share = left * part.weight / sum(p.weight for p in due[i:] if not p.missing)
             limit = min(part.most, max(share, min(left, 45.0)))
             outcomes[part.name] = execute(part.name, part.command, ROOT, {**ENV, **dict(part.env)}, limit)
-        kept = {**about, "parts": {name: asdict(outcome) for name, outcome in outcomes.items()}}
-        write_whole(folder / STATE, json.dumps(kept, indent=1) + "\n")
+        state = {**about, "parts": {name: asdict(outcome) for name, outcome in outcomes.items()}}
+        write_whole(folder / STATE, json.dumps(state, indent=1) + "\n")
         write_whole(folder / "README.md", page(outcomes, plan, folder, machine))
     return outcomes
 
@@ -253,9 +256,9 @@ def source() -> str:
 
 
 def devices() -> dict[str, str]:
-    """The kind of each side's default device, asked in processes of their own: this one is to hold none."""
+    """The kind of each side's default device, determined in subprocesses, so that this process initialises none."""
     code = "import sys; from gradlab.autodiff.frameworks.side import side; print(side(sys.argv[1]).device())"
-    asked = {
+    requested = {
         side: subprocess.Popen(
             [sys.executable, "-c", code, side],
             env={**os.environ, **ENV},
@@ -265,7 +268,7 @@ def devices() -> dict[str, str]:
         )
         for side in SIDES
     }
-    return {side: _answer(process) for side, process in asked.items()}
+    return {side: _answer(process) for side, process in requested.items()}
 
 
 def _answer(process: subprocess.Popen) -> str:

@@ -1,4 +1,4 @@
-"""The first minute on a GPU: every kernel launched once and held against the CPU, then the four main ops timed.
+"""The first minute on a GPU: every kernel launched once and compared with the CPU, then the four main ops timed.
 
 Each comparison and each group of times is on disk before the next one starts.
 """
@@ -63,11 +63,11 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, required=True, help="for the comparisons; then times are taken")
     parser.add_argument("--ops", nargs="*", help="compare these alone; every op when not given")
     parser.add_argument("--tiny", action="store_true", help="time each op's first checked case: to try the steps")
-    asked = parser.parse_args(words)
-    about = {"gpu": asked.gpu, "source": asked.source}
+    args = parser.parse_args(words)
+    about = {"gpu": args.gpu, "source": args.source}
     try:
-        right = compared(asked.file, about, side_of(asked.side), asked.seconds, asked.ops)
-        groups = rows.rows(asked.rows, about, asked.side, TIMED, MODES[asked.side], MAIN, True, asked.tiny)
+        right = compared(args.file, about, side_of(args.side), args.seconds, args.ops)
+        groups = rows.rows(args.rows, about, args.side, TIMED, MODES[args.side], MAIN, True, args.tiny)
     except KeyboardInterrupt:
         return INTERRUPTED
     return OK if right and not rows.problems(groups) else FOUND
@@ -77,7 +77,7 @@ def compared(file: Path, about: dict[str, str], side: Side, seconds: float, ops:
     """Whether every kernel ran and was right; the file has each comparison before the next starts.
 
     Args:
-        seconds: what is not begun by then is said, and not compared.
+        seconds: what has not started by then is reported, and not compared.
         ops: these alone, whatever kernels they have.
     """
     end = time.monotonic() + seconds

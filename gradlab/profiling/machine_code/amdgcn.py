@@ -1,4 +1,4 @@
-"""AMD's machine code read, from the assembly that Triton's compiler writes."""
+"""Reads AMD machine code, from the assembly that Triton's compiler writes."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ def count(text: str, file: str = "") -> Counts:
     files = dict(re.findall(r'^\s+\.file\s+(\d+)\s+(?:".*?"\s+)?"(.*?)"', text, re.M))
     here, line, inside = "", 0, False
     for row in text.splitlines():
-        # A kernel's code stands between its label and its end; what follows is data about it.
+        # A kernel's code is between its label and its end; metadata follows.
         if re.match(r"\w+:\s*;\s*@", row):
             inside = True
         if ".Lfunc_end" in row:

@@ -1,6 +1,6 @@
-"""A CPU's machine code read, from the assembly that LLVM writes: loops, spills, calls, instructions by kind and line.
+"""Reads CPU machine code from the assembly that LLVM writes: loops, spills, calls, instructions by kind and line.
 
-LLVM says in comments which block lies in which loop and which access is a spill's; the rest is read from instructions.
+LLVM's comments tell the loop of each block and which accesses are spills; the rest is read from the instructions.
 """
 
 import re
@@ -24,7 +24,7 @@ _SPILLED = re.compile(r"(\d+)-byte (?:Folded )?(Spill|Reload)")
 
 @dataclass(frozen=True)
 class Read:
-    """What the assembly of a kernel says.
+    """Facts read from the assembly of a kernel.
 
     Attributes:
         counts: of the whole code; inner: of its innermost loops.
@@ -44,7 +44,7 @@ def read(text: str, triple: str, bits: int, entry: str) -> Read:
     """Read a kernel's assembly.
 
     Args:
-        triple: LLVM's word for what it is for.
+        triple: LLVM's target triple.
         bits: of a vector register.
         entry: the function that a launch calls; others of the module are on the lines that call them.
     """
@@ -81,15 +81,15 @@ def _instructions(text: str, dialect: Dialect, bits: int) -> Iterator[Instructio
             header, depth = found.group(1), int(found.group(2))
         elif found := _HEADER.search(comment):
             depth = int(found.group(2))
-        # Directives begin with a point, and what fills up a line of the cache is no part of the kernel.
+        # Skip directives and padding.
         if not re.match(r"\t[a-z]", body):
             continue
         name, _, operands = body.strip().partition("\t")
         spilled = _SPILLED.search(comment)
-        moved, way = (int(spilled.group(1)), spilled.group(2)) if spilled else (0, "")
+        moved, kind = (int(spilled.group(1)), spilled.group(2)) if spilled else (0, "")
         within = bool(depth) and header in inner
         yield dialect.read(
-            Instruction(name, split(operands), function, depth, within, line, moved, way == "Spill"), bits
+            Instruction(name, split(operands), function, depth, within, line, moved, kind == "Spill"), bits
         )
 
 
@@ -115,7 +115,7 @@ def _count(code: Sequence[Instruction], outside: set[int]) -> CPUCounts:
     kinds: Counter[str] = Counter()
     for i in code:
         kinds["instructions"] += 1
-        # What a function keeps of its caller's registers is no spill: that happens outside of every loop.
+        # Saving the caller's registers is no spill: it happens outside every loop.
         if i.spilled and i.depth:
             kinds["spills"] += 1
             kinds["spill_bytes"] += i.spilled

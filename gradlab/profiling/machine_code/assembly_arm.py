@@ -1,4 +1,4 @@
-"""aarch64's assembly language as LLVM writes it: the destination first."""
+"""Reads aarch64 assembly as LLVM writes it: the destination comes first."""
 
 import re
 from dataclasses import replace
@@ -34,26 +34,26 @@ def read(i: Instruction, bits: int) -> Instruction:
     scalar = bool(_SCALAR.match(name)) and bool(operands) and bool(_ONE.match(operands[0]))
     kinds += ["fmas"] * bool(_FMA.match(name)) + ["divisions"] * bool(_DIVISION.match(name))
     kinds += ["scalars"] * scalar + ["tensor"] * bool(_TENSOR.match(name))
-    for way, pattern in (("load", _LOAD), ("store", _STORE)):
+    for direction, pattern in (("load", _LOAD), ("store", _STORE)):
         if pattern.match(name) and "[" in words:
-            kinds += _access(name, operands, words, way)
+            kinds += _access(name, operands, words, direction)
     whole = bool(_WHOLE.search(words))
     wide = bits if re.search(r"\bz\d", words) else 128 if whole else 64 if _HALF.search(words) else 0
     return replace(i, kinds=tuple(kinds), bits=wide)
 
 
-def _access(name: str, operands: tuple[str, ...], words: str, way: str) -> list[str]:
-    kinds = [f"{way}s"]
+def _access(name: str, operands: tuple[str, ...], words: str, direction: str) -> list[str]:
+    kinds = [f"{direction}s"]
     if name.startswith(("ld1r", "ld2r")):
         return kinds
     # An element of a vector from memory or to it, and addresses in a vector.
     if _LANE.search(words) or re.search(r"\[[^\]]*\bz\d", words):
-        return [*kinds, "gathers" if way == "load" else "scatters"]
+        return [*kinds, "gathers" if direction == "load" else "scatters"]
     if re.search(r"\bp\d+/z|\bp\d+,", words):
         kinds.append("masked")
     # d0 is two floats, or four halves, as often as one double.
     several = bool(_WHOLE.search(words)) or bool(re.match(r"d\d+$", operands[0]))
-    return [*kinds, f"wide_{way}s"] if several else kinds
+    return [*kinds, f"wide_{direction}s"] if several else kinds
 
 
 def vectors(i: Instruction) -> set[str]:

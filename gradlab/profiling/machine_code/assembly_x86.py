@@ -1,4 +1,4 @@
-"""x86-64's assembly language as LLVM writes it: sources first, the destination last."""
+"""Reads x86-64 assembly as LLVM writes it: sources first, the destination last."""
 
 import re
 from dataclasses import replace
@@ -55,17 +55,17 @@ def read(i: Instruction, bits: int) -> Instruction:
     return replace(i, kinds=tuple(kinds), bits=wide)
 
 
-def _access(name: str, operands: tuple[str, ...], vector: bool, one: bool, way: str) -> list[str]:
-    kinds = [f"{way}s"]
+def _access(name: str, operands: tuple[str, ...], vector: bool, one: bool, direction: str) -> list[str]:
+    kinds = [f"{direction}s"]
     words = " ".join(operands)
-    if _GATHER.match(name) or (_LANE_IN.match(name) and way == "load"):
+    if _GATHER.match(name) or (_LANE_IN.match(name) and direction == "load"):
         return [*kinds, "gathers"]
-    if _SCATTER.match(name) or (_LANE_OUT.match(name) and way == "store"):
+    if _SCATTER.match(name) or (_LANE_OUT.match(name) and direction == "store"):
         return [*kinds, "scatters"]
     if _MASKED.match(name) or (vector and _MASK.search(words) and not one):
         kinds.append("masked")
     several = vector and not one and not _ONE.match(name) and not _BROADCAST.search(words)
-    return [*kinds, f"wide_{way}s"] if several or _TILE_MOVES.match(name) else kinds
+    return [*kinds, f"wide_{direction}s"] if several or _TILE_MOVES.match(name) else kinds
 
 
 def _in_memory(operand: str) -> bool:
@@ -74,7 +74,7 @@ def _in_memory(operand: str) -> bool:
 
 
 def _is_move(name: str) -> bool:
-    """Whether what it writes to memory is all that it does there."""
+    """Whether it only writes to its memory operand."""
     return "mov" in name or bool(_WRITES.match(name))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gradlab.kernels.bounds import Bound
 from gradlab.kernels.spec import Spec
 from gradlab.profiling.machine_code.code import Code
-from gradlab.profiling.machine_code.inspection import Subject, case_of, choose
+from gradlab.profiling.machine_code.inspection import InspectSubject, case_of, choose
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Verdict:
     """One codegen bound of an op on one side, checked.
 
     Attributes:
-        held: how many compiled kernels were checked against it.
+        checked: how many compiled kernels were checked against it.
         extreme: the number that is nearest to its bound, or furthest past it; None when there is none.
         broken: the kernels that break it, each in words.
     """
@@ -22,22 +22,22 @@ class Verdict:
     op: str
     side: str
     bound: Bound
-    held: int
+    checked: int
     extreme: float | None
     broken: tuple[str, ...]
 
 
 def subjects(
     ops: Sequence[Spec], sides: Sequence[str] | None, dtypes: Sequence[str], archs: Sequence[str] = ("sm_80", "sm_90")
-) -> tuple[Subject, ...]:
+) -> tuple[InspectSubject, ...]:
     """The cases that have bounds on these architectures, each once."""
-    named: dict[tuple[str, ...], Subject] = {}
+    named: dict[tuple[str, ...], InspectSubject] = {}
     for s in choose(ops, sides, dtypes, None):
         for bound in s.op.bounds:
             if not set(bound.archs).intersection(archs):
                 continue
             case = case_of(s.op, bound.case or None)
-            named[s.op.name, case.name, s.side, s.dtype] = Subject(s.op, case, s.side, s.dtype)
+            named[s.op.name, case.name, s.side, s.dtype] = InspectSubject(s.op, case, s.side, s.dtype)
     return tuple(named.values())
 
 
@@ -62,16 +62,16 @@ def _verdict(op: Spec, side: str, bound: Bound, codes: Sequence[Code]) -> Verdic
     if not there:
         return None
     # An error without a kernel is every kernel's.
-    held = [c for c in there if not bound.kernels or c.kernel in bound.kernels or (c.error and c.kernel == "?")]
-    broken = [f"{_where(c)}: {c.error}" for c in held if c.error]
-    values = [(c, c.fact(bound.fact)) for c in held if not c.error]
+    checked = [c for c in there if not bound.kernels or c.kernel in bound.kernels or (c.error and c.kernel == "?")]
+    broken = [f"{_where(c)}: {c.error}" for c in checked if c.error]
+    values = [(c, c.fact(bound.fact)) for c in checked if not c.error]
     broken += [f"{_where(c)}: {bound.fact} is {value:.6g}" for c, value in values if not bound.holds(value)]
     # A bound on a kernel that no longer exists would hold for ever.
     missing = [name for name in bound.kernels if not any(c.kernel == name for c in there)]
     broken += [f"no kernel {name!r}; there are {', '.join(dict.fromkeys(c.kernel for c in there))}" for name in missing]
     numbers = [value for _, value in values if value is not None]
     extreme = (min if bound.least is not None else max)(numbers) if numbers else None
-    return Verdict(op.name, side, bound, len(held), extreme, tuple(broken))
+    return Verdict(op.name, side, bound, len(checked), extreme, tuple(broken))
 
 
 def _where(code: Code) -> str:

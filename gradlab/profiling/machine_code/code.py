@@ -1,4 +1,4 @@
-"""One kernel compiled for one architecture: what its machine code says, and what that means on a GPU."""
+"""One kernel compiled for one architecture: facts of its machine code, and their meaning on a GPU."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ class Code:
 
     Attributes:
         op, case, side, dtype, arch: what was compiled.
-        kernel: its name without `_` and `_kernel`; the same on both sides where the lab has twins.
+        kernel: its name without `_` and `_kernel`; the same on both sides for counterparts.
         variant: from 1: the op's kernels of that name with other options, strides or tiles.
         direction: the first pass that launches it: forward, backward, or second (the backward of the backward).
         grid: programs of its largest launch; threads: of one program (a block).
-        options: what tells variants apart on torch: the kernel's compile-time constants, with warps and stages.
+        options: what distinguishes variants on torch: the kernel's compile-time constants, warps and stages.
         registers: of a thread; on a CPU the vector registers that the code names.
         stack, shared_static, shared_dynamic: of a thread; of a block, without the 1 KiB that CUDA keeps.
-        blocks: resident at once on one multiprocessor; None, as the next two, where the lab has no rule (AMD).
+        blocks: resident at once on one multiprocessor; None, as the next two, where there is no occupancy model (AMD).
         occupancy: the share of the multiprocessor's warps that they make up.
         limiter: what allows no more: warps, blocks, registers or shared memory.
         counts: instructions by kind, and by line of `file`; `CPUCounts` on a CPU.
         inner: those of the innermost loops, on a CPU; None on a GPU.
         cpu, vector_bits: LLVM's name of the CPU, and bits of a vector; "" and 0 on a GPU, as what follows.
-        scratch: bytes of tiles that a thread keeps beside its stack.
+        scratch: bytes of tiles that a thread allocates beside its stack.
         size: of the machine code.
-        called: functions that it calls and that are no part of it.
+        called: external functions that it calls.
         gpu: the GPU that waves and floor are for.
         waves: grid / (multiprocessors x blocks).
-        floor: seconds that the op's whole pass takes at least, the FLOPs and least bytes of its Spec under the named
+        floor: minimum seconds of the op's whole pass: the FLOPs and minimum bytes of its Spec at the named
             ceiling; None for the second backward, whose work the Spec does not state.
         ceiling: in words, with its source.
         file, line: the kernel's source, below the folder that the package lies in.
@@ -83,7 +83,7 @@ class Code:
 
     @property
     def indicative(self) -> bool:
-        """Whether XLA compiles it with another revision of Triton than the one that was asked here."""
+        """Whether XLA compiles it with another revision of Triton than the one used here."""
         return self.side == "jax"
 
     def fact(self, name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""`gradlab inspect`: what the command does with what was said on it."""
+"""`gradlab inspect`: compiles and reads kernels for the arguments of the command line, prints and writes them."""
 
 import importlib
 import json as to_json
@@ -20,17 +20,17 @@ from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code.bounds import Verdict, hold, subjects
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.gpus import gpu
-from gradlab.profiling.machine_code.inspection import Subject, Wanted, choose, function, read, targets
+from gradlab.profiling.machine_code.inspection import InspectRequest, InspectSubject, choose, function, read, targets
 from gradlab.profiling.machine_code.report import show, show_verdicts
 from gradlab.profiling.machine_code.targets import CPU, CPUS
 
-# Raised when a key changes its meaning or goes; a new key is no reason.
+# Increased when a key is removed or changes its meaning, not for a new key.
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class InspectArgs:
-    """The command line, as it came; architectures and dtypes may hold several, with commas between."""
+    """The arguments of the command line, not yet validated; architectures and dtypes may be lists with commas."""
 
     op: str | None
     sides: Sequence[str]
@@ -65,16 +65,16 @@ def inspect(args: InspectArgs, console: Console) -> int:
     if args.shapes is not None and not own:
         raise ValueError("inspect: --shapes are of FILE.py::function; an op has the sizes of its cases")
     if own:
-        wanted = Wanted((_function(args),), targets(_archs(args), args.gpu), args.gpu, None, args.lines)
+        wanted = InspectRequest((_function(args),), targets(_archs(args), args.gpu), args.gpu, None, args.lines)
     elif args.check:
         dtypes = split(args.dtypes) or ["float32", "bfloat16"]
         there = targets(split(args.archs) or ["sm_80", "sm_90"], None)
-        wanted = Wanted(subjects(ops, sides or None, dtypes, [t.name for t in there]), there, size=False)
+        wanted = InspectRequest(subjects(ops, sides or None, dtypes, [t.name for t in there]), there, size=False)
     else:
         archs = _archs(args)
-        usual = "float32" if set(archs) <= set(CPUS) else "bfloat16"
-        chosen = choose(ops, sides or None, split(args.dtypes) or [usual], args.case)
-        wanted = Wanted(chosen, targets(archs, args.gpu), args.gpu, None, args.lines)
+        default = "float32" if set(archs) <= set(CPUS) else "bfloat16"
+        chosen = choose(ops, sides or None, split(args.dtypes) or [default], args.case)
+        wanted = InspectRequest(chosen, targets(archs, args.gpu), args.gpu, None, args.lines)
     bounded = {arch for op in ops for bound in op.bounds for arch in bound.archs}
     if args.check and not any(t.name in bounded for t in wanted.targets):
         names = ", ".join(t.name for t in wanted.targets)
@@ -106,7 +106,7 @@ def inspect(args: InspectArgs, console: Console) -> int:
     return FOUND if any(v.broken for v in verdicts) or any(c.error for c in codes) else OK
 
 
-def _function(args: InspectArgs) -> Subject:
+def _function(args: InspectArgs) -> InspectSubject:
     """`FILE.py::function` on arrays of its own, or drawn ones of these shapes."""
     if args.check or args.case or split(args.sides) not in ([], ["torch"]) or len(split(args.dtypes)) > 1:
         raise ValueError("inspect: FILE.py::function is of torch, and takes no --check, no --case and one --dtype")
@@ -122,12 +122,12 @@ def _function(args: InspectArgs) -> Subject:
 
 
 def write_json(path: Path, codes: Sequence[Code], verdicts: Sequence[Verdict], complete: bool) -> None:
-    """The kernels read so far, a row a line; `complete` says whether all that were args for are in it."""
+    """The kernels read so far, a row a line; `complete` says whether all requested kernels are in it."""
     head = {"schema": SCHEMA, "machine": describe(), "complete": complete}
     rows = ",\n".join(f"  {to_json.dumps(code.as_json())}" for code in codes)
-    held = ",\n".join(f"  {to_json.dumps(_plain(verdict))}" for verdict in verdicts)
+    checked = ",\n".join(f"  {to_json.dumps(_plain(verdict))}" for verdict in verdicts)
     text = to_json.dumps(head, indent=1)[:-2]
-    write_whole(path, f'{text},\n "kernels": [\n{rows}\n ],\n "bounds": [\n{held}\n ]\n}}\n')
+    write_whole(path, f'{text},\n "kernels": [\n{rows}\n ],\n "bounds": [\n{checked}\n ]\n}}\n')
 
 
 def split(words: Sequence[str] | None) -> list[str]:
@@ -136,7 +136,7 @@ def split(words: Sequence[str] | None) -> list[str]:
 
 
 def _writable(path: Path) -> None:
-    """Said before the minutes of compiling, not after."""
+    """Check the path before minutes of compiling."""
     if path.is_dir():
         raise ValueError(f"inspect: cannot write {path}: it is a folder")
     try:
@@ -150,7 +150,7 @@ def _archs(args: InspectArgs) -> list[str]:
     return split(args.archs) or [gpu(args.gpu).arch if args.gpu else "sm_90"]
 
 
-def _watched(wanted: Wanted, console: Console, sofar: Sequence[Code]) -> Iterator[Code]:
+def _watched(wanted: InspectRequest, console: Console, sofar: Sequence[Code]) -> Iterator[Code]:
     """The kernels as they come, with what is being done on the terminal while it lasts."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -168,7 +168,7 @@ def _plain(verdict: Verdict) -> dict:
         "bound": str(verdict.bound),
         "fact": verdict.bound.fact,
         "kernels": list(verdict.bound.kernels),
-        "held": verdict.held,
+        "checked": verdict.checked,
         "extreme": verdict.extreme,
         "broken": list(verdict.broken),
     }

@@ -1,4 +1,4 @@
-"""One kernel compiled for a CPU, this one or one that is not there: its assembly, with lines or without."""
+"""Compiles one kernel for a CPU, this or another: its assembly, with source lines or without."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,12 @@ from gradlab.profiling.machine_code.targets import CPU
 
 @dataclass(frozen=True)
 class Binary:
-    """What the compiler made.
+    """The compiled kernel.
 
     Attributes:
         assembly: with LLVM's comments on loops and spills.
-        size: bytes of machine code; 0 where they are not asked for.
-        scratch: bytes of tiles that a thread keeps beside its stack.
+        size: bytes of machine code; 0 unless requested.
+        scratch: bytes of tiles that a thread allocates beside its stack.
         machine: what the code is for.
     """
 
@@ -40,7 +40,7 @@ def compiled(source: ASTSource, where: CPU, lines: bool = False, size: bool = Tr
 
 
 def facts(source: ASTSource, where: CPU, lines: bool, size: bool) -> dict[str, Any]:
-    """What the machine code says, by the attributes of `code.Code`."""
+    """Facts of the machine code, by the attributes of `code.Code`."""
     made = compiled(source, where, lines, size)
     found = read(made.assembly, made.machine.triple, made.machine.vector_bits, lower.NAME)
     return {

@@ -1,4 +1,4 @@
-"""A kernel compiled by Triton for a machine that is not there; needs Triton, and neither torch nor jax."""
+"""Compiles a kernel with Triton for a GPU that need not be present; needs neither torch nor jax."""
 
 import tempfile
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from gradlab.profiling.machine_code.targets import Target
 
 @dataclass(frozen=True)
 class Binary:
-    """What the compiler made: the assembly (PTX or amdgcn), the machine code, and what a launch must set aside."""
+    """The compiled kernel: the assembly (PTX or amdgcn), the machine code, and what a launch must set aside."""
 
     assembly: str
     code: bytes
@@ -30,7 +30,7 @@ def compiled(found: Found, where: Target) -> Binary:
     options = _options(found.warps, found.stages)
     machine = GPUTarget(where.backend, where.number, where.lanes)
     if isinstance(found.source, str):
-        # Triton takes IR as a file, whose name says what it is.
+        # Triton takes IR as a file whose suffix names its kind.
         with tempfile.TemporaryDirectory(prefix="gradlab-") as folder:
             file = Path(folder) / "kernel.ttir"
             file.write_text(found.source, encoding="utf-8")
@@ -38,7 +38,7 @@ def compiled(found: Found, where: Target) -> Binary:
     else:
         made = triton.compile(found.source, target=machine, options=options)
     assembly, code = ("ptx", "cubin") if where.backend == "cuda" else ("amdgcn", "hsaco")
-    # Warp specialisation adds warps to those asked for, and the compiled kernel says how many it has.
+    # Warp specialisation adds warps to the requested ones; the compiled kernel has the number.
     warps = made.metadata.num_warps
     return Binary(made.asm[assembly], made.asm[code], made.metadata.shared, warps * where.lanes)
 
@@ -46,7 +46,7 @@ def compiled(found: Found, where: Target) -> Binary:
 def begun(source: ASTSource, where: Target, warps: int, stages: int) -> Callable[[], str]:
     """Triton's front end run on the source, from Python to its IR; the call runs the other passes, to PTX or amdgcn.
 
-    Neither looks into a cache nor assembles: for who asks whether a kernel compiles, and wants no machine code.
+    Neither uses a cache or assembles: for tests of whether a kernel compiles.
     """
     machine = GPUTarget(where.backend, where.number, where.lanes)
     backend = make_backend(machine)

@@ -41,14 +41,15 @@ class CPUCounts(Counts):
     """The same of a CPU's code, of all of it or of its innermost loops.
 
     `tensor` are on tiles (AMX, MMLA); `loads` and `stores` move what the kernel computes with, wide ones several
-    elements at once; `spills` stand in loops, that over programs among them, and are apart from the other accesses.
+    elements at once; `spills` are those in loops, including the loop over programs, and are not among the other
+    accesses.
 
     Attributes:
         bits: of the widest vector that is worked on.
         spill_stores: those of the spills that go to the stack; what comes back alone is most often a constant, which
             would have to be loaded from elsewhere.
         fmas: products and sums in one.
-        gathers, scatters: of lanes from addresses of their own, be it lane by lane.
+        gathers, scatters: of lanes with individual addresses, by one instruction or lane by lane.
         masked: accesses that leave lanes out.
         scalars: arithmetic on one float at a time, comparisons not among them: loops branch on them.
         divisions: and square roots, of floats and integers.

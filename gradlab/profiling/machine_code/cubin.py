@@ -1,8 +1,8 @@
-"""A cubin, which is an ELF file of 64 bits: the machine code in it."""
+"""Extracts the machine code of a cubin, a 64-bit ELF file."""
 
 import struct
 
-# Where the header says where the table of sections is, how long an entry is, how many there are, and which names them.
+# Header fields: offset of the section table; size and number of entries, index of the names.
 _TABLE, _ENTRIES = (40, "<Q"), (58, "<HHH")
 _SECTION = "<IIQQQQ"
 _PROGRAM, _EXECUTABLE = 1, 4
@@ -15,7 +15,7 @@ def instructions(cubin: bytes) -> bytes:
         ValueError: it is no such file, or has no code.
     """
     if cubin[:5] != b"\x7fELF\x02":
-        raise ValueError("cubin: no ELF file of 64 bits")
+        raise ValueError("cubin: data is no ELF file of 64 bits, wanted a cubin")
     (table,) = struct.unpack_from(_TABLE[1], cubin, _TABLE[0])
     size, count, _ = struct.unpack_from(_ENTRIES[1], cubin, _ENTRIES[0])
     found = []
@@ -24,5 +24,5 @@ def instructions(cubin: bytes) -> bytes:
         if kind == _PROGRAM and flags & _EXECUTABLE:
             found.append(cubin[begin : begin + length])
     if not found:
-        raise ValueError("cubin: no section of code")
+        raise ValueError("cubin: data has no section of code, wanted a cubin")
     return b"".join(found)

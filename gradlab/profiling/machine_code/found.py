@@ -1,4 +1,4 @@
-"""A launch as it was found, before it is compiled; and the passes of an op in which launches are looked for."""
+"""A recorded launch before it is compiled; and the passes of an op that are searched for launches."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,8 +9,8 @@ from gradlab.autodiff.frameworks.side import Side, as_tuple
 from gradlab.kernels.runtime.forking import Lock
 from gradlab.kernels.spec import OpCase
 
-# Held by whoever parses Python: the parser counts its depth for all threads together (gh-106905), and of two that parse
-# at once one may hear that its depth does not match.
+# Lock for parsing Python: the parser counts its recursion depth for all threads together (gh-106905), so that
+# concurrent parsing may raise.
 PARSER = Lock()
 
 
@@ -19,14 +19,14 @@ class Found:
     """A kernel as an op launches it.
 
     Attributes:
-        kernel: its name, without what marks it as a kernel.
+        kernel: its name without `_` and `_kernel`.
         variant: counted from 1 among the op's kernels of that name: other options, strides or tiles.
         direction: the first pass in which it runs: forward, backward, or second (the backward of the backward).
         grid: programs of its largest launch.
         warps, stages: what it is launched with.
-    options: its compile-time constants, in words; Pallas has them inside the IR.
+        options: its compile-time constants, in words; Pallas has them inside the IR.
         source: what the compiler takes: Triton's ASTSource, or Triton IR as text.
-        file, line: where the kernel stands in the lab; "" and 0 when not known.
+        file, line: the kernel's source; "" and 0 when not known.
     """
 
     kernel: str

@@ -1,4 +1,4 @@
-"""GPUs by name: how many multiprocessors they have, and the ceilings under which no kernel's time can fall."""
+"""GPUs by name: multiprocessors, and the peak rates that bound a kernel's time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ DATASHEET = "datasheet"
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The most that a GPU does in a second, and who says so.
+    """The peak rates of a GPU, and their source.
 
     Attributes:
         rates: dtype -> FLOP/s; of products whose sums are carried in float32 or better, dense, never TF32.
@@ -66,26 +66,26 @@ GPUS = {
         _gpu("MI300X", "gfx942", 304, 5.3, 1307.4, 163.4, 163.4),
     )
 }
-# Whose waves and floor are shown where no GPU is named.
-USUAL = {"sm_80": "A100", "sm_86": "A10", "sm_89": "L4", "sm_90": "H200", "sm_100": "B200", "gfx942": "MI300X"}
+# The GPU of each architecture for waves and minimum time, if none is named.
+DEFAULT_GPUS = {"sm_80": "A100", "sm_86": "A10", "sm_89": "L4", "sm_90": "H200", "sm_100": "B200", "gfx942": "MI300X"}
 
 
 def gpu(name: str) -> GPU:
-    """The GPU of that name, in any case of letters.
+    """The GPU of that name, case-insensitive.
 
     Raises:
         ValueError: there is none.
     """
     found = next((g for g in GPUS.values() if g.name.lower() == name.lower()), None)
     if found is None:
-        raise ValueError(f"inspect: unknown GPU {name!r}; the lab has {', '.join(GPUS)}")
+        raise ValueError(f"inspect: gpu is {name!r}, wanted one of {', '.join(GPUS)}")
     return found
 
 
-def gpu_for(where: Target, asked: str | None) -> GPU:
-    """The GPU asked for where it is of this architecture, else the architecture's usual one."""
-    named = gpu(asked) if asked else None
-    return named if named and named.arch == where.name else GPUS[USUAL[where.name]]
+def gpu_for(where: Target, requested: str | None) -> GPU:
+    """The requested GPU if it has this architecture, else the architecture's default one."""
+    named = gpu(requested) if requested else None
+    return named if named and named.arch == where.name else GPUS[DEFAULT_GPUS[where.name]]
 
 
 def floor(flops: float, moved: float, dtype: str, ceilings: Ceilings) -> Floor:

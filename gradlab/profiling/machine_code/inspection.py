@@ -1,4 +1,4 @@
-"""Kernels of ops compiled and read, on both sides, for architectures that need not be there."""
+"""Compiles and reads the kernels of ops, on both sides, for architectures that need not be present."""
 
 import importlib
 import importlib.util
@@ -25,11 +25,11 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True)
-class Subject:
+class InspectSubject:
     """A case of an op on one side in one dtype: what launches are looked for in.
 
     Attributes:
-        find: finds them elsewhere, in a function that is no op of the lab.
+        find: finds them in a function that is no op of the package.
     """
 
     op: Spec
@@ -40,19 +40,19 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to be compiled and how it is read.
+class InspectRequest:
+    """What to compile and how to read it.
 
     Attributes:
-        subjects: what launches are looked for in.
+        subjects: the cases whose launches are inspected.
         targets: the architectures.
-        gpu: whose waves and floor are worked out, where it is of the architecture; else the architecture's usual one.
+        gpu: the GPU for waves and minimum time, if it has the architecture; else the architecture's default one.
         ceilings: by architecture, measured ones in place of a datasheet's.
         lines: whether instructions are counted by source line, which assembles inlined kernels once more.
-        size: whether a CPU's code is weighed, for which it is made once more.
+        size: whether the size of a CPU's code is determined, which compiles it once more.
     """
 
-    subjects: tuple[Subject, ...]
+    subjects: tuple[InspectSubject, ...]
     targets: tuple[Target, ...]
     gpu: str | None = None
     ceilings: Mapping[str, Ceilings] | None = None
@@ -80,7 +80,7 @@ def inspect(
         archs: sm_80, sm_86, sm_89, sm_90, sm_100, gfx942; native, x86-64-v3, sapphirerapids, neoverse-v2.
         dtypes: float64, float32, float16, bfloat16.
         case: a case of the ops by name; None for the largest of each.
-        gpu: whose waves and floor are worked out; None for a usual one of each architecture.
+        gpu: the GPU for waves and minimum time; None for the default one of each architecture.
         ceilings: by architecture, measured ones in place of a datasheet's.
         lines: count instructions by source line too.
 
@@ -89,7 +89,7 @@ def inspect(
         ModuleNotFoundError: a side, Triton or one of its tools is not installed.
     """
     subjects = choose([spec(name) for name in ops] if ops is not None else list(specs().values()), sides, dtypes, case)
-    return list(read(Wanted(subjects, targets(archs, gpu), gpu, ceilings, lines)))
+    return list(read(InspectRequest(subjects, targets(archs, gpu), gpu, ceilings, lines)))
 
 
 def inspect_function(
@@ -111,30 +111,30 @@ def inspect_function(
         ValueError: an unknown architecture or GPU.
         ModuleNotFoundError: torch, Triton or one of its tools is not installed.
     """
-    return list(read(Wanted((function(fn, args),), targets(archs, gpu), gpu, None, lines)))
+    return list(read(InspectRequest((function(fn, args),), targets(archs, gpu), gpu, None, lines)))
 
 
-def function(fn: Callable[..., Any], args: Sequence[Any]) -> Subject:
+def function(fn: Callable[..., Any], args: Sequence[Any]) -> InspectSubject:
     """Anybody's torch function as what launches are looked for in; it is called here."""
     own = importlib.import_module("gradlab.profiling.machine_code.own_torch")
     name = getattr(fn, "__name__", type(fn).__name__)
     op = Spec(name, "", "x[E] -> y[E]", (), fn, lambda sizes, **options: {}, ())
     found = own.find(fn, tuple(args))
-    return Subject(op, Case("given", {}), "torch", own.dtype_of(args), lambda: found)
+    return InspectSubject(op, Case("given", {}), "torch", own.dtype_of(args), lambda: found)
 
 
 def choose(
     ops: Sequence[Spec], sides: Sequence[str] | None, dtypes: Sequence[str], case: str | None
-) -> tuple[Subject, ...]:
-    """What to look into, each word of it looked up."""
+) -> tuple[InspectSubject, ...]:
+    """The subjects of these ops, sides, dtypes and case, each validated."""
     for name in dtypes:
         if name not in FLOATS:
-            raise ValueError(f"inspect: unknown dtype {name!r}; the lab has {', '.join(FLOATS)}")
+            raise ValueError(f"inspect: dtype is {name!r}, wanted one of {', '.join(FLOATS)}")
     named = selected(sides)
     if importlib.util.find_spec("triton") is None:
         raise ModuleNotFoundError("inspect needs triton, which compiles the kernels of both sides: pip install triton")
     return tuple(
-        Subject(op, case_of(op, case), side, dtype)
+        InspectSubject(op, case_of(op, case), side, dtype)
         for op in ops
         if case is None or len(ops) == 1 or any(c.name == case for c in op.cases)
         for side in named
@@ -150,7 +150,9 @@ def case_of(op: Spec, name: str | None) -> Case:
     """
     found = next((c for c in op.cases if c.name == name), None) if name is not None else op.cases[-1]
     if found is None:
-        raise ValueError(f"inspect: {op.name} has no case {name!r}; it has {', '.join(c.name for c in op.cases)}")
+        raise ValueError(
+            f"inspect: case is {name!r}, wanted one of {', '.join(c.name for c in op.cases)} for {op.name}"
+        )
     return found
 
 
@@ -158,7 +160,7 @@ def targets(archs: Sequence[str], named: str | None) -> tuple[Target, ...]:
     """The architectures by name, and a GPU among them."""
     found = tuple(target(name) for name in dict.fromkeys(archs))
     if named is not None and gpu(named).arch not in archs:
-        raise ValueError(f"inspect: {gpu(named).name} is {gpu(named).arch}, wanted a GPU of {', '.join(archs)}")
+        raise ValueError(f"inspect: gpu is {gpu(named).name} of {gpu(named).arch}, wanted a GPU of {', '.join(archs)}")
     for name in ("ptxas", "cuobjdump", "nvdisasm") if any(t.backend == "cuda" for t in found) else ():
         tool(name)
     if any(isinstance(t, CPU) for t in found) and importlib.util.find_spec("llvmlite") is None:
@@ -167,10 +169,11 @@ def targets(archs: Sequence[str], named: str | None) -> tuple[Target, ...]:
     return found
 
 
-def read(wanted: Wanted) -> Iterator[Code]:
-    """Compile and read, in the order of subjects, kernels and architectures; a kernel that fails says so and no more.
+def read(wanted: InspectRequest) -> Iterator[Code]:
+    """Compile and read, in the order of subjects, kernels and architectures; a kernel that fails has an error and no
+    numbers.
 
-    Launches are found on this thread, compiled and taken apart on as many others as there are cores.
+    Launches are found on this thread, compiled and disassembled on one thread per core.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool = ThreadPoolExecutor(cores)
@@ -192,7 +195,7 @@ def read(wanted: Wanted) -> Iterator[Code]:
                         begun += [pool.submit(_assembled, wanted, subject, f, t) for f in found]
                     else:
                         compiled = [pool.submit(_compiled, wanted, f, t) for f in found]
-                        # After them: whoever waits for a compiler does not hold the thread that it needs.
+                        # Submitted after them, so that waiting for a compiler does not block the thread it needs.
                         begun.append(pool.submit(_read, wanted, subject, t, found, compiled))
             for done in ahead:
                 yield from done.result()
@@ -203,7 +206,7 @@ def read(wanted: Wanted) -> Iterator[Code]:
         pool.shutdown(cancel_futures=True)
 
 
-def find(subject: Subject, device: str = "cuda") -> list[Found]:
+def find(subject: InspectSubject, device: str = "cuda") -> list[Found]:
     """The kernels that it launches on "cuda" or, on torch, on "cpu"."""
     if subject.find is not None:
         return subject.find()
@@ -212,8 +215,8 @@ def find(subject: Subject, device: str = "cuda") -> list[Found]:
         return module.find(subject.op.at(subject.case), subject.dtype, *([device] if device != "cuda" else []))
 
 
-def _blank(subject: Subject, found: Found, where: Target) -> dict[str, Any]:
-    """What of a kernel is known before it is compiled."""
+def _blank(subject: InspectSubject, found: Found, where: Target) -> dict[str, Any]:
+    """The facts of a kernel known before it is compiled."""
     file = str(Path(found.file).resolve().relative_to(ROOT)) if Path(found.file).is_relative_to(ROOT) else found.file
     return {
         "op": subject.op.name,
@@ -231,7 +234,7 @@ def _blank(subject: Subject, found: Found, where: Target) -> dict[str, Any]:
     }
 
 
-def _assembled(wanted: Wanted, subject: Subject, found: Found, where: CPU) -> list[Code]:
+def _assembled(wanted: InspectRequest, subject: InspectSubject, found: Found, where: CPU) -> list[Code]:
     """A kernel for a CPU."""
     blank = _blank(subject, found, where)
     try:
@@ -241,8 +244,8 @@ def _assembled(wanted: Wanted, subject: Subject, found: Found, where: CPU) -> li
         return [Code(**blank, error=_words(error))]
 
 
-def _compiled(wanted: Wanted, found: Found, where: Target) -> Any:
-    """A kernel for a GPU and what is known of it before it is taken apart, or the error that says why there is none."""
+def _compiled(wanted: InspectRequest, found: Found, where: Target) -> Any:
+    """A kernel for a GPU and what is known of it before it is disassembled, or the exception."""
     try:
         made = importlib.import_module("gradlab.profiling.machine_code.compile_triton").compiled(found, where)
         return made, _machine(wanted, found, where, made)
@@ -251,7 +254,11 @@ def _compiled(wanted: Wanted, found: Found, where: Target) -> Any:
 
 
 def _read(
-    wanted: Wanted, subject: Subject, where: Target, found: Sequence[Found], compiled: Sequence[Future[Any]]
+    wanted: InspectRequest,
+    subject: InspectSubject,
+    where: Target,
+    found: Sequence[Found],
+    compiled: Sequence[Future[Any]],
 ) -> list[Code]:
     """The kernels of a subject on one GPU."""
     made = [future.result() for future in compiled]
@@ -279,7 +286,7 @@ def _counted(made: Sequence[Any], where: Target) -> list[Counts]:
     return sass.read([m.code for m in made], sass.machine(made[0].assembly, where)) if made else []
 
 
-def _lost(subject: Subject, where: Target, error: Exception) -> list[Code]:
+def _lost(subject: InspectSubject, where: Target, error: Exception) -> list[Code]:
     """In place of the kernels of a subject whose launches are not found."""
     s = subject
     return [Code(s.op.name, s.case.name, s.side, s.dtype, where.name, "?", 1, "", (), error=_words(error))]
@@ -289,13 +296,13 @@ def _words(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _machine(wanted: Wanted, found: Found, where: Target, made: Any) -> tuple[dict[str, Any], dict[int, int]]:
+def _machine(wanted: InspectRequest, found: Found, where: Target, made: Any) -> tuple[dict[str, Any], dict[int, int]]:
     """What the machine code needs, how it fills a multiprocessor, and its instructions by line where that is wanted."""
     file, lines = found.file if wanted.lines else "", {}
     if where.backend == "cuda":
         registers, stack, static = sass.resources(made.code, where)
         if file:
-            # Another table of lines may cost the assembler an instruction: counted is what Triton's launch runs.
+            # Another line table may change the code by an instruction: count the code that Triton runs.
             relined = sass.relined(made.assembly, file)
             lines = sass.lines(made.code if relined == made.assembly else sass.assembled(relined, where), file)
     else:
@@ -318,7 +325,7 @@ def _machine(wanted: Wanted, found: Found, where: Target, made: Any) -> tuple[di
     }, lines
 
 
-def _least(wanted: Wanted, subject: Subject, direction: str, where: Target) -> dict[str, Any]:
+def _least(wanted: InspectRequest, subject: InspectSubject, direction: str, where: Target) -> dict[str, Any]:
     """The floor of the pass, for a pass whose work the Spec states."""
     at = subject.op.at(subject.case)
     flops = at.flops()
@@ -329,5 +336,5 @@ def _least(wanted: Wanted, subject: Subject, direction: str, where: Target) -> d
     return {"floor": least.seconds, "ceiling": least.ceiling}
 
 
-def _no_case(name: str | None) -> tuple[Subject, ...]:
-    raise ValueError(f"inspect: no op has a case {name!r}")
+def _no_case(name: str | None) -> tuple[InspectSubject, ...]:
+    raise ValueError(f"inspect: case is {name!r}, wanted a case of one of the ops")

@@ -1,4 +1,4 @@
-"""One instruction of a CPU, and what is asked of an architecture's assembly language."""
+"""One CPU instruction, and the interface to an architecture's assembly language."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

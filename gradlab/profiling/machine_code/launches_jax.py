@@ -98,7 +98,7 @@ def _calls(operation: Any) -> Iterator[tuple[str, str, int, int, tuple[int, ...]
 def _located() -> Iterator[None]:
     """Within it kernels are traced with the lines they stand on.
 
-    Under a custom_vjp jax says of every operation the line where the rule was called; it is asked to forget that for
+    Under a custom_vjp jax records for every operation the line where the rule was called; that is suspended for
     as long as the kernel's own function runs.
     """
     global _real

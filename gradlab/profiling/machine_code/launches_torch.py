@@ -1,4 +1,4 @@
-"""The Triton kernels that an op launches on torch, found by running it where launches are noted and not run."""
+"""The Triton kernels that an op launches on torch, found by running it with launches recorded, not run."""
 
 import importlib
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def find(at: OpCase, dtype: str, device: str = "cuda") -> list[Found]:
     """Every kernel of the op's forward, backward and second backward, each once, with tiles of a GPU or of a CPU."""
 
     def empty(a: Array) -> torch.Tensor:
-        # Memory that nobody touches costs nothing; classes are looked at, and 0 is one.
+        # Untouched memory costs nothing; class indices are read, and 0 is a valid one.
         make: Callable[..., torch.Tensor] = torch.zeros if a.integer else torch.empty
         return make(a.shape(at.sizes), dtype=torch.int64 if a.integer else getattr(torch, dtype))
 
@@ -46,7 +46,7 @@ def find(at: OpCase, dtype: str, device: str = "cuda") -> list[Found]:
         with recording(device) as launches, NoValues():
             run(inputs, cotangents, seconds)
         for launch in launches:
-            # A CPU has no warps, and one code for arguments that only a GPU tells apart.
+            # A CPU has no warps, and one binary for arguments that only a GPU specialises on.
             on_cpu = device == "cpu"
             code = cpu_source(launch) if on_cpu else source(launch)
             key = (launch.jit, code.hash(), *(() if on_cpu else (launch.warps, launch.stages)))
@@ -108,16 +108,16 @@ def cpu_source(noted: Launch) -> ASTSource:
 
 
 def every_kernel(device: str = "cuda") -> list[JITFunction]:
-    """Every kernel and helper for "cuda" or "cpu" that a `*_triton.py` file of the lab defines, launched or not."""
-    (room,) = gradlab.kernels.__path__
-    for file in sorted(Path(room).rglob("*_triton.py")):
-        importlib.import_module(".".join(["gradlab.kernels", *file.relative_to(room).with_suffix("").parts]))
+    """Every kernel and helper for "cuda" or "cpu" that a `*_triton.py` file of the package defines, launched or not."""
+    (folder,) = gradlab.kernels.__path__
+    for file in sorted(Path(folder).rglob("*_triton.py")):
+        importlib.import_module(".".join(["gradlab.kernels", *file.relative_to(folder).with_suffix("").parts]))
     own = [k for k in KERNELS if k.fn.__module__.startswith("gradlab.kernels.")]
     return [k for k in own if device == "cpu" or id(k) not in OF_CPUS]
 
 
 class NoValues(TorchDispatchMode):
-    """Within it what torch itself does to large tensors is memory without values: nobody looks at them."""
+    """Within it torch's own operations on large tensors return uninitialised memory, as their values are not needed."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -138,7 +138,7 @@ _FILLS = {torch.ops.aten.copy_, torch.ops.aten.fill_, torch.ops.aten.zero_, torc
 
 
 def _large(value: Any) -> bool:
-    """A tensor of numbers: classes are looked at, and a question about them is answered."""
+    """A large float tensor; class indices are small and are computed."""
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() >= 2**16
 
 

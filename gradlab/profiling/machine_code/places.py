@@ -1,4 +1,4 @@
-"""Where the operations of a kernel's Triton IR stand in its source, said so that Triton's compiler understands it."""
+"""Where the operations of a kernel's Triton IR stand in its source, in the form that Triton's compiler reads."""
 
 import re
 

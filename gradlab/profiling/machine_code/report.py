@@ -76,7 +76,7 @@ def show_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
         table.add_column(width=11, justify="right")
         table.add_column(width=6)
         for v in group:
-            worst = "" if v.extreme is None else f"{v.held}: {v.extreme:.3g}"
+            worst = "" if v.extreme is None else f"{v.checked}: {v.extreme:.3g}"
             stand = Text("broken", "bold red") if v.broken else Text("holds", "green")
             table.add_row(f"  {v.bound}", _of(v.bound), worst, stand)
         console.print(table)
@@ -88,8 +88,8 @@ def show_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
             Text(f"broken: {verdict.op} on {verdict.side}: {verdict.bound}: {words}", "bold red"), soft_wrap=True
         )
     good = sum(not v.broken for v in verdicts)
-    held = sum(v.held for v in verdicts)
-    console.print(f"{good} of {len(verdicts)} bounds held, in {held} checks of a kernel", highlight=False)
+    checked = sum(v.checked for v in verdicts)
+    console.print(f"{good} of {len(verdicts)} bounds met, in {checked} checks of a kernel", highlight=False)
 
 
 def _of(bound: Bound) -> str:

@@ -1,4 +1,4 @@
-"""NVIDIA's machine code read: instructions by kind and by source line, registers, stack, shared memory."""
+"""Reads NVIDIA machine code: instructions by kind and by source line, registers, stack, shared memory."""
 
 import functools
 import importlib
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from gradlab.profiling.machine_code.counts import Counts
 from gradlab.profiling.machine_code.cubin import instructions
 from gradlab.profiling.machine_code.targets import RESERVED, Target
-from gradlab.profiling.machine_code.tools import say
+from gradlab.profiling.machine_code.tools import run_tool
 
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)")
 _OFFSET = re.compile(r"^\s+/\*([0-9a-f]+)\*/")
@@ -34,13 +34,13 @@ _BULK = re.compile(r"(UTMA|UBLK)")
 def read(cubins: Sequence[bytes], machine: str) -> list[Counts]:
     """Count the instructions of each kernel.
 
-    One process takes all of them apart, as one stretch of code: nvdisasm needs 0.4 s to begin, whatever it is given.
+    One nvdisasm process disassembles all of them as one stretch of code, as it takes 0.4 s to start.
 
     Args:
         machine: what they are assembled for, as PTX has it: "sm_90a".
     """
     codes = [instructions(cubin) for cubin in cubins]
-    text = str(say("nvdisasm", "-b", machine.replace("sm_", "SM"), data=b"".join(codes), suffix=".bin"))
+    text = str(run_tool("nvdisasm", "-b", machine.replace("sm_", "SM"), data=b"".join(codes), suffix=".bin"))
     ends = list(itertools.accumulate(map(len, codes)))
     rows: list[list[str]] = [[] for _ in codes]
     for row in text.splitlines():
@@ -53,7 +53,7 @@ def read(cubins: Sequence[bytes], machine: str) -> list[Counts]:
 @functools.lru_cache(1024)
 def lines(cubin: bytes, file: str) -> dict[int, int]:
     """Count a kernel's instructions by line of the source file of that name."""
-    text = say("nvdisasm", "-c", "-ndf", "-g", data=cubin, suffix=".cubin")
+    text = run_tool("nvdisasm", "-c", "-ndf", "-g", data=cubin, suffix=".cubin")
     return dict(count(str(text), file).lines)
 
 
@@ -68,7 +68,7 @@ def count(text: str, file: str = "") -> Counts:
             here, line = place.group(1), int(place.group(2))
             continue
         found = _INSTRUCTION.match(row)
-        # What fills the last cache line is no part of the kernel.
+        # Padding is no part of the kernel.
         if not found or found.group(1) == "NOP":
             continue
         name = found.group(1)
@@ -89,7 +89,7 @@ def count(text: str, file: str = "") -> Counts:
 
 def resources(cubin: bytes, where: Target) -> tuple[int, int, int]:
     """Registers of a thread, bytes of its stack, bytes of static shared memory of a block."""
-    text = str(say("cuobjdump", "-res-usage", data=cubin, suffix=".cubin"))
+    text = str(run_tool("cuobjdump", "-res-usage", data=cubin, suffix=".cubin"))
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
     if found is None:
         raise RuntimeError("cuobjdump: no line of resources")
@@ -139,7 +139,7 @@ def assembled(ptx: str, where: Target) -> bytes:
     """The PTX assembled as Triton does it."""
     program = importlib.import_module("gradlab.profiling.machine_code.compile_triton").assembler(where)
     words = ("-lineinfo", f"--gpu-name={machine(ptx, where)}")
-    made = say(program, *words, data=ptx.encode(), suffix=".ptx", out="kernel.cubin")
+    made = run_tool(program, *words, data=ptx.encode(), suffix=".ptx", out="kernel.cubin")
     assert isinstance(made, bytes)
     return made
 
@@ -158,5 +158,5 @@ def _bits(name: str) -> int:
 
 
 def _same(path: str, file: str) -> bool:
-    """Whether two paths end in one name: what Triton kept in its cache may stem from another checkout."""
+    """Whether two paths end in one name: Triton's cache may hold paths of another checkout."""
     return bool(file) and path.rsplit("/", 1)[-1] == file.rsplit("/", 1)[-1]

@@ -11,7 +11,7 @@ class Target:
 
     Attributes:
         name: as on the command line.
-        backend: "cuda" or "hip", Triton's word for it; "cpu".
+        backend: Triton's name: "cuda" or "hip"; or "cpu".
         number: what Triton calls the architecture within its backend.
         lanes: threads of a warp (a wavefront).
         warps, blocks, shared: the most that are resident at once; 0 where occupancy is not worked out.
@@ -31,7 +31,7 @@ class CPU(Target):
     """A CPU that code is assembled for; `lanes` is 1.
 
     Attributes:
-        triple, cpu, features: LLVM's words; none of them for the CPU that this process runs on.
+        triple, cpu, features: LLVM's names; empty for the CPU that this process runs on.
         bits: of a vector register.
     """
 
@@ -69,7 +69,7 @@ TARGETS: dict[str, Target] = {
 }
 CPUS = tuple(name for name, t in TARGETS.items() if isinstance(t, CPU))
 
-# What CUDA keeps of every block's shared memory for itself.
+# Shared memory that CUDA reserves in every block.
 RESERVED = 1024
 # A multiprocessor has four parts of 16384 registers, each with a quarter of its warps.
 _PARTS, _REGISTERS = 4, 16384
@@ -91,12 +91,12 @@ def target(name: str) -> Target:
         ValueError: there is none.
     """
     if name not in TARGETS:
-        raise ValueError(f"inspect: unknown architecture {name!r}; the lab has {', '.join(TARGETS)}")
+        raise ValueError(f"inspect: arch is {name!r}, wanted one of {', '.join(TARGETS)}")
     return TARGETS[name]
 
 
 def occupancy(where: Target, registers: int, threads: int, shared: int) -> Occupancy | None:
-    """What the resources of a kernel leave room for; None where the lab has no rule for the architecture.
+    """What the resources of a kernel leave room for; None where there is no occupancy model for the architecture.
 
     Args:
         registers: of one thread.

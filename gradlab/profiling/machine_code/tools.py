@@ -1,4 +1,4 @@
-"""The programs that assemble and take apart machine code: Triton's own copies, or those on PATH."""
+"""The tools that assemble and disassemble machine code: Triton's copies, or those on PATH."""
 
 import functools
 import importlib.util
@@ -30,8 +30,8 @@ def tool(name: str) -> str:
     return on_path
 
 
-def say(name: str | Path, *words: str, data: bytes, suffix: str, out: str = "") -> str | bytes:
-    """What a tool, by name or path, prints about `data`, which it gets as a file; with `out`, the file that it writes.
+def run_tool(name: str | Path, *words: str, data: bytes, suffix: str, out: str = "") -> str | bytes:
+    """Run a tool, by name or path, on `data` as a file; returns its output or, with `out`, the file that it writes.
 
     Raises:
         RuntimeError: the tool fails; its first line says why.

@@ -38,7 +38,7 @@ class Natives(Protocol):
         ...
 
     def forget(self) -> None:
-        """Drop what was compiled and the memory kept for it, so that no case inherits another's."""
+        """Drop compiled programs and cached memory, so that no case affects another."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""jax's own functions for each op of the lab, and optax's where jax has none; imports no torch."""
+"""jax's own functions for each op of the package, and optax's where jax has none; imports no torch."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +14,7 @@ from gradlab.profiling.native.native import Native
 
 
 def linear(x, w, b=None, *, activation=None):
-    """y[M N] = x[M K] w[K N] + b[N], then relu if asked."""
+    """y[M N] = x[M K] w[K N] + b[N], then relu if requested."""
     # Without a word a float32 product is TF32 on a GPU; in half precision there is nothing to ask for.
     precision = jax.lax.Precision.HIGHEST if x.dtype in (jnp.float32, jnp.float64) else None
     y = jnp.dot(x, w, precision=precision)
@@ -73,8 +73,8 @@ def adam(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight
         transform = optax.amsgrad(lr, beta1, beta2, eps)
         state = optax.ScaleByAmsgradState(count, m, v, x / correction)
     updates, (state, _) = transform.update(g, (state, optax.EmptyState()), p)
-    kept = p - lr * weight_decay * p if decoupled else p
-    new = optax.apply_updates(kept, updates)
+    decayed = p - lr * weight_decay * p if decoupled else p
+    new = optax.apply_updates(decayed, updates)
     return (new, *state[1:3]) if x is None else (new, *state[1:3], state.nu_max * correction)
 
 
@@ -202,5 +202,5 @@ def _set(settings: Mapping[str, Any]) -> None:
 
 
 def forget() -> None:
-    """Drop what was compiled and the memory kept for it, so that no case inherits another's."""
+    """Drop compiled programs and cached memory, so that no case affects another."""
     jax.clear_caches()

@@ -1,4 +1,4 @@
-"""torch's own functions for each op of the lab; imports no jax."""
+"""torch's own functions for each op of the package; imports no jax."""
 
 import os
 import warnings
@@ -18,7 +18,7 @@ from gradlab.profiling.native.native import Native
 
 
 def linear(x, w, b=None, *, activation=None):
-    """y[M N] = x[M K] w[K N] + b[N], then relu if asked."""
+    """y[M N] = x[M K] w[K N] + b[N], then relu if requested."""
     y = F.linear(x, w.t(), b)
     return F.relu(y) if activation == "relu" else y
 
@@ -49,7 +49,7 @@ def linear_cross_entropy(h, w, t, b=None, a=None, **options):
 
 def adam(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=0.0, decoupled=False,
          maximize=False, step=1):  # fmt: skip
-    """p'[E], m'[E], v'[E], x'[E]: torch's step works in place, so on copies, as the lab's does."""
+    """p'[E], m'[E], v'[E], x'[E]: torch's step works in place, so on copies, as gradlab's does."""
     p, m, v = p.clone(), m.clone(), v.clone()
     maxima = [] if x is None else [x.clone()]
     # The fused step is torch's fastest; it has no derivative and is not for torch.compile, which fuses the plain one.
@@ -72,7 +72,7 @@ def adam(p, g, m, v, lr=LR, x=None, *, beta1=BETA1, beta2=BETA2, eps=EPS, weight
 def sgd(
     p, g, b, *, lr=SGD_LR, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False, first=False
 ):
-    """p'[E], b'[E]: torch's step works in place, so on copies, as the lab's does."""
+    """p'[E], b'[E]: torch's step works in place, so on copies, as gradlab's does."""
     p, b = p.clone(), b.clone()
     buffers: list[torch.Tensor | None] = [None if first else b]
     # As for Adam: the fused step is torch's fastest, and has no derivative.
@@ -182,7 +182,7 @@ def _clear() -> None:
 
 
 def forget() -> None:
-    """Drop what was compiled and the memory kept for it, so that no case inherits another's.
+    """Drop compiled programs and cached memory, so that no case affects another.
 
     A function compiled for a second shape is compiled for all shapes at once, and for the ninth not at all.
     """

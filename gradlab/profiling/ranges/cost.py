@@ -1,4 +1,4 @@
-"""What a call of a public op costs, from its Spec: the call's arguments as the Spec's arrays, shapes alone."""
+"""FLOPs and bytes of a call of a public op, from its Spec and the shapes of the arguments."""
 
 import functools
 import inspect
@@ -11,8 +11,8 @@ from gradlab.kernels.common.window import pads, pair
 from gradlab.kernels.spec import Case, spec
 
 Shape = tuple[int, ...]
-# A call as the Spec has it: the shapes of its arrays by the Spec's names, and its options.
-Said = tuple[dict[str, Shape], dict[str, Any]]
+# A call in terms of the Spec: shapes of its arrays by name, and options.
+CallShapes = tuple[dict[str, Shape], dict[str, Any]]
 
 
 class Cost(NamedTuple):
@@ -49,7 +49,7 @@ def dtype_of(arguments: Mapping[str, Any]) -> str:
 def cost(side: str, op: str, arguments: Mapping[str, Any]) -> Cost:
     """The cost of the op for these arguments; zeros where its Spec does not know them, as with uneven borders.
 
-    Arguments that do not fit are the op's to refuse, in its own words.
+    Invalid arguments are left for the op itself to refuse.
     """
     try:
         return _cost(side, op, arguments)
@@ -58,7 +58,7 @@ def cost(side: str, op: str, arguments: Mapping[str, Any]) -> Cost:
 
 
 def _cost(side: str, op: str, arguments: Mapping[str, Any]) -> Cost:
-    arrays, options = _SAID[op, side](arguments) if (op, side) in _SAID else _said(op, arguments)
+    arrays, options = _CALLS[op, side](arguments) if (op, side) in _CALLS else _default_call(op, arguments)
     one = spec(op)
     absent = {f"has_{a.name}": False for a in one.inputs if a.name not in arrays}
     sizes: dict[str, int] = {}
@@ -99,7 +99,7 @@ def _folded(shape: Shape, axes: int) -> Shape:
     return (math.prod(shape[: len(shape) - axes + 1]), *shape[len(shape) - axes + 1 :])
 
 
-def _said(op: str, given: Mapping[str, Any]) -> Said:
+def _default_call(op: str, given: Mapping[str, Any]) -> CallShapes:
     """The usual call: arrays in the Spec's order, options by the Spec's names."""
     arrays = [value for value in given.values() if hasattr(value, "shape")]
     options = {name: value for name, value in given.items() if not hasattr(value, "shape")}
@@ -111,9 +111,9 @@ def _said(op: str, given: Mapping[str, Any]) -> Said:
 _OPTIONS = ("stride", "padding", "dilation", "groups", "kernel_size", "ceil_mode", "reduction")
 
 
-def _linear(given: Mapping[str, Any], weight: str, turned: bool) -> Said:
-    x, w = (_shape(given[name]) for name in ("input" if turned else "x", weight))
-    arrays = {"x": x, "w": _folded(w, 2)[::-1] if turned else w}
+def _linear(given: Mapping[str, Any], weight: str, transposed: bool) -> CallShapes:
+    x, w = (_shape(given[name]) for name in ("input" if transposed else "x", weight))
+    arrays = {"x": x, "w": _folded(w, 2)[::-1] if transposed else w}
     return arrays | ({"b": _shape(given["bias"])} if "bias" in given else {}), {}
 
 
@@ -123,7 +123,7 @@ def _images(shape: Shape) -> Shape:
     return B, C, H, W
 
 
-def _conv2d(given: Mapping[str, Any]) -> Said:
+def _conv2d(given: Mapping[str, Any]) -> CallShapes:
     R, S, D, F = _shape(given["kernel"])
     arrays = {"x": _images(_shape(given["x"])), "w": (F, D, R, S)}
     arrays |= {"b": _shape(given["bias"])} if "bias" in given else {}
@@ -132,7 +132,7 @@ def _conv2d(given: Mapping[str, Any]) -> Said:
     return arrays, options | {name: given[name] for name in ("dilation", "groups") if name in given}
 
 
-def _max_pool2d(given: Mapping[str, Any]) -> Said:
+def _max_pool2d(given: Mapping[str, Any]) -> CallShapes:
     x = _images(_shape(given["x"]))
     window, spread = pair(given["window"]), pair(given.get("dilation", 1))
     steps = pair(given.get("strides", window))
@@ -147,15 +147,15 @@ def _lower(padding: Any) -> Any:
     return padding.lower() if isinstance(padding, str) else padding
 
 
-def _losses(given: Mapping[str, Any]) -> Said:
+def _losses(given: Mapping[str, Any]) -> CallShapes:
     x, t = list(given)[:2]
     arrays = {"x": _shape(given[x]), "t": _shape(given[t])}
     arrays |= {name: arrays["x"] for name, came in (("w", "weight"), ("p", "pos_weight")) if came in given}
     return arrays, {"reduction": given.get("reduction", "mean")}
 
 
-def _cross_entropy(given: Mapping[str, Any]) -> Said:
-    """Logits as rows of classes, wherever their axis stands; soft targets are told by their dtype."""
+def _cross_entropy(given: Mapping[str, Any]) -> CallShapes:
+    """Logits as rows of classes, wherever their axis stands; soft targets are recognised by their dtype."""
     x, target = list(given)[:2]
     shape = _shape(given[x])
     V = shape[given.get("axis", -1) if x == "logits" else min(1, len(shape) - 1)]
@@ -166,23 +166,23 @@ def _cross_entropy(given: Mapping[str, Any]) -> Said:
     return arrays, {name: given[name] for name in ("reduction", "label_smoothing") if name in given}
 
 
-def _step(names: str, given: Mapping[str, Any]) -> Said:
+def _step(names: str, given: Mapping[str, Any]) -> CallShapes:
     """An optimizer's step: every array of it has the parameters' elements."""
     first = next(iter(given.values()))
     E = sum(math.prod(leaf.shape) for leaf in _leaves(first))
     return dict.fromkeys(names, (E,)), {}
 
 
-def _adam(where: str, given: Mapping[str, Any]) -> Said:
+def _adam(where: str, given: Mapping[str, Any]) -> CallShapes:
     """A step of Adam, with the largest second moment where there is one: an argument, or a part of the state."""
     state = given.get("state", given)
     maximum = state.get(where) if isinstance(state, Mapping) else getattr(state, where, None)
     return _step("pgmv" if maximum is None else "pgmvx", given)
 
 
-_SAID: dict[tuple[str, str], Callable[[Mapping[str, Any]], Said]] = {
-    ("linear", "torch"): functools.partial(_linear, weight="weight", turned=True),
-    ("linear", "jax"): functools.partial(_linear, weight="kernel", turned=False),
+_CALLS: dict[tuple[str, str], Callable[[Mapping[str, Any]], CallShapes]] = {
+    ("linear", "torch"): functools.partial(_linear, weight="weight", transposed=True),
+    ("linear", "jax"): functools.partial(_linear, weight="kernel", transposed=False),
     ("conv2d", "jax"): _conv2d,
     ("max_pool2d", "jax"): _max_pool2d,
     ("binary_cross_entropy_with_logits", "torch"): _losses,

@@ -1,4 +1,4 @@
-"""What a named range says, and where ranges go."""
+"""The label of a named range, and the sinks that ranges are sent to."""
 
 from typing import NamedTuple, Protocol
 
@@ -8,16 +8,16 @@ PASSES = ("forward", "backward", "second")
 
 
 class Label(NamedTuple):
-    """What a range says: it is what ranges are told apart and cached by.
+    """The label of a range; ranges are cached by it.
 
-    `kernel` is empty on an op's range, `way`, its pass, too on one that a profile marks its own steps with. `flops` and
-    `bytes` are least work on an op's range (0 where its Spec does not tell); a kernel's `bytes` are what its tensors
-    hold, and its FLOPs stand on the op around it.
+    `kernel` is empty on an op's range; `direction`, its pass, is empty too on a profile's own step ranges. `flops` and
+    `bytes` are minimum work on an op's range (0 if its Spec does not state it); a kernel's `bytes` are those of its
+    tensors, and its FLOPs are on the op around it.
     """
 
     op: str
     kernel: str
-    way: str
+    direction: str
     shapes: tuple[tuple[str, Shape], ...]
     dtype: str
     bytes: int
@@ -26,7 +26,7 @@ class Label(NamedTuple):
     @property
     def message(self) -> str:
         """What a timeline shows."""
-        return f"{self.kernel or self.op} {self.way}".rstrip()
+        return f"{self.kernel or self.op} {self.direction}".rstrip()
 
 
 class Sink(Protocol):

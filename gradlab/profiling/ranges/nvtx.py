@@ -8,11 +8,11 @@ import numpy as np
 
 from gradlab.profiling.ranges.label import PASSES, Label
 
-# ARGB, told apart also by those who do not see red and green: blue, orange, purple.
+# ARGB, colour-blind safe: blue, orange, purple.
 COLOURS = dict(zip(PASSES, (0xFF0072B2, 0xFFE69F00, 0xFFCC79A7), strict=True))
-# What is of no pass: a profile's own steps.
+# Ranges without a pass: a profile's own steps.
 GREY = 0xFF999999
-# Most letters of the shapes; what is longer ends in "...".
+# The most characters of the shapes; longer text ends in "...".
 LETTERS = 120
 PAYLOAD = np.dtype(
     [
@@ -35,8 +35,8 @@ class NvtxSink:
         self._built: dict[tuple[str, Label], Any] = {}
         for domain in self._domains.values():
             # In the order of the passes, so that a category has one number in both domains.
-            for way in PASSES:
-                domain.get_category_id(way)
+            for direction in PASSES:
+                domain.get_category_id(direction)
 
     def push(self, side: str, label: Label) -> None:
         self._domains[side].push_range(self._attributes(side, label))
@@ -59,9 +59,9 @@ class NvtxSink:
             # A new payload costs microseconds, one that is there a tenth of it.
             attributes = self._built[side, label] = self._domains[side].get_event_attributes(
                 message=label.message,
-                color=COLOURS.get(label.way, GREY),
-                category=label.way or None,
-                payload=payload(label) if label.way else None,
+                color=COLOURS.get(label.direction, GREY),
+                category=label.direction or None,
+                payload=payload(label) if label.direction else None,
             )
         return attributes
 
@@ -83,7 +83,7 @@ def sink() -> NvtxSink | None:
 
 def payload(label: Label) -> np.ndarray:
     """The label as the record that a tool decodes."""
-    said = ", ".join(f"{name}[{' '.join(map(str, shape))}]" for name, shape in label.shapes)
-    said = said if len(said) <= LETTERS else said[: LETTERS - 3] + "..."
-    values = (label.op, label.kernel, label.way, said, label.dtype, label.bytes, label.flops)
+    text = ", ".join(f"{name}[{' '.join(map(str, shape))}]" for name, shape in label.shapes)
+    text = text if len(text) <= LETTERS else text[: LETTERS - 3] + "..."
+    values = (label.op, label.kernel, label.direction, text, label.dtype, label.bytes, label.flops)
     return np.array(values, PAYLOAD)

@@ -1,6 +1,6 @@
-"""Named ranges over the lab's ops, rules and kernels: what each one says, and which pass it belongs to.
+"""Named ranges over ops, rules and kernels: their labels, and the pass each belongs to.
 
-`nvtx()` switches them on for NVTX; the profile's trace gives `switched` a sink of its own. A range says the op, the
+`nvtx()` switches them on for NVTX; the profile's trace gives `switched` a sink of its own. A label has the op, the
 kernel, the pass, the shapes, the dtype, the bytes and, where a Spec says them, the FLOPs.
 """
 
@@ -43,13 +43,13 @@ class Ranges:
         self._sink = sink
         self._at = _Thread()
         # The pass of a graph that autograd's engine is walking: its newest rule's, which the engine takes first.
-        self._walked: tuple[int, int] = (-1, 0)
+        self._last_graph: tuple[int, int] = (-1, 0)
 
     @contextmanager
     def call(
         self, side: str, op: str, fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
     ) -> Iterator[None]:
-        """A public op on its way forward."""
+        """The range of a call of a public op."""
         given = named(fn, args, options)
         known = cost(side, op, given)
         work = {key: values["forward"] for key, values in (("bytes", known.bytes), ("flops", known.flops))}
@@ -72,19 +72,19 @@ class Ranges:
     def rule(self, side: str, rule: type, ctx: Any, cotangents: tuple[Any, ...]) -> Iterator[None]:
         """The backward of a rule: one pass further than where it was applied."""
         applied, call = getattr(ctx, "gradlab", (0, None))
-        walk = _walk()
+        task = _graph_task()
         order = min(applied + 1, len(PASSES) - 1)
-        if walk == self._walked[0] != -1:
-            # A rule of the forward that is walked again for a second derivative belongs to the second pass.
-            order = max(order, self._walked[1])
-        self._walked = (walk, order)
+        if task == self._last_graph[0] != -1:
+            # A rule of the forward that is traversed again for a second derivative belongs to the second pass.
+            order = max(order, self._last_graph[1])
+        self._last_graph = (task, order)
         given = {f"d{i}": dy for i, dy in enumerate(cotangents) if dy is not None}
         op = call.label.op if call is not None else stem(rule.__module__)
         known = UNKNOWN
         if call is not None and applied == 0 and order == 1 and len(call.rules) == 1:
-            # The one rule of its op, asked for every gradient, does what the Spec says of backward.
-            asked = sum(bool(needed) for needed in ctx.needs_input_grad)
-            known = call.cost if asked == call.cost.gradients else UNKNOWN
+            # The one rule of its op, with every gradient needed, does what the Spec says of backward.
+            requested = sum(bool(needed) for needed in ctx.needs_input_grad)
+            known = call.cost if requested == call.cost.gradients else UNKNOWN
         label = Label(
             op, "", PASSES[order], shapes(given), dtype_of(given), known.bytes["backward"], known.flops["backward"]
         )
@@ -109,7 +109,7 @@ class Ranges:
             PASSES[self._at.order or int(back)],
             tuple((str(i), tuple(a.shape)) for i, a in enumerate(once)),
             dtype_of({"arrays": once}),
-            sum(map(_held, once)),
+            sum(map(_bytes, once)),
             0,
         )
         with self._open(side, label):
@@ -154,8 +154,8 @@ def off() -> Any:
 
 
 def from_environment() -> None:
-    """Switch ranges on for the process where GRADLAB_NVTX asks for it; without the package, say so in a line."""
-    if asked():
+    """Switch ranges on for the process where GRADLAB_NVTX asks for it; without the package, print a line."""
+    if requested():
         try:
             found = sink()
         except ModuleNotFoundError as error:
@@ -164,7 +164,7 @@ def from_environment() -> None:
             ranges.opener = None if found is None else Ranges(found)
 
 
-def asked() -> bool:
+def requested() -> bool:
     """Whether the environment asks for ranges."""
     return os.environ.get(VARIABLE, "") not in ("", "0")
 
@@ -186,7 +186,7 @@ def sink() -> Sink | None:
     return nvtx.sink()
 
 
-def _walk() -> int:
+def _graph_task() -> int:
     """The number of the walk over a graph that torch's engine is on in this thread; -1 for none."""
     if "torch" not in sys.modules:
         return -1
@@ -195,9 +195,9 @@ def _walk() -> int:
     return graph_task()
 
 
-def _held(array: Any) -> int:
+def _bytes(array: Any) -> int:
     """The bytes that a tensor holds: of an expanded one, those that are there."""
-    held = int(array.element_size())
+    size_in_bytes = int(array.element_size())
     for size, stride in zip(array.shape, array.stride(), strict=True):
-        held *= int(size) if stride or not size else 1
-    return held
+        size_in_bytes *= int(size) if stride or not size else 1
+    return size_in_bytes

@@ -1,4 +1,4 @@
-"""The report's stages, side by side where no clock runs, and their data, kept as it comes."""
+"""Runs the report's stages, in parallel unless they are timed, and saves their data as it arrives."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from gradlab.profiling.bench.worker import work as benchmark
 from gradlab.profiling.report.stages import Scope, checks, inspections, timings
 
 KIND, SCHEMA = "gradlab report", 1
-# What is said of a stage: it has all its data, an error ended it, it was not finished.
+# The outcome of a stage: complete, ended by an error, or interrupted.
 DONE, FAILED, STOPPED = "done", "failed", "not finished"
 
 

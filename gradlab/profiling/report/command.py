@@ -25,7 +25,7 @@ NEEDS = {"jinja2": "jinja2", "matplotlib": "matplotlib", "triton": "triton"}
 
 @dataclass(frozen=True)
 class ReportArgs:
-    """What was said on the command line.
+    """The arguments of the command line.
 
     Attributes:
         ops: names; none for every op.
@@ -88,9 +88,9 @@ def _collected(data: Data, scope: Scope, console: Console, collect: Callable[...
     ):
         tasks: dict[str, TaskID] = {}
 
-        def said(name: str, words: str) -> None:
+        def on_event(name: str, words: str) -> None:
             if name not in tasks:
                 tasks[name] = progress.add_task(name)
             progress.update(tasks[name], description=f"{name}: {words}"[:70])
 
-        collect(data, scope, folder, said)
+        collect(data, scope, folder, on_event)

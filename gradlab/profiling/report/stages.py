@@ -15,7 +15,7 @@ from gradlab.profiling.bench.row import BACKWARD, COMPILED, EAGER, FORWARD, MODE
 from gradlab.profiling.bench.worker import TimingJob
 from gradlab.profiling.machine_code import bounds
 from gradlab.profiling.machine_code.code import Code
-from gradlab.profiling.machine_code.inspection import Wanted, choose, read, targets
+from gradlab.profiling.machine_code.inspection import InspectRequest, choose, read, targets
 from gradlab.profiling.machine_code.source_view import source
 
 # Sizes of a curve that has to be quick: three show whether it bends.
@@ -89,12 +89,12 @@ def timings(scope: Scope) -> tuple[TimingJob, ...]:
 def inspections(send: Send, scope: Scope) -> None:
     """Every kernel's machine code and bounds; tells ("at", words), ("kernel", data) each, ("bounds", data)."""
     ops = [spec(name) for name in scope.ops]
-    asked = choose(ops, scope.sides, scope.dtypes, None)
+    chosen = choose(ops, scope.sides, scope.dtypes, None)
     # Bounds on other cases than the largest are left to `gradlab inspect --check` where it has to be quick.
-    held = () if scope.quick else bounds.subjects(ops, scope.sides, scope.dtypes)
-    more = tuple(s for s in held if s not in asked)
+    checked = () if scope.quick else bounds.subjects(ops, scope.sides, scope.dtypes)
+    more = tuple(s for s in checked if s not in chosen)
     codes = []
-    for code in read(Wanted(asked + more, targets(scope.archs, None), lines=True)):
+    for code in read(InspectRequest(chosen + more, targets(scope.archs, None), lines=True)):
         send(("at", f"{code.op} on {code.side}, {code.name}, {code.dtype}, {code.arch}"))
         codes.append(code)
         send(("kernel", code.as_json() | {"source": _source(code)}))
@@ -103,7 +103,7 @@ def inspections(send: Send, scope: Scope) -> None:
         (
             "bounds",
             [
-                {"op": v.op, "side": v.side, "bound": str(v.bound), "held": v.held, "broken": list(v.broken)}
+                {"op": v.op, "side": v.side, "bound": str(v.bound), "checked": v.checked, "broken": list(v.broken)}
                 for v in verdicts
             ],
         )

@@ -11,7 +11,7 @@ class Colour(NamedTuple):
     stand_in: str
 
 
-# Chosen to differ in lightness too, so that they are told apart without their hue (after Okabe and Ito, 2008).
+# Chosen to differ in lightness too, so that they can be distinguished without hue (after Okabe and Ito, 2008).
 COLOURS = {
     "ink": Colour("#1b1f24", "#e6e8eb", "#010101"),
     "soft": Colour("#5d6670", "#9aa4b0", "#020202"),

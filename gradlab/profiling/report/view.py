@@ -79,7 +79,7 @@ def summary(data: Data, groups: Sequence[Group]) -> Table:
         "op",
         "gradients",
         "worst error",
-        *(f"{s}, {way} / native" for s in sides for way in ("fwd", "bwd")),
+        *(f"{s}, {direction} / native" for s in sides for direction in ("fwd", "bwd")),
         "registers",
         "spill bytes",
         "bounds",
@@ -87,15 +87,15 @@ def summary(data: Data, groups: Sequence[Group]) -> Table:
     rows = []
     for name in data.scope["ops"]:
         cells = [Cell(name), *_checked(data, name)]
-        cells += [_speed(groups, name, side, way) for side in sides for way in (FORWARD, BACKWARD)]
+        cells += [_speed(groups, name, side, direction) for side in sides for direction in (FORWARD, BACKWARD)]
         kernels = [k for k in data.kernels if k["op"] == name and k["arch"] == "sm_90" and not k["error"]]
         for fact in ("registers", "spill_bytes"):
             most = max((k[fact] for k in kernels), default=None)
             cells.append(Cell("–") if most is None else number(most, "bad" if fact == "spill_bytes" and most else ""))
-        held = [p for p in data.bounds if p["op"] == name]
-        broken = sum(bool(p["broken"]) for p in held)
-        words = f"{len(held) - broken} of {len(held)} hold"
-        cells.append(Cell(words, float(broken), "bad" if broken else "good") if held else Cell("–"))
+        checked = [p for p in data.bounds if p["op"] == name]
+        broken = sum(bool(p["broken"]) for p in checked)
+        text = f"{len(checked) - broken} of {len(checked)} hold"
+        cells.append(Cell(text, float(broken), "bad" if broken else "good") if checked else Cell("–"))
         rows.append(tuple(cells))
     return Table(
         "Every op at a glance; registers and spills are the most of any kernel on sm_90",
@@ -161,9 +161,9 @@ def _error(finding: dict[str, Any]) -> float:
     return float(finding["numbers"].get("error", 0.0))
 
 
-def _speed(groups: Sequence[Group], name: str, side: str, way: str) -> Cell:
+def _speed(groups: Sequence[Group], name: str, side: str, direction: str) -> Cell:
     """The ratio to native of the largest case, the first mode."""
-    own = [g for g in groups if (g.op, g.side, g.direction) == (name, side, way)]
+    own = [g for g in groups if (g.op, g.side, g.direction) == (name, side, direction)]
     for group in sorted(own, key=lambda g: -g.bytes)[:1]:
         for member in group.members:
             found = group.ratio(member) if member.implementation == GRADLAB else None
@@ -274,7 +274,7 @@ def _bounds(data: Data, name: str) -> Table:
             (
                 Cell(p["side"]),
                 Cell(p["bound"]),
-                number(p["held"]),
+                number(p["checked"]),
                 Cell(word, word, TONES[word]),
                 Cell("; ".join(p["broken"])),
             )

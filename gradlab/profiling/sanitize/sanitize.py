@@ -22,7 +22,7 @@ class SanitizeError(AssertionError):
 
 @contextmanager
 def sanitize(*, first: bool = False, raises: bool = True) -> Iterator[Report]:
-    """Within it, every launch of a Triton kernel on CPU tensors is examined, the lab's own and anybody's.
+    """Within it, every launch of a Triton kernel on CPU tensors is examined, of this package and of any other.
 
     A lane that reads or writes outside of its tensor is masked off and noted, and the kernel goes on. Programs run one
     after another in one thread. No GPU is needed.

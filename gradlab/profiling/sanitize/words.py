@@ -55,7 +55,7 @@ _REASONS = {
 
 
 def tensor(fault: Any) -> str:
-    """The tensor that the access is held against."""
+    """The tensor that the access is checked against."""
     if fault.shape is None:
         return "no tensor"
     return f"tensor {fault.dtype}{list(fault.shape)}, strides {list(fault.stride)}"

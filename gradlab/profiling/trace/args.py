@@ -1,4 +1,4 @@
-"""What `gradlab profile` is asked for, and the one-line refusals of what it cannot be."""
+"""The arguments of `gradlab profile`, validated."""
 
 import os
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from gradlab.autodiff.frameworks.side import selected
 
-# The modes of a side, its usual one first.
+# The modes of each side, its default first.
 MODES = {"torch": ("eager", "compile"), "jax": ("jit", "eager")}
 TOOLS = ("auto", "trace", "nsys", "ncu")
 
 
 @dataclass(frozen=True)
 class ProfileArgs:
-    """The words of the command line, looked at.
+    """The validated arguments of the command line.
 
     Attributes:
         target: an op or a workload.
@@ -39,7 +39,7 @@ def checked_args(
     case: str | None,
     cases: tuple[str, ...],
 ) -> ProfileArgs:
-    """The request, or what is wrong with it.
+    """Validate the arguments.
 
     Args:
         cases: the names that `case` may have; none for a workload.
@@ -66,11 +66,11 @@ def checked_args(
 
 
 def _writable(folder: Path) -> None:
-    """Nothing is made yet: whatever fails later is to leave nothing behind."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise ValueError(f"profile: cannot write {folder}: {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"profile: cannot write {folder}: no permission in {there}")
+    """Check that the folder can be made; it is made later, so that a failure leaves nothing behind."""
+    parent = folder.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ValueError(f"profile: cannot write {folder}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"profile: cannot write {folder}: no permission in {parent}")

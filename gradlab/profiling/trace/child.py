@@ -1,4 +1,4 @@
-"""The profiled processes as their parent sees them: started one after another, profiled back to back."""
+"""The parent's handle on profiled subprocesses: they warm up one by one, then are traced one by one."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.profiling.ranges.ranges import VARIABLE
-from gradlab.profiling.trace.step import READY, Job
+from gradlab.profiling.trace.step import READY, ProfileJob
 
-# Two frameworks share the GPU's memory, and what was compiled for an earlier profile would hide what compiling costs.
+# Two frameworks share the GPU's memory, and caches of an earlier profile would hide the cost of compiling.
 ENV = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "KINETO_LOG_LEVEL": "99"}
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,22 +24,22 @@ class ChildError(ValueError):
     """A profiled process ended without a result: its last line."""
 
 
-def command(module: str, job: Job) -> list[str]:
+def command(module: str, job: ProfileJob) -> list[str]:
     """What runs the job."""
     return [sys.executable, "-m", module, json.dumps(asdict(job))]
 
 
 def environment() -> dict[str, str]:
-    """This process' environment, with the package where it is here; ranges are the profile's to switch."""
+    """This process' environment, with the package on PYTHONPATH and NVTX ranges off until the profile starts."""
     path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
     return {**os.environ, **ENV, "PYTHONPATH": path, VARIABLE: ""}
 
 
-def traced(module: str, jobs: Sequence[Job], on_progress: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """Trace each job in a process of its own: what each left, by side.
+def traced(module: str, jobs: Sequence[ProfileJob], on_progress: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Trace each job in a subprocess; the results by side.
 
-    They warm up one after another, so that nothing disturbs what compiling costs; then each is traced while the others
-    stand still, so that the traces lie side by side on the clock.
+    They warm up one after another, so that compile times are undisturbed; then each is traced while the others wait, so
+    that the traces follow each other on one clock.
 
     Raises:
         ChildError: one of them failed.
@@ -60,7 +60,7 @@ def traced(module: str, jobs: Sequence[Job], on_progress: Callable[[str], None])
 
 
 class Child:
-    """One process: standard output is its word, standard error is kept for when it fails."""
+    """One subprocess: standard output carries its messages, standard error is shown if it fails."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -74,7 +74,7 @@ class Child:
             start_new_session=True,
         )
 
-    def ready(self, job: Job) -> None:
+    def ready(self, job: ProfileJob) -> None:
         """Wait until it has warmed up."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -82,8 +82,8 @@ class Child:
                 return
         self._fail(job)
 
-    def result(self, job: Job) -> dict[str, Any]:
-        """Let it go on, wait until it has ended, and read what it left."""
+    def result(self, job: ProfileJob) -> dict[str, Any]:
+        """Let it continue, wait for its end, and read its result file."""
         with suppress(BrokenPipeError):
             self._process.communicate("go\n")
         if self._process.returncode or not Path(job.out).exists():
@@ -92,7 +92,7 @@ class Child:
         return found
 
     def end(self) -> None:
-        """End it and what it started, whatever it is doing."""
+        """Kill it and its own subprocesses."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -101,7 +101,7 @@ class Child:
                 with suppress(OSError):
                     pipe.close()
 
-    def _fail(self, job: Job) -> None:
+    def _fail(self, job: ProfileJob) -> None:
         self._process.wait()
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]

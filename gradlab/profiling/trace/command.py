@@ -17,7 +17,7 @@ from gradlab.profiling.trace.args import ProfileArgs
 from gradlab.profiling.trace.child import ChildError, traced
 from gradlab.profiling.trace.merge import merged
 from gradlab.profiling.trace.show import show
-from gradlab.profiling.trace.step import Job
+from gradlab.profiling.trace.step import ProfileJob
 
 # Steps that are profiled: enough to see what repeats, few enough for a reader and for ncu, which replays each kernel.
 STEPS = 3
@@ -54,14 +54,14 @@ def profile(args: ProfileArgs, module: str, console: Console) -> int:
         print_line(Console(stderr=True), "interrupted")
         return INTERRUPTED
     finally:
-        # Where nothing was written nothing is left; a folder that holds something stays.
+        # Remove the folder if it is empty.
         with suppress(OSError):
             args.out.rmdir()
 
 
-def _jobs(args: ProfileArgs, tool: str, folder: Path) -> list[Job]:
+def _jobs(args: ProfileArgs, tool: str, folder: Path) -> list[ProfileJob]:
     return [
-        Job(args.target, side, mode, args.case, tool, STEPS, os.path.abspath(folder / f"{side}.json"))
+        ProfileJob(args.target, side, mode, args.case, tool, STEPS, os.path.abspath(folder / f"{side}.json"))
         for side, mode in args.modes.items()
     ]
 

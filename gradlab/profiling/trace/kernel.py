@@ -1,4 +1,4 @@
-"""A kernel as a GPU's profiler has counted it."""
+"""The counts of one kernel from a GPU profiler."""
 
 import csv
 import re
@@ -11,8 +11,8 @@ from typing import Any
 class Kernel:
     """All launches of one kernel.
 
-    `seconds` is all of them together, `bytes` what they moved or hold (0 where nobody knows), `bandwidth` and `tensor`
-    percent of the peak, None where nobody knows.
+    `seconds` is their total, `bytes` what they moved or hold (0 if unknown), `bandwidth` and `tensor` percent of the
+    peak (None if unknown).
     """
 
     name: str
@@ -24,7 +24,7 @@ class Kernel:
 
 
 def rows(text: str, column: str) -> list[dict[str, str]]:
-    """The rows of the CSV that a tool printed: its header is the first line that has `column`; what is before is talk.
+    """The rows of the CSV that a tool printed: its header is the first line with `column`; lines before are messages.
 
     Raises:
         ValueError: there is no such line.
@@ -32,12 +32,12 @@ def rows(text: str, column: str) -> list[dict[str, str]]:
     lines = text.splitlines()
     start = next((i for i, line in enumerate(lines) if column in next(csv.reader([line]), [])), None)
     if start is None:
-        raise ValueError(f"profile: the tool printed no table with the column {column!r}")
+        raise ValueError(f"profile: tool printed no CSV, wanted a table with the column {column!r}")
     return list(csv.DictReader(line for line in lines[start:] if line.strip()))
 
 
 def number(text: str | None) -> float | None:
-    """A number as the tools print it, with commas between thousands; None for "n/a" and what is not there."""
+    """A number as the tools print it, with commas between thousands; None for "n/a" and for None."""
     try:
         return float((text or "").replace(",", ""))
     except ValueError:
@@ -45,12 +45,12 @@ def number(text: str | None) -> float | None:
 
 
 def bare(name: str) -> str:
-    """A kernel's name without what a compiler put around it: `void at::f<int>(...)` -> `at::f<int>`."""
+    """A kernel's name without return type and parameters: `void at::f<int>(...)` -> `at::f<int>`."""
     return re.sub(r"\(.*\)$", "", name.removeprefix("void ")).strip()
 
 
-def held(found: dict[str, Any]) -> dict[str, float]:
-    """Bytes that all launches of each kernel held, by its name without underscores at its ends."""
+def bytes_by_kernel(found: dict[str, Any]) -> dict[str, float]:
+    """Total bytes of the tensors in all launches of each kernel, by its name without outer underscores."""
     total: dict[str, float] = {}
     for label, count in found["labels"]:
         if label["kernel"]:
@@ -59,7 +59,7 @@ def held(found: dict[str, Any]) -> dict[str, float]:
 
 
 def weighted(pairs: Iterable[tuple[float | None, float]]) -> float | None:
-    """The mean of the values that are there, weighted by the seconds beside them."""
-    there = [(value, weight) for value, weight in pairs if value is not None]
-    weight = sum(w for _, w in there)
-    return sum(v * w for v, w in there) / weight if weight else None
+    """The mean of the values that are not None, weighted by the seconds beside them."""
+    known = [(value, weight) for value, weight in pairs if value is not None]
+    weight = sum(w for _, w in known)
+    return sum(v * w for v, w in known) / weight if weight else None

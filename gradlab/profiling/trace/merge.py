@@ -1,10 +1,10 @@
-"""One Perfetto file of what the sides left: every event on one clock."""
+"""Merges the traces of both sides into one Perfetto file on one clock."""
 
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Where a side stands among the tracks.
+# The order of the sides among the tracks.
 ORDER = ("torch", "jax")
 
 
@@ -28,7 +28,7 @@ def _timed(event: Mapping[str, Any]) -> bool:
 
 
 def _sorted(side: str, found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """The events of a side, its processes named after it; a number that another side's process has is moved away."""
+    """The events of a side, its processes named after it; process ids are shifted so that they are unique."""
     shift = 1_000_000_000 * ORDER.index(side)
     pids: dict[Any, int] = {}
     for event in found["events"]:

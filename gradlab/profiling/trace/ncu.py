@@ -29,8 +29,8 @@ UNITS = {
 }
 
 
-def command(side: str, out: Path, words: Sequence[str]) -> list[str]:
-    """The line that profiles the kernels of `words` in our range `capture`, into `out`.ncu-rep.
+def command(side: str, out: Path, argv: Sequence[str]) -> list[str]:
+    """The line that profiles the kernels of `argv` in our range `capture`, into `out`.ncu-rep.
 
     Without a slash after it the filter names a range of the process, not one of a thread.
     """
@@ -48,7 +48,7 @@ def command(side: str, out: Path, words: Sequence[str]) -> list[str]:
         "--force-overwrite",
         "--export",
         str(out),
-        *words,
+        *argv,
     ]
 
 

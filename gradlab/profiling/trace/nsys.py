@@ -1,10 +1,10 @@
-"""Nsight Systems: when each kernel ran. It counts no bytes: those are what our ranges say that the tensors hold."""
+"""Nsight Systems: when each kernel ran. It counts no bytes: these come from the tensor sizes in our NVTX ranges."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradlab.profiling.trace.kernel import Kernel, bare, held, number, rows
+from gradlab.profiling.trace.kernel import Kernel, bare, bytes_by_kernel, number, rows
 
 NOTE = (
     "GB/s: what the kernel's tensors hold, over its time; the peak is a copy's rate measured in the same process. "
@@ -12,8 +12,8 @@ NOTE = (
 )
 
 
-def command(side: str, out: Path, words: Sequence[str]) -> list[str]:
-    """The line that profiles `words`, from the opening of our range `capture` to its end, into `out`.nsys-rep."""
+def command(side: str, out: Path, argv: Sequence[str]) -> list[str]:
+    """The line that profiles `argv`, from the opening of our range `capture` to its end, into `out`.nsys-rep."""
     return [
         "nsys",
         "profile",
@@ -26,7 +26,7 @@ def command(side: str, out: Path, words: Sequence[str]) -> list[str]:
         "--kill=none",
         "--force-overwrite=true",
         f"--output={out}",
-        *words,
+        *argv,
     ]
 
 
@@ -50,7 +50,7 @@ def read(text: str, found: dict[str, Any]) -> list[Kernel]:
     """The kernels of `cuda_gpu_kern_sum`; none when it says that there was no data."""
     if "does not contain CUDA kernel data" in text:
         return []
-    known, peak = held(found), found.get("copy", 0.0)
+    known, peak = bytes_by_kernel(found), found.get("copy", 0.0)
     kernels = []
     for row in rows(text, "Total Time (ns)"):
         name, seconds = bare(row["Name"]), (number(row["Total Time (ns)"]) or 0.0) / 1e9

@@ -7,7 +7,7 @@ import numpy as np
 
 from gradlab.autodiff.frameworks.side import side as side_of
 from gradlab.kernels.spec import Case, Spec, spec
-from gradlab.profiling.trace.step import Job, Step, serve
+from gradlab.profiling.trace.step import ProfiledStep, ProfileJob, serve
 
 
 def cases(op: Spec) -> tuple[str, ...]:
@@ -22,7 +22,7 @@ def named(op: Spec, name: str) -> Case:
     return next(case for case in op.cases if case.name == name)
 
 
-def step(job: Job) -> Step:
+def step(job: ProfileJob) -> ProfiledStep:
     """The op on float32 arrays of its case, and its pullback for every input that has a gradient."""
     op, side = spec(job.target), side_of(job.side)
     case = named(op, job.case)
@@ -33,7 +33,7 @@ def step(job: Job) -> Step:
     wrt, fn = list(at.wrt), at.bind(side.op(op.name))
     watch: Any = importlib.import_module(f"gradlab.profiling.trace.traced_{job.side}")
     if job.mode == "jit":
-        # To jax the pullback is a function like any other.
+        # In jax the pullback is a function to compile as well.
         pulled = watch.compiled(watch.both(fn, wrt))
     else:
         pulled = watch.both(watch.compiled(fn) if job.mode == "compile" else fn, wrt)
@@ -43,7 +43,7 @@ def step(job: Job) -> Step:
 
     shown = ", ".join(f"{axis} {n}" for axis, n in case.sizes.items())
     what = f"{op.name}, case {case.name} ({shown}), float32, forward and backward"
-    return Step(lambda: pulled(inputs, cotangents), side.wait, what, side.interpreted(), program)
+    return ProfiledStep(lambda: pulled(inputs, cotangents), side.wait, what, side.interpreted(), program)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,18 @@ from rich.table import Table
 
 from gradlab.base.terminal import print_line
 
-# Most rows of time that are shown; the trace has them all.
+# The most rows printed; the trace has all of them.
 ROWS = 14
-# Most graph breaks and recompilations that are shown, each a line.
+# The most graph breaks and recompilations printed.
 REASONS = 5
 
 
 def show(side: str, found: Mapping[str, Any], console: Console) -> None:
-    """What one side's trace says: steps, time, compilation."""
+    """Print one side's trace: steps, time, compilation."""
     job = found["job"]
     print_line(console, f"\n{side}, {job['mode']}: {found['what']}", style="bold")
     call, wait = (sorted(column)[len(column) // 2] for column in list(zip(*found["steps"], strict=True))[:2])
-    print_line(
-        console, f"{job['steps']} steps, the median one {unit(call)} in the call and {unit(wait)} waiting after it"
-    )
+    print_line(console, f"{job['steps']} steps; median: {unit(call)} in the call, {unit(wait)} waiting for the device")
     rows = named(found)
     device = any(row["device"] for row in rows)
     key = "device" if device else "seconds"
@@ -41,12 +39,12 @@ def show(side: str, found: Mapping[str, Any], console: Console) -> None:
         table.add_row(f"{len(rest)} more", count, unit(seconds), f"{seconds / whole:.1%}", style="dim")
     console.print(table)
     if found["interpreted"]:
-        print_line(console, "Interpreted: these kernels run as Python, and no time here is a kernel's speed.")
+        print_line(console, "interpreted: these kernels run as Python, so no time here is a kernel's speed")
     compilation(side, found, console)
 
 
 def compilation(side: str, found: Mapping[str, Any], console: Console) -> None:
-    """Seconds a stage, graph breaks and recompilations with their reasons."""
+    """Print seconds per stage, and graph breaks and recompilations with their reasons."""
     stages = found["stages"]
     if stages:
         parts = ", ".join(f"{name} {unit(seconds)}" for name, seconds in stages.items())
@@ -58,15 +56,15 @@ def compilation(side: str, found: Mapping[str, Any], console: Console) -> None:
 
 
 def named(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows, the lab's interpreted kernels labelled."""
+    """The rows, with gradlab's interpreted kernels labelled."""
     kernels = {label["kernel"] for label, _ in found["labels"] if label["kernel"]}
 
-    def by_hand(name: str) -> bool:
+    def is_kernel(name: str) -> bool:
         first = name.partition(" ")[0]
         return first in kernels or (first.endswith("_kernel") and name.endswith(("forward", "backward", "second")))
 
     return [
-        {**row, "name": f"{row['name']} (interpreted)"} if found["interpreted"] and by_hand(row["name"]) else row
+        {**row, "name": f"{row['name']} (interpreted)"} if found["interpreted"] and is_kernel(row["name"]) else row
         for row in found["rows"]
     ]
 

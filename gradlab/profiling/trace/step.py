@@ -1,7 +1,7 @@
-"""The process that is profiled: it warms up, says so, waits for its turn, runs a few steps, and leaves a file.
+"""The profiled subprocess: warms up, reports ready, waits for its turn, runs a few steps, and writes a file.
 
-A module that knows what is to be run ends in `serve(make)`; the parent starts it with `python -m` and one argument, the
-job as JSON.
+A module that defines the step ends in `serve(make)`; the parent starts it with `python -m` and one argument, the job as
+JSON.
 """
 
 import functools
@@ -23,20 +23,20 @@ from gradlab.profiling.ranges import ranges
 from gradlab.profiling.ranges.label import Label, Sink
 
 READY = "ready"
-# The ranges of the profile's own.
+# The names of the profile's own ranges.
 MARKS = ("capture", "step", "dispatch", "wait")
 # Steps before the profiled ones: the first compiles, the others fill caches.
 WARM = 2
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the parent asks of the process.
+class ProfileJob:
+    """The job of a profiled subprocess.
 
     Attributes:
-        tool: trace, nsys or ncu; the latter two watch the process from outside.
-        steps: how many are profiled.
-        out: the file to leave.
+        tool: trace, nsys or ncu; the latter two attach from outside.
+        steps: number of profiled steps.
+        out: the result file.
     """
 
     target: str
@@ -49,15 +49,15 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step of what is profiled.
+class ProfiledStep:
+    """One step of the profiled target.
 
     Attributes:
         call: runs it; on a GPU it may return before the device has finished.
         wait: returns once the device has finished the value that it is given.
-        what: the step, in words.
+        what: a description of the step.
         interpreted: whether its hand-written kernels are interpreted.
-        program: the compiled program's text, from which jax's operations get the names of their kernels.
+        program: the text of the compiled program, which maps jax's operations to kernel names.
     """
 
     call: Callable[[], Any]
@@ -69,13 +69,13 @@ class Step:
 
 @runtime_checkable
 class Spanning(Protocol):
-    """A sink that has ranges of the whole process too."""
+    """A sink that also has process-wide ranges."""
 
     def span(self, side: str, label: Label) -> AbstractContextManager[None]: ...
 
 
 class Counting:
-    """A sink that passes ranges on and counts them: which kernels ran, and how many bytes they held."""
+    """A sink that passes ranges on and counts them: which kernels ran, and the bytes of their tensors."""
 
     def __init__(self, sink: Sink | None) -> None:
         self._sink = sink
@@ -95,31 +95,31 @@ class Counting:
             self._sink.pop(side)
 
 
-def serve(make: Callable[[Job], Step]) -> None:
+def serve(make: Callable[[ProfileJob], ProfiledStep]) -> None:
     """Do the job of `sys.argv[1]`; an error is its last line on stderr and exit code 1."""
     # Ctrl-C reaches the whole group of processes; the parent decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    job = Job(**json.loads(sys.argv[1]))
-    # What is printed by others is not to be taken for the word that the parent waits for.
-    said = os.fdopen(os.dup(1), "w")
+    job = ProfileJob(**json.loads(sys.argv[1]))
+    # Keep other output off the pipe that carries the ready message.
+    messages = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
-        _serve(job, make, said)
+        _serve(job, make, messages)
     except Exception as error:
         print(f"{type(error).__name__}: {' '.join(str(error).split())[:400]}", file=sys.stderr)
-        # A tool around this process is to see that it failed; frameworks' own threads do not hold it up.
+        # A tool around this process must see the failure; do not wait for the frameworks' threads.
         sys.stderr.flush()
         os._exit(1)
 
 
-def _serve(job: Job, make: Callable[[Job], Step], said: Any) -> None:
+def _serve(job: ProfileJob, make: Callable[[ProfileJob], ProfiledStep], messages: Any) -> None:
     watch: Any = importlib.import_module(f"gradlab.profiling.trace.traced_{job.side}")
     with ranges.off(), watch.Compilation() as compilation:
         step = make(job)
         for _ in range(WARM):
             step.wait(step.call())
         compilation.warm()
-        print(READY, file=said, flush=True)
+        print(READY, file=messages, flush=True)
         if job.tool == "trace":
             sys.stdin.readline()
             counting = Counting(watch.sink())
@@ -135,17 +135,18 @@ def _serve(job: Job, make: Callable[[Job], Step], said: Any) -> None:
     write_whole(Path(job.out), json.dumps(found))
 
 
-def _captured(step: Step, job: Job, sink: Counting) -> None:
-    """The steps in ranges named `capture`, which is what nsys and ncu are told to look at.
+def _captured(step: ProfiledStep, job: ProfileJob, sink: Counting) -> None:
+    """Run the steps in ranges named `capture`, which nsys and ncu filter by.
 
-    nsys begins and ends with a thread's range. ncu asks of each kernel which ranges its own thread is in, and autograd
-    has threads of its own: for it there is one of the whole process.
+    nsys starts and stops with a thread range. ncu filters kernels by the ranges of their own thread, and autograd has
+    its
+    own threads: for it there is a process-wide range.
     """
     with ranges.switched(sink), sink.span(job.side, mark("capture")), marked(sink, job.side, "capture"):
         run(step, job, sink)
 
 
-def run(step: Step, job: Job, sink: Sink) -> list[tuple[float, float, float]]:
+def run(step: ProfiledStep, job: ProfileJob, sink: Sink) -> list[tuple[float, float, float]]:
     """The profiled steps, each in a range of its own.
 
     Returns:

@@ -1,4 +1,4 @@
-"""NVIDIA's profilers around a profiled process: which one there is, its command line, its numbers in our table."""
+"""Runs a profiled subprocess under NVIDIA's profilers: choice of tool, command line, table."""
 
 import importlib.util
 import json
@@ -18,9 +18,9 @@ from gradlab.profiling.trace import ncu, nsys
 from gradlab.profiling.trace.child import ChildError, command, environment
 from gradlab.profiling.trace.kernel import Kernel
 from gradlab.profiling.trace.show import compilation, unit
-from gradlab.profiling.trace.step import Job
+from gradlab.profiling.trace.step import ProfileJob
 
-WATCHERS: dict[str, Any] = {"nsys": nsys, "ncu": ncu}
+PROFILERS: dict[str, Any] = {"nsys": nsys, "ncu": ncu}
 INSTALL = {
     "nsys": "install Nsight Systems (Debian: nsight-systems; https://developer.nvidia.com/nsight-systems)",
     "ncu": "install Nsight Compute (Debian: nsight-compute; https://developer.nvidia.com/nsight-compute)",
@@ -28,7 +28,7 @@ INSTALL = {
 
 
 class Choice(NamedTuple):
-    """The tool that is used, and in a line why it is not the one that was asked for."""
+    """The tool that is used, and why it is not the requested one."""
 
     tool: str
     why: str = ""
@@ -43,49 +43,49 @@ def chosen(tool: str, gpu: bool) -> Choice:
     for name in ("ncu", "nsys") if tool == "auto" else (tool,):
         if shutil.which(name) is not None:
             if importlib.util.find_spec("nvtx") is None:
-                return Choice("trace", f"{name} finds the steps by NVTX: pip install nvtx; traced instead")
+                return Choice("trace", f"{name} finds the steps by NVTX: pip install nvtx; using the trace instead")
             return Choice(name)
     missing = "neither ncu nor nsys is" if tool == "auto" else f"{tool} is not"
-    return Choice("trace", f"{missing} on PATH: {INSTALL['ncu' if tool == 'auto' else tool]}; traced instead")
+    return Choice("trace", f"{missing} on PATH: {INSTALL['ncu' if tool == 'auto' else tool]}; using the trace instead")
 
 
-def run(tool: str, jobs: Sequence[Job], module: str, folder: Path, console: Console) -> int:
+def run(tool: str, jobs: Sequence[ProfileJob], module: str, folder: Path, console: Console) -> int:
     """Run each job under the tool and print what the tool counted, kernel by kernel.
 
     Raises:
         ChildError: the tool or the process in it failed.
     """
-    watcher = WATCHERS[tool]
+    profiler = PROFILERS[tool]
     for job in jobs:
         print_line(console, f"\n{job.side}, {job.mode}, under {tool}", style="bold")
-        words = watcher.command(job.side, folder / job.side, command(module, job))
+        argv = profiler.command(job.side, folder / job.side, command(module, job))
         # Soft wrapping leaves the line whole for whoever copies it.
-        console.print(f"$ {shlex.join(words)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"$ {shlex.join(argv)}", markup=False, highlight=False, soft_wrap=True)
         Path(job.out).unlink(missing_ok=True)
-        _done(tool, job, words)
+        _output(tool, job, argv)
         if not Path(job.out).exists():
             raise ChildError(f"profile: {job.target} on {job.side} under {tool}: ended without a result")
         found: dict[str, Any] = json.loads(Path(job.out).read_text(encoding="utf-8"))
-        reading = watcher.reading(folder / job.side)
+        reading = profiler.reading(folder / job.side)
         console.print(f"$ {shlex.join(reading)}", markup=False, highlight=False, soft_wrap=True)
-        kernels = watcher.read(_done(tool, job, reading), found)
+        kernels = profiler.read(_output(tool, job, reading), found)
         print_line(console, found["what"])
-        _table(kernels, watcher.NOTE, console)
+        _table(kernels, profiler.NOTE, console)
         if found["device"] == "cpu":
             print_line(console, "The hand-written kernels ran on the CPU: a GPU's profiler sees none of them.")
         compilation(job.side, found, console)
     return 0
 
 
-def _done(tool: str, job: Job, words: Sequence[str]) -> str:
+def _output(tool: str, job: ProfileJob, argv: Sequence[str]) -> str:
     """The output of a command that has to succeed."""
     done = subprocess.run(
-        words, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        argv, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode:
         lines = [line for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
-        # Both tools begin the line that matters so.
-        why = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no word")
+        # Both tools print the error on a line with this word.
+        why = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no output")
         raise ChildError(f"profile: {job.target} on {job.side}: {tool} ended with {done.returncode}: {why.strip()}")
     return done.stdout
 

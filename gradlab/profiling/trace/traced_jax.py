@@ -20,13 +20,13 @@ from gradlab.profiling.ranges import ranges
 from gradlab.profiling.ranges.label import PASSES, Label
 from gradlab.profiling.trace.step import MARKS, Counting
 
-# jax's events of its own compilation, by the stage's name.
+# jax's monitoring events of compilation -> stage.
 STAGES = {
     "/jax/core/compile/jaxpr_trace_duration": "trace",
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
     "/jax/core/compile/backend_compile_duration": "compile",
 }
-# What the thread pools say about themselves.
+# Events of the thread pools themselves.
 _NOISE = ("ThreadpoolListener::", "end: ")
 
 
@@ -111,7 +111,7 @@ def trace(steps: Callable[[], Any], sink: Counting, program: Callable[[], str]) 
                     }
                 )
             shown = [e for e in found if "hlo_op" in e[3] or e[0] in opened]
-            for name, own, stats in alone(shown):
+            for name, own, stats in self_times(shown):
                 spent[_place(name, stats, places), plane.startswith("/device:")].append(own / 1e9)
     rows = [
         {"name": name, "count": len(t), "seconds": 0.0 if device else sum(t), "device": sum(t) if device else 0.0}
@@ -121,7 +121,7 @@ def trace(steps: Callable[[], Any], sink: Counting, program: Callable[[], str]) 
 
 
 def _lines(plane: Any) -> list[tuple[str, list[tuple[str, float, float, dict[str, Any]]]]]:
-    """The threads of a plane that have events: name, and (name, start, nanoseconds, stats) of each."""
+    """The threads of a plane with events: name, and (name, start, nanoseconds, stats) of each."""
     found = []
     for line in plane.lines:
         events = [(e.name, e.start_ns, e.duration_ns, dict(e.stats)) for e in line.events]
@@ -131,7 +131,7 @@ def _lines(plane: Any) -> list[tuple[str, list[tuple[str, float, float, dict[str
     return found
 
 
-def alone(events: list[tuple[str, float, float, dict[str, Any]]]) -> Iterator[tuple[str, float, dict[str, Any]]]:
+def self_times(events: list[tuple[str, float, float, dict[str, Any]]]) -> Iterator[tuple[str, float, dict[str, Any]]]:
     """(name, nanoseconds of its own, stats) of each event of a thread: those inside it are taken off."""
     open_: list[list[Any]] = []
     for name, begin, length, stats in sorted(events, key=lambda e: (e[1], -e[2])):
@@ -150,12 +150,12 @@ def names(program: str) -> dict[str, str]:
     """Each operation of a compiled program that stands in a kernel's scope: the kernel and its pass."""
     found = {}
     for line in program.splitlines():
-        said = re.match(r'\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"', line)
-        kernel = said and re.search(r"gradlab_(\w+)", said[2])
-        if said and kernel:
+        match = re.match(r'\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"', line)
+        kernel = match and re.search(r"gradlab_(\w+)", match[2])
+        if match and kernel:
             # jax writes a pass of its own around the scope: transpose(jvp(linear)), and once more for the second.
-            way = PASSES[min(said[2].count("transpose("), len(PASSES) - 1)]
-            found[said[1]] = f"{kernel[1]} {way}"
+            direction = PASSES[min(match[2].count("transpose("), len(PASSES) - 1)]
+            found[match[1]] = f"{kernel[1]} {direction}"
     return found
 
 
@@ -178,7 +178,7 @@ class Compilation(logging.Handler):
         self._warm = False
 
     def __enter__(self) -> "Compilation":
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
         logging.getLogger("jax").addHandler(self)
         return self
 
@@ -186,17 +186,17 @@ class Compilation(logging.Handler):
         logging.getLogger("jax").removeHandler(self)
 
     def warm(self) -> None:
-        """The first calls are over: what is traced from here on is a recompilation, and jax is asked for its reason."""
+        """The first calls are over: what is traced from here on is a recompilation, and jax logs its reason."""
         self._warm = True
         jax.config.update("jax_explain_cache_misses", True)
 
     def emit(self, record: logging.LogRecord) -> None:
         """A message of jax: why it traced again, with the file's name in place of its path; the reason comes last."""
         if self._warm:
-            said = re.sub(r"(?:/[^\s/:]+)+/([^\s/:]+:\d)", r"\1", record.getMessage())
-            self._again[" ".join(said.split())] += 1
+            message = re.sub(r"(?:/[^\s/:]+)+/([^\s/:]+:\d)", r"\1", record.getMessage())
+            self._again[" ".join(message.split())] += 1
 
-    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+    def _on_event(self, event: str, duration_secs: float, **_: Any) -> None:
         if event in STAGES:
             self._seconds[STAGES[event]] = self._seconds.get(STAGES[event], 0.0) + duration_secs
             self._compiled += int(self._warm and STAGES[event] == "compile")

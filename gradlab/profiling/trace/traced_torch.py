@@ -108,7 +108,8 @@ class Compilation:
 
         whole, middle, inductor = seconds("dynamo"), seconds("aot_autograd"), seconds("inductor")
         back = seconds("backward")
-        # Each holds the next: a stage's own time is the difference. A backward is compiled apart, on its first call.
+        # Each stage includes the next: its own time is the difference. A backward is compiled separately, on its first
+        # call.
         stages = {
             "dynamo": whole - middle,
             "AOTAutograd": max(0.0, middle + back - inductor),

@@ -252,8 +252,8 @@ def subject(
         bad = ~np.isfinite(made.arrays[i])
         if bad.any():
             at = [int(k) for k in np.argwhere(bad)[0]]
-            held = made.arrays[i][tuple(at)]
-            raise ValueError(f"check: {made.names[i]} of {name} holds {held} at {at}, wanted finite numbers")
+            found = made.arrays[i][tuple(at)]
+            raise ValueError(f"check: {made.names[i]} of {name} holds {found} at {at}, wanted finite numbers")
     return made
 
 
