@@ -89,12 +89,14 @@ def sanitize(
     context: typer.Context,
     script: Annotated[Path, typer.Argument(help="A Python script, followed by its own arguments.")],
     first: Annotated[bool, typer.Option("--first", help="Stop at the first fault.")] = False,
+    bounds: Annotated[bool, typer.Option("--bounds", help="Look at bounds alone, which costs least.")] = False,
+    floats: Annotated[bool, typer.Option("--floats", help="Look for the birth of NaNs and infinities too.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write every fault to this file.")] = None,
 ) -> None:
     """Run a script and examine what its Triton kernels do to memory, on a CPU: exit code 1 and a paragraph a fault."""
     from gradlab.profiling.sanitize import command
 
-    raise typer.Exit(command.sanitize(script, context.args, first, json))
+    raise typer.Exit(command.sanitize(script, context.args, first, bounds, floats, json))
 
 
 @app.command()

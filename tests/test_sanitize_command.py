@@ -58,6 +58,16 @@ def test_a_fault_is_a_paragraph_and_exit_code_1(monkeypatch, capsys, script, tmp
     assert (fault["kind"], fault["line"], fault["argument"], fault["index"]) == ("out of bounds", 9, "x_ptr", 1000)
 
 
+def test_bounds_alone(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(KERNEL + "add_one[(4,)](torch.empty(1000), torch.empty(1000), int(sys.argv[1]), BLOCK=256)\n")
+    assert cli(monkeypatch, capsys, "sanitize", str(path), "999")[0] == 1
+    assert cli(monkeypatch, capsys, "sanitize", "--bounds", str(path), "999")[0] == 0
+    code, _, err = cli(monkeypatch, capsys, "sanitize", "--bounds", str(path), "1000")
+    assert code == 1
+    assert "1 fault in 1 launch" in err
+
+
 def test_the_first_fault_ends_the_script(monkeypatch, capsys, script):
     code, out, err = cli(monkeypatch, capsys, "sanitize", "--first", str(script), "1000")
     assert (code, out) == (1, "")

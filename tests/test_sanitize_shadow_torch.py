@@ -309,3 +309,55 @@ def test_ticks_begin_anew(monkeypatch):
             overlapping[(2,)](torch.ones(1000), y, 400, BLOCK=256)
         adding[(4,)](torch.ones(1000), y, 1000, BLOCK=256)
     assert [(f.kind, f.count, f.launches) for f in report.faults] == [(STORED, 4, 4), (UNWRITTEN, 232, 1)]
+
+
+NEVER = "result never written"
+
+
+def test_a_result_that_is_not_all_written_and_that_torch_reads():
+    with gradlab.sanitize(raises=False) as report:
+        y = torch.empty(1000)
+        filling[(3,)](y, 1000, 1.0, BLOCK=256)
+        assert not report.faults
+        y.sum()  # read
+    (fault,) = report.faults
+    assert (fault.kind, fault.argument, fault.line, fault.index) == (NEVER, "y_ptr", line(filling), 768)
+    assert (fault.count, fault.launch, fault.program) == (232, 1, None)
+    assert fault.reader.startswith(f"sum at {__file__}:")
+    assert f"result never written: y_ptr[768] and 231 more, which sum at {__file__}:" in str(report)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda y: y[:768].sum(),
+        lambda y: torch.empty_like(y),
+        lambda y: y.view(10, 100).t().shape,
+        lambda y: y[768:].fill_(1.0).sum() + y.sum(),
+        lambda y: torch.add(torch.ones(1000), 1.0, out=y).sum(),
+        lambda y: y.new_zeros(3).sum(),
+        lambda y: y.copy_(torch.ones(1000)).sum(),
+    ],
+)
+def test_what_is_not_read_of_it_need_not_be_written(use):
+    with gradlab.sanitize():
+        y = torch.empty(1000)
+        filling[(3,)](y, 1000, 1.0, BLOCK=256)
+        use(y)
+
+
+@pytest.mark.parametrize(
+    "use", [lambda y: y[500:].clone(), lambda y: y.reshape(10, 100) @ torch.ones(100), torch.Tensor.tolist]
+)
+def test_other_ways_of_reading(use):
+    with gradlab.sanitize(raises=False) as report:
+        y = torch.empty(1000)
+        filling[(3,)](y, 1000, 1.0, BLOCK=256)
+        use(y)
+        use(y)
+    assert [(f.kind, f.index, f.count, f.launches) for f in report.faults] == [(NEVER, 768, 232, 1)]
+
+
+def test_what_no_kernel_has_stored_is_torchs_own():
+    with gradlab.sanitize():
+        torch.empty(1000).sum()

@@ -80,7 +80,7 @@ def _each(tiles: Tiles, op: Operation, one, masked: bool) -> None:
         operands = [tiles.lane(name, index) for name in op.operands]
         mask = operands.pop() if masked else None
         p = operands[0]
-        mask = tiles.atomic(op, p, mask)
+        mask = tiles.atomic(op, index, p, mask)
         address = p.base if isinstance(p, Pointer) else p.ssa  # type: ignore[union-attr]
         if mask is None or (isinstance(mask, Uniform) and mask.known == 1):
             old = one(b, address, *operands[1:])

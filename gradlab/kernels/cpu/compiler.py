@@ -17,6 +17,8 @@ from triton.backends.compiler import BaseBackend, GPUTarget
 
 # The instrumentation mode, an option of Triton's own launches, that asks for a sanitized kernel.
 SANITIZE = "gradlab-sanitize"
+# The same, which looks at floats too.
+FLOATS = "gradlab-sanitize-floats"
 # Launch options that only concern GPUs; the other back ends of this Triton add theirs.
 _FOR_GPUS = ("grf_mode", "generate_native_code", "maxnreg", "num_consumer_groups", "num_buffers_warp_spec")
 
@@ -169,9 +171,7 @@ def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
     text = str(module)
     writing = None
     if options.sanitized:
-        from gradlab.kernels.cpu.sanitize_lower import Sanitized
-
-        writing = Sanitized
+        writing = _sanitizer(options.instrumentation_mode)
     lowered = lower.lower(text, host(), options.enable_fp_fusion, writing)
     named = re.search(r'tt\.func public @"?([^"(\s]+)', text)
     metadata["name"] = named[1] if named else lowered.name
@@ -188,6 +188,17 @@ def _llir(module: Any, metadata: dict[str, Any], options: Options) -> str:
         "sites": lowered.sites,
     }
     return lowered.ir
+
+
+def _sanitizer(mode: str) -> Any:
+    """The class that writes a sanitized kernel."""
+    if FLOATS in mode:
+        from gradlab.kernels.cpu.sanitize_births import Births
+
+        return Births
+    from gradlab.kernels.cpu.sanitize_lower import Sanitized
+
+    return Sanitized
 
 
 def _obj(text: str, metadata: dict[str, Any]) -> bytes:

@@ -104,6 +104,7 @@ def _scalar(tiles: Tiles, op: Operation) -> Lane:
         return tiles.load(op, operands)
     if op.name not in RULES:
         raise NotLowered(op)
+    tiles.scalar_operation(op, operands)
     try:
         return RULES[op.name](tiles.b, op, operands)
     except NotImplementedError as error:

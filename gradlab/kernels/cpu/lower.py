@@ -27,7 +27,7 @@ _PARAMETERS = (
     "ptr noalias %report"
 )
 _ALTERNATIVE = "GRADLAB_CPU=interpret or TRITON_INTERPRET=1 runs it in Triton's interpreter"
-_ATOMIC = {"tt.atomic_rmw", "tt.atomic_cas"}
+ATOMIC = {"tt.atomic_rmw", "tt.atomic_cas"}
 
 
 class Unsupported(NotImplementedError):
@@ -149,7 +149,7 @@ class Kernel(Tiles):
             arguments=names,
             scratch=self.scratch,
             stored=self._stored(),
-            ordered=any(op.name in _ATOMIC or op.name == "tt.print" for op in operations),
+            ordered=any(op.name in ATOMIC or op.name == "tt.print" for op in operations),
             messages=self.messages,
         )
 
@@ -157,7 +157,7 @@ class Kernel(Tiles):
         from gradlab.kernels.cpu.stores import _root
 
         numbers = {name: i for i, (name, _) in enumerate(self.kernel.arguments)}
-        written = {_root(self, op.operands[0]) for op in self.kernel.walk() if op.name in ("tt.store", *_ATOMIC)}
+        written = {_root(self, op.operands[0]) for op in self.kernel.walk() if op.name in ("tt.store", *ATOMIC)}
         return sorted(numbers[name] for name in written if name in numbers)
 
     def _text(self, head: list[str], body: list[str]) -> str:

@@ -29,9 +29,7 @@ def check(tiles: Tiles, op: Operation) -> None:
         go_on, fail = b.label(), b.label()
         b.branch(holds, go_on, fail)
         b.start(fail)
-        b.do(f"store i64 {number}, ptr %report")
-        b.do("store i64 %program, ptr %report_program")
-        b.do("ret i64 1")
+        tiles.failed(op, number, go_on)
         b.start(go_on)
 
     tiles.nest(shape, along, width, body)

@@ -17,16 +17,21 @@ TICK, EPOCH, FLOOR, START, STARTS, RECORDS, FIND, ANSWERS, FAULTS, ARGUMENTS = r
 ANSWER_BITS = 10
 
 # Of an extent. Where FAST_LOW and FAST_BYTES hold an access, nothing else has to be looked at.
-FAST_LOW, FAST_BYTES, LOW, BYTES, SHIFT, INSIDE, WRITERS, READERS = range(8)
-EXTENT = 8
+# DENSE is the shift where a vector's shadow can be looked at as a whole, else -1.
+FAST_LOW, FAST_BYTES, LOW, BYTES, SHIFT, INSIDE, WRITERS, READERS, DENSE = range(9)
+EXTENT = 9
 # An address that no access is near, and bytes for which a difference of sizes is positive: no access is fast.
 NOWHERE, PLENTY = 2**62, 2**61
 # Bytes that one access spans at most; a smaller extent has no fast accesses.
 SPAN = 512
+# Bytes of the largest element.
+LARGEST = 8
 
 # What an access does.
 LOAD, STORE, ATOMIC = range(3)
-ACCESSES = ("load", "store", "atomic")
+# What touches no memory, and has a site of its own too.
+OPERATION = 3
+ACCESSES = ("load", "store", "atomic", "operation")
 
 # Kinds of faults, and words of a record.
 OUTSIDE, UNWRITTEN, STORED, LOADED, TWICE, ASSERTION, OVERFLOW, DIVISION, SHIFTED, BORN = range(10)
@@ -36,12 +41,14 @@ KINDS = (
     "race with a store",
     "race with a load",
     "two values for one element",
-    "assertion",
+    "failed assertion",
     "integer overflow",
     "division by zero",
     "shift past the width",
     "birth of a NaN or infinity",
 )
+# Told of a launch after it is over.
+NEVER_WRITTEN = "result never written"
 COUNT, PROGRAM, AT, OTHER, FOUND = range(5)
 RECORD = 8
 

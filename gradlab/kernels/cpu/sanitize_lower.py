@@ -8,16 +8,18 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from gradlab.kernels.cpu import lanes, memory, sanitize_guard, sanitize_vector, types
+from gradlab.kernels.cpu import lanes, memory, sanitize_guard, sanitize_shadow, sanitize_vector, types
 from gradlab.kernels.cpu import sanitize_layout as layout
 from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, registers
-from gradlab.kernels.cpu.lower import Kernel, Lowered
+from gradlab.kernels.cpu.lower import ATOMIC, Kernel, Lowered
+from gradlab.kernels.cpu.sanitize_operations import Operations
 from gradlab.kernels.cpu.sanitize_origins import Origins
+from gradlab.kernels.cpu.sanitize_shadow import Access
 from gradlab.kernels.cpu.ttir import Function, Operation
-from gradlab.kernels.cpu.values import Value
+from gradlab.kernels.cpu.values import Index, Lazy, Value
 
 # Where an access stands: what it does, file ("" is the kernel's own), line, callers, number of the argument or -1,
-# element, whether it is masked.
+# element or words for an operation that is no access, whether it is masked.
 Site = tuple[int, str, int, list[tuple[str, int]], int, str, bool]
 
 
@@ -30,8 +32,11 @@ class _Extent:
     bytes: str | None = None
 
 
-class Sanitized(Kernel):
+class Sanitized(Kernel, Operations):
     """A kernel whose accesses are guarded; programs run in order, in one thread."""
+
+    # Where the access that is guarded stands in its tile.
+    _place: Index = ()
 
     def __init__(self, *args: Any) -> None:
         self._origins = Origins()
@@ -41,6 +46,8 @@ class Sanitized(Kernel):
         super().__init__(*args)
         self._arguments = {name: i for i, (name, _) in enumerate(self.kernel.arguments)}
         self.b.helpers.update(sanitize_guard.helpers())
+        functions = self.module.functions.values()
+        self._atomics = any(op.name in ATOMIC for function in functions for op in function.walk())
 
     def learn(self, function: Function) -> None:
         """Note a function's names, and where its pointers come from."""
@@ -92,14 +99,24 @@ class Sanitized(Kernel):
 
     # Accesses.
 
+    def _evaluate(self, value: Lazy, index: Index) -> Lane:
+        before, self._place = self._place, index
+        found = super()._evaluate(value, index)
+        self._place = before
+        return found
+
     def load(self, op: Operation, operands: list[Lane]) -> Lane:
         """A load of what lies within bounds; the other lanes are masked off."""
         p, mask, other = (*operands, None, None)[:3]
         assert p is not None
         return memory.load(self.b, p, self._guarded(op, layout.LOAD, p, mask), other)
 
-    def store(self, op: Operation, p: Lane, value: Lane, mask: Lane | None, test_full: bool = True) -> None:
+    def store(
+        self, op: Operation, index: Index, p: Lane, value: Lane, mask: Lane | None, test_full: bool = True
+    ) -> None:
         """A store within bounds."""
+        self._place = index
+        self._values(op.operands[1], index, mask)
         mask = self._guarded(op, layout.STORE, p, mask, value)
         memory.store(self.b, p, value, mask, test_full)
 
@@ -113,8 +130,9 @@ class Sanitized(Kernel):
                 b.do(f"store i64 {tick}, ptr %state")
                 self._ticks[id(op)] = tick
 
-    def atomic(self, op: Operation, p: Lane, mask: Lane | None) -> Lane | None:
+    def atomic(self, op: Operation, index: Index, p: Lane, mask: Lane | None) -> Lane | None:
         """The mask of an atomic operation within bounds."""
+        self._place = index
         return self._guarded(op, layout.ATOMIC, p, mask)
 
     def after_atomic(self, op: Operation) -> None:
@@ -191,7 +209,7 @@ class Sanitized(Kernel):
         """Which lanes of an access may go on."""
         b = self.b
         word, truth, pointers = b.type("i64"), b.type("i1"), f"<{b.width} x ptr>"
-        first: str | None = None
+        first, at = None, None
         straight = isinstance(p, Pointer) and isinstance(p.offset, Ramp) and p.offset.step == 1
         if straight and p.offset.base.known == 0:  # type: ignore[union-attr]
             assert isinstance(p, Pointer)
@@ -224,21 +242,15 @@ class Sanitized(Kernel):
             b.helpers[name] = text
             values = self._bits(value) if value is not None else "zeroinitializer"
             given = self._given(op, extent, f"{word} {ats()}, {truth} {held}", size, access, site)
-            return b.emit(f"call {truth} @{name}({given}, {word} {values})")
+            kept = b.emit(f"call {truth} @{name}({given}, {word} {values})")
+            self._explained(op, site, self._place, held, kept)
+            return kept
 
-        if first is None or extent.low is None:
+        if extent.low is None or access == layout.ATOMIC:
             return self._asked(fine, held, truth, asked)
-
-        def at_once() -> str:
-            name, text = sanitize_vector.contiguous(b.width, access, self._width())
-            b.helpers[name] = text
-            b.declarations.update(sanitize_vector.declarations(b.width))
-            bits = b.emit(f"bitcast {truth} {held} to i{b.width}")
-            given = f"ptr %state, ptr {extent.address}, i64 {first}, i64 {size}, i{b.width} {bits}"
-            right = b.emit(f"call i1 @{name}({given}, i64 {self._ticks.get(id(op), '0')})")
-            return self._asked(right, held, truth, asked)
-
-        return self._asked(fine, held, truth, at_once)
+        tick = self._ticks.get(id(op), "0")
+        shadowed = Access(access, extent.address, size, held, tick, first, at, self._atomics)
+        return self._asked(fine, held, truth, lambda: sanitize_shadow.examined(b, shadowed, asked))
 
     def _asked(self, fine: str, held: str, kind: str, ask: Any) -> str:
         """The mask as it is where an access is fine, else what `ask()` leaves of it."""
@@ -297,11 +309,16 @@ class Sanitized(Kernel):
         )
         return _Extent(found, low, size)
 
-    def _site(self, op: Operation, access: int) -> int:
-        """The number of an access's place."""
+    def _site(self, op: Operation, access: int, text: str = "") -> int:
+        """The number of the place of an access, or of another operation with words for it."""
         found = self._numbers.get(id(op))
         if found is None:
             place = self.module.where(op.location)
+            if access == layout.OPERATION:
+                found = self._numbers[id(op)] = len(self._sites)
+                callers = [(self._file(file), line) for file, line in place.callers]
+                self._sites.append((access, self._file(place.file), place.line, callers, -1, text, False))
+                return found
             origins = self._origins.of(op.operands[0])
             arguments = [self._arguments[name] for name in origins if name in self._arguments]
             number = arguments[0] if len(origins) == len(arguments) == 1 else -1

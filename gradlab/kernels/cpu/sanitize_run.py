@@ -39,7 +39,8 @@ class Extent(NamedTuple):
         """As the kernel reads it."""
         fast = self.bytes >= layout.SPAN and not (self.inside or self.writers or self.readers)
         first = (self.low, self.bytes) if fast else (layout.NOWHERE, layout.PLENTY)
-        return (*first, *self)
+        dense = self.writers and not self.inside and self.bytes >= layout.LARGEST
+        return (*first, *self, self.shift if dense else -1)
 
 
 # What an argument that is no tensor points to: nobody knows.

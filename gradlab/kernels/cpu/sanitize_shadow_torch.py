@@ -124,6 +124,22 @@ class Shadows:
             shadow.writers[: integers.numel()][unwritten if shadow.shift == 0 else changed] = layout.HOST
         shadow.fresh = bool((shadow.writers[: integers.numel()] == 0).any())
 
+    def unwritten(self, tensor: torch.Tensor) -> tuple[int, int] | None:
+        """Address and number of a tensor's elements that nobody has written; they are told once."""
+        self.catch_up(tensor)
+        shadow = self.find(tensor)
+        if shadow is None or not shadow.fresh or tensor.itemsize != 1 << shadow.shift:
+            return None
+        first = (tensor.data_ptr() - shadow.base) >> shadow.shift
+        entries = shadow.writers.as_strided(tensor.shape, tensor.stride(), first)
+        missing = entries == 0
+        if not bool(missing.any()):
+            return None
+        at = int((missing.nonzero()[0] * torch.tensor(tensor.stride(), dtype=torch.int64)).sum())
+        count = int(missing.sum())
+        entries[missing] = layout.HOST
+        return tensor.data_ptr() + at * tensor.itemsize, count
+
     def start_anew(self) -> None:
         """Ticks begin again: what was written is the host's."""
         for shadow in self._kept.values():

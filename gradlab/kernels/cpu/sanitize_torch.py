@@ -14,9 +14,10 @@ import torch
 from triton import knobs
 
 from gradlab.kernels.cpu import sanitize_layout as layout
-from gradlab.kernels.cpu.compiler import SANITIZE
+from gradlab.kernels.cpu.compiler import FLOATS, SANITIZE
 from gradlab.kernels.cpu.launching import Grid, Kernel
 from gradlab.kernels.cpu.sanitize_extents_torch import Extents, span
+from gradlab.kernels.cpu.sanitize_reads_torch import Reads
 from gradlab.kernels.cpu.sanitize_run import LAST_TICK, Clock, Examined, Noted
 from gradlab.kernels.cpu.sanitize_shadow_torch import Shadows, Stored, noting
 
@@ -35,7 +36,7 @@ class Fault:
         index: of the element, from the first of the tensor on, in elements of its memory.
         address: of the element.
         shape, stride, dtype: of the tensor; None where none is known.
-        program: place in the grid of the first program that did it.
+        program: place in the grid of the first program that did it; None where it is none's fault.
         grid: programs along the axes.
         other: place of the other program of a race.
         masked: whether the access has a mask; if so, the element's is true.
@@ -43,6 +44,8 @@ class Fault:
         launch: number of the launch, from 1 on.
         span: elements of memory from the tensor's first to its last.
         stored: the launch before this one that stored some of the memory.
+        text: words for an operation that is no access to memory.
+        reader: the function of torch that reads what is not written, and where it is called.
         launches: how many launches did it.
     """
 
@@ -58,14 +61,16 @@ class Fault:
     shape: tuple[int, ...] | None
     stride: tuple[int, ...] | None
     dtype: str | None
-    program: Grid
-    grid: Grid
+    program: Grid | None
+    grid: Grid | None
     other: Grid | None
     masked: bool
     count: int
     launch: int
     span: int = 0
     stored: Stored | None = None
+    reader: str | None = None
+    text: str | None = None
     launches: int = 1
 
 
@@ -75,25 +80,38 @@ class Session:
     Args:
         note: called with the faults of a launch that has some, when it is over.
         bounds: look at bounds alone.
+        floats: look for the birth of NaNs and infinities too.
 
     Attributes:
+        mode: the instrumentation mode of the kernels.
         launches: how many launches were examined.
         holds: tensors that the next launch reaches by addresses out of memory, where it says so.
     """
 
-    def __init__(self, note: Callable[[list[Fault]], None], bounds: bool = False) -> None:
+    def __init__(self, note: Callable[[list[Fault]], None], bounds: bool = False, floats: bool = False) -> None:
+        self.mode = FLOATS if floats else SANITIZE
         self._note = note
         self._clock = Clock()
         self._shadows = None if bounds else Shadows()
         self._seen: dict[int, weakref.ref[torch.Tensor]] = {}
         self._lock = threading.RLock()
+        self._working = 0
         self.launches = 0
         self.holds: Sequence[torch.Tensor] = ()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within it, memory that nobody has written is known, and who of torch reads it."""
+        if self._shadows is None:
+            yield
+            return
+        with noting(self.note_fresh), Reads(self.read, self.partial):
+            yield
 
     def note_fresh(self, tensor: torch.Tensor) -> None:
         """Nobody has written a tensor, which was made now."""
         if self._shadows is not None:
-            with self._lock:
+            with self._busy():
                 self._shadows.note_fresh(tensor)
 
     def launch(self, kernel: Examined, grid: Grid, values: Sequence[Any], given: Sequence[Any]) -> None:
@@ -103,7 +121,7 @@ class Session:
             values: addresses and numbers, in the order of the kernel's arguments.
             given: the same with tensors in place of their addresses.
         """
-        with self._lock:
+        with self._busy():
             self.launches += 1
             if self._clock.now > LAST_TICK:
                 self._clock.now = Clock().now
@@ -114,6 +132,9 @@ class Session:
             extents = Extents(self._shadows, self._seen, kernel, tensors, holds, grid[0] * grid[1] * grid[2] > 1)
             given_extents = [extents.of(tensor, number) for tensor, number in zip(tensors, values, strict=True)]
             noted = kernel.examine(grid, values, given_extents, extents.find, self._clock)
+            # An offset that has wrapped is why an address is out of bounds.
+            wrapped = {one.site for one in noted if one.kind == layout.OVERFLOW}
+            noted = [one for one in noted if one.kind != layout.OUTSIDE or one.site not in wrapped]
             found = [_fault(kernel, grid, tensors, extents, self._shadows, one, self.launches) for one in noted]
             self._remember(kernel, tensors)
             if found:
@@ -132,7 +153,41 @@ class Session:
                     self.launches, kernel.binary.name, argument, file or kernel.file, line, tensor.data_ptr()
                 )
 
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Within it, what torch does is the session's own, not the user's."""
+        with self._lock:
+            self._working += 1
+            try:
+                yield
+            finally:
+                self._working -= 1
 
+    def partial(self, tensor: torch.Tensor) -> bool:
+        """Whether a launch has stored some of a tensor's memory, and perhaps not all."""
+        if self._shadows is None or self._working or type(tensor) not in _PLAIN or tensor.device.type != "cpu":
+            return False
+        shadow = self._shadows.find(tensor)
+        return shadow is not None and shadow.fresh and shadow.stored is not None
+
+    def read(self, tensor: torch.Tensor, reader: str) -> None:
+        """Torch reads a tensor: note what of it nobody has written.
+
+        Args:
+            reader: the function and the place that it is called from.
+        """
+        if self._shadows is None:
+            return
+        with self._busy():
+            at = self._shadows.unwritten(tensor)
+            shadow = self._shadows.find(tensor)
+        if at is None or shadow is None or shadow.stored is None:
+            return
+        stored, (address, count) = shadow.stored, at
+        self._note([_left(tensor, stored, address, count, reader)])
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 active: Session | None = None
 
 
@@ -141,9 +196,9 @@ def opened(session: Session) -> Iterator[None]:
     """Within it, kernels are sanitized, the session runs them, and memory that nobody has written is known."""
     global active
     before, active = active, session
-    mode, knobs.compilation.instrumentation_mode = knobs.compilation.instrumentation_mode, SANITIZE
+    mode, knobs.compilation.instrumentation_mode = knobs.compilation.instrumentation_mode, session.mode
     try:
-        with noting(session.note_fresh):
+        with session.watching():
             yield
     finally:
         active, knobs.compilation.instrumentation_mode = before, mode
@@ -155,6 +210,32 @@ def launch(kernel: Kernel, grid: Grid, values: Sequence[Any], given: Sequence[An
         (active or Session(lambda faults: None)).launch(kernel, grid, values, given)
     else:
         kernel(grid, values)
+
+
+def _left(tensor: torch.Tensor, stored: Stored, address: int, count: int, reader: str) -> Fault:
+    return Fault(
+        kind=layout.NEVER_WRITTEN,
+        access="store",
+        kernel=stored.kernel,
+        file=stored.file,
+        line=stored.line,
+        callers=(),
+        argument=stored.argument,
+        index=(address - stored.address) // tensor.itemsize,
+        address=address,
+        shape=tuple(tensor.shape),
+        stride=tensor.stride(),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        program=None,
+        grid=None,
+        other=None,
+        masked=False,
+        count=count,
+        launch=stored.launch,
+        span=span(tensor),
+        stored=stored,
+        reader=reader,
+    )
 
 
 def _tensor(value: Any) -> torch.Tensor | None:
@@ -172,11 +253,11 @@ def _fault(
     noted: Noted,
     launch: int,
 ) -> Fault:
-    access, file, line, callers, number, _, masked = kernel.binary.sites[noted.site]
+    access, file, line, callers, number, text, masked = kernel.binary.sites[noted.site]
     tensor = tensors[number] if number >= 0 else extents.found.get(noted.low)
     shadow = None if tensor is None or shadows is None else shadows.find(tensor)
     index = None
-    if tensor is not None:
+    if tensor is not None and noted.at:
         index = (noted.at - tensor.data_ptr()) // tensor.itemsize
     return Fault(
         kind=layout.KINDS[noted.kind],
@@ -199,6 +280,7 @@ def _fault(
         launch=launch,
         span=0 if tensor is None else span(tensor),
         stored=None if shadow is None else shadow.stored,
+        text=text if access == layout.OPERATION else None,
     )
 
 

@@ -21,7 +21,7 @@ def store_scalar(tiles: Tiles, op: Operation) -> None:
     assert value is not None
     tiles.stores([op])
     with tiles.b.lanes(0):
-        tiles.store(op, p, value, mask)
+        tiles.store(op, (), p, value, mask)
 
 
 def store_together(tiles: Tiles, operations: Sequence[Operation], define: Callable[[Tiles, Operation], None]) -> int:
@@ -67,7 +67,7 @@ def store_together(tiles: Tiles, operations: Sequence[Operation], define: Callab
     def place(index: Index) -> None:
         found = [[tiles.lane(name, index) for name in op.operands] for op in group]
         for op, (p, value, *mask) in zip(group, found, strict=True):
-            tiles.store(op, p, value, mask[0] if mask else None, test_full)
+            tiles.store(op, index, p, value, mask[0] if mask else None, test_full)
 
     tiles.stores(group)
     version_loops(tiles, operands, lambda: tiles.nest(shape, along, width, body, loose, steady=True))

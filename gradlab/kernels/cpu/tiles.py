@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from gradlab.kernels.cpu import costs, lanes, memory, steps, types
 from gradlab.kernels.cpu.chains import Chains
+from gradlab.kernels.cpu.effects import Effects
 from gradlab.kernels.cpu.elementwise import RULES, compute
 from gradlab.kernels.cpu.emit import Emitter
 from gradlab.kernels.cpu.indexing import RELABELLED
@@ -21,7 +22,7 @@ from gradlab.kernels.cpu.values import Affine, Buffer, Index, Lazy, NotLowered, 
 STACK = 2**18
 
 
-class Tiles:
+class Tiles(Effects):
     """The values of a kernel by SSA name, and the loops that evaluate them.
 
     Attributes:
@@ -134,22 +135,6 @@ class Tiles:
         p, mask, other = (*operands, None, None)[:3]
         assert p is not None
         return memory.load(self.b, p, mask, other)
-
-    # What a lowering that examines accesses does more.
-
-    def store(self, op: Operation, p: Lane, value: Lane, mask: Lane | None, test_full: bool = True) -> None:
-        """A store of lanes (`memory.store`)."""
-        memory.store(self.b, p, value, mask, test_full)
-
-    def stores(self, group: Sequence[Operation]) -> None:
-        """Stores come whose elements are stored at one moment."""
-
-    def atomic(self, op: Operation, p: Lane, mask: Lane | None) -> Lane | None:
-        """The mask of one element of an atomic operation."""
-        return mask
-
-    def after_atomic(self, op: Operation) -> None:
-        """An atomic operation is over."""
 
     # Buffers.
 

@@ -18,7 +18,7 @@ from triton.runtime.jit import JITFunction
 
 from gradlab.kernels.cpu import cache_triton, sanitize_torch
 from gradlab.kernels.cpu.binary import Binary
-from gradlab.kernels.cpu.compiler import SANITIZE, CPUBackend
+from gradlab.kernels.cpu.compiler import CPUBackend
 from gradlab.kernels.cpu.driver import CPUDriver
 from gradlab.kernels.cpu.launcher_triton import source_file
 from gradlab.kernels.cpu.launching import Kernel
@@ -61,8 +61,8 @@ class Prepared:
 
 
 _prepared: dict[tuple, Prepared] = {}
-# The same of sanitized kernels.
-_examined: dict[tuple, Prepared] = {}
+# The same of sanitized kernels, by their mode.
+_examined: dict[str, dict[tuple, Prepared]] = {}
 # By the compiler's input, a coarser key: several launches share one kernel.
 _kernels: dict[tuple, Kernel] = {}
 # For a kernel's id the names of its constants that are arguments here: `launch_triton.kernel_of_any`.
@@ -103,11 +103,12 @@ def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
         ],
         *(constants.values() if not any_value else [v for name, v in constants.items() if name not in any_value]),
     )
-    kept = _prepared if sanitize_torch.active is None else _examined
+    session = sanitize_torch.active
+    kept = _prepared if session is None else _examined.setdefault(session.mode, {})
     found = kept.get(key)
     if found is None:
         made = source(jit, args, constants)
-        same = (jit, kept is _examined, *made.signature.items(), *made.constants.items())
+        same = (jit, None if session is None else session.mode, *made.signature.items(), *made.constants.items())
         kernel = _kernels.get(same)
         if kernel is None:
             kernel = _kernels[same] = loaded(compiled(made), torch.get_num_threads, source_file(made))
@@ -129,7 +130,7 @@ def compiled(made: ASTSource) -> Binary:
     backends.setdefault("cpu", Backend(compiler=CPUBackend, driver=CPUDriver))
     options: dict[str, Any] = {"enable_fp_fusion": True}
     if sanitize_torch.active is not None:
-        options["instrumentation_mode"] = SANITIZE
+        options["instrumentation_mode"] = sanitize_torch.active.mode
     with PARSER:
         name = cache_index_triton.key(made, CPUBackend(TARGET), options)
         cached = cache_index_triton.find(name, made)

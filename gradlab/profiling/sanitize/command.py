@@ -19,12 +19,14 @@ class _Stop(BaseException):
         super().__init__(text)
 
 
-def sanitize(script: Path, arguments: Sequence[str], first: bool, json: Path | None) -> int:
+def sanitize(script: Path, arguments: Sequence[str], first: bool, bounds: bool, floats: bool, json: Path | None) -> int:
     """Run a script and print its faults to standard error; the exit code.
 
     Args:
         arguments: the script's own.
         first: end it at the first fault.
+        bounds: look at bounds alone.
+        floats: look for the birth of NaNs and infinities too.
         json: a file for the report.
 
     Returns:
@@ -37,7 +39,7 @@ def sanitize(script: Path, arguments: Sequence[str], first: bool, json: Path | N
     # Kernels on CPU tensors, also where a GPU is.
     os.environ.setdefault("TRITON_DEFAULT_BACKEND", "cpu")
     code: Any = 0
-    with examined(first, _Stop) as report:
+    with examined(first, _Stop, bounds, floats) as report:
         before = sys.argv, sys.path[0]
         sys.argv, sys.path[0] = [str(script), *arguments], str(script.absolute().parent)
         try:

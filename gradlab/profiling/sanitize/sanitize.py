@@ -21,7 +21,9 @@ class SanitizeError(AssertionError):
 
 
 @contextmanager
-def sanitize(*, first: bool = False, raises: bool = True) -> Iterator[Report]:
+def sanitize(
+    *, first: bool = False, bounds: bool = False, floats: bool = False, raises: bool = True
+) -> Iterator[Report]:
     """Within it, every launch of a Triton kernel on CPU tensors is examined, of this package and of any other.
 
     A lane that reads or writes outside of its tensor is masked off and noted, and the kernel goes on. Programs run one
@@ -29,6 +31,9 @@ def sanitize(*, first: bool = False, raises: bool = True) -> Iterator[Report]:
 
     Args:
         first: stop at the first launch with a fault: SanitizeError is raised where it is launched.
+        bounds: look for accesses out of bounds and failed assertions alone, not for races and memory that nobody has
+            written.
+        floats: look at every float that is stored, too: where it has stopped being finite.
         raises: at the end, raise SanitizeError if there is a fault; else only the report says so.
 
     Yields:
@@ -38,14 +43,16 @@ def sanitize(*, first: bool = False, raises: bool = True) -> Iterator[Report]:
         SanitizeError: as `first` and `raises` say.
         ValueError: kernels on a CPU run in Triton's interpreter, which examines nothing.
     """
-    with examined(first=first, error=SanitizeError) as report:
+    with examined(first=first, error=SanitizeError, bounds=bounds, floats=floats) as report:
         yield report
     if raises and report.faults:
         raise SanitizeError(str(report), report)
 
 
 @contextmanager
-def examined(first: bool, error: Callable[[str, Report], BaseException]) -> Iterator[Report]:
+def examined(
+    first: bool, error: Callable[[str, Report], BaseException], bounds: bool = False, floats: bool = False
+) -> Iterator[Report]:
     """As `sanitize`, which raises nothing at its end, and what `error` makes at a first fault."""
     import_triton()
     from gradlab.kernels.cpu import sanitize_torch
@@ -61,7 +68,7 @@ def examined(first: bool, error: Callable[[str, Report], BaseException]) -> Iter
         if first:
             raise error(paragraph(report.faults[0]), report)
 
-    session = sanitize_torch.Session(note)
+    session = sanitize_torch.Session(note, bounds, floats)
     try:
         with sanitize_torch.opened(session):
             yield report

@@ -12,16 +12,19 @@ def paragraph(fault: Any) -> str:
         f"{shown(fault.file)}:{fault.line}: {headline(fault)}",
         f"    {fault.kernel}: {source}" if source else f"    {fault.kernel}",
         *(f"    called from {shown(file)}:{line}" for file, line in fault.callers),
-        f"    {tensor(fault)}; {program(fault)}",
+        f"    {program(fault)}" if fault.text is not None else f"    {tensor(fault)}; {program(fault)}",
     ]
     return "\n".join(lines)
 
 
 def headline(fault: Any) -> str:
     """What happened to which element, in one line."""
+    if fault.text is not None:
+        return f"{fault.kind}: {fault.text}"
     more = f" and {fault.count - 1:,} more" if fault.count > 1 else ""
     why = _REASONS.get(fault.kind, _outside)(fault)
-    return f"{fault.kind}: {fault.access} of {element(fault)}{more}, {why}"
+    access = "" if fault.reader else f"{fault.access} of "
+    return f"{fault.kind}: {access}{element(fault)}{more}, {why}"
 
 
 def element(fault: Any) -> str:
@@ -48,8 +51,10 @@ def _unwritten(fault: Any) -> str:
 
 _REASONS = {
     "uninitialised load": _unwritten,
+    "integer overflow": lambda fault: "whose offset of 32 bits has wrapped",
     "race with a store": lambda fault: f"which program {_ids(fault.other)} has stored",
     "race with a load": lambda fault: f"which program {_ids(fault.other)} has loaded",
+    "result never written": lambda fault: f"which {fault.reader} reads, as torch.empty made it",
     "two values for one element": lambda fault: "which another lane of this store has given another value",
 }
 
@@ -63,9 +68,11 @@ def tensor(fault: Any) -> str:
 
 def program(fault: Any) -> str:
     """Who did it: programs, mask, launch."""
-    mask = "under a mask that is true there" if fault.masked else "without a mask"
+    if fault.program is None:
+        return f"launch {fault.launch} has stored other elements of it"
+    mask = ", under a mask that is true there" if fault.masked else ", without a mask" if fault.text is None else ""
     often = "" if fault.launches == 1 else f", and in {fault.launches - 1:,} more"
-    return f"program {_ids(fault.program)} of {_ids(fault.grid)}, {mask}; launch {fault.launch}{often}"
+    return f"program {_ids(fault.program)} of {_ids(fault.grid)}{mask}; launch {fault.launch}{often}"
 
 
 def shown(file: str) -> str:
