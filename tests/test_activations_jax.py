@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 
 from gradlab import jax as lab
 from gradlab.kernels.common import elementwise_pallas
-from tests.quick_jax import jit
+from tests.fast_jit_jax import jit
 
 OPS = {"sigmoid": (lab.sigmoid, jax.nn.sigmoid), "tanh": (lab.tanh, jnp.tanh)}
 

@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 from gradlab.autodiff import adam_jax
 from gradlab.jax import AdamState, adam, adam_init, adam_step, adamw, cross_entropy, linear
 from gradlab.kernels import adam_pallas
-from tests.quick_jax import jit
+from tests.fast_jit_jax import jit
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -16,7 +16,7 @@ import gradlab.torch as lab
 from gradlab.kernels import adam_triton as kernels
 from gradlab.kernels.optimizers import multi_tensor_triton, norm_triton
 from gradlab.kernels.runtime.launch_triton import recording
-from tests.planted import plant
+from tests.kernel_faults import plant
 
 SHAPES = [(3, 4), (7,), (), (2, 3, 4), (0, 5)]
 

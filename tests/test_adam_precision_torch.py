@@ -19,7 +19,7 @@ from gradlab.kernels.cpu.launching import Kernel
 from gradlab.kernels.optimizers import multi_tensor_triton
 from gradlab.kernels.optimizers.multi_tensor_triton import start_of
 from gradlab.kernels.runtime.launch_triton import launch
-from tests.planted import plant
+from tests.kernel_faults import plant
 
 HALVES = [torch.bfloat16, torch.float16]
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")

@@ -43,7 +43,7 @@ def test_a_ratio_is_taken_round_by_round():
     assert found == Interval(2.0, 2.0, 2.0)
 
 
-def test_the_noise_is_the_far_end_of_the_twins_interval():
+def test_the_noise_is_the_far_end_of_the_interval_of_native_to_itself():
     assert noise((1.0,) * 9, (1.0,) * 9) == 0.0
     assert noise((1.1,) * 9, (1.0,) * 9) == pytest.approx(0.1)
     assert noise((1.0,) * 9, (1.1,) * 9) == pytest.approx(0.1)

@@ -151,7 +151,7 @@ def test_each_mode_has_its_own_baseline():
     assert alone.verdict(alone.members[0]) == ""
 
 
-def test_problems_are_said():
+def test_problems_are_reported():
     wrong = group(member(problem="WRONG", note="y is off", warm=()), NATIVE)
     assert "WRONG: linear on jax, square, float32, forward, gradlab eager: y is off" in shown([wrong])
 
@@ -248,7 +248,7 @@ def test_a_document_comes_back_as_it_was():
     )
 
 
-def test_a_short_call_that_was_not_replayed_is_said():
+def test_a_short_call_that_was_not_replayed_is_reported():
     one = group(member(launched="ValueError: adam_step: stream is captured"), NATIVE)
     said = "not replayed from a graph: linear on jax, square, float32, forward, gradlab eager: ValueError: adam_step: stream"
     assert said in shown([one])

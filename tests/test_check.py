@@ -361,7 +361,7 @@ def test_plot_draws_both_pictures(planted, tmp_path):
         report.plot(tmp_path / "a.txt")
 
 
-def test_random_and_stateful_functions_are_said():
+def test_random_and_stateful_functions_are_reported():
     report = gradlab.check(lambda x: x * torch.rand(()), normal(3), raises=False)
     assert not report
     assert "the function is random or keeps state" in report.wrong()[0].message
@@ -413,7 +413,7 @@ def test_a_lost_second_order_is_not_passed_off():
     assert "second-order terms are lost silently" in str(report)
 
 
-def test_a_budget_says_what_was_left_out(monkeypatch):
+def test_a_budget_reports_what_was_left_out(monkeypatch):
     seen = []
     # Time passes with every look at the clock, however fast the machine is.
     clock = itertools.count()
@@ -452,9 +452,9 @@ BAD = {
     "no float": (lambda: gradlab.check(lambda x: x > 0, normal(2)), ValueError, "returns bool, wanted at least one float array"),
     "nothing out": (lambda: gradlab.check(lambda x: None, normal(2)), ValueError, "returns nothing, wanted at least one float array"),
     "raises": (lambda: gradlab.check(lambda x: x @ x, normal(2, 3)), ValueError, "raises RuntimeError: mat1 and mat2 shapes"),
-    "op": (lambda: gradlab.check("conv9d"), ValueError, "unknown op 'conv9d'"),
+    "op": (lambda: gradlab.check("conv9d"), ValueError, "op: name is 'conv9d'"),
     "target": (lambda: gradlab.check(3), TypeError, "target is a int, wanted a function or an op's name"),
-    "side": (lambda: gradlab.check("relu", side="numpy"), ValueError, "unknown side 'numpy'; the lab has torch, jax"),
+    "side": (lambda: gradlab.check("relu", side="numpy"), ValueError, "side: name is 'numpy', wanted one of torch, jax"),
     "order": (lambda: gradlab.check("relu", order=3), ValueError, "check: order is 3, wanted 1 or 2"),
     "part": (lambda: gradlab.check("relu", parts=("all",)), ValueError, "parts holds 'all', wanted some of derivative, facts"),
     "dtype": (lambda: gradlab.check("relu", dtypes=("int8",)), ValueError, "dtypes holds 'int8', wanted some of float32"),

@@ -185,7 +185,7 @@ def test_what_arguments_do_wrong_is_a_finding_where_nothing_is_raised():
             gradlab.check(fn, *args)
 
 
-def test_inconclusive_raises_only_when_asked_and_is_printed(capsys):
+def test_inconclusive_raises_only_when_requested_and_is_printed(capsys):
     x = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
     report = gradlab.check(F.relu, x)
     assert report.verdict == "inconclusive"
@@ -194,7 +194,7 @@ def test_inconclusive_raises_only_when_asked_and_is_printed(capsys):
         gradlab.check(F.relu, x, strict=True)
 
 
-def test_no_second_derivative_is_a_note_unless_it_is_asked_for():
+def test_no_second_derivative_is_a_note_unless_it_is_requested():
     def raising(dy, x):
         return _NoSecond.apply(dy) * x.cos()
 
@@ -214,7 +214,7 @@ def test_no_second_derivative_is_a_note_unless_it_is_asked_for():
     assert gradlab.check(fn, normal(3), order=2, raises=False, parts=("derivative", "second")).verdict == "wrong"
 
 
-def test_an_edge_finding_can_be_typed_in_again():
+def test_an_edge_finding_can_be_reproduced():
     fn = ruled(torch.square, lambda dy, x: 2 * dy * x + (x == 0).all() * dy)
     report = gradlab.check(fn, normal(3), order=1, raises=False, parts=("derivative", "edges"))
     (found,) = report.wrong()
@@ -243,7 +243,7 @@ def outer(x):
 WEIGHTS = torch.ones(3)
 
 
-def test_what_dies_of_other_shapes_dies_elsewhere():
+def test_a_crash_on_other_shapes_is_isolated():
     def fragile(x):
         if len(x) == 0 or x.shape != (5, 3):
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -254,7 +254,7 @@ def test_what_dies_of_other_shapes_dies_elsewhere():
     assert "killed by SIGSEGV" in str(report)
 
 
-def test_a_child_sends_what_it_found_before_it_died():
+def test_a_child_sends_its_findings_before_it_dies():
     def work(send):
         send("one")
         send(list(range(100_000)))
@@ -357,7 +357,7 @@ def test_a_tie_is_a_kink_though_a_few_lines_add_up(seed):
     assert report.verdict == "inconclusive", report
 
 
-def test_what_proves_nothing_at_the_given_inputs_proves_nothing_at_an_edge():
+def test_an_error_inconclusive_at_the_given_inputs_is_inconclusive_at_an_edge():
     """A solver's gradient is off by its tolerance, a little more at other inputs."""
     little, large = (
         EdgeVerdict(name, [Finding("edge inputs", "wrong", "x", numbers={"error": error})])
@@ -378,7 +378,7 @@ def test_an_element_that_is_off_by_a_tolerance_proves_nothing_at_an_edge(factor,
     assert (report.verdict == "wrong") == wrong, report
 
 
-def test_forward_mode_is_asked_of_what_is_differentiated():
+def test_forward_mode_covers_the_differentiated_inputs():
     """A function with a gradient inside detaches what needs none; its forward mode is not 0 for that."""
 
     def force(x):

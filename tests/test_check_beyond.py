@@ -75,7 +75,7 @@ def test_the_caller_s_own_array_twice_is_kept_one():
     assert (True, True) not in seen
 
 
-def test_a_call_that_the_check_made_up_is_no_fault():
+def test_a_generated_call_that_raises_is_no_error():
     def once(x):
         if (x < 0.9 * X[0]).any():
             raise ValueError("outside")

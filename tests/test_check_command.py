@@ -97,19 +97,19 @@ def test_an_op_with_parts(tmp_path):
 
 BAD = {
     "no function": ("{file}", "wanted an op's name or FILE.py::function"),
-    "not there": ("{file}::nothing", "has no function 'nothing'; it has cube, right, right_reference, defaults"),
+    "not there": ("{file}::nothing", "function is 'nothing', wanted one of "),
     "no file": ("{file}x.py::f", "wanted a file that exists"),
-    "no arguments": ("{file}::cube", 'cube has no arguments: give --shapes "x[3 4], w[4 5]"'),
+    "no arguments": ("{file}::cube", 'arguments of cube are missing, wanted --shapes "x[3 4], w[4 5]"'),
     "shapes": ("{file}::cube --shapes x(3)", "shapes are 'x(3)', wanted for example"),
-    "op": ("relux", "unknown op 'relux'"),
-    "side": ("relu --side numpy", "unknown side 'numpy'"),
+    "op": ("relux", "op: name is 'relux'"),
+    "side": ("relu --side numpy", "side: name is 'numpy'"),
     "part": ("relu --part all", "parts holds 'all'"),
     "dtype": ("relu --dtype int8", "dtypes holds 'int8'"),
     "folder": (
         "relu --json nowhere/x.json",
         "--json or --plot is nowhere/x.json, wanted a file in a folder that exists",
     ),
-    "broken": ("{broken}::f", "cannot be imported: ZeroDivisionError: division by zero"),
+    "broken": ("{broken}::f", "(ZeroDivisionError: division by zero), wanted a file that can be imported"),
 }
 
 

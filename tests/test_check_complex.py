@@ -59,7 +59,7 @@ def test_the_other_framework_s_convention_is_wrong(name):
 
 
 @pytest.mark.parametrize("name", SIDES)
-def test_complex64_is_judged_in_complex128_and_held_to_float32(name):
+def test_complex64_is_checked_in_complex128_and_in_float32(name):
     def fn(z):
         return z * z.conj() * z
 

@@ -166,9 +166,7 @@ def test_jax_compiles_nothing_anew_at_edges_of_the_given_shape(programs):
         (50.0, {"contract", "second", "edges"}, 32),
     ],
 )
-def test_of_a_slow_function_what_is_worth_most_is_looked_at_and_the_rest_said(
-    seconds, missing, most, here, monkeypatch
-):
+def test_a_slow_function_leaves_out_expensive_parts_and_reports_them(seconds, missing, most, here, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(function, "call_seconds", lambda start, again: seconds)
     fn, calls = counted(torch.sin)

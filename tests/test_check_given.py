@@ -27,7 +27,7 @@ def held(fn, *args):
     ],
     ids=["mixed", "expanded", "overlapping", "transposed and mixed", "conjugated"],
 )
-def test_right_functions_are_right_there(args, said):
+def test_right_functions_are_right_at_the_given_tensors(args, said):
     found, report = held(lambda x, w: torch.tanh(x) * w, *args)
     assert found, report
     assert {f.verdict for f in found} == {"ok"}, report

@@ -41,7 +41,7 @@ def test_a_low_precision_inside_is_no_fault(fn, args, seed):
     assert report.verdict != "wrong", report
 
 
-def test_what_is_not_held_to_float32_says_so():
+def test_a_function_of_lower_precision_inside_is_not_checked_in_float32():
     report = gradlab.check(cast_by_torch, normal(4, 8), normal(5, 8), order=1, raises=False, parts=("precision",))
     assert any("in float32 it computes in a lower precision internally" in note for note in report.notes)
 

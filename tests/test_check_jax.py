@@ -23,14 +23,14 @@ def verdicts(report, check):
     return {f.input: f.verdict for f in report.findings if f.check == check}
 
 
-def test_forward_mode_is_held_to_the_pullback_and_samples_to_a_loop():
+def test_forward_mode_equals_the_pullback_and_samples_equal_a_loop():
     report = checked(lambda a, w: jnp.tanh(a @ w.T), x(), x())
     assert report, report
     assert verdicts(report, "forward mode") == {"": "ok"}
     assert verdicts(report, "per-sample gradients") == {"a": "ok", "w": "ok"}
 
 
-def test_a_custom_vjp_has_no_forward_mode_and_nothing_is_said_of_it():
+def test_a_custom_vjp_has_no_forward_mode_and_no_finding():
     report = checked(wave.build_wave(None), x(), x())
     assert report, report
     assert not verdicts(report, "forward mode")
@@ -97,7 +97,7 @@ def sine(factor):
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, "ok"), (1.01, "wrong")])
-def test_forward_over_reverse_is_held_too(factor, verdict):
+def test_forward_over_reverse_is_checked_too(factor, verdict):
     """As jax.hessian takes it, also where forward mode alone is not to be had."""
     report = gradlab.check(sine(factor), x()[0], raises=False, parts=("second",))
     found = [f for f in report.findings if "by jax.jvp of the gradient" in f.detail]

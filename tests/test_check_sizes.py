@@ -90,7 +90,7 @@ def test_a_backward_that_raises_at_a_size_is_wrong():
     ],
 )
 @pytest.mark.parametrize("raises", [True, False])
-def test_what_cannot_be_asked_is_one_line(sizes, said, raises):
+def test_bad_sizes_are_one_line(sizes, said, raises):
     """It is the caller's mistake and no finding about the function."""
     with pytest.raises(ValueError, match=r"^check: ") as caught:
         gradlab.check(torch.sin, normal(3, 4), sizes=sizes, parts=(), raises=raises)

@@ -44,7 +44,7 @@ def test_right_functions_are_right_in_all_of_it():
     ],
     ids=lambda v: getattr(v, "__name__", ""),
 )
-def test_a_fault_shows_in_its_own_check_alone(parts, check, said):
+def test_an_error_shows_only_in_its_own_comparison(parts, check, said):
     report = contract(wave.build(parts()), *pair())
     assert {f.check for f in report.wrong()} == {check}, report
     assert said in report.wrong()[0].message

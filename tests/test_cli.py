@@ -53,11 +53,11 @@ def test_check_that_fails_names_the_element_and_exits_with_1(monkeypatch, capsys
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["check", "conv9d"], f"gradlab: unknown op 'conv9d'; the lab has {OPS}\n"),
-        (["check", "relu", "--side", "numpy"], "gradlab: unknown side 'numpy'; the lab has torch, jax\n"),
-        (["bench", "conv9d"], f"gradlab: unknown op 'conv9d'; the lab has {OPS}\n"),
-        (["bench", "relu", "--side", "numpy"], "gradlab: unknown side 'numpy'; the lab has torch, jax\n"),
-        (["demo", "--side", "numpy"], "gradlab: unknown side 'numpy'; the lab has torch, jax\n"),
+        (["check", "conv9d"], f"gradlab: op: name is 'conv9d', wanted one of {OPS}\n"),
+        (["check", "relu", "--side", "numpy"], "gradlab: side: name is 'numpy', wanted one of torch, jax\n"),
+        (["bench", "conv9d"], f"gradlab: op: name is 'conv9d', wanted one of {OPS}\n"),
+        (["bench", "relu", "--side", "numpy"], "gradlab: side: name is 'numpy', wanted one of torch, jax\n"),
+        (["demo", "--side", "numpy"], "gradlab: side: name is 'numpy', wanted one of torch, jax\n"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_with_2(monkeypatch, capsys, words, message):
@@ -72,7 +72,7 @@ def test_usage_errors_exit_with_2(monkeypatch, capsys, words):
     assert "Error: " in err
 
 
-def test_a_framework_that_is_missing_is_said(monkeypatch, capsys):
+def test_a_framework_that_is_missing_is_reported(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, _, err = run(monkeypatch, capsys, "check", "relu", "--side", "jax")
     assert code == 2

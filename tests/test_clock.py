@@ -90,7 +90,7 @@ def test_it_stops_where_the_ratio_is_known():
     assert len(found.rounds) > 10 * LEAST
 
 
-def test_spoilt_rounds_are_dropped_and_counted():
+def test_discarded_rounds_are_counted():
     world = World()
     slow = world.clock
 

@@ -93,7 +93,7 @@ def test_four_runs_agree(tmp_path, capsys):
 
 @both
 @pytest.mark.parametrize("name", ["digits-mlp", "digits-cnn"])
-def test_full_training_keeps_its_promises(tmp_path, in_process, name):
+def test_full_training_meets_its_expectations(tmp_path, in_process, name):
     # Interpreted Triton would take minutes: the widest pair of the four is jax's.
     assert go(tmp_path, TrainArgs(name), ("jax",)) == 0
     found = results(tmp_path)
@@ -183,7 +183,7 @@ def stops(after, error):
         ),
     ],
 )
-def test_what_had_finished_is_kept(tmp_path, monkeypatch, capsys, error, code, line):
+def test_finished_runs_are_saved(tmp_path, monkeypatch, capsys, error, code, line):
     monkeypatch.setattr(compare, "run_in_subprocess", stops(2, error))
     assert go(tmp_path, QUICK, ("jax", "torch")) == code
     said = capsys.readouterr()

@@ -17,7 +17,7 @@ from triton.compiler.code_generator import CodeGenerator
 from gradlab.profiling.machine_code.compile_triton import begun
 from gradlab.profiling.machine_code.launches_torch import every_kernel
 from gradlab.profiling.machine_code.targets import TARGETS
-from tests import variants
+from tests import kernel_launches
 
 # bfloat16 meets the newest instructions of the tensor cores on sm_90; float32 and float64 have none or few.
 DTYPES = {"sm_90": ("bfloat16",), "sm_80": ("float32", "float64")}
@@ -72,7 +72,7 @@ def test_every_statement_of_every_kernel_compiles(arch, read):
     values = {}
     for dtype in DTYPES[arch]:
         begun_with, finished = set(), set()
-        for variant in variants.variants(dtype):
+        for variant in kernel_launches.variants(dtype):
             kernel, chosen = variant.source.fn, options(variant)
             if (kernel, *chosen.items()) in begun_with or (dtype != DTYPES[arch][0] and (kernel, None) in finished):
                 continue
@@ -94,6 +94,6 @@ def test_every_statement_of_every_kernel_compiles(arch, read):
         for k in there
         for line, _ in sorted(statements(k) - read.get(k, set()))
     ]
-    assert missing == [], "no case of a Spec and no call of tests/variants.py compiles these"
+    assert missing == [], "no case of a Spec and no call of tests/kernel_launches.py compiles these"
     # An option that is always the same has another value, a path that nothing compiles; floats are no switches.
     assert [option for option, two in values.items() if two in ({"True"}, {"False"})] == []

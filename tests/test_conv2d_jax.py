@@ -17,8 +17,8 @@ from gradlab.jax import conv2d
 from gradlab.kernels import conv2d_pallas
 from gradlab.kernels.common import column_sum_pallas
 from gradlab.kernels.runtime.lower_pallas import lowered
-from tests.pairs import pairs, pairwise
-from tests.quick_jax import jit
+from tests.fast_jit_jax import jit
+from tests.pairwise_options import pairs, pairwise
 
 EPS = 2.0**-53
 

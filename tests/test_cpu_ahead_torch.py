@@ -79,7 +79,7 @@ def test_a_launcher_reads_the_arguments_of_torchs_wrapper(tmp_path):
     assert y[150] == 0
 
 
-def test_what_is_not_served_is_said():
+def test_what_is_not_served_is_reported():
     made = compiled(printing_kernel, {"x_ptr": "*fp32"}, {})
     with pytest.raises(NotImplementedError, match=r"printing_kernel: tl\.device_print has nowhere to print to"):
         libraries(made, {"x_ptr": "*fp32"}, [])

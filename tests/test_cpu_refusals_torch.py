@@ -67,7 +67,7 @@ def test_a_cpu_of_narrow_vectors_computes_the_same(monkeypatch, afresh, other):
 
 
 @pytest.mark.parametrize(("given", "bits"), [("128", 128), ("512", machine.host.__wrapped__().vector_bits)])
-def test_vectors_are_no_wider_than_asked_for(monkeypatch, given, bits):
+def test_vectors_are_no_wider_than_requested(monkeypatch, given, bits):
     monkeypatch.setenv("GRADLAB_CPU_VECTOR_BITS", given)
     assert machine.host.__wrapped__().vector_bits == bits
 
@@ -98,7 +98,7 @@ def test_another_machines_target_is_refused():
 
 def test_a_dtype_that_no_kernel_takes_is_refused():
     with pytest.raises(
-        TypeError, match=r"^a kernel's argument is a tensor of torch.complex64, wanted one of float64, "
+        TypeError, match=r"^triton: argument of a kernel is a tensor of torch.complex64, wanted one of float64, "
     ):
         run(torch.ones(8, dtype=torch.complex64))
 

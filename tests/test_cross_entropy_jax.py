@@ -16,7 +16,7 @@ from jax.test_util import check_grads
 
 from gradlab.jax import cross_entropy
 from gradlab.kernels.class_losses import blocks_pallas, row_sums_pallas
-from tests.quick_jax import jit
+from tests.fast_jit_jax import jit
 
 REDUCTIONS = ("mean", "sum", "none")
 

@@ -77,7 +77,7 @@ def test_devices_are_asked_in_processes_of_their_own(monkeypatch):
     monkeypatch.setattr(gpu, "SIDES", ("torch", "nothing"))
     found = gpu.devices()
     assert found["torch"] in ("cpu", "cuda")
-    assert found["nothing"] == "ValueError: unknown side 'nothing'; the lab has torch, jax"
+    assert found["nothing"] == "ValueError: side: name is 'nothing', wanted one of torch, jax"
 
 
 def test_one_part_fails_one_is_late_and_the_rest_goes_on(tmp_path, capfd):

@@ -79,7 +79,7 @@ def test_sass_is_counted_by_kind_and_line():
     ("data", "said"),
     [(b"", "data is no ELF file of 64 bits"), (b"\x7fELF\x02" + bytes(59), "data has no section of code")],
 )
-def test_what_is_no_cubin_is_said(data, said):
+def test_what_is_no_cubin_is_reported(data, said):
     with pytest.raises(ValueError, match=f"cubin: {said}"):
         sass.read([data], "sm_90a")
 
@@ -420,7 +420,7 @@ def test_lines(monkeypatch, capsys, reads):
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_a_kernel_that_does_not_compile_is_said_and_exits_with_1(monkeypatch, capsys, reads):
+def test_a_kernel_that_does_not_compile_is_reported_and_exits_with_1(monkeypatch, capsys, reads):
     reads += [code(error="RuntimeError: ptxas: fatal"), code(variant=2)]
     status, out, _ = run(monkeypatch, capsys, "linear", "--side", SIDE)
     assert status == 1
@@ -456,20 +456,20 @@ def test_ctrl_c_keeps_what_was_read(monkeypatch, capsys, reads, tmp_path, check)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["conv9d"], f"unknown op 'conv9d'; the lab has {OPS}"),
-        (["relu", "--side", "numpy"], "unknown side 'numpy'; the lab has torch, jax"),
+        (["conv9d"], f"op: name is 'conv9d', wanted one of {OPS}"),
+        (["relu", "--side", "numpy"], "side: name is 'numpy', wanted one of torch, jax"),
         (["relu", "--arch", "sm_90,sm_9"], "inspect: arch is 'sm_9', wanted one of sm_80, sm_86, sm_89, sm_90, sm_100, gfx942, native, x86-64-v3, sapphirerapids, neoverse-v2"),
         (["relu", "--dtype", "int8"], "inspect: dtype is 'int8', wanted one of float64, float32, float16, bfloat16"),
         (["relu", "--case", "tiny"], "inspect: case is 'tiny', wanted one of one, odd, activations, large, transformer for relu"),
         (["--case", "tiny"], "inspect: case is 'tiny', wanted a case of one of the ops"),
         (["relu", "--gpu", "H300"], "inspect: gpu is 'H300', wanted one of A100, A100-PCIe, A10, L4, H100, H100-PCIe, H200, B200, MI300X"),
         (["relu", "--gpu", "A100", "--arch", "sm_90"], "inspect: gpu is A100 of sm_80, wanted a GPU of sm_90"),
-        (["relu", "--json", "/nowhere/x.json"], "inspect: cannot write /nowhere/x.json: No such file or directory"),
+        (["relu", "--json", "/nowhere/x.json"], "inspect: --json is /nowhere/x.json (No such file or directory), wanted a file that can be written"),
         (["relu", "--check", "--arch", "gfx942"], "inspect: no Spec has a bound for gfx942, wanted one of native, neoverse-v2, sapphirerapids, sm_80, sm_90, x86-64-v3"),
         (["relu", "--gpu", "A100", "--arch", "native"], "inspect: gpu is A100 of sm_80, wanted a GPU of native"),
-        (["relu", "--json", "/proc/x.json"], "inspect: cannot write /proc/x.json: No such file or directory"),
-        (["relu", "--json", "/"], "inspect: cannot write /: it is a folder"),
-        (["relu", "--check", "--lines"], "inspect: --check takes no --case, --gpu or --lines: the bounds name their cases"),
+        (["relu", "--json", "/proc/x.json"], "inspect: --json is /proc/x.json (No such file or directory), wanted a file that can be written"),
+        (["relu", "--json", "/"], "inspect: --json is the folder /, wanted a file"),
+        (["relu", "--check", "--lines"], "inspect: --check came with --case, --gpu or --lines, wanted none of them: the bounds name their cases"),
     ],
 )  # fmt: skip
 def test_user_errors_are_one_line_and_exit_with_2(monkeypatch, capsys, words, message):

@@ -120,7 +120,7 @@ def test_the_environment_chooses(monkeypatch):
     monkeypatch.setenv("GRADLAB_CPU", "interpret")
     assert launching._from_environment() is True
     monkeypatch.setenv("GRADLAB_CPU", "both")
-    with pytest.raises(ValueError, match=r"^GRADLAB_CPU is 'both', wanted compile or interpret$"):
+    with pytest.raises(ValueError, match=r"^gradlab: GRADLAB_CPU is 'both', wanted compile or interpret$"):
         launching._from_environment()
 
 

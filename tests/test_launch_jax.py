@@ -60,7 +60,7 @@ def test_a_kernel_writes_its_results_shape_and_dtype(value):
         y_ref[...] = value
 
     result = jax.ShapeDtypeStruct((3, 4), jnp.float32)
-    with pytest.raises(ValueError, match=r"^a kernel writes \w+\[.*\], wanted float32\[3, 4\]$"):
+    with pytest.raises(ValueError, match=r"^pallas_call: value to store is \w+\[.*\], wanted float32\[3, 4\]$"):
         interpret_pallas.run(kernel, [], [result], {})
 
 

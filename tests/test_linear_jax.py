@@ -16,7 +16,7 @@ from jax.test_util import check_grads
 from gradlab.jax import linear
 from gradlab.kernels import linear_pallas
 from gradlab.kernels.common import column_sum_pallas, elementwise_pallas, matmul_pallas
-from tests.quick_jax import jit
+from tests.fast_jit_jax import jit
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,8 +14,8 @@ from jax.test_util import check_grads
 from gradlab import jax as lab
 from gradlab.kernels.common import column_sum_pallas, elementwise_pallas, reduce_pallas
 from gradlab.profiling.native.native_jax import NATIVE
-from tests.pairs import pairwise
-from tests.quick_jax import jit
+from tests.fast_jit_jax import jit
+from tests.pairwise_options import pairwise
 
 REDUCTIONS = ["none", "mean", "sum"]
 

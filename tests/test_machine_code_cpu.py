@@ -18,7 +18,7 @@ from gradlab.profiling.machine_code.bounds import hold, subjects
 from gradlab.profiling.machine_code.inspection import InspectRequest, choose, find, inspect, read
 from gradlab.profiling.machine_code.launches_torch import NoValues, cpu_source, every_kernel
 from gradlab.profiling.machine_code.targets import TARGETS
-from tests import variants
+from tests import kernel_launches
 
 # What another op launches too is looked at there.
 ELSEWHERE = {("column_sum", op) for op in specs() if op != "linear"} | {("matmul", "linear_cross_entropy")}
@@ -80,7 +80,7 @@ def test_every_kernel_of_the_lab_is_assembled_for_aarch64():
     for subject in (*choose(list(specs().values()), ["torch"], ["float32"], None), *targets_of_rows):
         for found in find(subject, "cpu"):
             seen.setdefault(found.source.fn, found.source)
-    for call in variants.CALLS:
+    for call in kernel_launches.CALLS:
         with launch_triton.recording("cpu") as launches, NoValues():
             call(torch.float32)
         for launch in launches:

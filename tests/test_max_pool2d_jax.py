@@ -12,8 +12,8 @@ from jax.test_util import check_grads
 
 from gradlab.jax import max_pool2d
 from gradlab.kernels.common import elementwise_pallas
-from tests.pairs import pairwise
-from tests.quick_jax import jit
+from tests.fast_jit_jax import jit
+from tests.pairwise_options import pairwise
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 import gradlab.torch as lab
 from gradlab.kernels.optimizers import multi_tensor_triton, norm_triton
-from tests.planted import plant
+from tests.kernel_faults import plant
 
 
 def with_gradients(device, *dtypes, scale=1.0):

@@ -34,7 +34,7 @@ def test_page_has_todays_derivation_and_a_proof(op):
     assert not re.search(r"\b(wrong|inconclusive)$", proof, re.M)
 
 
-def test_a_page_without_marks_is_said():
+def test_a_page_without_marks_is_reported():
     with pytest.raises(ValueError, match=r"docs/ops\.md has no"):
         pages.with_table("# nothing here")
 

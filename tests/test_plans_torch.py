@@ -68,7 +68,7 @@ def test_training_is_the_same_with_plans():
     assert planned()
 
 
-def test_arguments_that_were_one_tensor_are_told_apart_later():
+def test_arguments_that_were_one_tensor_are_distinguished_later():
     x, g = torch.randn(7), torch.randn(7)
     for _ in range(3):
         relu_mask(x, x)

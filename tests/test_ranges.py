@@ -197,7 +197,7 @@ def test_torch_opens_a_range_for_each_op_and_in_it_for_each_kernel(torch_ranges,
     assert [r.names() for r in torch_ranges[0][section].inside] == inside
 
 
-def test_backward_is_told_from_the_second_also_for_rules_that_are_run_twice(torch_ranges):
+def test_backward_is_distinguished_from_second_also_for_rules_that_run_twice(torch_ranges):
     *first, second = torch_ranges[0]["second"].inside
     assert [r.message for r in first if "backward" in r.message] == ["cross_entropy backward", "linear backward"]
     assert all(r.category == "backward" for range_ in first[2:] for r in range_.flat())
@@ -396,7 +396,7 @@ WORDS = (
 )
 
 
-def test_bench_times_without_ranges_and_says_so(listen):
+def test_bench_times_without_ranges_and_is_reported(listen):
     pytest.importorskip("jax")
     top, done = listen("", words=WORDS)
     assert top == []

@@ -174,7 +174,7 @@ def test_eager_goes_past_the_dispatcher_and_a_mode_does_not(device):
     assert any("gradlab.matmul" in name for name in seen)
 
 
-def test_class_out_of_range_is_said_under_compile_too(device):
+def test_class_out_of_range_is_reported_under_compile_too(device):
     if device.type != "cpu":
         pytest.skip("on CUDA a class out of range gives NaN: looking would make the host wait")
     torch.compiler.reset()

@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 from gradlab.jax import relu
 from gradlab.kernels import relu_pallas
 from gradlab.kernels.common import elementwise_pallas
-from tests.quick_jax import jit
+from tests.fast_jit_jax import jit
 
 
 @pytest.fixture(autouse=True, scope="module")

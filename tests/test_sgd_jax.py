@@ -14,7 +14,7 @@ from gradlab.jax import SGDState, sgd, sgd_step
 from gradlab.kernels import sgd as spec
 from gradlab.kernels import sgd_pallas
 from gradlab.kernels.optimizers import step_pallas
-from tests.quick_jax import jit
+from tests.fast_jit_jax import jit
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -84,5 +84,5 @@ def test_adam_reference_minimises():
 
 
 def test_unknown_op_is_one_line():
-    with pytest.raises(ValueError, match=r"unknown op 'conv9d'; the lab has adam, .*linear, .*relu"):
+    with pytest.raises(ValueError, match=r"op: name is 'conv9d', wanted one of adam, .*linear, .*relu"):
         spec("conv9d")

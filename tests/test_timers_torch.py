@@ -94,7 +94,7 @@ def test_a_short_call_is_replayed_and_a_long_one_is_not(cuda):
     assert cuda.debug == 0
 
 
-def test_what_waits_for_the_host_is_found_before_a_capture_and_said(cuda):
+def test_what_waits_for_the_host_is_found_before_a_capture_and_reported(cuda):
     events, call = Events(), cuda.call(waits=True)
     assert events(call, 10) == pytest.approx(20e-4)
     assert cuda.captures == 0

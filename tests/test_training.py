@@ -115,7 +115,7 @@ def test_four_runs_agree(workload):
         np.testing.assert_allclose(losses, against, rtol=2e-5)
 
 
-def test_twins_line_up():
+def test_counterparts_have_the_same_functions_in_the_same_order():
     for stem, kind in (("layers", ast.FunctionDef), ("trainer", ast.ClassDef)):
         said = []
         for name in ("torch", "jax"):
@@ -187,7 +187,7 @@ def test_ctrl_c_ends_the_step_saves_and_resumes(name, tmp_path, capsys, monkeypa
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_without_save_says_so(name, capsys, monkeypatch):
+def test_ctrl_c_without_save_is_reported(name, capsys, monkeypatch):
     monkeypatch.setattr(training.Training, "steps", interrupts(1))
     assert go(TrainArgs("digits-mlp", (name,), "native", batch=480)) == 130
     assert "interrupted after 1 of 90 steps; nothing was saved: --save names a file" in capsys.readouterr().err
@@ -381,7 +381,7 @@ def saved(tmp_path):
         ),
     ],
 )
-def test_bad_words_are_one_line(tmp_path, capsys, asked, options, message):
+def test_bad_arguments_are_one_line(tmp_path, capsys, asked, options, message):
     pytest.importorskip("torch")
     options = {key: value(tmp_path) if callable(value) else value for key, value in options.items()}
     with pytest.raises(ValueError, match=message) as caught:
@@ -392,9 +392,9 @@ def test_bad_words_are_one_line(tmp_path, capsys, asked, options, message):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"conv1.kernel": np.zeros(3), "conv1.weight": np.zeros(3)}, "it holds both of torch's names"),
-        ({"bias": np.zeros(3)}, "it holds none of torch's names"),
-        ({}, "it holds none of torch's names"),
+        ({"conv1.kernel": np.zeros(3), "conv1.weight": np.zeros(3)}, "names are both of torch's"),
+        ({"bias": np.zeros(3)}, "names are none of torch's"),
+        ({}, "names are none of torch's"),
     ],
 )
 def test_weights_of_no_side(tmp_path, arrays, message):
@@ -440,7 +440,7 @@ def test_a_missing_tool_is_one_line(tmp_path, capsys, monkeypatch, hidden, pip):
         assert capsys.readouterr() == ("", f"{pip} is not installed: pip install 'gradlab[demo]'\n")
 
 
-def test_an_unwritable_place_is_said_before_training(tmp_path, capsys, monkeypatch):
+def test_an_unwritable_place_is_reported_before_training(tmp_path, capsys, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(training.Training, "steps", lambda self: pytest.fail("it trained"))
     (tmp_path / "taken").write_text("")

@@ -21,7 +21,7 @@ from gradlab.jax import conv2d, cross_entropy, linear, relu
 from gradlab.kernels.runtime.lower_pallas import lowered
 from gradlab.kernels.spec import specs
 from gradlab.profiling.native.native import native
-from tests.quick_jax import jit
+from tests.fast_jit_jax import jit
 
 # A mapped kernel is more steps of the interpreter, so the cases are few and small.
 PICKED = {

@@ -24,7 +24,7 @@ def writable(command: str, path: Path | None) -> None:
         ValueError: it is a folder, or its folder does not exist.
     """
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise ValueError(f"{command}: cannot write {path}: it is a folder, or its folder does not exist")
+        raise ValueError(f"{command}: output is {path}, wanted a file in a folder that exists")
 
 
 def whole(path: Path, save: Callable[[Path], object]) -> None:

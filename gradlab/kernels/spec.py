@@ -205,7 +205,7 @@ def spec(name: str) -> Spec:
     """
     found = specs()
     if name not in found:
-        raise ValueError(f"unknown op {name!r}; the lab has {', '.join(found)}")
+        raise ValueError(f"op: name is {name!r}, wanted one of {', '.join(found)}")
     return found[name]
 
 

@@ -35,7 +35,10 @@ def side_of(weights: Arrays) -> str:
     jax = any(_last(name) in ("kernel", "scale") for name in weights)
     if torch == jax:
         names = "both" if torch else "none"
-        raise ValueError(f"it holds {names} of torch's names (.weight) and jax's (.kernel, .scale), wanted one side's")
+        raise ValueError(
+            f"weights: names are {names} of torch's (.weight) and jax's (.kernel, .scale), wanted those of one "
+            "framework"
+        )
     return "torch" if torch else "jax"
 
 

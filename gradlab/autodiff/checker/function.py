@@ -335,7 +335,9 @@ class FunctionCheck:
                 continue
             self._note(f"{s.op} takes no float64: finite differences are taken in {s.working_dtype}, at its accuracy")
             return values
-        raise ValueError(f"check: {s.op} raises {first_line(first)}") from first
+        raise ValueError(
+            f"check: {s.op} raises {first_line(first)}, wanted a function that runs at its arguments"
+        ) from first
 
     def _note(self, text: str) -> None:
         if text not in self.report.notes:

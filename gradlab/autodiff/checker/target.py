@@ -43,7 +43,9 @@ def load(text: str, shapes: str | None, side: str | None, seed: int) -> Target:
     module = _module(Path(path))
     fn = getattr(module, name, None)
     if not callable(fn):
-        raise ValueError(f"check: {path} has no function {name!r}; it has {', '.join(_functions(module)) or 'none'}")
+        raise ValueError(
+            f"check: function is {name!r}, wanted one of {path}: {', '.join(_functions(module)) or 'none'}"
+        )
     reference, cases = getattr(module, f"{name}_reference", None), getattr(module, f"{name}_cases", None)
     return Target(fn, _arguments(module, fn, name, shapes, side, seed), reference, cases)
 
@@ -59,7 +61,9 @@ def _module(path: Path) -> ModuleType:
     try:
         found.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"check: target {path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"check: target is {path} ({type(error).__name__}: {error}), wanted a file that can be imported"
+        ) from error
     return module
 
 
@@ -80,7 +84,7 @@ def _arguments(
     if parameters and all(p.default is not p.empty for p in parameters):
         return tuple(p.default for p in parameters if p.kind is not p.KEYWORD_ONLY)
     raise ValueError(
-        f'check: {name} has no arguments: give --shapes "x[3 4], w[4 5]", or write {name}_args beside it, '
+        f'check: arguments of {name} are missing, wanted --shapes "x[3 4], w[4 5]", or {name}_args beside it, '
         "a tuple of arrays or a function that returns one"
     )
 
@@ -90,7 +94,7 @@ def _side_of(module: ModuleType) -> str:
     found = {getattr(v, "__name__", "").split(".")[0] for v in vars(module).values() if inspect.ismodule(v)}
     sides = sorted(found & {"torch", "jax"})
     if len(sides) != 1:
-        raise ValueError(f"check: the file imports {' and '.join(sides) or 'no framework'}: say --side torch or jax")
+        raise ValueError(f"check: target imports {' and '.join(sides) or 'no framework'}, wanted --side torch or jax")
     return sides[0]
 
 

@@ -137,7 +137,7 @@ def known(name: str) -> str:
         ValueError: there is no such side.
     """
     if name not in SIDES:
-        raise ValueError(f"unknown side {name!r}; the lab has {', '.join(SIDES)}")
+        raise ValueError(f"side: name is {name!r}, wanted one of {', '.join(SIDES)}")
     return name
 
 

@@ -193,5 +193,5 @@ def type_name(dtype: torch.dtype) -> str:
     """
     found = _SHORT.get(str(dtype).removeprefix("torch."))
     if found is None:
-        raise TypeError(f"a kernel's argument is a tensor of {dtype}, wanted one of {', '.join(_SHORT)}")
+        raise TypeError(f"triton: argument of a kernel is a tensor of {dtype}, wanted one of {', '.join(_SHORT)}")
     return found

@@ -90,7 +90,9 @@ class Block:
     def __setitem__(self, index: Any, value: jax.Array) -> None:
         starts, sizes, shape = self._cut(index)
         if (value.shape, value.dtype) != (shape, self.dtype):
-            raise ValueError(f"a kernel writes {value.dtype}{list(value.shape)}, wanted {self.dtype}{list(shape)}")
+            raise ValueError(
+                f"pallas_call: value to store is {value.dtype}{list(value.shape)}, wanted {self.dtype}{list(shape)}"
+            )
         if sizes == self.shape:
             self.value = value if value.shape == sizes else value.reshape(sizes)
         else:

@@ -169,7 +169,7 @@ def bare() -> bool:
 def _from_environment() -> bool:
     chosen = os.environ.get("GRADLAB_CPU", "compile")
     if chosen not in ("compile", "interpret"):
-        raise ValueError(f"GRADLAB_CPU is {chosen!r}, wanted compile or interpret")
+        raise ValueError(f"gradlab: GRADLAB_CPU is {chosen!r}, wanted compile or interpret")
     return chosen == "interpret"
 
 

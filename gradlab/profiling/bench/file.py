@@ -33,7 +33,7 @@ def read_json(path: Path) -> tuple[list[Group], dict[str, Any]]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"bench: cannot read {path}: {error.strerror}") from None
+        raise ValueError(f"bench: --compare is {path} ({error.strerror}), wanted a file that can be read") from None
     except ValueError:
         raise ValueError(f"bench: {path} is no JSON, wanted a benchmark of gradlab") from None
     if not isinstance(found, dict) or found.get("kind") != "gradlab benchmark":

@@ -16,7 +16,7 @@ def binary_cross_entropy_with_logits(x, t, w=None, p=None, *, reduction="mean"):
     import optax
 
     if p is not None:
-        raise TypeError("optax.sigmoid_binary_cross_entropy has no pos_weight")
+        raise TypeError("optax.sigmoid_binary_cross_entropy: pos_weight is given, wanted none")
     y = optax.sigmoid_binary_cross_entropy(x, t)
     y = y if w is None else w * y
     return {"none": lambda: y, "sum": y.sum, "mean": y.mean}[reduction]()
@@ -28,7 +28,7 @@ def cross_entropy(x, target, a=None, *, ignore_index=-100, reduction="mean", **o
     import optax
 
     if a is not None or options:
-        raise TypeError(f"optax.softmax_cross_entropy has no {', '.join(options) or 'weight'}")
+        raise TypeError(f"optax.softmax_cross_entropy: {', '.join(options) or 'weight'} is given, wanted none")
     if target.ndim == 2:
         y, n = optax.softmax_cross_entropy(x, target), x.shape[0]
     else:

@@ -9,7 +9,7 @@ def liger_cross_entropy(x, target, *, ignore_index=-100, reduction="mean"):
     from liger_kernel.transformers.functional import liger_cross_entropy
 
     if target.is_floating_point():
-        raise TypeError("liger_cross_entropy has no soft targets")
+        raise TypeError("liger_cross_entropy: target holds probabilities, wanted classes")
     # On a copy, as Liger overwrites the logits and a second call needs them.
     return liger_cross_entropy(x.clone(), target, ignore_index=ignore_index, reduction=reduction)
 

@@ -40,7 +40,7 @@ def with_table(text: str) -> str:
         ValueError: the marks are not there.
     """
     if START not in text or END not in text:
-        raise ValueError(f"docs/ops.md has no {START} ... {END}")
+        raise ValueError(f"pages: docs/ops.md has no table marks, wanted {START} ... {END}")
     return re.sub(f"{re.escape(START)}.*?{re.escape(END)}", lambda _: f"{START}\n{table()}\n{END}", text, flags=re.S)
 
 

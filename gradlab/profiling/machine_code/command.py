@@ -61,9 +61,13 @@ def inspect(args: InspectArgs, console: Console) -> int:
     if args.json is not None:
         _writable(args.json)
     if args.check and (args.case or args.gpu or args.lines):
-        raise ValueError("inspect: --check takes no --case, --gpu or --lines: the bounds name their cases")
+        raise ValueError(
+            "inspect: --check came with --case, --gpu or --lines, wanted none of them: the bounds name their cases"
+        )
     if args.shapes is not None and not own:
-        raise ValueError("inspect: --shapes are of FILE.py::function; an op has the sizes of its cases")
+        raise ValueError(
+            "inspect: --shapes came with an op, wanted FILE.py::function: an op has the sizes of its cases"
+        )
     if own:
         wanted = InspectRequest((_function(args),), targets(_archs(args), args.gpu), args.gpu, None, args.lines)
     elif args.check:
@@ -109,7 +113,9 @@ def inspect(args: InspectArgs, console: Console) -> int:
 def _function(args: InspectArgs) -> InspectSubject:
     """`FILE.py::function` on arrays of its own, or drawn ones of these shapes."""
     if args.check or args.case or split(args.sides) not in ([], ["torch"]) or len(split(args.dtypes)) > 1:
-        raise ValueError("inspect: FILE.py::function is of torch, and takes no --check, no --case and one --dtype")
+        raise ValueError(
+            "inspect: FILE.py::function came with --check, --case, --side jax or several --dtype, wanted none of them"
+        )
     try:
         target = load(args.op or "", args.shapes, "torch", 0)
     except ValueError as error:
@@ -117,7 +123,7 @@ def _function(args: InspectArgs) -> InspectSubject:
     own = importlib.import_module("gradlab.profiling.machine_code.own_torch")
     (dtype,) = split(args.dtypes) or ["float32"]
     if dtype not in FLOATS:
-        raise ValueError(f"inspect: unknown dtype {dtype!r}; the lab has {', '.join(FLOATS)}")
+        raise ValueError(f"inspect: dtype is {dtype!r}, wanted one of {', '.join(FLOATS)}")
     return function(target.fn, target.args if args.shapes is None else own.drawn(target.args, dtype))
 
 
@@ -138,12 +144,12 @@ def split(words: Sequence[str] | None) -> list[str]:
 def _writable(path: Path) -> None:
     """Check the path before minutes of compiling."""
     if path.is_dir():
-        raise ValueError(f"inspect: cannot write {path}: it is a folder")
+        raise ValueError(f"inspect: --json is the folder {path}, wanted a file")
     try:
         with tempfile.TemporaryFile(dir=path.absolute().parent):
             pass
     except OSError as error:
-        raise ValueError(f"inspect: cannot write {path}: {error.strerror}") from None
+        raise ValueError(f"inspect: --json is {path} ({error.strerror}), wanted a file that can be written") from None
 
 
 def _archs(args: InspectArgs) -> list[str]:

@@ -56,5 +56,5 @@ def native(side: str, op: str) -> Native:
     """
     table = natives(side).NATIVE
     if op not in table:
-        raise ValueError(f"no native function of {side} is named for {op!r} in profiling/native_{side}.py")
+        raise ValueError(f"native: op is {op!r}, wanted one with an entry in profiling/native/native_{side}.py")
     return table[op]

@@ -138,7 +138,7 @@ def _max_pool2d(given: Mapping[str, Any]) -> CallShapes:
     steps = pair(given.get("strides", window))
     around = pads(_lower(given.get("padding", "valid")), window, steps, spread, x[2:])
     if any(before != after for before, after in around):
-        raise ValueError("the Spec has no borders that differ")
+        raise ValueError("max_pool2d: padding is uneven, wanted equal borders for a cost")
     edge = around[0][0], around[1][0]
     return {"x": x}, {"kernel_size": window, "stride": steps, "dilation": spread, "padding": edge}
 

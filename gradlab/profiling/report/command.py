@@ -55,7 +55,9 @@ def run(args: ReportArgs, console: Console, collect: Callable[..., None] = colle
     try:
         claim(args.out)
     except OSError as error:
-        raise ValueError(f"report: cannot write to {args.out}: {error.strerror or error}") from None
+        raise ValueError(
+            f"report: --out is {args.out} ({error.strerror or error}), wanted a folder to write to"
+        ) from None
     scope = Scope(ops, args.sides, args.quick, secrets.randbits(32))
     data = Data(describe(), {"ops": list(ops), "sides": list(args.sides), "quick": args.quick, "seed": scope.seed})
     interrupted = False
@@ -69,7 +71,9 @@ def run(args: ReportArgs, console: Console, collect: Callable[..., None] = colle
         write_whole(args.out / "results.json", json.dumps(data.as_json(), indent=1) + "\n")
         written = page.write(data, args.out)
     except OSError as error:
-        raise ValueError(f"report: cannot write to {args.out}: {error.strerror or error}") from None
+        raise ValueError(
+            f"report: --out is {args.out} ({error.strerror or error}), wanted a folder to write to"
+        ) from None
     for name, stage in data.stages.items():
         words = f"{name:<12} {stage['became']} in {stage['seconds']:.0f} s {stage.get('error', '')}"
         console.print(words.rstrip(), highlight=False, markup=False, soft_wrap=True)

@@ -35,7 +35,7 @@ def sanitize(script: Path, arguments: Sequence[str], first: bool, bounds: bool, 
     if not script.is_file():
         raise ValueError(f"sanitize: {script} is no file, wanted a Python script")
     if json is not None and not json.absolute().parent.is_dir():
-        raise ValueError(f"sanitize: {json.parent} is no folder to write {json.name} into")
+        raise ValueError(f"sanitize: --json is {json}, wanted a file in a folder that exists")
     # Kernels on CPU tensors, also where a GPU is.
     os.environ.setdefault("TRITON_DEFAULT_BACKEND", "cpu")
     code: Any = 0

@@ -71,6 +71,6 @@ def _writable(folder: Path) -> None:
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
-        raise ValueError(f"profile: cannot write {folder}: {parent} is not a folder")
+        raise ValueError(f"profile: --out is {folder}, wanted a path without the file {parent}")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"profile: cannot write {folder}: no permission in {parent}")
+        raise ValueError(f"profile: --out is {folder}, wanted write permission in {parent}")

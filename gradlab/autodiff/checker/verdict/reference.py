@@ -24,7 +24,9 @@ def against_reference(cmp: Comparison, reference: Callable[..., Any], rng: np.ra
     try:
         wanted = _values(cmp.probe, reference, s.arrays, original=True)
     except Exception as raised:
-        raise ValueError(f"check: reference of {s.op} raises {first_line(raised)}") from raised
+        raise ValueError(
+            f"check: reference of {s.op} raises {first_line(raised)}, wanted one that runs at its arguments"
+        ) from raised
     if len(wanted) != len(cmp.values):
         raise ValueError(f"check: reference returns {len(wanted)} results, wanted {len(cmp.values)} as {s.op}")
     low = max((float(_UNIT.get(d, EPS)) for d in s.dtypes), default=EPS)

@@ -1,4 +1,4 @@
-"""What every rank of `test_sharded_torch.py` runs: optimizers over DTensors against torch's over plain tensors."""
+"""What every rank of `test_sharded_optimizers_torch.py` runs: optimizers over DTensors against torch's over plain tensors."""
 
 import copy
 import sys

@@ -1,4 +1,4 @@
-"""Optimizers and clipping over DTensors, on two processes; `sharded.py` says what each of them holds against what."""
+"""Optimizers and clipping over DTensors, on two processes; `sharded_optimizers.py` says what each of them holds against what."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def test_two_ranks_step_and_clip_as_torch_does(tmp_path):
     """On meshes of two, of one, and of both axes; every optimizer, its states, checkpoints and refusals."""
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.sharded", str(rank), str(WORLD), str(tmp_path / "store")],
+            [sys.executable, "-m", "tests.sharded_optimizers", str(rank), str(WORLD), str(tmp_path / "store")],
             cwd=Path(__file__).parents[1],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Every op on four devices, under jax's own defaults: `on_devices_jax.py`, run once."""
+"""Every op on four devices, under jax's own defaults: `multi_device_jax.py`, run once."""
 
 import json
 import os
@@ -13,7 +13,7 @@ pytest.importorskip("optax")
 
 from gradlab.kernels.spec import specs
 
-PROGRAM = Path(__file__).with_name("on_devices_jax.py")
+PROGRAM = Path(__file__).with_name("multi_device_jax.py")
 
 
 @pytest.fixture(scope="module")
