@@ -138,11 +138,11 @@ def test_the_command_takes_a_function_of_a_file(own):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"check": True}, "inspect: FILE.py::function is of torch, and takes no --check"),
-        ({"case": "large"}, "inspect: FILE.py::function is of torch"),
-        ({"sides": ["jax"]}, "inspect: FILE.py::function is of torch"),
+        ({"check": True}, "inspect: FILE.py::function came with --check"),
+        ({"case": "large"}, "inspect: FILE.py::function came with"),
+        ({"sides": ["jax"]}, "inspect: FILE.py::function came with"),
         ({"shapes": "x[512"}, "inspect: shapes are 'x"),
-        ({"shapes": "x[512]", "dtypes": ["int8"]}, "inspect: unknown dtype 'int8'"),
+        ({"shapes": "x[512]", "dtypes": ["int8"]}, "inspect: dtype is 'int8', wanted"),
     ],
 )
 def test_what_a_function_does_not_take_is_one_line(own, given, message):

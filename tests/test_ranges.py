@@ -203,7 +203,7 @@ def test_backward_is_distinguished_from_second_also_for_rules_that_run_twice(tor
     assert all(r.category == "backward" for range_ in first[2:] for r in range_.flat())
     # The linear of the forward is run again: its kernels belong to the second pass now.
     assert [r.names() for r in second.inside][-1] == SECOND
-    assert "second_kernel second" in [r.message for r in second.flat()]
+    assert "second_backward_kernel second" in [r.message for r in second.flat()]
     assert {r.category for r in second.flat()[1:]} == {"second"}
 
 

@@ -473,7 +473,7 @@ def test_the_command_itself(tmp_path, name, monkeypatch, capsys):
     code, _, err = said("linear-regression", "--lr", "0")
     assert (code, err) == (2, "gradlab: train: lr is 0, wanted a positive number\n")
     code, _, err = said("--resume", path, "--epochs", "4")
-    assert (code, err) == (2, "gradlab: train: epochs is 4, wanted more: 5 steps are done\n")
+    assert (code, err) == (2, "gradlab: train: epochs is 4, wanted more: 5 steps are already done\n")
 
 
 def test_kernels_are_named_as_they_ran(run):

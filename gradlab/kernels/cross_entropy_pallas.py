@@ -7,21 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from gradlab.kernels.class_losses import rows_pallas as formulas
 from gradlab.kernels.class_losses.backward_pallas import logit_gradients
 from gradlab.kernels.class_losses.blocks_pallas import Statistics, launch_over, row_statistics, row_tile
-from gradlab.kernels.class_losses.rows_pallas import (
-    Rows,
-    lanes,
-    logit_tile,
-    masked,
-    no_sums,
-    of_class,
-    online_softmax,
-    second_gradient,
-    second_sums,
-    store_rows,
-    target_probabilities,
-)
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.softcap_pallas import capped
 from gradlab.kernels.runtime.launch_pallas import accumulator, loop
@@ -40,16 +28,16 @@ def _loss_kernel(*refs, names, o):
     def step(i, sums):
         columns = pl.ds(i * o.BV, o.BV)
         z = capped(ins["x"][:, columns].astype(acc), o.settings.softcap)
-        v, inside = lanes(i, ins, M, o)
-        r = None if alone else target_probabilities(t, ins, columns, v, inside, o, acc)
-        return online_softmax(sums, z, r, inside)
+        v, inside = formulas.lanes(i, ins, M, o)
+        r = None if alone else formulas.target_probabilities(t, ins, columns, v, inside, o, acc)
+        return formulas.online_softmax(sums, z, r, inside)
 
-    sums = loop(ins["x"].shape[1] // o.BV, step, no_sums(jnp.zeros((M, 1), acc)))
+    sums = loop(ins["x"].shape[1] // o.BV, step, formulas.no_sums(jnp.zeros((M, 1), acc)))
     if alone:
         at = jnp.clip(t, 0, o.V - 1)
         z = capped(jnp.take_along_axis(ins["x"][...], at, axis=1).astype(acc), o.settings.softcap)
-        sums = of_class(sums, jnp.take(ins["a"][...][0], at).astype(acc) if "a" in ins else jnp.ones_like(z), z)
-    store_rows(outs, sums, t, o)
+        sums = formulas.of_class(sums, jnp.take(ins["a"][...][0], at).astype(acc) if "a" in ins else jnp.ones_like(z), z)
+    formulas.store_rows(outs, sums, t, o)
 
 
 def _target_backward_kernel(*refs, names, o):
@@ -64,7 +52,7 @@ def _target_backward_kernel(*refs, names, o):
 def _second_backward_kernel(*refs, names, o):
     """d(dy)[m], d(dn)[m], dx[m v], dq[m v] of `_backward_kernel` for u[m v]; grid (M/BM); a program owns rows BM."""
     ins, (ddy_ref, *outs) = dict(zip(names, refs, strict=False)), refs[len(names):]
-    rows, acc = Rows.of(ins), ddy_ref.dtype
+    rows, acc = formulas.Rows.of(ins), ddy_ref.dtype
     ddn_ref = None if rows.dn is None else outs.pop(0)
     dx_ref, *dq_ref = outs
     steps = ins["x"].shape[1] // o.BV
@@ -72,21 +60,21 @@ def _second_backward_kernel(*refs, names, o):
     def tile(i):
         columns = pl.ds(i * o.BV, o.BV)
         x, u = (ins[name][:, columns].astype(acc) for name in ("x", "u"))
-        return columns, u, logit_tile(ins, i, columns, x, rows, o)
+        return columns, u, formulas.logit_tile(ins, i, columns, x, rows, o)
 
     def gather(i, sums):
         _, u, logit = tile(i)
-        return second_sums(sums, u, logit)
+        return formulas.second_sums(sums, u, logit)
 
     zero = jnp.zeros_like(rows.row_max)
     ddy, P = loop(steps, gather, (zero, zero))
-    ddy_ref[...] = masked(ddy, rows.t, o)
+    ddy_ref[...] = formulas.masked(ddy, rows.t, o)
     if ddn_ref is not None:
-        ddn_ref[...] = masked(2 * rows.lse * P, rows.t, o)
+        ddn_ref[...] = formulas.masked(2 * rows.lse * P, rows.t, o)
 
     def spread(i, carry):
         columns, u, logit = tile(i)
-        dx_ref[:, columns] = second_gradient(u, P, logit, rows, o).astype(dx_ref.dtype)
+        dx_ref[:, columns] = formulas.second_gradient(u, P, logit, rows, o).astype(dx_ref.dtype)
         for ref in dq_ref:
             dq = rows.dy * (1 - o.settings.label_smoothing) * (P - u * logit.slope)
             ref[:, columns] = (dq * ins["a"][:, columns].astype(acc) if "a" in ins else dq).astype(ref.dtype)

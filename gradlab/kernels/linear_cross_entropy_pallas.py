@@ -7,19 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from gradlab.kernels.class_losses import rows_pallas as formulas
 from gradlab.kernels.class_losses.backward_pallas import logit_gradients
 from gradlab.kernels.class_losses.blocks_pallas import Statistics, operands, padded, row_statistics
 from gradlab.kernels.class_losses.chunks_pallas import chunks
-from gradlab.kernels.class_losses.rows_pallas import (
-    Constants,
-    logits,
-    merged,
-    no_sums,
-    of_class,
-    online_softmax,
-    row_sum,
-    store_rows,
-)
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.column_sum_pallas import column_sum
 from gradlab.kernels.common.matmul_pallas import matmul, matmul_into
@@ -47,15 +38,15 @@ def _statistics_kernel(*refs, names, o, apart, tiles, last):
         due = (start + i) * BV
         at = jnp.minimum(due, N - BV) if N > BV else 0
         columns = pl.ds(at, BV) if N > BV else slice(None)
-        z = capped(logits(ins, columns, o, acc), o.settings.softcap)
+        z = capped(formulas.logits(ins, columns, o, acc), o.settings.softcap)
         v = first + at + jax.lax.broadcasted_iota(jnp.int32, z.shape, 1)
         inside = (v >= first + due) & (v < o.V)
         hit, zero = inside & (v == t), jnp.zeros_like(z)
         a = zero + ins["a"][:, columns].astype(acc) if "a" in ins else jnp.ones_like(z)
         # Two numbers of the class and two of all weights take fewer registers than a tile of probabilities.
-        z_of_t, a_of_t = (total + row_sum(jnp.where(hit, x, zero)) for total, x in ((z_of_t, z), (a_of_t, a)))
+        z_of_t, a_of_t = (total + formulas.row_sum(jnp.where(hit, x, zero)) for total, x in ((z_of_t, z), (a_of_t, a)))
         weights = jnp.where(inside, a, zero) if o.settings.label_smoothing else None
-        return *online_softmax(tuple(sums), z, weights, inside), z_of_t, a_of_t
+        return *formulas.online_softmax(tuple(sums), z, weights, inside), z_of_t, a_of_t
 
     parts = loop(tiles, step, _no_parts(jnp.zeros(t.shape, acc)))
     if last:
@@ -71,20 +62,20 @@ def _merge_kernel(*refs, o):
 
     def step(i, parts):
         run = tuple(ref[pl.ds(i, 1), :] for ref in runs)
-        return *merged(parts[:4], run[:4]), parts[4] + run[4], parts[5] + run[5]
+        return *formulas.merged(parts[:4], run[:4]), parts[4] + run[4], parts[5] + run[5]
 
     _store(outs, loop(runs[0].shape[0], step, _no_parts(jnp.zeros(t.shape, outs[0].dtype))), t, o)
 # fmt: on
 
 
 def _no_parts(like: jax.Array) -> tuple[jax.Array, ...]:
-    return *no_sums(like), jnp.zeros_like(like), jnp.zeros_like(like)
+    return *formulas.no_sums(like), jnp.zeros_like(like), jnp.zeros_like(like)
 
 
-def _store(outs: Any, parts: tuple[jax.Array, ...], t: jax.Array, o: Constants) -> None:
+def _store(outs: Any, parts: tuple[jax.Array, ...], t: jax.Array, o: formulas.Constants) -> None:
     *sums, z_of_t, a_of_t = parts
     s = o.settings.label_smoothing
-    store_rows(outs, of_class(tuple(sums), a_of_t, z_of_t, 1 - s, s / o.V), t, o)
+    formulas.store_rows(outs, formulas.of_class(tuple(sums), a_of_t, z_of_t, 1 - s, s / o.V), t, o)
 
 
 def loss(
@@ -115,7 +106,7 @@ def loss(
         splits = tiles if apart else max(1, min(tiles, 1 if interpreted(platform) else 512 // rows))
         each = -(-tiles // splits)
         splits = -(-tiles // each)
-        o = Constants(settings, V, V, BV, BK, False)
+        o = formulas.Constants(settings, V, V, BV, BK, False)
         kernel = functools.partial(_statistics_kernel, names=names, o=o, apart=apart, tiles=each, last=splits == 1)
         count = RESULTS if splits == 1 else PARTS
         out = pl.BlockSpec((BM, 1), lambda i, s: (s * rows + i, 0))

@@ -6,17 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from gradlab.kernels.class_losses import rows_pallas as formulas
 from gradlab.kernels.class_losses.blocks_pallas import Statistics, launch_over, row_statistics, row_tile
 from gradlab.kernels.class_losses.chunks import chunk
 from gradlab.kernels.class_losses.chunks_pallas import chunks
-from gradlab.kernels.class_losses.rows_pallas import (
-    Rows,
-    logit_gradient,
-    logit_tile,
-    masked,
-    second_gradient,
-    second_sums,
-)
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.column_sum_pallas import column_sum
 from gradlab.kernels.common.matmul_pallas import matmul_into
@@ -30,20 +23,20 @@ def _second_backward_kernel(*refs, names, o, sums):
     Grid (M/BM); a program owns rows BM.
     """
     ins, (one_ref, other_ref) = dict(zip(names, refs, strict=False)), refs[len(names):]
-    rows, P = Rows.of(ins), ins["P"][...]
+    rows, P = formulas.Rows.of(ins), ins["P"][...]
 
     def step(i, carry):
         columns = pl.ds(i * o.BV, o.BV)
-        u, tile = ins["u"][:, columns], logit_tile(ins, i, columns, ins["x"][:, columns], rows, o)
+        u, tile = ins["u"][:, columns], formulas.logit_tile(ins, i, columns, ins["x"][:, columns], rows, o)
         if sums:
-            return second_sums(carry, u, tile)
-        one_ref[:, columns] = logit_gradient(tile, rows, o).astype(one_ref.dtype)
-        other_ref[:, columns] = second_gradient(u, P, tile, rows, o).astype(other_ref.dtype)
+            return formulas.second_sums(carry, u, tile)
+        one_ref[:, columns] = formulas.logit_gradient(tile, rows, o).astype(one_ref.dtype)
+        other_ref[:, columns] = formulas.second_gradient(u, P, tile, rows, o).astype(other_ref.dtype)
         return carry
 
     carry = loop(ins["x"].shape[1] // o.BV, step, (ins["ddy"][...], P) if sums else jnp.int32(0))
     if sums:
-        one_ref[...], other_ref[...] = (masked(total, rows.t, o) for total in carry)
+        one_ref[...], other_ref[...] = (formulas.masked(total, rows.t, o) for total in carry)
 # fmt: on
 
 
