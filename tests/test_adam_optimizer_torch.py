@@ -1,5 +1,6 @@
 """Adam and AdamW on torch against torch.optim's: options as a product, launches, state, what breaks a kernel."""
 
+import collections
 import copy
 import functools
 import pickle
@@ -172,6 +173,19 @@ COMPARISONS = {
 
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_equals_torch(device, name):
+    COMPARISONS[name](device)
+
+
+@pytest.mark.parametrize("name", ["amsgrad", "device step", "clipped"])
+def test_host_and_kernel_read_one_layout(device, monkeypatch, tmp_path, name):
+    """Words of the table in another order: nothing on either side counts on a column's number."""
+    fields = kernels.Scalars._fields[::-1]
+    row = multi_tensor_triton.RowLayout(("p", "g", "w", "x", "v", "m"), fields, kernels.ROW.words[::-1])
+    monkeypatch.setattr(kernels, "Scalars", collections.namedtuple("Scalars", fields))
+    monkeypatch.setattr(kernels, "ROW", row)
+    monkeypatch.setattr(lab.Adam, "_layout", row)
+    monkeypatch.setattr(kernels, "column", row.columns())
+    plant(monkeypatch, tmp_path, kernels, "_adam_kernel")
     COMPARISONS[name](device)
 
 

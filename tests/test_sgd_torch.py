@@ -1,5 +1,6 @@
 """SGD on torch: torch.optim.SGD's semantics, one launch, bad input."""
 
+import collections
 import copy
 import functools
 
@@ -10,6 +11,7 @@ torch = pytest.importorskip("torch")
 import gradlab.torch as lab
 from gradlab.kernels import sgd_triton as kernels
 from gradlab.kernels.optimizers import multi_tensor_triton
+from tests.kernel_faults import plant
 
 OPTIONS = [
     {},
@@ -92,6 +94,18 @@ def test_a_broken_kernel_fails(device, broken, monkeypatch):
     monkeypatch.setattr(kernels, "sgd_", wrong)
     with pytest.raises(AssertionError):
         assert_equal_runs(*pair(device, lr=1e-3), steps=1)
+
+
+def test_host_and_kernel_read_one_layout(device, monkeypatch, tmp_path):
+    """Words of the table in another order: nothing on either side counts on a column's number."""
+    fields = kernels.Scalars._fields[::-1]
+    monkeypatch.setattr(kernels, "Scalars", collections.namedtuple("Scalars", fields))
+    row = kernels.ROW._replace(scalars=fields)
+    monkeypatch.setattr(kernels, "ROW", row)
+    monkeypatch.setattr(lab.SGD, "_layout", row)
+    monkeypatch.setattr(kernels, "column", row.columns())
+    plant(monkeypatch, tmp_path, kernels, "_sgd_kernel")
+    assert_equal_runs(*pair(device, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.2, maximize=True))
 
 
 def test_without_momentum_no_buffer_is_kept(device):

@@ -79,7 +79,8 @@ class SGD(OneLaunch, torch.optim.SGD):
             # As in torch, both steps of a parameter that is listed twice are then the first.
             first = p in self._created
         buffer = nothing(p.dtype, p.device) if buffer is None else buffer
-        return Row((p, p.grad, buffer), self._numbers(group, p, first))
+        tensors = kernels.ROW.arrays_of(p=p, g=p.grad, b=buffer)
+        return Row(tensors, self._numbers(group, p, first))
 
     def _numbers(self, group: dict[str, Any], p: torch.Tensor, first: bool = False) -> list[float]:
         scalars = self._scalars.get((id(group), first))

@@ -95,8 +95,8 @@ def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
 
 
 def derive(sizes, *, reduction="mean", **static):
-    """R, the rows of the result: M, or no axis at all when reduced."""
-    return {"R": sizes["M"] if reduction == "none" else None}
+    """L, the rows of the result: M, or no axis at all when reduced."""
+    return {"L": sizes["M"] if reduction == "none" else None}
 
 
 _CLASSES = {"has_q": False, "has_a": False}
@@ -105,7 +105,7 @@ _SOFT = {"has_t": False, "has_q": True, "has_a": False}
 SPEC = Spec(
     name="cross_entropy",
     formula="y = sum_v r_v (log sum exp z - z_v), r the target probabilities, z the capped logits",
-    signature="x[M V], t[M]: int, q[M V], a[V] -> y[R]",
+    signature="x[M V], t[M]: int, q[M V], a[V] -> y[L]",
     wrt=("x", "q"),
     reference=reference,
     flops=flops,

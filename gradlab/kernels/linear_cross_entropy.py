@@ -92,8 +92,8 @@ def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
 
 
 def derive(sizes, *, reduction="mean", **static):
-    """R, the rows of the result: M, or no axis at all when reduced."""
-    return {"R": sizes["M"] if reduction == "none" else None}
+    """L, the rows of the result: M, or no axis at all when reduced."""
+    return {"L": sizes["M"] if reduction == "none" else None}
 
 
 _PLAIN = {"has_b": False, "has_a": False}
@@ -103,7 +103,7 @@ _EVERY = {"softcap": 3.0, "z_loss": 0.2, "label_smoothing": 0.1, "ignore_index":
 SPEC = Spec(
     name="linear_cross_entropy",
     formula="y = sum_v r_v (log sum exp z - z_v), r the target probabilities, z = h w + b, capped",
-    signature="h[M K], w[K V], t[M]: int, b[V], a[V] -> y[R]",
+    signature="h[M K], w[K V], t[M]: int, b[V], a[V] -> y[L]",
     wrt=("h", "w", "b"),
     reference=reference,
     flops=flops,

@@ -16,7 +16,7 @@ are exact, and those in x zero almost everywhere. At a tie the first tap in the 
 subgradient that torch takes too. Scatter is computed as a sum over the windows that reach an element, so each element
 of dx is written once and no two programs meet.
 
-`ceil_mode` is a matter of borders: windows that start inside are kept, and what lies past the border is left out of
+`ceil_mode` is a matter of borders: windows that start inside count, and what lies past the border is left out of
 them, so it is the lower border grown until they fit.
 
 Precision: y is exact; sums of overlapping windows are carried in float32 or better.

@@ -205,4 +205,14 @@ def scalars(
     if momentum:
         b_of_b, b_of_h = (0.0, 1.0) if first else (momentum, 1 - dampening)
         p_of_h, p_of_b = (1.0, momentum) if nesterov else (0.0, 1.0)
-    return list(Scalars(lr, -1.0 if maximize else 1.0, weight_decay, b_of_b, b_of_h, p_of_h, p_of_b))
+    return list(
+        Scalars(
+            lr=lr,
+            sign=-1.0 if maximize else 1.0,
+            weight_decay=weight_decay,
+            b_of_b=b_of_b,
+            b_of_h=b_of_h,
+            p_of_h=p_of_h,
+            p_of_b=p_of_b,
+        )
+    )

@@ -121,9 +121,9 @@ class Adam(OneLaunch, torch.optim.Adam):
         scalars = self._scalars_of(group, math.inf if step.numel() else state["step"].item(), rate_on_host)
         master = state["master"] if self.master_weights and p.dtype in HALF else none
         largest = state["max_exp_avg_sq"] if group["amsgrad"] else nothing(dtype, p.device)
-        tensors = (p, p.grad, state["exp_avg"], state["exp_avg_sq"], largest, master)
+        tensors = kernels.ROW.arrays_of(p=p, g=p.grad, m=state["exp_avg"], v=state["exp_avg_sq"], x=largest, w=master)
         key = self._key(number, p) if self.state_dtype == torch.bfloat16 else 0
-        return Row(tensors, scalars, (none if rate_on_host else rate, step, key))
+        return Row(tensors, scalars, kernels.ROW.words_of(lr=none if rate_on_host else rate, step=step, key=key))
 
     def _scalars_of(self, group: dict[str, Any], count: float, rate_on_host: bool) -> list[float]:
         """The kernel's scalars, computed once for all parameters of a group with the same step count."""

@@ -48,6 +48,14 @@ class RowLayout(NamedTuple):
     scalars: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
 
+    def arrays_of(self, **tensors: Any) -> tuple[Any, ...]:
+        """One row's tensors in the order of `arrays`."""
+        return tuple([tensors[name] for name in self.arrays])
+
+    def words_of(self, **words: Any) -> tuple[Any, ...]:
+        """One row's further words in the order of `words`."""
+        return tuple([words[name] for name in self.words])
+
     def columns(self) -> Callable[[str], int]:
         """A function from a word's name to its column, for kernels: `tl.load(row + column("elements"))`."""
         return index_in((*self.arrays, "elements", *self.scalars, *self.words))

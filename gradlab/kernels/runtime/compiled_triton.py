@@ -104,15 +104,15 @@ def prepared(jit: JITFunction, args: Sequence[Any], constants: dict[str, Any]) -
         *(constants.values() if not any_value else [v for name, v in constants.items() if name not in any_value]),
     )
     session = sanitize_torch.active
-    kept = _prepared if session is None else _examined.setdefault(session.mode, {})
-    found = kept.get(key)
+    cache = _prepared if session is None else _examined.setdefault(session.mode, {})
+    found = cache.get(key)
     if found is None:
         made = source(jit, args, constants)
         same = (jit, None if session is None else session.mode, *made.signature.items(), *made.constants.items())
         kernel = _kernels.get(same)
         if kernel is None:
             kernel = _kernels[same] = loaded(compiled(made), torch.get_num_threads, source_file(made))
-        found = kept[key] = Prepared(kernel, jit, args)
+        found = cache[key] = Prepared(kernel, jit, args)
     return found
 
 

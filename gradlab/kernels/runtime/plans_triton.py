@@ -175,12 +175,12 @@ class _Launch(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """A torch op, or a function that looks at values; `kept` if its result is new memory."""
+    """A torch op, or a function that looks at values; `is_new` if its result is new memory."""
 
     fn: Callable[..., Any]
     args: list[Any]
     options: dict[str, Any]
-    kept: bool
+    is_new: bool
 
 
 class Plan:
@@ -214,8 +214,8 @@ class Plan:
         if result is not None and not (type(results) is tuple and results and all(map(torch.is_tensor, results))):
             raise Unplanned
         self._results = [memory.place(t) for t in results or ()]
-        kept = {place.number - len(self._given) for place in self._results}
-        if sum(t.numel() for i, t in enumerate(torch_mode.made) if i not in kept) > _SCRATCH:
+        returned = {place.number - len(self._given) for place in self._results}
+        if sum(t.numel() for i, t in enumerate(torch_mode.made) if i not in returned) > _SCRATCH:
             raise Unplanned
         self._make_as_given()
 
@@ -248,9 +248,9 @@ class Plan:
                     values[slot] = starts[number] + past
                 kernel(grid, values)
             else:
-                fn, given, options, kept = step
+                fn, given, options, is_new = step
                 result = fn(*[a.of(memory) if a.__class__ is _Place else a for a in given], **options)
-                if kept:
+                if is_new:
                     memory.append(result)
                     starts.append(result.data_ptr())
         if self._alone:
@@ -328,5 +328,5 @@ _EVERY: list[dict[Any, Plan | bool]] = []
 
 def forget() -> None:
     """Drop all plans, as something that they depend on has changed."""
-    for kept in _EVERY:
-        kept.clear()
+    for plans in _EVERY:
+        plans.clear()

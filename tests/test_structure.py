@@ -1,4 +1,4 @@
-"""The house: who imports whom, twins that line up, links and packaging, what an import brings in."""
+"""The structure: who imports whom, counterparts that line up, links and packaging, what an import brings in."""
 
 import ast
 import graphlib
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gradlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
 BACKEND = PACKAGE / "kernels" / "cpu"
-ROOMS = ("kernels", "autodiff", "profiling")
+TOP_PACKAGES = ("kernels", "autodiff", "profiling")
 TORCH = {"torch", "triton"}
 JAX = {"jax", "jaxlib", "optax", "flax"}
 # A package may import from those below it: its own level or lower.
@@ -84,15 +84,15 @@ def test_frameworks_stay_on_their_side(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_rooms_import_downwards(path):
-    room = path.relative_to(PACKAGE).parts[0] if path.parent != PACKAGE else ""
+def test_packages_import_downwards(path):
+    package = path.relative_to(PACKAGE).parts[0] if path.parent != PACKAGE else ""
     for name, _ in imports(path):
         parts = name.split(".")
         if parts[0] != "gradlab" or len(parts) < 2 or path.stem in ("cli", "__main__", "__init__"):
-            assert parts[0] not in ROOMS, f"{path.name} imports {name} through the link at the root"
+            assert parts[0] not in TOP_PACKAGES, f"{path.name} imports {name} through the link at the root"
             continue
         other = parts[1] if (PACKAGE / parts[1]).is_dir() else ""
-        assert LEVEL[other] <= LEVEL[room], f"{path.name} in {room or 'gradlab'} looks up at {name}"
+        assert LEVEL[other] <= LEVEL[package], f"{path.name} in {package or 'gradlab'} looks up at {name}"
 
 
 def packages():
@@ -137,8 +137,8 @@ def loaded(statement):
     return set(out.stdout.split())
 
 
-# What a user of a layer has no need of: importing it takes longer than all of the lab.
-DEAR = {"llvmlite", "rich", "typer", "jinja2", "matplotlib", "sympy"}
+# What a user of a layer does not need; importing it takes longer than importing all of gradlab.
+EXPENSIVE = {"llvmlite", "rich", "typer", "jinja2", "matplotlib", "sympy"}
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ DEAR = {"llvmlite", "rich", "typer", "jinja2", "matplotlib", "sympy"}
         ("import gradlab", set(), TORCH | JAX),
         ("import gradlab.cli", set(), TORCH | JAX),
         ("import gradlab; gradlab.check", set(), TORCH | JAX),
-        ("import gradlab.torch", {"torch", "triton"}, JAX | DEAR | {"torch._dynamo", "torch._inductor"}),
-        ("import gradlab.jax", {"jax"}, TORCH | DEAR | {"optax"}),
+        ("import gradlab.torch", {"torch", "triton"}, JAX | EXPENSIVE | {"torch._dynamo", "torch._inductor"}),
+        ("import gradlab.jax", {"jax"}, TORCH | EXPENSIVE | {"optax"}),
     ],
 )
 def test_a_fresh_import_brings_one_framework(statement, brings, spares):
@@ -169,7 +169,7 @@ def functions(path):
 
 
 @pytest.mark.parametrize("op", specs())
-def test_kernel_twins_line_up(op):
+def test_kernel_counterparts_line_up(op):
     triton, pallas = (functions(PACKAGE / "kernels" / f"{op}_{kind}.py") for kind in ("triton", "pallas"))
     # Torch's in-place op carries its underscore.
     triton = [name.rstrip("_") for name in triton]
@@ -189,7 +189,7 @@ def rules(path):
 
 
 @pytest.mark.parametrize("op", specs())
-def test_rule_twins_line_up(op):
+def test_rule_counterparts_line_up(op):
     torch, jax = (list(rules(PACKAGE / "autodiff" / f"{op}_{side}.py")) for side in ("torch", "jax"))
     assert torch
     assert torch == jax
@@ -232,12 +232,14 @@ def test_layers_are_written_by_hand(op):
         assert text.count("dot_general") <= name.endswith("_pallas.py")
 
 
-def test_rooms_at_the_root_are_links_and_no_packages():
-    for room in ROOMS:
-        link = ROOT / room
+def test_links_at_the_root_have_no_init():
+    for package in TOP_PACKAGES:
+        link = ROOT / package
         if link.exists():
-            assert os.readlink(link) == f"gradlab/{room}"
-        assert not (PACKAGE / room / "__init__.py").exists(), "it would shadow other packages of that name at the root"
+            assert os.readlink(link) == f"gradlab/{package}"
+        assert not (PACKAGE / package / "__init__.py").exists(), (
+            "it would shadow other packages of that name at the root"
+        )
 
 
 def test_wheel_holds_what_git_holds(tmp_path):
