@@ -1,4 +1,4 @@
-"""What every rank of `test_sharded_optimizers_torch.py` runs: optimizers over DTensors against torch's over plain tensors."""
+"""What each rank of `test_sharded_optimizers_torch.py` runs: optimizers over DTensors against torch's on tensors."""
 
 import copy
 import sys

@@ -1,4 +1,4 @@
-"""Optimizers and clipping over DTensors, on two processes; `sharded_optimizers.py` says what each of them holds against what."""
+"""Optimizers and clipping over DTensors, on two processes; `sharded_optimizers.py` says what is compared."""
 
 import subprocess
 import sys

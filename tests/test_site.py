@@ -100,6 +100,21 @@ def test_a_parameter_that_is_gone_would_be_seen():
     assert list(strangers(ast.parse(text))) == [("A", ["lr"])]
 
 
+def wide(text):
+    """Lines of docstrings past 120 columns."""
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(node):
+            first = node.body[0]
+            yield from (line for line in lines[first.lineno - 1 : first.end_lineno] if len(line) > 120)
+
+
+def test_no_line_of_a_docstring_is_past_120_columns():
+    files = [p for name in ("gradlab", "tests", "benchmarks", "examples") for p in (ROOT / name).rglob("*.py")]
+    assert {path: found for path in files if (found := list(wide(path.read_text())))} == {}
+    assert list(wide(f'def f():\n    """{"x" * 120}"""\n'))
+
+
 def test_the_site_fetches_nothing():
     assert re.search(r"^ +font: false$", CONFIG, re.M)
     assert not re.search(r"https?://", CONFIG)

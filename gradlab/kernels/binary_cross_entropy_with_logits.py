@@ -1,6 +1,7 @@
 r"""binary_cross_entropy_with_logits: the negative log-likelihood of yes or no under the sigmoid of a logit.
 
-Shapes: x[E], t[E], w[E], p[E] -> y[E], or a scalar y when reduced; w are weights of elements, p weights of the positive class; both may be absent.
+Shapes: x[E], t[E], w[E], p[E] -> y[E], or a scalar y when reduced; w are weights of elements, p weights of the positive
+class; both may be absent.
 
 Forward (12 E FLOPs), with q = 1 / (1 + exp(-x)), -log q = max(-x, 0) + log1p(exp(-|x|)), -log(1 - q) its mirror image
     y[e] = w G00,    G00 = -(1 - t) log(1 - q) - p t log q

@@ -36,7 +36,8 @@ def _loss_kernel(*refs, names, o):
     if alone:
         at = jnp.clip(t, 0, o.V - 1)
         z = capped(jnp.take_along_axis(ins["x"][...], at, axis=1).astype(acc), o.settings.softcap)
-        sums = formulas.of_class(sums, jnp.take(ins["a"][...][0], at).astype(acc) if "a" in ins else jnp.ones_like(z), z)
+        a = jnp.take(ins["a"][...][0], at).astype(acc) if "a" in ins else jnp.ones_like(z)
+        sums = formulas.of_class(sums, a, z)
     formulas.store_rows(outs, sums, t, o)
 
 

@@ -45,7 +45,10 @@ def _loss_kernel(
     EPS: tl.constexpr, CAP: tl.constexpr, SOFT: tl.constexpr, HAS_A: tl.constexpr,
     ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics; grid (M/BM); a program owns y[BM], n[BM] and s[3 BM]."""
+    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics.
+
+    Grid (M/BM); a program owns y[BM], n[BM] and s[3 BM].
+    """
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     t, in_range, valid = row_classes(t_ptr, t_m, m, M, V, IGNORE, SOFT)
     x_ptr += (m // D * x_n + m % D * x_d)[:, None]
@@ -108,7 +111,10 @@ def _second_backward_kernel(
     EPS: tl.constexpr, CAP: tl.constexpr, SOFT: tl.constexpr, HAS_A: tl.constexpr, HAS_DN: tl.constexpr,
     ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """ddy[m], ddn[m], d[m v], dq[m v]: the backward of `_backward_kernel` for u[m v], by dy, dn, x, q; grid (M/BM); a program owns rows BM."""
+    """ddy[m], ddn[m], d[m v], dq[m v]: the backward of `_backward_kernel` for u[m v], by dy, dn, x, q.
+
+    Grid (M/BM); a program owns rows BM.
+    """
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     t, in_range, valid = row_classes(t_ptr, t_m, m, M, V, IGNORE, SOFT)
     dy, dn, row_max, log_sum, r_sum = load_rows(dy_ptr, dy_m, dn_ptr, dn_m, s_ptr, s_k, s_m, m, M, HAS_DN, ACC)
@@ -165,8 +171,8 @@ def loss(
     `ClassLoss`, flat.
 
     Raises:
-        IndexError: a class that is neither in [0, V) nor ignore_index (gradlab/kernels/class_losses/class_range_triton.py
-            says when).
+        IndexError: a class that is neither in [0, V) nor ignore_index
+            (gradlab/kernels/class_losses/class_range_triton.py says when).
     """
     _, V, D = x.shape
     ignore_index = ClassLoss.of(settings).ignore_index
@@ -255,7 +261,9 @@ def second_backward(
     s: torch.Tensor,
     settings: Sequence[Number],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """d(dy)[M], d(dn)[M] if there is dn, dx[N V D], and dq of soft targets, for the cotangent u[N V D] of `backward`'s dx.
+    """d(dy)[M], d(dn)[M] if there is dn, dx[N V D], and dq of soft targets.
+
+    They belong to the cotangent u[N V D] of `backward`'s dx.
 
     x and u are read twice, dx is written once: 5 M V elements.
     """

@@ -18,7 +18,7 @@ from gradlab.kernels.common.softcap_pallas import capped
 from gradlab.kernels.runtime.interpret_pallas import program_id
 from gradlab.kernels.runtime.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
 
-# What a program of several for a row writes: its sums, with r = a, and z and a of its class; what is made of it: y, n, s.
+# What one program of several for a row writes: its sums, with r = a, and z and a of its class. Made of it: y, n, s.
 PARTS, RESULTS = 6, 5
 
 
@@ -166,7 +166,7 @@ def _backward_tile(dtype: Any, M: int, K: int, N: int, platform: str) -> tuple[i
 
 
 def _tile(platform: str, dtype: Any, M: int, K: int, V: int) -> tuple[int, int, int, int, int]:
-    """BM, BK, BV, warps, stages: one block of rows when interpreted; tensor-core tiles in half precision when compiled."""
+    """BM, BK, BV, warps, stages: a block of rows if interpreted; tensor-core tiles in half precision if compiled."""
     if interpreted(platform):
         # Of rows whose number an export leaves open there may be many.
         return M, max(K, 1), min(V, max(128, 2**20 // M if isinstance(M, int) else 0)), 4, 1

@@ -70,7 +70,10 @@ def _statistics_kernel(
     EPS: tl.constexpr, CAP: tl.constexpr, HAS_B: tl.constexpr, HAS_A: tl.constexpr, LAST: tl.constexpr,
     FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
-    """y, n, s of rows, or p[z i s m] = (row_max, sum_exp, r_dot, r_sum) of the s-th TILES tiles unless LAST; grid (Z * M/BM, S); a program owns p[z s BM]."""
+    """y, n, s of rows, or p[z i s m] = (row_max, sum_exp, r_dot, r_sum) of the s-th TILES tiles unless LAST.
+
+    Grid (Z * M/BM, S); a program owns p[z s BM].
+    """
     tiles_m = tl.cdiv(M, BM)
     z = (tl.program_id(0) // tiles_m).to(tl.int64)
     s = tl.program_id(1).to(tl.int64)
@@ -124,7 +127,10 @@ def _merge_kernel(
     M, V, S, IGNORE,
     ACC: tl.constexpr, BM: tl.constexpr,
 ):
-    """y, n, s of rows, p merged over the S splits in their order; grid (Z * M/BM); a program owns y[z BM], n[z BM], s[z 3 BM]."""
+    """y, n, s of rows, p merged over the S splits in their order.
+
+    Grid (Z * M/BM); a program owns y[z BM], n[z BM], s[z 3 BM].
+    """
     tiles_m = tl.cdiv(M, BM)
     z = (tl.program_id(0) // tiles_m).to(tl.int64)
     m = (tl.program_id(0) % tiles_m * BM + tl.arange(0, BM)).to(tl.int64)
@@ -138,7 +144,8 @@ def _merge_kernel(
         other = tl.load(p_ptr, mask=m < M, other=float("-inf"))
         new_max = tl.maximum(row_max, other)
         shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-        sum_exp = sum_exp * tl.exp(row_max - shift) + tl.load(p_ptr + p_i, mask=m < M, other=0.0) * tl.exp(other - shift)
+        sum_exp *= tl.exp(row_max - shift)
+        sum_exp += tl.load(p_ptr + p_i, mask=m < M, other=0.0) * tl.exp(other - shift)
         more = tl.load(p_ptr + 3 * p_i, mask=m < M, other=0.0)
         r_dot += r_sum * tl.where(row_max == float("-inf"), 0.0, shift - row_max)
         r_dot += tl.load(p_ptr + 2 * p_i, mask=m < M, other=0.0)
@@ -167,7 +174,10 @@ def _backward_kernel(
     EPS: tl.constexpr, CAP: tl.constexpr, HAS_B: tl.constexpr, HAS_A: tl.constexpr, HAS_DN: tl.constexpr,
     FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
-    """d[z m v] = z' (dy (R p - r) + 2 dn l p)[m v] of the N classes from FIRST on; grid (Z * N/BV * M/BM); a program owns d[z BM BV]."""
+    """d[z m v] = z' (dy (R p - r) + 2 dn l p)[m v] of the N classes from FIRST on.
+
+    Grid (Z * N/BV * M/BM); a program owns d[z BM BV].
+    """
     tiles_m = tl.cdiv(M, BM)
     tiles_v = tl.cdiv(N, BV)
     z = (tl.program_id(0) // (tiles_m * tiles_v)).to(tl.int64)
@@ -211,8 +221,8 @@ def loss(
     Any strides, 0 too; `settings` a `ClassLoss`, flat. In the accumulator's dtype.
 
     Raises:
-        IndexError: a class that is neither in [0, V) nor ignore_index (gradlab/kernels/class_losses/class_range_triton.py
-            says when).
+        IndexError: a class that is neither in [0, V) nor ignore_index
+            (gradlab/kernels/class_losses/class_range_triton.py says when).
     """
     (Z, M, K), V, ignore_index = h.shape, w.shape[-1], ClassLoss.of(settings).ignore_index
     refuse_out_of_range("linear_cross_entropy", t.reshape(-1), V, 1, ignore_index)
@@ -281,10 +291,12 @@ def backward(
     need_b: bool,
     by_columns: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dh[Z M K], dw[Z K V], db[Z V] of the cotangents dy[Z M] and dn[Z M]; what is not needed is empty and costs nothing.
+    """dh[Z M K], dw[Z K V], db[Z V] of the cotangents dy[Z M] and dn[Z M].
 
-    `by_columns` lays dw out as a transposed weight lies. M Vc elements at once, dh in float32 (the module's docstring of
-    linear_cross_entropy has the formula).
+    What is not needed is empty and costs nothing.
+
+    `by_columns` lays dw out as a transposed weight lies. M Vc elements at once, dh in float32 (the module's docstring
+    of linear_cross_entropy has the formula).
     """
     (Z, M, K), V = h.shape, w.shape[-1]
     dh, dw, db = empty_gradients(h, w, need_h, need_w, need_b, by_columns)

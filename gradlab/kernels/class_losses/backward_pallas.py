@@ -1,4 +1,4 @@
-"""The gradient of the class losses in their logits as a Pallas kernel: logits that are read, or a product made again."""
+"""The gradient of the class losses in their logits as a Pallas kernel: logits that are read, or made again."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,7 +37,10 @@ def logit_gradients(
     V: int,
     inplace: bool = False,
 ) -> jax.Array:
-    """dx[M V] in `dtype`, as `launch_over` takes its arguments; `inplace` declares it as the memory of the first array."""
+    """dx[M V] in `dtype`, as `launch_over` takes its arguments.
+
+    `inplace` declares it as the memory of the first array.
+    """
     results, aliases = [("MV", dtype)], {0: 0} if inplace else {}
     (dx,) = launch_over("MV", _backward_kernel, arrays, results, sizes, settings, tile, V, aliases)
     return dx

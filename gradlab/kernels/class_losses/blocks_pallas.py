@@ -106,5 +106,5 @@ def launch_over(
 
 
 def row_tile(M: int, V: int, most: int, warps: int, platform: str) -> tuple[int, int, int, int, int]:
-    """BM, BK, BV, warps, stages of kernels that read logits: one block when interpreted, else 8 rows of `most` classes."""
+    """BM, BK, BV, warps, stages of kernels that read logits: one block if interpreted, or 8 rows of `most`."""
     return (M, 1, V, warps, 1) if interpreted(platform) else (8, 1, block(platform, V, most, least=128), warps, 3)

@@ -20,8 +20,8 @@ def chunks(
     """`body` for each chunk of classes, which are the last axis of `cut`: sums that grow, and what each chunk makes.
 
     Args:
-        body: (first class, the chunk of each of `cut`, sums so far, h, operands) -> sums, and what the chunk makes, whose
-            last axis is its classes; None may be one.
+        body: (first class, the chunk of each of `cut`, sums so far, h, operands) -> sums, and what the chunk makes,
+            whose last axis is its classes; None may be one.
         grown: the shapes of the sums, which start at 0 in the accumulator's dtype.
         h: [M K], which says how long a chunk is.
     """

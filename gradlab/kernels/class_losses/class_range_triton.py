@@ -1,8 +1,8 @@
 """Classes out of range: an error at once on a CPU; on CUDA at a later call, because looking would make the host wait.
 
-There a kernel finds the first wrong row of each part of the rows, what it finds is copied to pinned memory without a wait,
-and an event is recorded behind the copy. Every later call, forward or backward, queries the events and raises what the
-finished ones found. Until then the row's loss and gradient are NaN.
+There a kernel finds the first wrong row of each part of the rows, what it finds is copied to pinned memory without a
+wait, and an event is recorded behind the copy. Every later call, forward or backward, queries the events and raises
+what the finished ones found. Until then the row's loss and gradient are NaN.
 """
 
 from collections import deque
@@ -40,7 +40,10 @@ def _class_range_kernel(
     M, V, IGNORE, STRETCH,
     BM: tl.constexpr,
 ):
-    """f[i] = (first m of the i-th STRETCH rows whose class is neither in [0, V) nor IGNORE, or M; that class); grid (I); a program owns f[i]."""
+    """f[i] = (first m of the i-th STRETCH rows whose class is neither in [0, V) nor IGNORE, or M; that class).
+
+    Grid (I); a program owns f[i].
+    """
     i = tl.program_id(0).to(tl.int64)
     first = tl.full((BM,), 0, tl.int64) + M
     for m0 in range(0, STRETCH, BM):
@@ -57,7 +60,7 @@ def _class_range_kernel(
 
 
 def out_of_range(t: torch.Tensor, V: int, ignore_index: int) -> torch.Tensor:
-    """f[I 2]: for each of I parts of t[M] its first row with a class out of range, M if there is none, and that class."""
+    """f[I 2]: for each of I parts of t[M] its first row with a class out of range, or M, and that class."""
     (M,) = t.shape
     parts = max(1, min(1024, -(-M // 2**14)))
     stretch = -(-M // parts)
@@ -112,7 +115,7 @@ def note(one: Note) -> None:
 def raise_device_errors() -> None:
     """Raise what finished calls found; nothing waits for the others.
 
-    While the current stream is captured into a CUDA graph no event is queried: cudaEventQuery would invalidate the capture.
+    While a CUDA graph is captured on the current stream no event is queried, which would invalidate the capture.
 
     Raises:
         IndexError: an earlier call had a class out of range.

@@ -42,7 +42,10 @@ def _loss_with_gradient_kernel(
     MEAN: tl.constexpr, HELD: tl.constexpr,
     ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """y, n, s of `_loss_kernel`; x[m v] becomes the gradient of sum y / div[0] + Z_LOSS sum n / div[1]; grid (M/BM); a program owns rows BM."""
+    """y, n, s of `_loss_kernel`; x[m v] becomes the gradient of sum y / div[0] + Z_LOSS sum n / div[1].
+
+    Grid (M/BM); a program owns rows BM.
+    """
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
     dy = tl.full((1,), 1.0, ACC)
     dn = tl.zeros((1,), ACC) + Z_LOSS
@@ -115,7 +118,9 @@ def loss_with_gradient_(
     z_loss: float,
     settings: Sequence[Number],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y[M] and n[M] as `loss` gives them; over the logits the gradient of sum y / divisors[0] + z_loss sum n / divisors[1].
+    """y[M] and n[M] as `loss` gives them.
+
+    Over the logits the gradient of sum y / divisors[0] + z_loss sum n / divisors[1].
 
     Without divisors of their sums. M V logits read once (rows past HELD once more), M V written.
     """

@@ -44,7 +44,11 @@ def _second_backward_kernel(
     EPS: tl.constexpr, CAP: tl.constexpr, HAS_A: tl.constexpr, HAS_DN: tl.constexpr, SUMS: tl.constexpr,
     ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """Of the N classes from FIRST on, if SUMS: ddy[z m] += R P - sum_v U r, p[z m] += P, ddn = 2 l p, P = sum_v U p; else d = dx and dx = X; grid (Z * M/BM); a program owns rows BM."""
+    """Of the N classes from FIRST on, if SUMS: ddy[z m] += R P - sum_v U r, p[z m] += P, ddn = 2 l p, P = sum_v U p;
+    else d = dx and dx = X.
+
+    Grid (Z * M/BM); a program owns rows BM.
+    """
     tiles_m = tl.cdiv(M, BM)
     z = (tl.program_id(0) // tiles_m).to(tl.int64)
     m = (tl.program_id(0) % tiles_m * BM + tl.arange(0, BM)).to(tl.int64)
@@ -122,7 +126,9 @@ def second_backward(
     need_b: bool,
     by_columns: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """d(dy)[Z M], d(dn)[Z M] if there is dn, dh[Z M K], dw[Z K V], db[Z V], for the cotangents uh, uw, ub of `backward`'s.
+    """d(dy)[Z M], d(dn)[Z M] if there is dn, dh[Z M K], dw[Z K V], db[Z V].
+
+    They belong to the cotangents uh, uw, ub of `backward`'s results.
 
     Twice over the chunks of classes: the rows' sums of <dx, u> first, then dx and X. 20 M K V FLOPs.
     """

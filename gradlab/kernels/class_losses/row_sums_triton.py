@@ -19,7 +19,10 @@ def _mean_divisors_kernel(
     M, V, IGNORE, STRETCH, I,
     HAS_A: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr,
 ):
-    """d[z i] = (sum of a[t[z m]], number of them) over the rows not ignored in the i-th STRETCH of m; grid (Z * I); a program owns d[z i]."""
+    """d[z i] = (sum of a[t[z m]], number of them) over the rows not ignored in the i-th STRETCH of m.
+
+    Grid (Z * I); a program owns d[z i].
+    """
     z = (tl.program_id(0) // I).to(tl.int64)
     start = (tl.program_id(0) % I).to(tl.int64) * STRETCH
     weight = tl.zeros((BM,), dtype=ACC)

@@ -149,7 +149,7 @@ def merged(one: Sums, other: Sums) -> Sums:
 
 
 def of_class(sums: Sums, a: jax.Array, z: jax.Array, scale: float = 1.0, rest: float = 0.0) -> Sums:
-    """The sums of r = scale a[t] at the class t of each row, whose logit is z[m t], and `rest` times those of `sums`."""
+    """The sums of r = scale a[t] at each row's class t, whose logit is z[m t], and `rest` times those of `sums`."""
     row_max, sum_exp, r_dot, r_sum = sums
     # A class of no probability costs nothing, also where its logit is -inf.
     cost = jnp.where(a == 0, jnp.zeros_like(a), a * (finite(row_max) - z))
@@ -206,7 +206,10 @@ def second_sums(sums: tuple[jax.Array, jax.Array], u: jax.Array, tile: Tile) -> 
 
 
 def second_gradient(u: jax.Array, P: jax.Array, tile: Tile, rows: Rows, o: Constants) -> jax.Array:
-    """z' ((dy R + 2 dn l) p (u z' - P) + 2 dn P p) + u g z'' of dx[m v], z'' = -2 z z' / cap^2 and g the cotangent of z."""
+    """z' ((dy R + 2 dn l) p (u z' - P) + 2 dn P p) + u g z'' of dx[m v].
+
+    z'' = -2 z z' / cap^2 and g is the cotangent of z.
+    """
     a, cap = rows.dy * rows.r_sum, o.settings.softcap
     if rows.dn is not None:
         a = a + 2 * rows.dn * rows.lse

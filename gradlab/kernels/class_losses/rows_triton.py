@@ -1,7 +1,7 @@
 """The formulas of the losses of classes, once: what the Triton kernels of both cross-entropies do with their tiles.
 
-Letters are those of gradlab/kernels/cross_entropy.py. The row statistics are row_max, log_sum = log sum_v exp(z - row_max)
-and r_sum = sum_v r; what backward needs of them is saved as s[3 M].
+Letters are those of gradlab/kernels/cross_entropy.py. The row statistics are row_max, log_sum = log sum_v exp(z -
+row_max) and r_sum = sum_v r; what backward needs of them is saved as s[3 M].
 """
 
 from collections.abc import Sequence
@@ -96,7 +96,7 @@ def online_softmax(row_max, sum_exp, r_dot, r_sum, z, r, inside, DENSE: tl.const
 
 @kernel
 def one_class(row_max, z_t, a_ptr, a_v, t, mask, HAS_A: tl.constexpr):
-    """(r_dot, r_sum) where class t alone has a probability; (row_max - z) first: logits far from zero cancel exactly."""
+    """(r_dot, r_sum) if class t alone has a probability; (row_max - z) first: logits far from zero cancel exactly."""
     r_sum = tl.full(row_max.shape, 1.0, row_max.dtype)
     if HAS_A:
         r_sum = tl.load(a_ptr + t * a_v, mask=mask, other=0.0).to(row_max.dtype)
@@ -167,7 +167,10 @@ def second_sums(x, z, u, r, row_max, log_sum, inside, CAP: tl.constexpr):
 def second_gradient(
     x, z, u, r, u_p, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP: tl.constexpr, HAS_DN: tl.constexpr,
 ):
-    """(X[m v], U[m v]) of a tile: X = z' ((dy R + 2 dn l) p (U - P) + 2 dn P p) + z'' u g, U = u z', P = u_p = sum_v U p."""
+    """(X[m v], U[m v]) of a tile: X = z' ((dy R + 2 dn l) p (U - P) + 2 dn P p) + z'' u g.
+
+    U = u z', P = u_p = sum_v U p.
+    """
     lse = row_max + log_sum
     p = tl.exp((z - row_max[:, None]) - log_sum[:, None])
     at_z = u
