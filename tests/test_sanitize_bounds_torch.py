@@ -355,7 +355,8 @@ def test_it_raises_at_the_end_or_at_once():
 
 def test_one_place_is_told_once():
     with gradlab.sanitize(raises=False) as report:
-        for _ in range(3):
+        for i in range(3):
+            assert report.launches == i
             off_by_one[(4,)](X, Y, 1000, BLOCK=256)
     (fault,) = report.faults
     assert (fault.count, fault.launches, report.launches, bool(report)) == (3, 3, 3, False)

@@ -358,6 +358,27 @@ def test_other_ways_of_reading(use):
     assert [(f.kind, f.index, f.count, f.launches) for f in report.faults] == [(NEVER, 768, 232, 1)]
 
 
+def test_transforms_of_torch_go_on():
+    """What has no memory of its own is never asked for it, and what is compiled is one graph as ever."""
+
+    def loss(x, w):
+        y = torch.empty(3)
+        y.fill_(1.0)
+        return (gradlab_linear(x, w) * 2).sum() + y.sum()
+
+    from gradlab.torch import linear as gradlab_linear
+
+    x, w = torch.ones(8, 16), torch.ones(4, 16, requires_grad=True)
+    want = loss(x, w)
+    with gradlab.sanitize() as report:
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(x, w)
+        compiled.backward()
+        assert report.launches
+        assert torch.func.grad(lambda w: loss(x, w))(w).shape == w.shape
+        assert torch.vmap(lambda row: gradlab_linear(row, w))(x).shape == (8, 4)
+    assert torch.equal(compiled, want)
+
+
 def test_what_no_kernel_has_stored_is_torchs_own():
     with gradlab.sanitize():
         torch.empty(1000).sum()

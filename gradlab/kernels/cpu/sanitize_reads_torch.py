@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from gradlab.kernels.cpu.sanitize_shadow_torch import storage_address
+
 # Functions that read a tensor and give none.
 _READ = {
     "__bool__",
@@ -54,9 +56,9 @@ class Reads(TorchFunctionMode):
         given = [t for value in (*args, *_inputs(kwargs)) for t in _tensors(value) if self._wanted(t)]
         if given:
             # What shares memory with a result is a view of it, or is written.
-            made = {t.untyped_storage().data_ptr() for t in _tensors(result) if _plain(t)}
+            made = {storage_address(t) for t in _tensors(result)}
             for tensor in given:
-                if tensor.untyped_storage().data_ptr() not in made:
+                if storage_address(tensor) not in made:
                     self._note(tensor, f"{name} at {_place()}")
         return result
 
@@ -73,14 +75,6 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _tensors(one)
-
-
-def _plain(tensor: torch.Tensor) -> bool:
-    """Whether its memory can be asked for."""
-    return tensor.device.type == "cpu" and tensor.layout == torch.strided and type(tensor) in _CLASSES
-
-
-_CLASSES = (torch.Tensor, torch.nn.Parameter)
 
 
 def _place() -> str:

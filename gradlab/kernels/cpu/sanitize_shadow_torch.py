@@ -90,11 +90,11 @@ class Shadows:
 
     def find(self, tensor: torch.Tensor) -> Shadow | None:
         """The shadow of a tensor's storage, if there is one."""
-        storage = tensor.untyped_storage()
-        found = self._kept.get(storage.data_ptr())
-        if found is not None and found.alive.expired():
+        base = storage_address(tensor)
+        found = None if base is None else self._kept.get(base)
+        if base is not None and found is not None and found.alive.expired():
             # Other memory lies there now.
-            self._drop(storage.data_ptr())
+            self._drop(base)
             return None
         return found
 
@@ -167,6 +167,14 @@ class Shadows:
             if len(self._spare) > 64:
                 self._spare.clear()
             self._spare[shadow.writers.numel()] = shadow.writers
+
+
+def storage_address(tensor: torch.Tensor) -> int | None:
+    """Where a tensor's storage begins; None for a wrapper, which has none."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _integers(tensor: torch.Tensor, shift: int) -> torch.Tensor:

@@ -78,7 +78,7 @@ class Session:
     """What examines launches while it is open.
 
     Args:
-        note: called with the faults of a launch that has some, when it is over.
+        note: called with the faults of a launch, when it is over; most have none.
         bounds: look at bounds alone.
         floats: look for the birth of NaNs and infinities too.
 
@@ -137,8 +137,7 @@ class Session:
             noted = [one for one in noted if one.kind != layout.OUTSIDE or one.site not in wrapped]
             found = [_fault(kernel, grid, tensors, extents, self._shadows, one, self.launches) for one in noted]
             self._remember(kernel, tensors)
-            if found:
-                self._note(found)
+            self._note(found)
 
     def _remember(self, kernel: Examined, tensors: Sequence[torch.Tensor | None]) -> None:
         """The launch is over: whose memory it stored to, where that was fresh."""

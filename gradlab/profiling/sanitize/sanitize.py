@@ -65,7 +65,7 @@ def examined(
     def note(faults: list[Any]) -> None:
         report.launches = session.launches
         report.add(faults)
-        if first:
+        if first and faults:
             raise error(paragraph(report.faults[0]), report)
 
     session = sanitize_torch.Session(note, bounds, floats)
