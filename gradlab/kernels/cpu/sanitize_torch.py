@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 from triton import knobs
 
 from gradlab.kernels.cpu import sanitize_layout as layout
@@ -194,6 +195,8 @@ active: Session | None = None
 def opened(session: Session) -> Iterator[None]:
     """Within it, kernels are sanitized, the session runs them, and memory that nobody has written is known."""
     global active
+    if not hasattr(knobs.compilation, "instrumentation_mode"):
+        raise RuntimeError(f"sanitize: Triton {triton.__version__} has no instrumentation modes, wanted 3.6 or newer")
     before, active = active, session
     mode, knobs.compilation.instrumentation_mode = knobs.compilation.instrumentation_mode, session.mode
     try:
