@@ -236,6 +236,21 @@ def test_a_function_of_its_own_shapes_is_given_no_others():
         assert not captured_arrays.captures_arrays(fn, {}), fn
 
 
+def test_a_function_that_launches_triton_kernels_is_given_other_shapes():
+    triton = pytest.importorskip("triton")
+    kernel = triton.jit(nothing_kernel)
+
+    def launches(x):
+        kernel[(1,)](x)
+        return x
+
+    assert not captured_arrays.captures_arrays(launches, {})
+
+
+def nothing_kernel(x_ptr):
+    pass
+
+
 def outer(x):
     return x + WEIGHTS
 
