@@ -15,18 +15,18 @@ from gradlab.kernels import linear_triton, relu_triton
 from gradlab.kernels.class_losses import class_range_triton as classes
 from gradlab.kernels.common import matmul_triton
 from gradlab.kernels.runtime import compiled_triton, source_triton
-from gradlab.kernels.runtime import launch_triton as gate
+from gradlab.kernels.runtime import launch_triton as launcher
 from gradlab.profiling.machine_code.compile_triton import begun
 from gradlab.profiling.machine_code.launches_torch import source
 from gradlab.profiling.machine_code.targets import TARGETS
 
 
-@gate.kernel
+@launcher.kernel
 def _twice(x):
     return x + x
 
 
-@gate.kernel
+@launcher.kernel
 def _sum_of_twice(x_ptr, y_ptr, N, BN: tl.constexpr):
     n = tl.arange(0, BN)
     x = tl.load(x_ptr + n, mask=n < N, other=0.0)
@@ -35,17 +35,17 @@ def _sum_of_twice(x_ptr, y_ptr, N, BN: tl.constexpr):
 
 def test_a_kernel_that_calls_a_kernel_and_a_reduction():
     x, y = torch.arange(5.0), torch.zeros(1)
-    gate.launch(_sum_of_twice, [1], x, y, 5, BN=8, writes=[y])
+    launcher.launch(_sum_of_twice, [1], x, y, 5, BN=8, writes=[y])
     assert y.item() == 20.0
 
 
 def test_compiling_for_a_cpu_interpreting_and_compiling_for_cuda_in_turns():
     x = torch.randn(40, 40)
     for _ in range(2):
-        with gate.interpreting():
+        with launcher.interpreting():
             assert torch.equal(relu_triton.relu_mask(x, x), x.relu())
         assert torch.equal(relu_triton.relu_mask(x, x), x.relu())
-        with gate.recording() as launches:
+        with launcher.recording() as launches:
             relu_triton.relu_mask(x, x)
         assembly = begun(source(launches[0]), TARGETS["sm_90"], launches[0].warps, launches[0].stages)()
         assert "st.global" in assembly
@@ -68,7 +68,7 @@ def test_threads_take_turns():
 
 def test_an_empty_grid_launches_nothing():
     y = torch.ones(1)
-    gate.launch(_sum_of_twice, [0], torch.zeros(1), y, 1, BN=1, writes=[y])
+    launcher.launch(_sum_of_twice, [0], torch.zeros(1), y, 1, BN=1, writes=[y])
     assert y.item() == 1.0
 
 
@@ -89,10 +89,10 @@ def test_a_gpus_sizes_on_a_cpu():
         ((grid, options),) = launched
         return tuple(grid), {name: options[name] for name in ("BM", "BK", "BN", "FULL_K")}
 
-    with gate.recording() as noted:
+    with launcher.recording() as noted:
         linear_triton.matmul(x, x.t(), None, None, "", False, False)
     own = grid()
-    with gate.gpu_sizes():
+    with launcher.gpu_sizes():
         taken = grid()
     assert taken == (noted[0].grid, {name: noted[0].constants[name] for name in taken[1]})
     assert own == grid() != taken
@@ -100,7 +100,7 @@ def test_a_gpus_sizes_on_a_cpu():
 
 @pytest.mark.parametrize(("size", "expected"), [(0, 16), (1, 16), (17, 32), (128, 128), (129, 128)])
 def test_block(size, expected):
-    assert gate.block(size, 128) == expected
+    assert launcher.block(size, 128) == expected
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def captured(monkeypatch):
 def test_nothing_of_the_host_enters_a_captured_graph(captured):
     cuda = torch.device("cuda")
     with pytest.raises(ValueError, match=r"^some_op: stream is captured into a CUDA graph, wanted one that is not: "):
-        gate.on_device([1, 2], torch.int64, cuda, "some_op")
-    assert gate.on_device([1, 2], torch.int64, torch.device("cpu"), "some_op").tolist() == [1, 2]
+        launcher.on_device([1, 2], torch.int64, cuda, "some_op")
+    assert launcher.on_device([1, 2], torch.int64, torch.device("cpu"), "some_op").tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("op", ["adam_step", "adam_step of a rate", "sgd_step", "clip_grad_norm_"])
@@ -131,8 +131,8 @@ def test_an_op_with_a_table_refuses_capture_and_changes_nothing(monkeypatch, cap
     before = step() if op != "clip_grad_norm_" else None
     p.grad = torch.ones(3)
     # The tensors are a CPU's; what is asked is whether a stream is captured, with a device that could have one.
-    real = gate.refuse_capture
-    monkeypatch.setattr(gate, "refuse_capture", lambda op, device: real(op, torch.device("cuda")))
+    real = launcher.refuse_capture
+    monkeypatch.setattr(launcher, "refuse_capture", lambda op, device: real(op, torch.device("cuda")))
     message = rf"^{op.split()[0]}: stream is captured into a CUDA graph"
     with pytest.raises(ValueError, match=message):
         step()
@@ -174,7 +174,7 @@ def test_what_is_forgotten_is_loaded_anew(monkeypatch):
     for _ in range(3):
         lab.relu(x)
     assert len(loaded) <= 1
-    gate.forget()
+    launcher.forget()
     loaded.clear()
     lab.relu(x)
     assert loaded == ["_relu_mask_kernel"]
@@ -183,8 +183,8 @@ def test_what_is_forgotten_is_loaded_anew(monkeypatch):
 def test_a_kernels_source_is_cut_out_as_inspect_would():
     # Where Triton takes lines otherwise, `made` is to follow, or to go.
     assert triton.runtime.jit.inspect is inspect
-    assert len(gate.KERNELS) > 50
-    for jit in gate.KERNELS:
+    assert len(launcher.KERNELS) > 50
+    for jit in launcher.KERNELS:
         assert (jit.raw_src, jit.starting_line_number) == inspect.getsourcelines(jit.fn), jit.fn.__name__
     made = eval("lambda x: x")
     with pytest.raises(OSError, match="source"):

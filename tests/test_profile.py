@@ -281,7 +281,7 @@ def test_nsys_knows_bytes_from_the_ranges_and_the_peak_from_a_copy():
     assert found == kernel.Kernel("_matmul_kernel", 2, 2e-6, 6000.0, 50.0, None)
     assert nsys.read("SKIPPED: torch.sqlite does not contain CUDA kernel data.", {"labels": []}) == []
     assert ncu.read("==WARNING== No kernels were profiled.\n", {}) == []
-    with pytest.raises(ValueError, match="the tool printed no table with the column"):
+    with pytest.raises(ValueError, match="tool printed no CSV, wanted a table with the column"):
         nsys.read("something else", {"labels": []})
 
 
@@ -291,7 +291,7 @@ def test_a_missing_tool_says_what_to_install_and_what_was_done_instead(monkeypat
         tool, why = tools.chosen(name, True)
         assert tool == "trace"
         assert why.startswith(f"{name} is not on PATH: install {product}")
-        assert why.endswith("traced instead")
+        assert why.endswith("using the trace instead")
     assert tools.chosen("auto", False) == ("trace", "")
     assert tools.chosen("auto", True)[1].startswith("neither ncu nor nsys is on PATH")
     stand_in(tmp_path, "nsys", NSYS)
@@ -301,7 +301,7 @@ def test_a_missing_tool_says_what_to_install_and_what_was_done_instead(monkeypat
     assert tools.chosen("auto", True) == ("ncu", "")
     assert tools.chosen("trace", True) == ("trace", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert tools.chosen("ncu", True) == ("trace", "ncu finds the steps by NVTX: pip install nvtx; traced instead")
+    assert tools.chosen("ncu", True) == ("trace", "ncu finds the steps by NVTX: pip install nvtx; using the trace instead")
 
 
 @pytest.mark.parametrize(
