@@ -212,8 +212,8 @@ def test_a_floor_names_its_ceiling():
     assert gpus.floor(2e12, 48e9, "bfloat16", h200) == gpus.Floor(0.01, "4.8 TB/s, datasheet")
     measured = Ceilings({"bfloat16": 500e12}, 4.3e12, "measured")
     assert gpus.floor(1e12, 0, "bfloat16", measured) == gpus.Floor(0.002, "500 TFLOP/s, measured")
-    assert {g.arch for g in gpus.GPUS.values()} == set(TARGETS) - set(CPUS) == set(gpus.USUAL)
-    assert all(gpus.GPUS[name].arch == arch for arch, name in gpus.USUAL.items())
+    assert {g.arch for g in gpus.GPUS.values()} == set(TARGETS) - set(CPUS) == set(gpus.DEFAULT_GPUS)
+    assert all(gpus.GPUS[name].arch == arch for arch, name in gpus.DEFAULT_GPUS.items())
 
 
 def code(**changes):
@@ -537,7 +537,7 @@ def test_triton_that_is_missing_is_one_line(monkeypatch, capsys):
 
 def test_a_tool_that_fails_says_why():
     with pytest.raises(RuntimeError, match=r"^nvdisasm: "):
-        tools.say("nvdisasm", "-c", data=b"no cubin", suffix=".cubin")
+        tools.run_tool("nvdisasm", "-c", data=b"no cubin", suffix=".cubin")
 
 
 @pytest.mark.parametrize(("side", "spares"), [("torch", "jax"), ("jax", "torch")])
