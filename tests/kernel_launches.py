@@ -93,7 +93,7 @@ def steps(dtype):
 
 
 def products(dtype):
-    """Whole tiles of K; a bias and a gate."""
+    """Whole tiles of K; a bias and a mask."""
     x, w, b = leaf(dtype, 16, 64), leaf(dtype, 32, 64), leaf(dtype, 32)
     pulled(lab.linear(x, w, b))
     pulled(lab.linear(x, w, b, activation="relu"))

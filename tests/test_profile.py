@@ -301,7 +301,10 @@ def test_a_missing_tool_says_what_to_install_and_what_was_done_instead(monkeypat
     assert tools.chosen("auto", True) == ("ncu", "")
     assert tools.chosen("trace", True) == ("trace", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert tools.chosen("ncu", True) == ("trace", "ncu finds the steps by NVTX: pip install nvtx; using the trace instead")
+    assert tools.chosen("ncu", True) == (
+        "trace",
+        "ncu finds the steps by NVTX: pip install nvtx; using the trace instead",
+    )
 
 
 @pytest.mark.parametrize(

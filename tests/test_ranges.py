@@ -248,7 +248,7 @@ def test_a_payload_says_op_kernel_shapes_dtype_bytes_and_flops(torch_ranges):
     }
     (back,) = torch_ranges[0]["backward"].inside
     assert back.payload["flops"] == 4 * M * K * N + M * N
-    # The cotangent of a sum is one number that is expanded: its kernel reads w, the gate y and dy, and writes dx.
+    # The cotangent of a sum is one number that is expanded: its kernel reads w, the mask y and dy, and writes dx.
     assert back.inside[0].payload["bytes"] == 4 * (1 + K * N + M * N + M * K)
     # Asked for one gradient of three, it says no FLOPs: the Spec's are those of all.
     assert torch_ranges[0]["part"].inside[1].payload["flops"] == 0

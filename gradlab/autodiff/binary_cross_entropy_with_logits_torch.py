@@ -6,7 +6,7 @@ from gradlab.autodiff.arguments.errors import refuse, want_broadcast, want_float
 from gradlab.autodiff.arguments.reduction import divisor
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.common.elementwise_torch import Multiply
-from gradlab.autodiff.frameworks.autocast_torch import raised
+from gradlab.autodiff.frameworks.autocast_torch import to_float32
 from gradlab.autodiff.frameworks.mapped_torch import in_front, spread
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import binary_cross_entropy_with_logits_triton as kernels
@@ -101,7 +101,7 @@ def binary_cross_entropy_with_logits(
         TypeError: not strided tensors of one such dtype.
         NotImplementedError: a third derivative.
     """
-    input, target, weight, pos_weight = raised(input, target, weight, pos_weight)
+    input, target, weight, pos_weight = to_float32(input, target, weight, pos_weight)
     tensors = {"input": input, "target": target}
     weights = {k: v for k, v in (("weight", weight), ("pos_weight", pos_weight)) if v is not None}
     want_tensors(_OP, tensors | weights)

@@ -6,7 +6,7 @@ from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, 
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.arguments.window_torch import pair_of
 from gradlab.autodiff.common.conv2d_mapped_torch import as_images, from_images, inside, more_groups, outside
-from gradlab.autodiff.frameworks.autocast_torch import lowered
+from gradlab.autodiff.frameworks.autocast_torch import to_autocast_dtype
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.autodiff.relu_torch import ReluMask
@@ -173,7 +173,7 @@ def conv2d(
         ValueError: shapes that do not fit, a stride, padding, dilation or groups out of range, another device.
         TypeError: not a strided tensor, mixed or integer dtypes.
     """
-    input, weight, bias = lowered(input, weight, bias)
+    input, weight, bias = to_autocast_dtype(input, weight, bias)
     present = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
     want_tensors("conv2d", present)
     want_floats("conv2d", present)

@@ -63,7 +63,7 @@ backward = uniform(backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def target_backward(dy, x, a, s, settings):
-    """dq[m v] = dy[m] a[v] (1 - s) (l[m] - z[m v]), s the label smoothing: linear in dy; in x a loss of target u."""
+    """dq[m v] = dy[m] a[v] (1 - eps) (l[m] - z[m v]), eps the smoothing: linear in dy; in x a loss of target u."""
     return kernels.target_backward(dy, x, a, s, settings)
 
 
@@ -170,16 +170,16 @@ def cross_entropy(
             dtype, which have a derivative too. A class of probability 0 costs nothing, also where its logit is -inf.
         weight: of each class, [V], in logits' dtype; a constant.
         axis: where the classes are.
-        ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V). With soft labels one from
-            0 is refused, and one below names no class.
-        reduction: "mean" over the weights of the rows not ignored (over all rows for soft labels; NaN when there are
-            none), "sum", or "none" for one loss a row.
+        ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V). With soft labels one of
+            0 or more is refused, and a negative one has no effect.
+        reduction: "mean", weighted over the rows not ignored (unweighted over all rows for soft labels; NaN when there
+            are none), "sum", or "none" for one loss a row.
         label_smoothing: the part, from 0 to 1, of each label that is spread evenly over the classes.
-        z_loss: what the square of each row's log-sum-exp adds to its loss; under "mean" over the rows not ignored,
-            whatever they weigh.
+        z_loss: the coefficient of each row's squared log-sum-exp, which is added to its loss; under "mean" averaged
+            unweighted over the rows not ignored.
         return_z_loss: give the loss and, apart, what the z-loss has added to it; both are differentiable.
         softcap: the logits enter as softcap tanh(logits / softcap); a logit of -inf enters as -softcap.
-        inplace: declare the gradient as the logits' own memory. Arrays of jax never change: XLA takes the memory where
+        inplace: alias the gradient to the logits' memory. Arrays of jax never change: XLA takes the memory where
             nothing else needs the logits, and copies them where something does.
 
     Returns:

@@ -9,7 +9,7 @@ from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.class_losses.in_place_torch import gradient, in_place, loss_with_gradient
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
-from gradlab.autodiff.frameworks.autocast_torch import raised
+from gradlab.autodiff.frameworks.autocast_torch import to_float32
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import cross_entropy_triton as kernels
@@ -89,7 +89,7 @@ class CrossEntropyBackward(Function):
 
 
 class CrossEntropyTargetBackward(Function):
-    """dq[m v] = dy[m] a[v] (1 - s) (l[m] - z[m v]), s the label smoothing: linear in dy; in x a loss of target u."""
+    """dq[m v] = dy[m] a[v] (1 - eps) (l[m] - z[m v]), eps the smoothing: linear in dy; in x a loss of target u."""
 
     @staticmethod
     def forward(dy, x, a, s, settings):
@@ -235,28 +235,28 @@ def cross_entropy(
             dtype, which have a derivative too. A class of probability 0 costs nothing, also where its logit is -inf.
         weight: of each class, [V], in input's dtype; has no derivative.
         ignore_index: a class whose rows give no loss and no gradient; need not lie in [0, V). With soft targets one
-            from 0 is refused, and one below names no class.
-        reduction: "mean" over the weights of the rows not ignored (over all rows for soft targets; NaN when there are
-            none), "sum", or "none" for one loss a row.
+            of 0 or more is refused, and a negative one has no effect.
+        reduction: "mean", weighted over the rows not ignored (unweighted over all rows for soft targets; NaN when there
+            are none), "sum", or "none" for one loss a row.
         label_smoothing: the part, from 0 to 1, of each target that is spread evenly over the classes.
-        z_loss: what the square of each row's log-sum-exp adds to its loss; under "mean" over the rows not ignored,
-            whatever they weigh.
+        z_loss: the coefficient of each row's squared log-sum-exp, which is added to its loss; under "mean" averaged
+            unweighted over the rows not ignored.
         return_z_loss: give the loss and, apart, what the z-loss has added to it; both are differentiable.
         softcap: the logits enter as softcap tanh(input / softcap); a logit of -inf enters as -softcap.
         inplace: give away the memory of `input`, whose values are then unspecified: the gradient is written over the
-            logits. Of a sum or a mean in the forward pass, in the kernel that reads them, for a cotangent of 1, and
-            scaled in the backward pass where the device finds another; in the backward pass under "none", with
-            `return_z_loss`, in float16 and for a z-loss in float64. There is one backward pass then, no batch of them
-            and no second derivative. Nothing is written where no gradient is needed.
+            logits. Under "sum" and "mean" the forward pass writes it, for a cotangent of 1, and the backward pass
+            scales it where the cotangent is another. The backward pass writes it under "none", with `return_z_loss`, in
+            float16, and for a z-loss in float64. One backward pass only: no batch of them, no second derivative.
+            Without a gradient to compute, `input` is untouched.
 
     Returns:
         A scalar, or [], [N] or [N D1 ...], in the logits' dtype, summed in float32 or better; with `return_z_loss` two.
         First and second derivatives are exact.
 
     Between forward and backward one array of M V elements is held, as torch's own loss holds one: the logits, from
-    which the softmax is recomputed, or with `inplace` under "mean" and "sum" their gradient in the same memory.
-    Besides the targets, the weight and three numbers a row. All of it is saved as autograd saves: `save_on_cpu`,
-    saved_tensors_hooks and non-reentrant checkpoints see it.
+    which the softmax is recomputed, with the targets, the weight and three numbers a row; or, where `inplace` writes
+    the gradient in the forward pass, that gradient and nothing else. All of it is saved as autograd saves:
+    `save_on_cpu`, saved_tensors_hooks and non-reentrant checkpoints see it.
 
     Raises:
         ValueError: shapes that do not fit, another device, an option out of its range, a weight that requires a
@@ -269,9 +269,9 @@ def cross_entropy(
         RuntimeError: a second backward pass after inplace.
         NotImplementedError: a third derivative; with inplace a second one, or a batch of backward passes.
     """
-    input, weight = raised(input, weight)
+    input, weight = to_float32(input, weight)
     if isinstance(target, torch.Tensor) and target.is_floating_point():
-        (target,) = raised(target)
+        (target,) = to_float32(target)
     settings = class_loss(
         _OP,
         ignore_index=ignore_index,

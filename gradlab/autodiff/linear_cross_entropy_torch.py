@@ -10,7 +10,7 @@ from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
 from gradlab.autodiff.cross_entropy_torch import CLASSES
-from gradlab.autodiff.frameworks.autocast_torch import lowered, raised
+from gradlab.autodiff.frameworks.autocast_torch import to_autocast_dtype, to_float32
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import linear_cross_entropy_triton as kernels
@@ -224,8 +224,8 @@ def linear_cross_entropy(
     floats = {name: t for name, t in given.items() if t is not None}
     want_tensors(OP, floats | {"target": target} | ({} if weight is None else {"weight": weight}))
     # The dtype that torch's linear has under autocast, and the one that its cross_entropy has.
-    (full,) = raised(input)
-    floats = dict(zip(floats, lowered(*floats.values()), strict=True))
+    (full,) = to_float32(input)
+    floats = dict(zip(floats, to_autocast_dtype(*floats.values()), strict=True))
     want_floats(OP, floats)
     settings = class_loss(
         OP,

@@ -59,7 +59,7 @@ def _column_sum_rule(a, mask):
 
 
 def _column_sum_fwd(a, mask):
-    # An array without elements remembers the shape for one that nothing else needs.
+    # Only the shape of a is needed: an array without elements carries it, and a is not kept alive.
     return column_sum_pallas.column_sum(a, mask), (jnp.empty((*a.shape, 0), a.dtype), mask)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, want_rank, want_size
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
-from gradlab.autodiff.frameworks.autocast_torch import lowered
+from gradlab.autodiff.frameworks.autocast_torch import to_autocast_dtype
 from gradlab.autodiff.frameworks.mapped_torch import in_front, merged
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.autodiff.relu_torch import ReluMask
@@ -33,7 +33,7 @@ class Linear(Function):
         # With a fused relu, y is its own mask.
         ctx.save_for_backward(a, b, output if relu else mask)
         ctx.masked = "y" if relu else masked
-        # Asked in the backward, dynamo copies the cotangent first.
+        # Looked up here: strides read in a backward make dynamo copy the cotangent.
         ctx.by_columns = _by_columns(a), _by_columns(b)
 
     @staticmethod
@@ -119,7 +119,7 @@ def linear(
         ValueError: shapes that do not fit, another device, an unknown activation.
         TypeError: not a strided tensor, mixed or integer dtypes.
     """
-    input, weight, bias = lowered(input, weight, bias)
+    input, weight, bias = to_autocast_dtype(input, weight, bias)
     present = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
     want_tensors("linear", present)
     want_floats("linear", present)

@@ -5,7 +5,7 @@ import torch
 from gradlab.autodiff.arguments.errors import refuse, want_floats
 from gradlab.autodiff.arguments.reduction import divisor
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
-from gradlab.autodiff.frameworks.autocast_torch import raised
+from gradlab.autodiff.frameworks.autocast_torch import to_float32
 from gradlab.autodiff.frameworks.mapped_torch import in_front, spread
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import mse_loss_triton as kernels
@@ -85,7 +85,7 @@ def mse_loss(input: torch.Tensor, target: torch.Tensor, *, reduction: str = "mea
         ValueError: shapes that differ (torch broadcasts them, with a warning), an unknown reduction, another device.
         TypeError: not strided tensors of one such dtype.
     """
-    input, target = raised(input, target)
+    input, target = to_float32(input, target)
     want_tensors("mse_loss", {"input": input, "target": target})
     want_floats("mse_loss", {"input": input, "target": target})
     if input.shape != target.shape:

@@ -24,7 +24,11 @@ from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, la
 
 
 class Scalars(NamedTuple):
-    """Scalars of one tensor's step, float64 on the host; all may change at every step."""
+    """Scalars of one tensor's step, float64 on the host; all may change at every step.
+
+    step_size = lr / (1 - beta1^t), correction2 = 1 - beta2^t; sign multiplies the gradient, -1 to maximize, and takes
+    the loss scale's inverse and the clipping factor; decay = lr weight_decay where it is decoupled, else 0.
+    """
 
     beta1: float
     beta2: float
@@ -152,7 +156,7 @@ def _adam_kernel(
     step_size = step_size.to(ACC)
     correction2 = correction2.to(ACC)
     decay_factor = (1 - decay).to(ACC)
-    # A mask against a number that was loaded splits wide loads, so only a tensor's last chunk has one.
+    # A mask that depends on a loaded number keeps Triton from vectorizing loads: only a tensor's last chunk has one.
     if start + BE <= E:
         _step_chunk(
             p_ptr, g_ptr, m_ptr, v_ptr, x_ptr, w_ptr, e, E, has_x,
@@ -327,7 +331,7 @@ def adam_(
         lrs: none, or T tensors on the device: the learning rate, where `scalars` were computed for a rate of 1; one
             without elements where the rate is in the scalars.
         steps: none, or T float32 tensors of one element on the device: the number of this step, where `scalars` were
-            computed for a step of infinity.
+            computed without bias corrections.
         keys: none, or a `rounding_triton.key` for each tensor: moments in bfloat16 are rounded stochastically. Needs
             `steps`.
         grad_scale: the factor that the gradients were multiplied by, one float32 on the device.

@@ -1,11 +1,11 @@
 r"""cross_entropy: the negative log-likelihood of a target under the softmax of a row of logits.
 
-Shapes: x[M V], t[M]: int or q[M V], a[V] -> y[M], or a scalar y when reduced; M rows, V classes of weights a. Classes t
-are one-hot targets q.
+Shapes: x[M V], t[M]: int or q[M V], a[V] -> y[M], or a scalar y when reduced; M rows, V classes of weights a. For
+classes t, q is the one-hot of t.
 
-Forward (4 M V FLOPs; 8 M V where smoothing gives every class a probability), smoothing s, softcap C
+Forward (4 M V FLOPs; 8 M V with label smoothing or soft targets), label smoothing eps, softcap C
     z[m v] = C tanh(x[m v] / C), or x[m v] itself without a cap
-    r[m v] = a[v] ((1 - s) q[m v] + s / V),    R[m] = sum_v r[m v]
+    r[m v] = a[v] ((1 - eps) q[m v] + eps / V),  R[m] = sum_v r[m v]
     l[m]   = log sum_v exp(z[m v])             in one pass over the row, with a running maximum from -inf
     y[m]   = sum_v r[m v] (l[m] - z[m v]),  n[m] = l[m]^2;  both 0 where t[m] = ignore_index
     reduction: y + z_loss n; sum_m of it; or sum_m y[m] / sum_m a[t[m]] + z_loss sum_m n[m] / (number of rows), over the
@@ -13,19 +13,20 @@ Forward (4 M V FLOPs; 8 M V where smoothing gives every class a probability), sm
 Backward of the cotangents dy[M] and dn[M] (4 M V FLOPs; 8 M V), with p = exp(z - l), z' = 1 / cosh(x / C)^2, and no
 gradient in ignored rows:
     dx[m v] = z'[m v] (dy[m] (R[m] p[m v] - r[m v]) + 2 dn[m] l[m] p[m v])
-    dq[m v] = dy[m] a[v] (1 - s) (l[m] - z[m v])
+    dq[m v] = dy[m] a[v] (1 - eps) (l[m] - z[m v])
 Second backward of the cotangent u[M V] of dx, with U = u z' (8 M V FLOPs):
     d(dy)[m] = R[m] P[m] - sum_v U[m v] r[m v],  d(dn)[m] = 2 l[m] P[m],  where P[m] = sum_v U[m v] p[m v]
     dx[m v] = z' ((dy R + 2 dn l) p (U - P) + 2 dn P p) + z'' u (dy (R p - r) + 2 dn l p),  z'' = -2 z z' / C^2
-    dq[m v] = dy[m] a[v] (1 - s) (P[m] - U[m v])
+    dq[m v] = dy[m] a[v] (1 - eps) (P[m] - U[m v])
 The cotangent of dq goes back to the forward and backward with itself as the target: y is linear in r.
 
 Derivation: d l = sum_v p dz, hence R p - r. Then d p[v] = p[v] (dz[v] - sum_j p[j] dz[j]); the matrix diag(p) - p p^T
 is symmetric, so it is its own transpose in the backward. The sum over rows is linear and its backward a broadcast.
 
-Online softmax: with m' = max(m, z), s' = s exp(m - m') + exp(z - m'): the running sum is rescaled whenever the maximum
-m moves (Milakov and Gimelshein); sum_v r (m - z) is carried beside it and moves by R (m' - m). z - m <= 0 always, so no
-logit overflows. The cap stands before the mask of lanes past V: they would enter as -C else.
+Online softmax: a running maximum top and a running sum S, which is rescaled whenever the maximum moves (Milakov and
+Gimelshein): with new = max(top, z), S becomes S exp(top - new) + exp(z - new). sum_v r (top - z) is carried beside it
+and moves by R (new - top). z - top <= 0 always, so no logit overflows. The cap comes first, then lanes past V are
+masked to -inf: tanh would turn -inf into -C.
 
 Traffic: forward reads M V logits, backward reads them again and writes M V numbers. One kernel can write the gradient
 of a sum or a mean while forward reads the logits, their divisor being known beforehand. That saves the second read, but
@@ -36,8 +37,8 @@ Precision: float32 or better inside and in y[m]; the result is rounded once to t
 y: the row's maximum is subtracted first and the log of its sum second, so logits far from zero lose no digits.
 Saved for backward: x, t or q, a and the row statistics: the maximum, the log of the sum of exponentials, and R; p is
 recomputed, which costs one exp. That is one array of M V elements, as in frameworks that save log p. With `inplace` of
-torch a sum or a mean saves its gradient, in the memory of x, and nothing else. Residuals go through the framework's own
-saving: checkpoints, offload and hooks see all of them.
+torch a loss whose gradient is written in the forward saves that, in the memory of x, and nothing else. Residuals go
+through the framework's own saving: checkpoints, offload and hooks see all of them.
 Source: Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv:1805.02867; smoothing: Szegedy et al.,
 Rethinking the Inception Architecture, arXiv:1512.00567; z-loss: Chowdhery et al., PaLM, arXiv:2204.02311, section 5;
 softcap: Gemma Team, Gemma 2, arXiv:2408.00118, section 2.
@@ -76,8 +77,8 @@ def reference(
 
 
 def flops(sizes, *, label_smoothing=0.0, **static):
-    """Subtract, exp, add and rescale for each logit, as many where smoothing reaches every class; backward alike."""
-    each = 8 if label_smoothing else 4
+    """Subtract, exp, add and rescale for each logit, twice as many where every class has a target; backward alike."""
+    each = 8 if label_smoothing or static.get("has_q") else 4
     return {"forward": each * sizes["M"] * sizes["V"], "backward": each * sizes["M"] * sizes["V"]}
 
 
@@ -155,7 +156,7 @@ SPEC = Spec(
             Bound(kind, least=least, kernels=(*more, "backward", "second_backward"), case="vocabulary")
             for kind, least, more in (("wide_loads", 4, ("loss",)), ("wide_stores", 2, ()))
         ),
-        # Each row's label stands beside the classes.
+        # The class of each row is read by itself.
         *in_vectors(
             "loss", "backward", "second_backward", "sum_rows", "mean_divisors", but=("backward", "second_backward")
         ),

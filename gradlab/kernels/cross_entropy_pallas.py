@@ -42,7 +42,7 @@ def _loss_kernel(*refs, names, o):
 
 
 def _target_backward_kernel(*refs, names, o):
-    """dq[m v] = dy[m] a[v] (1 - s) (l[m] - z[m v]); grid (M/BM, V/BV); a program owns dq[BM BV]."""
+    """dq[m v] = dy[m] a[v] (1 - eps) (l[m] - z[m v]); grid (M/BM, V/BV); a program owns dq[BM BV]."""
     ins, dq_ref = dict(zip(names, refs, strict=False)), refs[-1]
     row_max, log_sum = ins["row_max"][...], ins["log_sum"][...]
     z = capped(ins["x"][...].astype(row_max.dtype), o.settings.softcap)

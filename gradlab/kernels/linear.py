@@ -2,16 +2,17 @@ r"""linear: y = x w + b, then relu if asked.
 
 Shapes: x[M K], w[K N], b[N] -> y[M N]; M is every leading axis of x together.
 
-Forward (2 M K N FLOPs)
+Forward (2 M K N FLOPs, M N for the bias)
     z[m n] = sum_k x[m k] w[k n] + b[n],    y = z or max(z, 0)
-Pullback of the cotangent dy[M N] (4 M K N FLOPs), with dz = dy, or dy where y > 0 and 0 elsewhere:
+Pullback of the cotangent dy[M N] (4 M K N FLOPs, M N for the bias), with dz = dy, or dy where y > 0 and 0 elsewhere:
     dgrad  dx[m k] = sum_n dz[m n] w[k n]      the product dz w^T    (2 M K N)
     wgrad  dw[k n] = sum_m x[m k] dz[m n]      the product x^T dz    (2 M K N)
     bias   db[n]   = sum_m dz[m n]             the column sum        (M N)
 
-Derivation: dz = dx w + x dw + db is bilinear, so <dy, dx w> = <dy w^T, dx> and <dy, x dw> = <x^T dy, dw>. Both
-pullbacks are the op again with one operand transposed. With relu the op is a product with one array
-masked by y > 0; a masked result becomes a masked operand in the pullbacks, and the other way round:
+Derivation: z = x w + b is bilinear in x and w. Its differential is z' = x' w + x w' + b', so
+<dz, x' w> = <dz w^T, x'> and <dz, x w'> = <x^T dz, w'>. Both pullbacks are the op again with one operand transposed.
+With relu the op is a product with one array masked by y > 0; a masked result becomes a masked operand in the pullbacks,
+and the other way round:
 
     masked   in dgrad   in wgrad
     y        a (dy)     b (dy)

@@ -3,9 +3,9 @@ r"""linear_cross_entropy: cross_entropy of linear, whose logits never lie in mem
 Shapes: h[M K], w[K V], t[M]: int, b[V], a[V] -> y[M], or a scalar y when reduced; M rows of K features, V classes of
 weights a.
 
-Forward (2 M K V FLOPs, and about 8 M V for the row statistics), smoothing s, softcap C
+Forward (2 M K V FLOPs, and about 8 M V for the row statistics), label smoothing eps, softcap C
     x[m v] = sum_k h[m k] w[k v] + b[v],   z = C tanh(x / C) or x
-    r[m v] = a[v] ((1 - s) [v = t[m]] + s / V),   R[m] = sum_v r[m v]
+    r[m v] = a[v] ((1 - eps) [v = t[m]] + eps / V),   R[m] = sum_v r[m v]
     l[m]   = log sum_v exp z[m v]
     y[m]   = sum_v r[m v] (l[m] - z[m v]),  n[m] = l[m]^2;  both 0 where t[m] = ignore_index
     reduction: y + z_loss n; sum_m of it; or sum_m y[m] / sum_m a[t[m]] + z_loss sum_m n[m] / (number of rows), over the

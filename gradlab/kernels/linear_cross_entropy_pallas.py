@@ -13,7 +13,7 @@ from gradlab.kernels.class_losses.blocks_pallas import Statistics, operands, pad
 from gradlab.kernels.class_losses.chunks_pallas import chunks
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.column_sum_pallas import column_sum
-from gradlab.kernels.common.matmul_pallas import matmul, matmul_into
+from gradlab.kernels.common.matmul_pallas import matmul, matmul_add
 from gradlab.kernels.common.softcap_pallas import capped
 from gradlab.kernels.runtime.interpret_pallas import program_id
 from gradlab.kernels.runtime.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
@@ -154,7 +154,7 @@ def backward(
         arrays, sizes = {"h": h, "w": w, "b": b, "a": a, "first": first, **rows}, {"M": M, "K": K, "V": w.shape[1]}
         dx = logit_gradients(arrays, sizes, h.dtype, settings, tile, V)
         dw = matmul(h, dx, None, None, True, False, "", False)
-        return (matmul_into(sums[0], dx, w, transposed_b=True),), (dw, None if b is None else column_sum(dx, None))
+        return (matmul_add(sums[0], dx, w, transposed_b=True),), (dw, None if b is None else column_sum(dx, None))
 
     (dh,), (dw, db) = chunks(body, (w, b, a), ((M, K),), h, {"t": t, "dy": dy, "dn": dn, **row_statistics(s)})
     return dh.astype(h.dtype), dw, db

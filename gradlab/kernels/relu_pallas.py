@@ -9,7 +9,7 @@ from gradlab.kernels.common.elementwise_pallas import elementwise
 # fmt: off
 def _relu_mask_kernel(x_ref, mask_ref, y_ref):
     """y[m n] = 0 where mask[m n] <= 0, else x[m n]; grid (M/BM, 1); a program owns y[BM N]."""
-    # Not (g > 0): a NaN passes, as it does in both frameworks' forward.
+    # Not `where(mask > 0, x, 0)`: a NaN passes, as it does in both frameworks' forward.
     y_ref[...] = jnp.where(mask_ref[...] <= 0, jnp.zeros_like(x_ref[...]), x_ref[...])
 # fmt: on
 

@@ -23,7 +23,7 @@ def _relu_mask_kernel(
     inside = (m < M)[:, None] & (n < N)[None, :]
     x = tl.load(x_ptr + m[:, None] * x_m + n[None, :] * x_n, mask=inside, other=0.0)
     mask = tl.load(mask_ptr + m[:, None] * mask_m + n[None, :] * mask_n, mask=inside, other=0.0)
-    # Not (g > 0): a NaN passes, as it does in both frameworks' forward.
+    # Not `where(mask > 0, x, 0)`: a NaN passes, as it does in both frameworks' forward.
     y = tl.where(mask <= 0, 0.0, x)
     tl.store(y_ptr + m[:, None] * y_m + n[None, :] * y_n, y.to(y_ptr.dtype.element_ty), mask=inside)
 # fmt: on

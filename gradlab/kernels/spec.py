@@ -41,7 +41,7 @@ class Case:
     """One set of sizes and options of an op.
 
     `use` is "check" for small float64 cases of awkward sizes, whose derivatives are compared with finite differences,
-    and "bench" for large ones that are timed.
+    "bench" for large ones that are timed, and "bench gpu" for those timed on CUDA alone.
     """
 
     name: str
@@ -158,7 +158,7 @@ class OpCase:
 
     def flops(self) -> dict[str, int]:
         """FLOPs of "forward" and "backward", an add and a multiply counting one each."""
-        return self.spec.flops(self.sizes, **self.options)
+        return self.spec.flops(self.sizes, **self.case.static)
 
     def bytes(self, dtype: str) -> dict[str, int]:
         """Minimum memory traffic in bytes: every input read once, every result written once.

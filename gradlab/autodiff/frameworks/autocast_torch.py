@@ -5,12 +5,12 @@ from typing import Any
 import torch
 
 
-def lowered(*tensors: torch.Tensor | None) -> list[Any]:
+def to_autocast_dtype(*tensors: torch.Tensor | None) -> list[Any]:
     """Under autocast, in its dtype: what a product's operands do. float64 and integers stay, as they do in torch."""
     return _cast(None, tensors)
 
 
-def raised(*tensors: torch.Tensor | None) -> list[Any]:
+def to_float32(*tensors: torch.Tensor | None) -> list[Any]:
     """Under autocast, in float32: what a loss's arguments do."""
     return _cast(torch.float32, tensors)
 

@@ -1,6 +1,7 @@
-"""Where torch's ops and rules open their named ranges; a compiler, which a range would stop, sees none of them.
+"""Profiler ranges (NVTX) around torch's ops and rules, and the base classes of every rule.
 
-Compiled, what stays is the range of each kernel: it is opened inside the registered custom op, which runs uncompiled.
+Under torch.compile no range is opened, since it would break the graph; what stays is the range of each kernel, which is
+opened inside the registered custom op.
 """
 
 import functools
@@ -45,7 +46,7 @@ def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _signature(args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...] | None:
-    """What a call depends on where it computes alone: autograd records nothing, and nobody else takes part."""
+    """The key of an eager call without autograd, dispatch modes, transforms and autocast; None where one is on."""
     if not bare() or dispatch_modes() or transforms_active():
         return None
     values = (*args, *options.values()) if options else args
@@ -56,7 +57,7 @@ def _signature(args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...
 
 
 def _refuse_trace(name: str) -> NoReturn:
-    """A trace holds numbers of its example, a mean's divisor among them, and would use them for other sizes."""
+    """A trace has sizes of the example input in it, as a mean's divisor, and would use them for other inputs."""
     wanted = "torch.export.export or torch.compile, which follow sizes"
     raise NotImplementedError(f"{name}: the call is recorded by torch.jit.trace, wanted {wanted}")
 
@@ -71,7 +72,7 @@ def unrecorded(args: tuple[Any, ...]) -> bool:
 
 
 class Direct(torch.autograd.Function):
-    """A `torch.autograd.Function` that an eager call on plain tensors enters without torch's own preparations.
+    """A `torch.autograd.Function` whose eager calls on plain tensors skip `Function.apply`'s binding of arguments.
 
     Where torch.autograd batches a backward, it is applied by its own vmap rule. No range is opened: for rules whose
     backward launches nothing.

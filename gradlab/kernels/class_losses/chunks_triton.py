@@ -1,4 +1,4 @@
-"""What linear_cross_entropy's backwards share on Triton: memory for gradients, and chunks of classes."""
+"""What linear_cross_entropy's backwards share on Triton: empty gradients, and optional tensors with their strides."""
 
 import torch
 

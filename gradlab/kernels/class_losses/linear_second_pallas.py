@@ -12,7 +12,7 @@ from gradlab.kernels.class_losses.chunks import chunk
 from gradlab.kernels.class_losses.chunks_pallas import chunks
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.column_sum_pallas import column_sum
-from gradlab.kernels.common.matmul_pallas import matmul_into
+from gradlab.kernels.common.matmul_pallas import matmul_add
 from gradlab.kernels.runtime.launch_pallas import accumulator, loop
 
 
@@ -69,7 +69,7 @@ def second_backward(
         def line(b):
             return jnp.broadcast_to(jnp.zeros((), acc) if b is None else b.astype(acc), (M, w.shape[1]))
 
-        return matmul_into(line(b), h, w), matmul_into(matmul_into(line(ub), uh, w), h, uw)
+        return matmul_add(line(b), h, w), matmul_add(matmul_add(line(ub), uh, w), h, uw)
 
     def tiles(first, xu, a, rows, sums):
         x, u = xu
@@ -99,8 +99,8 @@ def second_backward(
     def rest(first, parts, xu, dh, h, uh, rows):
         w, b, a, uw, _ = parts
         dx, X = tiles(first, xu, a, rows, False)
-        dh = matmul_into(matmul_into(dh, X, w, transposed_b=True), dx, uw, transposed_b=True)
-        dw = matmul_into(matmul_into(jnp.zeros(w.shape, acc), h, X, transposed_a=True), uh, dx, transposed_a=True)
+        dh = matmul_add(matmul_add(dh, X, w, transposed_b=True), dx, uw, transposed_b=True)
+        dw = matmul_add(matmul_add(jnp.zeros(w.shape, acc), h, X, transposed_a=True), uh, dx, transposed_a=True)
         return (dh,), (dw.astype(w.dtype), None if b is None else column_sum(X, None))
 
     cut, rows = (w, b, a, uw, ub), {"t": t, "dy": dy, "dn": dn, **row_statistics(s)}

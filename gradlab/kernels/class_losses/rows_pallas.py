@@ -101,14 +101,14 @@ def logits(refs: Refs, columns: Any, o: Constants, acc: Any) -> jax.Array:
 def target_probabilities(
     t: jax.Array | None, refs: Refs, columns: Any, v: jax.Array, inside: jax.Array | None, o: Constants, acc: Any
 ) -> jax.Array:
-    """r[m v] = a[v] ((1 - s) q[m v] + s / V), q the one-hot row of t if there is one; 0 in lanes not inside."""
+    """r[m v] = a[v] ((1 - eps) q[m v] + eps / V), q the one-hot row of t if there is one; 0 in lanes not inside."""
     if t is None:
         r = refs["q"][:, columns].astype(acc)
     else:
         r = jnp.where(v == t, jnp.ones(v.shape, acc), jnp.zeros(v.shape, acc))
-    s = o.settings.label_smoothing
-    if s:
-        r = r * (1 - s) + s / o.V
+    eps = o.settings.label_smoothing
+    if eps:
+        r = r * (1 - eps) + eps / o.V
     if "a" in refs:
         r = r * refs["a"][:, columns].astype(acc)
     return r if inside is None else jnp.where(inside, r, jnp.zeros_like(r))

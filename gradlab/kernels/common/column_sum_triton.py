@@ -18,7 +18,7 @@ def _column_sum_kernel(
     M, N, ROWS,
     ACC: tl.constexpr, MASKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """s[z i n] = sum_m a[z m n], 0 where mask <= 0, over the i-th ROWS rows.
+    """s[z i n] = sum_m a[z m n] over rows m from i ROWS to (i + 1) ROWS - 1; terms with mask <= 0 count as 0.
 
     Grid (Z * N/BN, I); a program owns s[z i BN].
     """
@@ -51,8 +51,8 @@ def _column_sum_fake(a, mask):
 def column_sum(a: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """s[N] = sum over M of a[M N], zeros where mask <= 0; both may have one more axis Z in front.
 
-    Z * M * N * (1 or 2) elements read. A tall matrix is summed in two passes, I partial rows first: no atomics, so the
-    same bits each time.
+    Z * M * N * (1 or 2) elements read. A tall matrix is summed in two passes, `parts` partial sums of rows
+    first: no atomics, so the same bits each time.
     """
     M, N = a.shape[-2:]
     Z = math.prod(a.shape[:-2])

@@ -18,7 +18,7 @@ def _matmul_kernel(*refs, K, BK, transposed_a, transposed_b, bias, relu, masked)
     """
     a_ref, b_ref, *others, y_ref = refs
     c_ref: Any = others.pop(0) if bias else None
-    g_ref: Any = others.pop(0) if masked else None
+    mask_ref: Any = others.pop(0) if masked else None
     acc = accumulator(y_ref.dtype)
     precision = jax.lax.Precision.HIGHEST if a_ref.dtype in (jnp.float32, jnp.float64) else None
     contract = (((0 if transposed_a else 1,), (1 if transposed_b else 0,)), ((), ()))
@@ -30,9 +30,9 @@ def _matmul_kernel(*refs, K, BK, transposed_a, transposed_b, bias, relu, masked)
         a = a_ref[in_a]
         b = b_ref[in_b]
         if masked == "a":
-            a = jnp.where(g_ref[in_a] <= 0, jnp.zeros_like(a), a)
+            a = jnp.where(mask_ref[in_a] <= 0, jnp.zeros_like(a), a)
         if masked == "b":
-            b = jnp.where(g_ref[in_b] <= 0, jnp.zeros_like(b), b)
+            b = jnp.where(mask_ref[in_b] <= 0, jnp.zeros_like(b), b)
         return total + jax.lax.dot_general(a, b, contract, precision=precision, preferred_element_type=acc)
 
     y = loop(K // BK, step, jnp.zeros(y_ref.shape, acc))
@@ -41,7 +41,7 @@ def _matmul_kernel(*refs, K, BK, transposed_a, transposed_b, bias, relu, masked)
     if relu:
         y = jnp.where(y <= 0, jnp.zeros_like(y), y)
     if masked == "y":
-        y = jnp.where(g_ref[...] <= 0, jnp.zeros_like(y), y)
+        y = jnp.where(mask_ref[...] <= 0, jnp.zeros_like(y), y)
     y_ref[...] = y.astype(y_ref.dtype)
 
 # fmt: on
@@ -60,13 +60,13 @@ def matmul(
     """y[M N] = a[M K] b[K N] + bias[N], then relu; the array named by `masked`, "a", "b" or "y", is 0 where mask <= 0.
 
     `transposed_a`, `transposed_b`: the operand is stored as a[K M], b[N K]; a mask of an operand is stored alike.
-    A bias[M N] accumulates: y has its dtype, and its memory where it is donated.
+    A bias[M N] is accumulated to: the result has its dtype, and reuses its memory where that is donated.
     Logical GEMM M x N x K; each operand is read once per tile of the other, y is written once.
     """
     K, M = a.shape if transposed_a else a.shape[::-1]
     N = b.shape[0] if transposed_b else b.shape[1]
-    grows = bias is not None and bias.ndim == 2
-    dtype = bias.dtype if bias is not None and grows else a.dtype
+    accumulates = bias is not None and bias.ndim == 2
+    dtype = bias.dtype if bias is not None and accumulates else a.dtype
     if 0 in (M, N):
         return jnp.zeros((M, N), dtype)
     if K == 0:
@@ -74,14 +74,13 @@ def matmul(
         a = jnp.zeros((1, M) if transposed_a else (M, 1), a.dtype)
         b, K = jnp.zeros((N, 1) if transposed_b else (1, N), a.dtype), 1
         mask, masked = (mask, masked) if masked == "y" else (None, "")
-    given = [t for t in (a, b, bias if bias is None or grows else bias.reshape(1, N), mask) if t is not None]
+    given = [t for t in (a, b, bias if bias is None or accumulates else bias.reshape(1, N), mask) if t is not None]
     biased = bias is not None
 
     def call(platform: str, a: jax.Array, b: jax.Array, *others: jax.Array) -> jax.Array:
         BM, BK, BN, warps, stages = _tile(platform, a.dtype, M, K, N)
         padded_K = K + -K % BK
-        # For each array the tile that it is padded to, a program's block (an operand's has all of K), and the index
-        # map. fmt: off
+        # For each array the tile that it is padded to, a program's block (an operand's has all of K), the index map.
         tiles = {
             "a": ((BM, BK), (BM, padded_K), lambda i, j: (i, 0)),
             "b": ((BK, BN), (padded_K, BN), lambda i, j: (0, j)),
@@ -92,8 +91,7 @@ def matmul(
             tiles["a"] = ((BK, BM), (padded_K, BM), lambda i, j: (0, i))
         if transposed_b:
             tiles["b"] = ((BN, BK), (BN, padded_K), lambda i, j: (j, 0))
-        # fmt: on
-        if grows:
+        if accumulates:
             tiles["c"] = tiles["y"]
         names = ["a", "b"] + ["c"] * biased + [masked] * bool(masked)
         operands = [pad(t, *tiles[name][0]) for name, t in zip(names, (a, b, *others), strict=True)]
@@ -111,22 +109,22 @@ def matmul(
         )
         shape = jax.ShapeDtypeStruct((grid[0] * BM, grid[1] * BN), dtype)
         out = pl.BlockSpec(*tiles["y"][1:])
-        options = {"input_output_aliases": {2: 0}} if grows else {}
+        options = {"input_output_aliases": {2: 0}} if accumulates else {}
         y = pallas(kernel, platform, grid, specs, out, shape, warps=warps, stages=stages, **options)(*operands)
         return y[:M, :N]
 
     return launch(call, *given)
 
 
-def matmul_into(
+def matmul_add(
     y: jax.Array, a: jax.Array, b: jax.Array, transposed_a: bool = False, transposed_b: bool = False
 ) -> jax.Array:
-    """y[M N] + a b in y's dtype, in its memory where it is donated."""
+    """y[M N] + a b in y's dtype; its memory is reused where it is donated."""
     return matmul(a, b, y, None, transposed_a, transposed_b, "", False)
 
 
 def _tile(platform: str, dtype, M: int, K: int, N: int) -> tuple[int, int, int, int, int]:
-    """BM, BK, BN, warps, stages: one block when interpreted; tensor-core tiles in half precision when compiled."""
+    """BM, BK, BN, warps, stages: one block interpreted; 128 on TPU; on a GPU 64x32x64, in half 128x64x128."""
     if interpreted(platform):
         return M, K, N, 4, 1
     if platform == "tpu":

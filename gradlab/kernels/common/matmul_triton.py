@@ -21,7 +21,9 @@ def _matmul_kernel(
     ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr, FULL_K: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):
-    """y[z m n] = sum_k a[z m k] b[z k n] + c[z m n], with a, b or y 0 where mask <= 0.
+    """y[z m n] = relu(sum_k a[z m k] b[z k n] + c), c[z n] (BIAS row) or c[z m n] (BIAS matrix).
+
+    The array that MASKED names, a, b or y, is 0 where mask <= 0; without RELU no maximum is taken.
 
     Grid (Z * M/BM * N/BN); a program owns y[z BM BN].
     """
@@ -86,16 +88,16 @@ def matmul_into(
     masked: str = "",
     relu: bool = False,
 ) -> None:
-    """Write a b to y[M N], of any strides and dtype; a bias[M N] is added, and may be y itself: y accumulates."""
+    """y[M N] = a b + bias, y of any strides and dtype; a bias[M N] may be y itself: then a b is added to y."""
     M, K, N = *a.shape[-2:], b.shape[-1]
     BM, BK, BN, warps, stages = tile("matmul", a, M, K, N)
-    shape: str = ""
+    kind: str = ""
     c: tuple[object, ...] = (a, 0, 0, 0)
     if bias is not None and bias.ndim == a.ndim:
-        shape, c = "matrix", (bias, *strides(bias, 2))
+        kind, c = "matrix", (bias, *strides(bias, 2))
     elif bias is not None:
         z, n = strides(bias, 1)
-        shape, c = "row", (bias, z, 0, n)
+        kind, c = "row", (bias, z, 0, n)
     # fmt: off
     launch(
         _matmul_kernel, [math.prod(a.shape[:-2]) * -(-M // BM) * -(-N // BN)],
@@ -105,7 +107,7 @@ def matmul_into(
         *((a, 0, 0, 0) if mask is None else (mask, *strides(mask, 2))),
         y, *strides(y, 2),
         M, K, N,
-        ACC=triton_dtype(accumulator(a.dtype)), BIAS=shape, RELU=relu, MASKED=masked, FULL_K=K % BK == 0,
+        ACC=triton_dtype(accumulator(a.dtype)), BIAS=kind, RELU=relu, MASKED=masked, FULL_K=K % BK == 0,
         BM=BM, BK=BK, BN=BN, GROUP=8, writes=[y], warps=warps, stages=stages,
     )
     # fmt: on

@@ -3,8 +3,7 @@
 Calls that differ only in addresses and elements allocate the same memory and launch the same kernels with the same
 numbers. At the second such call the function runs on stand-in tensors, and its allocations, launches and torch ops are
 recorded: a plan. That call and later ones replay the plan without the function's own Python, which takes the host
-    longer
-than a small kernel. A function that reads values must be marked (`looks`), or it has no plan and runs as usual.
+longer than a small kernel. A function that reads values must be marked (`looks`), or it has no plan and runs as usual.
 """
 
 import functools

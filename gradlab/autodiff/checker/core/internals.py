@@ -10,7 +10,7 @@ class Internals(NamedTuple):
 
     Attributes:
         unit: the rounding unit of the lowest float dtype; 0 if unknown.
-        draws: whether it draws random numbers.
+        draws: whether it draws random numbers, on jax; False on torch, where nothing asks.
     """
 
     unit: float = 0.0

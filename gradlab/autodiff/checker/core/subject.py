@@ -229,10 +229,10 @@ def subject(
     """
     name = getattr(fn, "__name__", type(fn).__name__)
     side = _side(name, fn, args)
-    argument_names, parameters = side.functional(fn)
+    functional, parameters = side.functional(fn)
     if parameters:
         names = ["", *_parameters(getattr(fn, "forward", fn), len(args))]
-        made = CheckSubject(side, argument_names, (parameters, *args), options, name, case, names)
+        made = CheckSubject(side, functional, (parameters, *args), options, name, case, names)
         made.origin = fn
         # A parameter has the name that its module gives it.
         made.names = [n[2:].replace("']", "", 1) if n.startswith("['") else n for n in made.names]
