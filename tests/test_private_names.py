@@ -175,7 +175,6 @@ def uses(framework):
         import inspect
 
         import triton
-        import triton.language as tl
 
         from gradlab.kernels.private import private_triton as p
 
@@ -201,7 +200,7 @@ def uses(framework):
             "forget": lambda: forgotten() == 0,
             "interpreter": lambda: hasattr(p.interpreter(), "FunctionRewriter"),
             "to_interpreted": lambda: p.to_interpreted(3).handle.data == 3,
-            "patch_language": lambda: callable(p.patch_language) and tl is not None,
+            "patch_language": lambda: callable(p.interpreter()._patch_lang),
             "assembler": lambda: p.assembler(90).name.startswith("ptxas"),
         }
     import jax

@@ -5,7 +5,7 @@ of the kernel. Each place that touches memory has a number, its site, and each s
 
 A tick numbers what happens in a launch, and never falls: the start of a program, one execution of a store. A shadow
 keeps, for each element, the tick of the last store and that of the program that loaded it first: 0 is memory that
-nobody has written, HOST what was there before the launch, a negative tick an atomic operation.
+nothing has written, HOST what was there before the launch, a negative tick an atomic operation.
 """
 
 # Of the report of a launch.

@@ -43,7 +43,7 @@ class Extent(NamedTuple):
         return (*first, *self, self.shift if dense else -1)
 
 
-# What an argument that is no tensor points to: nobody knows.
+# What an argument that is no tensor points to: unknown.
 ANYTHING = Extent(0, layout.PLENTY)
 NOTHING = Extent(0, 0)
 

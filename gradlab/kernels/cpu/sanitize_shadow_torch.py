@@ -1,6 +1,6 @@
 """Who has written each element of memory, and which program has loaded it first: shadows of torch's storages.
 
-Memory of `torch.empty` is filled with a pattern, and its shadow says that nobody has written it. What torch itself, or
+Memory of `torch.empty` is filled with a pattern, and its shadow says that nothing has written it. What torch itself, or
 NumPy, writes there afterwards is told by the pattern that is gone, in front of each launch.
 """
 
@@ -17,7 +17,7 @@ from gradlab.kernels.cpu import sanitize_layout as layout
 # By bytes of an element: as floats they are NaN.
 _PATTERN = {1: 0xA5 - 2**8, 2: 0xFFA5 - 2**16, 4: 0xFFF5A5A5 - 2**32, 8: 0xFFF5A5A5A5A5A5A5 - 2**64}
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# What makes memory that nobody has written.
+# What makes uninitialised memory.
 _MAKERS = (
     (torch, "empty"),
     (torch, "empty_like"),
@@ -48,7 +48,7 @@ class Shadow:
         base: address of its first byte.
         shift: log2 of the bytes that one entry is about.
         writers, readers: entries as `sanitize_layout` says; readers are kept where programs may race.
-        fresh: whether there may be memory that nobody has written.
+        fresh: whether there may be uninitialised memory.
         stored: the last launch that stored some of it.
     """
 
@@ -125,7 +125,7 @@ class Shadows:
         shadow.fresh = bool((shadow.writers[: integers.numel()] == 0).any())
 
     def unwritten(self, tensor: torch.Tensor) -> tuple[int, int] | None:
-        """Address and number of a tensor's elements that nobody has written; they are told once."""
+        """Address and number of a tensor's elements that nothing has written; they are told once."""
         self.catch_up(tensor)
         shadow = self.find(tensor)
         if shadow is None or not shadow.fresh or tensor.itemsize != 1 << shadow.shift:

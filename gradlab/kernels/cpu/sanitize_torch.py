@@ -102,7 +102,7 @@ class Session:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within it, memory that nobody has written is known, and who of torch reads it."""
+        """Within it, uninitialised memory is known, and who of torch reads it."""
         if self._shadows is None:
             yield
             return
@@ -171,7 +171,7 @@ class Session:
         return shadow is not None and shadow.fresh and shadow.stored is not None
 
     def read(self, tensor: torch.Tensor, reader: str) -> None:
-        """Torch reads a tensor: note what of it nobody has written.
+        """Torch reads a tensor: note what of it nothing has written.
 
         Args:
             reader: the function and the place that it is called from.
@@ -193,7 +193,7 @@ active: Session | None = None
 
 @contextmanager
 def opened(session: Session) -> Iterator[None]:
-    """Within it, kernels are sanitized, the session runs them, and memory that nobody has written is known."""
+    """Within it, kernels are sanitized, the session runs them, and uninitialised memory is known."""
     global active
     if not hasattr(knobs.compilation, "instrumentation_mode"):
         raise RuntimeError(f"sanitize: Triton {triton.__version__} has no instrumentation modes, wanted 3.6 or newer")

@@ -54,9 +54,10 @@ def interpret(
         grid = grid + (1,) * (3 - len(grid))
         fn = _interpreted_form(jit)
         with _lock, _numpy_language(), np.errstate(all="ignore"):
-            interpreter().interpreter_builder.set_grid_dim(*grid)
+            builder = interpreter().interpreter_builder
+            builder.set_grid_dim(*grid)
             for index in np.ndindex(*grid):
-                interpreter().interpreter_builder.set_grid_idx(*index)
+                builder.set_grid_idx(*index)
                 fn(**values)
 
 

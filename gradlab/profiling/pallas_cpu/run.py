@@ -1,6 +1,7 @@
 """jax ops' kernels for CUDA, run on a CPU with a GPU's blocks; with `sanitized`, each of their accesses is examined."""
 
 import importlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,9 +71,7 @@ def cuda_on_cpu(sanitized: bool = False) -> Iterator[Seen]:
 
 
 def _fresh(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    made = np.empty(shape, dtype)
-    made.view(np.uint8).fill(_FRESH) if made.ndim else made.reshape(1).view(np.uint8).fill(_FRESH)
-    return made
+    return np.full(math.prod(shape) * dtype.itemsize, _FRESH, np.uint8).view(dtype).reshape(shape)
 
 
 def _said(kernel: Examined, launch: Launch, grid: Grid, arrays: list[np.ndarray], noted: Noted) -> str:
