@@ -18,7 +18,7 @@ def _view(size: int) -> Array:
     found = _VIEWS.get(size)
     if found is None:
         kind = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}[size]
-        every = (kind * ((_HIGHEST - _LOWEST) // size)).from_address(_LOWEST)
+        every: Any = (kind * ((_HIGHEST - _LOWEST) // size)).from_address(_LOWEST)
         found = _VIEWS[size] = np.frombuffer(every, np.dtype(f"u{size}"))
     return found
 
