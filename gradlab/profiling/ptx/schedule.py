@@ -24,7 +24,15 @@ _PATIENCE = 1000
 
 
 class Budget(Exception):
-    """More instructions than were allowed."""
+    """More instructions than were allowed.
+
+    Attributes:
+        expected: how many all blocks may take, by those that ran.
+    """
+
+    def __init__(self, expected: int = 0) -> None:
+        super().__init__(expected)
+        self.expected = expected
 
 
 class Scheduler:
