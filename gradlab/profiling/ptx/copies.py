@@ -15,7 +15,7 @@ from gradlab.profiling.ptx.groups import Groups
 from gradlab.profiling.ptx.instructions import instruction
 from gradlab.profiling.ptx.machine import Lanes, Machine, Step
 from gradlab.profiling.ptx.mbarriers import Barriers
-from gradlab.profiling.ptx.memory import address_faults
+from gradlab.profiling.ptx.memory import aligned
 from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.program import Instruction
 
@@ -151,7 +151,7 @@ def _start(i: Instruction, m: Machine, copies: Copies) -> Step:
     def run(lanes: Lanes) -> None:
         where, offsets, sources = m.where(lanes), to(lanes), source(lanes)
         number = sizes(lanes)
-        right = address_faults(i, m, offsets, lanes, size)
+        right = aligned(i, m, offsets, lanes, size)
         inside = m.shared.allowed(i, offsets, size, lanes)
         right = right if inside is None else inside if right is None else inside & right
         # What is not read needs no address that is right.
@@ -161,7 +161,7 @@ def _start(i: Instruction, m: Machine, copies: Copies) -> Step:
             for bytes_read in np.unique(number[chosen]):
                 these = chosen[number[chosen] == bytes_read]
                 wrong = m.memory.allowed(sources[these], int(bytes_read))
-                aligned = address_faults(i, m, sources[these], where[these], size)
+                aligned = aligned(i, m, sources[these], where[these], size)
                 if wrong is not None:
                     outside = these[~wrong]
                     text = f"copy from {m.memory.describe(int(sources[outside[0]]))} bytes"

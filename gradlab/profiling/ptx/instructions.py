@@ -22,7 +22,11 @@ ALL = (
     "memory",
     "atomics",
     "exchange",
+    "block_barriers",
+    "fences",
     "copies",
+    "mbarriers",
+    "tensor_maps",
     "matrix",
     "wgmma",
 )
