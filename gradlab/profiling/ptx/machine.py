@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.profiling.ptx import flight
 from gradlab.profiling.ptx.counts import Counts
 from gradlab.profiling.ptx.faults import Faults
 from gradlab.profiling.ptx.global_memory import GlobalMemory
@@ -37,6 +38,7 @@ class Machine:
         block_of, warp_of, lane_of: of each lane its block, its warp within the block, its place in the warp.
         program: the linear index in the grid of each of the blocks.
         shared, memory, counts, faults: shared memory of the blocks, global memory, what is counted, what was found.
+        flight: what a wgmma has in flight; None where the program has none.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Machine:
         }
         self.registers: dict[str, Array] = {}
         self.special = self._special()
+        self.flight = flight.Flight(self) if flight.uses(program) else None
 
     def begin(self, first: int, grid: tuple[int, int, int]) -> Array:
         """Take the blocks from `first` on; which lanes have work."""
@@ -83,19 +86,25 @@ class Machine:
             # What was never written is not a number, and no index that a kernel could mean.
             raw.view(np.uint8)[:] = raw.dtype != np.bool_ and 0xFF
         self.shared.begin()
+        if self.flight is not None:
+            self.flight.begin()
         return (mine < x * y * z) & (self.special["%tid.x"] < self.threads)
 
     def raw(self, name: str) -> Array:
         """A register's bits, of every lane."""
         found = self.registers.get(name)
         if found is None:
-            match = _RANGE.match(name)
-            kind = self.code.registers.get(name) or (self.code.registers.get(match[1]) if match else None)
-            if kind is None:
-                raise KeyError(name)
-            found = self.registers[name] = np.zeros(self.lanes, RAW[kind])
-            found.view(np.uint8)[:] = kind != "pred" and 0xFF
+            found = self.registers[name] = np.zeros(self.lanes, self.kind(name))
+            found.view(np.uint8)[:] = found.dtype != np.bool_ and 0xFF
         return found
+
+    def kind(self, name: str) -> Any:
+        """NumPy's type of a register's bits."""
+        match = _RANGE.match(name)
+        kind = self.code.registers.get(name) or (self.code.registers.get(match[1]) if match else None)
+        if kind is None:
+            raise KeyError(name)
+        return RAW[kind]
 
     def is_register(self, name: str) -> bool:
         """Whether that is the name of a register that is declared."""

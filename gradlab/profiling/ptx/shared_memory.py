@@ -25,6 +25,7 @@ class SharedMemory:
         self.data = np.empty((machine.blocks, self.stride), np.uint8)
         self.flat = self.data.reshape(-1)
         self._views = {n: self.flat.view(f"u{n}") for n in (1, 2, 4, 8)}
+        self._pieces = self.flat.view(np.complex128)
 
     def begin(self) -> None:
         """Forget what is in it: new blocks come."""
@@ -49,9 +50,20 @@ class SharedMemory:
         first = self.places(offsets, lanes) // size
         return [self._views[size][first + n] for n in range(number)]
 
+    def pieces(self, instruction: Instruction, offsets: Array, first: Array) -> Array:
+        """Words [group, piece, 2] of pieces of 16 bytes, of which warp groups with these first lanes read the same.
+
+        Args:
+            offsets: [piece], or [group, piece].
+        """
+        places = (offsets + self.machine.block_of[first][:, None] * self.stride) // 16
+        return self._pieces[places].view(np.uint64).reshape(*places.shape, 2)
+
     def write(self, instruction: Instruction, offsets: Array, lanes: Array, size: int, values: list[Any]) -> None:
         """Store unsigned integers of `size` bytes behind each other at each offset."""
         first = self.places(offsets, lanes) // size
+        if self.machine.flight is not None:
+            self.machine.flight.written(instruction, first * size, size * len(values), lanes)
         for n, value in enumerate(values):
             self._views[size][first + n] = value
 
