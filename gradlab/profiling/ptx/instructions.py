@@ -53,5 +53,5 @@ def step(i: Instruction, machine: Machine) -> Step:
     try:
         made = maker(i, machine)
     except (KeyError, IndexError, StopIteration) as error:
-        raise PTXError(f"emulate: instruction is {i}, of a form that is not known ({error})") from error
+        raise PTXError(f"emulate: instruction is {i}, wanted a form that is known ({error})") from error
     return made if machine.flight is None else machine.flight.watched(i, made)
