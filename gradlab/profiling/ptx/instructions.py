@@ -55,6 +55,7 @@ def step(i: Instruction, machine: Machine) -> Step:
     if maker is None:
         raise PTXError(f"emulate: instruction is {i}, wanted one of {', '.join(sorted(MAKERS))}")
     try:
-        return maker(i, machine)
+        made = maker(i, machine)
     except (KeyError, IndexError, StopIteration) as error:
         raise PTXError(f"emulate: instruction is {i}, wanted a form that is known ({error})") from error
+    return made if machine.flight is None else machine.flight.watched(i, made)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gradlab.profiling.ptx import flight
 from gradlab.profiling.ptx.counts import Counts
 from gradlab.profiling.ptx.faults import Faults
 from gradlab.profiling.ptx.global_memory import GlobalMemory
@@ -41,6 +42,7 @@ class Machine:
         late: whether asynchronous copies land at the last moment that a GPU may take, or at the first.
         at: the instruction that each lane is at; stalled: whether it stands still there until something happens.
         parts: what some instructions need and others do not, by its class.
+        flight: what a wgmma has in flight; None where the program has none.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Machine:
         }
         self.registers: dict[str, Array] = {}
         self.special = self._special()
+        self.flight = flight.Flight(self) if flight.uses(program) else None
 
     def begin(self, first: int, grid: tuple[int, int, int]) -> Array:
         """Take the blocks from `first` on; which lanes have work."""
@@ -95,6 +98,8 @@ class Machine:
         self.shared.begin()
         for part in self.parts.values():
             part.begin()
+        if self.flight is not None:
+            self.flight.begin()
         return (mine < x * y * z) & (self.special["%tid.x"] < self.threads)
 
     def part(self, kind: Callable[["Machine"], T]) -> T:
@@ -107,13 +112,17 @@ class Machine:
         """A register's bits, of every lane."""
         found = self.registers.get(name)
         if found is None:
-            match = _RANGE.match(name)
-            kind = self.code.registers.get(name) or (self.code.registers.get(match[1]) if match else None)
-            if kind is None:
-                raise KeyError(name)
-            found = self.registers[name] = np.zeros(self.lanes, RAW[kind])
-            found.view(np.uint8)[:] = kind != "pred" and 0xFF
+            found = self.registers[name] = np.zeros(self.lanes, self.kind(name))
+            found.view(np.uint8)[:] = found.dtype != np.bool_ and 0xFF
         return found
+
+    def kind(self, name: str) -> Any:
+        """NumPy's type of a register's bits."""
+        match = _RANGE.match(name)
+        kind = self.code.registers.get(name) or (self.code.registers.get(match[1]) if match else None)
+        if kind is None:
+            raise KeyError(name)
+        return RAW[kind]
 
     def is_register(self, name: str) -> bool:
         """Whether that is the name of a register that is declared."""

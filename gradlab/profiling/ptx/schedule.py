@@ -44,6 +44,8 @@ class Scheduler:
         self.code = machine.code.instructions
         self.labels = machine.code.labels
         self.kinds = [_kind(i) for i in self.code]
+        self.kind_at = np.asarray(self.kinds)
+        self.grouped = np.asarray([i.root == "wgmma" for i in self.code])
         self.steps: list[Step | None] = [None] * len(self.code)
         self.guards: list[Any] = [None] * len(self.code)
         self.targets: list[int] = [0] * len(self.code)
@@ -94,17 +96,23 @@ class Scheduler:
         by_warp = ready.reshape(self.m.warps, -1)
         warps = np.flatnonzero(by_warp.any(1))
         warp = warps[0] if self.order == "first" else warps[-1]
-        return np.flatnonzero(by_warp[warp]) + warp * by_warp.shape[1]
+        lanes = np.flatnonzero(by_warp[warp]) + warp * by_warp.shape[1]
+        first = int(self.at[lanes].min())
+        if first < len(self.code) and self.code[first].root == "wgmma":
+            # The other three warps of the group do it with this one.
+            group = np.arange(by_warp.size) // by_warp.shape[1] // 4 == warp // 4
+            return np.flatnonzero(ready & group & (self.at == first))
+        return lanes
 
     def _together(self) -> Array:
         """Lanes that are at nothing that the rest of their warp, or of four warps, must be at too."""
-        kinds = np.asarray(self.kinds)[np.minimum(self.at, len(self.code) - 1)]
+        kinds = self.kind_at[np.minimum(self.at, len(self.code) - 1)]
         if not (kinds[self.alive] == WARP).any():
             return np.ones(self.m.lanes, bool)
         here = np.where(self.alive, self.at, -1).reshape(-1, LANES)
         most = here.max(1)
         same = ((here == most[:, None]) | (here < 0)).all(1)
-        groups = np.asarray([i.root == "wgmma" for i in self.code])[np.maximum(most, 0)]
+        groups = self.grouped[np.clip(most, 0, len(self.code) - 1)]
         if groups.any():
             # Four warps of a block do a wgmma together; they lie a warp's lanes of all blocks apart.
             by_group = np.where(same, most, -2).reshape(-1, min(4, self.m.warps), self.m.blocks)

@@ -19,7 +19,7 @@ from gradlab.profiling.ptx.program import Instruction, Program
 if TYPE_CHECKING:
     from gradlab.profiling.ptx.machine import Machine
 
-RACE, IN_FLIGHT, OPERAND = "race in shared memory", "copy in flight", "operand in flight"
+RACE, IN_FLIGHT, OPERAND = "race in shared memory", "copy in flight", "shared operand in flight"
 UNWRITTEN, UNFENCED, BARRIER = "uninitialised shared memory", "missing proxy fence", "overwritten barrier"
 # How an element was written last: by an atomic; by a bulk copy; it is a barrier.
 ATOMIC, BULK, HELD = 1, 2, 4

@@ -28,6 +28,7 @@ class SharedMemory:
         self.flat = self.data.reshape(-1)
         self._views = {n: self.flat.view(f"u{n}") for n in (1, 2, 4, 8)}
         self.shadow = Shadow(machine, self.stride) if check else None
+        self._pieces = self.flat.view(np.complex128)
 
     def begin(self) -> None:
         """Forget what is in it: new blocks come."""
@@ -58,11 +59,28 @@ class SharedMemory:
         first = places // size
         return [self._views[size][first + n] for n in range(number)]
 
+    def pieces(self, instruction: Instruction, offsets: Array, first: Array) -> Array:
+        """Words [group, piece, 2] of pieces of 16 bytes, of which warp groups with these first lanes read the same.
+
+        Args:
+            offsets: [piece], or [group, piece].
+        """
+        places = (offsets + self.machine.block_of[first][:, None] * self.stride) // 16
+        if self.shadow is not None:
+            group = self.machine.flight.opened[first // 32] + 1
+            for warp in range(4):
+                lanes = first + warp * self.machine.blocks * 32
+                elements = self.shadow.elements_of(places.ravel() * 16, 16).reshape(len(places), -1)
+                self.shadow.read_async(instruction, "wgmma", lanes, elements, group)
+        return self._pieces[places].view(np.uint64).reshape(*places.shape, 2)
+
     def write(self, instruction: Instruction, offsets: Array, lanes: Array, size: int, values: list[Any]) -> None:
         """Store unsigned integers of `size` bytes behind each other at each offset."""
         places = self.places(offsets, lanes)
         first = places // size
         if self.shadow is None or not offsets.size:
+            if self.machine.flight is not None:
+                self.machine.flight.written(instruction, places, size * len(values), lanes)
             for n, value in enumerate(values):
                 self._views[size][first + n] = value
             return
@@ -83,18 +101,8 @@ class SharedMemory:
         if lost.any():
             shadow.conflict(instruction, lanes, elements, lost)
 
-    def reading(self, instruction: Instruction, kind: str, offsets: Array, lanes: Array, size: int, group: Array) -> None:
-        """A tensor core ("wgmma") or a bulk copy ("bulk") begins to read `size` bytes at each offset.
-
-        Each is read for the lane's warp until `finished` names its group or a later one: groups are numbered from 1 by
-        each warp. An operand that four warps read is named for a lane of each of them.
-        """
-        if self.shadow is not None and offsets.size:
-            elements = self.shadow.elements_of(self.places(offsets, lanes), size)
-            self.shadow.read_async(instruction, kind, lanes, elements, np.broadcast_to(group, lanes.shape))
-
     def finished(self, kind: str, lanes: Array, group: Array) -> None:
-        """The lanes' warps have waited for their groups of this kind up to these."""
+        """The lanes' warps have waited for their groups of asynchronous reads up to these, numbered from 1."""
         if self.shadow is not None:
             self.shadow.finished(kind, lanes, np.broadcast_to(group, lanes.shape))
 
