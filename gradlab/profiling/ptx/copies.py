@@ -161,12 +161,12 @@ def _start(i: Instruction, m: Machine, copies: Copies) -> Step:
             for bytes_read in np.unique(number[chosen]):
                 these = chosen[number[chosen] == bytes_read]
                 wrong = m.memory.allowed(sources[these], int(bytes_read))
-                aligned = aligned(i, m, sources[these], where[these], size)
+                even = aligned(i, m, sources[these], where[these], size)
                 if wrong is not None:
                     outside = these[~wrong]
                     text = f"copy from {m.memory.describe(int(sources[outside[0]]))} bytes"
                     m.fault("out of bounds", i, text, where[outside])
-                for good in (wrong, aligned):
+                for good in (wrong, even):
                     if good is not None:
                         right = np.ones(where.size, bool) if right is None else right
                         right[these[~good]] = False

@@ -77,7 +77,10 @@ class Barriers:
                 text = f"byte {int(offsets[wrong[0]])} of shared memory is no mbarrier: mbarrier.init must come before"
                 self.m.fault(MISUSED, i, text, lanes[wrong])
             found = np.where(made, found, -1)
-        self.m.shared.touched(i, offsets[made], lanes[made])
+        lost = self.m.shared.touched(i, offsets[made], lanes[made])
+        if lost.any():
+            text = f"{self.name(found[made][lost][0])} was overwritten after mbarrier.init"
+            self.m.fault(MISUSED, i, text, lanes[made][lost])
         return found
 
     def make(self, i: Instruction, lanes: Array, offsets: Array, counts: Array) -> None:

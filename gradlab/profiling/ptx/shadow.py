@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gradlab.profiling.ptx.machine import Machine
 
 RACE, IN_FLIGHT, OPERAND = "race in shared memory", "copy in flight", "shared operand in flight"
-UNWRITTEN, UNFENCED, BARRIER = "uninitialised shared memory", "missing proxy fence", "overwritten barrier"
+UNWRITTEN, UNFENCED = "uninitialised shared memory", "missing proxy fence"
 # How an element was written last: by an atomic; by a bulk copy; it is a barrier.
 ATOMIC, BULK, HELD = 1, 2, 4
 _WIDEST = 16
@@ -194,9 +194,6 @@ class Shadow:
         bad &= self.writer[elements] >= 0
         if how & ATOMIC:
             bad &= (last & ATOMIC) == 0
-        held = (last & HELD) != 0
-        if verb == "writes" and how & HELD == 0 and held.any():
-            self._say(BARRIER, i, lanes, elements, held, "is an mbarrier, and overwritten")
         if not bad.any():
             return bad
         seen = self.clocks.known[rows, 0, self.writer[elements]] >= self.when[elements]

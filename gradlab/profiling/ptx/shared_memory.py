@@ -114,10 +114,13 @@ class SharedMemory:
             if not made:
                 self.shadow.how[elements] = 0
 
-    def touched(self, instruction: Instruction, offsets: Array, lanes: Array) -> None:
-        """Lanes use barriers of 8 bytes at these offsets."""
-        if self.shadow is not None:
-            self.shadow.read(instruction, lanes, self.shadow.elements_of(self.places(offsets, lanes), 8))
+    def touched(self, instruction: Instruction, offsets: Array, lanes: Array) -> Array:
+        """Lanes use barriers of 8 bytes at these offsets; of which of them another's bytes are there now."""
+        if self.shadow is None:
+            return np.zeros(lanes.shape, bool)
+        elements = self.shadow.elements_of(self.places(offsets, lanes), 8)
+        self.shadow.read(instruction, lanes, elements)
+        return ((self.shadow.how[elements] & HELD) == 0).any(1)
 
     def joined(self, lanes: Array, name: int = 0) -> None:
         """These lanes have passed a barrier together: what their warps did before is known to all of them."""
