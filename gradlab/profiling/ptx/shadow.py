@@ -105,7 +105,9 @@ class Shadow:
         pending = self.groups.get(kind)
         if pending is None:
             pending = self.groups[kind] = np.zeros((self.m.warps, self.elements), np.int32)
-        pending[rows // self.m.blocks, elements] = np.asarray(group)[:, None]
+        warp = rows // self.m.blocks
+        pending[warp, elements] = np.asarray(group)[:, None]
+        self.readers[warp, elements] = self.clocks.now(rows)
 
     def finished(self, kind: str, lanes: Array, group: Array) -> None:
         """The lanes' warps have waited for their groups of asynchronous reads, up to these."""
@@ -167,14 +169,13 @@ class Shadow:
         known = self.clocks.known
         blocks = self.m.blocks
         for warp in range(self.m.warps):
-            if self.m.warps > 1:
-                late = self.readers[warp, elements] > known[rows, 0, warp]
-                if late.any():
-                    text = f"is written while warp {warp} may still read it; a barrier must come between"
-                    self._say(RACE, i, lanes, elements, late, text)
+            apart = self.readers[warp, elements] > known[rows, 0, warp]
+            if apart.any():
+                text = f"is written while warp {warp} may still read it; a barrier must come between"
+                self._say(RACE, i, lanes, elements, apart, text)
             for kind, pending in self.groups.items():
                 place = int(self.clocks.reader(kind, np.array([warp * blocks]))[0])
-                late = pending[warp, elements] > known[rows, 0, place]
+                late = (pending[warp, elements] > known[rows, 0, place]) & ~apart
                 if late.any():
                     what = "a tensor core" if kind == "wgmma" else "a bulk copy"
                     text = f"is written while {what} may still read it for warp {warp}; its wait must come before"
