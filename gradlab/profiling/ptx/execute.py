@@ -63,7 +63,7 @@ def execute(
     blocks = grid[0] * grid[1] * grid[2]
     warps = -(-threads // LANES)
     at_once = max(1, min(blocks, AT_ONCE // (warps * LANES), _SHARED_AT_ONCE // max(shared, 1)))
-    counts, faults = Counts(len(program.instructions), detailed), Faults()
+    counts, faults = Counts(len(program.instructions), detailed, extents, at_once), Faults()
     given = [*arguments, *[0] * (len(program.parameters) - len(arguments))]
     memory = GlobalMemory(extents)
     machine = Machine(program, at_once, threads, given, memory, shared, counts, faults, exact)
@@ -71,4 +71,5 @@ def execute(
         scheduler = Scheduler(machine, order, budget)
         for first in range(0, blocks, at_once):
             scheduler.run(machine.begin(first, grid))
+            counts.next_blocks()
     return Executed(program, counts, list(faults.found.values()))
