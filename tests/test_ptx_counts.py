@@ -5,7 +5,7 @@ import pytest
 
 from gradlab.profiling.ptx.counts import Counts, passes
 from gradlab.profiling.ptx.execute import execute
-from gradlab.profiling.ptx.global_memory import Extent
+from gradlab.profiling.ptx.global_memory import Extent, GlobalMemory
 from gradlab.profiling.ptx.kinds import KINDS, kind
 from gradlab.profiling.ptx.parse import parse
 from gradlab.profiling.ptx.totals import by_kind, by_line, totals
@@ -108,7 +108,7 @@ def test_a_tensor_is_read_again():
 
 
 def test_what_goes_past_l1_is_fetched_each_time():
-    counts = Counts(1, True, [Extent(4096, 1024, "x")])
+    counts = Counts(1, True, GlobalMemory([Extent(4096, 1024, "x")]))
     addresses, lanes = 4096 + 16 * np.arange(32), np.arange(32)
     for cached in (True, True, False, False):
         counts.global_access(0, addresses, lanes, 16, False, cached)
@@ -118,7 +118,7 @@ def test_what_goes_past_l1_is_fetched_each_time():
 
 
 def test_bulk_copies_count_the_sectors_of_their_pieces():
-    counts = Counts(1, True, [Extent(4096, 1024, "x")])
+    counts = Counts(1, True, GlobalMemory([Extent(4096, 1024, "x")]))
     # 64 bytes from a sector's start: 2; 32 bytes from a sector's middle: 2.
     counts.global_pieces(0, np.array([4096, 4096 + 528]), np.array([64, 32]), write=False)
     found = totals(counts)
@@ -129,7 +129,10 @@ def test_bulk_copies_count_the_sectors_of_their_pieces():
 
 
 def test_memory_that_arguments_share_is_one_tensor():
-    traffic = Traffic([Extent(4096, 256, "x"), Extent(4096, 256, "out"), Extent(8192, 64, "y"), Extent(4128, 32, "x")])
+    memory = GlobalMemory(
+        [Extent(4096, 256, "x"), Extent(8192, 64, "y"), Extent(4128, 64, "out"), Extent(4128, 32, "x")]
+    )
+    traffic = Traffic(memory)
     traffic.add(traffic.number(np.array([4096, 8192, 8224, 4100])), np.zeros(4, np.int64), False, True)
     traffic.next_blocks()
     one, two = traffic.tensors()
@@ -137,9 +140,25 @@ def test_memory_that_arguments_share_is_one_tensor():
     assert (two.name, two.read) == ("y", 2)
 
 
+def test_memory_that_comes_out_of_a_table_is_counted_from_then_on():
+    """Tensors that no argument names are asked for when an address lies in none; what was counted before stays."""
+    memory = GlobalMemory(
+        [Extent(8192, 64, "x")], lambda: [Extent(4096, 64, "a tensor"), Extent(8192, 128, "all of x")]
+    )
+    counts, lanes = Counts(1, True, memory), np.arange(2)
+    counts.global_access(0, np.array([8192, 8224]), lanes, 4, write=False)
+    addresses = np.array([4096, 8256])
+    assert memory.allowed(addresses, 4) is None
+    counts.global_access(0, addresses, lanes, 4, write=False)
+    counts.next_blocks()
+    one, two = counts.traffic.tensors()
+    assert (one.name, one.read, one.fetched) == ("a tensor", 1, 1)
+    assert (two.name, two.read, two.fetched, two.distinct_read) == ("all of x", 3, 3, 3)
+
+
 def test_many_reads_are_kept_small():
     """What is kept of reads grows with the sectors that blocks touch, not with the reads."""
-    traffic = Traffic([Extent(0, 2**20, "x")])
+    traffic = Traffic(GlobalMemory([Extent(0, 2**20, "x")]))
     sectors = np.arange(2**15)
     for _ in range(40):
         traffic.add(sectors, np.zeros(sectors.size, np.int64), False, True)

@@ -7,12 +7,13 @@ NumPy, writes there afterwards is told by the pattern that is gone, in front of 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from gradlab.kernels.cpu import sanitize_layout as layout
+from gradlab.kernels.cpu.sanitize_fault import Stored
 
 # By bytes of an element: as floats they are NaN.
 _PATTERN = {1: 0xA5 - 2**8, 2: 0xFFA5 - 2**16, 4: 0xFFF5A5A5 - 2**32, 8: 0xFFF5A5A5A5A5A5A5 - 2**64}
@@ -26,17 +27,6 @@ _MAKERS = (
     (torch.Tensor, "new_empty"),
     (torch.Tensor, "new_empty_strided"),
 )
-
-
-class Stored(NamedTuple):
-    """A launch that stored some of a storage: its number, kernel, argument, where it stores, address of the tensor."""
-
-    launch: int
-    kernel: str
-    argument: str
-    file: str
-    line: int
-    address: int
 
 
 @dataclass

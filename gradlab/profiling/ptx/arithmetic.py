@@ -12,7 +12,7 @@ from gradlab.profiling.ptx.instructions import instruction
 from gradlab.profiling.ptx.machine import Lanes, Machine, Step
 from gradlab.profiling.ptx.numbers import BITS, Array, from_bf16, is_float, meaning, to_bf16
 from gradlab.profiling.ptx.program import Instruction
-from gradlab.profiling.ptx.rounding import fma, flushed
+from gradlab.profiling.ptx.rounding import flushed, fma
 
 _PLAIN: dict[str, Callable[..., Any]] = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
 _PAIRS = ("f16x2", "bf16x2", "f32x2")

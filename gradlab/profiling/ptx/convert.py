@@ -146,7 +146,7 @@ def _to_small_pair(i: Instruction, m: Machine, half: str, kind: str) -> Step:
 
     def run(lanes: Lanes) -> None:
         packed = np.asarray(read(lanes))
-        found = np.uint16(0)
+        found: Any = np.uint16(0)
         for place in (0, 1):
             part = (packed >> np.uint32(16 * place)).astype(np.uint16)
             values = from_bf16(part) if kind == "bf16x2" else part.view(np.float16)
@@ -163,7 +163,7 @@ def unpack_small(i: Instruction, m: Machine) -> Step:
 
     def run(lanes: Lanes) -> None:
         packed = np.asarray(read(lanes))
-        found = np.uint32(0)
+        found: Any = np.uint32(0)
         for place in (0, 1):
             values = decode((packed >> np.uint16(8 * place)).astype(np.uint8), small)
             found = found | (values.astype(np.float16).view(np.uint16).astype(np.uint32) << np.uint32(16 * place))

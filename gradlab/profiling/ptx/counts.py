@@ -4,12 +4,11 @@ Source of the rules: NVIDIA, Nsight Compute's Profiling Guide, "Memory Tables"; 
 Memory and Memory Banks". For 8 and 16 bytes a lane: NVIDIA Developer Forums, "Unexpected shared memory bank conflict".
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from gradlab.profiling.ptx.global_memory import Extent
+from gradlab.profiling.ptx.global_memory import GlobalMemory
 from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.traffic import SECTOR, Traffic, distinct
 
@@ -25,7 +24,7 @@ class Counts:
 
     Attributes:
         detailed: whether sectors and bank conflicts are counted.
-        extents, blocks: the memory of the launch, and how many blocks are executed at once.
+        memory, blocks: of the launch, and how many blocks are executed at once.
         issued: warps that executed it.
         threads: threads that executed it, those without a true guard left out.
         requests, moved: warps that accessed global memory by it; bytes of it, each thread's.
@@ -40,7 +39,7 @@ class Counts:
 
     instructions: int
     detailed: bool = True
-    extents: Sequence[Extent] = ()
+    memory: GlobalMemory = field(default_factory=lambda: GlobalMemory(()))
     blocks: int = 1
     issued: Array = field(init=False)
     threads: Array = field(init=False)
@@ -58,7 +57,7 @@ class Counts:
     def __post_init__(self) -> None:
         for name in ARRAYS:
             setattr(self, name, np.zeros(self.instructions, np.int64))
-        self.traffic = Traffic(self.extents)
+        self.traffic = Traffic(self.memory)
 
     def run(self, first: int, last: int, warps: int, threads: int) -> None:
         """Instructions `first` to `last`, the last included, were executed by so many warps and threads."""
@@ -122,8 +121,10 @@ class Counts:
 
 
 # The counts of an instruction.
-ARRAYS = ("issued", "threads", "divergent", "operations", "requests", "moved", "sectors", "shared_requests")
-ARRAYS += ("shared_moved", "passes")
+ARRAYS = (
+    *("issued", "threads", "divergent", "operations"),
+    *("requests", "moved", "sectors", "shared_requests", "shared_moved", "passes"),
+)
 
 
 def passes(offsets: Array, lanes: Array, size: int, write: bool) -> int:

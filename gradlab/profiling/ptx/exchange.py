@@ -75,7 +75,7 @@ def active(i: Instruction, m: Machine) -> Step:
 def reduce(i: Instruction, m: Machine) -> Step:
     """`redux.sync.op.type d, a, membermask`."""
     kind = i.opcode[-1]
-    operation = {"add": np.add, "min": np.minimum, "max": np.maximum}.get(i.opcode[2])
+    operation: Any = {"add": np.add, "min": np.minimum, "max": np.maximum}.get(i.opcode[2])
     operation = operation or {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}[i.opcode[2]]
     read, write = m.source(i.operands[1], kind), m.target(i.operands[0], kind)
 

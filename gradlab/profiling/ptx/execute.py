@@ -1,6 +1,6 @@
 """One launch: all blocks of a grid, some of them at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from gradlab.profiling.ptx.faults import Fault, Faults
 from gradlab.profiling.ptx.global_memory import Extent, GlobalMemory
 from gradlab.profiling.ptx.machine import LANES, Machine
 from gradlab.profiling.ptx.program import Program
-from gradlab.profiling.ptx.schedule import Scheduler
+from gradlab.profiling.ptx.schedule import Budget, Scheduler
 
 # Lanes at once: enough that NumPy's cost for a call is small beside its work, few enough for a CPU's caches.
 AT_ONCE = 4096
@@ -39,6 +39,7 @@ def execute(
     shared: int,
     arguments: Sequence[int | bytes],
     extents: Sequence[Extent],
+    more: Callable[[], Iterable[Extent]] | None = None,
     order: str = "together",
     budget: int = 10**9,
     detailed: bool = True,
@@ -50,7 +51,7 @@ def execute(
         threads: of one block.
         shared: bytes of dynamic shared memory of one block.
         arguments: addresses and numbers as their bits; what is passed by value as bytes.
-        extents: the memory that it may reach.
+        extents: the memory that it may reach; `more`: what else there is, asked when an address lies in none of them.
         order: of warps: "together", "first", "last".
         budget: the most instructions of warps.
         detailed: count sectors and bank conflicts too.
@@ -58,18 +59,24 @@ def execute(
 
     Raises:
         PTXError: an instruction that is not known.
-        Budget: more instructions than the budget.
+        Budget: more instructions than the budget, as soon as the first blocks say so.
     """
     blocks = grid[0] * grid[1] * grid[2]
     warps = -(-threads // LANES)
     at_once = max(1, min(blocks, AT_ONCE // (warps * LANES), _SHARED_AT_ONCE // max(shared, 1)))
-    counts, faults = Counts(len(program.instructions), detailed, extents, at_once), Faults()
     given = [*arguments, *[0] * (len(program.parameters) - len(arguments))]
-    memory = GlobalMemory(extents)
+    memory = GlobalMemory(extents, more)
+    counts, faults = Counts(len(program.instructions), detailed, memory, at_once), Faults()
     machine = Machine(program, at_once, threads, given, memory, shared, counts, faults, exact)
     with np.errstate(all="ignore"):
         scheduler = Scheduler(machine, order, budget)
         for first in range(0, blocks, at_once):
-            scheduler.run(machine.begin(first, grid))
+            # What the first blocks take tells early that all of them would take too many; some may take half of it.
+            share = min(1.0, (first + at_once) / blocks)
+            scheduler.budget = min(budget, int(2 * budget * share))
+            try:
+                scheduler.run(machine.begin(first, grid))
+            except Budget:
+                raise Budget(int(scheduler.spent / share)) from None
             counts.next_blocks()
     return Executed(program, counts, list(faults.found.values()))

@@ -53,4 +53,4 @@ def step(i: Instruction, machine: Machine) -> Step:
     try:
         return maker(i, machine)
     except (KeyError, IndexError, StopIteration) as error:
-        raise PTXError(f"emulate: instruction is {i}, of a form that is not known ({error})") from error
+        raise PTXError(f"emulate: instruction is {i}, wanted a form that is known ({error})") from error

@@ -84,7 +84,7 @@ def logic_of_three(i: Instruction, m: Machine) -> Step:
     table = int(i.operands[4], 0)
 
     def compute(a: Any, b: Any, c: Any) -> Array:
-        found = np.uint32(0)
+        found: Any = np.uint32(0)
         for row in range(8):
             if table >> row & 1:
                 parts = [v if row >> place & 1 else ~v for v, place in ((a, 2), (b, 1), (c, 0))]
@@ -103,7 +103,7 @@ def permute(i: Instruction, m: Machine) -> Step:
 
     def compute(a: Any, b: Any, selector: Any) -> Array:
         both = np.asarray(a).astype(np.uint64) | (np.asarray(b).astype(np.uint64) << np.uint64(32))
-        found = np.uint64(0)
+        found: Any = np.uint64(0)
         for byte in range(4):
             chosen = (np.asarray(selector).astype(np.uint64) >> np.uint64(4 * byte)) & np.uint64(15)
             value = (both >> ((chosen & np.uint64(7)) * np.uint64(8))) & np.uint64(255)
@@ -167,7 +167,7 @@ def _highest(value: Any) -> Array:
     return np.where(bits.any(-1), first, -1)
 
 
-@instruction("popc", "clz", "brev", "bfind", "fns")
+@instruction("popc", "clz", "brev", "bfind")
 def count(i: Instruction, m: Machine) -> Step:
     """Bits that are set, zeros above them, bits in reverse, the highest one."""
     kind = i.opcode[-1]
@@ -267,11 +267,11 @@ def test_property(i: Instruction, m: Machine) -> Step:
     """Whether a number is finite, infinite, a number, not one, normal or subnormal."""
     kind = i.opcode[-1]
     least = np.finfo(meaning(kind)).smallest_normal
-    compute = {
-        "finite": np.isfinite,
-        "infinite": np.isinf,
+    compute: Callable[..., Any] = {
+        "finite": lambda v: np.isfinite(v),
+        "infinite": lambda v: np.isinf(v),
         "number": lambda v: ~np.isnan(v),
-        "notanumber": np.isnan,
+        "notanumber": lambda v: np.isnan(v),
         "normal": lambda v: np.isfinite(v) & (np.abs(v) >= least),
         "subnormal": lambda v: (np.abs(v) < least) & (v != 0),
     }[i.opcode[1]]

@@ -21,7 +21,7 @@ _PARAMETER = re.compile(r"^\[\s*([$\w]+)\s*(?:\+\s*(\d+)\s*)?\]$")
 @instruction("ld", "ldu")
 def load(i: Instruction, m: Machine) -> Step:
     """`ld.space.vec.type d, [a]`."""
-    kind = i.opcode[-1]
+    kind = i.opcode[-1] if i.opcode[-1][0] == "s" else f"b{BITS[i.opcode[-1]]}"
     size = BITS[kind] // 8
     names = parts(i.operands[0])
     writes = [m.target(name, kind) for name in names]
@@ -40,7 +40,7 @@ def load(i: Instruction, m: Machine) -> Step:
 
     def run(lanes: Lanes) -> None:
         for write, values in zip(writes, access(address(lanes), lanes, None), strict=True):
-            write(lanes, values if kind[0] in "bu" else values.view(_dtype(kind)))
+            write(lanes, values.view(_dtype(kind)))
 
     return run
 
@@ -80,7 +80,9 @@ def accessor(
         where, found = m.where(lanes), [np.zeros(addresses.size, f"u{size}") for _ in range(number)]
         for mine, shift, run in ((inside, SHARED_WINDOW, _shared), (~inside, 0, _global)):
             given = None if values is None else [np.broadcast_to(v, where.shape)[mine] for v in values]
-            for part, got in zip(found, run(i, m, addresses[mine] - shift, where[mine], size, number, given)):
+            for part, got in zip(
+                found, run(i, m, addresses[mine] - shift, where[mine], size, number, given), strict=False
+            ):
                 part[mine] = got
         return found
 

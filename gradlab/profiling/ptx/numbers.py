@@ -34,7 +34,7 @@ def meaning(kind: str) -> np.dtype:
     return np.dtype("f4") if kind == "bf16" else np.dtype("?") if kind == "pred" else _MEANT[kind]
 
 
-def from_bf16(bits: Array) -> Array:
+def from_bf16(bits: Any) -> Array:
     """float32 of bfloat16's bits."""
     return (np.asarray(bits).astype(np.uint32) << np.uint32(16)).view(np.float32)
 
@@ -89,6 +89,7 @@ def writer(raw: Array, kind: str) -> Callable[[Any, Any], None]:
 
 def immediate(text: str, kind: str) -> Any:
     """A constant as a NumPy scalar of the type's meaning."""
+    bits: Any
     if text[:2] in ("0f", "0F"):
         bits = np.uint32(int(text[2:], 16))
         return meaning(kind).type(bits.view(np.float32)) if is_float(kind) else bits
@@ -99,8 +100,8 @@ def immediate(text: str, kind: str) -> Any:
         return np.bool_(int(text))
     if is_float(kind) and kind != "bf16":
         # An integer where a float is meant gives its bits: f16 has no constants of its own.
-        bits = BITS[kind]
-        return np.dtype(f"u{bits // 8}").type(int(text, 0) % 2**bits).view(meaning(kind))
+        width = BITS[kind]
+        return np.dtype(f"u{width // 8}").type(int(text, 0) % 2**width).view(meaning(kind))
     if kind == "bf16":
         return from_bf16(np.uint16(int(text, 0) % 2**16))
     dtype = _MEANT[kind]

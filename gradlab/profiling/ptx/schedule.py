@@ -24,7 +24,15 @@ _PATIENCE = 1000
 
 
 class Budget(Exception):
-    """More instructions than were allowed."""
+    """More instructions than were allowed.
+
+    Attributes:
+        expected: how many all blocks may take, by those that ran.
+    """
+
+    def __init__(self, expected: int = 0) -> None:
+        super().__init__(expected)
+        self.expected = expected
 
 
 class Scheduler:
@@ -121,10 +129,10 @@ class Scheduler:
                 self._count(start, pc - 1, warps, threads)
                 return False
             i, guard = self.code[pc], self.guards[pc]
-            chosen = lanes
+            chosen: Lanes | None = lanes
             if guard is not None:
                 true = np.broadcast_to(guard(lanes), threads)
-                number = np.count_nonzero(true)
+                number = int(np.count_nonzero(true))
                 if number < threads:
                     chosen = self.m.where(lanes)[true] if number else None
                     self.m.counts.skipped(pc, threads - number)
@@ -182,7 +190,7 @@ class Scheduler:
 
     def _barrier(self, i: Instruction, indices: Array) -> None:
         """`bar.sync a, b`: wait until all threads of the block, or b of them, are there; arrive goes on."""
-        operands = [o for o in i.operands]
+        operands = i.operands
         name = int(np.max(self.m.source(operands[0], "u32")(indices))) if operands else 0
         if i.has("warp"):
             self.m.shared.joined(indices)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradlab.profiling.ptx.global_memory import Extent
+from gradlab.profiling.ptx.global_memory import Extent, GlobalMemory
 from gradlab.profiling.ptx.numbers import Array
 
 # Bytes of what an L2 cache and memory are asked for.
@@ -41,23 +41,41 @@ class TensorTraffic:
 
 
 class Traffic:
-    """Counts of every sector of the extents of a launch."""
+    """Counts of every sector of the memory of a launch."""
 
-    def __init__(self, extents: Sequence[Extent]) -> None:
-        self.regions = _regions(extents)
-        self.bases = np.array([r.base // SECTOR for r in self.regions], np.int64)
-        sizes = np.array([-(-(r.base + r.size) // SECTOR) - r.base // SECTOR for r in self.regions], np.int64)
-        # Where each region's sectors begin among all of them; the last one is of what lies in no region.
-        self.starts = np.append(0, np.cumsum(sizes)).astype(np.int64)
-        self.read, self.written, self.fetched = (np.zeros(int(self.starts[-1]) + 1, np.uint32) for _ in range(3))
+    def __init__(self, memory: GlobalMemory) -> None:
+        self.memory = memory
+        self.regions: list[Extent] = []
         self._pending: list[Array] = []
         self._pending_size = self._distinct_size = 0
+        self.read = self.written = self.fetched = np.zeros(1, np.uint32)
+        self._take()
+
+    def _take(self) -> None:
+        """Count the sectors of what the memory has now, and keep what was counted."""
+        self.next_blocks()
+        known = list(zip(self.regions, np.cumsum([0, *map(_sectors, self.regions)]), strict=False))
+        self.seen = self.memory.extents
+        self.regions = _regions(self.seen)
+        self.bases = np.array([r.base // SECTOR for r in self.regions], np.int64)
+        # Where each region's sectors begin among all of them; the last one is of what lies in no region.
+        self.starts = np.cumsum([0, *map(_sectors, self.regions)]).astype(np.int64)
+        before = self.read, self.written, self.fetched
+        after = [np.zeros(int(self.starts[-1]) + 1, np.uint32) for _ in before]
+        for region, start in known:
+            (at,) = self.number(np.array([region.base]))
+            for old, new in zip(before, after, strict=True):
+                new[at : at + _sectors(region)] += old[start : start + _sectors(region)]
+        self.read, self.written, self.fetched = after
 
     def number(self, addresses: Array) -> Array:
         """The sectors of addresses, counted through all regions."""
         sectors = addresses // SECTOR
-        if not self.regions:
+        if not self.regions and self.seen is self.memory.extents:
             return np.zeros(addresses.size, np.int64)
+        if not self.regions:
+            self._take()
+            return self.number(addresses)
         first, last = (int(np.searchsorted(self.bases, s, side="right")) - 1 for s in (sectors.min(), sectors.max()))
         if first == last >= 0:
             found = sectors - (self.bases[first] - self.starts[first])
@@ -66,7 +84,11 @@ class Traffic:
             region = np.searchsorted(self.bases, sectors, side="right") - 1
             found = np.where(region >= 0, sectors - self.bases[region] + self.starts[region], self.starts[-1])
             end = self.starts[region + 1]
-        return np.where(found < end, found, self.starts[-1])
+        known = found < end
+        if not known.all() and self.seen is not self.memory.extents:
+            self._take()
+            return self.number(addresses)
+        return np.where(known, found, self.starts[-1])
 
     def add(self, sectors: Array, blocks: Array, write: bool, cached: bool) -> None:
         """Requests for these sectors from these of the blocks that run."""
@@ -106,6 +128,10 @@ class Traffic:
             if tensor.read or tensor.written:
                 found.append(tensor)
         return found
+
+
+def _sectors(region: Extent) -> int:
+    return -(-(region.base + region.size) // SECTOR) - region.base // SECTOR
 
 
 def _regions(extents: Sequence[Extent]) -> list[Extent]:

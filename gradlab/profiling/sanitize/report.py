@@ -16,7 +16,7 @@ class Report:
     """What was found while launches were examined; true when that is nothing.
 
     Attributes:
-        faults: `gradlab.kernels.cpu.sanitize_torch.Fault`, in the order they were met, one of each place: `count` is
+        faults: `gradlab.kernels.cpu.sanitize_fault.Fault`, in the order they were met, one of each place: `count` is
             the elements of all launches, `launches` how many there were, the rest is of the first.
         launches: how many launches were examined.
     """
