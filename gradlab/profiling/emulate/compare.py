@@ -84,10 +84,12 @@ def function(fn: Callable[..., Any], args: Sequence[Any], name: str, called: str
 
     moving = [i for i, a in enumerate(args) if getattr(a, "requires_grad", False)]
 
+    ones: list[Any] = []
+
     def backward() -> tuple[Any, ...]:
-        pull = framework.pullback(fn, moving)
-        ones = [framework.put(np.ones(y.shape), framework.dtype(y), y) for y in as_tuple(fn(*args))]
-        return pull([_copy(a) for a in args], ones)
+        if not ones:
+            ones.extend(framework.put(np.ones(y.shape), framework.dtype(y), y) for y in as_tuple(fn(*args)))
+        return framework.pullback(fn, moving)([_copy(a) for a in args], ones)
 
     names = [f"argument {i}" for i, a in enumerate(args) if framework.is_array(a)]
     todo: list[tuple[str, Callable[[], Any], list[str]]] = [("forward", forward, names)]

@@ -38,7 +38,8 @@ def emulated(where: Target, run: Callable[[Launch], None]) -> Iterator[None]:
             return
         made = prepare(jit, args, options, where)
         behind = [extent(t, f"a tensor {str(t.dtype)[6:]}{list(t.shape)}") for t in holds if _plain(t)]
-        made = dataclasses.replace(made, extents=(*made.extents, *behind), more=_alive)
+        tables = any(isinstance(a, torch.Tensor) and a.dtype in (torch.int64, torch.uint64) for a in args)
+        made = dataclasses.replace(made, extents=(*made.extents, *behind), more=_alive if tables else None)
         run(Launch(_name(jit), (x, y, z), made, jit.fn.__code__.co_filename))
 
     def own(noted: launch_triton.Launch) -> None:
@@ -78,3 +79,19 @@ def _alive() -> Iterator[Extent]:
 
 def _plain(tensor: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.numel() > 0
+
+
+def launching(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A function that launches kernels: `fn` itself, or, of a kernel, its launch on the grid `<name>_grid` of its file.
+
+    Raises:
+        ValueError: a kernel whose file has no grid for it.
+    """
+    if not isinstance(fn, JITFunction):
+        return fn
+    grid = fn.fn.__globals__.get(f"{name}_grid")
+    if grid is None:
+        raise ValueError(
+            f"emulate: target is the kernel {name}, wanted a function that launches it, or {name}_grid beside it"
+        )
+    return lambda *args: fn[grid](*args)

@@ -67,7 +67,8 @@ class GlobalMemory:
         inside = self._inside(addresses, size)
         if self._more is not None and not inside.all():
             more, self._more = self._more, None
-            self._take([*self.extents, *more()])
+            # Of two with the same bounds the last has the name.
+            self._take([*more(), *self.extents])
             inside = self._inside(addresses, size)
         return None if inside.all() else inside
 
