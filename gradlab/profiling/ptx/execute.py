@@ -73,9 +73,9 @@ def execute(
     at_once = max(1, min(blocks, AT_ONCE // (warps * LANES), _SHARED_AT_ONCE // max(shared, 1)))
     if check:
         at_once = max(1, min(at_once, _SHADOW_AT_ONCE // max(bytes_per_block(program, shared, warps), 1)))
-    counts, faults = Counts(len(program.instructions), detailed), Faults()
     given = [*arguments, *[0] * (len(program.parameters) - len(arguments))]
     memory = GlobalMemory(extents, more)
+    counts, faults = Counts(len(program.instructions), detailed, memory, at_once), Faults()
     machine = Machine(program, at_once, threads, given, memory, shared, counts, faults, exact, check, late)
     with np.errstate(all="ignore"):
         scheduler = Scheduler(machine, order, budget)
@@ -87,4 +87,5 @@ def execute(
                 scheduler.run(machine.begin(first, grid))
             except Budget:
                 raise Budget(int(scheduler.spent / share)) from None
+            counts.next_blocks()
     return Executed(program, counts, list(faults.found.values()))

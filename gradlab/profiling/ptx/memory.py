@@ -148,7 +148,7 @@ def _shared(
         addresses, where = addresses[right], where[right]
         if values is not None:
             values = [given if np.ndim(given) == 0 else given[right] for given in values]
-    m.counts.shared_access(i.index, addresses, where, whole)
+    m.counts.shared_access(i.index, addresses, where, whole, values is not None)
     if values is not None:
         m.shared.write(i, addresses, where, size, values)
         return []
