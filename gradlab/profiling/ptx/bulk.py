@@ -196,7 +196,7 @@ def _checked(i: Instruction, m: Machine, copy: Transfer, load: bool) -> Transfer
         wrong[copy.inside] = ~allowed
         text = f"{'load' if load else 'store'} of {m.memory.describe(int(copy.addresses[wrong][0]))} bytes"
         m.fault("out of bounds", i, text, copy.lanes[wrong.any(1)])
-        copy = copy.part(~wrong.any(1))
+        copy = copy.part(np.asarray(~wrong.any(1)))
         if not copy.lanes.size:
             return None
     # One address a piece of 16 bytes is enough to count sectors.

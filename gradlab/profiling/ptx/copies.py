@@ -60,7 +60,7 @@ class Copies:
         shadow = self.m.shared.shadow
         if shadow is not None:
             elements = shadow.elements_of(copy.places, copy.size)
-            shadow.copy_begins(copy.instruction, copy.lanes, elements, None, None)
+            shadow.copy_begins(copy.instruction, copy.lanes, elements)
             twice = _written_twice(copy)
             if twice.any():
                 shadow.conflict(copy.instruction, copy.lanes, elements, np.broadcast_to(twice[:, None], elements.shape))

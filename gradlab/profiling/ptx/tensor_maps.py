@@ -127,7 +127,7 @@ def box(found: TensorMap, coordinates: Array, unit: int) -> tuple[Array, Array]:
         # The first axis is the innermost of the pieces.
         addresses = (at * found.strides[axis])[:, :, None] + addresses[:, None, :]
         inside = within[:, :, None] & inside[:, None, :]
-        addresses, inside = (part.reshape(part.shape[0], -1) for part in (addresses, inside))
+        addresses, inside = addresses.reshape(len(at), -1), inside.reshape(len(at), -1)
     return addresses, inside
 
 
