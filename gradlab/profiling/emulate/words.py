@@ -1,5 +1,6 @@
 """One fault of executed GPU code as a paragraph: what, where, by which instruction, in which program."""
 
+import contextlib
 import linecache
 from pathlib import Path
 
@@ -26,14 +27,15 @@ def paragraph(fault: Fault, launch: LaunchResult) -> str:
     )
 
 
+def shown(file: str) -> str:
+    """A path from the working directory on, where it lies below."""
+    with contextlib.suppress(ValueError):
+        return str(Path(file).relative_to(Path.cwd()))
+    return file
+
+
 def _where(file: str, line: int) -> str:
-    if not file:
-        return "no line known"
-    try:
-        file = str(Path(file).relative_to(Path.cwd()))
-    except ValueError:
-        pass
-    return f"{file}:{line}"
+    return f"{shown(file)}:{line}" if file else "no line known"
 
 
 def _who(fault: Fault, launch: LaunchResult) -> str:
