@@ -255,19 +255,21 @@ def test_a_case_in_which_all_is_well_is_one_line(tmp_path):
 
 def test_faults_are_paragraphs(tmp_path, without_tools, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = printed(case(tmp_path, [fault()], ok=False), full=False)
+    text = printed(
+        case(tmp_path, [fault(), fault(instruction="ld.global.b32 %r9, [%r2];", count=4)], ok=False), full=False
+    )
     assert (
         """
 kernel.py:5: out of bounds: byte 4096 of x_ptr, which has 4096
     k: x = tl.load(x_ptr)
-    inlined from /triton/standard.py:7
-    ld.global.b32 %r1, [%r2];
-    program (1, 0, 0) of (4, 1, 1), warp 1, and 2 more
+    in /triton/standard.py:7
+    ld.global.b32 %r1, [%r2], one of 2 instructions of the line
+    program (1, 0, 0) of (4, 1, 1), warp 1, and 6 more
 """
         in text
     )
     assert "allowed 0.125: wrong" in text
-    assert "1 case, 2 launches, 2 faults; 0 of 1 result right" in text
+    assert "1 case, 2 launches, 1 fault; 0 of 1 result right" in text
     stopped = printed(case(tmp_path, error="emulate: instruction is foo, wanted one of add"), full=False)
     assert "emulate: instruction is foo" in stopped
     assert stopped.rstrip().endswith("1 not executed to the end")

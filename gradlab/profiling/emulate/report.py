@@ -15,7 +15,7 @@ from gradlab.base.files import write_whole
 from gradlab.base.machine import describe
 from gradlab.profiling.emulate.model import PARTS, Model, closest
 from gradlab.profiling.emulate.result import CaseResult, Comparison, LaunchResult
-from gradlab.profiling.emulate.words import paragraph, shown
+from gradlab.profiling.emulate.words import paragraphs, shown
 from gradlab.profiling.machine_code.gpus import GPU, gpu_for
 from gradlab.profiling.machine_code.source_view import listing
 from gradlab.profiling.machine_code.targets import target
@@ -74,9 +74,9 @@ def show(case: CaseResult, console: Console, on: GPU | None = None, lines: bool 
     if case.error:
         console.print(Text(case.error, "bold red"), soft_wrap=True)
     for launch in launches:
-        for fault in launch.executed.faults:
+        for words in paragraphs(launch):
             console.print()
-            console.print(Text(paragraph(fault, launch)), soft_wrap=True)
+            console.print(Text(words), soft_wrap=True)
     for launch in launches if lines else ():
         console.print()
         _show_launch(launch, console)
@@ -90,7 +90,7 @@ def show(case: CaseResult, console: Console, on: GPU | None = None, lines: bool 
 def summary(results: Sequence[CaseResult], console: Console) -> None:
     """`3 cases, 7 launches, no fault; 4 of 4 results right`."""
     launches = [launch for case in results for launch in case.launches]
-    faults = sum(len(launch.executed.faults) for launch in launches)
+    faults = sum(len(paragraphs(launch)) for case in results for launch in _once(case.launches))
     compared = [c for case in results for c in case.comparisons]
     stopped = sum(bool(case.error) for case in results)
     words = f"{_number(len(results), 'case')}, {_number(len(launches), 'launch')}, {_number(faults, 'fault')}"
