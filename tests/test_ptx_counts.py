@@ -117,12 +117,8 @@ def test_what_goes_past_l1_is_fetched_each_time():
     assert (x.read, x.fetched, x.distinct_read) == (64, 48, 16)
 
 
-def test_bulk_copies_count_the_sectors_of_their_pieces():
-    counts = Counts(1, True, GlobalMemory([Extent(4096, 1024, "x")]))
-    # 64 bytes from a sector's start: 2; 32 bytes from a sector's middle: 2.
-    counts.global_pieces(0, np.array([4096, 4096 + 528]), np.array([64, 32]), write=False)
-    found = totals(counts)
-    assert (found.requests, found.sectors, found.moved) == (1, 4, 96)
+def test_bulk_copies_pass_all_banks():
+    counts = Counts(1)
     counts.shared_pieces(0, 2, 160)
     found = totals(counts)
     assert (found.shared_requests, found.shared_moved, found.passes, found.ideal) == (2, 320, 4, 3)

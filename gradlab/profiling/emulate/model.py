@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradlab.profiling.emulate.result import LaunchResult
 from gradlab.profiling.machine_code.gpus import GPU, RATES, Rates
-from gradlab.profiling.machine_code.pipes import Mix
+from gradlab.profiling.machine_code.pipes import Mix, mix
 from gradlab.profiling.machine_code.targets import occupancy, target
 from gradlab.profiling.ptx.counts import PASS, WARP, Counts
-from gradlab.profiling.ptx.execute import Executed
 from gradlab.profiling.ptx.kinds import kind
 from gradlab.profiling.ptx.program import Instruction, Program
 from gradlab.profiling.ptx.totals import line_in
@@ -70,32 +70,21 @@ class Model:
         return self.cycles[part] / self.cycles[self.bound] if self.cycles[self.bound] else 0.0
 
 
-def model(
-    executed: Executed,
-    grid: tuple[int, int, int],
-    threads: int,
-    shared: int,
-    registers: int,
-    gpu: GPU,
-    code: Mix | None = None,
-    file: str = "",
-) -> Model | None:
-    """The model of a launch of which all blocks were executed; None where the architecture has none, or nothing fits.
+def model(launch: LaunchResult, gpu: GPU, code: Mix | None = None) -> Model | None:
+    """The model of a launch; None where the architecture has none, or a multiprocessor has no room for a block.
 
     Args:
-        threads, shared, registers: of a block, bytes of a block, of a thread.
-        code: the machine code, whose lines are of `file`.
+        code: the kernel's machine code, where instructions are to be taken from that.
     """
     where, rates = target(gpu.arch), RATES.get(gpu.arch)
-    full = occupancy(where, registers, threads, shared)
+    full = occupancy(where, launch.registers, launch.threads, launch.shared)
     if rates is None or full is None or not full.blocks:
         return None
-    program, counts, blocks = executed.program, executed.counts, math.prod(grid)
+    program, counts, blocks = launch.executed.program, launch.executed.counts, math.prod(launch.grid)
     busiest = -(-blocks // gpu.multiprocessors)
-    machine = None if code is None else _machine(program, counts, code, file)
-    cycles = _multiprocessor(program, counts, rates, machine)
-    # All blocks' work, spread over as many multiprocessors as if each had as many blocks as the busiest.
-    cycles = {part: n * busiest / blocks for part, n in cycles.items()}
+    units = _units(program, counts) if code is None else _machine(program, counts, code, launch.file)
+    # The busiest multiprocessor has so much of all blocks' work.
+    cycles = {part: n * busiest / blocks for part, n in _multiprocessor(program, counts, rates, units).items()}
     tensors = counts.traffic.tensors()
     if gpu.l2:
         cycles["L2"] = SECTOR * sum(t.fetched + t.written for t in tensors) / gpu.l2
@@ -110,14 +99,21 @@ def model(
         busiest,
         {part: cycles[part] for part in PARTS if cycles.get(part)},
         int(counts.issued.sum()),
-        None if machine is None else sum(machine.values()),
+        None if code is None else sum(units.values()),
     )
 
 
-def _multiprocessor(
-    program: Program, counts: Counts, rates: Rates, machine: Mapping[str, float] | None
-) -> dict[str, float]:
-    """Cycles of one multiprocessor that executes all of it."""
+def closest(launch: LaunchResult, gpu: GPU) -> Model | None:
+    """The model by the kernel's machine code, which is assembled once more for its lines."""
+    return model(launch, gpu, mix(launch.ptx, launch.cubin, target(launch.arch), launch.file))
+
+
+def _multiprocessor(program: Program, counts: Counts, rates: Rates, units: Mapping[str, float]) -> dict[str, float]:
+    """Cycles of one multiprocessor that executes all of it.
+
+    Args:
+        units: instructions of warps by what executes them.
+    """
     tensor = l1 = 0.0
     passes = float(counts.passes.sum())
     for i in program.instructions:
@@ -129,7 +125,6 @@ def _multiprocessor(
             passes += issued
         elif what in ("load", "store", "atomic"):
             l1 += int(counts.sectors[i.index]) * SECTOR
-    units = _units(program, counts) if machine is None else machine
     lanes = {unit: WARP * units.get(unit, 0.0) for unit in (*_UNITS.values(), "half")}
     fma = (lanes["float32"] + lanes["multiply"]) / rates.float32 + lanes["half"] / rates.half
     return {

@@ -202,7 +202,8 @@ def _checked(i: Instruction, m: Machine, copy: Transfer, load: bool) -> Transfer
     # One address a piece of 16 bytes is enough to count sectors.
     first = copy.inside & (copy.places % _UNIT < copy.unit)
     lanes = np.broadcast_to(copy.lanes[:, None], first.shape)
-    m.counts.global_access(i.index, copy.addresses[first], lanes[first], _UNIT, not load)
+    m.counts.global_access(i.index, copy.addresses[first], lanes[first], _UNIT, not load, False)
+    m.counts.shared_pieces(i.index, copy.lanes.size, copy.size)
     return copy
 
 

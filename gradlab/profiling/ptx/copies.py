@@ -175,7 +175,8 @@ def _start(i: Instruction, m: Machine, copies: Copies) -> Step:
             where, offsets, sources, number = where[right], offsets[right], sources[right], number[right]
             reads = number > 0
         if where.size:
-            m.counts.global_access(i.index, sources[reads], where[reads], size, False)
+            m.counts.global_access(i.index, sources[reads], where[reads], size, False, i.has("ca"))
+            m.counts.shared_access(i.index, offsets, where, size, True)
             copies.start(Copy(i, where, m.shared.places(offsets, where), sources, number, size))
 
     return run

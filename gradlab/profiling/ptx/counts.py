@@ -10,7 +10,7 @@ import numpy as np
 
 from gradlab.profiling.ptx.global_memory import GlobalMemory
 from gradlab.profiling.ptx.numbers import Array
-from gradlab.profiling.ptx.traffic import SECTOR, Traffic, distinct
+from gradlab.profiling.ptx.traffic import Traffic, distinct
 
 WARP = 32
 # Shared memory: bytes of a word, banks of one word each, and what all of them give at once.
@@ -86,21 +86,6 @@ class Counts:
         self.sectors[index] += sectors.size
         self.traffic.add(sectors, warps % self.blocks, write, cached)
 
-    def global_pieces(self, index: int, addresses: Array, sizes: Array, write: bool) -> None:
-        """A bulk copy reads or writes contiguous pieces, past L1: one request."""
-        self.moved[index] += int(np.sum(sizes))
-        if not self.detailed or not addresses.size:
-            return
-        self.requests[index] += 1
-        first, last = addresses // SECTOR, (addresses + sizes - 1) // SECTOR
-        number = last - first + 1
-        within = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
-        # Each sector by an address that is in the piece: the first may begin within a sector.
-        inside = np.maximum((np.repeat(first, number) + within) * SECTOR, np.repeat(addresses, number))
-        sectors = self.traffic.number(inside)
-        self.sectors[index] += sectors.size
-        self.traffic.add(sectors, np.zeros(sectors.size, np.int64), write, False)
-
     def shared_access(self, index: int, offsets: Array, lanes: Array, size: int, write: bool = False) -> None:
         """Lanes access `size` bytes each of shared memory at these offsets in their blocks; `lanes` ascend."""
         self.shared_moved[index] += offsets.size * size
@@ -110,7 +95,7 @@ class Counts:
         self.passes[index] += passes(offsets, lanes, size, write)
 
     def shared_pieces(self, index: int, requests: int, size: int) -> None:
-        """So many times `size` contiguous or swizzled bytes are read or written without a conflict, by no lane."""
+        """So many times `size` bytes are read or written by no lane, without a conflict."""
         self.shared_moved[index] += requests * size
         self.shared_requests[index] += requests
         self.passes[index] += requests * -(-size // PASS)
