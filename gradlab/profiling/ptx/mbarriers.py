@@ -68,9 +68,16 @@ class Barriers:
         """All threads are at their end: what is on its way lands, and as many bytes came as were expected."""
         while self.on_their_way:
             self._land(self.on_their_way[-1])
-        for block, number in np.argwhere(self.valid & (self.bytes != 0)):
-            size = int(self.bytes[block, number])
-            text = f"{self.name(number)} is left with {abs(size)} bytes {'fewer' if size > 0 else 'more'} than expected"
+        self._settled(self.valid)
+
+    def _settled(self, which: Array) -> None:
+        """These barriers come to their end: what was expected of them has come."""
+        left = np.where(which, self.bytes, 0)
+        for work in self.on_their_way:
+            np.subtract.at(left, (work.blocks, work.numbers), np.where(which[work.blocks, work.numbers], work.size, 0))
+        for block, number in np.argwhere(left):
+            size = int(left[block, number])
+            text = f"{self.name(number)} ends with {abs(size)} bytes {'fewer' if size > 0 else 'more'} than expected"
             self.m.fault(BYTES, self.said[number], text, np.array([block * LANES]))
 
     def of(self, i: Instruction, lanes: Array, offsets: Array) -> Array:
@@ -121,6 +128,9 @@ class Barriers:
 
     def end(self, i: Instruction, lanes: Array, offsets: Array, number: Array) -> None:
         """mbarrier.inval."""
+        which = np.zeros(self.valid.shape, bool)
+        which[self.m.block_of[lanes], number] = True
+        self._settled(which)
         self.valid[self.m.block_of[lanes], number] = False
         self.m.shared.held(i, offsets, lanes, False)
 
