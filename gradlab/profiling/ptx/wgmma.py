@@ -176,7 +176,10 @@ def _shared(
         bits = np.broadcast_to(source(groups.first), groups.first.shape)
         every = [int(bits[0])] if (bits == bits[0]).all() else [int(value) for value in bits]
         offsets = np.stack([descriptors.pieces(each, rows, elements, turned).ravel() for each in every])
-        if m.shared.allowed(i, offsets.ravel(), descriptors.PIECE, np.repeat(groups.first[0], offsets.size)) is not None:
+        if (
+            m.shared.allowed(i, offsets.ravel(), descriptors.PIECE, np.repeat(groups.first[0], offsets.size))
+            is not None
+        ):
             return None
         count = sum(descriptors.passes(each, rows, elements, turned) for each in every)
         _count(i, m, groups.first.size, rows, count if len(every) > 1 else count * groups.first.size)
