@@ -76,7 +76,7 @@ def emulate(args: EmulateArgs, console: Console) -> int:
         pass
     summary(done, console)
     if args.json is not None:
-        write_json(args.json, done, complete)
+        write_json(args.json, done, complete, on)
     if not complete:
         console.print(f"interrupted: {len(done)} cases executed", style="bold red", highlight=False)
         return INTERRUPTED

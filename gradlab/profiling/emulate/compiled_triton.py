@@ -16,6 +16,7 @@ from gradlab.profiling.machine_code.found import PARSER
 from gradlab.profiling.machine_code.targets import Target
 from gradlab.profiling.ptx.global_memory import Extent
 from gradlab.profiling.ptx.parse import PTXError
+from gradlab.profiling.ptx.tensor_maps import encode
 
 
 def prepare(jit: JITFunction, args: Sequence[Any], options: dict[str, Any], where: Target) -> Compiled:
@@ -74,7 +75,10 @@ def _pack(
         if meta is None:
             arguments += [base.data_ptr(), *sizes, *strides, int(value.padding == "nan"), int(value.round_f32_to_tf32)]
         else:
-            raise PTXError(f"emulate: {name} is a tensor descriptor, wanted a tensor")
+            fill, box = int(value.padding == "nan"), [int(n) for n in meta["block_size"]]
+            if meta["fp4_padded"]:
+                raise PTXError(f"emulate: {name} is a tensor descriptor of padded 4-bit numbers, wanted another type")
+            arguments.append(encode(base.data_ptr(), sizes, strides, box, meta["elem_type"], meta["swizzle"], fill))
         arguments += [*sizes, *strides]
     elif kind.startswith("*"):
         if isinstance(value, torch.Tensor):

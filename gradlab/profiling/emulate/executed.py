@@ -63,6 +63,8 @@ def execute_launch(
         registers,
         launch.file,
         done,
+        made.ptx,
+        made.cubin,
     )
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from gradlab.profiling.emulate.model import Model
 from gradlab.profiling.ptx.execute import Executed
 
 
@@ -34,8 +33,8 @@ class LaunchResult:
         shared: bytes of a block, static and dynamic.
         registers: of a thread.
         file: the kernel's own, whose lines are shown.
-        executed: counts and faults; of as many blocks as were executed.
-        model: cycles on a named GPU; None where there is no model for the architecture.
+        executed: counts and faults.
+        ptx, cubin: what was executed, and what a GPU would execute.
     """
 
     kernel: str
@@ -48,7 +47,8 @@ class LaunchResult:
     registers: int
     file: str
     executed: Executed
-    model: Model | None = None
+    ptx: str = ""
+    cubin: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import itertools
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gradlab.profiling.machine_code.counts import Counts
 from gradlab.profiling.machine_code.cubin import instructions
@@ -61,19 +61,9 @@ def count(text: str, file: str = "") -> Counts:
     """The same of what nvdisasm printed."""
     kinds: Counter[str] = Counter()
     lines: Counter[int] = Counter()
-    here, line = "", 0
-    for row in text.splitlines():
-        place = _PLACE.search(row)
-        if place:
-            here, line = place.group(1), int(place.group(2))
-            continue
-        found = _INSTRUCTION.match(row)
-        # Padding is no part of the kernel.
-        if not found or found.group(1) == "NOP":
-            continue
-        name = found.group(1)
+    for line, name in located(text, file):
         kinds["instructions"] += 1
-        if line and _same(here, file):
+        if line:
             lines[line] += 1
         bits = _bits(name)
         for kind, pattern in _KINDS.items():
@@ -85,6 +75,19 @@ def count(text: str, file: str = "") -> Counts:
             if kind == "spills":
                 kinds["spill_bytes"] += bits // 8
     return Counts(**kinds, lines=dict(sorted(lines.items())))
+
+
+def located(text: str, file: str = "") -> Iterator[tuple[int, str]]:
+    """Each instruction that nvdisasm printed, without padding: its line of a file, 0 for none, and its name."""
+    here, line = "", 0
+    for row in text.splitlines():
+        place = _PLACE.search(row)
+        if place:
+            here, line = place.group(1), int(place.group(2))
+            continue
+        found = _INSTRUCTION.match(row)
+        if found and found.group(1) != "NOP":
+            yield line if _same(here, file) else 0, found.group(1)
 
 
 def resources(cubin: bytes, where: Target) -> tuple[int, int, int]:

@@ -11,11 +11,14 @@ from gradlab.profiling.ptx.global_memory import Extent, GlobalMemory
 from gradlab.profiling.ptx.machine import LANES, Machine
 from gradlab.profiling.ptx.program import Program
 from gradlab.profiling.ptx.schedule import Budget, Scheduler
+from gradlab.profiling.ptx.shadow import bytes_per_block
 
 # Lanes at once: enough that NumPy's cost for a call is small beside its work, few enough for a CPU's caches.
 AT_ONCE = 4096
 # Bytes of shared memory at once.
 _SHARED_AT_ONCE = 1 << 25
+# Bytes of what is known about it.
+_SHADOW_AT_ONCE = 1 << 26
 
 
 @dataclass
@@ -44,6 +47,8 @@ def execute(
     budget: int = 10**9,
     detailed: bool = True,
     exact: bool = True,
+    check: bool = False,
+    late: bool = True,
 ) -> Executed:
     """Run a kernel.
 
@@ -56,6 +61,8 @@ def execute(
         budget: the most instructions of warps.
         detailed: count sectors and bank conflicts too.
         exact: approximate instructions round to nearest; else they are as far off as is documented.
+        check: find races, missing waits and fences in shared memory, whatever order the warps run in.
+        late: asynchronous copies land at the last moment that a GPU may take, else at the first.
 
     Raises:
         PTXError: an instruction that is not known.
@@ -64,10 +71,12 @@ def execute(
     blocks = grid[0] * grid[1] * grid[2]
     warps = -(-threads // LANES)
     at_once = max(1, min(blocks, AT_ONCE // (warps * LANES), _SHARED_AT_ONCE // max(shared, 1)))
-    counts, faults = Counts(len(program.instructions), detailed), Faults()
+    if check:
+        at_once = max(1, min(at_once, _SHADOW_AT_ONCE // max(bytes_per_block(program, shared, warps), 1)))
     given = [*arguments, *[0] * (len(program.parameters) - len(arguments))]
     memory = GlobalMemory(extents, more)
-    machine = Machine(program, at_once, threads, given, memory, shared, counts, faults, exact)
+    counts, faults = Counts(len(program.instructions), detailed, memory, at_once), Faults()
+    machine = Machine(program, at_once, threads, given, memory, shared, counts, faults, exact, check, late)
     with np.errstate(all="ignore"):
         scheduler = Scheduler(machine, order, budget)
         for first in range(0, blocks, at_once):
@@ -78,4 +87,5 @@ def execute(
                 scheduler.run(machine.begin(first, grid))
             except Budget:
                 raise Budget(int(scheduler.spent / share)) from None
+            counts.next_blocks()
     return Executed(program, counts, list(faults.found.values()))

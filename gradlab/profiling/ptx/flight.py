@@ -183,6 +183,8 @@ class Flight:
         """wgmma.wait_group."""
         self.done[warps] = np.maximum(self.done[warps], self.opened[warps] - left)
         self.outstanding = bool((self.summed.max(0) >= self.done).any())
+        every = np.arange(self.done.size)[warps]
+        self.machine.shared.finished("wgmma", every * LANES, self.done[every])
 
 
 def _multiplies(i: Instruction) -> bool:

@@ -60,7 +60,11 @@ class GlobalMemory:
         data = argument if isinstance(argument, bytes) else argument.to_bytes(8, "little", signed=argument < 0)
         buffer = np.frombuffer(bytearray(data), np.uint8)
         self._kept.append(buffer)
-        return buffer.ctypes.data
+        return int(buffer.ctypes.data)
+
+    def is_kept(self, address: int, size: int) -> bool:
+        """Whether an argument's copy lies there, with so many bytes."""
+        return any(0 <= address - b.ctypes.data <= b.size - size for b in self._kept)
 
     def allowed(self, addresses: Array, size: int) -> Array | None:
         """Which of the addresses lie within an extent; None where all do."""

@@ -6,7 +6,7 @@ slice of every register.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from gradlab.profiling.ptx.shared_memory import SharedMemory
 # Lanes: a slice of all of them, or their sorted indices.
 Lanes = slice | Array
 Step = Callable[[Lanes], None]
+T = TypeVar("T")
 LANES = 32
 _RANGE = re.compile(r"^(%[a-zA-Z_]+)(\d+)$")
 _ADDRESS = re.compile(r"^\[\s*([%$\w@.]+)\s*(?:\+\s*(-?\w+)\s*)?\]$")
@@ -38,6 +39,9 @@ class Machine:
         block_of, warp_of, lane_of: of each lane its block, its warp within the block, its place in the warp.
         program: the linear index in the grid of each of the blocks.
         shared, memory, counts, faults: shared memory of the blocks, global memory, what is counted, what was found.
+        late: whether asynchronous copies land at the last moment that a GPU may take, or at the first.
+        at: the instruction that each lane is at; stalled: whether it stands still there until something happens.
+        parts: what some instructions need and others do not, by its class.
         flight: what a wgmma has in flight; None where the program has none.
     """
 
@@ -52,6 +56,8 @@ class Machine:
         counts: Counts,
         faults: Faults,
         exact: bool = True,
+        check: bool = False,
+        late: bool = True,
     ) -> None:
         self.code = program
         self.blocks, self.warps = blocks, -(-threads // LANES)
@@ -63,7 +69,11 @@ class Machine:
         self.warp_of = (self.numbers // (LANES * self.blocks)).astype(np.uint32)
         self.program = np.zeros(blocks, np.int64)
         self.memory, self.counts, self.faults = memory, counts, faults
-        self.shared = SharedMemory(self, program.static + shared)
+        self.shared = SharedMemory(self, program.static + shared, check)
+        self.late = late
+        self.at = np.zeros(self.lanes, np.int64)
+        self.stalled = np.zeros(self.lanes, bool)
+        self.parts: dict[Any, Any] = {}
         # Approximate instructions give the nearest number, or one as far off as their documentation allows.
         self.exact = exact
         self.arguments: dict[str, int | bytes] = {
@@ -86,9 +96,17 @@ class Machine:
             # What was never written is not a number, and no index that a kernel could mean.
             raw.view(np.uint8)[:] = raw.dtype != np.bool_ and 0xFF
         self.shared.begin()
+        for part in self.parts.values():
+            part.begin()
         if self.flight is not None:
             self.flight.begin()
         return (mine < x * y * z) & (self.special["%tid.x"] < self.threads)
+
+    def part(self, kind: Callable[["Machine"], T]) -> T:
+        """The machine's own unit of a class, made when an instruction first asks for it."""
+        if kind not in self.parts:
+            self.parts[kind] = kind(self)
+        return self.parts[kind]
 
     def raw(self, name: str) -> Array:
         """A register's bits, of every lane."""

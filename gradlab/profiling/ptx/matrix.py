@@ -81,7 +81,7 @@ def store_matrices(i: Instruction, m: Machine) -> Step:
         offsets, asked = address(lanes)[asking], where[asking]
         if m.shared.allowed(i, offsets, _ROW, asked) is not None:
             return
-        m.counts.shared_access(i.index, offsets, asked, _ROW)
+        m.counts.shared_access(i.index, offsets, asked, _ROW, True)
         given = np.stack([np.broadcast_to(read(lanes), where.shape) for read in sources])
         matrices = given.view(np.uint16).reshape(number, -1, ROWS, 8)
         if transposed:

@@ -192,6 +192,6 @@ def _shared(
 
 
 def _count(i: Instruction, m: Machine, groups: int, rows: int, passes: int) -> None:
-    m.counts.moved[i.index] += groups * rows * _DEPTH
-    m.counts.requests[i.index] += groups
+    m.counts.shared_moved[i.index] += groups * rows * _DEPTH
+    m.counts.shared_requests[i.index] += groups
     m.counts.passes[i.index] += passes
