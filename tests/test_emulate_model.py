@@ -249,7 +249,10 @@ def test_what_is_printed_of_a_case(tmp_path, without_tools):
 
 def test_a_case_in_which_all_is_well_is_one_line(tmp_path):
     text = printed(case(tmp_path), full=False)
-    assert text.splitlines()[0] == "relu: odd on torch, float32, sm_90, first warp ahead: 2 launches, 1 result right, 1.0 s"
+    assert (
+        text.splitlines()[0]
+        == "relu: odd on torch, float32, sm_90, first warp ahead: 2 launches, 1 result right, 1.0 s"
+    )
     assert len(text.splitlines()) == 2
 
 

@@ -133,7 +133,7 @@ def _multiply(i: Instruction, m: Machine) -> Step:
         before = groups.gather(table).view(dtype)
         kept = np.broadcast_to(keeps(groups.first), groups.first.shape)
         if not kept.all():
-            before = np.where(kept.reshape(1, many, 1, blocks, 1, 1), before, dtype(0))
+            before = np.where(kept.reshape(1, many, 1, blocks, 1, 1), before, np.zeros((), dtype))
         if half:
             parts = np.moveaxis(parts, 2, -1)
         found = add(parts, before.reshape(parts.shape))
