@@ -1,0 +1,82 @@
+"""Global memory: this process' own, within the tensors that a launch may reach."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradlab.profiling.ptx.numbers import Array
+
+# All of a process' addresses, seen as arrays: an access is one index of NumPy.
+_LOWEST, _HIGHEST = 1 << 12, 1 << 47
+_VIEWS: dict[int, Array] = {}
+
+
+def _view(size: int) -> Array:
+    found = _VIEWS.get(size)
+    if found is None:
+        kind = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}[size]
+        every: Any = (kind * ((_HIGHEST - _LOWEST) // size)).from_address(_LOWEST)
+        found = _VIEWS[size] = np.frombuffer(every, np.dtype(f"u{size}"))
+    return found
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Memory that a launch may reach: an address, its bytes, and what to call it."""
+
+    base: int
+    size: int
+    name: str
+
+
+class GlobalMemory:
+    """The extents of a launch.
+
+    Attributes:
+        extents: by address.
+    """
+
+    def __init__(self, extents: Sequence[Extent]) -> None:
+        merged: dict[int, Extent] = {}
+        for extent in sorted(extents, key=lambda e: (e.base, e.size)):
+            merged[extent.base] = extent
+        self.extents = list(merged.values())
+        self.bases = np.array([e.base for e in self.extents], np.int64)
+        # An extent may lie in another, a view in its tensor: what is allowed is their union.
+        ends = np.array([e.base + e.size for e in self.extents], np.int64)
+        self.ends = np.maximum.accumulate(ends) if ends.size else ends
+        self._kept: list[Any] = []
+
+    def keep(self, argument: int | bytes) -> int:
+        """The address of a copy of an argument that kernels may read."""
+        data = argument if isinstance(argument, bytes) else argument.to_bytes(8, "little", signed=argument < 0)
+        buffer = np.frombuffer(bytearray(data), np.uint8)
+        self._kept.append(buffer)
+        return buffer.ctypes.data
+
+    def allowed(self, addresses: Array, size: int) -> Array | None:
+        """Which of the addresses lie within an extent; None where all do."""
+        if not self.extents:
+            return np.zeros(addresses.size, bool)
+        number = np.searchsorted(self.bases, addresses, side="right") - 1
+        inside = (number >= 0) & (addresses + size <= self.ends[number])
+        return None if inside.all() else inside
+
+    def describe(self, address: int) -> str:
+        """An address in words: the nearest tensor, and how far it is into it or past it."""
+        if not self.extents:
+            return f"address 0x{address % 2**64:x}, in no tensor"
+        number = int(np.searchsorted(self.bases, address, side="right")) - 1
+        extent = self.extents[max(number, 0)]
+        return f"byte {address - extent.base} of {extent.name}, which has {extent.size}"
+
+    def load(self, addresses: Array, size: int) -> Array:
+        """Unsigned integers of 1, 2, 4 or 8 bytes from allowed, aligned addresses."""
+        return _view(size)[(addresses - _LOWEST) // size]
+
+    def store(self, addresses: Array, size: int, values: Array) -> None:
+        """Store unsigned integers of 1, 2, 4 or 8 bytes; of two lanes with one address the last one's."""
+        _view(size)[(addresses - _LOWEST) // size] = values

@@ -1,0 +1,219 @@
+"""PTX text to a Program. What Triton and LLVM write is read, not every form that PTX allows.
+
+Source: PTX ISA 8.7, "Syntax" and "Debugging Directives".
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from gradlab.profiling.ptx.program import UNKNOWN, Instruction, Parameter, Place, Program
+
+_SIZES = {"8": 1, "16": 2, "32": 4, "64": 8, "128": 16}
+_FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]*)"(?:\s+"([^"]*)")?')
+_LOC = re.compile(
+    r"\.loc\s+(\d+)\s+(\d+)\s+\d+(?:\s*,\s*function_name\s+([$\w]+)\s*,\s*inlined_at\s+(\d+)\s+(\d+)\s+(\d+))?"
+)
+_LABEL = re.compile(r"^([$%\w]+)\s*:(?!:)")
+_REGISTER = re.compile(r"^\.reg\s+\.(\w+)\s+(.*)$", re.S)
+_SHARED = re.compile(r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.[bsuf](\d+)\s+([$\w]+)\s*(?:\[(\d*)\])?")
+_PARAMETER = re.compile(
+    r"\.param\s+(?:\.align\s+\d+\s+)?\.[busf](\d+)(?:\s+\.ptr\b[^,]*?\.align\s+\d+)?\s+([$\w]+)\s*(?:\[(\d+)\])?"
+)
+_GUARD = re.compile(r"^@(!?)\s*([%$\w]+)\s+(.*)$", re.S)
+# Instructions that end a kernel's text in a debugger's way, and mean nothing to an execution.
+_NOTHING = ("pragma", "callprototype")
+
+
+@dataclass
+class _Scope:
+    """The names that a `{ ... }` of inline assembly declares, and what they are called outside of it."""
+
+    names: dict[str, str] = field(default_factory=dict)
+
+
+class PTXError(ValueError):
+    """PTX that cannot be read or executed; the message is one line that names the instruction and its source line."""
+
+
+def parse(text: str) -> Program:
+    """The first kernel of a PTX module.
+
+    Raises:
+        PTXError: there is no kernel in it, or a statement that cannot be read.
+    """
+    entry = re.search(r"\.entry\s+([$\w]+)\s*\(([^)]*)\)[^{]*\{", text)
+    if entry is None:
+        raise PTXError("emulate: ptx has no .entry, wanted a kernel")
+    head = text[: entry.start()]
+    files = {
+        int(n): f"{b}" if not a or b.startswith("/") else f"{a}/{b}"
+        for n, a, b in ((m[1], m[2] if m[3] else "", m[3] or m[2]) for m in _FILE.finditer(text))
+    }
+    files |= {int(m[1]): m[2] for m in _FILE.finditer(text)}
+    parameters = tuple(Parameter(m[2], _SIZES[m[1]] * int(m[3] or 1)) for m in _PARAMETER.finditer(entry[2]))
+    reader = _Reader(files)
+    for match in _SHARED.finditer(head):
+        reader.declare_shared(match)
+    reader.read(text[entry.end() :])
+    return Program(
+        entry[1],
+        parameters,
+        tuple(reader.instructions),
+        reader.labels,
+        reader.registers,
+        reader.shared,
+        reader.static,
+    )
+
+
+class _Reader:
+    """Reads the statements of a kernel's body, one after another."""
+
+    def __init__(self, files: dict[int, str]) -> None:
+        self.files = files
+        self.instructions: list[Instruction] = []
+        self.labels: dict[str, int] = {}
+        self.registers: dict[str, str] = {}
+        self.shared: dict[str, int] = {}
+        self.static = 0
+        self.place = UNKNOWN
+        self.scopes: list[_Scope] = []
+        self.opened = 0
+        # Where the functions that are inlined stand: by the line and column that they are inlined at.
+        self.at: dict[tuple[int, int, int], Place] = {}
+
+    def read(self, body: str) -> None:
+        for statement in _statements(body):
+            if statement == "{":
+                self.opened += 1
+                self.scopes.append(_Scope())
+            elif statement == "}":
+                if not self.scopes:
+                    return
+                self.scopes.pop()
+            elif statement.startswith(".loc"):
+                self._locate(statement)
+            else:
+                self._statement(statement)
+
+    def _locate(self, statement: str) -> None:
+        match = _LOC.match(statement)
+        if match is None:
+            return
+        file, line = int(match[1]), int(match[2])
+        callers: tuple[Place, ...] = ()
+        column = int(re.findall(r"\d+", statement)[2])
+        if match[4]:
+            caller = self.at.get((int(match[4]), int(match[5]), int(match[6])))
+            caller = caller or Place(self.files.get(int(match[4]), ""), int(match[5]))
+            callers = (Place(caller.file, caller.line), *caller.callers)
+        if line:
+            self.place = Place(self.files.get(file, ""), line, callers)
+            self.at[file, line, column] = self.place
+
+    def _statement(self, statement: str) -> None:
+        while label := _LABEL.match(statement):
+            self.labels[self._name(label[1], label=True)] = len(self.instructions)
+            statement = statement[label.end() :].strip()
+        if not statement:
+            return
+        if match := _REGISTER.match(statement):
+            self._declare(match[1], match[2])
+        elif statement.startswith("."):
+            if match := _SHARED.search(statement):
+                self.declare_shared(match)
+        else:
+            self._instruction(statement)
+
+    def _declare(self, kind: str, names: str) -> None:
+        for name in names.split(","):
+            name = name.strip()
+            if "<" in name:
+                self.registers[name[: name.index("<")]] = kind
+            elif self.scopes:
+                own = f"{name}@{self.opened}"
+                self.scopes[-1].names[name] = own
+                self.registers[own] = kind
+            else:
+                self.registers[name] = kind
+
+    def declare_shared(self, match: re.Match[str]) -> None:
+        """A variable in shared memory: of a known size, or of the size that a launch gives."""
+        align, size, name, number = match.groups()
+        if number == "":
+            # Dynamic shared memory lies behind what is declared.
+            self.shared.setdefault(name, -1)
+            return
+        unit = int(align or 1)
+        self.static = -(-self.static // unit) * unit
+        self.shared[name] = self.static
+        self.static += _SIZES[size] * int(number or 1)
+
+    def _instruction(self, statement: str) -> None:
+        text = " ".join(statement.split())
+        guard = None
+        if match := _GUARD.match(text):
+            guard, statement = (self._name(match[2]), bool(match[1])), match[3]
+        else:
+            statement = text
+        opcode, _, rest = statement.partition(" ")
+        parts = tuple(opcode.split("."))
+        if parts[0] in _NOTHING:
+            return
+        operands = tuple(self._operand(o) for o in _operands(rest))
+        self.instructions.append(Instruction(parts, operands, guard, self.place, text, len(self.instructions)))
+
+    def _operand(self, text: str) -> str:
+        if not self.scopes:
+            return text
+        return re.sub(r"[%$A-Za-z_][\w$]*", lambda m: self._name(m[0]), text)
+
+    def _name(self, name: str, label: bool = False) -> str:
+        if label and self.scopes and not name.startswith("$"):
+            self.scopes[-1].names[name] = f"{name}@{self.opened}"
+        for scope in reversed(self.scopes):
+            if name in scope.names:
+                return scope.names[name]
+        return name
+
+
+def _statements(body: str) -> Iterator[str]:
+    """Instructions, labels with what follows, `.loc` lines, and the braces of scopes; no comments."""
+    pending = ""
+    body = re.sub(r"/\*.*?\*/", " ", body, flags=re.S)
+    for line in body.split("\n"):
+        line = line.split("//", 1)[0].strip()
+        if line.startswith((".loc", ".file", ".pragma")) and not pending.strip():
+            yield line
+            continue
+        for part in re.split(r"([{};])", line):
+            if part == ";":
+                yield pending.strip()
+                pending = ""
+            elif part == "{" and not re.sub(_LABEL, "", pending.strip()).strip():
+                if pending.strip():
+                    yield pending.strip()
+                    pending = ""
+                yield "{"
+            elif part == "}" and "{" not in pending:
+                yield "}"
+            else:
+                pending += part
+        if (label := _LABEL.match(pending.strip())) and label.end() == len(pending.strip()):
+            yield pending.strip()
+            pending = ""
+        pending += " "
+
+
+def _operands(text: str) -> list[str]:
+    """Split at the commas that are in no bracket."""
+    found, depth, current = [], 0, ""
+    for character in text:
+        depth += (character in "{[(") - (character in "}])")
+        if character == "," and depth == 0:
+            found.append(current.strip())
+            current = ""
+        else:
+            current += character
+    return [*found, current.strip()] if current.strip() else found

@@ -1,0 +1,234 @@
+"""The order in which threads run: which lanes are where, what waits for what, and which of them go next.
+
+Lanes that are at one instruction run together. In the order "together" those furthest behind go first, so that the
+branches of a warp meet again; in "first" and "last" the first or the last warp of every block goes as far as it can
+before any other moves, which shows what no barrier separates.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from gradlab.profiling.ptx.instructions import step
+from gradlab.profiling.ptx.machine import LANES, Lanes, Machine, Step
+from gradlab.profiling.ptx.numbers import Array
+from gradlab.profiling.ptx.parse import PTXError
+from gradlab.profiling.ptx.program import Instruction
+
+ORDERS = ("together", "first", "last")
+# What a step is: a plain one, a branch, an end, one that a warp does together, a barrier of the block, a wait.
+PLAIN, BRANCH, END, WARP, BARRIER, WAIT = range(6)
+_WARP = ("shfl", "vote", "redux", "match", "elect", "mma", "ldmatrix", "stmatrix", "wgmma")
+# So many jumps back while others could run, and they have their turn: a lock's holder may be among them.
+_PATIENCE = 1000
+
+
+class Budget(Exception):
+    """More instructions than were allowed."""
+
+
+class Scheduler:
+    """Runs the blocks of a machine."""
+
+    def __init__(self, machine: Machine, order: str, budget: int) -> None:
+        self.m, self.order, self.budget = machine, order, budget
+        self.code = machine.code.instructions
+        self.labels = machine.code.labels
+        self.kinds = [_kind(i) for i in self.code]
+        self.steps: list[Step | None] = [None] * len(self.code)
+        self.guards: list[Any] = [None] * len(self.code)
+        self.targets: list[int] = [0] * len(self.code)
+        for i in self.code:
+            self._prepare(i)
+        self.at = np.zeros(machine.lanes, np.int64)
+        self.alive = np.zeros(machine.lanes, bool)
+        # The barrier that a lane waits at, -1 for none.
+        self.waits = np.full(machine.lanes, -1, np.int64)
+        # Lanes that wait for something else: asked again when nothing else can run.
+        self.stalled = np.zeros(machine.lanes, bool)
+        self.spent = 0
+
+    def _prepare(self, i: Instruction) -> None:
+        kind = self.kinds[i.index]
+        if i.guard is not None:
+            read, negated = self.m.source(i.guard[0], "pred"), i.guard[1]
+            self.guards[i.index] = (lambda lanes: ~read(lanes)) if negated else read
+        if kind == BRANCH:
+            label = i.operands[-1]
+            if label not in self.labels:
+                raise PTXError(f"emulate: instruction is {i}, wanted a label of the kernel")
+            self.targets[i.index] = self.labels[label]
+        elif kind not in (END, BARRIER):
+            self.steps[i.index] = step(i, self.m)
+
+    def run(self, working: Array) -> None:
+        """Run the lanes that have work to their end."""
+        self.at[:], self.alive[:], self.waits[:], self.stalled[:] = 0, working, -1, False
+        last = 0
+        while self.alive.any():
+            ready = self.alive & (self.waits < 0) & ~self.stalled & self._together()
+            if not ready.any():
+                if self._unstall():
+                    continue
+                self._deadlock()
+                return
+            mine = self._mine(ready)
+            # Those that have jumped back very often let the others run.
+            first = int(self.at[mine].min()) if last < _PATIENCE else int(self.at[mine].max())
+            lanes = mine[self.at[mine] == first]
+            others = self.at[self.alive & (self.waits < 0) & (self.at > first)]
+            last = last + 1 if self._advance(first, lanes, int(others.min()) if others.size else -1) else 0
+
+    def _mine(self, ready: Array) -> Array:
+        """Indices of the lanes that may go next."""
+        if self.order == "together":
+            return np.flatnonzero(ready)
+        by_warp = ready.reshape(self.m.warps, -1)
+        warps = np.flatnonzero(by_warp.any(1))
+        warp = warps[0] if self.order == "first" else warps[-1]
+        return np.flatnonzero(by_warp[warp]) + warp * by_warp.shape[1]
+
+    def _together(self) -> Array:
+        """Lanes that are at nothing that the rest of their warp, or of four warps, must be at too."""
+        kinds = np.asarray(self.kinds)[np.minimum(self.at, len(self.code) - 1)]
+        if not (kinds[self.alive] == WARP).any():
+            return np.ones(self.m.lanes, bool)
+        here = np.where(self.alive, self.at, -1).reshape(-1, LANES)
+        most = here.max(1)
+        same = ((here == most[:, None]) | (here < 0)).all(1)
+        groups = np.asarray([i.root == "wgmma" for i in self.code])[np.maximum(most, 0)]
+        if groups.any():
+            # Four warps of a block do a wgmma together; they lie a warp's lanes of all blocks apart.
+            by_group = np.where(same, most, -2).reshape(-1, min(4, self.m.warps), self.m.blocks)
+            agree = (by_group == by_group[:, :1]).all(1, keepdims=True)
+            same &= np.broadcast_to(agree, by_group.shape).reshape(-1) | ~groups
+        return np.repeat(same, LANES) | (kinds != WARP)
+
+    def _advance(self, pc: int, indices: Array, limit: int) -> bool:
+        """Run lanes from an instruction on until they part, meet others or wait; whether they have jumped back."""
+        lanes = _as_slice(indices)
+        threads, warps = indices.size, _warps(indices)
+        everyone = threads == np.count_nonzero(self.alive)
+        start = pc
+        while True:
+            if pc >= len(self.code):
+                self.alive[lanes] = False
+                self._count(start, pc - 1, warps, threads)
+                return False
+            kind = self.kinds[pc]
+            if pc != start and (pc == limit or (kind >= WARP and not everyone)):
+                self.at[lanes] = pc
+                self._count(start, pc - 1, warps, threads)
+                return False
+            i, guard = self.code[pc], self.guards[pc]
+            chosen: Lanes | None = lanes
+            if guard is not None:
+                true = np.broadcast_to(guard(lanes), threads)
+                number = int(np.count_nonzero(true))
+                if number < threads:
+                    chosen = self.m.where(lanes)[true] if number else None
+                    self.m.counts.skipped(pc, threads - number)
+            if kind in (PLAIN, WARP):
+                if chosen is not None:
+                    self.steps[pc](chosen)  # type: ignore[misc]
+                pc += 1
+                continue
+            self._count(start, pc, warps, threads)
+            if kind == BRANCH:
+                target = self.targets[pc]
+                if chosen is None or chosen is not lanes:
+                    self._part(pc, lanes, chosen, target)
+                    if chosen is None:
+                        pc = start = pc + 1
+                        continue
+                    return False
+                if target <= pc or not everyone:
+                    self.at[lanes] = target
+                    return target <= pc
+                pc = start = target
+            elif kind == END:
+                self.at[lanes] = pc + 1
+                if chosen is not None:
+                    self.alive[chosen] = False
+                return False
+            elif kind == BARRIER:
+                self.at[lanes] = pc + 1
+                if chosen is not None:
+                    self._barrier(i, self.m.where(chosen))
+                return False
+            else:
+                self._wait(pc, lanes, chosen)
+                return False
+            self._spend(0)
+
+    def _part(self, pc: int, lanes: Lanes, taken: Lanes | None, target: int) -> None:
+        """Send lanes on, those that take a branch to its target."""
+        self.at[lanes] = pc + 1
+        if taken is not None:
+            self.at[taken] = target
+            before, after = np.unique(self.m.where(lanes) // LANES), np.unique(self.m.where(taken) // LANES)
+            stay = np.setdiff1d(self.m.where(lanes), self.m.where(taken)) // LANES
+            self.m.counts.divergent[pc] += np.intersect1d(after, stay).size if before.size else 0
+
+    def _count(self, first: int, last: int, warps: int, threads: int) -> None:
+        if last >= first:
+            self.m.counts.run(first, last, warps, threads)
+            self._spend((last - first + 1) * warps)
+
+    def _spend(self, instructions: int) -> None:
+        self.spent += instructions
+        if self.spent > self.budget:
+            raise Budget
+
+    def _barrier(self, i: Instruction, indices: Array) -> None:
+        """`bar.sync a, b`: wait until all threads of the block, or b of them, are there; arrive goes on."""
+        operands = i.operands
+        name = int(np.max(self.m.source(operands[0], "u32")(indices))) if operands else 0
+        if i.has("warp"):
+            self.m.shared.joined(indices)
+            return
+        self.waits[indices] = name
+        blocks = self.m.block_of
+        alive = np.bincount(blocks[self.alive], minlength=self.m.blocks)
+        wanted = alive
+        if len(operands) > 1:
+            wanted = np.full(self.m.blocks, int(np.max(self.m.source(operands[1], "u32")(indices))))
+        here = self.waits == name
+        arrived = np.bincount(blocks[here], minlength=self.m.blocks)
+        full = (arrived >= wanted) & (arrived > 0)
+        if full.any():
+            passed = np.flatnonzero(here & full[blocks])
+            self.waits[passed] = -1
+            self.m.shared.joined(passed)
+
+    def _wait(self, pc: int, lanes: Lanes, chosen: Lanes | None) -> None:
+        raise NotImplementedError
+
+    def _unstall(self) -> bool:
+        return False
+
+    def _deadlock(self) -> None:
+        """No lane can go on: say where they are."""
+        places = np.unique(np.minimum(self.at[self.alive], len(self.code) - 1))
+        lanes = np.flatnonzero(self.alive)
+        where = "; ".join(str(self.code[max(int(p) - 1, 0)]) for p in places[:3])
+        self.m.fault("deadlock", self.code[int(places[0])], f"threads wait for each other for ever: {where}", lanes)
+
+
+def _kind(i: Instruction) -> int:
+    if i.root in ("bra", "brx"):
+        return BRANCH
+    if i.root in ("ret", "exit", "trap"):
+        return END
+    if i.root in ("bar", "barrier") and not i.has("cluster"):
+        return BARRIER
+    return WARP if i.root in _WARP else PLAIN
+
+
+def _as_slice(indices: Array) -> Lanes:
+    first, last = int(indices[0]), int(indices[-1])
+    return slice(first, last + 1) if last - first + 1 == indices.size else indices
+
+
+def _warps(indices: Array) -> int:
+    return int(np.count_nonzero(np.diff(indices // LANES))) + 1
