@@ -48,3 +48,7 @@ def test_pipelines_of_several_stages(order):
     assert result.ok, (result.error, [c for c in result.comparisons if not c.ok], faults(result))
     assert sum(int(launch.executed.counts.operations.sum()) for launch in result.launches) > 10**6
     assert max(launch.executed.counts.in_flight for launch in result.launches) > 2**15
+    # Triton 3.7 lets the last wgmma of a turn read registers that the next one writes (triton-lang/triton issue 9433).
+    # ptxas sees that and lets none overlap, so that it is no fault; where Triton has mended it, there is nothing.
+    mended = {fault.kind for launch in result.launches for fault in launch.mended}
+    assert mended <= {"register in flight"}

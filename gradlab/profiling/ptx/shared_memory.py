@@ -142,5 +142,5 @@ def _by_element(differs: Array, shape: tuple[int, int]) -> Array:
     """Of differences[lane, value], whether any is in each element of the shadow."""
     lanes, elements = shape
     if differs.shape[1] >= elements:
-        return differs.reshape(lanes, elements, -1).any(2)
+        return np.any(differs.reshape(lanes, elements, -1), axis=2)
     return np.repeat(differs, elements // differs.shape[1], 1)
