@@ -319,6 +319,33 @@ def test_copies_that_arrive_at_a_barrier(late):
             np.testing.assert_array_equal(y, np.tile(x, 2))
 
 
+def test_copies_at_a_barrier_need_a_proxy_fence():
+    body = (
+        START
+        + """
+    setp.eq.u32 %p1, %r0, 0;
+    @%p1 mbarrier.init.shared::cta.b64 [%r2+128], 32;
+    bar.warp.sync -1;
+    add.u32 %r3, %r2, %r1;
+    mad.wide.u32 %rd2, %r0, 4, %rd0;
+    cp.async.ca.shared.global [%r3], [%rd2], 4;
+    cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%r2+128];
+    """
+        + WAIT.format("try_wait", "", "0").replace("%r12", "%r2+128")
+        + """
+    FENCE
+    @%p1 cp.async.bulk.global.shared::cta.bulk_group [%rd1], [%r2], 128;
+    cp.async.bulk.commit_group;
+    cp.async.bulk.wait_group 0;
+    """
+    )
+    x = np.arange(32, dtype=np.uint32)
+    for fence, kinds in (("fence.proxy.async;", []), ("fence.acq_rel.cta;", ["missing proxy fence"])):
+        y = aligned((32,), np.uint32)
+        assert run(body.replace("FENCE", fence), x, y, shared=136, check=True).kinds == kinds
+        np.testing.assert_array_equal(y, x)
+
+
 def test_barriers_of_some_threads():
     body = (
         START

@@ -208,7 +208,7 @@ class Barriers:
             wider[..., : known.shape[2]] = known
             known = self.known[number] = wider
         known[blocks, :, : told.shape[2]] = told[blocks]
-        known[blocks, :, place] = self.completed[blocks, number][:, None]
+        known[blocks, 0, place] = self.completed[blocks, number]
 
     def _early(self, i: Instruction, full: Array) -> None:
         """A phase is complete, and copies that belong to it are not there yet."""
