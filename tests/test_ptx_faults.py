@@ -19,8 +19,10 @@ from gradlab.profiling.machine_code.targets import TARGETS
 from gradlab.profiling.ptx.execute import execute
 from gradlab.profiling.ptx.global_memory import Extent
 from gradlab.profiling.ptx.parse import parse
+from tests.ptx_kernels import run
 
-MODES = [(order, late) for order in ("together", "first", "last") for late in (True, False)]
+ORDERS = ("together", "first", "last")
+MODES = [(order, late) for order in ORDERS for late in (True, False)]
 RACE, COPY, OPERAND = "race in shared memory", "copy in flight", "shared operand in flight"
 FENCE, BYTES, BLANK = "missing proxy fence", "wrong byte count of a barrier", "uninitialised shared memory"
 BARRIER, REGISTER, DEADLOCK, OUTSIDE, WRONG = (
@@ -300,6 +302,61 @@ def test_a_fault_says_where():
     assert re.search(
         r"byte \d+ of shared memory is read while warp \d \(cp.async.cg, .*matmul_triton.py:\d+\)", fault.text
     )
-    assert "the copy's wait must come before, and a barrier for others" in fault.text
+    assert fault.text.endswith("its wait, and then a barrier, must come before")
     assert fault.place.file.endswith("matmul_triton.py")
     assert fault.instruction.startswith("ldmatrix")
+
+
+def shared(body: str, threads: int = 64) -> set[str]:
+    """The kinds of faults of a small kernel; %r0 is the thread, %r1 its warp, %r2 its place in shared memory."""
+    start = "mov.u32 %r0, %tid.x;\nshr.u32 %r1, %r0, 5;\nmov.b32 %r2, smem;\nmad.lo.u32 %r2, %r0, 4, %r2;\n"
+    start += "ld.param.u64 %rd0, [p0];\nsetp.eq.u32 %p1, %r1, 0;\n"
+    x = np.arange(256, dtype=np.uint32)
+    found = [set(run(start + body, x, threads=threads, shared=1024, check=True, order=o).kinds) for o in ORDERS]
+    assert all(kinds == found[0] for kinds in found), found
+    return found[0]
+
+
+def test_lanes_that_write_one_element():
+    one = "mov.b32 %r3, smem;\n"
+    assert shared(one + "st.shared.b32 [%r3], %r0;") == {RACE}
+    assert shared(one + "st.shared.b32 [%r3], %r0;", threads=32) == {RACE}
+    assert shared(one + "st.shared.b32 [%r3], %r1;") == {RACE}
+    assert shared(one + "st.shared.b32 [%r3], %r1;", threads=32) == set()
+    assert shared(one + "st.shared.b32 [%r3], 7;") == set()
+    assert shared(one + "@%p1 st.shared.b32 [%r3], 7;\nbar.sync 0;\n@!%p1 st.shared.b32 [%r3], 8;") == set()
+    # Bytes of one word are elements of their own.
+    assert (
+        shared("mov.b32 %r3, smem;\nadd.u32 %r3, %r3, %r0;\ncvt.u16.u32 %rs1, %r0;\nst.shared.b8 [%r3], %rs1;") == set()
+    )
+    # Two warps, a barrier or none between.
+    other = "xor.b32 %r4, %r2, 128;\nst.shared.b32 [%r2], %r0;\n{}ld.shared.b32 %r5, [%r4];\n"
+    assert shared(other.format("bar.sync 0;\n")) == set()
+    assert RACE in run_all(other.format(""))
+    assert shared(other.format("bar.sync 0;\n") + "st.shared.b32 [%r2], %r1;") == {RACE}
+    assert shared(other.format("bar.sync 0;\n") + "bar.sync 0;\nst.shared.b32 [%r2], %r1;") == set()
+
+
+def run_all(body: str) -> set[str]:
+    """The kinds that a kernel has in every order: what is read before it is written may be of another kind too."""
+    start = "mov.u32 %r0, %tid.x;\nmov.b32 %r2, smem;\nmad.lo.u32 %r2, %r0, 4, %r2;\n"
+    x = np.zeros(4, np.uint32)
+    found = [set(run(start + body, x, threads=64, shared=1024, check=True, order=order).kinds) for order in ORDERS]
+    return set.intersection(*found)
+
+
+def test_atomics_race_with_others_alone():
+    begin = "mov.b32 %r3, smem;\nsetp.eq.u32 %p2, %r0, 0;\n@%p2 st.shared.b32 [%r3], 0;\nbar.sync 0;\n"
+    add = "atom.shared.add.u32 %r5, [%r3], 1;\n"
+    assert shared(begin + add) == set()
+    assert shared(begin + add + "bar.sync 0;\nld.shared.b32 %r6, [%r3];") == set()
+    assert shared(begin + add + "ld.shared.b32 %r6, [%r3];") == {RACE}
+    assert shared(begin + "@%p1 st.shared.b32 [%r3], 5;\n" + add) == {RACE}
+    assert shared("mov.b32 %r3, smem;\n" + add) == {BLANK}
+
+
+def test_copies_to_one_place():
+    copy = "mov.b32 %r3, smem;\nmul.wide.u32 %rd2, {}, 16;\nadd.s64 %rd2, %rd2, %rd0;\n"
+    copy += "cp.async.cg.shared.global [%r3], [%rd2], 16;\ncp.async.wait_all;"
+    assert shared(copy.format("%r0"), threads=32) == {RACE}
+    assert shared(copy.format("%r1"), threads=32) == set()
