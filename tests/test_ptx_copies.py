@@ -97,6 +97,7 @@ def test_copy_outside():
     assert ran.executed.faults[0].count == 1
     assert "byte 512 of p0, which has 512" in ran.executed.faults[0].text
     np.testing.assert_array_equal(y[:-16], x[16:])
+    np.testing.assert_array_equal(y[-16:], 2**32 - 1)
     # What is not read may lie anywhere.
     text = "add.s64 %rd2, %rd2, 1000000;\ncp.async.cg.shared.global [%r3], [%rd2], 16, 0;"
     _, y, ran = copied(text, "cp.async.wait_all;", 16)
@@ -282,6 +283,9 @@ def test_bytes_that_are_expected():
             ran = run(body.replace("BYTES", str(wrong)), x, y, shared=1032, check=True, order=order, late=late)
             assert "wrong byte count of a barrier" in ran.kinds, wrong
             assert set(ran.kinds) <= {"wrong byte count of a barrier", "copy in flight"}, wrong
+            if late and wrong == 512:
+                said = " ".join(fault.text for fault in ran.executed.faults)
+                assert "completes a phase while a copy of 512 bytes to it is on its way" in said
     index = next(i.index for i in ran.executed.program.instructions if i.root == "cp")
     assert ran.executed.counts.sectors[index] == 16 + (x.ctypes.data % 32 != 0)
 
