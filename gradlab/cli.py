@@ -67,7 +67,7 @@ def check(
         Path | None, typer.Option(help="Plot error against step size and the map of errors: .png, .svg or .pdf.")
     ] = None,
     sanitize: Annotated[
-        bool, typer.Option("--sanitize", help="Check the memory accesses of every Triton kernel that runs.")
+        bool, typer.Option("--sanitize", help="Check the memory accesses of every Triton and Pallas kernel that runs.")
     ] = False,
 ) -> None:
     """Check gradients against finite differences, and functions against the requirements of their framework."""
@@ -93,7 +93,7 @@ def sanitize(
     floats: Annotated[bool, typer.Option("--floats", help="Look for the birth of NaNs and infinities too.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write every fault to this file.")] = None,
 ) -> None:
-    """Run a script and examine what its Triton kernels do to memory, on a CPU: exit code 1 and a paragraph a fault."""
+    """Run a script and examine what its Triton and Pallas kernels do to memory, on a CPU; exit code 1 with a fault."""
     from gradlab.profiling.sanitize import command
 
     raise typer.Exit(command.sanitize(script, context.args, first, bounds, floats, json))

@@ -279,7 +279,7 @@ def without_tools(monkeypatch):
 
 def test_what_is_printed_of_a_case(tmp_path, without_tools):
     text = printed(case(tmp_path), lines=True)
-    assert "relu: odd on torch, float32, sm_90, warps first" in text
+    assert "relu: odd on torch, float32, sm_90, first warp ahead" in text
     rows = [line.split() for line in text.splitlines()]
     # Sectors of 32 lanes 8 bytes apart: 8, of which half is used; the same launch a second time has no row.
     assert rows.count(["k", "forward", "4", "56", "55%", "8", "50%", "1", "-", "-", "issue"]) == 1
@@ -293,7 +293,10 @@ def test_what_is_printed_of_a_case(tmp_path, without_tools):
 
 def test_a_case_in_which_all_is_well_is_one_line(tmp_path):
     text = printed(case(tmp_path), full=False)
-    assert text.splitlines()[0] == "relu: odd on torch, float32, sm_90, warps first: 2 launches, 1 result right, 1.0 s"
+    assert (
+        text.splitlines()[0]
+        == "relu: odd on torch, float32, sm_90, first warp ahead: 2 launches, 1 result right, 1.0 s"
+    )
     assert len(text.splitlines()) == 2
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import logging
 import types
 from pathlib import Path
 
@@ -224,8 +225,30 @@ def uses(framework):
         finally:
             state.context = outside
 
+    def other_rule():
+        seen = []
+
+        def rule(usual, ctx, *operands, **params):
+            seen.append(ctx.primitive)
+            return usual(ctx, *operands, **params)
+
+        for _ in range(2):
+            with p.lowered_on_cpus(jax.lax.sin_p, rule):
+                jax.jit(lambda x: jax.lax.sin(x)).lower(1.0)
+        jax.jit(lambda x: jax.lax.sin(x)).lower(1.0)
+        return seen == [jax.lax.sin_p] * 2
+
+    def unlogged():
+        log = logging.getLogger("jax._src.callback")
+        record = log.makeRecord(log.name, logging.ERROR, "", 0, "", (), None)
+        with p.quiet_callbacks():
+            within = log.filter(record)
+        return not within and log.filter(record)
+
     return p, {
         "error_checks": lambda: isinstance(p.error_checks, dict),
+        "lowered_on_cpus": other_rule,
+        "quiet_callbacks": unlogged,
         "pallas_of_any_size": lambda: p.pallas_of_any_size().__enter__() is None,
         "source_state": unsaid,
         "no_source": unsaid,

@@ -1,6 +1,7 @@
 """jax's private names, each with what it is for."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from jax._src import source_info_util
@@ -43,3 +44,40 @@ def register_triton(context: Any) -> None:
 def is_jaxs_own(jaxpr: Any) -> bool:
     """Whether a jaxpr was traced from a function of jax itself."""
     return "jax/_src/" in str(getattr(getattr(jaxpr, "debug_info", None), "func_src_info", ""))
+
+
+@contextmanager
+def lowered_on_cpus(operation: Any, rule: Callable[..., Any]) -> Iterator[None]:
+    """Within it `rule(usual, ctx, *operands, **params)` lowers an operation for CPUs; `usual` is jax's own rule."""
+    from jax._src.interpreters.mlir import _lowerings, _platform_specific_lowerings, register_lowering
+
+    rules = _platform_specific_lowerings["cpu"]
+    usual, before = _lowerings[operation].rule, rules.get(operation)
+
+    def chosen(ctx: Any, *operands: Any, **params: Any) -> Any:
+        return rule(usual, ctx, *operands, **params)
+
+    register_lowering(operation, chosen, platform="cpu")
+    try:
+        yield
+    finally:
+        if before is None:
+            rules.pop(operation, None)
+        else:
+            rules[operation] = before
+
+
+@contextmanager
+def quiet_callbacks() -> Iterator[None]:
+    """Within it an error of a host callback is not logged beside being raised."""
+
+    from jax._src.callback import logger
+
+    def drop(record: Any) -> bool:
+        return False
+
+    logger.addFilter(drop)
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)

@@ -97,7 +97,9 @@ def _targets(args: EmulateArgs, on: GPU | None) -> list[Target]:
 
 
 def _how(args: EmulateArgs, where: Target) -> How:
-    return How(where, args.budget, {"order": args.order, "late": not args.early, "exact": not args.approximate})
+    return How(
+        where, args.budget, {"order": args.order, "late": not args.early, "check": True, "exact": not args.approximate}
+    )
 
 
 def _results(args: EmulateArgs, hows: Sequence[How], console: Console) -> Iterator[CaseResult]:

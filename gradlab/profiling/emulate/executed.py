@@ -21,6 +21,9 @@ from gradlab.profiling.ptx.schedule import Budget
 BUDGET = 50_000_000
 parsed = functools.lru_cache(maxsize=256)(parse)
 resources = functools.lru_cache(maxsize=256)(sass.resources)
+serialised = functools.lru_cache(maxsize=256)(sass.serialised)
+# The kind of fault that an assembler may mend.
+IN_FLIGHT = "register in flight"
 
 
 def execute_launch(
@@ -52,6 +55,11 @@ def execute_launch(
         )
     except Budget as spent:
         raise PTXError(_too_much(launch, program, spent, budget)) from None
+    mended = [f for f in done.faults if f.kind == IN_FLIGHT]
+    if mended and serialised(made.ptx, where):
+        done.faults = [f for f in done.faults if f.kind != IN_FLIGHT]
+    else:
+        mended = []
     return LaunchResult(
         launch.kernel,
         side,
@@ -65,6 +73,7 @@ def execute_launch(
         done,
         made.ptx,
         made.cubin,
+        tuple(mended),
     )
 
 

@@ -15,7 +15,7 @@ from gradlab.base.files import write_whole
 from gradlab.base.machine import describe
 from gradlab.profiling.emulate.model import PARTS, Model, closest
 from gradlab.profiling.emulate.result import CaseResult, Comparison, LaunchResult
-from gradlab.profiling.emulate.words import paragraphs, shown
+from gradlab.profiling.emulate.words import mended, paragraphs, shown
 from gradlab.profiling.machine_code.gpus import GPU, gpu_for
 from gradlab.profiling.machine_code.source_view import listing
 from gradlab.profiling.machine_code.targets import target
@@ -77,6 +77,9 @@ def show(case: CaseResult, console: Console, on: GPU | None = None, lines: bool 
         for words in paragraphs(launch):
             console.print()
             console.print(Text(words), soft_wrap=True)
+        if words := mended(launch):
+            console.print()
+            console.print(Text(words, "dim"), soft_wrap=True)
     for launch in launches if lines else ():
         console.print()
         _show_launch(launch, console)
@@ -115,7 +118,7 @@ def _once(launches: Sequence[LaunchResult]) -> list[LaunchResult]:
 
 def _title(case: CaseResult) -> str:
     name = ": ".join([case.op, case.case] if case.case else [case.op])
-    order = "" if case.order == "together" else f", warps {case.order}"
+    order = "" if case.order == "together" else f", {case.order} warp ahead"
     return f"{name} on {case.side}, {case.dtype}, {case.arch}{order}"
 
 
@@ -256,7 +259,7 @@ def _comparison_json(c: Comparison) -> dict[str, Any]:
 
 def _launch_json(launch: LaunchResult, on: GPU | None) -> dict[str, Any]:
     program, counts = launch.executed.program, launch.executed.counts
-    without = ("executed", "ptx", "cubin")
+    without = ("executed", "ptx", "cubin", "mended")
     known = {f.name: getattr(launch, f.name) for f in dataclasses.fields(launch) if f.name not in without}
     estimate = closest(launch, gpu_of(launch, on))
     return known | {
@@ -268,4 +271,5 @@ def _launch_json(launch: LaunchResult, on: GPU | None) -> dict[str, Any]:
         "in_flight": counts.in_flight,
         "model": dataclasses.asdict(estimate) | {"bound": estimate.bound} if estimate else None,
         "faults": [dataclasses.asdict(f) for f in launch.executed.faults],
+        "mended": [dataclasses.asdict(f) for f in launch.mended],
     }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from gradlab.profiling.ptx.execute import Executed
+from gradlab.profiling.ptx.faults import Fault
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class LaunchResult:
         registers: of a thread.
         file: the kernel's own, whose lines are shown.
         executed: counts and faults.
+        mended: faults of the PTX that its assembler has mended: registers that are touched while a wgmma may be at work
+            on them, where it makes every wgmma wait for the one before.
         ptx, cubin: what was executed, and what a GPU would execute.
     """
 
@@ -49,6 +52,7 @@ class LaunchResult:
     executed: Executed
     ptx: str = ""
     cubin: bytes = b""
+    mended: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)

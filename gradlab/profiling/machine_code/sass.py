@@ -3,6 +3,7 @@
 import functools
 import importlib
 import itertools
+import os
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -151,6 +152,15 @@ def assembled(ptx: str, where: Target) -> bytes:
     made = run_tool(program, *words, data=ptx.encode(), suffix=".ptx", out="kernel.cubin")
     assert isinstance(made, bytes)
     return made
+
+
+def serialised(ptx: str, where: Target) -> bool:
+    """Whether ptxas makes every wgmma wait for the one before, which it says when it cannot tell that none need to."""
+    program = importlib.import_module("gradlab.profiling.machine_code.compile_triton").assembler(where)
+    words = ("-v", f"--gpu-name={machine(ptx, where)}", "-o", os.devnull)
+    return "wgmma.mma_async instructions are serialized" in str(
+        run_tool(program, *words, data=ptx.encode(), suffix=".ptx")
+    )
 
 
 def machine(ptx: str, where: Target) -> str:

@@ -104,11 +104,11 @@ class BlockBarriers:
             wanted = int(self.wanted[lanes].max()) or np.count_nonzero(mine)
             i = self.m.code.instructions[max(int(self.m.at[lanes[0]]) - 1, 0)]
             where = sorted({int(at) for at in self.m.at[mine & (self.waits != name)]})[:2]
-            others = "; ".join(str(self.m.code.instructions[min(at, len(self.m.code.instructions) - 1)]) for at in where)
+            code = self.m.code.instructions
+            others = "; ".join(str(code[min(at, len(code) - 1)]) for at in where)
             text = f"barrier {name}: {come} of {wanted} threads are there, for ever"
             self.m.fault("deadlock", i, text + (f"; others are at {others}" if others else ""), lanes)
         if not waiting[alive].any() and not self.m.stalled[alive].any():
             lanes = np.flatnonzero(alive)
             i = self.m.code.instructions[min(int(self.m.at[lanes[0]]), len(self.m.code.instructions) - 1)]
             self.m.fault("deadlock", i, "not all threads of the warp come to what it must do together", lanes)
-

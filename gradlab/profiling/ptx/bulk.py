@@ -20,6 +20,7 @@ from gradlab.profiling.ptx.mbarriers import Barriers
 from gradlab.profiling.ptx.memory import aligned
 from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.program import Instruction
+from gradlab.profiling.ptx.shadow import OPERAND
 
 _TENSOR = re.compile(r"^\[\s*(.+?)\s*,\s*\{(.*)\}\s*\]$")
 _REDUCTIONS = ("add", "min", "max", "inc", "dec", "and", "or", "xor")
@@ -66,7 +67,8 @@ class Bulk:
     """The bulk copies of a machine that are on their way; those to shared memory wait at their barriers."""
 
     def __init__(self, m: Machine) -> None:
-        self.m, self.stores, self.barriers = m, Groups(m.lanes), m.part(Barriers)
+        self.m, self.barriers = m, m.part(Barriers)
+        self.stores: Groups[Transfer] = Groups(m.lanes)
         self.outstanding = np.zeros(m.blocks, np.int64)
 
     def begin(self) -> None:
@@ -75,8 +77,13 @@ class Bulk:
         self.outstanding[:] = 0
 
     def finish(self) -> None:
-        """All threads are at their end: what they stored goes out."""
-        self.stored(self.stores.everything())
+        """All threads are at their end: what they stored goes out, from memory that may be another block's by then."""
+        left = self.stores.everything()
+        if self.m.shared.shadow is not None:
+            for copy in left:
+                text = "the block ends, and its shared memory with it, while a bulk copy still reads there: "
+                self.m.fault(OPERAND, copy.instruction, text + "cp.async.bulk.wait_group must come before", copy.lanes)
+        self.stored(left)
 
     def load(self, copy: Transfer, number: Array) -> None:
         """Lanes begin copies to shared memory, which barriers wait for."""
@@ -159,8 +166,8 @@ def copy(i: Instruction, m: Machine) -> Step:
 
         def run_store(lanes: Lanes) -> None:
             for each in transfers(lanes):
-                if each := _checked(i, m, each, False):
-                    units.store(each)
+                if right := _checked(i, m, each, False):
+                    units.store(right)
 
         return run_store
     at = i.operands[2 if i.has("tensor") else 3]
@@ -189,7 +196,7 @@ def _checked(i: Instruction, m: Machine, copy: Transfer, load: bool) -> Transfer
         wrong[copy.inside] = ~allowed
         text = f"{'load' if load else 'store'} of {m.memory.describe(int(copy.addresses[wrong][0]))} bytes"
         m.fault("out of bounds", i, text, copy.lanes[wrong.any(1)])
-        copy = copy.part(~wrong.any(1))
+        copy = copy.part(np.asarray(~wrong.any(1)))
         if not copy.lanes.size:
             return None
     # One address a piece of 16 bytes is enough to count sectors.

@@ -20,7 +20,7 @@ from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.program import Instruction
 
 
-@dataclass
+@dataclass(frozen=True)
 class Copy:
     """A copy by each of some lanes.
 
@@ -38,15 +38,16 @@ class Copy:
 
     def part(self, which: Array) -> "Copy":
         """The copies of some of the lanes."""
-        found = (part[which] for part in (self.lanes, self.places, self.sources, self.sizes))
-        return Copy(self.instruction, *found, self.size)
+        lanes, places, sources, sizes = (p[which] for p in (self.lanes, self.places, self.sources, self.sizes))
+        return Copy(self.instruction, lanes, places, sources, sizes, self.size)
 
 
 class Copies:
     """The copies of a machine's threads that are on their way."""
 
     def __init__(self, m: Machine) -> None:
-        self.m, self.groups = m, Groups(m.lanes)
+        self.m = m
+        self.groups: Groups[Copy] = Groups(m.lanes)
         self.outstanding = np.zeros(m.blocks, np.int64)
 
     def begin(self) -> None:
@@ -59,7 +60,7 @@ class Copies:
         shadow = self.m.shared.shadow
         if shadow is not None:
             elements = shadow.elements_of(copy.places, copy.size)
-            shadow.copy_begins(copy.instruction, copy.lanes, elements, None, None)
+            shadow.copy_begins(copy.instruction, copy.lanes, elements)
             twice = _written_twice(copy)
             if twice.any():
                 shadow.conflict(copy.instruction, copy.lanes, elements, np.broadcast_to(twice[:, None], elements.shape))

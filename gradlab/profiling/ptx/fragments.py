@@ -25,7 +25,7 @@ def numbers(kind: str) -> Callable[[Array], Array]:
         return _bf16
     if kind == "tf32":
         # The tensor cores take no notice of the lowest 13 bits.
-        return lambda raw: (raw & np.uint32(0xFFFFE000)).view(np.float32)[..., None]
+        return lambda raw: (_split(raw, np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
     if kind == "f64":
         return lambda raw: raw.view(np.float64)[..., None]
     if kind in ("e4m3", "e5m2"):

@@ -106,7 +106,7 @@ class Machine:
         """The machine's own unit of a class, made when an instruction first asks for it."""
         if kind not in self.parts:
             self.parts[kind] = kind(self)
-        return self.parts[kind]  # type: ignore[no-any-return]
+        return self.parts[kind]
 
     def raw(self, name: str) -> Array:
         """A register's bits, of every lane."""

@@ -1,7 +1,7 @@
 """ldmatrix, stmatrix, movmatrix, mma: matrices in the registers of a warp.
 
-Products are exact and summed in float32, of float64 in float64. How many bits a tensor core keeps of a sum on its way is
-not documented. Source: PTX ISA 8.7, sections 9.7.14.5.
+Products are exact and summed in float32, of float64 in float64. How many bits a tensor core keeps of a sum on its
+way is not documented. Source: PTX ISA 8.7, sections 9.7.14.5.
 """
 
 import re

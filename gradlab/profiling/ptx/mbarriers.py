@@ -170,7 +170,8 @@ class Barriers:
         over = self.valid & (self.pending < 0)
         if over.any():
             block, number = np.argwhere(over)[0]
-            self.m.fault(MISUSED, i, f"{self.name(number)} has more arrivals than the {self.count[block, number]} of a phase")
+            text = f"{self.name(number)} has more arrivals than the {self.count[block, number]} of a phase"
+            self.m.fault(MISUSED, i, text)
             self.pending[over] = 0
         self._wake()
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from gradlab.profiling.ptx.numbers import Array
 
-
 # Of a float64 the low bits that a narrower type drops, and the least number of that type that is normal.
 _DROPPED = {"f32": (29, 2.0**-126), "f16": (42, 2.0**-14), "bf16": (45, 2.0**-126)}
 

@@ -81,13 +81,16 @@ class Scheduler:
                 if self._unstall():
                     continue
                 self._deadlock()
-                return
+                break
             mine = self._mine(ready)
             # Those that have jumped back very often let the others run.
             first = int(self.at[mine].min()) if last < _PATIENCE else int(self.at[mine].max())
             lanes = mine[self.at[mine] == first]
             others = self.at[self.alive & (self.waits < 0) & ~self.stalled & (self.at > first)]
             last = last + 1 if self._advance(first, lanes, int(others.min()) if others.size else -1) else 0
+        for part in self.m.parts.values():
+            if hasattr(part, "finish"):
+                part.finish()
 
     def _mine(self, ready: Array) -> Array:
         """Indices of the lanes that may go next."""

@@ -89,23 +89,13 @@ class Shadow:
         rows = (lanes // 32)[:, None]
         self._blank(i, lanes, elements)
         bad = self._unordered(i, lanes, elements, rows, "reads", 0)
-        # What plain stores and cp.async wrote must have passed a fence between proxies.
-        known = self.clocks.known[rows, 1, self.agent[elements]] >= self.due[elements]
-        plain = ((self.how[elements] & BULK) == 0) & (self.writer[elements] >= 0)
-        unfenced = plain & ~known & ~bad
-        if unfenced.any():
-            self._say(
-                UNFENCED,
-                i,
-                lanes,
-                elements,
-                unfenced,
-                "is read by another way than it was written; fence.proxy.async must come between",
-            )
+        self._unfenced(i, lanes, elements, rows, bad, "read")
         pending = self.groups.get(kind)
         if pending is None:
             pending = self.groups[kind] = np.zeros((self.m.warps, self.elements), np.int32)
-        pending[rows // self.m.blocks, elements] = np.asarray(group)[:, None]
+        warp = rows // self.m.blocks
+        pending[warp, elements] = np.asarray(group)[:, None]
+        self.readers[warp, elements] = self.clocks.now(rows)
 
     def finished(self, kind: str, lanes: Array, group: Array) -> None:
         """The lanes' warps have waited for their groups of asynchronous reads, up to these."""
@@ -126,14 +116,18 @@ class Shadow:
         self.agent[elements] = rows // self.m.blocks
         self.by[elements], self.how[elements] = i.index, how
 
-    def copy_begins(self, i: Instruction, lanes: Array, elements: Array, agent: Array | None, due: Array | None) -> None:
+    def copy_begins(
+        self, i: Instruction, lanes: Array, elements: Array, agent: Array | None = None, due: Array | None = None
+    ) -> None:
         """A copy that lanes issue will write elements[lane, number] at any time up to its wait.
 
         Args:
             agent, due: what it is waited for by: a place of the clocks and its count. None: by the lane itself.
         """
         rows = (lanes // 32)[:, None]
-        self._before_write(i, lanes, elements, rows, None, 0)
+        bad = self._before_write(i, lanes, elements, rows, None, 0)
+        if agent is not None:
+            self._unfenced(i, lanes, elements, rows, bad, "written")
         self.writer[elements] = rows // self.m.blocks
         self.when[elements] = self.clocks.now(rows)
         self.agent[elements] = rows // self.m.blocks if agent is None else agent[:, None]
@@ -162,23 +156,34 @@ class Shadow:
 
     def _before_write(
         self, i: Instruction, lanes: Array, elements: Array, rows: Array, same: Array | None, how: int
-    ) -> None:
-        self._unordered(i, lanes, elements, rows, "writes", how, same)
+    ) -> Array:
+        bad = self._unordered(i, lanes, elements, rows, "writes", how, same)
         known = self.clocks.known
         blocks = self.m.blocks
         for warp in range(self.m.warps):
-            if self.m.warps > 1:
-                late = self.readers[warp, elements] > known[rows, 0, warp]
-                if late.any():
-                    text = f"is written while warp {warp} may still read it; a barrier must come between"
-                    self._say(RACE, i, lanes, elements, late, text)
+            apart = self.readers[warp, elements] > known[rows, 0, warp]
+            if apart.any():
+                text = f"is written while warp {warp} may still read it; a barrier must come between"
+                self._say(RACE, i, lanes, elements, apart, text)
             for kind, pending in self.groups.items():
                 place = int(self.clocks.reader(kind, np.array([warp * blocks]))[0])
-                late = pending[warp, elements] > known[rows, 0, place]
+                late = (pending[warp, elements] > known[rows, 0, place]) & ~apart
                 if late.any():
                     what = "a tensor core" if kind == "wgmma" else "a bulk copy"
                     text = f"is written while {what} may still read it for warp {warp}; its wait must come before"
                     self._say(OPERAND, i, lanes, elements, late, text + _for_others(lanes, late, warp, blocks))
+
+        return bad
+
+    def _unfenced(self, i: Instruction, lanes: Array, elements: Array, rows: Array, bad: Array, verb: str) -> None:
+        """What plain stores and cp.async wrote must have passed a fence between proxies; barriers need none."""
+        known = self.clocks.known[rows, 1, self.agent[elements]] >= self.due[elements]
+        plain = ((self.how[elements] & (BULK | HELD)) == 0) & (self.writer[elements] >= 0)
+        unfenced = plain & ~known & ~bad
+        if unfenced.any():
+            what = "a tensor core" if i.root == "wgmma" else "a bulk copy"
+            text = f"is {verb} by {what} after {self._author(elements, unfenced)} wrote it"
+            self._say(UNFENCED, i, lanes, elements, unfenced, f"{text}; fence.proxy.async must come between")
 
     def _blank(self, i: Instruction, lanes: Array, elements: Array) -> None:
         blank = self.writer[elements] < 0

@@ -66,7 +66,7 @@ class SharedMemory:
             offsets: [piece], or [group, piece].
         """
         places = (offsets + self.machine.block_of[first][:, None] * self.stride) // 16
-        if self.shadow is not None:
+        if self.shadow is not None and self.machine.flight is not None:
             group = self.machine.flight.opened[first // 32] + 1
             for warp in range(4):
                 lanes = first + warp * self.machine.blocks * 32
@@ -120,7 +120,7 @@ class SharedMemory:
             return np.zeros(lanes.shape, bool)
         elements = self.shadow.elements_of(self.places(offsets, lanes), 8)
         self.shadow.read(instruction, lanes, elements)
-        return ((self.shadow.how[elements] & HELD) == 0).any(1)
+        return np.asarray(((self.shadow.how[elements] & HELD) == 0).any(1))
 
     def joined(self, lanes: Array, name: int = 0) -> None:
         """These lanes have passed a barrier together: what their warps did before is known to all of them."""
@@ -142,5 +142,5 @@ def _by_element(differs: Array, shape: tuple[int, int]) -> Array:
     """Of differences[lane, value], whether any is in each element of the shadow."""
     lanes, elements = shape
     if differs.shape[1] >= elements:
-        return differs.reshape(lanes, elements, -1).any(2)
+        return np.any(differs.reshape(lanes, elements, -1), axis=2)
     return np.repeat(differs, elements // differs.shape[1], 1)

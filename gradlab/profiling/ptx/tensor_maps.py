@@ -1,7 +1,7 @@
 """Tensor maps: 128 bytes that say where a tensor lies in global memory and which box of it a bulk copy moves.
 
-A GPU's own encoding is not published. Here they are written by `encode`, for a kernel's arguments, or by the kernel with
-tensormap.replace, and read by `decode`; nothing else looks into them.
+A GPU's own encoding is not published. Here they are written by `encode`, for a kernel's arguments, or by the kernel,
+with tensormap.replace, and read by `decode`; nothing else looks into them.
 
 Source: PTX ISA 8.7, sections 5.5 and 9.7.9.26, 9.7.9.27.
 """
@@ -127,7 +127,7 @@ def box(found: TensorMap, coordinates: Array, unit: int) -> tuple[Array, Array]:
         # The first axis is the innermost of the pieces.
         addresses = (at * found.strides[axis])[:, :, None] + addresses[:, None, :]
         inside = within[:, :, None] & inside[:, None, :]
-        addresses, inside = (part.reshape(part.shape[0], -1) for part in (addresses, inside))
+        addresses, inside = addresses.reshape(len(at), -1), inside.reshape(len(at), -1)
     return addresses, inside
 
 

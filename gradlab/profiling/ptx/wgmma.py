@@ -133,7 +133,7 @@ def _multiply(i: Instruction, m: Machine) -> Step:
         before = groups.gather(table).view(dtype)
         kept = np.broadcast_to(keeps(groups.first), groups.first.shape)
         if not kept.all():
-            before = np.where(kept.reshape(1, many, 1, blocks, 1, 1), before, dtype(0))
+            before = np.where(kept.reshape(1, many, 1, blocks, 1, 1), before, np.zeros((), dtype))
         if half:
             parts = np.moveaxis(parts, 2, -1)
         found = add(parts, before.reshape(parts.shape))
@@ -176,7 +176,10 @@ def _shared(
         bits = np.broadcast_to(source(groups.first), groups.first.shape)
         every = [int(bits[0])] if (bits == bits[0]).all() else [int(value) for value in bits]
         offsets = np.stack([descriptors.pieces(each, rows, elements, turned).ravel() for each in every])
-        if m.shared.allowed(i, offsets.ravel(), descriptors.PIECE, np.repeat(groups.first[0], offsets.size)) is not None:
+        if (
+            m.shared.allowed(i, offsets.ravel(), descriptors.PIECE, np.repeat(groups.first[0], offsets.size))
+            is not None
+        ):
             return None
         count = sum(descriptors.passes(each, rows, elements, turned) for each in every)
         _count(i, m, groups.first.size, rows, count if len(every) > 1 else count * groups.first.size)

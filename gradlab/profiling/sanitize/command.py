@@ -36,23 +36,22 @@ def sanitize(script: Path, arguments: Sequence[str], first: bool, bounds: bool, 
         raise ValueError(f"sanitize: {script} is no file, wanted a Python script")
     if json is not None and not json.absolute().parent.is_dir():
         raise ValueError(f"sanitize: --json is {json}, wanted a file in a folder that exists")
-    # Kernels on CPU tensors, also where a GPU is.
+    # Kernels on CPU tensors and arrays, also where a GPU is.
     os.environ.setdefault("TRITON_DEFAULT_BACKEND", "cpu")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     code: Any = 0
-    with examined(first, _Stop, bounds, floats) as report:
-        before = sys.argv, sys.path[0]
-        sys.argv, sys.path[0] = [str(script), *arguments], str(script.absolute().parent)
-        try:
-            runpy.run_path(str(script), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        except _Stop:
-            pass
-        except Exception:
-            traceback.print_exc()
-            code = 1
-        finally:
-            sys.argv, sys.path[0] = before
+    report: Report | None = None
+    try:
+        with examined(first, _Stop, bounds, floats) as report:
+            code = _run(script, arguments)
+    except _Stop:
+        pass
+    except Exception:
+        if report is None:
+            raise
+        traceback.print_exc()
+        code = 1
+    assert report is not None
     if json is not None:
         report.write_json(json)
     sys.stdout.flush()
@@ -62,3 +61,16 @@ def sanitize(script: Path, arguments: Sequence[str], first: bool, bounds: bool, 
     if report.faults:
         return 1
     return code if isinstance(code, int) else int(code is not None)
+
+
+def _run(script: Path, arguments: Sequence[str]) -> Any:
+    """What a script that is run as the main program hands to sys.exit, or 0."""
+    before = sys.argv, sys.path[0]
+    sys.argv, sys.path[0] = [str(script), *arguments], str(script.absolute().parent)
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.argv, sys.path[0] = before
+    return 0
