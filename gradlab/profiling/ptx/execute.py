@@ -49,6 +49,7 @@ def execute(
     exact: bool = True,
     check: bool = False,
     late: bool = True,
+    blocks: int | None = None,
 ) -> Executed:
     """Run a kernel.
 
@@ -63,12 +64,13 @@ def execute(
         exact: approximate instructions round to nearest; else they are as far off as is documented.
         check: find races, missing waits and fences in shared memory, whatever order the warps run in.
         late: asynchronous copies land at the last moment that a GPU may take, else at the first.
+        blocks: execute the first ones of the grid alone, so many.
 
     Raises:
         PTXError: an instruction that is not known.
         Budget: more instructions than the budget, as soon as the first blocks say so.
     """
-    blocks = grid[0] * grid[1] * grid[2]
+    blocks = min(grid[0] * grid[1] * grid[2], blocks or 2**62)
     warps = -(-threads // LANES)
     at_once = max(1, min(blocks, AT_ONCE // (warps * LANES), _SHARED_AT_ONCE // max(shared, 1)))
     if check:
