@@ -1,7 +1,8 @@
-"""Pallas kernels under `gradlab.sanitize`: planted faults, each found where it stands, and what is right raises none."""
+"""Pallas kernels under `gradlab.sanitize`: planted faults, each found where it stands; what is right raises none."""
 
 import inspect
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -286,3 +287,17 @@ def test_the_check(monkeypatch, capsys):
     assert code == 0
     assert "gradlab sanitize: no fault in " in out
     assert out.endswith(" launches of Pallas kernels, lowered for CUDA, on CPU arrays\n")
+
+
+def test_doubles_are_doubles_in_every_thread():
+    """XLA runs a program in threads of its own, where jax knows no float64 under `jax.enable_x64(True)`."""
+    with gradlab.sanitize() as report, ThreadPoolExecutor(1) as threads:
+        with jax.enable_x64(True):
+            x = jnp.arange(256.0)
+            block = pl.BlockSpec((128,), lambda i: (i,))
+            call = pl.pallas_call(copy, grid=(2,), in_specs=[block], out_specs=block, out_shape=x, interpret=True)
+            compiled = jax.jit(call).lower(x).compile()
+        y = threads.submit(compiled, x).result()
+    assert report.pallas == 1
+    np.testing.assert_array_equal(y, np.arange(256.0))
+    assert y.dtype == "float64"
