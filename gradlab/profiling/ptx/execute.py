@@ -1,7 +1,7 @@
 """One launch: all blocks of a grid, some of them at once."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,11 +28,13 @@ class Executed:
     Attributes:
         counts: by instruction.
         faults: what it did wrong.
+        notes: what it did wrong by PTX, and the assembler makes right at a cost in time.
     """
 
     program: Program
     counts: Counts
     faults: list[Fault]
+    notes: list[Fault] = field(default_factory=list)
 
 
 def execute(
@@ -90,4 +92,6 @@ def execute(
             except Budget:
                 raise Budget(int(scheduler.spent / share)) from None
             counts.next_blocks()
-    return Executed(program, counts, list(faults.found.values()))
+    found = faults.found.values()
+    wrong, repaired = ([fault for fault in found if fault.repaired == which] for which in (False, True))
+    return Executed(program, counts, wrong, repaired)
