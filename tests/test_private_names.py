@@ -60,6 +60,10 @@ def test_every_name_is_where_it_was(framework):
     assert not moved, f"{framework} {version} has no {', '.join(sorted(moved))}: kernels/private/private_{framework}.py"
 
 
+def launched(x_ptr, n):
+    """A kernel that does nothing."""
+
+
 def reached(name):
     """The object of a dotted name: modules as far as they go, then attributes."""
     first, *rest = name.split(".")
@@ -185,6 +189,19 @@ def uses(framework):
             )
             return p.made_with(own, reached), asked
 
+        def specialised():
+            from triton.backends.compiler import GPUTarget
+            from triton.compiler import make_backend
+
+            backend = make_backend(GPUTarget("cuda", 90, 32))
+            return p.specialised(triton.jit(launched), backend, (None, 7), {"num_warps": 2})
+
+        def timed_by_no_one():
+            from triton.runtime.autotuner import Autotuner
+
+            with p.untuned():
+                return Autotuner._bench(None, config=None)
+
         def forgotten():
             jit = triton.jit(reached)
             jit.device_caches[0]  # a defaultdict, which makes the entry
@@ -202,6 +219,8 @@ def uses(framework):
             "to_interpreted": lambda: p.to_interpreted(3).handle.data == 3,
             "patch_language": lambda: callable(p.interpreter()._patch_lang),
             "assembler": lambda: p.assembler(90).name.startswith("ptxas"),
+            "specialised": lambda: specialised()[2] == {"x_ptr": "constexpr", "n": "i32"},
+            "untuned": lambda: timed_by_no_one() == [0.0, 0.0, 0.0],
         }
     import jax
 

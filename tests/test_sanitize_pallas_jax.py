@@ -1,4 +1,4 @@
-"""Pallas kernels under `gradlab.sanitize`: planted faults, each found where it stands, and what is right raises none."""
+"""Pallas kernels under `gradlab.sanitize`: planted faults, each found where it stands; what is right raises none."""
 
 import importlib.util
 import inspect

@@ -1,4 +1,4 @@
-"""Every check case of every op on jax, through its programs for CUDA, sanitized: no fault, and the interpreter's values.
+"""Every check case of every op on jax, through its programs for CUDA, sanitized: no fault, and right values.
 
 `python -m tests.sweeps.pallas_cuda_jax [dtype | mapped ...]`; `mapped` is every case under `jax.vmap`, in float32.
 """

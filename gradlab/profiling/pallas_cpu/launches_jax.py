@@ -123,7 +123,7 @@ def _launch(types: Sequence[Any], params: dict[str, Any]) -> Launch:
     }
     given = [jax.ShapeDtypeStruct(space, t.dtype) for space, t in zip(spaces, types, strict=False)]
     program = lowered(jax.jit(lambda *arrays: pl.pallas_call_p.bind(*arrays, **for_cuda)), "cuda", *given)
-    ((name, text, _, _, grid),) = triton_calls(program)
+    ((name, text, warps, stages, grid),) = triton_calls(program)
     mapped = list(mapping.vmapped_dims)
     own = [axis for axis in range(len(mapping.grid)) if axis not in mapped]
     return Launch(
@@ -131,6 +131,8 @@ def _launch(types: Sequence[Any], params: dict[str, Any]) -> Launch:
         file=jaxpr.debug_info.func_filename or "",
         line=jaxpr.debug_info.func_lineno or 0,
         source=text,
+        warps=warps,
+        stages=stages,
         grid=grid,
         axes=tuple(mapping.grid) or (1,),
         order=(*own, *reversed(mapped)),
