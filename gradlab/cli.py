@@ -190,11 +190,17 @@ def inspect(
             help='Arguments of a function: "x[4096 1024], t[4096]: int<10"; <function>_args in its file when not given.'
         ),
     ] = None,
+    executed: Annotated[
+        bool,
+        typer.Option(
+            "--executed", help="Execute the first program of each launch on torch too, and count what it does."
+        ),
+    ] = False,
 ) -> None:
     """Compile the kernels and read their machine code: registers, spills, occupancy, instructions. Needs no GPU."""
     from gradlab.profiling.machine_code import command
 
-    args = command.InspectArgs(op, side or [], arch, dtype, case, gpu, lines, json, check, shapes)
+    args = command.InspectArgs(op, side or [], arch, dtype, case, gpu, lines, json, check, shapes, executed)
     raise typer.Exit(command.inspect(args, Console()))
 
 

@@ -12,7 +12,8 @@ from gradlab.profiling.emulate.model import PARTS, model
 from gradlab.profiling.emulate.report import count, show, summary, write_json
 from gradlab.profiling.emulate.result import CaseResult, Comparison, LaunchResult
 from gradlab.profiling.machine_code.gpus import DEFAULT_GPUS, GPUS, RATES
-from gradlab.profiling.machine_code.pipes import Mix, read, unit
+from gradlab.profiling.machine_code.pipes import Mix, loops_of, mix, read, unit
+from gradlab.profiling.machine_code.targets import TARGETS
 from gradlab.profiling.ptx.counts import Counts
 from gradlab.profiling.ptx.execute import Executed
 from gradlab.profiling.ptx.faults import Fault
@@ -148,19 +149,29 @@ DISASSEMBLED = """
 	//## File "/somewhere/kernel.py", line 3
         /*0000*/                   IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;
         /*0010*/              @!P0 FADD.FTZ R2, R3, R4 ;
+.L_x_0:
 	//## File "/triton/standard.py", line 90
         /*0020*/                   MUFU.EX2 R2, R3 ;
 	//## File "/elsewhere/kernel.py", line 4
         /*0030*/                   LDG.E.128 R4, [R2.64] ;
         /*0040*/                   HFMA2.BF16 R2, R3, R4, R5 ;
-        /*0050*/                   NOP ;
+        /*0050*/              @P0  BRA `(.L_x_0) ;
+.L_x_1:
+        /*0060*/                   BRA `(.L_x_1);
+        /*0070*/                   NOP ;
 """
 
 
 def test_machine_code_by_line_and_unit():
     found = read(DISASSEMBLED, "/somewhere/kernel.py")
-    assert found.instructions == 5
-    assert found.lines == {3: {"multiply": 1, "float32": 1}, 0: {"special": 1}, 4: {"other": 1, "half": 1}}
+    assert (found.instructions, found.loops) == (7, 1)
+    assert found.parts == {
+        (0, 3): {"multiply": 1, "float32": 1},
+        (1, 0): {"special": 1},
+        (1, 4): {"other": 2, "half": 1},
+        (0, 4): {"other": 1},
+    }
+    assert found.lines == {3: 2, 0: 1, 4: 4}
     names = ("DFMA", "IADD3.X", "UIADD3", "LOP3.LUT", "FMNMX", "F2FP.BF16.F32.PACK_AB", "STS", "HGMMA.64x128x16.F32")
     assert [unit(n) for n in names] == [
         "float64",
@@ -176,25 +187,58 @@ def test_machine_code_by_line_and_unit():
     assert unit("SHFL.BFLY") == "other"
 
 
-def test_machine_code_is_executed_as_often_as_its_line():
-    done = launch(
-        """
-        .loc 1 3 0
-        mov.b32 %r1, %r2;
-        .loc 1 4 0
-        add.f32 %r1, %r2, %r3;
-        add.f32 %r1, %r2, %r3;
-        """,
-        issued=[8, 800, 400],
-    )
-    code = Mix(9, {0: {"other": 1}, 3: {"integer": 2}, 4: {"float32": 3, "other": 1}, 5: {"special": 2}})
+def test_the_innermost_loop_of_an_instruction():
+    assert loops_of(8, [(1, 6), (2, 3), (4, 5), (7, 7)]) == [0, 1, 2, 2, 3, 3, 1, 0]
+    assert loops_of(2, []) == [0, 0]
+
+
+IN_A_LOOP = """
+.loc 1 3 0
+mov.b32 %r1, %r2;
+$LOOP:
+.loc 1 4 0
+add.f32 %r1, %r2, %r3;
+add.f32 %r1, %r2, %r3;
+@%p1 bra $LOOP;
+add.f32 %r1, %r2, %r3;
+"""
+
+
+def test_machine_code_is_executed_as_often_as_its_line_in_its_loop():
+    done = launch(IN_A_LOOP, issued=[8, 800, 400, 800, 8])
+    units = {"float32": 3, "other": 1}
+    code = Mix(10, 1, {(0, 0): {"other": 1}, (0, 3): {"integer": 2}, (1, 4): units, (1, 5): {"special": 3}})
     found = model(done, H100, code)
-    assert found.instructions == 1208
-    # Line 4 on average 600 times; what PTX does not have, once a warp.
-    assert found.machine == 8 * (1 + 2 + 2) + 600 * 4
-    assert found.cycles["FMA"] == 3 * 600 * 32 / 128
+    assert found.instructions == 2016
+    # In the loop the three of PTX are executed 667 times on average, and so is what PTX has no line for there.
+    assert found.machine == pytest.approx(8 * (1 + 2) + 2000 / 3 * (4 + 3))
+    assert found.cycles["FMA"] == pytest.approx(3 * 2000 / 3 * 32 / 128)
+    assert found.cycles["special"] == pytest.approx(3 * 2000 / 3 * 32 / 16)
     assert found.cycles["ALU"] == 2 * 8 * 32 / 64
-    assert found.cycles["special"] == 2 * 8 * 32 / 16
+
+
+def test_triton_s_machine_code_of_a_loop():
+    """Twice the steps execute the loop's instructions so much more often, as many as stand in it."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from gradlab.profiling.emulate.compare import How, function
+    from tests.kernels_in_a_loop_triton import rows
+
+    how = How(TARGETS["sm_90"])
+    one, two = (function(rows, [torch.ones(64, n)], "torch", "rows", "float32", how).launches[0] for n in (256, 512))
+    code = mix(one.ptx, one.cubin, TARGETS["sm_90"], one.file)
+    assert code.loops == 1
+    in_loop = sum(sum(units.values()) for (loop, _), units in code.parts.items() if loop)
+    assert in_loop > 20
+    more = model(two, H100, code).machine - model(one, H100, code).machine
+    # Two more steps by each of the warps of each block.
+    assert more == pytest.approx(in_loop * 2 * (one.threads // 32) * one.grid[0])
+
+
+def test_machine_code_with_other_loops_is_taken_by_line_alone():
+    done = launch(IN_A_LOOP, issued=[8, 800, 400, 800, 8])
+    code = Mix(10, 2, {(0, 0): {"other": 1}, (0, 3): {"integer": 2}, (1, 4): {"float32": 4}, (2, 5): {"special": 3}})
+    assert model(done, H100, code).machine == 8 * (1 + 2 + 3) + (800 + 400 + 800 + 8) / 4 * 4
 
 
 def fault(**changes):
@@ -273,6 +317,10 @@ kernel.py:5: out of bounds: byte 4096 of x_ptr, which has 4096
     )
     assert "allowed 0.125: wrong" in text
     assert "1 case, 2 launches, 1 fault; 0 of 1 result right" in text
+    noted = case(tmp_path)
+    noted.launches[0].executed.notes.append(fault(kind="register in flight", repaired=True))
+    assert "note, which the assembler repairs: kernel.py:5: register in flight: byte 4096" in printed(noted)
+    assert "2 launches, no fault" in printed(noted)
     stopped = printed(case(tmp_path, error="emulate: instruction is foo, wanted one of add"), full=False)
     assert "emulate: instruction is foo" in stopped
     assert stopped.rstrip().endswith("1 not executed to the end")

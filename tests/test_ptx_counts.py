@@ -27,14 +27,14 @@ HEAD = """
 """
 
 
-def run(body, threads=32, grid=1, floats=8192):
+def run(body, threads=32, grid=1, floats=8192, blocks=None):
     """Execute a kernel on two aligned arrays; its program and what was counted."""
     memory = np.zeros(2 * floats + 16, np.float32)
     x = -(-memory.ctypes.data // 64) * 64
     y = x + 4 * floats
     program = parse(HEAD + body + "\n ret;\n}")
     extents = [Extent(x, 4 * floats, "x_ptr"), Extent(y, 4 * floats, "y_ptr")]
-    done = execute(program, (grid, 1, 1), threads, 0, [x, y], extents)
+    done = execute(program, (grid, 1, 1), threads, 0, [x, y], extents, blocks=blocks)
     assert not done.faults, done.faults
     return done
 
@@ -105,6 +105,36 @@ def test_a_tensor_is_read_again():
     # L1 keeps what a block has read: of four requests two go further.
     assert x.fetched == 8
     assert (y.name, y.written, y.distinct_written, y.read) == ("y_ptr", 8, 8, 0)
+
+
+def test_l1_is_each_blocks_own():
+    """Two warps of each of two blocks read one line: it is fetched once a block."""
+    done = run(
+        "and.b32 %r3, %r1, 31; mul.wide.u32 %rd3, %r3, 4; add.s64 %rd4, %rd1, %rd3; ld.global.b32 %r5, [%rd4];", 64, 2
+    )
+    (x,) = done.counts.traffic.tensors()
+    assert (x.read, x.fetched, x.distinct_read) == (16, 8, 4)
+
+
+def test_the_first_blocks_alone():
+    body = "mul.wide.u32 %rd3, %r2, 4; add.s64 %rd4, %rd2, %rd3; st.global.b32 [%rd4], 1;"
+    for blocks in (1, 3, 5, None):
+        done = run(body, grid=5, blocks=blocks)
+        assert accesses(done, "st").issued == (blocks or 5)
+
+
+@pytest.mark.parametrize(("cache", "size"), [("cg", 16), ("ca", 8)])
+def test_asynchronous_copies_read_sectors_and_write_shared_memory(cache, size):
+    done = run(f"""
+      mov.u32 %r3, tile; mad.lo.u32 %r4, %r1, {size}, %r3; mul.wide.u32 %rd3, %r1, {size}; add.s64 %rd4, %rd1, %rd3;
+      cp.async.{cache}.shared.global [%r4], [%rd4], {size}; cp.async.{cache}.shared.global [%r4], [%rd4], {size};
+      cp.async.wait_all;
+    """)
+    (x,) = done.counts.traffic.tensors()
+    assert (x.read, x.fetched) == (2 * size, 2 * size if cache == "cg" else size)
+    found = totals(done.counts)
+    assert (found.shared_requests, found.shared_moved, found.passes) == (2, 2 * 32 * size, 2 * size // 4)
+    assert done.counts.in_flight == 2 * 32 * size
 
 
 def test_what_goes_past_l1_is_fetched_each_time():
@@ -198,6 +228,7 @@ def test_passes_of_shared_memory(name):
     assert (stored.passes, loaded.passes) == (store, load)
     assert (loaded.shared_requests, loaded.shared_moved) == (1, 128 * words)
     assert stored.ideal <= words
+    assert loaded.ways >= 1
     assert stored.ways == max(1.0, store / words) if stride else stored.ways == 1.0
 
 
@@ -317,3 +348,20 @@ def test_lines_are_the_kernels_own():
     """)
     found = by_line(done.program, done.counts, "/elsewhere/kernel.py")
     assert {line: sums.issued for line, sums in found.items()} == {0: 5, 10: 2, 12: 2}
+
+
+def test_lines_of_callers_in_a_comment():
+    """What LLVM writes of them until it has directives for it: the place itself, then its callers, innermost first."""
+    done = run("""
+      .loc 2 77 5  // standard.py:77:5 @[ helper.py:5:3 @[ kernel.py:12:8 ] ]
+      add.u32 %r3, %r1, 1;
+      .loc 2 0 5  // standard.py:0:5
+      add.u32 %r3, %r1, 1;
+    """)
+    (place,) = {i.place for i in done.program.instructions if i.root == "add"}
+    assert [str(p) for p in (place, *place.callers)] == [
+        "/triton/standard.py:77",
+        "helper.py:5",
+        "/somewhere/kernel.py:12",
+    ]
+    assert by_line(done.program, done.counts, "kernel.py")[12].issued == 3

@@ -1,6 +1,6 @@
 """jax's private names, each with what it is for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -67,17 +67,40 @@ def lowered_on_cpus(operation: Any, rule: Callable[..., Any]) -> Iterator[None]:
             rules[operation] = before
 
 
-@contextmanager
-def quiet_callbacks() -> Iterator[None]:
-    """Within it an error of a host callback is not logged beside being raised."""
+def called_on_host(ctx: Any, fn: Callable[..., Any], operands: Sequence[Any]) -> Any:
+    """A rule's results where `fn` computes them, of NumPy arrays as they are.
 
-    from jax._src.callback import logger
+    `jax.pure_callback` hands on arrays of jax. In a thread of XLA's, where `jax.enable_x64(True)` is not known, they
+    come as float32, and so do results: what has 8 bytes travels as two integers.
+    """
+    import jax
+    import numpy as np
+    from jax._src.callback import _callback_op_sharding, emit_python_callback
+    from jax.interpreters.mlir import lower_fun
 
-    def drop(record: Any) -> bool:
-        return False
+    wide = [t.dtype.itemsize == 8 for t in ctx.avals_out]
+    types = [
+        jax.core.ShapedArray((*t.shape, 2), np.dtype("uint32")) if two else t
+        for t, two in zip(ctx.avals_out, wide, strict=True)
+    ]
 
-    logger.addFilter(drop)
-    try:
-        yield
-    finally:
-        logger.removeFilter(drop)
+    def host(*arrays: Any) -> list[Any]:
+        results = zip(fn(*arrays), types, wide, strict=True)
+        return [np.frombuffer(x.tobytes(), np.uint32).reshape(t.shape) if two else x for x, t, two in results]
+
+    def joined(*results: Any) -> list[Any]:
+        pairs = zip(results, ctx.avals_out, wide, strict=True)
+        return [jax.lax.bitcast_convert_type(x, t.dtype) if two else x for x, t, two in pairs]
+
+    results, _, _ = emit_python_callback(
+        ctx.replace(avals_out=types),
+        host,
+        None,
+        list(operands),
+        ctx.avals_in,
+        types,
+        has_side_effect=False,
+        returns_token=False,
+        sharding=_callback_op_sharding(ctx.module_context.axis_context, None, types),
+    )
+    return lower_fun(joined, multiple_results=True)(ctx.replace(avals_in=types), *results)

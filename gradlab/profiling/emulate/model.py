@@ -12,7 +12,7 @@ import numpy as np
 
 from gradlab.profiling.emulate.result import LaunchResult
 from gradlab.profiling.machine_code.gpus import GPU, RATES, Rates
-from gradlab.profiling.machine_code.pipes import Mix, mix
+from gradlab.profiling.machine_code.pipes import Mix, loops_of, mix
 from gradlab.profiling.machine_code.targets import occupancy, target
 from gradlab.profiling.ptx.counts import PASS, WARP, Counts
 from gradlab.profiling.ptx.kinds import kind
@@ -174,16 +174,25 @@ def _narrow(i: Instruction) -> bool:
 def _machine(program: Program, counts: Counts, code: Mix, file: str) -> dict[str, float]:
     """Instructions of warps by unit, in machine code.
 
-    An instruction of a line is taken to be executed as often as those of PTX on that line are on average; what is on a
-    line that PTX does not have, or on none, once by each warp.
+    An instruction of a line in a loop is taken to be executed as often as those of PTX on that line in that loop are on
+    average; if the loop has no such line, as those of the loop; what is in no loop and on no line, once by each warp.
+    Where machine code has not as many loops as PTX, it is all taken as one.
     """
-    executed: dict[int, list[int]] = {}
+    labels = program.labels
+    branches = [(labels[i.operands[-1]], i.index) for i in program.instructions if i.root == "bra"]
+    loops = loops_of(len(program.instructions), [(first, last) for first, last in branches if first < last])
+    alike = max(loops, default=0) == code.loops
+    by_line: dict[tuple[int, int], list[int]] = {}
+    by_loop: dict[int, list[int]] = {}
     for i in program.instructions:
-        executed.setdefault(line_in(i.place, file), []).append(int(counts.issued[i.index]))
+        loop = loops[i.index] if alike else 0
+        by_line.setdefault((loop, line_in(i.place, file)), []).append(int(counts.issued[i.index]))
+        by_loop.setdefault(loop, []).append(int(counts.issued[i.index]))
     warps = [int(counts.issued[0])] if counts.issued.size else [0]
     found: dict[str, float] = {}
-    for line, units in code.lines.items():
-        often = float(np.mean(executed.get(line, warps) if line else warps))
+    for (inside, line), units in code.parts.items():
+        loop = inside if alike else 0
+        often = float(np.mean(by_line.get((loop, line), by_loop[loop] if loop else warps)))
         for unit, number in units.items():
             found[unit] = found.get(unit, 0.0) + number * often
     return found

@@ -3,7 +3,7 @@
 import functools
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gradlab.profiling.machine_code import sass
@@ -25,6 +25,8 @@ _UNITS = {
 }
 _UNIT = re.compile("|".join(rf"(?P<{unit}>(?:{names})\b)" for unit, names in _UNITS.items()))
 _OTHER = "other"
+_LABEL = re.compile(r"^(\.L_x_\d+):")
+_BRANCH = re.compile(r"\bBRA\b.*?(\.L_x_\d+)")
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,22 @@ class Mix:
 
     Attributes:
         instructions: all of them.
-        lines: line of the kernel's own file -> unit -> instructions; 0 for what is of none.
+        loops: how many there are.
+        parts: (loop, line) -> unit -> instructions. Loops are counted from 1 by their first instruction; an
+            instruction is in the innermost, or in none, 0. Lines are the kernel's own file's, 0 for none.
     """
 
     instructions: int = 0
-    lines: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    loops: int = 0
+    parts: Mapping[tuple[int, int], Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> dict[int, int]:
+        """Line -> instructions."""
+        found: Counter[int] = Counter()
+        for (_, line), units in self.parts.items():
+            found[line] += sum(units.values())
+        return dict(found)
 
 
 @functools.lru_cache(256)
@@ -55,10 +68,35 @@ def mix(ptx: str, cubin: bytes, where: Target, file: str) -> Mix:
 
 def read(text: str, file: str) -> Mix:
     """The same of what nvdisasm printed."""
-    counted: dict[int, Counter[str]] = {}
-    for line, name in sass.located(text, file):
-        counted.setdefault(line, Counter())[unit(name)] += 1
-    return Mix(sum(map(Counter.total, counted.values())), counted)
+    labels: dict[str, int] = {}
+    branches: list[tuple[int, int]] = []
+    number = 0
+    for row in text.splitlines():
+        if label := _LABEL.match(row):
+            labels[label[1]] = number
+        number += sass.instruction(row) is not None
+        branch = _BRANCH.search(row)
+        if branch and branch[1] in labels:
+            branches.append((labels[branch[1]], number - 1))
+    loops = loops_of(number, branches)
+    counted: dict[tuple[int, int], Counter[str]] = {}
+    for loop, (line, name) in zip(loops, sass.located(text, file), strict=True):
+        counted.setdefault((loop, line), Counter())[unit(name)] += 1
+    return Mix(number, max(loops, default=0), counted)
+
+
+def loops_of(instructions: int, branches: Sequence[tuple[int, int]]) -> list[int]:
+    """The innermost loop of each instruction, counted from 1; 0 for none.
+
+    Args:
+        branches: those that jump back: the first and the last instruction of a loop. One to itself is no loop.
+    """
+    found = [0] * instructions
+    intervals = sorted({(first, last) for first, last in branches if first < last})
+    number = {interval: n + 1 for n, interval in enumerate(intervals)}
+    for first, last in sorted(intervals, key=lambda interval: interval[0] - interval[1]):
+        found[first : last + 1] = [number[first, last]] * (last + 1 - first)
+    return found
 
 
 def unit(name: str) -> str:

@@ -79,16 +79,22 @@ def count(text: str, file: str = "") -> Counts:
 
 
 def located(text: str, file: str = "") -> Iterator[tuple[int, str]]:
-    """Each instruction that nvdisasm printed, without padding: its line of a file, 0 for none, and its name."""
+    """Each instruction that nvdisasm printed: its line of a file, 0 for none, and its name."""
     here, line = "", 0
     for row in text.splitlines():
         place = _PLACE.search(row)
         if place:
             here, line = place.group(1), int(place.group(2))
             continue
-        found = _INSTRUCTION.match(row)
-        if found and found.group(1) != "NOP":
-            yield line if _same(here, file) else 0, found.group(1)
+        name = instruction(row)
+        if name is not None:
+            yield line if _same(here, file) else 0, name
+
+
+def instruction(row: str) -> str | None:
+    """The name of the instruction in a row; None where there is none, or padding, which is no part of the kernel."""
+    found = _INSTRUCTION.match(row)
+    return found.group(1) if found and found.group(1) != "NOP" else None
 
 
 def resources(cubin: bytes, where: Target) -> tuple[int, int, int]:

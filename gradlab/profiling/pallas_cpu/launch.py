@@ -15,6 +15,7 @@ class Launch:
         name: the kernel's.
         file, line: where it is written.
         source: its Triton IR.
+        warps, stages: what a GPU launches it with.
         grid: programs along Triton's axes.
         axes: programs along the kernel's own axes, those of jax.vmap first.
         order: the kernel's own axes, the one along which Triton numbers programs first.
@@ -29,6 +30,8 @@ class Launch:
     file: str
     line: int
     source: str
+    warps: int
+    stages: int
     grid: Shape
     axes: Shape
     order: Shape

@@ -11,7 +11,6 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jax.extend.core import jaxpr_as_fun
-from jax.interpreters import mlir
 
 from gradlab.kernels.private import private_jax
 from gradlab.kernels.runtime import taken
@@ -51,12 +50,7 @@ def cuda_programs(runner: Runner) -> Iterator[None]:
     before, _active = _active, runner
     key = _context.get_global()
     try:
-        with (
-            taken.taking("cuda"),
-            located(),
-            private_jax.quiet_callbacks(),
-            private_jax.lowered_on_cpus(pl.pallas_call_p, _lowered),
-        ):
+        with taken.taking("cuda"), located(), private_jax.lowered_on_cpus(pl.pallas_call_p, _lowered):
             _context.set_global("gradlab")
             yield
             _wait()
@@ -92,18 +86,13 @@ def _lowered(usual: Callable[..., Any], ctx: Any, *operands: Any, **params: Any)
         if _active is not None:
             _active.left.setdefault(name, reason)
         return usual(ctx, *operands, **params)
-    types = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in ctx.avals_out]
 
     def host(*arrays: Any) -> tuple[np.ndarray, ...]:
-        given = tuple(map(np.asarray, arrays))
         if _active is None:
             raise RuntimeError(f"{name}: called after `cuda_on_cpu`, wanted a program that was compiled outside of it")
-        return _active.run(launch, given)
+        return _active.run(launch, tuple(map(np.asarray, arrays)))
 
-    def call(*arrays: Any) -> Any:
-        return jax.pure_callback(host, types, *arrays)
-
-    return mlir.lower_fun(call, multiple_results=True)(ctx, *operands)
+    return private_jax.called_on_host(ctx, host, operands)
 
 
 def _launch(types: Sequence[Any], params: dict[str, Any]) -> Launch:
@@ -134,7 +123,7 @@ def _launch(types: Sequence[Any], params: dict[str, Any]) -> Launch:
     }
     given = [jax.ShapeDtypeStruct(space, t.dtype) for space, t in zip(spaces, types, strict=False)]
     program = lowered(jax.jit(lambda *arrays: pl.pallas_call_p.bind(*arrays, **for_cuda)), "cuda", *given)
-    ((name, text, _, _, grid),) = triton_calls(program)
+    ((name, text, warps, stages, grid),) = triton_calls(program)
     mapped = list(mapping.vmapped_dims)
     own = [axis for axis in range(len(mapping.grid)) if axis not in mapped]
     return Launch(
@@ -142,6 +131,8 @@ def _launch(types: Sequence[Any], params: dict[str, Any]) -> Launch:
         file=jaxpr.debug_info.func_filename or "",
         line=jaxpr.debug_info.func_lineno or 0,
         source=text,
+        warps=warps,
+        stages=stages,
         grid=grid,
         axes=tuple(mapping.grid) or (1,),
         order=(*own, *reversed(mapped)),

@@ -1,7 +1,7 @@
 """One launch: all blocks of a grid, some of them at once."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,11 +28,13 @@ class Executed:
     Attributes:
         counts: by instruction.
         faults: what it did wrong.
+        notes: what it did wrong by PTX, and the assembler makes right at a cost in time.
     """
 
     program: Program
     counts: Counts
     faults: list[Fault]
+    notes: list[Fault] = field(default_factory=list)
 
 
 def execute(
@@ -49,6 +51,7 @@ def execute(
     exact: bool = True,
     check: bool = False,
     late: bool = True,
+    blocks: int | None = None,
 ) -> Executed:
     """Run a kernel.
 
@@ -63,12 +66,13 @@ def execute(
         exact: approximate instructions round to nearest; else they are as far off as is documented.
         check: find races, missing waits and fences in shared memory, whatever order the warps run in.
         late: asynchronous copies land at the last moment that a GPU may take, else at the first.
+        blocks: execute the first ones of the grid alone, so many.
 
     Raises:
         PTXError: an instruction that is not known.
         Budget: more instructions than the budget, as soon as the first blocks say so.
     """
-    blocks = grid[0] * grid[1] * grid[2]
+    blocks = min(grid[0] * grid[1] * grid[2], blocks or 2**62)
     warps = -(-threads // LANES)
     at_once = max(1, min(blocks, AT_ONCE // (warps * LANES), _SHARED_AT_ONCE // max(shared, 1)))
     if check:
@@ -84,8 +88,11 @@ def execute(
             share = min(1.0, (first + at_once) / blocks)
             scheduler.budget = min(budget, int(2 * budget * share))
             try:
-                scheduler.run(machine.begin(first, grid))
+                working = machine.begin(first, grid)
+                scheduler.run(working & (machine.program[machine.block_of] < blocks))
             except Budget:
                 raise Budget(int(scheduler.spent / share)) from None
             counts.next_blocks()
-    return Executed(program, counts, list(faults.found.values()))
+    found = faults.found.values()
+    wrong, repaired = ([fault for fault in found if fault.repaired == which] for which in (False, True))
+    return Executed(program, counts, wrong, repaired)

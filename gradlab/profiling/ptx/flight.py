@@ -2,7 +2,10 @@
 
 A wgmma reads its operands and writes its sums at any time between its issue and the wait that covers its group. Each
 group of a warp has a number; a register or a piece of shared memory remembers the last group that uses it.
-Source: PTX ISA 8.7, sections 9.7.15.2, 9.7.15.3, 9.7.15.7.
+
+What is wrong with registers NVIDIA's assembler sees and makes right: it adds a fence (its message C7519) or a wait
+(C7517), or has every wgmma wait for the one before (C7514, C7515). Of shared memory it sees nothing. Source: PTX ISA
+8.7, sections 9.7.15.2, 9.7.15.3, 9.7.15.7.
 """
 
 import re
@@ -125,7 +128,7 @@ class Flight:
 
     def _fault(self, kind: str, i: Instruction, text: str, warps: "Lanes", which: int) -> None:
         warp = np.arange(self.opened.size)[warps][which]
-        self.machine.fault(kind, i, text, np.array([warp * LANES]))
+        self.machine.fault(kind, i, text, np.array([warp * LANES]), repaired=True)
 
     def issue(self, i: Instruction, sums: Array, a: Array, shape: int, warps: "Lanes") -> None:
         """A wgmma starts in these warps, with these registers."""

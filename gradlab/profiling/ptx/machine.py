@@ -185,13 +185,15 @@ class Machine:
         """Indices of lanes."""
         return self.numbers[lanes]
 
-    def fault(self, kind: str, instruction: Instruction, text: str, lanes: Lanes | None = None) -> None:
+    def fault(
+        self, kind: str, instruction: Instruction, text: str, lanes: Lanes | None = None, repaired: bool = False
+    ) -> None:
         """Note what an instruction did wrong, in the first of the lanes."""
         program, warp = None, None
         if lanes is not None:
             lane = int(self.where(lanes)[0])
             program, warp = int(self.program[self.block_of[lane]]), int(self.warp_of[lane])
-        self.faults.add(kind, instruction, text, program, warp)
+        self.faults.add(kind, instruction, text, program, warp, repaired)
 
     def _special(self) -> dict[str, Array]:
         def all_lanes(values: Any) -> Array:
