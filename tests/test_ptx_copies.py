@@ -239,17 +239,34 @@ def test_phases_by_their_state_and_counts():
     mbarrier.test_wait.parity.shared::cta.b64 %p4, [%r2], 1;
     @%p3 mbarrier.arrive.shared::cta.b64 _, [%r2];
     mbarrier.test_wait.parity.shared::cta.b64 %p5, [%r2], 0;
+    mbarrier.test_wait.parity.shared::cta.b64 %p6, [%r2], 1;
     selp.b32 %r50, 1, 0, %p2;
     @%p4 add.u32 %r50, %r50, 2;
     @%p5 add.u32 %r50, %r50, 4;
+    @%p6 add.u32 %r50, %r50, 8;
     """
         + LAST
     )
     x, y = np.zeros(1, np.uint32), np.zeros(32, np.uint32)
     ran = run(body, x, y, shared=8, check=True)
     assert ran.kinds == []
-    # After the first phase, the second (31 left) and the third: parities 0, 1, 0.
+    # After the first phase, the second and the third, of 31 arrivals, which have parities 0, 1, 0; the fourth is open.
     np.testing.assert_array_equal(y, 7)
+
+
+def test_a_barrier_that_is_overwritten():
+    body = "mov.b32 %r2, smem;\nmov.u32 %r0, %tid.x;\nsetp.eq.u32 %p1, %r0, 0;\n"
+    body += "@%p1 mbarrier.init.shared::cta.b64 [%r2], 32;\n{}bar.warp.sync -1;\n"
+    body += "mbarrier.arrive.shared::cta.b64 _, [%r2];"
+    over = "@%p1 st.shared.b64 [%r2], 7;\n"
+    end = "@%p1 mbarrier.inval.shared::cta.b64 [%r2];\n"
+    for between, kinds in (("", []), (over, ["misused barrier"]), (end, ["misused barrier"])):
+        assert run(body.format(between), shared=8, check=True).kinds == kinds
+    # After its end its bytes are anybody's.
+    body = body.replace(
+        "mbarrier.arrive.shared::cta.b64 _, [%r2];", end + over + "bar.sync 0;\nld.shared.b64 %rd1, [%r2];"
+    )
+    assert run(body.format(""), shared=8, check=True).kinds == []
 
 
 def test_bytes_that_are_expected():
