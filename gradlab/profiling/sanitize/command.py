@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.profiling.sanitize.report import Report
-from gradlab.profiling.sanitize.sanitize import examined
+from gradlab.profiling.sanitize.sanitize import examined, import_triton
 
 
 class _Stop(BaseException):
@@ -39,7 +39,10 @@ def sanitize(script: Path, arguments: Sequence[str], first: bool, bounds: bool, 
     # Kernels on CPU tensors, also where a GPU is.
     os.environ.setdefault("TRITON_DEFAULT_BACKEND", "cpu")
     code: Any = 0
-    with examined(first, _Stop, bounds, floats) as report:
+    import_triton()
+    from gradlab.kernels.runtime.cache_index_triton import remembered_triton_key
+
+    with remembered_triton_key(), examined(first, _Stop, bounds, floats) as report:
         before = sys.argv, sys.path[0]
         sys.argv, sys.path[0] = [str(script), *arguments], str(script.absolute().parent)
         try:
