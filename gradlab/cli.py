@@ -67,7 +67,7 @@ def check(
         Path | None, typer.Option(help="Plot error against step size and the map of errors: .png, .svg or .pdf.")
     ] = None,
     sanitize: Annotated[
-        bool, typer.Option("--sanitize", help="Check the memory accesses of every Triton kernel that runs.")
+        bool, typer.Option("--sanitize", help="Check the memory accesses of every Triton and Pallas kernel that runs.")
     ] = False,
 ) -> None:
     """Check gradients against finite differences, and functions against the requirements of their framework."""
@@ -93,7 +93,7 @@ def sanitize(
     floats: Annotated[bool, typer.Option("--floats", help="Look for the birth of NaNs and infinities too.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write every fault to this file.")] = None,
 ) -> None:
-    """Run a script and examine what its Triton kernels do to memory, on a CPU: exit code 1 and a paragraph a fault."""
+    """Run a script and examine what its Triton and Pallas kernels do to memory, on a CPU; exit code 1 with a fault."""
     from gradlab.profiling.sanitize import command
 
     raise typer.Exit(command.sanitize(script, context.args, first, bounds, floats, json))
@@ -190,12 +190,86 @@ def inspect(
             help='Arguments of a function: "x[4096 1024], t[4096]: int<10"; <function>_args in its file when not given.'
         ),
     ] = None,
+    executed: Annotated[
+        bool,
+        typer.Option(
+            "--executed", help="Execute the first program of each launch on torch too, and count what it does."
+        ),
+    ] = False,
 ) -> None:
     """Compile the kernels and read their machine code: registers, spills, occupancy, instructions. Needs no GPU."""
     from gradlab.profiling.machine_code import command
 
-    args = command.InspectArgs(op, side or [], arch, dtype, case, gpu, lines, json, check, shapes)
+    args = command.InspectArgs(op, side or [], arch, dtype, case, gpu, lines, json, check, shapes, executed)
     raise typer.Exit(command.inspect(args, Console()))
+
+
+@app.command()
+def emulate(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"One of {', '.join(specs())}, all of them when not given; or FILE.py::function, which launches "
+            "Triton kernels; or FILE.py::kernel, with <kernel>_grid and <kernel>_args beside it."
+        ),
+    ] = None,
+    side: SideOption = None,
+    arch: Annotated[
+        list[str] | None, typer.Option(help="sm_80, sm_86, sm_89, sm_90, separated by commas. sm_90 by default.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(help="float64, float32, float16, bfloat16, separated by commas. float32 by default."),
+    ] = None,
+    case: Annotated[
+        str | None, typer.Option(help="A case of the op by name. Every case of its check by default.")
+    ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(help='Arguments of a function: "x[64 100], t[64]: int<10"; <function>_args when not given.'),
+    ] = None,
+    second: Annotated[bool, typer.Option("--second", help="The second backward of an op too.")] = False,
+    order: Annotated[
+        str,
+        typer.Option(help="Of warps: together, or the first or the last one of a block as far as it can go alone."),
+    ] = "together",
+    early: Annotated[
+        bool,
+        typer.Option("--early", help="Asynchronous copies land when they are issued, not when they are waited for."),
+    ] = False,
+    approximate: Annotated[
+        bool,
+        typer.Option("--approximate", help="ex2, rcp, tanh ... are as far off as their documentation allows."),
+    ] = False,
+    gpu: Annotated[str | None, typer.Option(help="The GPU of the model: A100, H100, H200, ...")] = None,
+    budget: Annotated[
+        int, typer.Option(min=1, help="The most instructions of warps that a launch may take.")
+    ] = 50_000_000,
+    lines: Annotated[bool, typer.Option("--lines", help="Print the source with what each line executed.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers to this JSON file.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Execute the GPU code of kernels on this CPU: results, faults, counts, the bound of a model."""
+    from gradlab.profiling.emulate import command
+
+    args = command.EmulateArgs(
+        target,
+        side or (),
+        arch or (),
+        dtype or (),
+        case,
+        shapes,
+        second,
+        order,
+        early,
+        approximate,
+        gpu,
+        budget,
+        lines,
+        json,
+        seed,
+    )
+    raise typer.Exit(command.emulate(args, Console()))
 
 
 @app.command()

@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--gradlab-sanitize",
         action="store_true",
-        help="examine what Triton kernels on CPU tensors do to memory; a test with a fault fails",
+        help="examine what Triton and Pallas kernels on a CPU do to memory; a test with a fault fails",
     )
 
 

@@ -17,8 +17,10 @@ from gradlab.profiling.machine_code import amdgcn, command, gpus, inspection, pl
 from gradlab.profiling.machine_code.bounds import hold, subjects
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.counts import Counts, CPUCounts
+from gradlab.profiling.machine_code.executed import FirstProgram
 from gradlab.profiling.machine_code.gpus import Ceilings
 from gradlab.profiling.machine_code.targets import CPUS, TARGETS, occupancy
+from gradlab.profiling.ptx.totals import Totals
 
 OPS = ", ".join(specs())
 SIDE = "torch" if importlib.util.find_spec("torch") else "jax"
@@ -420,6 +422,22 @@ def test_lines(monkeypatch, capsys, reads):
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_what_a_first_program_executes_is_beside_the_code(monkeypatch, capsys, reads, tmp_path):
+    sums = Totals(56544, 1809408, 0, 134217728, 1024, 524288, 16384, 2048, 1048576, 16384, 8192)
+    reads += [code(executed=FirstProgram(8, sums, {36: 512, 46: 50000})), code(variant=2)]
+    file = tmp_path / "codes.json"
+    words = ("linear", "--side", SIDE, "--executed", "--lines", "--json", str(file))
+    _, out, _ = run(monkeypatch, capsys, *words)
+    assert "matmul         forward      7,068  100%   16  100%    2    134,217,728" in out
+    assert "matmul 2       forward          -" in out
+    assert "    90   50000   46" in out
+    assert max(map(len, out.splitlines())) <= 80
+    row, other = json.loads(file.read_text())["kernels"]
+    found = row["executed"]
+    assert (found["instructions"], found["used"], found["ways"], found["lines"]["36"]) == (7068, 1.0, 2.0, 512)
+    assert other["executed"] is None
+
+
 def test_a_kernel_that_does_not_compile_is_reported_and_exits_with_1(monkeypatch, capsys, reads):
     reads += [code(error="RuntimeError: ptxas: fatal"), code(variant=2)]
     status, out, _ = run(monkeypatch, capsys, "linear", "--side", SIDE)
@@ -469,7 +487,7 @@ def test_ctrl_c_keeps_what_was_read(monkeypatch, capsys, reads, tmp_path, check)
         (["relu", "--gpu", "A100", "--arch", "native"], "inspect: gpu is A100 of sm_80, wanted a GPU of native"),
         (["relu", "--json", "/proc/x.json"], "inspect: --json is /proc/x.json (No such file or directory), wanted a file that can be written"),
         (["relu", "--json", "/"], "inspect: --json is the folder /, wanted a file"),
-        (["relu", "--check", "--lines"], "inspect: --check came with --case, --gpu or --lines, wanted none of them: the bounds name their cases"),
+        (["relu", "--check", "--lines"], "inspect: --check came with --case, --gpu, --lines or --executed, wanted none of them: the bounds name their cases"),
     ],
 )  # fmt: skip
 def test_user_errors_are_one_line_and_exit_with_2(monkeypatch, capsys, words, message):

@@ -3,6 +3,7 @@
 import importlib
 import re
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -206,3 +207,18 @@ def test_both_vendors_and_the_newest_architecture(forward_alone):
         assert (code.occupancy is None) == (code.arch == "gfx942")
         assert code.gpu == {"sm_100": "B200", "gfx942": "MI300X"}[code.arch]
         assert 0 < code.floor < 1e-4
+
+
+def test_the_first_program_of_a_launch_is_executed():
+    """A program of the largest case: its FLOP are its tile's, and its sectors are read whole."""
+    (subject,) = choose([spec("linear")], ["torch"], ["bfloat16"], None)
+    forward = replace(subject, find=lambda: find(subject)[:1])
+    request = InspectRequest((forward,), targets(["sm_90"], None))
+    (code,) = read(replace(request, executed=True))
+    sizes, sums = subject.case.sizes, code.executed.totals
+    assert sums.operations * code.grid[0] == 2 * sizes["M"] * sizes["K"] * sizes["N"]
+    assert sums.used > 0.99
+    assert code.executed.warps * 32 == code.threads
+    assert code.executed.lines
+    assert set(code.executed.lines) <= set(range(code.line, code.line + 100))
+    assert {code.executed for code in read(request)} == {None}

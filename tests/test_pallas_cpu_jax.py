@@ -14,25 +14,17 @@ from jax.experimental import pallas as pl
 
 import gradlab.jax as lab
 from gradlab.autodiff.frameworks.side import as_tuple
-from gradlab.autodiff.frameworks.side_jax import SIDE
-from gradlab.kernels.runtime import launch_pallas
-from gradlab.profiling.machine_code.found import passes
+from gradlab.kernels.runtime import launch_pallas, taken
 from gradlab.profiling.pallas_cpu.run import cuda_on_cpu
+from tests import fast_jit_jax
 from tests.several_programs import KINKED, OPS, RICHEST, large
-
-
-def drawn(op, case, dtype):
-    """Inputs, cotangents of the results, cotangents of the gradients."""
-    at, random = op.at(case), np.random.default_rng(1)
-    return [
-        [SIDE.put(np.asarray(a), dtype) for a in group]
-        for group in (at.make().values(), *([random.standard_normal(s) for s in g] for g in at.shapes()[1:]))
-    ]
+from tests.sweeps import pallas_cuda_jax
+from tests.sweeps.pallas_cuda_jax import drawn
 
 
 def results(op, case, given):
-    """(pass, results) for forward, backward and second backward, in float64."""
-    return [(name, [np.asarray(y, np.float64) for y in run(*given)]) for name, run in passes(op.at(case), SIDE)]
+    """(pass, results) for forward, backward and second backward, in float64; each pass is one program."""
+    return pallas_cuda_jax.results(op, case, given, fast_jit_jax.jit)
 
 
 def assert_close(got, want, tolerance):
@@ -96,19 +88,29 @@ def test_what_is_run_is_what_a_gpu_runs():
         np.testing.assert_allclose(jax.grad(lambda b: lab.linear(x, jnp.zeros((40, 8)), b).sum())(jnp.zeros(8)), 3000.0)
     # A bias' gradient is a column sum, which a GPU takes in two passes.
     assert seen.kernels["gradlab_column_sum_kernel"] == 2
-    assert launch_pallas._of_a_cpu == "cpu"
+    assert taken.of_a_cpu == "cpu"
     with cuda_on_cpu() as seen:
         pass
     lab.relu(x)
     assert not seen.kernels
 
 
-def test_mapped_and_compiled():
-    x = jnp.arange(12.0).reshape(3, 4) - 5
-    with cuda_on_cpu() as seen:
-        y = jax.jit(jax.vmap(lab.relu))(x)
-        np.testing.assert_array_equal(y, np.maximum(x, 0))
-    assert seen.kernels
+@pytest.mark.parametrize("name", ["linear", "cross_entropy"])
+def test_mapped_as_a_gpu_maps(name):
+    """`jax.vmap` gives a kernel's grid one more axis: one launch, whose programs write every element once."""
+    op, case, given = OPS[name], RICHEST[name], drawn(OPS[name], RICHEST[name], "float32")
+    (_, forward), (_, backward), *_ = pallas_cuda_jax.passes(op.at(case), pallas_cuda_jax.SIDE)
+    many = [[np.stack([x, x[::-1]]) if x.ndim else np.stack([x, x]) for x in map(np.asarray, g)] for g in given]
+    for run in (forward, backward):
+        one, mapped = fast_jit_jax.jit(run), fast_jit_jax.jit(jax.vmap(run))
+        want = mapped(*many)
+        with cuda_on_cpu(sanitized=True) as seen:
+            one(*given)
+            once = dict(seen.kernels)
+            got = mapped(*many)
+        assert not seen.faults
+        assert seen.kernels == {kernel: 2 * count for kernel, count in once.items()}
+        assert_close([(name, got)], [(name, want)], 4 * op.at(case).tolerance("float32"))
 
 
 def launched(kernel, n):
@@ -116,21 +118,6 @@ def launched(kernel, n):
     block = pl.BlockSpec((128,), lambda i: (0,))
     shape = jax.ShapeDtypeStruct((n,), jnp.float32)
     return launch_pallas.pallas(kernel, "cuda", (1,), [block], block, shape)(jnp.ones(n))
-
-
-def test_an_access_past_an_array_is_found():
-    """Triton-backed Pallas masks no partial block, and the interpreter pads one: nothing else shows it."""
-
-    def copy(x_ref, y_ref):
-        y_ref[...] = x_ref[...]
-
-    with cuda_on_cpu(sanitized=True) as seen:
-        launched(copy, 128)
-        assert not seen.faults
-        launched(copy, 100)
-    assert len(seen.faults) == 2
-    for fault, words in zip(seen.faults, ("load of operand 0", "store of result 0"), strict=True):
-        assert f"{words}, float32[100], element 100, 28 in all, program (0, 0, 0) of (1, 1, 1)" in fault
 
 
 def test_an_element_that_is_not_written_is_not_a_number():
@@ -149,4 +136,4 @@ def test_an_error_within_leaves_nothing_behind():
     with pytest.raises(ZeroDivisionError), cuda_on_cpu():
         1 / 0  # noqa: B018
     assert pl.pallas_call is real
-    assert launch_pallas._of_a_cpu == "cpu"
+    assert taken.of_a_cpu == "cpu"

@@ -60,6 +60,10 @@ def test_every_name_is_where_it_was(framework):
     assert not moved, f"{framework} {version} has no {', '.join(sorted(moved))}: kernels/private/private_{framework}.py"
 
 
+def launched(x_ptr, n):
+    """A kernel that does nothing."""
+
+
 def reached(name):
     """The object of a dotted name: modules as far as they go, then attributes."""
     first, *rest = name.split(".")
@@ -199,6 +203,19 @@ def uses(framework):
             )
             return p.made_with(own, reached), asked
 
+        def specialised():
+            from triton.backends.compiler import GPUTarget
+            from triton.compiler import make_backend
+
+            backend = make_backend(GPUTarget("cuda", 90, 32))
+            return p.specialised(triton.jit(launched), backend, (None, 7), {"num_warps": 2})
+
+        def timed_by_no_one():
+            from triton.runtime.autotuner import Autotuner
+
+            with p.untuned():
+                return Autotuner._bench(None, config=None)
+
         def forgotten():
             jit = triton.jit(reached)
             jit.device_caches[0]  # a defaultdict, which makes the entry
@@ -216,6 +233,8 @@ def uses(framework):
             "to_interpreted": lambda: p.to_interpreted(3).handle.data == 3,
             "patch_language": lambda: callable(p.interpreter()._patch_lang),
             "assembler": lambda: p.assembler(90).name.startswith("ptxas"),
+            "specialised": lambda: specialised()[2] == {"x_ptr": "constexpr", "n": "i32"},
+            "untuned": lambda: timed_by_no_one() == [0.0, 0.0, 0.0],
         }
     import jax
 
@@ -238,8 +257,30 @@ def uses(framework):
         finally:
             state.context = outside
 
+    def other_rule():
+        seen = []
+
+        def rule(usual, ctx, *operands, **params):
+            seen.append(ctx.primitive)
+            return usual(ctx, *operands, **params)
+
+        for _ in range(2):
+            with p.lowered_on_cpus(jax.lax.sin_p, rule):
+                jax.jit(lambda x: jax.lax.sin(x)).lower(1.0)
+        jax.jit(lambda x: jax.lax.sin(x)).lower(1.0)
+        return seen == [jax.lax.sin_p] * 2
+
+    def on_host():
+        def rule(usual, ctx, *operands, **params):
+            return p.called_on_host(ctx, lambda x: (10 * x,), operands)
+
+        with p.lowered_on_cpus(jax.lax.sin_p, rule):
+            return jax.jit(lambda x: jax.lax.sin(x))(2.0) == 20
+
     return p, {
         "error_checks": lambda: isinstance(p.error_checks, dict),
+        "lowered_on_cpus": other_rule,
+        "called_on_host": on_host,
         "pallas_of_any_size": lambda: p.pallas_of_any_size().__enter__() is None,
         "source_state": unsaid,
         "no_source": unsaid,

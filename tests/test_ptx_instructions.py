@@ -281,7 +281,7 @@ def test_votes_and_reductions_of_a_warp():
 
 
 def test_threads_part_and_meet():
-    """A loop as often as the thread's number says, in two ways by its parity: 3 n for odd threads, 2 n for even ones."""
+    """Loops as often as the thread's number says, in two ways by its parity: 3 n for odd threads, 2 n for others."""
     out = np.zeros(256, np.uint32)
     body = """
     ld.param.u64 %rd0, [p0]; mov.u32 %r0, %ctaid.x; mov.u32 %r1, %tid.x; mad.lo.s32 %r1, %r0, 128, %r1;

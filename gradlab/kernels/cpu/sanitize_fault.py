@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gradlab.kernels.cpu.launching import Grid
-
 
 class Stored(NamedTuple):
     """A launch that stored some of a storage: its number, kernel, argument, where it stores, address of the tensor."""
@@ -42,6 +40,8 @@ class Fault:
         text: words for an operation that is no access to memory.
         reader: the function of torch that reads what is not written, and where it is called.
         launches: how many launches did it.
+        role: what of a Pallas kernel's launch the array is, "operand 0" or "result 0"; None for torch's tensors.
+        place: of the element along the axes of such an array, past their ends too.
     """
 
     kind: str
@@ -56,9 +56,9 @@ class Fault:
     shape: tuple[int, ...] | None
     stride: tuple[int, ...] | None
     dtype: str | None
-    program: Grid | None
-    grid: Grid | None
-    other: Grid | None
+    program: tuple[int, ...] | None
+    grid: tuple[int, ...] | None
+    other: tuple[int, ...] | None
     masked: bool
     count: int
     launch: int
@@ -67,3 +67,5 @@ class Fault:
     reader: str | None = None
     text: str | None = None
     launches: int = 1
+    role: str | None = None
+    place: tuple[int, ...] | None = None

@@ -51,6 +51,7 @@ KINDS = (
 )
 # Told of a launch after it is over.
 NEVER_WRITTEN = "result never written"
+OPERAND_WRITTEN = "store to an operand"
 COUNT, PROGRAM, AT, OTHER, FOUND = range(5)
 RECORD = 8
 

@@ -2,6 +2,8 @@
 
 import inspect
 import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,29 @@ def assembler(capability: int | str) -> Path:
     from triton.backends.nvidia.compiler import get_ptxas
 
     return Path(get_ptxas(capability).path)
+
+
+def specialised(
+    kernel: JITFunction, backend: Any, args: Sequence[Any], options: dict[str, Any]
+) -> tuple[dict[str, Any], Any, dict[str, Any], dict[Any, Any], dict[Any, Any]]:
+    """A launch as Triton specialises it for a back end: arguments by name, options, signature, constants, attributes.
+
+    Args:
+        options: keyword arguments of the launch: the kernel's own, `num_warps` and the like.
+    """
+    bind = jit.create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, left = bind(*args, **options)
+    return bound, *kernel._pack_args(backend, options, bound, specialization, left)
+
+
+@contextmanager
+def untuned() -> Iterator[None]:
+    """Within it `triton.autotune` takes the first configuration that is left, and times none."""
+    from triton.runtime.autotuner import Autotuner
+
+    real = Autotuner._bench
+    Autotuner._bench = lambda self, *args, **options: [0.0, 0.0, 0.0]
+    try:
+        yield
+    finally:
+        Autotuner._bench = real

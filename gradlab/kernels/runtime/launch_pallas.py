@@ -8,7 +8,6 @@ requires that; interpreted, one block is the full array, because each step there
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -22,24 +21,11 @@ from jax.interpreters import batching, mlir
 from jax.sharding import ManualAxisType
 
 from gradlab.kernels.private.private_jax import pallas_of_any_size
-from gradlab.kernels.runtime import interpret_pallas
+from gradlab.kernels.runtime import interpret_pallas, taken
 from gradlab.kernels.runtime.mesh_pallas import like, on_each_device, plain, varying
 from gradlab.kernels.runtime.traced_pallas import ByValue, traced
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Whose programs a CPU's arrays run: another platform's within `taking`.
-_of_a_cpu = "cpu"
-
-
-@contextmanager
-def taking(platform: str) -> Iterator[None]:
-    """Within it arrays of a CPU run the programs of another platform, whose kernels somebody else has to run."""
-    global _of_a_cpu
-    before, _of_a_cpu = _of_a_cpu, platform
-    try:
-        yield
-    finally:
-        _of_a_cpu = before
 
 
 def interpreted(platform: str) -> bool:
@@ -191,7 +177,7 @@ def _bound(programs: _Programs, arrays: Sequence[jax.Array]) -> list[jax.Array]:
 def _run(*arrays: jax.Array, programs: _Programs) -> list[jax.Array]:
     (device,) = {d.platform for x in arrays for d in x.devices()}
     # jax calls the platform of CUDA devices gpu.
-    (program,) = programs.branches([{"gpu": "cuda", "cpu": _of_a_cpu}.get(device, device)]).values()
+    (program,) = programs.branches([{"gpu": "cuda", "cpu": taken.of_a_cpu}.get(device, device)]).values()
     return program(*arrays)
 
 
@@ -218,7 +204,7 @@ def _kernels(program: Any) -> Iterator[str]:
 
 
 def _lowered(ctx: Any, *operands: Any, programs: _Programs) -> Any:
-    wanted = [_of_a_cpu if name == "cpu" else name for name in ctx.module_context.platforms]
+    wanted = [taken.of_a_cpu if name == "cpu" else name for name in ctx.module_context.platforms]
     program = programs.first
     if _symbolic(program.in_avals) and any(name != "cpu" for name in wanted):
         shapes = ", ".join(t.str_short(short_dtypes=True) for t in program.in_avals)

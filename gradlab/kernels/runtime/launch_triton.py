@@ -67,7 +67,7 @@ def forget() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One launch: the kernel, its grid, its arguments and its options."""
+    """One launch: the kernel, its grid, its arguments and its options, and tensors that it reaches by addresses."""
 
     jit: JITFunction
     grid: tuple[int, ...]
@@ -75,18 +75,20 @@ class Launch:
     warps: int
     stages: int
     constants: dict[str, Any]
+    holds: tuple[torch.Tensor, ...] = ()
 
 
-_recorded: list[Launch] | None = None
-_recorded_for = "cuda"
+# What takes launches in place of a device, and whose tiles they have then.
+_taker: Callable[[Launch], None] | None = None
+_taken_for = "cuda"
 
 
-def _stop_recording() -> None:
-    global _recorded
-    _recorded = None
+def _stop_taking() -> None:
+    global _taker
+    _taker = None
 
 
-_lock = Lock(_stop_recording)
+_lock = Lock(_stop_taking)
 
 
 @contextmanager
@@ -96,13 +98,21 @@ def recording(device: str = "cuda") -> Iterator[list[Launch]]:
     Args:
         device: whose tiles launches take: "cuda" or "cpu".
     """
-    global _recorded, _recorded_for
+    launches: list[Launch] = []
+    with taking(launches.append, device):
+        yield launches
+
+
+@contextmanager
+def taking(taker: Callable[[Launch], None], device: str = "cuda") -> Iterator[None]:
+    """A context in which `taker` gets each launch, which does not run else, with the tiles of that device."""
+    global _taker, _taken_for
     with _lock:
-        _recorded, _recorded_for = [], device
+        _taker, _taken_for = taker, device
         try:
-            yield _recorded
+            yield
         finally:
-            _recorded = None
+            _taker = None
 
 
 @contextmanager
@@ -140,19 +150,19 @@ def noting(note: Callable[[JITFunction], None]) -> Iterator[None]:
 
 def sized_for(device: torch.device) -> str:
     """Whose tiles launches on this device take: "cuda" or "cpu"."""
-    if _recorded is not None:
-        return _recorded_for
+    if _taker is not None:
+        return _taken_for
     return "cuda" if device.type == "cuda" or _gpu_sizes else "cpu"
 
 
 def interpreted(device: torch.device) -> bool:
     """Whether kernels on this device run in Triton's interpreter, whose timings mean nothing."""
-    return device.type != "cuda" and _interpreting and _recorded is None
+    return device.type != "cuda" and _interpreting and _taker is None
 
 
 def holding() -> bool:
     """Whether somebody asks which tensors a launch reaches through addresses."""
-    return ranges.opener is not None or sanitize_torch.active is not None
+    return ranges.opener is not None or sanitize_torch.active is not None or _taker is not None
 
 
 def interpreting_now() -> bool:
@@ -162,7 +172,7 @@ def interpreting_now() -> bool:
 
 def bare() -> bool:
     """Whether a launch on a CPU is plain: compiled, with a CPU's tiles, not noted, sanitized or in a named range."""
-    usual = _recorded is None and _note is None and ranges.opener is None and sanitize_torch.active is None
+    usual = _taker is None and _note is None and ranges.opener is None and sanitize_torch.active is None
     return usual and not (_interpreting or _gpu_sizes)
 
 
@@ -201,8 +211,8 @@ def launch(
     """
     if 0 in grid:
         return
-    if _recorded is not None:
-        _recorded.append(Launch(jit, tuple(grid), args, warps, stages, constants))
+    if _taker is not None:
+        _taker(Launch(jit, tuple(grid), args, warps, stages, constants, tuple(holds)))
         return
     if plans_triton.noted(jit, grid, args, constants):
         return

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradlab.profiling.machine_code.counts import Counts, CPUCounts
+from gradlab.profiling.machine_code.executed import FirstProgram
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Code:
         scratch: bytes of tiles that a thread allocates beside its stack.
         size: of the machine code.
         called: external functions that it calls.
+        executed: what its first program executes, where that was asked for.
         gpu: the GPU that waves and floor are for.
         waves: grid / (multiprocessors x blocks).
         floor: minimum seconds of the op's whole pass: the FLOPs and minimum bytes of its Spec at the named
@@ -63,6 +65,7 @@ class Code:
     scratch: int = 0
     size: int = 0
     called: tuple[str, ...] = ()
+    executed: FirstProgram | None = None
     gpu: str = ""
     waves: float | None = None
     floor: float | None = None
@@ -104,6 +107,8 @@ class Code:
         if self.inner is not None:
             # Lines are of the whole code.
             del values["inner"]["lines"]
+        if self.executed is not None:
+            values["executed"] = self.executed.as_json()
         return {**values, "grid": list(self.grid), "called": list(self.called), "indicative": self.indicative, **counts}
 
 

@@ -42,6 +42,7 @@ class InspectArgs:
     json: Path | None
     check: bool
     shapes: str | None = None
+    executed: bool = False
 
 
 def inspect(args: InspectArgs, console: Console) -> int:
@@ -60,16 +61,18 @@ def inspect(args: InspectArgs, console: Console) -> int:
     sides = split(args.sides)
     if args.json is not None:
         _writable(args.json)
-    if args.check and (args.case or args.gpu or args.lines):
+    if args.check and (args.case or args.gpu or args.lines or args.executed):
         raise ValueError(
-            "inspect: --check came with --case, --gpu or --lines, wanted none of them: the bounds name their cases"
+            "inspect: --check came with --case, --gpu, --lines or --executed, wanted none of them: the bounds name "
+            "their cases"
         )
     if args.shapes is not None and not own:
         raise ValueError(
             "inspect: --shapes came with an op, wanted FILE.py::function: an op has the sizes of its cases"
         )
     if own:
-        wanted = InspectRequest((_function(args),), targets(_archs(args), args.gpu), args.gpu, None, args.lines)
+        there = targets(_archs(args), args.gpu)
+        wanted = InspectRequest((_function(args),), there, args.gpu, None, args.lines, args.executed)
     elif args.check:
         dtypes = split(args.dtypes) or ["float32", "bfloat16"]
         there = targets(split(args.archs) or ["sm_80", "sm_90"], None)
@@ -78,7 +81,7 @@ def inspect(args: InspectArgs, console: Console) -> int:
         archs = _archs(args)
         default = "float32" if set(archs) <= set(CPUS) else "bfloat16"
         chosen = choose(ops, sides or None, split(args.dtypes) or [default], args.case)
-        wanted = InspectRequest(chosen, targets(archs, args.gpu), args.gpu, None, args.lines)
+        wanted = InspectRequest(chosen, targets(archs, args.gpu), args.gpu, None, args.lines, args.executed)
     bounded = {arch for op in ops for bound in op.bounds for arch in bound.archs}
     if args.check and not any(t.name in bounded for t in wanted.targets):
         names = ", ".join(t.name for t in wanted.targets)

@@ -8,10 +8,28 @@ from typing import Any
 from gradlab.autodiff.frameworks.side import Side, as_tuple
 from gradlab.kernels.runtime.forking import Lock
 from gradlab.kernels.spec import OpCase
+from gradlab.profiling.ptx.global_memory import Extent
 
 # Lock for parsing Python: the parser counts its recursion depth for all threads together (gh-106905), so that
 # concurrent parsing may raise.
 PARSER = Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a launch is called with.
+
+    Attributes:
+        grid: its programs.
+        arguments: those that are no compile-time constants, as integers of their bits.
+        extents: the memory that it may reach.
+        holds: whose memory that is.
+    """
+
+    grid: tuple[int, int, int]
+    arguments: tuple[int, ...]
+    extents: tuple[Extent, ...]
+    holds: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -25,6 +43,7 @@ class Found:
         grid: programs of its largest launch.
         warps, stages: what it is launched with.
         options: its compile-time constants, in words; Pallas has them inside the IR.
+        call: what its largest launch is called with, where that is known.
         source: what the compiler takes: Triton's ASTSource, or Triton IR as text.
         file, line: the kernel's source; "" and 0 when not known.
     """
@@ -39,6 +58,7 @@ class Found:
     file: str
     line: int
     options: dict[str, str] = field(default_factory=dict)
+    call: Call | None = field(default=None, compare=False)
 
 
 def passes(at: OpCase, side: Side) -> list[tuple[str, Callable[..., Any]]]:

@@ -16,6 +16,7 @@ from gradlab.kernels.spec import Case, Spec, spec, specs
 from gradlab.profiling.machine_code import amdgcn, sass
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.counts import Counts
+from gradlab.profiling.machine_code.executed import first_program
 from gradlab.profiling.machine_code.found import PARSER, Found
 from gradlab.profiling.machine_code.gpus import Ceilings, floor, gpu, gpu_for
 from gradlab.profiling.machine_code.targets import CPU, Target, occupancy, target
@@ -49,6 +50,7 @@ class InspectRequest:
         gpu: the GPU for waves and minimum time, if it has the architecture; else the architecture's default one.
         ceilings: by architecture, measured ones in place of a datasheet's.
         lines: whether instructions are counted by source line, which assembles inlined kernels once more.
+        executed: whether the first program of each launch on torch is executed, as a GPU would.
         size: whether the size of a CPU's code is determined, which compiles it once more.
     """
 
@@ -57,6 +59,7 @@ class InspectRequest:
     gpu: str | None = None
     ceilings: Mapping[str, Ceilings] | None = None
     lines: bool = False
+    executed: bool = False
     size: bool = True
 
 
@@ -310,6 +313,7 @@ def _machine(wanted: InspectRequest, found: Found, where: Target, made: Any) -> 
         if file:
             lines = dict(amdgcn.count(made.assembly, file).lines)
     full = occupancy(where, registers, made.threads, made.shared + static)
+    call = found.call if wanted.executed and where.backend == "cuda" else None
     machine = gpu_for(where, wanted.gpu)
     return {
         "threads": made.threads,
@@ -317,6 +321,7 @@ def _machine(wanted: InspectRequest, found: Found, where: Target, made: Any) -> 
         "stack": stack,
         "shared_static": static,
         "shared_dynamic": made.shared,
+        "executed": first_program(call, made.assembly, made.threads, made.shared, found.file) if call else None,
         "gpu": machine.name,
         "blocks": full.blocks if full else None,
         "occupancy": full.share if full else None,

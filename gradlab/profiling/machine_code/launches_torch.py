@@ -15,6 +15,7 @@ from gradlab.kernels.private.private_torch import TorchDispatchMode, pytree
 from gradlab.kernels.runtime import compiled_triton
 from gradlab.kernels.runtime.launch_triton import KERNELS, OF_CPUS, Launch, recording, triton_dtype
 from gradlab.kernels.spec import Array, OpCase
+from gradlab.profiling.machine_code.call_torch import call
 from gradlab.profiling.machine_code.found import PARSER, Found, largest, passes
 
 
@@ -58,6 +59,8 @@ def find(at: OpCase, dtype: str, device: str = "cuda") -> list[Found]:
         variant = 1 + sum(other.kernel == name for other in found)
         place = first.jit.fn.__code__
         grid = largest([launch.grid for launch in launches])
+        largest_one = next(launch for launch in launches if launch.grid == grid)
+        values = dict(zip(first.jit.arg_names, largest_one.args, strict=False))
         found.append(
             Found(
                 name,
@@ -70,6 +73,7 @@ def find(at: OpCase, dtype: str, device: str = "cuda") -> list[Found]:
                 place.co_filename,
                 place.co_firstlineno,
                 {key: str(value) for key, value in first.constants.items()},
+                None if device == "cpu" else call(code.signature, values, grid, largest_one.holds),
             )
         )
     return found

@@ -10,6 +10,7 @@ from triton.runtime.jit import JITFunction
 
 from gradlab.kernels.runtime.forking import Lock
 from gradlab.kernels.runtime.launch_triton import triton_dtype
+from gradlab.profiling.machine_code.call_torch import call
 from gradlab.profiling.machine_code.found import Found
 from gradlab.profiling.machine_code.launches_torch import Source
 
@@ -61,7 +62,8 @@ def _noting(found: list[Found], direction: str) -> Iterator[None]:
         variant = 1 + sum(f.kernel == name for f in found)
         where = (place.co_filename, place.co_firstlineno)
         grid_of = tuple(int(n) for n in programs)
-        found.append(Found(name, variant, direction, grid_of, warps, stages, code, *where, constants))
+        called = call(code.signature, given, grid_of, ())
+        found.append(Found(name, variant, direction, grid_of, warps, stages, code, *where, constants, called))
 
     with _lock:
         JITFunction.run = note

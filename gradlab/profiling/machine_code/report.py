@@ -29,10 +29,25 @@ WIDTHS = {
     "instr": 5,
     "waves": 5,
 }
+EXECUTED_WIDTHS = {
+    "kernel": 14,
+    "pass": 8,
+    "executed": 9,
+    "lanes": 5,
+    "sect": 4,
+    "used": 5,
+    "ways": 4,
+    "FLOP": 14,
+}
 NOTES = (
     "regs: of a thread; spill: bytes moved; shared: of a block; occ, by: warps resident, of the most, and what "
     "allows no more; MMA: tensor-core instructions; 128-bit: global loads and stores that wide, of all; instr: as "
     "they stand in the code; waves: programs over what the GPU holds at once"
+)
+EXECUTED = (
+    "executed: instructions of PTX that a warp of the first program executes; lanes: threads that took part; sect: "
+    "sectors of 32 bytes that a warp's access of global memory wants; used: bytes asked for, of those of the sectors; "
+    "ways: passes of shared memory for one without a bank conflict; FLOP: of tensor cores, of the program"
 )
 INDICATIVE = "jax: indicative, XLA compiles the same Triton IR with another revision of Triton"
 _SHORT = {"registers": "regs", "shared memory": "shared"}
@@ -46,6 +61,8 @@ def show(codes: Sequence[Code], console: Console, lines: bool = False) -> None:
         rows = list(group)
         console.print(Text.assemble((f"{op} on {side}, {dtype}, {arch}", "bold"), f"; {_sizes(op, case)}"))
         console.print(report_cpu.table(rows, console.width) if arch in CPUS else _table(rows))
+        if any(code.executed for code in rows):
+            console.print(_executed(rows))
         for direction, floor, ceiling in dict.fromkeys((c.direction, c.floor, c.ceiling) for c in rows if c.floor):
             gpu = next(c.gpu for c in rows if c.gpu)
             console.print(Text(f"{direction}: at least {duration(floor)} on {gpu} ({ceiling})", "dim"))
@@ -56,6 +73,8 @@ def show(codes: Sequence[Code], console: Console, lines: bool = False) -> None:
             _show_source(code, console)
     if any(code.arch not in CPUS for code in codes):
         console.print(Text(NOTES, "dim"))
+    if any(code.executed for code in codes):
+        console.print(Text(EXECUTED, "dim"))
     if any(code.arch in CPUS for code in codes):
         console.print(Text(report_cpu.notes(console.width), "dim"))
     if any(code.indicative for code in codes):
@@ -144,6 +163,30 @@ def _cells(code: Code) -> tuple[str | Text, ...]:
     )
 
 
+def _executed(codes: Sequence[Code]) -> Table:
+    """What the first programs did."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, width in EXECUTED_WIDTHS.items():
+        left = name in ("kernel", "pass")
+        table.add_column(name, width=width, no_wrap=True, justify="left" if left else "right", overflow="ellipsis")
+    for code in codes:
+        if code.executed is None:
+            table.add_row(code.name, code.direction, "-")
+            continue
+        t = code.executed.totals
+        table.add_row(
+            code.name,
+            code.direction,
+            f"{code.executed.instructions:,.0f}",
+            f"{t.active:.0%}",
+            f"{t.sectors_per_request:.3g}" if t.requests else "-",
+            f"{t.used:.0%}" if t.sectors else "-",
+            Text(f"{t.ways:.3g}", "bold red" if t.ways >= 2 else "") if t.passes else "-",
+            f"{t.operations:,}" if t.operations else "-",
+        )
+    return table
+
+
 def _sizes(op: str, case: str) -> str:
     """The case with its sizes; a function that is no op of the lab has those that it was given."""
     cases = specs()[op].cases if op in specs() else ()
@@ -155,10 +198,16 @@ def _show_source(code: Code, console: Console) -> None:
     counted = sum(code.lines.values())
     console.print(Text(f"{code.name} ({code.direction}), {code.file}: {counted} of {code.counts.instructions}", "bold"))
     most = max(code.lines.values(), default=0)
+    executed = code.executed.lines if code.executed else {}
+    if executed:
+        console.print(
+            Text("instructions in the code, and those of PTX that all warps of the first program execute", "dim")
+        )
     for function in source(code):
         for line in function:
             style = "bold" if line.count and line.count >= most / 4 else "" if line.count else "dim"
-            row = Text(f"{line.count or '':>6} {line.number:>4}  {line.text}", style)
+            did = f"{executed.get(line.number, ''):>7} " if code.executed else ""
+            row = Text(f"{line.count or '':>6} {did}{line.number:>4}  {line.text}", style)
             row.truncate(console.width, overflow="ellipsis")
             console.print(row)
         console.print()

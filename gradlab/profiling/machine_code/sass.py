@@ -3,10 +3,11 @@
 import functools
 import importlib
 import itertools
+import os
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gradlab.profiling.machine_code.counts import Counts
 from gradlab.profiling.machine_code.cubin import instructions
@@ -61,19 +62,9 @@ def count(text: str, file: str = "") -> Counts:
     """The same of what nvdisasm printed."""
     kinds: Counter[str] = Counter()
     lines: Counter[int] = Counter()
-    here, line = "", 0
-    for row in text.splitlines():
-        place = _PLACE.search(row)
-        if place:
-            here, line = place.group(1), int(place.group(2))
-            continue
-        found = _INSTRUCTION.match(row)
-        # Padding is no part of the kernel.
-        if not found or found.group(1) == "NOP":
-            continue
-        name = found.group(1)
+    for line, name in located(text, file):
         kinds["instructions"] += 1
-        if line and _same(here, file):
+        if line:
             lines[line] += 1
         bits = _bits(name)
         for kind, pattern in _KINDS.items():
@@ -85,6 +76,25 @@ def count(text: str, file: str = "") -> Counts:
             if kind == "spills":
                 kinds["spill_bytes"] += bits // 8
     return Counts(**kinds, lines=dict(sorted(lines.items())))
+
+
+def located(text: str, file: str = "") -> Iterator[tuple[int, str]]:
+    """Each instruction that nvdisasm printed: its line of a file, 0 for none, and its name."""
+    here, line = "", 0
+    for row in text.splitlines():
+        place = _PLACE.search(row)
+        if place:
+            here, line = place.group(1), int(place.group(2))
+            continue
+        name = instruction(row)
+        if name is not None:
+            yield line if _same(here, file) else 0, name
+
+
+def instruction(row: str) -> str | None:
+    """The name of the instruction in a row; None where there is none, or padding, which is no part of the kernel."""
+    found = _INSTRUCTION.match(row)
+    return found.group(1) if found and found.group(1) != "NOP" else None
 
 
 def resources(cubin: bytes, where: Target) -> tuple[int, int, int]:
@@ -142,6 +152,15 @@ def assembled(ptx: str, where: Target) -> bytes:
     made = run_tool(program, *words, data=ptx.encode(), suffix=".ptx", out="kernel.cubin")
     assert isinstance(made, bytes)
     return made
+
+
+def serialised(ptx: str, where: Target) -> bool:
+    """Whether ptxas makes every wgmma wait for the one before, which it says when it cannot tell that none need to."""
+    program = importlib.import_module("gradlab.profiling.machine_code.compile_triton").assembler(where)
+    words = ("-v", f"--gpu-name={machine(ptx, where)}", "-o", os.devnull)
+    return "wgmma.mma_async instructions are serialized" in str(
+        run_tool(program, *words, data=ptx.encode(), suffix=".ptx")
+    )
 
 
 def machine(ptx: str, where: Target) -> str:

@@ -1,7 +1,9 @@
 """A kernel's source with the instructions that each line became beside it."""
 
 import ast
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.found import PARSER
@@ -22,16 +24,20 @@ def source(code: Code) -> list[list[SourceLine]]:
 
     What a line calls is counted on that line, unless it stands in the same file.
     """
-    path = ROOT / code.file
-    if not code.lines or not path.is_file():
+    return listing(ROOT / code.file, code.lines)
+
+
+def listing(path: Path, lines: Mapping[int, int]) -> list[list[SourceLine]]:
+    """The functions of a file that some of the lines are in, with the number of each line."""
+    if not lines or not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
     rows = text.splitlines()
     found: list[list[SourceLine]] = []
     for first, last in _functions(text):
-        if any(first <= number <= last for number in code.lines):
+        if any(first <= number <= last for number in lines):
             indent = min(len(row) - len(row.lstrip()) for row in rows[first - 1 : last] if row.strip())
-            found.append([SourceLine(n, rows[n - 1][indent:], code.lines.get(n, 0)) for n in range(first, last + 1)])
+            found.append([SourceLine(n, rows[n - 1][indent:], lines.get(n, 0)) for n in range(first, last + 1)])
     return found
 
 

@@ -46,4 +46,4 @@ def run_tool(name: str | Path, *words: str, data: bytes, suffix: str, out: str =
         if done.returncode:
             lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
             raise RuntimeError(f"{Path(name).name}: {lines[0] if lines else f'exit {done.returncode}'}")
-        return made.read_bytes() if out else done.stdout
+        return made.read_bytes() if out else done.stdout + (done.stderr if words[0] == "-v" else "")

@@ -66,6 +66,11 @@ def atomic(i: Instruction, m: Machine) -> Step:
     return run
 
 
+def combined(operation: str, kind: str, old: Array, new: Array) -> Array:
+    """The bits of what an operation makes of what was there and what comes."""
+    return _raw(_OPERATIONS[operation](_value(old, kind), _value(new, kind)), kind)
+
+
 def _places(m: Machine, addresses: Array, where: Array, i: Instruction) -> Array:
     """Addresses that differ where shared memory of different blocks does."""
     return m.shared.places(addresses, where) if i.has("shared", "shared::cta", "shared::cluster") else addresses

@@ -18,6 +18,8 @@ class Fault:
         text: what happened, in words.
         program, warp: of the first time: the linear index in the grid, and the warp in its block.
         count: how often it was met.
+        repaired: whether NVIDIA's assembler sees it and makes it right, which costs time: undefined by PTX, right on a
+            GPU.
     """
 
     kind: str
@@ -27,6 +29,7 @@ class Fault:
     program: int | None
     warp: int | None
     count: int = 1
+    repaired: bool = False
 
 
 class Faults:
@@ -35,10 +38,19 @@ class Faults:
     def __init__(self) -> None:
         self.found: dict[tuple[str, int], Fault] = {}
 
-    def add(self, kind: str, instruction: Instruction, text: str, program: int | None, warp: int | None) -> None:
+    def add(
+        self,
+        kind: str,
+        instruction: Instruction,
+        text: str,
+        program: int | None,
+        warp: int | None,
+        repaired: bool = False,
+    ) -> None:
         """Note one."""
         known = self.found.get((kind, instruction.index))
         if known is not None:
             known.count += 1
         else:
-            self.found[kind, instruction.index] = Fault(kind, instruction.place, instruction.text, text, program, warp)
+            place, statement = instruction.place, instruction.text
+            self.found[kind, instruction.index] = Fault(kind, place, statement, text, program, warp, 1, repaired)

@@ -1,7 +1,7 @@
 """Global memory: this process' own, within the tensors that a launch may reach."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,35 +35,52 @@ class Extent:
 class GlobalMemory:
     """The extents of a launch.
 
-    Attributes:
-        extents: by address.
+    Args:
+        extents: the memory that it may reach.
+        more: what else there is, asked once, when an address lies in none of them: a kernel may have it from a table.
     """
 
-    def __init__(self, extents: Sequence[Extent]) -> None:
-        merged: dict[int, Extent] = {}
+    def __init__(self, extents: Iterable[Extent], more: Callable[[], Iterable[Extent]] | None = None) -> None:
+        self._more = more
+        self._kept: list[Any] = []
+        self._take(extents)
+
+    def _take(self, extents: Iterable[Extent]) -> None:
+        largest: dict[int, Extent] = {}
         for extent in sorted(extents, key=lambda e: (e.base, e.size)):
-            merged[extent.base] = extent
-        self.extents = list(merged.values())
+            largest[extent.base] = extent
+        self.extents = list(largest.values())
         self.bases = np.array([e.base for e in self.extents], np.int64)
         # An extent may lie in another, a view in its tensor: what is allowed is their union.
         ends = np.array([e.base + e.size for e in self.extents], np.int64)
         self.ends = np.maximum.accumulate(ends) if ends.size else ends
-        self._kept: list[Any] = []
 
     def keep(self, argument: int | bytes) -> int:
         """The address of a copy of an argument that kernels may read."""
         data = argument if isinstance(argument, bytes) else argument.to_bytes(8, "little", signed=argument < 0)
         buffer = np.frombuffer(bytearray(data), np.uint8)
         self._kept.append(buffer)
-        return buffer.ctypes.data
+        return int(buffer.ctypes.data)
+
+    def is_kept(self, address: int, size: int) -> bool:
+        """Whether an argument's copy lies there, with so many bytes."""
+        return any(0 <= address - b.ctypes.data <= b.size - size for b in self._kept)
 
     def allowed(self, addresses: Array, size: int) -> Array | None:
         """Which of the addresses lie within an extent; None where all do."""
+        inside = self._inside(addresses, size)
+        if self._more is not None and not inside.all():
+            more, self._more = self._more, None
+            # Of two with the same bounds the last has the name.
+            self._take([*more(), *self.extents])
+            inside = self._inside(addresses, size)
+        return None if inside.all() else inside
+
+    def _inside(self, addresses: Array, size: int) -> Array:
         if not self.extents:
             return np.zeros(addresses.size, bool)
         number = np.searchsorted(self.bases, addresses, side="right") - 1
-        inside = (number >= 0) & (addresses + size <= self.ends[number])
-        return None if inside.all() else inside
+        return (number >= 0) & (addresses + size <= self.ends[number])
 
     def describe(self, address: int) -> str:
         """An address in words: the nearest tensor, and how far it is into it or past it."""

@@ -4,6 +4,7 @@ A step is made once for a Machine and called with lanes, as often as they come b
 memory. The files that fill the table are named in `ALL`.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
 
@@ -22,7 +23,11 @@ ALL = (
     "memory",
     "atomics",
     "exchange",
+    "block_barriers",
+    "fences",
     "copies",
+    "mbarriers",
+    "tensor_maps",
     "matrix",
     "wgmma",
 )
@@ -38,19 +43,24 @@ def instruction(*roots: str) -> Callable[[Maker], Maker]:
     return entered
 
 
+@functools.cache
+def _load() -> None:
+    for name in ALL:
+        importlib.import_module(f"gradlab.profiling.ptx.{name}")
+
+
 def step(i: Instruction, machine: Machine) -> Step:
     """The step of an instruction.
 
     Raises:
         PTXError: an instruction that is not in the table, or a form of it that is not known.
     """
-    if not MAKERS:
-        for name in ALL:
-            importlib.import_module(f"gradlab.profiling.ptx.{name}")
+    _load()
     maker = MAKERS.get(i.root)
     if maker is None:
         raise PTXError(f"emulate: instruction is {i}, wanted one of {', '.join(sorted(MAKERS))}")
     try:
-        return maker(i, machine)
+        made = maker(i, machine)
     except (KeyError, IndexError, StopIteration) as error:
         raise PTXError(f"emulate: instruction is {i}, wanted a form that is known ({error})") from error
+    return made if machine.flight is None else machine.flight.watched(i, made)

@@ -6,10 +6,11 @@ slice of every register.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from gradlab.profiling.ptx import flight
 from gradlab.profiling.ptx.counts import Counts
 from gradlab.profiling.ptx.faults import Faults
 from gradlab.profiling.ptx.global_memory import GlobalMemory
@@ -21,6 +22,7 @@ from gradlab.profiling.ptx.shared_memory import SharedMemory
 # Lanes: a slice of all of them, or their sorted indices.
 Lanes = slice | Array
 Step = Callable[[Lanes], None]
+T = TypeVar("T")
 LANES = 32
 _RANGE = re.compile(r"^(%[a-zA-Z_]+)(\d+)$")
 _ADDRESS = re.compile(r"^\[\s*([%$\w@.]+)\s*(?:\+\s*(-?\w+)\s*)?\]$")
@@ -37,6 +39,10 @@ class Machine:
         block_of, warp_of, lane_of: of each lane its block, its warp within the block, its place in the warp.
         program: the linear index in the grid of each of the blocks.
         shared, memory, counts, faults: shared memory of the blocks, global memory, what is counted, what was found.
+        late: whether asynchronous copies land at the last moment that a GPU may take, or at the first.
+        at: the instruction that each lane is at; stalled: whether it stands still there until something happens.
+        parts: what some instructions need and others do not, by its class.
+        flight: what a wgmma has in flight; None where the program has none.
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class Machine:
         counts: Counts,
         faults: Faults,
         exact: bool = True,
+        check: bool = False,
+        late: bool = True,
     ) -> None:
         self.code = program
         self.blocks, self.warps = blocks, -(-threads // LANES)
@@ -61,7 +69,11 @@ class Machine:
         self.warp_of = (self.numbers // (LANES * self.blocks)).astype(np.uint32)
         self.program = np.zeros(blocks, np.int64)
         self.memory, self.counts, self.faults = memory, counts, faults
-        self.shared = SharedMemory(self, program.static + shared)
+        self.shared = SharedMemory(self, program.static + shared, check)
+        self.late = late
+        self.at = np.zeros(self.lanes, np.int64)
+        self.stalled = np.zeros(self.lanes, bool)
+        self.parts: dict[Any, Any] = {}
         # Approximate instructions give the nearest number, or one as far off as their documentation allows.
         self.exact = exact
         self.arguments: dict[str, int | bytes] = {
@@ -69,6 +81,7 @@ class Machine:
         }
         self.registers: dict[str, Array] = {}
         self.special = self._special()
+        self.flight = flight.Flight(self) if flight.uses(program) else None
 
     def begin(self, first: int, grid: tuple[int, int, int]) -> Array:
         """Take the blocks from `first` on; which lanes have work."""
@@ -83,19 +96,33 @@ class Machine:
             # What was never written is not a number, and no index that a kernel could mean.
             raw.view(np.uint8)[:] = raw.dtype != np.bool_ and 0xFF
         self.shared.begin()
+        for part in self.parts.values():
+            part.begin()
+        if self.flight is not None:
+            self.flight.begin()
         return (mine < x * y * z) & (self.special["%tid.x"] < self.threads)
+
+    def part(self, kind: Callable[["Machine"], T]) -> T:
+        """The machine's own unit of a class, made when an instruction first asks for it."""
+        if kind not in self.parts:
+            self.parts[kind] = kind(self)
+        return self.parts[kind]
 
     def raw(self, name: str) -> Array:
         """A register's bits, of every lane."""
         found = self.registers.get(name)
         if found is None:
-            match = _RANGE.match(name)
-            kind = self.code.registers.get(name) or (self.code.registers.get(match[1]) if match else None)
-            if kind is None:
-                raise KeyError(name)
-            found = self.registers[name] = np.zeros(self.lanes, RAW[kind])
-            found.view(np.uint8)[:] = kind != "pred" and 0xFF
+            found = self.registers[name] = np.zeros(self.lanes, self.kind(name))
+            found.view(np.uint8)[:] = found.dtype != np.bool_ and 0xFF
         return found
+
+    def kind(self, name: str) -> Any:
+        """NumPy's type of a register's bits."""
+        match = _RANGE.match(name)
+        kind = self.code.registers.get(name) or (self.code.registers.get(match[1]) if match else None)
+        if kind is None:
+            raise KeyError(name)
+        return RAW[kind]
 
     def is_register(self, name: str) -> bool:
         """Whether that is the name of a register that is declared."""
@@ -158,13 +185,15 @@ class Machine:
         """Indices of lanes."""
         return self.numbers[lanes]
 
-    def fault(self, kind: str, instruction: Instruction, text: str, lanes: Lanes | None = None) -> None:
+    def fault(
+        self, kind: str, instruction: Instruction, text: str, lanes: Lanes | None = None, repaired: bool = False
+    ) -> None:
         """Note what an instruction did wrong, in the first of the lanes."""
         program, warp = None, None
         if lanes is not None:
             lane = int(self.where(lanes)[0])
             program, warp = int(self.program[self.block_of[lane]]), int(self.warp_of[lane])
-        self.faults.add(kind, instruction, text, program, warp)
+        self.faults.add(kind, instruction, text, program, warp, repaired)
 
     def _special(self) -> dict[str, Array]:
         def all_lanes(values: Any) -> Array:

@@ -89,7 +89,7 @@ def accessor(
     return generic
 
 
-def _aligned(i: Instruction, m: Machine, addresses: Array, lanes: Lanes, size: int) -> Array | None:
+def aligned(i: Instruction, m: Machine, addresses: Array, lanes: Lanes, size: int) -> Array | None:
     """Which addresses are multiples of what is accessed; None where all are, which a GPU demands."""
     wrong = addresses % size != 0
     if not wrong.any():
@@ -108,7 +108,7 @@ def _global(
     i: Instruction, m: Machine, addresses: Array, lanes: Lanes, size: int, number: int, values: list[Any] | None
 ) -> list[Array]:
     whole = size * number
-    right = _aligned(i, m, addresses, lanes, whole)
+    right = aligned(i, m, addresses, lanes, whole)
     allowed = m.memory.allowed(addresses, whole)
     if allowed is not None:
         first = np.flatnonzero(~allowed)[0]
@@ -139,7 +139,7 @@ def _shared(
     i: Instruction, m: Machine, addresses: Array, lanes: Lanes, size: int, number: int, values: list[Any] | None
 ) -> list[Array]:
     whole = size * number
-    right = _aligned(i, m, addresses, lanes, whole)
+    right = aligned(i, m, addresses, lanes, whole)
     allowed = m.shared.allowed(i, addresses, whole, lanes)
     if allowed is not None:
         right = allowed if right is None else allowed & right
@@ -148,7 +148,7 @@ def _shared(
         addresses, where = addresses[right], where[right]
         if values is not None:
             values = [given if np.ndim(given) == 0 else given[right] for given in values]
-    m.counts.shared_access(i.index, addresses, where, whole)
+    m.counts.shared_access(i.index, addresses, where, whole, values is not None)
     if values is not None:
         m.shared.write(i, addresses, where, size, values)
         return []

@@ -14,6 +14,8 @@ _FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]*)"(?:\s+"([^"]*)")?')
 _LOC = re.compile(
     r"\.loc\s+(\d+)\s+(\d+)\s+\d+(?:\s*,\s*function_name\s+([$\w]+)\s*,\s*inlined_at\s+(\d+)\s+(\d+)\s+(\d+))?"
 )
+# What LLVM writes behind it: `file.py:3:5 @[ caller.py:7:9 @[ ... ] ]`.
+_FRAME = re.compile(r"([^\s:\[\]]+):(\d+):(\d+)")
 _LABEL = re.compile(r"^([$%\w]+)\s*:(?!:)")
 _REGISTER = re.compile(r"^\.reg\s+\.(\w+)\s+(.*)$", re.S)
 _SHARED = re.compile(r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.[bsuf](\d+)\s+([$\w]+)\s*(?:\[(\d*)\])?")
@@ -104,6 +106,9 @@ class _Reader:
         file, line = int(match[1]), int(match[2])
         callers: tuple[Place, ...] = ()
         column = int(re.findall(r"\d+", statement)[2])
+        frames = _FRAME.findall(statement.partition("//")[2])[1:]
+        if frames and not match[4]:
+            callers = tuple(Place(self._path(name), int(at)) for name, at, _ in frames)
         if match[4]:
             caller = self.at.get((int(match[4]), int(match[5]), int(match[6])))
             caller = caller or Place(self.files.get(int(match[4]), ""), int(match[5]))
@@ -111,6 +116,10 @@ class _Reader:
         if line:
             self.place = Place(self.files.get(file, ""), line, callers)
             self.at[file, line, column] = self.place
+
+    def _path(self, name: str) -> str:
+        """The file of that name, without its folder, among those of the module."""
+        return next((path for path in self.files.values() if path.rsplit("/", 1)[-1] == name), name)
 
     def _statement(self, statement: str) -> None:
         while label := _LABEL.match(statement):
@@ -183,9 +192,10 @@ def _statements(body: str) -> Iterator[str]:
     pending = ""
     body = re.sub(r"/\*.*?\*/", " ", body, flags=re.S)
     for line in body.split("\n"):
-        line = line.split("//", 1)[0].strip()
+        line, _, comment = line.strip().partition("//")
+        line = line.strip()
         if line.startswith((".loc", ".file", ".pragma")) and not pending.strip():
-            yield line
+            yield f"{line} //{comment}"
             continue
         for part in re.split(r"([{};])", line):
             if part == ";":

@@ -6,26 +6,39 @@ import numpy as np
 
 from gradlab.profiling.ptx.numbers import Array
 
+# Of a float64 the low bits that a narrower type drops, and the least number of that type that is normal.
+_DROPPED = {"f32": (29, 2.0**-126), "f16": (42, 2.0**-14), "bf16": (45, 2.0**-126)}
+
 
 def fma(a: Any, b: Any, c: Any, kind: str) -> Array:
     """a b + c, rounded once.
 
-    In half precision and float32 exactly: the product is exact in float64, and the sum is rounded to odd, which leaves
-    the last rounding to nearest what it would be. In float64 within one rounding of what is left of the sum.
+    In half precision and float32 exactly: the product is exact in float64, and so is twice rounding the sum, but where
+    the first rounding gives the middle of two numbers or a subnormal one; there it is rounded to odd. In float64 within
+    one rounding of what is left of the sum.
     """
     a, b, c = (np.asarray(v, np.float64) for v in (a, b, c))
     product = a * b
     if kind == "f64":
         return _fma64(a, b, c, product)
     total = product + c
+    dropped, least = _DROPPED[kind]
+    rest = np.ascontiguousarray(total).view(np.int64) & ((1 << dropped) - 1)
+    twice = (rest == 1 << dropped - 1) | ((np.abs(total) < least) & (rest != 0))
+    if twice.any():
+        total = np.where(twice, _to_odd(product, c, total), total)
+    return total.astype(np.float16 if kind == "f16" else np.float32) if kind != "bf16" else odd_bf16(total)
+
+
+def _to_odd(product: Array, c: Array, total: Array) -> Array:
+    """A sum in float64 rounded to odd: the last rounding, to nearest, is then what it would be of the exact sum."""
     # What the addition dropped (Knuth's two-sum).
     other = total - product
     dropped = (product - (total - other)) + (c - other)
     bits = np.ascontiguousarray(total).view(np.int64)
     even = (bits & 1 == 0) & (dropped != 0) & np.isfinite(total)
     step = np.where((dropped > 0) == (total > 0), 1, -1)
-    odd = np.where(even, bits + step, bits).view(np.float64)
-    return odd.astype(np.float16) if kind == "f16" else odd.astype(np.float32) if kind != "bf16" else odd_bf16(odd)
+    return np.where(even, bits + step, bits).view(np.float64)
 
 
 def odd_bf16(values: Array) -> Array:

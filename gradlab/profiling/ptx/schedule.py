@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.profiling.ptx.block_barriers import BlockBarriers
 from gradlab.profiling.ptx.instructions import step
 from gradlab.profiling.ptx.machine import LANES, Lanes, Machine, Step
 from gradlab.profiling.ptx.numbers import Array
@@ -24,7 +25,15 @@ _PATIENCE = 1000
 
 
 class Budget(Exception):
-    """More instructions than were allowed."""
+    """More instructions than were allowed.
+
+    Attributes:
+        expected: how many all blocks may take, by those that ran.
+    """
+
+    def __init__(self, expected: int = 0) -> None:
+        super().__init__(expected)
+        self.expected = expected
 
 
 class Scheduler:
@@ -35,17 +44,18 @@ class Scheduler:
         self.code = machine.code.instructions
         self.labels = machine.code.labels
         self.kinds = [_kind(i) for i in self.code]
+        self.kind_at = np.asarray(self.kinds)
+        self.grouped = np.asarray([i.root == "wgmma" for i in self.code])
         self.steps: list[Step | None] = [None] * len(self.code)
         self.guards: list[Any] = [None] * len(self.code)
         self.targets: list[int] = [0] * len(self.code)
         for i in self.code:
             self._prepare(i)
-        self.at = np.zeros(machine.lanes, np.int64)
+        self.at = machine.at
         self.alive = np.zeros(machine.lanes, bool)
-        # The barrier that a lane waits at, -1 for none.
-        self.waits = np.full(machine.lanes, -1, np.int64)
-        # Lanes that wait for something else: asked again when nothing else can run.
-        self.stalled = np.zeros(machine.lanes, bool)
+        # What a lane waits for: a barrier of its block, or, stalled, something else.
+        self.barriers = BlockBarriers(machine)
+        self.waits, self.stalled = self.barriers.waits, machine.stalled
         self.spent = 0
 
     def _prepare(self, i: Instruction) -> None:
@@ -71,13 +81,16 @@ class Scheduler:
                 if self._unstall():
                     continue
                 self._deadlock()
-                return
+                break
             mine = self._mine(ready)
             # Those that have jumped back very often let the others run.
             first = int(self.at[mine].min()) if last < _PATIENCE else int(self.at[mine].max())
             lanes = mine[self.at[mine] == first]
-            others = self.at[self.alive & (self.waits < 0) & (self.at > first)]
+            others = self.at[self.alive & (self.waits < 0) & ~self.stalled & (self.at > first)]
             last = last + 1 if self._advance(first, lanes, int(others.min()) if others.size else -1) else 0
+        for part in self.m.parts.values():
+            if hasattr(part, "finish"):
+                part.finish()
 
     def _mine(self, ready: Array) -> Array:
         """Indices of the lanes that may go next."""
@@ -86,17 +99,23 @@ class Scheduler:
         by_warp = ready.reshape(self.m.warps, -1)
         warps = np.flatnonzero(by_warp.any(1))
         warp = warps[0] if self.order == "first" else warps[-1]
-        return np.flatnonzero(by_warp[warp]) + warp * by_warp.shape[1]
+        lanes = np.flatnonzero(by_warp[warp]) + warp * by_warp.shape[1]
+        first = int(self.at[lanes].min())
+        if first < len(self.code) and self.code[first].root == "wgmma":
+            # The other three warps of the group do it with this one.
+            group = np.arange(by_warp.size) // by_warp.shape[1] // 4 == warp // 4
+            return np.flatnonzero(ready & group & (self.at == first))
+        return lanes
 
     def _together(self) -> Array:
         """Lanes that are at nothing that the rest of their warp, or of four warps, must be at too."""
-        kinds = np.asarray(self.kinds)[np.minimum(self.at, len(self.code) - 1)]
+        kinds = self.kind_at[np.minimum(self.at, len(self.code) - 1)]
         if not (kinds[self.alive] == WARP).any():
             return np.ones(self.m.lanes, bool)
         here = np.where(self.alive, self.at, -1).reshape(-1, LANES)
         most = here.max(1)
         same = ((here == most[:, None]) | (here < 0)).all(1)
-        groups = np.asarray([i.root == "wgmma" for i in self.code])[np.maximum(most, 0)]
+        groups = self.grouped[np.clip(most, 0, len(self.code) - 1)]
         if groups.any():
             # Four warps of a block do a wgmma together; they lie a warp's lanes of all blocks apart.
             by_group = np.where(same, most, -2).reshape(-1, min(4, self.m.warps), self.m.blocks)
@@ -112,7 +131,7 @@ class Scheduler:
         start = pc
         while True:
             if pc >= len(self.code):
-                self.alive[lanes] = False
+                self._end(lanes)
                 self._count(start, pc - 1, warps, threads)
                 return False
             kind = self.kinds[pc]
@@ -133,7 +152,7 @@ class Scheduler:
                     self.steps[pc](chosen)  # type: ignore[misc]
                 pc += 1
                 continue
-            self._count(start, pc, warps, threads)
+            self._count(start, pc - (kind == WAIT), warps, threads)
             if kind == BRANCH:
                 target = self.targets[pc]
                 if chosen is None or chosen is not lanes:
@@ -149,15 +168,18 @@ class Scheduler:
             elif kind == END:
                 self.at[lanes] = pc + 1
                 if chosen is not None:
-                    self.alive[chosen] = False
+                    self._end(chosen)
                 return False
             elif kind == BARRIER:
                 self.at[lanes] = pc + 1
                 if chosen is not None:
-                    self._barrier(i, self.m.where(chosen))
+                    self.barriers.come(i, self.m.where(chosen), self.alive)
                 return False
             else:
                 self._wait(pc, lanes, chosen)
+                gone = self.m.where(lanes)[~self.stalled[lanes]]
+                if gone.size:
+                    self._count(pc, pc, _warps(gone), gone.size)
                 return False
             self._spend(0)
 
@@ -170,6 +192,12 @@ class Scheduler:
             stay = np.setdiff1d(self.m.where(lanes), self.m.where(taken)) // LANES
             self.m.counts.divergent[pc] += np.intersect1d(after, stay).size if before.size else 0
 
+    def _end(self, lanes: Lanes) -> None:
+        """Lanes are at their end; a barrier that waited for them goes by those that are left."""
+        self.alive[lanes] = False
+        if (self.waits >= 0).any():
+            self.barriers.leave(self.alive)
+
     def _count(self, first: int, last: int, warps: int, threads: int) -> None:
         if last >= first:
             self.m.counts.run(first, last, warps, threads)
@@ -180,39 +208,23 @@ class Scheduler:
         if self.spent > self.budget:
             raise Budget
 
-    def _barrier(self, i: Instruction, indices: Array) -> None:
-        """`bar.sync a, b`: wait until all threads of the block, or b of them, are there; arrive goes on."""
-        operands = i.operands
-        name = int(np.max(self.m.source(operands[0], "u32")(indices))) if operands else 0
-        if i.has("warp"):
-            self.m.shared.joined(indices)
-            return
-        self.waits[indices] = name
-        blocks = self.m.block_of
-        alive = np.bincount(blocks[self.alive], minlength=self.m.blocks)
-        wanted = alive
-        if len(operands) > 1:
-            wanted = np.full(self.m.blocks, int(np.max(self.m.source(operands[1], "u32")(indices))))
-        here = self.waits == name
-        arrived = np.bincount(blocks[here], minlength=self.m.blocks)
-        full = (arrived >= wanted) & (arrived > 0)
-        if full.any():
-            passed = np.flatnonzero(here & full[blocks])
-            self.waits[passed] = -1
-            self.m.shared.joined(passed)
-
     def _wait(self, pc: int, lanes: Lanes, chosen: Lanes | None) -> None:
-        raise NotImplementedError
+        """Lanes that must wait stay where they are, and stand still; waiting costs no instructions."""
+        self.at[lanes] = pc + 1
+        if chosen is not None:
+            self.steps[pc](chosen)  # type: ignore[misc]
+            self.at[lanes] = np.where(self.stalled[lanes], pc, pc + 1)
 
     def _unstall(self) -> bool:
-        return False
+        """Nothing can go on: let land what is on its way."""
+        return any(part.unstall() for part in self.m.parts.values() if hasattr(part, "unstall"))
 
     def _deadlock(self) -> None:
-        """No lane can go on: say where they are."""
-        places = np.unique(np.minimum(self.at[self.alive], len(self.code) - 1))
-        lanes = np.flatnonzero(self.alive)
-        where = "; ".join(str(self.code[max(int(p) - 1, 0)]) for p in places[:3])
-        self.m.fault("deadlock", self.code[int(places[0])], f"threads wait for each other for ever: {where}", lanes)
+        """No lane can go on: say where they are, and what they wait for."""
+        for part in self.m.parts.values():
+            if hasattr(part, "explain"):
+                part.explain()
+        self.barriers.explain(self.alive)
 
 
 def _kind(i: Instruction) -> int:
@@ -220,8 +232,10 @@ def _kind(i: Instruction) -> int:
         return BRANCH
     if i.root in ("ret", "exit", "trap"):
         return END
-    if i.root in ("bar", "barrier") and not i.has("cluster"):
+    if i.root in ("bar", "barrier") and not (i.has("warp") or (i.has("cluster") and i.has("arrive"))):
         return BARRIER
+    if i.root == "mbarrier" and i.has("try_wait", "test_wait"):
+        return WAIT
     return WARP if i.root in _WARP else PLAIN
 
 

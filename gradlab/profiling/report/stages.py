@@ -94,7 +94,7 @@ def inspections(send: Send, scope: Scope) -> None:
     checked = () if scope.quick else bounds.subjects(ops, scope.sides, scope.dtypes)
     more = tuple(s for s in checked if s not in chosen)
     codes = []
-    for code in read(InspectRequest(chosen + more, targets(scope.archs, None), lines=True)):
+    for code in read(InspectRequest(chosen + more, targets(scope.archs, None), lines=True, executed=not scope.quick)):
         send(("at", f"{code.op} on {code.side}, {code.name}, {code.dtype}, {code.arch}"))
         codes.append(code)
         send(("kernel", code.as_json() | {"source": _source(code)}))

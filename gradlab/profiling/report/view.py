@@ -237,7 +237,8 @@ def _of_device(seconds: Sequence[float]) -> Cell:
 
 def _kernels(kernels: Sequence[dict[str, Any]]) -> Table:
     columns = ("side", "kernel", "pass", "dtype", "arch", "registers", "spill bytes", "shared, B", "occupancy",
-               "limited by", "tensor-core", "128-bit", "instructions", "waves", "runs at")  # fmt: skip
+               "limited by", "tensor-core", "128-bit", "instructions", "executed", "sectors used", "bank conflicts",
+               "waves", "runs at")  # fmt: skip
     rows = []
     for k in kernels:
         if k["error"]:
@@ -259,11 +260,22 @@ def _kernels(kernels: Sequence[dict[str, Any]]) -> Table:
                 number(k["tensor"]),
                 Cell(f"{wide} of {moved}", wide / moved if moved else 1.0),
                 number(k["instructions"]),
+                *_executed(k.get("executed")),
                 Cell("–") if k["waves"] is None else Cell(three(k["waves"]), k["waves"]),
                 Cell(NEEDS_GPU, "", "soft"),
             )
         )
     return Table("Machine code, compiled without a GPU at the op's largest case", columns, tuple(rows))
+
+
+def _executed(done: dict[str, Any] | None) -> tuple[Cell, Cell, Cell]:
+    """What a warp of the first program executes, how much of its sectors it asked for, passes for one that would do."""
+    if done is None:
+        return Cell("–"), Cell("–"), Cell("–")
+    tone = "bad" if done["ways"] >= 2 else ""
+    ways = Cell(f"{done['ways']:.3g} ways", done["ways"], tone) if done["passes"] else Cell("–")
+    used = Cell(f"{done['used']:.0%}", done["used"]) if done["sectors"] else Cell("–")
+    return number(round(done["instructions"])), used, ways
 
 
 def _bounds(data: Data, name: str) -> Table:

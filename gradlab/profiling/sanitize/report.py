@@ -18,11 +18,19 @@ class Report:
     Attributes:
         faults: `gradlab.kernels.cpu.sanitize_fault.Fault`, in the order they were met, one of each place: `count` is
             the elements of all launches, `launches` how many there were, the rest is of the first.
-        launches: how many launches were examined.
+        triton, pallas: how many launches of either's kernels were examined.
+        left: Pallas kernels that were interpreted as the program says and not examined, with the reason.
     """
 
     faults: list[Any] = dataclasses.field(default_factory=list)
-    launches: int = 0
+    triton: int = 0
+    pallas: int = 0
+    left: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def launches(self) -> int:
+        """How many launches were examined."""
+        return self.triton + self.pallas
 
     def __bool__(self) -> bool:
         return not self.faults
@@ -43,13 +51,24 @@ class Report:
     def __str__(self) -> str:
         number = len(self.faults)
         faults = f"{number or 'no'} fault{'s' * (number > 1)}"
-        summary = f"{faults} in {self.launches:,} launch{'es' * (self.launches != 1)} of Triton kernels on CPU tensors"
-        return "\n\n".join([*map(paragraph, self.faults), summary])
+        launches = []
+        if self.triton or not self.pallas:
+            launches.append(f"{_launches(self.triton)} of Triton kernels on CPU tensors")
+        if self.pallas:
+            launches.append(f"{_launches(self.pallas)} of Pallas kernels, lowered for CUDA, on CPU arrays")
+        summary = f"{faults} in {' and '.join(launches)}"
+        left = [f"not examined, but interpreted: {name} ({reason})" for name, reason in self.left.items()]
+        return "\n\n".join([*map(paragraph, self.faults), *left, summary])
 
     def write_json(self, path: Path) -> None:
         """Keep every fault in a file."""
         faults = [dataclasses.asdict(fault) for fault in self.faults]
-        path.write_text(json.dumps({"schema": SCHEMA, "launches": self.launches, "faults": faults}, indent=1) + "\n")
+        facts = {"schema": SCHEMA, "launches": self.launches, "pallas": self.pallas, "not_examined": self.left}
+        path.write_text(json.dumps({**facts, "faults": faults}, indent=1) + "\n")
+
+
+def _launches(number: int) -> str:
+    return f"{number:,} launch{'es' * (number != 1)}"
 
 
 def _place(fault: Any) -> tuple[Any, ...]:

@@ -1,0 +1,161 @@
+"""Runs an op's passes, or anybody's function, on a CPU and as a GPU would, and holds the results against each other."""
+
+import importlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gradlab.autodiff.frameworks.side import Side, as_tuple, side
+from gradlab.kernels.spec import OpCase
+from gradlab.profiling.emulate.executed import BUDGET, execute_launch
+from gradlab.profiling.emulate.launch import Launch
+from gradlab.profiling.emulate.result import CaseResult, Comparison, LaunchResult
+from gradlab.profiling.machine_code.found import passes
+from gradlab.profiling.machine_code.targets import Target
+from gradlab.profiling.ptx.parse import PTXError
+
+# Elements that come from two sums in different order: each may be off by the tolerance.
+_TIMES = 4
+
+
+@dataclass(frozen=True)
+class How:
+    """How launches are executed.
+
+    Attributes:
+        where: the architecture that they are compiled for.
+        budget: the most instructions of warps that one launch may take.
+        options: of `gradlab.profiling.ptx.execute.execute`: order, landing, what is counted and looked for.
+    """
+
+    where: Target
+    budget: int = BUDGET
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def order(self) -> str:
+        """The order of warps."""
+        return str(self.options.get("order", "together"))
+
+
+def emulated(name: str, where: Target, run: Callable[[Launch], None]) -> AbstractContextManager[None]:
+    """Within it `run` gets every launch on one side, compiled for a GPU."""
+    module: Any = importlib.import_module(f"gradlab.profiling.emulate.launches_{name}")
+    return module.emulated(where, run)
+
+
+def op_case(at: OpCase, name: str, dtype: str, how: How, second: bool = False, seed: int = 0) -> CaseResult:
+    """An op's forward and backward, and its second backward if wanted, at one case.
+
+    Args:
+        name: the side, "torch" or "jax".
+    """
+    framework = side(name)
+    with framework.double() if dtype == "float64" else framework.single():
+        inputs = [framework.put(a, dtype) for a in at.make(seed).values()]
+        rng = np.random.default_rng(seed)
+        cotangents = [framework.put(rng.standard_normal(a.shape(at.sizes)), dtype) for a in at.results]
+        seconds = [framework.put(rng.standard_normal(np.shape(inputs[i])), dtype) for i in at.wrt]
+        wanted = [p for p in passes(at, framework) if second or p[0] != "second"]
+        allowed = _TIMES * at.tolerance(dtype)
+        todo = [(d, lambda run=run: run(inputs, cotangents, seconds), _names(at, d)) for d, run in wanted]
+        return _compared(framework, at.spec.name, at.case.name, dtype, how, todo, allowed)
+
+
+def _names(at: OpCase, direction: str) -> list[str]:
+    if direction == "forward":
+        return [a.name for a in at.results]
+    gradients = [f"gradient of {at.inputs[i].name}" for i in at.wrt]
+    return gradients if direction == "backward" else [f"second {g}" for g in gradients]
+
+
+def function(fn: Callable[..., Any], args: Sequence[Any], name: str, called: str, dtype: str, how: How) -> CaseResult:
+    """Anybody's function: its results, the arguments that it changes, and the gradients of those that require one."""
+    framework = side(name)
+
+    def forward() -> tuple[Any, ...]:
+        mine = [_copy(a) for a in args]
+        results = [y for y in as_tuple(fn(*mine)) if framework.is_array(y)]
+        return (*results, *[a for a in mine if framework.is_array(a)])
+
+    moving = [i for i, a in enumerate(args) if getattr(a, "requires_grad", False)]
+
+    ones: list[Any] = []
+
+    def backward() -> tuple[Any, ...]:
+        if not ones:
+            ones.extend(framework.put(np.ones(y.shape), framework.dtype(y), y) for y in as_tuple(fn(*args)))
+        return framework.pullback(fn, moving)([_copy(a) for a in args], ones)
+
+    names = [f"argument {i}" for i, a in enumerate(args) if framework.is_array(a)]
+    todo: list[tuple[str, Callable[[], Any], list[str]]] = [("forward", forward, names)]
+    if moving:
+        todo.append(("backward", backward, [f"gradient of argument {i}" for i in moving]))
+    # A function whose sums nobody knows: a rounding of each of a thousand terms.
+    allowed = _TIMES * (1000 * 2.0**-24 + {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtype, 2.0**-24))
+    return _compared(framework, called, "", dtype, how, todo, allowed)
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone().requires_grad_(value.requires_grad) if hasattr(value, "detach") else value
+
+
+def _compared(
+    framework: Side,
+    op: str,
+    case: str,
+    dtype: str,
+    how: How,
+    todo: Sequence[tuple[str, Callable[[], Any], list[str]]],
+    allowed: float,
+) -> CaseResult:
+    launches: list[LaunchResult] = []
+    comparisons: list[Comparison] = []
+    start, error = time.perf_counter(), ""
+    try:
+        for direction, run, names in todo:
+            want = [framework.take(y) for y in as_tuple(run())]
+
+            def one(launch: Launch, direction: str = direction) -> None:
+                launches.append(execute_launch(launch, how.where, framework.name, direction, how.budget, how.options))
+
+            with emulated(framework.name, how.where, one):
+                got = [framework.take(y) for y in as_tuple(run())]
+            words = [*[f"result {i}" for i in range(len(want) - len(names))], *names]
+            comparisons += list(_held(words, got, want, allowed))
+    except PTXError as problem:
+        error = str(problem)
+    seconds = time.perf_counter() - start
+    return CaseResult(
+        op,
+        case,
+        framework.name,
+        dtype,
+        how.where.name,
+        how.order,
+        tuple(launches),
+        tuple(comparisons),
+        seconds,
+        error,
+    )
+
+
+def _held(
+    names: Sequence[str], got: Sequence[np.ndarray], want: Sequence[np.ndarray], allowed: float
+) -> Iterator[Comparison]:
+    """Each result against what it should be, relative to its largest element."""
+    for name, g, w in zip(names, got, want, strict=True):
+        g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
+        finite = np.isfinite(w)
+        same = np.array_equal(g[~finite], w[~finite], equal_nan=True)
+        size = float(np.abs(w[finite]).max(initial=0.0))
+        with np.errstate(invalid="ignore"):
+            largest = float(np.abs(g[finite] - w[finite]).max(initial=0.0))
+        if not same or np.isnan(largest):
+            largest = np.nan
+        limit = allowed * size
+        yield Comparison(name, largest, limit, bool(largest <= limit))

@@ -1,0 +1,97 @@
+"""Triton launches on tensors of a CPU, executed as a GPU would: of this package's kernels and of anybody's."""
+
+import dataclasses
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from triton.runtime.jit import JITFunction
+
+from gradlab.kernels.private.private_triton import untuned
+from gradlab.kernels.runtime import launch_triton
+from gradlab.kernels.runtime.forking import Lock
+from gradlab.profiling.emulate.compiled_triton import extent, prepare
+from gradlab.profiling.emulate.launch import Launch
+from gradlab.profiling.machine_code.targets import Target
+from gradlab.profiling.ptx.global_memory import Extent
+
+_real = JITFunction.run
+
+
+def _put_back() -> None:
+    """In a child forked while another thread emulated: launches are Triton's again."""
+    JITFunction.run = _real
+
+
+_lock = Lock(_put_back)
+
+
+@contextmanager
+def emulated(where: Target, run: Callable[[Launch], None]) -> Iterator[None]:
+    """Within it `run` gets every launch of a Triton kernel on tensors of a CPU, compiled for a GPU."""
+
+    def launch(jit: JITFunction, grid: Any, args: tuple[Any, ...], options: dict[str, Any], holds: Any) -> None:
+        x, y, z = (*(int(n) for n in grid), 1, 1)[:3]
+        if x * y * z == 0:
+            return
+        made = prepare(jit, args, options, where)
+        behind = [extent(t, f"a tensor {str(t.dtype)[6:]}{list(t.shape)}") for t in holds if _plain(t)]
+        tables = any(isinstance(a, torch.Tensor) and a.dtype in (torch.int64, torch.uint64) for a in args)
+        made = dataclasses.replace(made, extents=(*made.extents, *behind), more=_alive if tables else None)
+        run(Launch(_name(jit), (x, y, z), made, jit.fn.__code__.co_filename))
+
+    def own(noted: launch_triton.Launch) -> None:
+        options = {**noted.constants, "num_warps": noted.warps, "num_stages": noted.stages, "enable_fp_fusion": True}
+        launch(noted.jit, noted.grid, noted.args, options, noted.holds)
+
+    def anybodys(jit: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        for hook in jit.pre_run_hooks:
+            hook(*args, **options)
+        if warmup:
+            return
+        given = dict(zip(jit.arg_names, args, strict=False)) | options
+        for p in jit.params:
+            given.setdefault(p.name, p.default)
+        launch(jit, grid(given) if callable(grid) else grid, args, options, ())
+
+    with _lock, untuned():
+        JITFunction.run = anybodys
+        try:
+            with launch_triton.taking(own):
+                yield
+        finally:
+            _put_back()
+
+
+def _name(jit: JITFunction) -> str:
+    return jit.fn.__name__.strip("_").removesuffix("_kernel")
+
+
+def _alive() -> Iterator[Extent]:
+    """Every tensor that there is: a kernel may have its address from a table."""
+    for found in gc.get_objects():
+        # Not isinstance, which asks an object for its class, and some warn of that.
+        if type(found) in (torch.Tensor, torch.nn.Parameter) and _plain(found):
+            yield extent(found, f"a tensor {str(found.dtype)[6:]}{list(found.shape)}")
+
+
+def _plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.numel() > 0
+
+
+def launching(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A function that launches kernels: `fn` itself, or, of a kernel, its launch on the grid `<name>_grid` of its file.
+
+    Raises:
+        ValueError: a kernel whose file has no grid for it.
+    """
+    if not isinstance(fn, JITFunction):
+        return fn
+    grid = fn.fn.__globals__.get(f"{name}_grid")
+    if grid is None:
+        raise ValueError(
+            f"emulate: target is the kernel {name}, wanted a function that launches it, or {name}_grid beside it"
+        )
+    return lambda *args: fn[grid](*args)
