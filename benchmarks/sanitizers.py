@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,14 +34,14 @@ COMMANDS = {
     VIZ: [str(Path(sys.executable).with_name("triton-sanitizer"))],
 }
 FOUND, ELSEWHERE, NOTHING, STOPPED, LATE = "found", "elsewhere", "nothing", "stopped", "late"
-LIMIT = 120
+LIMIT = 60
 # What a report may say of a fault, and how it is recognised in each tool's.
 SAID = {
     "source line": (r"\.py:\d+: ", r"Line \d+:"),
-    "argument's name": (r" of \w+\[", r"arg: +\w"),
-    "index of the element": (r"\[-?\d+\]", r"(?i)index: +\d"),
+    "argument's name": (r" of \w+[\[, ]", r"arg: +\w"),
+    "index of the element": (r" of \w+\[-?\d+\]", r"(?i)index: +\d"),
     "shape and strides": (r"strides \[", r"strides:"),
-    "program": (r"program \(\d", r"(?i)program.*\(\d"),
+    "program": (r"program \(\d", r"(?i)program \(\d"),
     "how many elements": (r" and [\d,]+ more", r"(?i)total invalid"),
     "calls that led there": (r"called from", r"#2 "),
     "expression of the address": (r"Expression Tree", r"Expression Tree"),
@@ -55,7 +54,7 @@ class Result:
 
     Attributes:
         verdict: FOUND, where it names the fault's line; ELSEWHERE, where another; NOTHING; STOPPED by an error of its
-            own; LATE, past LIMIT seconds of time.
+            own; LATE, past LIMIT seconds.
         text: all of it.
         seconds: of the CPU, for the whole command.
     """
@@ -77,17 +76,15 @@ def run(tool: str, name: str) -> Result:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     command = [*COMMANDS[tool], str(SCRIPT), name]
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
-        timer = threading.Timer(LIMIT, process.kill)
-        timer.start()
+        limited = ["sh", "-c", f'ulimit -t {LIMIT}; exec "$@"', "sh", *command]
+        process = subprocess.Popen(limited, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
         # Other processes take their time of the machine, and not of this one's CPU time.
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        timer.cancel()
         said.seek(0)
         printed = said.read()
     seconds = used.ru_utime + used.ru_stime
-    if process.returncode == -signal.SIGKILL:
+    if -process.returncode in (signal.SIGKILL, signal.SIGXCPU):
         return Result(LATE, printed, seconds)
     text = re.sub(r"\x1b\[[\d;]*m", "", printed)
     if tool == LAB:
