@@ -27,14 +27,14 @@ HEAD = """
 """
 
 
-def run(body, threads=32, grid=1, floats=8192):
+def run(body, threads=32, grid=1, floats=8192, blocks=None):
     """Execute a kernel on two aligned arrays; its program and what was counted."""
     memory = np.zeros(2 * floats + 16, np.float32)
     x = -(-memory.ctypes.data // 64) * 64
     y = x + 4 * floats
     program = parse(HEAD + body + "\n ret;\n}")
     extents = [Extent(x, 4 * floats, "x_ptr"), Extent(y, 4 * floats, "y_ptr")]
-    done = execute(program, (grid, 1, 1), threads, 0, [x, y], extents)
+    done = execute(program, (grid, 1, 1), threads, 0, [x, y], extents, blocks=blocks)
     assert not done.faults, done.faults
     return done
 
@@ -114,6 +114,13 @@ def test_l1_is_each_blocks_own():
     )
     (x,) = done.counts.traffic.tensors()
     assert (x.read, x.fetched, x.distinct_read) == (16, 8, 4)
+
+
+def test_the_first_blocks_alone():
+    body = "mul.wide.u32 %rd3, %r2, 4; add.s64 %rd4, %rd2, %rd3; st.global.b32 [%rd4], 1;"
+    for blocks in (1, 3, 5, None):
+        done = run(body, grid=5, blocks=blocks)
+        assert accesses(done, "st").issued == (blocks or 5)
 
 
 @pytest.mark.parametrize(("cache", "size"), [("cg", 16), ("ca", 8)])

@@ -74,9 +74,12 @@ def show(case: CaseResult, console: Console, on: GPU | None = None, lines: bool 
     if case.error:
         console.print(Text(case.error, "bold red"), soft_wrap=True)
     for launch in launches:
-        for words in paragraphs(launch):
+        for words in paragraphs(launch.executed.faults, launch):
             console.print()
             console.print(Text(words), soft_wrap=True)
+        for words in paragraphs(launch.executed.notes, launch):
+            console.print()
+            console.print(Text(f"note, which the assembler repairs: {words}", "dim"), soft_wrap=True)
         if words := mended(launch):
             console.print()
             console.print(Text(words, "dim"), soft_wrap=True)
@@ -93,7 +96,7 @@ def show(case: CaseResult, console: Console, on: GPU | None = None, lines: bool 
 def summary(results: Sequence[CaseResult], console: Console) -> None:
     """`3 cases, 7 launches, no fault; 4 of 4 results right`."""
     launches = [launch for case in results for launch in case.launches]
-    faults = sum(len(paragraphs(launch)) for case in results for launch in _once(case.launches))
+    faults = sum(len(paragraphs(launch.executed.faults, launch)) for case in results for launch in _once(case.launches))
     compared = [c for case in results for c in case.comparisons]
     stopped = sum(bool(case.error) for case in results)
     words = f"{_number(len(results), 'case')}, {_number(len(launches), 'launch')}, {_number(faults, 'fault')}"
@@ -271,5 +274,6 @@ def _launch_json(launch: LaunchResult, on: GPU | None) -> dict[str, Any]:
         "in_flight": counts.in_flight,
         "model": dataclasses.asdict(estimate) | {"bound": estimate.bound} if estimate else None,
         "faults": [dataclasses.asdict(f) for f in launch.executed.faults],
+        "notes": [dataclasses.asdict(f) for f in launch.executed.notes],
         "mended": [dataclasses.asdict(f) for f in launch.mended],
     }

@@ -10,10 +10,10 @@ from gradlab.profiling.ptx.faults import Fault
 from gradlab.profiling.ptx.program import Place
 
 
-def paragraphs(launch: LaunchResult) -> list[str]:
+def paragraphs(faults: Sequence[Fault], launch: LaunchResult) -> list[str]:
     """A paragraph for each kind of fault and line of source."""
     groups: dict[tuple[str, Place], list[Fault]] = {}
-    for fault in launch.executed.faults:
+    for fault in faults:
         groups.setdefault((fault.kind, fault.place), []).append(fault)
     return [paragraph(group, launch) for group in groups.values()]
 

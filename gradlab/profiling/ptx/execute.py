@@ -88,7 +88,8 @@ def execute(
             share = min(1.0, (first + at_once) / blocks)
             scheduler.budget = min(budget, int(2 * budget * share))
             try:
-                scheduler.run(machine.begin(first, grid))
+                working = machine.begin(first, grid)
+                scheduler.run(working & (machine.program[machine.block_of] < blocks))
             except Budget:
                 raise Budget(int(scheduler.spent / share)) from None
             counts.next_blocks()
