@@ -1,8 +1,13 @@
 """Pallas kernels under `gradlab.sanitize`: planted faults, each found where it stands; what is right raises none."""
 
+import importlib.util
 import inspect
 import json
+import subprocess
+import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +22,13 @@ from jax.experimental.pallas import triton as pltriton
 
 import gradlab
 import gradlab.jax as lab
+from gradlab.profiling.pallas_cpu.memory import Memory
+from gradlab.profiling.sanitize.imported import when_imported
 from gradlab.profiling.sanitize.words import shown
 from tests.test_cli import run as cli
 
 HERE = shown(__file__)
+SMALL = jax.ShapeDtypeStruct((10, 32), jnp.float32)
 
 
 def copy(x_ref, y_ref):
@@ -224,6 +232,27 @@ def test_errors_end_where_they_are_waited_for():
         launch(copy, (30, 32), (16, 32), (2, 1))
 
 
+def test_launches_that_are_on_their_way_count():
+    block = pl.BlockSpec((16, 32), lambda i: (0, 0))
+    call = pl.pallas_call(copy, grid=(1,), in_specs=[block], out_specs=block, out_shape=SMALL, interpret=True)
+    cube, last = jax.jit(lambda a: a @ a @ a), jax.jit(lambda a: call(a[:10, :32]))
+    a = jnp.ones((1500, 1500))
+    for _ in range(2):
+        # The second time both are compiled, and nothing has waited for the first when the second is launched.
+        with gradlab.sanitize(raises=False) as report:
+            y = last(cube(a))
+        assert (report.pallas, len(report.faults)) == (1, 2)
+        np.testing.assert_array_equal(y, 1500.0**2)
+
+
+def test_an_operand_that_a_kernel_may_store_to_is_a_copy():
+    x = np.ones(4, np.float32)
+    given = {"operands": 1, "aliases": {}, "shapes": ((4,), (4,)), "spaces": ((4,), (4,)), "dtypes": (x.dtype,)}
+    for stored in (set(), {0}):
+        memory = Memory(types.SimpleNamespace(**given), [x], stored)
+        assert np.shares_memory(memory.arrays[0], x) == (not stored)
+
+
 def test_outside_of_it_programs_are_as_they_were():
     """What was compiled before is examined within, and not after."""
     call = jax.jit(lambda: launch(copy, (30, 32), (16, 32), (2, 1)))
@@ -301,3 +330,72 @@ def test_doubles_are_doubles_in_every_thread():
     assert report.pallas == 1
     np.testing.assert_array_equal(y, np.arange(256.0))
     assert y.dtype == "float64"
+
+
+def test_something_is_done_once_a_module_is_there(monkeypatch, tmp_path):
+    (tmp_path / "waited_for.py").write_text("VALUE = 3\n")
+    (tmp_path / "waited_for_too.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("waited_for", "waited_for_too"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    finders, seen = list(sys.meta_path), []
+    with when_imported("waited_for", lambda: seen.append(sys.modules["waited_for"].VALUE)):
+        importlib.import_module("waited_for_too")
+        assert not seen
+        module = importlib.import_module("waited_for")
+        assert seen == [3]
+        assert type(module.__loader__).__name__ == "SourceFileLoader"
+    assert sys.meta_path == finders
+    with when_imported("waited_for", lambda: seen.append(0)):
+        assert seen == [3, 0]
+
+
+WITHOUT_TORCH = """\
+import importlib.util, sys
+there = importlib.util.find_spec
+sys.modules["torch"] = None
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else there(name, *rest)
+from gradlab.cli import main
+sys.argv = ["gradlab", "sanitize", sys.argv[1]]
+main()
+"""
+
+
+def test_without_torch_from_the_import_of_pallas_on(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(f"import sys\nassert 'jax' not in sys.modules\nimport gradlab.jax\n{SCRIPT}call(200)\n")
+    run = [sys.executable, "-c", WITHOUT_TORCH, str(path)]
+    done = subprocess.run(run, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert "out of bounds: load of x_ref[200] and 55 more" in done.stderr
+    assert done.stderr.endswith("2 faults in 1 launch of Pallas kernels, lowered for CUDA, on CPU arrays\n")
+    assert done.returncode == 1
+
+
+def test_what_is_not_installed_is_said_in_one_line(monkeypatch):
+    there = importlib.util.find_spec
+    for missing, words in ((("triton",), "sanitize needs triton"), (("torch", "jax"), "sanitize needs torch or jax")):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, gone=missing: None if name in gone else there(name)
+        )
+        with pytest.raises(ModuleNotFoundError, match=words), gradlab.sanitize():
+            pass
+
+
+def test_the_kernels_of_jax_itself():
+    """Written for GPUs, they run on a CPU as they are: masks of partial blocks, sums in several programs."""
+    from jax.experimental.pallas.ops.gpu import rms_norm
+
+    def by_hand(x, w, b):
+        return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * w + b
+
+    random = np.random.default_rng(1)
+    given = [jnp.asarray(random.standard_normal(s), jnp.float32) for s in ((2, 16, 200), (200,), (200,))]
+
+    def pulled(norm):
+        return jax.jit(jax.grad(lambda *given: (norm(*given) ** 2).sum(), (0, 1, 2)))(*given)
+
+    with gradlab.sanitize() as report:
+        got = pulled(rms_norm.rms_norm)
+    assert report.pallas == 3
+    for ours, want in zip(got, pulled(by_hand), strict=True):
+        np.testing.assert_allclose(ours, want, rtol=0, atol=1e-5 * float(jnp.abs(want).max()))

@@ -1,6 +1,6 @@
 """Every check case of every op on jax, through its programs for CUDA, sanitized: no fault, and right values.
 
-`python -m tests.sweeps.pallas_cuda_jax [dtype ...]`
+`python -m tests.sweeps.pallas_cuda_jax [dtype | mapped ...]`; `mapped` is every case under `jax.vmap`, in float32.
 """
 
 import sys
@@ -32,6 +32,13 @@ def results(op, case, given, jit=lambda fn: fn):
     return [(name, [np.asarray(y, np.float64) for y in jit(run)(*given)]) for name, run in passes(op.at(case), SIDE)]
 
 
+def mapped(op, case, given):
+    """As `results`, under `jax.vmap` over what was drawn and the same the other way round."""
+    many = [[np.stack([x, np.flip(x)]) for x in map(np.asarray, group)] for group in given]
+    named = passes(op.at(case), SIDE)
+    return [(name, [np.asarray(y, np.float64) for y in jax.jit(jax.vmap(run))(*many)]) for name, run in named]
+
+
 def error(got, want):
     """The largest difference, in shares of the largest number of its array."""
     worst = 0.0
@@ -45,17 +52,18 @@ def error(got, want):
     return worst
 
 
-def main(dtypes):
+def main(kinds):
     """A line for each dtype and op, and the faults."""
-    for dtype in dtypes:
+    for kind in kinds:
+        run, dtype = (mapped, "float32") if kind == "mapped" else (results, kind)
         for name, op in OPS.items():
             start, worst, launches, faults, cases = time.perf_counter(), 0.0, 0, [], op.select("check")
             for case in cases:
                 with SIDE.double() if dtype == "float64" else nullcontext():
                     given = drawn(op, case, dtype)
-                    want = results(op, case, given)
+                    want = run(op, case, given)
                     with gradlab.sanitize(raises=False) as report:
-                        got = results(op, case, given)
+                        got = run(op, case, given)
                 found = error(got, want) / op.at(case).tolerance(dtype)
                 if found > 4:
                     print(f"    {case}: {found:.2f} tolerances")
@@ -64,7 +72,7 @@ def main(dtypes):
                 faults += [] if report else [str(report)]
             seconds = time.perf_counter() - start
             print(
-                f"{dtype:9} {name:34} {len(cases):3} cases {launches:5} launches {len(faults):3} with faults, "
+                f"{kind:9} {name:34} {len(cases):3} cases {launches:5} launches {len(faults):3} with faults, "
                 f"error {worst:.2f} of the tolerance, {seconds:.0f} s",
                 flush=True,
             )

@@ -15,7 +15,7 @@ from gradlab.base.files import write_whole
 from gradlab.base.machine import describe
 from gradlab.profiling.emulate.model import PARTS, Model, closest, model
 from gradlab.profiling.emulate.result import CaseResult, Comparison, LaunchResult
-from gradlab.profiling.emulate.words import mended, paragraphs, shown
+from gradlab.profiling.emulate.words import paragraphs, shown
 from gradlab.profiling.machine_code.gpus import GPU, gpu_for
 from gradlab.profiling.machine_code.source_view import listing
 from gradlab.profiling.machine_code.targets import target
@@ -79,10 +79,9 @@ def show(case: CaseResult, console: Console, on: GPU | None = None, lines: bool 
             console.print(Text(words), soft_wrap=True)
         for words in paragraphs(launch.executed.notes, launch):
             console.print()
-            console.print(Text(f"note, which the assembler repairs: {words}", "dim"), soft_wrap=True)
-        if words := mended(launch):
-            console.print()
-            console.print(Text(words, "dim"), soft_wrap=True)
+            console.print(
+                Text(f"note, made right by ptxas, which serialises wgmma here: {words}", "dim"), soft_wrap=True
+            )
     for launch in launches if lines else ():
         console.print()
         _show_launch(launch, console)
@@ -270,7 +269,7 @@ def _comparison_json(c: Comparison) -> dict[str, Any]:
 
 def _launch_json(launch: LaunchResult, on: GPU | None, full: bool) -> dict[str, Any]:
     program, counts = launch.executed.program, launch.executed.counts
-    without = ("executed", "ptx", "cubin", "mended")
+    without = ("executed", "ptx", "cubin")
     known = {f.name: getattr(launch, f.name) for f in dataclasses.fields(launch) if f.name not in without}
     estimate = (closest if full else model)(launch, gpu_of(launch, on))
     return known | {
@@ -283,5 +282,4 @@ def _launch_json(launch: LaunchResult, on: GPU | None, full: bool) -> dict[str, 
         "model": dataclasses.asdict(estimate) | {"bound": estimate.bound} if estimate else None,
         "faults": [dataclasses.asdict(f) for f in launch.executed.faults],
         "notes": [dataclasses.asdict(f) for f in launch.executed.notes],
-        "mended": [dataclasses.asdict(f) for f in launch.mended],
     }
