@@ -256,8 +256,8 @@ def test_passes_of_lanes(lanes, offsets, size, wanted):
 
 
 def test_accesses_that_are_met_again_have_the_same_passes():
-    """Some passes further is the same; a word further, with other lanes or as a store is worked out anew."""
-    counts, lanes = Counts(9), np.arange(32)
+    """Some words further is the same; a byte further, with other lanes or as a store is worked out anew."""
+    counts, lanes = Counts(11), np.arange(32)
     offsets = 16 * (lanes // 2)
     known = [
         (offsets, lanes, 16, False, 2),
@@ -265,6 +265,8 @@ def test_accesses_that_are_met_again_have_the_same_passes():
         (offsets, lanes, 16, True, 4),
         (4 * lanes, lanes, 4, False, 1),
         (4 * lanes + 4, lanes, 4, False, 1),
+        (130 * (lanes == 31), lanes, 2, False, 2),
+        (130 * (lanes == 31) + 2, lanes, 2, False, 1),
         (8 * lanes, lanes, 4, False, 2),
         (8 * lanes + 64, lanes, 4, False, 2),
         (offsets, lanes + 8, 16, False, 3),

@@ -99,8 +99,8 @@ class Counts:
         if lanes.size != int(lanes[-1]) - int(lanes[0]) + 1:
             self.passes[index] += passes(offsets, lanes, size, write)
             return
-        # A loop makes the same accesses again, or all of them some passes further.
-        places = offsets - int(offsets[0]) // PASS * PASS
+        # A loop makes the same accesses again, or all of them some words further, in other banks.
+        places = offsets - int(offsets[0]) // WORD * WORD
         key = (hash(places.tobytes()), int(lanes[0]), lanes.size, size, write)
         found = self._known.get(key)
         if found is None:
