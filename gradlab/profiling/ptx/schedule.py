@@ -84,7 +84,7 @@ class Scheduler:
                 if self._unstall():
                     continue
                 self._deadlock()
-                break
+                return
             mine = self._mine(ready)
             first = int(self.at[mine].min())
             if self.spins:
