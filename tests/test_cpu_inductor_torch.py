@@ -21,6 +21,7 @@ from torch._dynamo.utils import counters
 from triton.backends import Backend, backends
 from triton.runtime.driver import driver
 
+import gradlab
 from gradlab.kernels.cpu.compiler import CPUBackend
 from gradlab.kernels.cpu.driver import CPUDriver
 
@@ -201,6 +202,17 @@ def test_a_graph_comes_back_from_inductors_cache(compiled):
         torch._dynamo.reset()
     assert counters["inductor"]["fxgraph_cache_hit"] == 1
     assert len(compiled) == 1
+
+
+def test_kernels_are_examined_while_launches_are():
+    with gradlab.sanitize(raises=False) as report:
+        rows = torch.compile(lambda i, w: F.embedding(i, w).sin(), fullgraph=True)
+        rows(torch.tensor([3, 49, 0]), normal(50, 33))
+        assert report.launches
+        assert not report.faults
+        rows(torch.tensor([3, 50, 0]), normal(50, 33))
+    assert [fault.kind for fault in report.faults] == ["failed assertion", "out of bounds"]
+    assert (report.faults[1].index, report.faults[1].count) == (50 * 33, 33)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor's own way on a CPU asks for g++")

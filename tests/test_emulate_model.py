@@ -319,7 +319,10 @@ kernel.py:5: out of bounds: byte 4096 of x_ptr, which has 4096
     assert "1 case, 2 launches, 1 fault; 0 of 1 result right" in text
     noted = case(tmp_path)
     noted.launches[0].executed.notes.append(fault(kind="register in flight", repaired=True))
-    assert "note, which the assembler repairs: kernel.py:5: register in flight: byte 4096" in printed(noted)
+    assert (
+        "note, made right by ptxas, which serialises wgmma here: kernel.py:5: register in flight: byte 4096"
+        in printed(noted)
+    )
     assert "2 launches, no fault" in printed(noted)
     stopped = printed(case(tmp_path, error="emulate: instruction is foo, wanted one of add"), full=False)
     assert "emulate: instruction is foo" in stopped

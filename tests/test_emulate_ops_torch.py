@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from gradlab.kernels.spec import specs
+from gradlab.profiling.emulate import executed
 from gradlab.profiling.emulate.compare import How, op_case
 from gradlab.profiling.machine_code.targets import TARGETS
 from gradlab.profiling.ptx.schedule import ORDERS
@@ -35,6 +36,19 @@ def test_an_op(op, way):
     assert {launch.direction for launch in result.launches} >= {"forward"}
 
 
+def test_what_an_assembler_does_not_make_right_is_a_fault(monkeypatch):
+    op = specs()["linear"]
+    (case,) = [c for c in op.cases if c.name == "perceptron"]
+    how = How(TARGETS["sm_90"], options={"check": True})
+    noted = op_case(op.at(case), "torch", "bfloat16", how)
+    monkeypatch.setattr(executed, "serialised", lambda ptx, where: False)
+    found = op_case(op.at(case), "torch", "bfloat16", how)
+    assert noted.ok
+    notes = [note.kind for launch in noted.launches for note in launch.executed.notes]
+    assert sorted(f.kind for f in faults(found)) == sorted(notes)
+    assert found.ok is not bool(notes)
+
+
 def faults(result):
     return [fault for launch in result.launches for fault in launch.executed.faults]
 
@@ -50,5 +64,5 @@ def test_pipelines_of_several_stages(order):
     assert max(launch.executed.counts.in_flight for launch in result.launches) > 2**15
     # Triton 3.7 lets the last wgmma of a turn read registers that the next one writes (triton-lang/triton issue 9433).
     # ptxas sees that and lets none overlap, so that it is no fault; where Triton has mended it, there is nothing.
-    mended = {fault.kind for launch in result.launches for fault in launch.mended}
-    assert mended <= {"register in flight"}
+    notes = {note.kind for launch in result.launches for note in launch.executed.notes}
+    assert notes <= {"register in flight"}

@@ -105,6 +105,21 @@ def test_another_cache_or_another_triton_is_not_this_one(asked, monkeypatch, tmp
     assert cache_index_triton.key(made, compiled_triton.CPUBackend(compiled_triton.TARGET), {}) is None
 
 
+def test_what_triton_reads_its_files_for_is_remembered(monkeypatch, folder):
+    computed = []
+    monkeypatch.setattr(triton.runtime.cache, "triton_key", lambda: computed.append(1) or "files")
+    own = triton.runtime.cache.triton_key
+    for times in (1, 1):
+        with cache_index_triton.remembered_triton_key():
+            assert triton.runtime.cache.triton_key() == "files"
+        assert len(computed) == times
+    assert triton.runtime.cache.triton_key is own
+    monkeypatch.setattr(cache_index_triton, "triton_files", lambda: "newer")
+    with cache_index_triton.remembered_triton_key():
+        assert triton.runtime.cache.triton_key() == "files"
+    assert len(computed) == 2
+
+
 def test_triton_is_known_by_its_files(monkeypatch, tmp_path):
     cache_index_triton.triton_files.cache_clear()
     before = cache_index_triton.triton_files()

@@ -128,6 +128,19 @@ def uses(framework):
         def mapped(tell):
             return torch.vmap(lambda t: (seen.append(tell(t)), t)[1])(x) is not None and seen[-1]
 
+        def heard():
+            class Mode(torch.overrides.TorchFunctionMode):
+                def __torch_function__(self, func, types, args=(), kwargs=None):
+                    seen.append(func)
+                    return func(*args, **kwargs or {})
+
+            seen.clear()
+            with Mode():
+                x + 1
+                with p.without_function_modes():
+                    x * 2
+            return len(seen)
+
         def level():
             with torch.autograd.forward_ad.dual_level():
                 return p.forward_ad_level()
@@ -141,6 +154,7 @@ def uses(framework):
         lazy = p.negative_view(x)
         return p, {
             "TorchDispatchMode": lambda: modes() == (0, 1, 1),
+            "without_function_modes": lambda: heard() == 1,
             "dispatch_modes": lambda: modes() == (0, 1, 1),
             "pytree": lambda: (
                 p.pytree.tree_leaves([1, {"a": (2, 3)}]) == [1, 2, 3]

@@ -239,7 +239,8 @@ def test_a_load_and_a_store_race_in_whatever_order_they_ran(by, kind, mark):
 
 def test_a_split_sum_without_atomics():
     found = examined(split, (2, 3), torch.ones(3, 500), torch.zeros(500), 500, BLOCK=256, PARTS=3)
-    assert {(f.kind, f.argument) for f in found} == {(STORED, "y_ptr"), (LOADED, "y_ptr")}
+    # Who loads what it stores then is told by its store.
+    assert {(f.kind, f.access, f.argument) for f in found} == {(STORED, "load", "y_ptr"), (STORED, "store", "y_ptr")}
     assert {f.other for f in found} == {(0, 0, 0)}
     assert {f.program for f in found} == {(0, 1, 0)}
     assert not examined(split, (2, 1), torch.ones(1, 500), torch.zeros(500), 500, BLOCK=256, PARTS=1)

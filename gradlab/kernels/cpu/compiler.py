@@ -95,6 +95,8 @@ class CPUBackend(BaseBackend):
         given["enable_fp_fusion"] = _fusion(given.get("enable_fp_fusion"))
         # Triton checks integer overflow in debug mode only, but computes the operands of those checks in every mode.
         given["sanitize_overflow"] = given.get("sanitize_overflow", True) and given.get("debug", False)
+        # Triton's own launches say so; others, as inductor's, do not.
+        given.setdefault("instrumentation_mode", _instrumentation())
         if SANITIZE in given.get("instrumentation_mode", ""):
             given |= {"debug": True, "sanitize_overflow": False}
         options = Options(**given)
@@ -214,6 +216,13 @@ def _obj(text: str, metadata: dict[str, Any]) -> bytes:
             "report it with the file *.llir that TRITON_KERNEL_DUMP=1 writes, and TRITON_INTERPRET=1 works meanwhile"
         ) from error
     return Binary.made(code, **metadata["launch"]).seal(metadata["hash"])
+
+
+def _instrumentation() -> str:
+    """How kernels are to be instrumented, as Triton's knob says."""
+    from triton import knobs
+
+    return getattr(knobs.compilation, "instrumentation_mode", None) or ""
 
 
 def _fusion(requested: bool | None) -> bool:

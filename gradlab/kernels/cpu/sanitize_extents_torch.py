@@ -40,7 +40,8 @@ class Extents:
         self._seen = seen
         self._race = race
         self._written = _storages(kernel, tensors, (layout.STORE, layout.ATOMIC))
-        self._read = _storages(kernel, tensors, (layout.LOAD, layout.ATOMIC))
+        self._read = _storages(kernel, tensors, (layout.LOAD, layout.OWN, layout.ATOMIC))
+        self._noted = _storages(kernel, tensors, (layout.LOAD, layout.ATOMIC))
         # By their address; of those that begin at one, the largest.
         self._known: dict[int, torch.Tensor] = {}
         self._know(holds)
@@ -123,8 +124,9 @@ class Extents:
             return 0, 0
         self._kept.append(shadow.writers)
         at = tensor.data_ptr()
-        written, read = self._roles(tensor)
-        if not (written and read and self._race):
+        base = tensor.untyped_storage().data_ptr()
+        read = self._noted is None or base in self._noted
+        if not (self._roles(tensor)[0] and read and self._race):
             return shadow.address(shadow.writers, at), 0
         readers = shadow.with_readers()
         self._kept.append(readers)

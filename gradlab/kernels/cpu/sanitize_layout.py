@@ -31,7 +31,9 @@ LARGEST = 8
 LOAD, STORE, ATOMIC = range(3)
 # What touches no memory, and has a site of its own too.
 OPERATION = 3
-ACCESSES = ("load", "store", "atomic", "operation")
+# A load of what the same program then stores, as the host knows it: nothing keeps who loaded that.
+OWN = 4
+ACCESSES = ("load", "store", "atomic", "operation", "load")
 
 # Kinds of faults, and words of a record.
 OUTSIDE, UNWRITTEN, STORED, LOADED, TWICE, ASSERTION, OVERFLOW, DIVISION, SHIFTED, BORN = range(10)

@@ -14,8 +14,9 @@ from gradlab.kernels.cpu.lanes import Lane, Pointer, Ramp, Uniform, Vector, regi
 from gradlab.kernels.cpu.lower import ATOMIC, Kernel, Lowered
 from gradlab.kernels.cpu.sanitize_operations import Operations
 from gradlab.kernels.cpu.sanitize_origins import Origins
+from gradlab.kernels.cpu.sanitize_own import own_loads
 from gradlab.kernels.cpu.sanitize_shadow import Access
-from gradlab.kernels.cpu.ttir import Function, Operation
+from gradlab.kernels.cpu.ttir import Function, Module, Operation
 from gradlab.kernels.cpu.values import Index, Lazy, Value
 
 # Where an access stands: what it does, file ("" is the kernel's own), line, callers, number of the argument or -1,
@@ -38,21 +39,29 @@ class Sanitized(Kernel, Operations):
     # Where the access that is guarded stands in its tile.
     _place: Index = ()
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, module: Module, *args: Any) -> None:
         self._origins = Origins()
         self._sites: list[Site] = []
         self._numbers: dict[int, int] = {}
         self._ticks: dict[int, str] = {}
-        super().__init__(*args)
+        functions = module.functions.values()
+        self._atomics = any(op.name in ATOMIC for function in functions for op in function.walk())
+        self._own: set[int] = set()
+        own = set().union(*map(own_loads, functions))
+        loads = [op for function in functions for op in function.walk() if op.name == "tt.load"]
+        # Whether any load is noted, so that stores look for it.
+        self._readers = any(self._atomics or id(op) not in own for op in loads)
+        super().__init__(module, *args)
         self._arguments = {name: i for i, (name, _) in enumerate(self.kernel.arguments)}
         self.b.helpers.update(sanitize_guard.helpers())
-        functions = self.module.functions.values()
-        self._atomics = any(op.name in ATOMIC for function in functions for op in function.walk())
 
     def learn(self, function: Function) -> None:
         """Note a function's names, and where its pointers come from."""
         super().learn(function)
         self._origins.learn(function)
+        # What an atomic operation between a load and a store orders is told by the load itself.
+        if not self._atomics:
+            self._own |= own_loads(function)
 
     def inline(self, op: Operation) -> list[Value]:
         """The results of a call, whose arguments point to what the caller gives."""
@@ -249,7 +258,8 @@ class Sanitized(Kernel, Operations):
         if extent.low is None or access == layout.ATOMIC:
             return self._asked(fine, held, truth, asked)
         tick = self._ticks.get(id(op), "0")
-        shadowed = Access(access, extent.address, size, held, tick, first, at, self._atomics)
+        readers = id(op) not in self._own and (access == layout.LOAD or self._readers)
+        shadowed = Access(access, extent.address, size, held, tick, first, at, self._atomics, readers)
         return self._asked(fine, held, truth, lambda: sanitize_shadow.examined(b, shadowed, asked))
 
     def _asked(self, fine: str, held: str, kind: str, ask: Any) -> str:
@@ -319,10 +329,12 @@ class Sanitized(Kernel, Operations):
                 callers = [(self._file(file), line) for file, line in place.callers]
                 self._sites.append((access, self._file(place.file), place.line, callers, -1, text, False))
                 return found
+            if id(op) in self._own:
+                access = layout.OWN
             origins = self._origins.of(op.operands[0])
             arguments = [self._arguments[name] for name in origins if name in self._arguments]
             number = arguments[0] if len(origins) == len(arguments) == 1 else -1
-            masked = len(op.operands) > (1 if access == layout.LOAD else 2) and op.name != "tt.atomic_cas"
+            masked = len(op.operands) > (1 if op.name == "tt.load" else 2) and op.name != "tt.atomic_cas"
             element = types.pointee(op.operand_types[0].element)
             found = self._numbers[id(op)] = len(self._sites)
             callers = [(self._file(file), line) for file, line in place.callers]

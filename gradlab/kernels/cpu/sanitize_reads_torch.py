@@ -1,7 +1,7 @@
 """Results that a launch should have written and that torch reads: what of torch's functions reads its arguments."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -36,15 +36,21 @@ class Reads(TorchFunctionMode):
     Args:
         note: called with the tensor and words for the reader: `sum at script.py:12`.
         wanted: whether a tensor is worth asking for.
+        some: not empty where any is.
     """
 
-    def __init__(self, note: Callable[[torch.Tensor, str], None], wanted: Callable[[torch.Tensor], bool]) -> None:
+    def __init__(
+        self, note: Callable[[torch.Tensor, str], None], wanted: Callable[[torch.Tensor], bool], some: Collection[int]
+    ) -> None:
         super().__init__()
         self._note = note
         self._wanted = wanted
+        self._some = some
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        if not self._some:
+            return result
         name = getattr(func, "__name__", "")
         # Most calls ask for a size or an address: they are over soon.
         if (type(result) in _NUMBERS and name not in _READ) or name in _MEMBERS or torch.compiler.is_compiling():

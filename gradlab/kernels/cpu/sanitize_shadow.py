@@ -24,6 +24,7 @@ class Access:
         first: address of the first lane, where the others are its neighbours; else None.
         at: address of each lane, else.
         atomics: whether the kernel has atomic operations.
+        readers: whether it is kept who loaded the elements.
     """
 
     kind: int
@@ -34,6 +35,7 @@ class Access:
     first: str | None
     at: str | None
     atomics: bool
+    readers: bool
 
 
 def examined(b: Emitter, access: Access, ask: Callable[[], str]) -> str:
@@ -44,11 +46,12 @@ def examined(b: Emitter, access: Access, ask: Callable[[], str]) -> str:
     b.branch(extent.within(), shadow, slow)
     b.start(shadow)
     with b.branch_scope():
-        writers, readers = extent.entries("writers"), extent.entries("readers")
+        writers = extent.entries("writers")
+        readers = extent.entries("readers") if access.readers else ""
         writer = _read(b, access, writers)
         again = b.splat("i32", _short(b, access.tick)) if access.kind == layout.STORE else "zeroinitializer"
         wrong = b.op("or", "i1", _recent(b, access, writer), b.emit(f"icmp eq {b.type('i32')} {writer}, {again}"))
-        if access.kind == layout.STORE:
+        if access.kind == layout.STORE and access.readers:
             wrong = b.op("or", "i1", wrong, _recent(b, access, _read(b, access, readers)))
         some = memory.any_lane(b, b.op("and", "i1", wrong, access.held))
         mark = b.label()
@@ -56,7 +59,7 @@ def examined(b: Emitter, access: Access, ask: Callable[[], str]) -> str:
         b.start(mark)
         if access.kind == layout.STORE:
             _mark_store(b, access, writers, writer, slow)
-        else:
+        elif access.readers:
             _mark_load(b, access, extent, readers)
     fine = b.block
     b.jump(after)
@@ -87,14 +90,16 @@ class _Words:
         low, size = self.word(layout.LOW), self.word(layout.BYTES)
         shift = access.size.bit_length() - 1
         with b.lanes(0):
-            single = b.emit(f"icmp eq i64 {self.word(layout.DENSE)}, {shift}")
+            single = b.compute(f"icmp eq i64 {self.word(layout.DENSE)}, {shift}")
         if access.first is not None:
+            # Where an extent is none for whole vectors, no address is near its beginning: one comparison is left.
             whole = b.width * access.size
             with b.lanes(0):
-                offset = b.op("sub", "i64", access.first, low)
-                above = b.emit(f"icmp sge i64 {offset}, 0")
-                below = b.emit(f"icmp sle i64 {offset}, {b.op('sub', 'i64', size, str(whole))}")
-                return b.op("and", "i1", single, b.op("and", "i1", above, below))
+                most = b.compute(f"sub i64 {size}, {whole}")
+                some = b.compute(f"and i1 {single}, {b.compute(f'icmp sge i64 {most}, 0')}")
+                begin = b.compute(f"select i1 {some}, i64 {low}, i64 {layout.NOWHERE}")
+                end = b.compute(f"select i1 {some}, i64 {most}, i64 0")
+                return b.emit(f"icmp ule i64 {b.op('sub', 'i64', access.first, begin)}, {end}")
         offset = b.op("sub", "i64", str(access.at), b.splat("i64", low))
         with b.lanes(0):
             last = b.op("sub", "i64", size, str(access.size))

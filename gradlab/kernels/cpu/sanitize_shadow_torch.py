@@ -67,6 +67,8 @@ class Shadows:
     def __init__(self) -> None:
         self._kept: dict[int, Shadow] = {}
         self._spare: dict[int, torch.Tensor] = {}
+        # Of the storages that a launch has stored some of, and perhaps not all.
+        self.partial: set[int] = set()
 
     def note_fresh(self, tensor: torch.Tensor) -> None:
         """Nobody has written this tensor's storage, which was made now."""
@@ -77,6 +79,11 @@ class Shadows:
         _integers(tensor, shift).fill_(_PATTERN[1 << shift])
         shadow = self._made(storage, shift, 0)
         shadow.fresh = True
+
+    def note_stored(self, shadow: Shadow) -> None:
+        """A launch has stored some of a storage."""
+        if shadow.fresh:
+            self.partial.add(shadow.base)
 
     def find(self, tensor: torch.Tensor) -> Shadow | None:
         """The shadow of a tensor's storage, if there is one."""
@@ -113,6 +120,8 @@ class Shadows:
             # A byte that is written may be the pattern's: one that is gone speaks for all.
             shadow.writers[: integers.numel()][unwritten if shadow.shift == 0 else changed] = layout.HOST
         shadow.fresh = bool((shadow.writers[: integers.numel()] == 0).any())
+        if not shadow.fresh:
+            self.partial.discard(shadow.base)
 
     def unwritten(self, tensor: torch.Tensor) -> tuple[int, int] | None:
         """Address and number of a tensor's elements that nothing has written; they are told once."""
@@ -153,6 +162,7 @@ class Shadows:
     def _drop(self, base: int) -> None:
         """Forget a shadow whose storage is gone; new memory for entries costs more than old, so that one is kept."""
         shadow = self._kept.pop(base, None)
+        self.partial.discard(base)
         if shadow is not None:
             if len(self._spare) > 64:
                 self._spare.clear()

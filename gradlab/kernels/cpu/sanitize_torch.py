@@ -21,6 +21,7 @@ from gradlab.kernels.cpu.sanitize_fault import Fault, Stored
 from gradlab.kernels.cpu.sanitize_reads_torch import Reads
 from gradlab.kernels.cpu.sanitize_run import LAST_TICK, Clock, Examined, Noted
 from gradlab.kernels.cpu.sanitize_shadow_torch import Shadows, noting
+from gradlab.kernels.private.private_torch import without_function_modes
 
 
 class Session:
@@ -54,7 +55,7 @@ class Session:
         if self._shadows is None:
             yield
             return
-        with noting(self.note_fresh), Reads(self.read, self.partial):
+        with noting(self.note_fresh), Reads(self.read, self.partial, self._shadows.partial):
             yield
 
     def note_fresh(self, tensor: torch.Tensor) -> None:
@@ -93,10 +94,11 @@ class Session:
         if self._shadows is None:
             return
         for access, file, line, _, number, _, _ in kernel.binary.sites:
-            tensor = tensors[number] if number >= 0 and access != layout.LOAD else None
+            tensor = tensors[number] if number >= 0 and access in (layout.STORE, layout.ATOMIC) else None
             shadow = None if tensor is None else self._shadows.find(tensor)
             if tensor is not None and shadow is not None:
                 argument = kernel.binary.arguments[number][0]
+                self._shadows.note_stored(shadow)
                 shadow.stored = Stored(
                     self.launches, kernel.binary.name, argument, file or kernel.file, line, tensor.data_ptr()
                 )
@@ -107,7 +109,8 @@ class Session:
         with self._lock:
             self._working += 1
             try:
-                yield
+                with without_function_modes():
+                    yield
             finally:
                 self._working -= 1
 

@@ -16,6 +16,8 @@ dispatch_keys = torch._C._dispatch_keys
 raw_repr = torch._C.DispatchKeySet.raw_repr
 # How many dispatch modes are on: under one an op must reach torch's dispatcher.
 dispatch_modes = torch._C._len_torch_dispatch_stack
+# Within it, no TorchFunctionMode hears of what is called.
+without_function_modes = torch._C.DisableTorchFunction
 # The node whose backward runs in this thread, or None: whether a launch belongs to a backward.
 autograd_node = torch._C._current_autograd_node
 # The number of the walk over a graph that the engine is on in this thread, -1 for none.

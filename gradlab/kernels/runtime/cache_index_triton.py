@@ -11,12 +11,14 @@ import functools
 import hashlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import triton
 from triton import knobs
 from triton.compiler import ASTSource
+from triton.runtime import cache
 
 from gradlab.kernels.cpu.binary import Binary, Broken
 from gradlab.kernels.cpu.cache_triton import Cache
@@ -73,6 +75,32 @@ def store(name: str | None, owner: str) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def remembered_triton_key() -> Iterator[None]:
+    """Within it, what Triton reads all of its files for, a part of each of its keys, is found on disk.
+
+    For a process of the lab's own: Triton's function is replaced.
+    """
+    compute = getattr(cache, "triton_key", None)
+    if compute is None:
+        yield
+        return
+
+    @functools.cache
+    def remembered() -> str:
+        name = f"triton-{triton_files()}"
+        with contextlib.suppress(OSError):
+            return _path(name).read_text()
+        store(name, found := compute())
+        return found
+
+    cache.triton_key = remembered
+    try:
+        yield
+    finally:
+        cache.triton_key = compute
 
 
 def _path(name: str) -> Path:

@@ -1,5 +1,6 @@
 """Executes a launch that was compiled for a GPU, within a budget of instructions, and puts its numbers together."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -22,8 +23,6 @@ BUDGET = 50_000_000
 parsed = functools.lru_cache(maxsize=256)(parse)
 resources = functools.lru_cache(maxsize=256)(sass.resources)
 serialised = functools.lru_cache(maxsize=256)(sass.serialised)
-# The kind of fault that an assembler may mend.
-IN_FLIGHT = "register in flight"
 
 
 def execute_launch(
@@ -55,11 +54,8 @@ def execute_launch(
         )
     except Budget as spent:
         raise PTXError(_too_much(launch, program, spent, budget)) from None
-    mended = [f for f in done.faults if f.kind == IN_FLIGHT]
-    if mended and serialised(made.ptx, where):
-        done.faults = [f for f in done.faults if f.kind != IN_FLIGHT]
-    else:
-        mended = []
+    if done.notes and not serialised(made.ptx, where):
+        done = dataclasses.replace(done, faults=[*done.faults, *done.notes], notes=[])
     return LaunchResult(
         launch.kernel,
         side,
@@ -73,7 +69,6 @@ def execute_launch(
         done,
         made.ptx,
         made.cubin,
-        tuple(mended),
     )
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from gradlab.profiling.ptx.execute import Executed
-from gradlab.profiling.ptx.faults import Fault
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,6 @@ class LaunchResult:
         registers: of a thread.
         file: the kernel's own, whose lines are shown.
         executed: counts and faults.
-        mended: faults of the PTX that its assembler has mended: registers that are touched while a wgmma may be at work
-            on them, where it makes every wgmma wait for the one before.
         ptx, cubin: what was executed, and what a GPU would execute.
     """
 
@@ -52,7 +49,6 @@ class LaunchResult:
     executed: Executed
     ptx: str = ""
     cubin: bytes = b""
-    mended: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,6 @@ def paragraphs(faults: Sequence[Fault], launch: LaunchResult) -> list[str]:
     return [paragraph(group, launch) for group in groups.values()]
 
 
-def mended(launch: LaunchResult) -> str:
-    """What the assembler has mended, in a paragraph; "" where that is nothing."""
-    if not launch.mended:
-        return ""
-    words = paragraph(launch.mended, launch).replace(": register in flight: ", ": serialised: ", 1)
-    return f"{words}\n    no fault of the machine code: ptxas makes every wgmma of it wait for the one before (C7515)"
-
-
 def paragraph(faults: Sequence[Fault], launch: LaunchResult) -> str:
     """Three to five lines of faults of one kind and line: the first, its source, its instruction, program and warp."""
     fault = faults[0]

@@ -81,7 +81,7 @@ class Scheduler:
                 if self._unstall():
                     continue
                 self._deadlock()
-                break
+                return
             mine = self._mine(ready)
             # Those that have jumped back very often let the others run.
             first = int(self.at[mine].min()) if last < _PATIENCE else int(self.at[mine].max())
