@@ -65,15 +65,10 @@ class GlobalMemory:
 
     def constant(self, name: str, data: bytes) -> int:
         """The address of a variable of the module."""
-        known = next(
-            (extent for extent in self.extents if extent.name == name and extent.base in self._constants), None
-        )
-        if known is not None:
-            return known.base
-        address = self.keep(data)
-        self._constants.add(address)
-        self._take([*self.extents, Extent(address, len(data), name)])
-        return address
+        if name not in self._constants:
+            self._constants[name] = self.keep(data)
+            self._take([*self.extents, Extent(self._constants[name], len(data), name)])
+        return self._constants[name]
 
     def text(self, address: int) -> str:
         """The string of a variable of the module; "" where there is none."""
