@@ -102,10 +102,12 @@ class BlockBarriers:
             mine = alive & (self.m.block_of == block)
             come = np.count_nonzero(mine & (self.waits == name)) + self.arrived[name][block]
             wanted = int(self.wanted[lanes].max()) or np.count_nonzero(mine)
-            i = self.m.code.instructions[max(int(self.m.at[lanes[0]]) - 1, 0)]
-            where = sorted({int(at) for at in self.m.at[mine & (self.waits != name)]})[:2]
             code = self.m.code.instructions
-            others = "; ".join(str(code[min(at, len(code) - 1)]) for at in where)
+            i = code[max(int(self.m.at[lanes[0]]) - 1, 0)]
+            # Who waits at another barrier has gone past it.
+            at = self.m.at - (self.waits >= 0)
+            where = sorted({int(place) for place in at[mine & (self.waits != name)]})[:2]
+            others = "; ".join(str(code[min(place, len(code) - 1)]) for place in where)
             text = f"barrier {name}: {come} of {wanted} threads are there, for ever"
             self.m.fault("deadlock", i, text + (f"; others are at {others}" if others else ""), lanes)
         if not waiting[alive].any() and not self.m.stalled[alive].any():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradlab.profiling.ptx.instructions import instruction
-from gradlab.profiling.ptx.machine import SHARED_WINDOW, Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import LANES, SHARED_WINDOW, Lanes, Machine, Step
 from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.program import Instruction
 
@@ -61,6 +61,24 @@ class Barriers:
         self.known: list[Array] = []
         self.waits[:], self.asked[:] = -1, -1
         self.on_their_way: list[_Later] = []
+        # The last instruction that said how many bytes are to come, of each barrier.
+        self.said: dict[int, Instruction] = {}
+
+    def finish(self) -> None:
+        """All threads are at their end: what is on its way lands, and as many bytes came as were expected."""
+        while self.on_their_way:
+            self._land(self.on_their_way[-1])
+        self._settled(self.valid)
+
+    def _settled(self, which: Array) -> None:
+        """These barriers come to their end: what was expected of them has come."""
+        left = np.where(which, self.bytes, 0)
+        for work in self.on_their_way:
+            np.subtract.at(left, (work.blocks, work.numbers), np.where(which[work.blocks, work.numbers], work.size, 0))
+        for block, number in np.argwhere(left):
+            size = int(left[block, number])
+            text = f"{self.name(number)} ends with {abs(size)} bytes {'fewer' if size > 0 else 'more'} than expected"
+            self.m.fault(BYTES, self.said[number], text, np.array([block * LANES]))
 
     def of(self, i: Instruction, lanes: Array, offsets: Array) -> Array:
         """The numbers of the barriers at these offsets; -1 where there is none, which is noted."""
@@ -110,6 +128,9 @@ class Barriers:
 
     def end(self, i: Instruction, lanes: Array, offsets: Array, number: Array) -> None:
         """mbarrier.inval."""
+        which = np.zeros(self.valid.shape, bool)
+        which[self.m.block_of[lanes], number] = True
+        self._settled(which)
         self.valid[self.m.block_of[lanes], number] = False
         self.m.shared.held(i, offsets, lanes, False)
 
@@ -127,8 +148,9 @@ class Barriers:
             np.subtract.at(self.count, (blocks, number), counts)
         np.subtract.at(self.pending, (blocks, number), counts)
 
-    def expect(self, lanes: Array, number: Array, size: Array) -> None:
+    def expect(self, i: Instruction, lanes: Array, number: Array, size: Array) -> None:
         """Phases wait for more bytes."""
+        self.said.update(dict.fromkeys(number.tolist(), i))
         np.add.at(self.bytes, (self.m.block_of[lanes], number), size)
 
     def expect_arrivals(self, lanes: Array, number: Array) -> None:
@@ -142,6 +164,8 @@ class Barriers:
 
     def later(self, i: Instruction, lanes: Array, number: Array, size: int, land: Callable[[], None]) -> None:
         """`land` is called as late, or as early, as barriers allow; each lane's barrier gets `size` bytes by it."""
+        if size:
+            self.said.update(dict.fromkeys(number.tolist(), i))
         self.on_their_way.append(_Later(i, self.m.block_of[lanes], number, size, land))
         if not self.m.late:
             self._land(self.on_their_way[-1])
@@ -184,7 +208,7 @@ class Barriers:
             wider[..., : known.shape[2]] = known
             known = self.known[number] = wider
         known[blocks, :, : told.shape[2]] = told[blocks]
-        known[blocks, :, place] = self.completed[blocks, number][:, None]
+        known[blocks, 0, place] = self.completed[blocks, number]
 
     def _early(self, i: Instruction, full: Array) -> None:
         """A phase is complete, and copies that belong to it are not there yet."""
@@ -296,7 +320,7 @@ def mbarrier(i: Instruction, m: Machine) -> Step:
         if what == "complete_tx":
             amount = -amount
         if i.has("expect_tx", "complete_tx"):
-            barriers.expect(where, number, amount)
+            barriers.expect(i, where, number, amount)
         if what in ("arrive", "arrive_drop"):
             barriers.arrive(where, number, 1 if i.has("expect_tx") else amount, what == "arrive_drop")
         barriers.settle(i)

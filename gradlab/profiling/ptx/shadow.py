@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 RACE, IN_FLIGHT, OPERAND = "race in shared memory", "copy in flight", "shared operand in flight"
 UNWRITTEN, UNFENCED = "uninitialised shared memory", "missing proxy fence"
-# How an element was written last: by an atomic; by a bulk copy; it is a barrier.
-ATOMIC, BULK, HELD = 1, 2, 4
+# How an element was written last: by a bulk copy; as a barrier.
+PLAIN, BULK, HELD = 0, 1, 2
 _WIDEST = 16
 
 
@@ -62,6 +62,8 @@ class Shadow:
         )
         self.how = np.zeros(self.elements, np.uint8)
         self.readers = np.zeros((machine.warps, self.elements), np.int32)
+        # When each warp changed an element by an atomic last; no array before any does.
+        self.atomics: Array | None = None
         # Asynchronous readers: the number of the group, by warp.
         self.groups: dict[str, Array] = {}
 
@@ -69,7 +71,7 @@ class Shadow:
         """New blocks: nobody has touched anything."""
         self.clocks.begin()
         self.writer[:], self.due[:], self.how[:], self.readers[:] = -1, 0, 0, 0
-        self.groups = {}
+        self.groups, self.atomics = {}, None
 
     def elements_of(self, places: Array, size: int) -> Array:
         """Elements[access, number] of accesses to `size` bytes at these places."""
@@ -79,8 +81,9 @@ class Shadow:
         """Lanes read elements[lane, number]."""
         rows = (lanes // 32)[:, None]
         self._blank(i, lanes, elements)
-        self._unordered(i, lanes, elements, rows, "reads", ATOMIC if atomic else 0)
+        self._unordered(i, lanes, elements, rows, "read")
         if not atomic:
+            self._apart(i, lanes, elements, rows, self.atomics, "read", "changed it by an atomic")
             warp = rows // self.m.blocks
             self.readers[warp, elements] = self.clocks.now(rows)
 
@@ -88,7 +91,8 @@ class Shadow:
         """A tensor core or a bulk copy reads for lanes' warps, until their group of this kind is waited for."""
         rows = (lanes // 32)[:, None]
         self._blank(i, lanes, elements)
-        bad = self._unordered(i, lanes, elements, rows, "reads", 0)
+        bad = self._unordered(i, lanes, elements, rows, "read")
+        self._apart(i, lanes, elements, rows, self.atomics, "read", "changed it by an atomic")
         self._unfenced(i, lanes, elements, rows, bad, "read")
         pending = self.groups.get(kind)
         if pending is None:
@@ -103,14 +107,22 @@ class Shadow:
         place = self.clocks.reader(kind, rows)
         np.maximum.at(self.clocks.known[:, 0], (rows, place), group)
 
-    def write(self, i: Instruction, lanes: Array, elements: Array, same: Array | None, how: int = 0) -> None:
+    def atomic(self, i: Instruction, lanes: Array, elements: Array) -> None:
+        """Lanes change elements[lane, number] by an atomic, which is in order with all other atomics."""
+        rows = (lanes // 32)[:, None]
+        if self.atomics is None:
+            self.atomics = np.zeros((self.m.warps, self.elements), np.int32)
+        self._before_write(i, lanes, elements, rows, None, atomic=True)
+        self.atomics[rows // self.m.blocks, elements] = self.clocks.now(rows)
+
+    def write(self, i: Instruction, lanes: Array, elements: Array, same: Array | None, how: int = PLAIN) -> None:
         """Lanes write elements[lane, number].
 
         Args:
             same: where the bytes are what they were: who wrote them last may be any warp.
         """
         rows = (lanes // 32)[:, None]
-        self._before_write(i, lanes, elements, rows, same, how)
+        self._before_write(i, lanes, elements, rows, same)
         self.writer[elements] = rows // self.m.blocks
         self.when[elements] = self.due[elements] = self.clocks.now(rows)
         self.agent[elements] = rows // self.m.blocks
@@ -125,7 +137,7 @@ class Shadow:
             agent, due: what it is waited for by: a place of the clocks and its count. None: by the lane itself.
         """
         rows = (lanes // 32)[:, None]
-        bad = self._before_write(i, lanes, elements, rows, None, 0)
+        bad = self._before_write(i, lanes, elements, rows, None)
         if agent is not None:
             self._unfenced(i, lanes, elements, rows, bad, "written")
         self.writer[elements] = rows // self.m.blocks
@@ -133,7 +145,7 @@ class Shadow:
         self.agent[elements] = rows // self.m.blocks if agent is None else agent[:, None]
         self.due[elements] = NEVER if due is None else due[:, None]
         self.by[elements] = i.index
-        self.how[elements] = 0 if agent is None else BULK
+        self.how[elements] = PLAIN if agent is None else BULK
 
     def copy_landed(self, i: Instruction, lanes: Array, elements: Array) -> None:
         """Lanes have waited for copies that they issued themselves."""
@@ -155,16 +167,21 @@ class Shadow:
         self._say(RACE, i, lanes, elements, lost, "is written by two lanes at once, with different values")
 
     def _before_write(
-        self, i: Instruction, lanes: Array, elements: Array, rows: Array, same: Array | None, how: int
+        self,
+        i: Instruction,
+        lanes: Array,
+        elements: Array,
+        rows: Array,
+        same: Array | None,
+        atomic: bool = False,
     ) -> Array:
-        bad = self._unordered(i, lanes, elements, rows, "writes", how, same)
+        bad = self._unordered(i, lanes, elements, rows, "written", same)
+        if not atomic:
+            self._apart(i, lanes, elements, rows, self.atomics, "written", "changed it by an atomic")
         known = self.clocks.known
         blocks = self.m.blocks
         for warp in range(self.m.warps):
-            apart = self.readers[warp, elements] > known[rows, 0, warp]
-            if apart.any():
-                text = f"is written while warp {warp} may still read it; a barrier must come between"
-                self._say(RACE, i, lanes, elements, apart, text)
+            apart = self._apart(i, lanes, elements, rows, self.readers, "written", "read it", warp)
             for kind, pending in self.groups.items():
                 place = int(self.clocks.reader(kind, np.array([warp * blocks]))[0])
                 late = (pending[warp, elements] > known[rows, 0, place]) & ~apart
@@ -185,20 +202,39 @@ class Shadow:
             text = f"is {verb} by {what} after {self._author(elements, unfenced)} wrote it"
             self._say(UNFENCED, i, lanes, elements, unfenced, f"{text}; fence.proxy.async must come between")
 
+    def _apart(
+        self,
+        i: Instruction,
+        lanes: Array,
+        elements: Array,
+        rows: Array,
+        times: Array | None,
+        verb: str,
+        before: str,
+        only: int | None = None,
+    ) -> Array:
+        """Which accesses come without a barrier after what a warp did at these times; it is noted."""
+        apart = np.zeros(elements.shape, bool)
+        if times is None:
+            return apart
+        for warp in range(self.m.warps) if only is None else (only,):
+            apart = times[warp, elements] > self.clocks.known[rows, 0, warp]
+            if apart.any():
+                text = f"is {verb} after warp {warp} {before}, or before; a barrier must come between"
+                self._say(RACE, i, lanes, elements, apart, text)
+        return apart
+
     def _blank(self, i: Instruction, lanes: Array, elements: Array) -> None:
         blank = self.writer[elements] < 0
         if blank.any():
             self._say(UNWRITTEN, i, lanes, elements, blank, "is read, and nobody has written it")
 
     def _unordered(
-        self, i: Instruction, lanes: Array, elements: Array, rows: Array, verb: str, how: int, same: Array | None = None
+        self, i: Instruction, lanes: Array, elements: Array, rows: Array, verb: str, same: Array | None = None
     ) -> Array:
         """Which accesses do not know of the last write; what is wrong with them is noted."""
-        last = self.how[elements]
         bad = self.clocks.known[rows, 0, self.agent[elements]] < self.due[elements]
         bad &= self.writer[elements] >= 0
-        if how & ATOMIC:
-            bad &= (last & ATOMIC) == 0
         if not bad.any():
             return bad
         seen = self.clocks.known[rows, 0, self.writer[elements]] >= self.when[elements]
@@ -207,10 +243,10 @@ class Shadow:
         if same is not None:
             apart &= ~same
         if flying.any():
-            text = f"{_past(verb)} while {self._author(elements, flying)} may still write it; the copy's wait"
-            self._say(IN_FLIGHT, i, lanes, elements, flying, f"is {text} must come before, and a barrier for others")
+            text = f"is {verb} while {self._author(elements, flying)} may still write it"
+            self._say(IN_FLIGHT, i, lanes, elements, flying, f"{text}; {self._missing(lanes, elements, flying)}")
         if apart.any():
-            text = f"is {_past(verb)} after {self._author(elements, apart)} wrote it; a barrier must come between"
+            text = f"is {verb} after {self._author(elements, apart)} wrote it; a barrier must come between"
             self._say(RACE, i, lanes, elements, apart, text)
         return bad
 
@@ -219,15 +255,19 @@ class Shadow:
         other = self.m.code.instructions[int(self.by[first])]
         return f"warp {int(self.writer[first])} ({'.'.join(other.opcode[:3])}, {other.place})"
 
+    def _missing(self, lanes: Array, elements: Array, flying: Array) -> str:
+        """What must come between a copy and an access to what it writes."""
+        first = elements[flying][0]
+        if self.agent[first] >= self.m.warps:
+            return "the wait for its mbarrier must come before"
+        own = lanes[flying.any(1)][0] // 32 // self.m.blocks == self.writer[first]
+        return "its wait must come before" if own else "its wait, and then a barrier, must come before"
+
     def _say(self, kind: str, i: Instruction, lanes: Array, elements: Array, which: Array, text: str) -> None:
         first = np.argwhere(which)[0]
         byte = int(elements[tuple(first)]) * self.unit % self.m.shared.stride
         mine = lanes[which.any(1)]
         self.m.fault(kind, i, f"byte {byte} of shared memory {text}", mine)
-
-
-def _past(verb: str) -> str:
-    return {"reads": "read", "writes": "written"}[verb]
 
 
 def _for_others(lanes: Array, late: Array, warp: int, blocks: int) -> str:

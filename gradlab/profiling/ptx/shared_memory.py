@@ -6,7 +6,7 @@ import numpy as np
 
 from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.program import Instruction
-from gradlab.profiling.ptx.shadow import ATOMIC, HELD, Shadow
+from gradlab.profiling.ptx.shadow import HELD, PLAIN, Shadow
 
 if TYPE_CHECKING:
     from gradlab.profiling.ptx.machine import Lanes, Machine
@@ -96,8 +96,10 @@ class SharedMemory:
             _by_element(differs, parts)
             for differs in (before != given, np.stack([view[first + n] for n in range(len(values))], 1) != given)
         )
-        how = ATOMIC if instruction.root in ("atom", "red") else 0
-        shadow.write(instruction, lanes, elements, ~same, how)
+        if instruction.root in ("atom", "red"):
+            shadow.atomic(instruction, lanes, elements)
+            return
+        shadow.write(instruction, lanes, elements, ~same)
         if lost.any():
             shadow.conflict(instruction, lanes, elements, lost)
 
@@ -112,7 +114,7 @@ class SharedMemory:
             elements = self.shadow.elements_of(self.places(offsets, lanes), 8)
             self.shadow.write(instruction, lanes, elements, None, HELD)
             if not made:
-                self.shadow.how[elements] = 0
+                self.shadow.how[elements] = PLAIN
 
     def touched(self, instruction: Instruction, offsets: Array, lanes: Array) -> Array:
         """Lanes use barriers of 8 bytes at these offsets; of which of them another's bytes are there now."""
