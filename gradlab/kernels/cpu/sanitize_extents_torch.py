@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,10 @@ class Extents:
         self._known: dict[int, torch.Tensor] = {}
         self._know(holds)
         self._looked = False
-        self._answers: dict[int, Extent] = {}
+        self._answers: dict[tuple[int, bool], Extent] = {}
+        # Addresses of storages whose readers this launch keeps, and of those without: the answers that were given.
+        self._reading: set[int] = set()
+        self._without: dict[int, list[tuple[int, torch.Tensor]]] = {}
         self._kept: list[torch.Tensor] = []
         # The tensor of each extent that an address was found in, by where the extent begins.
         self.found: dict[int, torch.Tensor] = {}
@@ -61,18 +64,31 @@ class Extents:
             return ANYTHING if value else NOTHING
         return self._extent(tensor)
 
-    def find(self, address: int) -> Extent:
-        """What an address out of memory belongs to: the largest tensor that begins there, or else lies around it."""
-        known = self._answers.get(address)
+    def find(self, address: int, noted: bool, changed: Callable[[int, Extent], None]) -> Extent:
+        """What an address out of memory belongs to: the largest tensor that begins there, or else lies around it.
+
+        Args:
+            noted: whether it may be noted who loads there.
+            changed: called with an address of before, and with its extent, which has readers now.
+        """
+        known = self._answers.get((address, noted))
         if known is not None:
             return known
         tensor = self._find(address) if address else None
         if tensor is None:
             extent = NOTHING
         else:
-            extent = self._extent(tensor)
+            extent = self._extent(tensor, noted)
             self.found[extent.low] = tensor
-        self._answers[address] = extent
+            base = tensor.untyped_storage().data_ptr()
+            if base not in self._reading:
+                if not noted:
+                    self._without.setdefault(base, []).append((address, tensor))
+            else:
+                for before, other in self._without.pop(base, ()):
+                    self._answers[before, False] = self._extent(other, False)
+                    changed(before, self._answers[before, False])
+        self._answers[address, noted] = extent
         return extent
 
     def _find(self, address: int) -> torch.Tensor | None:
@@ -104,7 +120,7 @@ class Extents:
             if other is None or span(other) < span(tensor):
                 self._known[tensor.data_ptr()] = tensor
 
-    def _extent(self, tensor: torch.Tensor) -> Extent:
+    def _extent(self, tensor: torch.Tensor, noted: bool = True) -> Extent:
         size = span(tensor)
         shift = tensor.itemsize.bit_length() - 1
         inside = 0
@@ -114,11 +130,14 @@ class Extents:
             if not bool(own.all()):
                 self._kept.append(own)
                 inside = own.data_ptr()
-        writers, readers = self._addresses(tensor) if size else (0, 0)
+        writers, readers = self._addresses(tensor, noted) if size else (0, 0)
         return Extent(tensor.data_ptr(), size * tensor.itemsize, shift, inside, writers, readers)
 
-    def _addresses(self, tensor: torch.Tensor) -> tuple[int, int]:
-        """Addresses of the entries of a tensor's first element; 0 where none is kept."""
+    def _addresses(self, tensor: torch.Tensor, noted: bool) -> tuple[int, int]:
+        """Addresses of the entries of a tensor's first element; 0 where none is kept.
+
+        Where no load through an address is noted, readers are kept if one is through another to the same storage.
+        """
         shadow = self._shadow(tensor)
         if shadow is None:
             return 0, 0
@@ -126,8 +145,9 @@ class Extents:
         at = tensor.data_ptr()
         base = tensor.untyped_storage().data_ptr()
         read = self._noted is None or base in self._noted
-        if not (self._roles(tensor)[0] and read and self._race):
+        if not (self._roles(tensor)[0] and read and self._race and (noted or base in self._reading)):
             return shadow.address(shadow.writers, at), 0
+        self._reading.add(base)
         readers = shadow.with_readers()
         self._kept.append(readers)
         return shadow.address(shadow.writers, at), shadow.address(readers, at)
