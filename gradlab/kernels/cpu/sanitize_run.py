@@ -13,6 +13,7 @@ from gradlab.kernels.cpu.binary import Binary
 from gradlab.kernels.cpu.launching import Grid, Kernel, _Memory
 
 _Find = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
+_Words = ctypes.c_int64 * layout.EXTENT
 # A tick is kept in 32 bits.
 LAST_TICK = 2**30
 
@@ -129,7 +130,7 @@ class Examined(Kernel):
                 # No exception passes through compiled code.
                 errors.append(error)
                 extent = ANYTHING
-            words = (ctypes.c_int64 * layout.EXTENT)(*extent.words())
+            words = _Words(*extent.words())
             kept[tagged] = words
             return ctypes.addressof(words)
 
