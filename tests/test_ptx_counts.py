@@ -255,6 +255,27 @@ def test_passes_of_lanes(lanes, offsets, size, wanted):
     assert passes(np.array(list(offsets)), np.array(list(lanes)), size, write=False) == wanted
 
 
+def test_accesses_that_are_met_again_have_the_same_passes():
+    """Some words further is the same; a byte further, with other lanes or as a store is worked out anew."""
+    counts, lanes = Counts(11), np.arange(32)
+    offsets = 16 * (lanes // 2)
+    known = [
+        (offsets, lanes, 16, False, 2),
+        (offsets + 1280, lanes, 16, False, 2),
+        (offsets, lanes, 16, True, 4),
+        (4 * lanes, lanes, 4, False, 1),
+        (4 * lanes + 4, lanes, 4, False, 1),
+        (130 * (lanes == 31), lanes, 2, False, 2),
+        (130 * (lanes == 31) + 2, lanes, 2, False, 1),
+        (8 * lanes, lanes, 4, False, 2),
+        (8 * lanes + 64, lanes, 4, False, 2),
+        (offsets, lanes + 8, 16, False, 3),
+    ]
+    for n, (at, who, size, write, _) in enumerate([*known, *known]):
+        counts.shared_access(n % len(known), at, who, size, write)
+    assert counts.passes.tolist() == [*[2 * wanted for *_, wanted in known], 0]
+
+
 def test_a_branch_that_parts_a_warp_is_counted_once():
     done = run(
         """

@@ -65,18 +65,19 @@ def emulate(args: EmulateArgs, console: Console) -> int:
         raise ValueError(f"emulate: order is {args.order!r}, wanted one of {', '.join(ORDERS)}")
     on = gpu(args.gpu) if args.gpu else None
     hows = [_how(args, where) for where in _targets(args, on)]
+    full = args.case is not None or _own_target(args)
     done: list[CaseResult] = []
     complete = False
     try:
         for result in _results(args, hows, console):
             done.append(result)
-            show(result, console, on, lines=args.lines, full=args.case is not None or _own_target(args))
+            show(result, console, on, lines=args.lines, full=full)
         complete = True
     except KeyboardInterrupt:
         pass
     summary(done, console)
     if args.json is not None:
-        write_json(args.json, done, complete, on)
+        write_json(args.json, done, complete, on, full)
     if not complete:
         console.print(f"interrupted: {len(done)} cases executed", style="bold red", highlight=False)
         return INTERRUPTED

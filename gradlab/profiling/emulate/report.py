@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gradlab.base.files import write_whole
 from gradlab.base.machine import describe
-from gradlab.profiling.emulate.model import PARTS, Model, closest
+from gradlab.profiling.emulate.model import PARTS, Model, closest, model
 from gradlab.profiling.emulate.result import CaseResult, Comparison, LaunchResult
 from gradlab.profiling.emulate.words import paragraphs, shown
 from gradlab.profiling.machine_code.gpus import GPU, gpu_for
@@ -237,19 +237,27 @@ def _of_line(sums: Totals | None) -> str:
     return f"{count(sums.issued):>7} {sectors:>4} {ways:>4}"
 
 
-def write_json(path: Path, results: Sequence[CaseResult], complete: bool = True, on: GPU | None = None) -> None:
-    """Keep everything in a file, a case a line; `complete` says whether it is all that was asked for."""
+def write_json(
+    path: Path, results: Sequence[CaseResult], complete: bool = True, on: GPU | None = None, full: bool = True
+) -> None:
+    """Keep everything in a file, a case a line.
+
+    Args:
+        complete: whether it is all that was asked for.
+        on: the GPU of the model, as for `show`.
+        full: the model by machine code, which takes a second for each kernel; else by PTX.
+    """
     head = json.dumps({"schema": SCHEMA, "machine": describe(), "complete": complete}, indent=1)[:-2]
-    rows = ",\n".join(f"  {json.dumps(as_json(case, on))}" for case in results)
+    rows = ",\n".join(f"  {json.dumps(as_json(case, on, full))}" for case in results)
     write_whole(path, f'{head},\n "cases": [\n{rows}\n ]\n}}\n')
 
 
-def as_json(case: CaseResult, on: GPU | None = None) -> dict[str, Any]:
+def as_json(case: CaseResult, on: GPU | None = None, full: bool = True) -> dict[str, Any]:
     """A case as plain values."""
     known = {f.name: getattr(case, f.name) for f in dataclasses.fields(case)}
     return known | {
         "ok": case.ok,
-        "launches": [_launch_json(launch, on) for launch in case.launches],
+        "launches": [_launch_json(launch, on, full) for launch in case.launches],
         "comparisons": [_comparison_json(c) for c in case.comparisons],
     }
 
@@ -259,11 +267,11 @@ def _comparison_json(c: Comparison) -> dict[str, Any]:
     return dataclasses.asdict(c) | {"largest": c.largest if math.isfinite(c.largest) else None}
 
 
-def _launch_json(launch: LaunchResult, on: GPU | None) -> dict[str, Any]:
+def _launch_json(launch: LaunchResult, on: GPU | None, full: bool) -> dict[str, Any]:
     program, counts = launch.executed.program, launch.executed.counts
     without = ("executed", "ptx", "cubin")
     known = {f.name: getattr(launch, f.name) for f in dataclasses.fields(launch) if f.name not in without}
-    estimate = closest(launch, gpu_of(launch, on))
+    estimate = (closest if full else model)(launch, gpu_of(launch, on))
     return known | {
         "grid": list(launch.grid),
         "totals": dataclasses.asdict(totals(counts)),

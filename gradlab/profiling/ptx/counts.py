@@ -4,6 +4,7 @@ Source of the rules: NVIDIA, Nsight Compute's Profiling Guide, "Memory Tables"; 
 Memory and Memory Banks". For 8 and 16 bytes a lane: NVIDIA Developer Forums, "Unexpected shared memory bank conflict".
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,8 @@ WARP = 32
 # Shared memory: bytes of a word, banks of one word each, and what all of them give at once.
 WORD, BANKS = 4, 32
 PASS = WORD * BANKS
+# Accesses whose passes are remembered.
+_MOST_KNOWN = 1 << 14
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Counts:
     divergent: Array = field(init=False)
     traffic: Traffic = field(init=False)
     in_flight: int = 0
+    _known: dict[Hashable, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for name in ARRAYS:
@@ -92,7 +96,18 @@ class Counts:
         if not self.detailed or not offsets.size:
             return
         self.shared_requests[index] += np.count_nonzero(np.diff(lanes // WARP)) + 1
-        self.passes[index] += passes(offsets, lanes, size, write)
+        if lanes.size != int(lanes[-1]) - int(lanes[0]) + 1:
+            self.passes[index] += passes(offsets, lanes, size, write)
+            return
+        # A loop makes the same accesses again, or all of them some words further, in other banks.
+        places = offsets - int(offsets[0]) // WORD * WORD
+        key = (hash(places.tobytes()), int(lanes[0]), lanes.size, size, write)
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) == _MOST_KNOWN:
+                self._known.clear()
+            found = self._known[key] = passes(offsets, lanes, size, write)
+        self.passes[index] += found
 
     def shared_pieces(self, index: int, requests: int, size: int) -> None:
         """So many times `size` bytes are read or written by no lane, without a conflict."""

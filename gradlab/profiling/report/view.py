@@ -265,7 +265,11 @@ def _kernels(kernels: Sequence[dict[str, Any]]) -> Table:
                 Cell(NEEDS_GPU, "", "soft"),
             )
         )
-    return Table("Machine code, compiled without a GPU at the op's largest case", columns, tuple(rows))
+    return Table(
+        "Machine code, compiled without a GPU at the op's largest case; what a warp of its first program executes",
+        columns,
+        tuple(rows),
+    )
 
 
 def _executed(done: dict[str, Any] | None) -> tuple[Cell, Cell, Cell]:
