@@ -18,29 +18,43 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # As many processes as cores already: threads of one would only wait for those of another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Seconds after which compiled kernels of another state of the compiler are thrown away.
+# Seconds after which compiled programs are thrown away.
 STALE = 24 * 3600
+COMPILED = Path(__file__).parents[1] / ".pytest_cache"
+
+
+def _folder(name):
+    """This checkout's folder of compiled programs, without its oldest entries; all processes share it."""
+    folder = COMPILED / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        for old in folder.iterdir():
+            if time.time() - old.stat().st_mtime > STALE:
+                shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
+    return folder
 
 
 def _kernels() -> str:
-    """This checkout's folder of compiled kernels: one for each state of the CPU's compiler, shared by all processes."""
-    root = Path(__file__).parents[1]
+    """The folder of compiled kernels of this state of the CPU's compiler."""
     digest = hashlib.sha256()
-    for path in sorted((root / "gradlab/kernels/cpu").glob("*.py")):
+    for path in sorted((COMPILED.parent / "gradlab/kernels/cpu").glob("*.py")):
         digest.update(path.read_bytes())
-    folder = root / ".pytest_cache/triton" / digest.hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder("triton") / digest.hexdigest()[:16]
+    folder.mkdir(exist_ok=True)
     os.utime(folder)
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        for other in folder.parent.iterdir():
-            if time.time() - other.stat().st_mtime > STALE:
-                shutil.rmtree(other, ignore_errors=True)
     return str(folder)
 
 
 # A kernel is compiled once, not in each process and each run; Triton moves a whole file to its place.
 if not os.environ.get("TRITON_CACHE_DIR"):
     os.environ["TRITON_CACHE_DIR"] = _kernels()
+
+# So is a program of jax, by its text: two thirds of what a run takes that another one preceded. jax does not move a
+# whole file to its place; half of one is a warning, which pyproject.toml lets pass, and compiled anew.
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_folder("jax"))
+    # However quickly it was compiled, and however small it is.
+    os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
 # Triton's dialect in jaxlib has no module of its own. MLIR looks for one again at each operation of a kernel that is
 # lowered, and behind pytest's hook for imports that is a third of the time; an empty one is found once.

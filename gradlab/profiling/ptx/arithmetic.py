@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.profiling.ptx.instructions import instruction
+from gradlab.profiling.ptx.instructions import MAKERS, instruction
 from gradlab.profiling.ptx.machine import Lanes, Machine, Step
 from gradlab.profiling.ptx.numbers import BITS, Array, from_bf16, is_float, meaning, to_bf16
 from gradlab.profiling.ptx.program import Instruction
@@ -22,6 +22,8 @@ _PAIRS = ("f16x2", "bf16x2", "f32x2")
 def arithmetic(i: Instruction, m: Machine) -> Step:
     """`op.type d, a, b, c`."""
     kind = i.opcode[-1]
+    if i.has("cc"):
+        return MAKERS["addc"](i, m)
     if kind in _PAIRS:
         return _pair(i, m, kind)
     if not is_float(kind):
@@ -116,14 +118,19 @@ def _integer(i: Instruction, m: Machine, kind: str) -> Step:
         sources[2] = m.source(i.operands[3], result if i.root != "sad" else f"u{bits}")
     write = m.target(i.operands[0], result)
     if i.root in ("mul", "mad", "mul24", "mad24"):
-        product = _wide(meaning(result)) if wide else _high(kind) if i.has("hi") else np.multiply
+        multiply = _wide(meaning(result)) if wide else product(kind, i)
         if i.root in ("mul", "mul24"):
-            compute: Callable[..., Any] = product
+            compute: Callable[..., Any] = multiply
         else:
-            compute = lambda a, b, c: product(a, b) + c  # noqa: E731
+            compute = lambda a, b, c: multiply(a, b) + c  # noqa: E731
     else:
         compute = _INTEGER[i.root]
     return lambda lanes: write(lanes, compute(*[source(lanes) for source in sources]))
+
+
+def product(kind: str, i: Instruction) -> Callable[..., Any]:
+    """The half of a product that an opcode names."""
+    return _high(kind) if i.has("hi") else np.multiply
 
 
 def _wide(dtype: np.dtype) -> Callable[..., Any]:

@@ -43,6 +43,7 @@ class GlobalMemory:
     def __init__(self, extents: Iterable[Extent], more: Callable[[], Iterable[Extent]] | None = None) -> None:
         self._more = more
         self._kept: list[Any] = []
+        self._constants: dict[str, int] = {}
         self._take(extents)
 
     def _take(self, extents: Iterable[Extent]) -> None:
@@ -61,6 +62,18 @@ class GlobalMemory:
         buffer = np.frombuffer(bytearray(data), np.uint8)
         self._kept.append(buffer)
         return int(buffer.ctypes.data)
+
+    def constant(self, name: str, data: bytes) -> int:
+        """The address of a variable of the module."""
+        if name not in self._constants:
+            self._constants[name] = self.keep(data)
+            self._take([*self.extents, Extent(self._constants[name], len(data), name)])
+        return self._constants[name]
+
+    def text(self, address: int) -> str:
+        """The string of a variable of the module; "" where there is none."""
+        data = [b.tobytes()[address - b.ctypes.data :] for b in self._kept if 0 <= address - b.ctypes.data < b.size]
+        return data[0].partition(b"\0")[0].decode(errors="replace") if data else ""
 
     def is_kept(self, address: int, size: int) -> bool:
         """Whether an argument's copy lies there, with so many bytes."""

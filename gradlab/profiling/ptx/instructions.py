@@ -16,6 +16,7 @@ Maker = Callable[[Instruction, Machine], Step]
 MAKERS: dict[str, Maker] = {}
 ALL = (
     "arithmetic",
+    "carry",
     "logic",
     "convert",
     "floats",
@@ -23,6 +24,7 @@ ALL = (
     "memory",
     "atomics",
     "exchange",
+    "calls",
     "block_barriers",
     "fences",
     "copies",
@@ -61,6 +63,8 @@ def step(i: Instruction, machine: Machine) -> Step:
         raise PTXError(f"emulate: instruction is {i}, wanted one of {', '.join(sorted(MAKERS))}")
     try:
         made = maker(i, machine)
-    except (KeyError, IndexError, StopIteration) as error:
+    except PTXError:
+        raise
+    except (KeyError, IndexError, StopIteration, ValueError) as error:
         raise PTXError(f"emulate: instruction is {i}, wanted a form that is known ({error})") from error
     return made if machine.flight is None else machine.flight.watched(i, made)

@@ -24,10 +24,12 @@ Lanes = slice | Array
 Step = Callable[[Lanes], None]
 T = TypeVar("T")
 LANES = 32
-_RANGE = re.compile(r"^(%[a-zA-Z_]+)(\d+)$")
+_RANGE = re.compile(r"^(.*\D)(\d+)$")
 _ADDRESS = re.compile(r"^\[\s*([%$\w@.]+)\s*(?:\+\s*(-?\w+)\s*)?\]$")
 # Shared memory lies here among generic addresses, above all that a process has.
 SHARED_WINDOW = 1 << 56
+# And local memory.
+LOCAL_WINDOW = 1 << 57
 
 
 class Machine:
@@ -143,6 +145,10 @@ class Machine:
             return reader(self.special[text], kind)
         if text in self.code.shared:
             value: Any = np.uint64(self.shared_offset(text)).astype(f"u{RAW[kind]().itemsize}")
+        elif text in self.code.local:
+            value = np.uint64(self.code.local[text]).astype(f"u{RAW[kind]().itemsize}")
+        elif text in self.code.constants:
+            value = np.uint64(self.memory.constant(text, self.code.constants[text]))
         elif text in self.arguments:
             # The address of a parameter, which only a table of what a copy moves has.
             value = np.uint64(self.memory.keep(self.arguments[text]))
@@ -172,7 +178,10 @@ class Machine:
                 signed = raw.view(np.int64)
                 return lambda lanes: signed[lanes] + offset
             return lambda lanes: raw[lanes].astype(np.int64) + offset
-        start = self.shared_offset(base) if base in self.code.shared else int(base, 0)
+        known = base in self.code.shared
+        start = (
+            self.shared_offset(base) if known else self.code.local[base] if base in self.code.local else int(base, 0)
+        )
         everyone = np.full(self.lanes, start + offset, np.int64)
         return everyone.__getitem__
 

@@ -1,4 +1,4 @@
-"""ld and st: of parameters, global, shared and generic addresses.
+"""ld and st: of parameters, global, shared, local and generic addresses.
 
 Source: PTX ISA 8.7, sections 9.7.9.8 to 9.7.9.12.
 """
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from gradlab.profiling.ptx.instructions import instruction
-from gradlab.profiling.ptx.machine import SHARED_WINDOW, Lanes, Machine, Step
+from gradlab.profiling.ptx.local_memory import LocalMemory
+from gradlab.profiling.ptx.machine import LOCAL_WINDOW, SHARED_WINDOW, Lanes, Machine, Step
 from gradlab.profiling.ptx.moves import parts
 from gradlab.profiling.ptx.numbers import BITS, Array
 from gradlab.profiling.ptx.program import Instruction
@@ -71,14 +72,20 @@ def accessor(
     if i.has("global"):
         return lambda addresses, lanes, values: _global(i, m, addresses, lanes, size, number, values)
 
+    # What is handed to a function lies there too.
+    if i.has("local", "param"):
+        return lambda addresses, lanes, values: _local(i, m, addresses, lanes, size, number, values)
+
     def generic(addresses: Array, lanes: Lanes, values: list[Any] | None) -> list[Array]:
-        inside = addresses >= SHARED_WINDOW
-        if not inside.any():
-            return _global(i, m, addresses, lanes, size, number, values)
-        if inside.all():
-            return _shared(i, m, addresses - SHARED_WINDOW, lanes, size, number, values)
+        shared = (addresses >= SHARED_WINDOW) & (addresses < LOCAL_WINDOW)
+        local = addresses >= LOCAL_WINDOW
+        spaces = ((~(shared | local), 0, _global), (shared, SHARED_WINDOW, _shared), (local, LOCAL_WINDOW, _local))
         where, found = m.where(lanes), [np.zeros(addresses.size, f"u{size}") for _ in range(number)]
-        for mine, shift, run in ((inside, SHARED_WINDOW, _shared), (~inside, 0, _global)):
+        for mine, shift, run in spaces:
+            if mine.all():
+                return run(i, m, addresses - shift, lanes, size, number, values)
+            if not mine.any():
+                continue
             given = None if values is None else [np.broadcast_to(v, where.shape)[mine] for v in values]
             for part, got in zip(
                 found, run(i, m, addresses[mine] - shift, where[mine], size, number, given), strict=False
@@ -158,6 +165,27 @@ def _shared(
     found = [np.zeros(right.size, f"u{size}") for _ in range(number)]
     for part, value in zip(found, got, strict=True):
         part[right] = value
+    return found
+
+
+def _local(
+    i: Instruction, m: Machine, addresses: Array, lanes: Lanes, size: int, number: int, values: list[Any] | None
+) -> list[Array]:
+    memory, where, whole = m.part(LocalMemory), m.where(lanes), size * number
+    right = aligned(i, m, addresses, lanes, whole)
+    inside = memory.inside(addresses, whole)
+    if inside is not None:
+        text = f"byte {int(addresses[~inside][0])} of local memory, of which a thread has {memory.size}"
+        m.fault("out of bounds", i, text, where[~inside])
+        right = inside if right is None else inside & right
+    chosen = slice(None) if right is None else right
+    if values is not None:
+        given = [np.broadcast_to(value, where.shape)[chosen] for value in values]
+        memory.write(addresses[chosen], where[chosen], size, given)
+        return []
+    found = [np.zeros(where.size, f"u{size}") for _ in range(number)]
+    for part, value in zip(found, memory.read(addresses[chosen], where[chosen], size, number), strict=True):
+        part[chosen] = value
     return found
 
 

@@ -6,7 +6,7 @@ Source: PTX ISA 8.7, sections 9.7.9.4 to 9.7.9.6, 9.7.9.20, 9.7.9.22.
 import numpy as np
 
 from gradlab.profiling.ptx.instructions import instruction
-from gradlab.profiling.ptx.machine import SHARED_WINDOW, Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import LOCAL_WINDOW, SHARED_WINDOW, Lanes, Machine, Step
 from gradlab.profiling.ptx.numbers import BITS
 from gradlab.profiling.ptx.program import Instruction
 
@@ -59,9 +59,10 @@ def move(i: Instruction, m: Machine) -> Step:
 def convert_address(i: Instruction, m: Machine) -> Step:
     """Between generic addresses and those of a space; global ones are the same."""
     write, read = m.target(i.operands[0], "s64"), m.source(i.operands[1], "s64")
-    if not i.has("shared", "shared::cta", "shared::cluster"):
+    if not i.has("shared", "shared::cta", "shared::cluster", "local"):
         return lambda lanes: write(lanes, read(lanes))
-    shift = np.int64(-SHARED_WINDOW if i.has("to") else SHARED_WINDOW)
+    window = LOCAL_WINDOW if i.has("local") else SHARED_WINDOW
+    shift = np.int64(-window if i.has("to") else window)
     return lambda lanes: write(lanes, read(lanes) + shift)
 
 

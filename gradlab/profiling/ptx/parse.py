@@ -19,9 +19,16 @@ _FRAME = re.compile(r"([^\s:\[\]]+):(\d+):(\d+)")
 _LABEL = re.compile(r"^([$%\w]+)\s*:(?!:)")
 _REGISTER = re.compile(r"^\.reg\s+\.(\w+)\s+(.*)$", re.S)
 _SHARED = re.compile(r"\.shared\s+(?:\.align\s+(\d+)\s+)?\.[bsuf](\d+)\s+([$\w]+)\s*(?:\[(\d*)\])?")
+_LOCAL = re.compile(r"\.local\s+(?:\.align\s+(\d+)\s+)?\.[bsuf](\d+)\s+([$\w]+)\s*(?:\[(\d+)\])?")
+_CONSTANT = re.compile(
+    r"\.(?:global|const)\s+(?:\.align\s+\d+\s+)?\.[bsu](\d+)\s+([$\w]+)\s*(?:\[(\d+)\])?\s*(?:=\s*([^;]+))?;"
+)
 _PARAMETER = re.compile(
     r"\.param\s+(?:\.align\s+\d+\s+)?\.[busf](\d+)(?:\s+\.ptr\b[^,]*?\.align\s+\d+)?\s+([$\w]+)\s*(?:\[(\d+)\])?"
 )
+_FUNCTION = re.compile(r"\.func\s*(?:\(([^)]*)\)\s*)?([$\w]+)\s*\(([^)]*)\)[^{;]*\{")
+_CALL = re.compile(r"^call(?:\.uni)?\s+(?:\(([^)]*)\)\s*,\s*)?([$\w]+)\s*(?:,\s*\(([^)]*)\))?")
+_RANGED = re.compile(r"^(.*\D)(\d+)$")
 _GUARD = re.compile(r"^@(!?)\s*([%$\w]+)\s+(.*)$", re.S)
 # Instructions that end a kernel's text in a debugger's way, and mean nothing to an execution.
 _NOTHING = ("pragma", "callprototype")
@@ -29,9 +36,18 @@ _NOTHING = ("pragma", "callprototype")
 
 @dataclass
 class _Scope:
-    """The names that a `{ ... }` of inline assembly declares, and what they are called outside of it."""
+    """The names that a `{ ... }` declares, and what they are called outside of it.
 
+    Attributes:
+        number: of the scope, among all.
+        ranges: prefixes of registers, as `%r` of `%r<5>`.
+        end: of a function, the label that its end is.
+    """
+
+    number: int
     names: dict[str, str] = field(default_factory=dict)
+    ranges: dict[str, str] = field(default_factory=dict)
+    end: str = ""
 
 
 class PTXError(ValueError):
@@ -54,7 +70,8 @@ def parse(text: str) -> Program:
     }
     files |= {int(m[1]): m[2] for m in _FILE.finditer(text)}
     parameters = tuple(Parameter(m[2], _SIZES[m[1]] * int(m[3] or 1)) for m in _PARAMETER.finditer(entry[2]))
-    reader = _Reader(files)
+    functions = {m[2]: (_names(m[1] or ""), _names(m[3]), text[m.end() :]) for m in _FUNCTION.finditer(text)}
+    reader = _Reader(files, functions)
     for match in _SHARED.finditer(head):
         reader.declare_shared(match)
     reader.read(text[entry.end() :])
@@ -66,19 +83,24 @@ def parse(text: str) -> Program:
         reader.registers,
         reader.shared,
         reader.static,
+        reader.local,
+        reader.local_size,
+        {m[2]: _data(int(m[1]) // 8, int(m[3] or 1), m[4] or "") for m in _CONSTANT.finditer(text)},
     )
 
 
 class _Reader:
     """Reads the statements of a kernel's body, one after another."""
 
-    def __init__(self, files: dict[int, str]) -> None:
-        self.files = files
+    def __init__(self, files: dict[int, str], functions: dict[str, tuple[list[str], list[str], str]]) -> None:
+        self.files, self.functions = files, functions
         self.instructions: list[Instruction] = []
         self.labels: dict[str, int] = {}
         self.registers: dict[str, str] = {}
         self.shared: dict[str, int] = {}
         self.static = 0
+        self.local: dict[str, int] = {}
+        self.local_size = 0
         self.place = UNKNOWN
         self.scopes: list[_Scope] = []
         self.opened = 0
@@ -86,18 +108,36 @@ class _Reader:
         self.at: dict[tuple[int, int, int], Place] = {}
 
     def read(self, body: str) -> None:
+        """Read statements up to the brace that closes what they are in."""
+        outside = len(self.scopes)
         for statement in _statements(body):
             if statement == "{":
-                self.opened += 1
-                self.scopes.append(_Scope())
+                self._open()
             elif statement == "}":
-                if not self.scopes:
+                if len(self.scopes) == outside:
                     return
                 self.scopes.pop()
-            elif statement.startswith(".loc"):
+            elif statement.startswith((".loc ", ".loc\t")):
                 self._locate(statement)
             else:
                 self._statement(statement)
+
+    def _open(self) -> _Scope:
+        self.opened += 1
+        self.scopes.append(_Scope(self.opened))
+        return self.scopes[-1]
+
+    def _call(self, match: re.Match[str]) -> None:
+        """A function's own statements in place of its call; its parameters are the caller's variables."""
+        results, parameters, body = self.functions[match[2]]
+        given = [self._name(name.strip()) for group in (match[1], match[3]) for name in (group or "").split(",")]
+        outside, self.scopes = self.scopes, []
+        scope = self._open()
+        scope.names |= dict(zip([*results, *parameters], [name for name in given if name], strict=True))
+        scope.end = f"$end@{scope.number}"
+        self.read(body)
+        self.labels[scope.end] = len(self.instructions)
+        self.scopes = outside
 
     def _locate(self, statement: str) -> None:
         match = _LOC.match(statement)
@@ -132,20 +172,24 @@ class _Reader:
         elif statement.startswith("."):
             if match := _SHARED.search(statement):
                 self.declare_shared(match)
+            elif match := _LOCAL.search(statement) or _PARAMETER.search(statement):
+                self._declare_local(match)
         else:
             self._instruction(statement)
 
     def _declare(self, kind: str, names: str) -> None:
         for name in names.split(","):
             name = name.strip()
+            scope = self.scopes[-1] if self.scopes else None
+            own = name if scope is None else f"{name}@{scope.number}"
             if "<" in name:
-                self.registers[name[: name.index("<")]] = kind
-            elif self.scopes:
-                own = f"{name}@{self.opened}"
-                self.scopes[-1].names[name] = own
-                self.registers[own] = kind
-            else:
-                self.registers[name] = kind
+                prefix = name[: name.index("<")]
+                own = prefix if scope is None else f"{prefix}@{scope.number}@"
+                if scope is not None:
+                    scope.ranges[prefix] = own
+            elif scope is not None:
+                scope.names[name] = own
+            self.registers[own] = kind
 
     def declare_shared(self, match: re.Match[str]) -> None:
         """A variable in shared memory: of a known size, or of the size that a launch gives."""
@@ -159,6 +203,18 @@ class _Reader:
         self.shared[name] = self.static
         self.static += _SIZES[size] * int(number or 1)
 
+    def _declare_local(self, match: re.Match[str]) -> None:
+        """A variable in a thread's own memory; what is handed to a function is one too."""
+        *align, size, name, number = match.groups()
+        unit = int((align and align[0]) or _SIZES[size])
+        if self.scopes:
+            scope = self.scopes[-1]
+            own = scope.names[name] = f"{name}@{scope.number}"
+        else:
+            own = name
+        self.local[own] = -(-self.local_size // unit) * unit
+        self.local_size = self.local[own] + _SIZES[size] * int(number or 1)
+
     def _instruction(self, statement: str) -> None:
         text = " ".join(statement.split())
         guard = None
@@ -170,7 +226,12 @@ class _Reader:
         parts = tuple(opcode.split("."))
         if parts[0] in _NOTHING:
             return
+        if (match := _CALL.match(statement)) and match[2] in self.functions:
+            self._call(match)
+            return
         operands = tuple(self._operand(o) for o in _operands(rest))
+        if parts[0] == "ret" and self.scopes and self.scopes[0].end:
+            parts, operands = ("bra", "uni"), (self.scopes[0].end,)
         self.instructions.append(Instruction(parts, operands, guard, self.place, text, len(self.instructions)))
 
     def _operand(self, text: str) -> str:
@@ -180,10 +241,14 @@ class _Reader:
 
     def _name(self, name: str, label: bool = False) -> str:
         if label and self.scopes and not name.startswith("$"):
-            self.scopes[-1].names[name] = f"{name}@{self.opened}"
+            self.scopes[-1].names[name] = f"{name}@{self.scopes[-1].number}"
         for scope in reversed(self.scopes):
             if name in scope.names:
                 return scope.names[name]
+            if (match := _RANGED.match(name)) and match[1] in scope.ranges:
+                return scope.ranges[match[1]] + match[2]
+            if scope.end and name.startswith("$") and "@" not in name:
+                return f"{name}@{scope.number}"
         return name
 
 
@@ -194,7 +259,7 @@ def _statements(body: str) -> Iterator[str]:
     for line in body.split("\n"):
         line, _, comment = line.strip().partition("//")
         line = line.strip()
-        if line.startswith((".loc", ".file", ".pragma")) and not pending.strip():
+        if line.startswith((".loc ", ".loc\t", ".file", ".pragma")) and not pending.strip():
             yield f"{line} //{comment}"
             continue
         for part in re.split(r"([{};])", line):
@@ -214,6 +279,17 @@ def _statements(body: str) -> Iterator[str]:
             yield pending.strip()
             pending = ""
         pending += " "
+
+
+def _names(parameters: str) -> list[str]:
+    """Of what a function declares."""
+    return [part.split()[-1].split("[")[0] for part in parameters.split(",") if part.strip()]
+
+
+def _data(size: int, number: int, values: str) -> bytes:
+    """What a variable holds; what is not given is zero."""
+    given = [int(value, 0) for value in re.findall(r"-?\w+", values)]
+    return b"".join((value % 256**size).to_bytes(size, "little") for value in given).ljust(size * number, b"\0")
 
 
 def _operands(text: str) -> list[str]:

@@ -68,6 +68,8 @@ class Program:
         registers: type of each register that is declared by its own name; of a range `%r<5>`, by its prefix `%r`.
         shared: offset in bytes of each variable in shared memory.
         static: bytes of shared memory that are declared with a size.
+        local, local_size: offset of each variable in a thread's local memory, and its bytes.
+        constants: the module's variables in global memory.
     """
 
     name: str
@@ -77,3 +79,6 @@ class Program:
     registers: dict[str, str]
     shared: dict[str, int] = field(default_factory=dict)
     static: int = 0
+    local: dict[str, int] = field(default_factory=dict)
+    local_size: int = 0
+    constants: dict[str, bytes] = field(default_factory=dict)

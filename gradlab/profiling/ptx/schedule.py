@@ -20,8 +20,8 @@ ORDERS = ("together", "first", "last")
 # What a step is: a plain one, a branch, an end, one that a warp does together, a barrier of the block, a wait.
 PLAIN, BRANCH, END, WARP, BARRIER, WAIT = range(6)
 _WARP = ("shfl", "vote", "redux", "match", "elect", "mma", "ldmatrix", "stmatrix", "wgmma")
-# So many jumps back while others could run, and they have their turn: a lock's holder may be among them.
-_PATIENCE = 1000
+# So many turns of others, and whoever could run has one too: a lock's holder may be among them.
+_PATIENCE = 64
 
 
 class Budget(Exception):
@@ -57,6 +57,9 @@ class Scheduler:
         self.barriers = BlockBarriers(machine)
         self.waits, self.stalled = self.barriers.waits, machine.stalled
         self.spent = 0
+        # Where threads may wait for others in a loop: the last turn of each lane.
+        self.spins = any(i.root == "atom" or i.has("acquire", "volatile", "relaxed") for i in self.code)
+        self.turn, self.had = 0, np.zeros(machine.lanes, np.int64)
 
     def _prepare(self, i: Instruction) -> None:
         kind = self.kinds[i.index]
@@ -74,7 +77,7 @@ class Scheduler:
     def run(self, working: Array) -> None:
         """Run the lanes that have work to their end."""
         self.at[:], self.alive[:], self.waits[:], self.stalled[:] = 0, working, -1, False
-        last = 0
+        self.turn, self.had[:] = 0, 0
         while self.alive.any():
             ready = self.alive & (self.waits < 0) & ~self.stalled & self._together()
             if not ready.any():
@@ -83,11 +86,16 @@ class Scheduler:
                 self._deadlock()
                 return
             mine = self._mine(ready)
-            # Those that have jumped back very often let the others run.
-            first = int(self.at[mine].min()) if last < _PATIENCE else int(self.at[mine].max())
+            first = int(self.at[mine].min())
+            if self.spins:
+                self.turn += 1
+                waiting = int(np.argmin(np.where(ready, self.had, self.turn)))
+                if self.turn - self.had[waiting] > _PATIENCE:
+                    mine, first = np.flatnonzero(ready), int(self.at[waiting])
             lanes = mine[self.at[mine] == first]
+            self.had[lanes] = self.turn
             others = self.at[self.alive & (self.waits < 0) & ~self.stalled & (self.at > first)]
-            last = last + 1 if self._advance(first, lanes, int(others.min()) if others.size else -1) else 0
+            self._advance(first, lanes, int(others.min()) if others.size else -1)
         for part in self.m.parts.values():
             if hasattr(part, "finish"):
                 part.finish()
@@ -123,8 +131,8 @@ class Scheduler:
             same &= np.broadcast_to(agree, by_group.shape).reshape(-1) | ~groups
         return np.repeat(same, LANES) | (kinds != WARP)
 
-    def _advance(self, pc: int, indices: Array, limit: int) -> bool:
-        """Run lanes from an instruction on until they part, meet others or wait; whether they have jumped back."""
+    def _advance(self, pc: int, indices: Array, limit: int) -> None:
+        """Run lanes from an instruction on until they part, meet others or wait."""
         lanes = _as_slice(indices)
         threads, warps = indices.size, _warps(indices)
         everyone = threads == np.count_nonzero(self.alive)
@@ -133,12 +141,12 @@ class Scheduler:
             if pc >= len(self.code):
                 self._end(lanes)
                 self._count(start, pc - 1, warps, threads)
-                return False
+                return
             kind = self.kinds[pc]
             if pc != start and (pc == limit or (kind >= WARP and not everyone)):
                 self.at[lanes] = pc
                 self._count(start, pc - 1, warps, threads)
-                return False
+                return
             i, guard = self.code[pc], self.guards[pc]
             chosen: Lanes | None = lanes
             if guard is not None:
@@ -160,27 +168,27 @@ class Scheduler:
                     if chosen is None:
                         pc = start = pc + 1
                         continue
-                    return False
+                    return
                 if target <= pc or not everyone:
                     self.at[lanes] = target
-                    return target <= pc
+                    return
                 pc = start = target
             elif kind == END:
                 self.at[lanes] = pc + 1
                 if chosen is not None:
                     self._end(chosen)
-                return False
+                return
             elif kind == BARRIER:
                 self.at[lanes] = pc + 1
                 if chosen is not None:
                     self.barriers.come(i, self.m.where(chosen), self.alive)
-                return False
+                return
             else:
                 self._wait(pc, lanes, chosen)
                 gone = self.m.where(lanes)[~self.stalled[lanes]]
                 if gone.size:
                     self._count(pc, pc, _warps(gone), gone.size)
-                return False
+                return
             self._spend(0)
 
     def _part(self, pc: int, lanes: Lanes, taken: Lanes | None, target: int) -> None:
