@@ -20,6 +20,8 @@ from gradlab.profiling.ptx.schedule import Budget
 
 # Instructions of warps that one launch may take: some minutes.
 BUDGET = 50_000_000
+# Bytes that memory of a GPU is a multiple of.
+_ALIGNMENT = 256
 parsed = functools.lru_cache(maxsize=256)(parse)
 resources = functools.lru_cache(maxsize=256)(sass.resources)
 serialised = functools.lru_cache(maxsize=256)(sass.serialised)
@@ -35,7 +37,7 @@ def execute_launch(
     """
     made = launch.made
     program = parsed(made.ptx)
-    scratch = np.zeros(made.scratch * math.prod(launch.grid), np.uint8)
+    scratch = _aligned(made.scratch * math.prod(launch.grid))
     # Triton's last two arguments: memory of each block for itself, and a profiler's.
     arguments = [*made.arguments, scratch.ctypes.data if scratch.size else 0, 0]
     extents = [*made.extents, Extent(scratch.ctypes.data, scratch.size, "scratch memory")]
@@ -70,6 +72,13 @@ def execute_launch(
         made.ptx,
         made.cubin,
     )
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Zeroed bytes where a GPU's allocations may begin: a descriptor of a bulk copy lies at a multiple of 128."""
+    room = np.zeros(size + _ALIGNMENT, np.uint8)
+    first = -room.ctypes.data % _ALIGNMENT
+    return room[first : first + size]
 
 
 def _too_much(launch: Launch, program: Program, spent: Budget, budget: int) -> str:
