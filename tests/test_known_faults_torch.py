@@ -9,6 +9,7 @@ pytest.importorskip("llvmlite")
 import triton.language as tl
 
 import gradlab
+from gradlab.profiling.sanitize.words import headline
 from tests.sanitized import cpu_driver, faults, line, only
 
 cpu = pytest.fixture(autouse=True)(cpu_driver)
@@ -132,6 +133,7 @@ def test_an_offset_of_a_row_in_32_bits():
     a, y = torch.empty(2**31 + 2**18, dtype=torch.int8).view(-1, 2**15), torch.empty(16)
     found = faults(matmul_rows, (1,), a, y, 2**16 - 12, 32, 2**15, BM=16, BK=32)
     only(found, OVERFLOW, matmul_rows, "a_ptr")
+    assert headline(found[0]) == "integer overflow: load of a_ptr, whose offset of 32 bits has wrapped"
     assert not faults(matmul_rows, (1,), a, y, 2**16 - 16, 32, 2**15, BM=16, BK=32)
 
 

@@ -147,6 +147,13 @@ def walking(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
     tl.store(y_ptr + i, total)
 
 
+@triton.jit
+def narrowed(x_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i)
+    tl.store(x_ptr + i, x + 1.0, mask=i // (BLOCK // 2) == tl.program_id(0))
+
+
 def test_memory_that_nobody_has_written():
     found = examined(adding, (4,), torch.ones(1000), fresh(1000), 1000, BLOCK=256)
     only(found, UNWRITTEN, adding, "y_ptr", index=0, count=1000, stored=None)
@@ -244,6 +251,11 @@ def test_a_split_sum_without_atomics():
     assert {f.other for f in found} == {(0, 0, 0)}
     assert {f.program for f in found} == {(0, 1, 0)}
     assert not examined(split, (2, 1), torch.ones(1, 500), torch.zeros(500), 500, BLOCK=256, PARTS=1)
+
+
+def test_a_load_of_more_than_is_stored_is_remembered():
+    found = examined(narrowed, (2,), torch.ones(64), BLOCK=64)
+    assert {(f.kind, f.access, f.count) for f in found} == {(STORED, "load", 32), (LOADED, "store", 32)}
 
 
 def test_two_lanes_of_a_store():

@@ -20,8 +20,8 @@ from gradlab.profiling.ptx.schedule import Budget
 
 # Instructions of warps that one launch may take: some minutes.
 BUDGET = 50_000_000
-# Bytes that memory of a GPU is a multiple of.
-_ALIGNMENT = 256
+# Bytes that the address of scratch memory is a multiple of: a tensor map lies in it.
+_ALIGNMENT = 128
 parsed = functools.lru_cache(maxsize=256)(parse)
 resources = functools.lru_cache(maxsize=256)(sass.resources)
 serialised = functools.lru_cache(maxsize=256)(sass.serialised)
@@ -75,10 +75,10 @@ def execute_launch(
 
 
 def _aligned(size: int) -> np.ndarray:
-    """Zeroed bytes where a GPU's allocations may begin: a descriptor of a bulk copy lies at a multiple of 128."""
-    room = np.zeros(size + _ALIGNMENT, np.uint8)
-    first = -room.ctypes.data % _ALIGNMENT
-    return room[first : first + size]
+    """Zeros that begin where a GPU's allocation may: at a multiple of what a tensor map needs."""
+    whole = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -whole.ctypes.data % _ALIGNMENT
+    return whole[start : start + size]
 
 
 def _too_much(launch: Launch, program: Program, spent: Budget, budget: int) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 
 from gradlab.profiling.ptx import tensor_maps
 from gradlab.profiling.ptx.atomics import combined
+from gradlab.profiling.ptx.blocks import Lanes
 from gradlab.profiling.ptx.groups import Groups
-from gradlab.profiling.ptx.machine import SHARED_WINDOW, Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import SHARED_WINDOW, Machine, Step
 from gradlab.profiling.ptx.mbarriers import Barriers
 from gradlab.profiling.ptx.memory import aligned
 from gradlab.profiling.ptx.numbers import Array

@@ -5,9 +5,10 @@ Source: CUDA C++ Programming Guide, "Assertion", "Formatted Output".
 
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import Lanes
 from gradlab.profiling.ptx.instructions import instruction
 from gradlab.profiling.ptx.local_memory import LocalMemory
-from gradlab.profiling.ptx.machine import Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import Machine, Step
 from gradlab.profiling.ptx.moves import parts
 from gradlab.profiling.ptx.program import Instruction
 

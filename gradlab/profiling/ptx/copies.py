@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradlab.profiling.ptx import bulk
+from gradlab.profiling.ptx.blocks import Lanes
 from gradlab.profiling.ptx.groups import Groups
 from gradlab.profiling.ptx.instructions import instruction
-from gradlab.profiling.ptx.machine import Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import Machine, Step
 from gradlab.profiling.ptx.mbarriers import Barriers
 from gradlab.profiling.ptx.memory import aligned
 from gradlab.profiling.ptx.numbers import Array

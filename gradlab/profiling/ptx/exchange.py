@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import LANES, Lanes
 from gradlab.profiling.ptx.instructions import instruction
-from gradlab.profiling.ptx.machine import LANES, Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import Machine, Step
 from gradlab.profiling.ptx.program import Instruction
 
 

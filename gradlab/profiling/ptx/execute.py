@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import LANES
 from gradlab.profiling.ptx.counts import Counts
 from gradlab.profiling.ptx.faults import Fault, Faults
 from gradlab.profiling.ptx.global_memory import Extent, GlobalMemory
-from gradlab.profiling.ptx.machine import LANES, Machine
+from gradlab.profiling.ptx.machine import Machine
 from gradlab.profiling.ptx.program import Program
 from gradlab.profiling.ptx.schedule import Budget, Scheduler
 from gradlab.profiling.ptx.shadow import bytes_per_block

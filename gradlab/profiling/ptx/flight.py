@@ -9,17 +9,14 @@ What is wrong with registers NVIDIA's assembler sees and makes right: it adds a 
 """
 
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import LANES, Lanes
+from gradlab.profiling.ptx.machine import Machine, Step
 from gradlab.profiling.ptx.numbers import Array
-from gradlab.profiling.ptx.program import Instruction, Program
+from gradlab.profiling.ptx.program import Instruction
 
-if TYPE_CHECKING:
-    from gradlab.profiling.ptx.machine import Lanes, Machine, Step
-
-LANES = 32
 # Warps that do a wgmma together; bytes that shared memory is marked by.
 GROUP, PIECE = 4, 16
 _REGISTER = re.compile(r"%[A-Za-z_$][\w$@]*")
@@ -44,7 +41,7 @@ class Flight:
         busy: of each warp group of a block, and each piece of its shared memory, the last group that reads it.
     """
 
-    def __init__(self, machine: "Machine") -> None:
+    def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.rows: dict[str, int] = {}
         self.tables: dict[tuple[str, ...], Array] = {}
@@ -64,6 +61,7 @@ class Flight:
         groups = -(-machine.warps // GROUP)
         self.busy = np.zeros((groups, machine.blocks, machine.shared.stride // PIECE), np.int64)
         self.outstanding = False
+        machine.shared.watch = self
         self.begin()
 
     def begin(self) -> None:
@@ -87,13 +85,13 @@ class Flight:
         """Rows of registers."""
         return np.array([self.rows[name] for name in names], np.int64)
 
-    def warps(self, lanes: "Lanes") -> "Lanes":
+    def warps(self, lanes: Lanes) -> Lanes:
         """The warps that lanes belong to."""
         if isinstance(lanes, slice):
             return slice(lanes.start // LANES, -(-lanes.stop // LANES))
         return np.unique(lanes // LANES)
 
-    def watched(self, i: Instruction, step: "Step") -> "Step":
+    def watched(self, i: Instruction, step: Step) -> Step:
         """The step of an instruction, which is a fault where it touches what is in flight."""
         if i.root == "wgmma":
             return step
@@ -104,7 +102,7 @@ class Flight:
             return step
         touched, written = self.numbers(every), self.numbers(writes)
 
-        def run(lanes: "Lanes") -> None:
+        def run(lanes: Lanes) -> None:
             warps = self.warps(lanes)
             if self.outstanding:
                 self.check(i, self.summed, touched, warps, "summed in")
@@ -117,7 +115,7 @@ class Flight:
 
         return run
 
-    def check(self, i: Instruction, last: Array, rows: Array, warps: "Lanes", how: str) -> None:
+    def check(self, i: Instruction, last: Array, rows: Array, warps: Lanes, how: str) -> None:
         """Note a fault where one of the registers is in flight."""
         late = last[rows][:, warps] >= self.done[warps]
         if late.any():
@@ -126,11 +124,11 @@ class Flight:
             text = f"{names[int(rows[row])]} is {how} by a wgmma that no wgmma.wait_group has waited for"
             self._fault("register in flight", i, text, warps, warp)
 
-    def _fault(self, kind: str, i: Instruction, text: str, warps: "Lanes", which: int) -> None:
+    def _fault(self, kind: str, i: Instruction, text: str, warps: Lanes, which: int) -> None:
         warp = np.arange(self.opened.size)[warps][which]
         self.machine.fault(kind, i, text, np.array([warp * LANES]), repaired=True)
 
-    def issue(self, i: Instruction, sums: Array, a: Array, shape: int, warps: "Lanes") -> None:
+    def issue(self, i: Instruction, sums: Array, a: Array, shape: int, warps: Lanes) -> None:
         """A wgmma starts in these warps, with these registers."""
         if self.outstanding:
             self.check(i, self.summed, a, warps, "summed in")
@@ -173,16 +171,16 @@ class Flight:
                 m.fault("shared operand in flight", i, text, np.broadcast_to(lanes, places.shape)[which : which + 1])
                 return
 
-    def fence(self, warps: "Lanes") -> None:
+    def fence(self, warps: Lanes) -> None:
         """wgmma.fence."""
         self.touched[:, warps], self.written_[:, warps], self.shapes[:, warps] = False, False, -1
         self.fenced[warps] = True
 
-    def commit(self, warps: "Lanes") -> None:
+    def commit(self, warps: Lanes) -> None:
         """wgmma.commit_group."""
         self.opened[warps] += 1
 
-    def wait(self, warps: "Lanes", left: int) -> None:
+    def wait(self, warps: Lanes, left: int) -> None:
         """wgmma.wait_group."""
         self.done[warps] = np.maximum(self.done[warps], self.opened[warps] - left)
         self.outstanding = bool((self.summed.max(0) >= self.done).any())
@@ -192,8 +190,3 @@ class Flight:
 
 def _multiplies(i: Instruction) -> bool:
     return i.root == "wgmma" and i.has("mma_async")
-
-
-def uses(program: Program) -> bool:
-    """Whether a program has a wgmma."""
-    return any(_multiplies(i) for i in program.instructions)

@@ -8,6 +8,7 @@ import functools
 import importlib
 from collections.abc import Callable
 
+from gradlab.profiling.ptx.flight import Flight
 from gradlab.profiling.ptx.machine import Machine, Step
 from gradlab.profiling.ptx.parse import PTXError
 from gradlab.profiling.ptx.program import Instruction
@@ -67,4 +68,4 @@ def step(i: Instruction, machine: Machine) -> Step:
         raise
     except (KeyError, IndexError, StopIteration, ValueError) as error:
         raise PTXError(f"emulate: instruction is {i}, wanted a form that is known ({error})") from error
-    return made if machine.flight is None else machine.flight.watched(i, made)
+    return machine.part(Flight).watched(i, made) if "wgmma" in machine.roots else made

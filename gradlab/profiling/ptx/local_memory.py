@@ -1,22 +1,18 @@
 """Local memory: bytes that each thread has for itself, for arrays and what registers have no room for."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import Blocks, Lanes
 from gradlab.profiling.ptx.numbers import Array
-
-if TYPE_CHECKING:
-    from gradlab.profiling.ptx.machine import Lanes, Machine
 
 
 class LocalMemory:
-    """The bytes of every lane of a machine, which start as what is no number."""
+    """The bytes of every lane of some blocks, which start as what is no number."""
 
-    def __init__(self, machine: "Machine") -> None:
-        self.machine, self.size = machine, machine.code.local_size
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks, self.size = blocks, blocks.code.local_size
         self.stride = -(-max(self.size, 16) // 16) * 16
-        self.flat = np.empty(machine.lanes * self.stride, np.uint8)
+        self.flat = np.empty(blocks.lanes * self.stride, np.uint8)
         self._views = {n: self.flat.view(f"u{n}") for n in (1, 2, 4, 8)}
         self.begin()
 
@@ -29,13 +25,13 @@ class LocalMemory:
         right = (offsets >= 0) & (offsets + size <= self.size)
         return None if right.all() else right
 
-    def read(self, offsets: Array, lanes: "Lanes", size: int, number: int) -> list[Array]:
+    def read(self, offsets: Array, lanes: Lanes, size: int, number: int) -> list[Array]:
         """`number` unsigned integers of `size` bytes from each offset."""
-        first = (offsets + self.machine.where(lanes) * self.stride) // size
+        first = (offsets + self.blocks.where(lanes) * self.stride) // size
         return [self._views[size][first + n] for n in range(number)]
 
-    def write(self, offsets: Array, lanes: "Lanes", size: int, values: list[Array]) -> None:
+    def write(self, offsets: Array, lanes: Lanes, size: int, values: list[Array]) -> None:
         """Store unsigned integers of `size` bytes behind each other at each offset."""
-        first = (offsets + self.machine.where(lanes) * self.stride) // size
+        first = (offsets + self.blocks.where(lanes) * self.stride) // size
         for n, value in enumerate(values):
             self._views[size][first + n] = value

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import Lanes
 from gradlab.profiling.ptx.instructions import instruction
-from gradlab.profiling.ptx.machine import Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import Machine, Step
 from gradlab.profiling.ptx.numbers import BITS, Array, from_bf16, is_float, meaning
 from gradlab.profiling.ptx.program import Instruction
 

@@ -1,8 +1,4 @@
-"""Some blocks of a grid, executed at once: the threads of all of them are lanes of NumPy arrays.
-
-A lane is a thread. They are ordered by warp, then block, then lane of the warp: what one warp of every block does is a
-slice of every register.
-"""
+"""Blocks of a grid executed at once: their registers and memory, and what reads and writes an operand."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,20 +6,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gradlab.profiling.ptx import flight
+from gradlab.profiling.ptx.blocks import LANES, Blocks, Lanes
 from gradlab.profiling.ptx.counts import Counts
 from gradlab.profiling.ptx.faults import Faults
 from gradlab.profiling.ptx.global_memory import GlobalMemory
 from gradlab.profiling.ptx.numbers import RAW, Array, immediate, reader, writer
 from gradlab.profiling.ptx.parse import PTXError
-from gradlab.profiling.ptx.program import Instruction, Program
+from gradlab.profiling.ptx.program import Program
 from gradlab.profiling.ptx.shared_memory import SharedMemory
 
-# Lanes: a slice of all of them, or their sorted indices.
-Lanes = slice | Array
 Step = Callable[[Lanes], None]
 T = TypeVar("T")
-LANES = 32
 _RANGE = re.compile(r"^(.*\D)(\d+)$")
 _ADDRESS = re.compile(r"^\[\s*([%$\w@.]+)\s*(?:\+\s*(-?\w+)\s*)?\]$")
 # Shared memory lies here among generic addresses, above all that a process has.
@@ -32,19 +25,15 @@ SHARED_WINDOW = 1 << 56
 LOCAL_WINDOW = 1 << 57
 
 
-class Machine:
-    """Registers and memory of `blocks` blocks of `warps` warps.
+class Machine(Blocks):
+    """Registers and memory of some blocks.
 
     Attributes:
-        blocks, warps, lanes: how many there are; `lanes` in all.
-        numbers: 0 to lanes - 1.
-        block_of, warp_of, lane_of: of each lane its block, its warp within the block, its place in the warp.
-        program: the linear index in the grid of each of the blocks.
-        shared, memory, counts, faults: shared memory of the blocks, global memory, what is counted, what was found.
+        roots: of the opcodes that the kernel has.
+        shared, memory: shared memory of the blocks, global memory.
         late: whether asynchronous copies land at the last moment that a GPU may take, or at the first.
         at: the instruction that each lane is at; stalled: whether it stands still there until something happens.
         parts: what some instructions need and others do not, by its class.
-        flight: what a wgmma has in flight; None where the program has none.
     """
 
     def __init__(
@@ -61,16 +50,9 @@ class Machine:
         check: bool = False,
         late: bool = True,
     ) -> None:
-        self.code = program
-        self.blocks, self.warps = blocks, -(-threads // LANES)
-        self.threads = threads
-        self.lanes = self.blocks * self.warps * LANES
-        self.numbers = np.arange(self.lanes)
-        self.lane_of = (self.numbers % LANES).astype(np.uint32)
-        self.block_of = self.numbers // LANES % self.blocks
-        self.warp_of = (self.numbers // (LANES * self.blocks)).astype(np.uint32)
-        self.program = np.zeros(blocks, np.int64)
-        self.memory, self.counts, self.faults = memory, counts, faults
+        super().__init__(program, blocks, threads, counts, faults)
+        self.roots = {i.root for i in program.instructions}
+        self.memory = memory
         self.shared = SharedMemory(self, program.static + shared, check)
         self.late = late
         self.at = np.zeros(self.lanes, np.int64)
@@ -83,7 +65,6 @@ class Machine:
         }
         self.registers: dict[str, Array] = {}
         self.special = self._special()
-        self.flight = flight.Flight(self) if flight.uses(program) else None
 
     def begin(self, first: int, grid: tuple[int, int, int]) -> Array:
         """Take the blocks from `first` on; which lanes have work."""
@@ -100,8 +81,6 @@ class Machine:
         self.shared.begin()
         for part in self.parts.values():
             part.begin()
-        if self.flight is not None:
-            self.flight.begin()
         return (mine < x * y * z) & (self.special["%tid.x"] < self.threads)
 
     def part(self, kind: Callable[["Machine"], T]) -> T:
@@ -189,20 +168,6 @@ class Machine:
         """Offset in a block's shared memory of a variable; of dynamic shared memory, which is last, its start."""
         offset = self.code.shared[name]
         return self.code.static if offset < 0 else offset
-
-    def where(self, lanes: Lanes) -> Array:
-        """Indices of lanes."""
-        return self.numbers[lanes]
-
-    def fault(
-        self, kind: str, instruction: Instruction, text: str, lanes: Lanes | None = None, repaired: bool = False
-    ) -> None:
-        """Note what an instruction did wrong, in the first of the lanes."""
-        program, warp = None, None
-        if lanes is not None:
-            lane = int(self.where(lanes)[0])
-            program, warp = int(self.program[self.block_of[lane]]), int(self.warp_of[lane])
-        self.faults.add(kind, instruction, text, program, warp, repaired)
 
     def _special(self) -> dict[str, Array]:
         def all_lanes(values: Any) -> Array:

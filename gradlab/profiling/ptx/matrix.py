@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import LANES, Lanes
 from gradlab.profiling.ptx.fragments import COLUMNS, ROWS, SUMS, WIDTHS, left, numbers, right, saturated, spread
 from gradlab.profiling.ptx.instructions import instruction
-from gradlab.profiling.ptx.machine import LANES, Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import Machine, Step
 from gradlab.profiling.ptx.moves import parts
 from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.program import Instruction

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import LANES, Lanes
 from gradlab.profiling.ptx.instructions import instruction
-from gradlab.profiling.ptx.machine import LANES, SHARED_WINDOW, Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import SHARED_WINDOW, Machine, Step
 from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.program import Instruction
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import Lanes
 from gradlab.profiling.ptx.instructions import instruction
 from gradlab.profiling.ptx.local_memory import LocalMemory
-from gradlab.profiling.ptx.machine import LOCAL_WINDOW, SHARED_WINDOW, Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import LOCAL_WINDOW, SHARED_WINDOW, Machine, Step
 from gradlab.profiling.ptx.moves import parts
 from gradlab.profiling.ptx.numbers import BITS, Array
 from gradlab.profiling.ptx.program import Instruction

@@ -5,8 +5,9 @@ Source: PTX ISA 8.7, sections 9.7.9.4 to 9.7.9.6, 9.7.9.20, 9.7.9.22.
 
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import Lanes
 from gradlab.profiling.ptx.instructions import instruction
-from gradlab.profiling.ptx.machine import LOCAL_WINDOW, SHARED_WINDOW, Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import LOCAL_WINDOW, SHARED_WINDOW, Machine, Step
 from gradlab.profiling.ptx.numbers import BITS
 from gradlab.profiling.ptx.program import Instruction
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from gradlab.profiling.ptx.block_barriers import BlockBarriers
+from gradlab.profiling.ptx.blocks import LANES, Lanes
 from gradlab.profiling.ptx.instructions import step
-from gradlab.profiling.ptx.machine import LANES, Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import Machine, Step
 from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.parse import PTXError
 from gradlab.profiling.ptx.program import Instruction

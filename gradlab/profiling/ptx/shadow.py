@@ -8,16 +8,12 @@ fault, in whichever order the warps ran:
 - a missing proxy fence: a tensor core or a bulk copy reads what was written by plain stores, no fence between.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import Blocks
 from gradlab.profiling.ptx.clocks import NEVER, Clocks
 from gradlab.profiling.ptx.numbers import BITS, Array
 from gradlab.profiling.ptx.program import Instruction, Program
-
-if TYPE_CHECKING:
-    from gradlab.profiling.ptx.machine import Machine
 
 RACE, IN_FLIGHT, OPERAND = "race in shared memory", "copy in flight", "shared operand in flight"
 UNWRITTEN, UNFENCED = "uninitialised shared memory", "missing proxy fence"
@@ -46,22 +42,22 @@ def _width(i: Instruction) -> int:
 
 
 class Shadow:
-    """The shadow of the shared memory of all blocks of a machine.
+    """The shadow of the shared memory of some blocks.
 
     Attributes:
         unit: bytes of an element.
     """
 
-    def __init__(self, machine: "Machine", stride: int) -> None:
-        self.m, self.unit = machine, granule(machine.code)
-        self.elements = machine.blocks * stride // self.unit
-        self.clocks = Clocks(machine.blocks, machine.warps)
+    def __init__(self, blocks: Blocks, stride: int) -> None:
+        self.m, self.unit, self.stride = blocks, granule(blocks.code), stride
+        self.elements = blocks.blocks * stride // self.unit
+        self.clocks = Clocks(blocks.blocks, blocks.warps)
         kinds = {"writer": np.int16, "when": np.int32, "agent": np.int16, "due": np.int32, "by": np.int32}
         self.writer, self.when, self.agent, self.due, self.by = (
             np.zeros(self.elements, kind) for kind in kinds.values()
         )
         self.how = np.zeros(self.elements, np.uint8)
-        self.readers = np.zeros((machine.warps, self.elements), np.int32)
+        self.readers = np.zeros((blocks.warps, self.elements), np.int32)
         # When each warp changed an element by an atomic last; no array before any does.
         self.atomics: Array | None = None
         # Asynchronous readers: the number of the group, by warp.
@@ -265,7 +261,7 @@ class Shadow:
 
     def _say(self, kind: str, i: Instruction, lanes: Array, elements: Array, which: Array, text: str) -> None:
         first = np.argwhere(which)[0]
-        byte = int(elements[tuple(first)]) * self.unit % self.m.shared.stride
+        byte = int(elements[tuple(first)]) * self.unit % self.stride
         mine = lanes[which.any(1)]
         self.m.fault(kind, i, f"byte {byte} of shared memory {text}", mine)
 

@@ -1,33 +1,47 @@
 """Shared memory of every block: bytes that start as what is no number, and, where asked for, what is known of each."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import Blocks, Lanes
 from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.program import Instruction
 from gradlab.profiling.ptx.shadow import ENDED, HELD, Shadow
 
-if TYPE_CHECKING:
-    from gradlab.profiling.ptx.machine import Lanes, Machine
+
+class Watch(Protocol):
+    """Who knows what tensor cores read: of each warp how many groups are closed, and what to do with a store.
+
+    Attributes:
+        opened: of each warp how many groups are closed.
+    """
+
+    opened: Array
+
+    def written(self, i: Instruction, places: Array, size: int, lanes: Array) -> None:
+        """These lanes store bytes at these places."""
+        ...
 
 
 class SharedMemory:
-    """`size` bytes for each block of a machine.
+    """`size` bytes for each of some blocks.
 
     Attributes:
         data: bytes[block, offset].
         flat: the same bytes, all blocks behind each other; a block begins at a multiple of `stride`.
         shadow: what is known of each element; None where no fault but those of bounds is looked for.
+        watch: who knows what tensor cores read; None where the kernel has none that read shared memory.
     """
 
-    def __init__(self, machine: "Machine", size: int, check: bool = False) -> None:
-        self.machine, self.size = machine, size
+    def __init__(self, blocks: Blocks, size: int, check: bool = False) -> None:
+        self.blocks, self.size = blocks, size
         self.stride = -(-max(size, 16) // 16) * 16
-        self.data = np.empty((machine.blocks, self.stride), np.uint8)
+        self.data = np.empty((blocks.blocks, self.stride), np.uint8)
         self.flat = self.data.reshape(-1)
         self._views = {n: self.flat.view(f"u{n}") for n in (1, 2, 4, 8)}
-        self.shadow = Shadow(machine, self.stride) if check else None
+        self.shadow = Shadow(blocks, self.stride) if check else None
+        self.watch: Watch | None = None
         self._pieces = self.flat.view(np.complex128)
 
     def begin(self) -> None:
@@ -36,19 +50,19 @@ class SharedMemory:
         if self.shadow is not None:
             self.shadow.begin()
 
-    def allowed(self, instruction: Instruction, offsets: Array, size: int, lanes: "Lanes") -> Array | None:
+    def allowed(self, instruction: Instruction, offsets: Array, size: int, lanes: Lanes) -> Array | None:
         """Which offsets lie within a block's shared memory; None where all do."""
         inside = (offsets >= 0) & (offsets + size <= self.size)
         if inside.all():
             return None
         first = np.flatnonzero(~inside)[0]
         text = f"byte {int(offsets[first])} of shared memory, of which a block has {self.size}"
-        self.machine.fault("out of bounds", instruction, text, self.machine.where(lanes)[~inside])
+        self.blocks.fault("out of bounds", instruction, text, self.blocks.where(lanes)[~inside])
         return inside
 
     def places(self, offsets: Array, lanes: Array) -> Array:
         """Indices into `flat` of offsets in the lanes' blocks."""
-        return offsets + self.machine.block_of[lanes] * self.stride
+        return offsets + self.blocks.block_of[lanes] * self.stride
 
     def read(self, instruction: Instruction, offsets: Array, lanes: Array, size: int, number: int) -> list[Array]:
         """`number` unsigned integers of `size` bytes from each offset."""
@@ -65,11 +79,11 @@ class SharedMemory:
         Args:
             offsets: [piece], or [group, piece].
         """
-        places = (offsets + self.machine.block_of[first][:, None] * self.stride) // 16
-        if self.shadow is not None and self.machine.flight is not None:
-            group = self.machine.flight.opened[first // 32] + 1
+        places = (offsets + self.blocks.block_of[first][:, None] * self.stride) // 16
+        if self.shadow is not None and self.watch is not None:
+            group = self.watch.opened[first // 32] + 1
             for warp in range(4):
-                lanes = first + warp * self.machine.blocks * 32
+                lanes = first + warp * self.blocks.blocks * 32
                 elements = self.shadow.elements_of(places.ravel() * 16, 16).reshape(len(places), -1)
                 self.shadow.read_async(instruction, "wgmma", lanes, elements, group)
         return self._pieces[places].view(np.uint64).reshape(*places.shape, 2)
@@ -79,8 +93,8 @@ class SharedMemory:
         places = self.places(offsets, lanes)
         first = places // size
         if self.shadow is None or not offsets.size:
-            if self.machine.flight is not None:
-                self.machine.flight.written(instruction, places, size * len(values), lanes)
+            if self.watch is not None:
+                self.watch.written(instruction, places, size * len(values), lanes)
             for n, value in enumerate(values):
                 self._views[size][first + n] = value
             return

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.profiling.ptx.blocks import Lanes
 from gradlab.profiling.ptx.instructions import instruction
-from gradlab.profiling.ptx.machine import SHARED_WINDOW, Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import SHARED_WINDOW, Machine, Step
 from gradlab.profiling.ptx.memory import aligned
 from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.program import Instruction

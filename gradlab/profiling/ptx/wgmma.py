@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradlab.profiling.ptx import descriptors, flight
+from gradlab.profiling.ptx.blocks import LANES, Lanes
 from gradlab.profiling.ptx.fragments import COLUMNS, ROWS, SUMS, WIDTHS, numbers
 from gradlab.profiling.ptx.instructions import instruction
-from gradlab.profiling.ptx.machine import LANES, Lanes, Machine, Step
+from gradlab.profiling.ptx.machine import Machine, Step
 from gradlab.profiling.ptx.matrix import shape, sums
 from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.program import Instruction
@@ -71,11 +72,9 @@ def _groups(m: Machine, lanes: Lanes) -> Groups | None:
 @instruction("wgmma")
 def warp_group(i: Instruction, m: Machine) -> Step:
     """`wgmma.fence`, `.commit_group`, `.wait_group n`, `.mma_async`."""
-    watch = m.flight
     if i.has("mma_async"):
         return _multiply(i, m)
-    if watch is None:
-        return lambda lanes: None
+    watch = m.part(flight.Flight)
     if i.has("fence"):
         return lambda lanes: watch.fence(watch.warps(lanes))
     if i.has("commit_group"):
@@ -90,9 +89,9 @@ def _multiply(i: Instruction, m: Machine) -> Step:
     """`wgmma.mma_async.sync.aligned.shape.d.a.b d, a, b, scale-d, negations, transpositions`."""
     rows, columns, depth = shape(i)
     sum_kind, a_kind, b_kind = i.opcode[-3:]
-    if rows != _HEIGHT or depth * WIDTHS[a_kind] != 8 * _DEPTH or m.flight is None:
+    if rows != _HEIGHT or depth * WIDTHS[a_kind] != 8 * _DEPTH:
         raise KeyError(".".join(i.opcode))
-    watch = m.flight
+    watch = m.part(flight.Flight)
     d_names, a_names = flight.names_of(i)
     d_rows, a_rows = watch.numbers(d_names), watch.numbers(a_names)
     keep, *flags = i.operands[3:]
@@ -150,7 +149,7 @@ def _multiply(i: Instruction, m: Machine) -> Step:
 def _registers(i: Instruction, m: Machine, names: list[str], kind: str) -> Callable[[Groups], Array | None]:
     """The left matrix [group, block, row, K] from registers."""
     make, raw = numbers(kind), [m.raw(name) for name in names]
-    known = m.flight.tables.get(tuple(names)) if m.flight else None
+    known = m.part(flight.Flight).tables.get(tuple(names))
     if len(names) != 4:
         raise KeyError(".".join(i.opcode))
 
@@ -184,8 +183,7 @@ def _shared(
         count = sum(descriptors.passes(each, rows, elements, turned) for each in every)
         _count(i, m, groups.first.size, rows, count if len(every) > 1 else count * groups.first.size)
         words = m.shared.pieces(i, offsets, groups.first)
-        if m.flight:
-            m.flight.reads(groups.first, offsets)
+        m.part(flight.Flight).reads(groups.first, offsets)
         values = make(words)
         if turned:
             values = values.reshape(-1, rows // 8, elements, 8).swapaxes(-1, -2)

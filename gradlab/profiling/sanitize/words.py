@@ -21,7 +21,9 @@ def headline(fault: Any) -> str:
     """What happened to which element, in one line."""
     if fault.text is not None:
         return f"{fault.kind}: {fault.text}"
-    more = f" and {fault.count - 1:,} more" if fault.count > 1 else ""
+    # Of offsets that wrap the vectors are counted, not the elements.
+    counted = fault.count > 1 and fault.kind != "integer overflow"
+    more = f" and {fault.count - 1:,} more" if counted else ""
     why = _REASONS.get(fault.kind, _outside)(fault)
     access = "" if fault.program is None else f"{fault.access} of "
     return f"{fault.kind}: {access}{element(fault)}{more}, {why}"
