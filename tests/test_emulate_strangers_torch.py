@@ -7,6 +7,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl
 from rich.console import Console
+from triton.language.extra import libdevice
 
 from gradlab.profiling.emulate.command import EmulateArgs, emulate
 from gradlab.profiling.emulate.compare import How, function
@@ -111,6 +112,70 @@ def test_an_address_before_a_tensor_and_an_atomic_are_named():
     result = run(lambda x, y: before_kernel[(1,)](x, y, BLOCK=16), x, y)
     words = sorted(f.text for f in result.launches[0].executed.faults)
     assert [w.split(",")[0] for w in words] == ["atomic operation on byte 32 of y_ptr", "load of byte -4 of x_ptr"]
+
+
+@triton.jit
+def first_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(y_ptr + i, libdevice.ffs(tl.load(x_ptr + i)))
+
+
+@triton.jit
+def product_kernel(x_ptr, w_ptr, y_ptr, K, B: tl.constexpr, BK: tl.constexpr):
+    m, n, k = tl.arange(0, B)[:, None], tl.arange(0, B), tl.arange(0, BK)
+    total = tl.zeros((B, B), tl.float32)
+    for k0 in range(0, K, BK):
+        x, w = tl.load(x_ptr + m * K + k0 + k), tl.load(w_ptr + (k0 + k)[:, None] * B + n)
+        total = tl.dot(x, w, total)
+    tl.store(y_ptr + m * B + n, total)
+
+
+def product(x, w, size=32, **options):
+    y = torch.empty(size, size)
+    product_kernel[(1,)](x, w, y, x.shape[1], B=size, BK=32, **options)
+    return y
+
+
+def test_the_first_bit():
+    x = torch.tensor([0, 1, 2, 12, -1, -(2**31), 2**30, 96], dtype=torch.int32)
+    seen = torch.zeros_like(x)
+    result = run(lambda x: first_kernel[(1,)](x, seen, BLOCK=8), x)
+    assert (result.ok, seen.tolist()) == (True, [0, 1, 2, 3, 1, 32, 31, 6])
+
+
+def test_products_of_tf32_are_held_to_its_rounding():
+    result = run(product, torch.randn(32, 64), torch.randn(64, 32), arch="sm_80")
+    (y, *_) = result.comparisons
+    assert y.ok
+    # 2**-11 for each of two factors is more than float32 would be allowed.
+    assert 1e-6 < y.largest < y.allowed < 0.1
+
+
+def test_blocks_that_no_gpu_has_are_refused():
+    x = torch.randn(1000)
+    assert run(lambda x: twice(x, num_warps=64), x).error == (
+        "emulate: twice_kernel has blocks of 2048 threads, wanted at most 1024"
+    )
+    given = torch.randn(256, 256), torch.randn(256, 256)
+    error = run(lambda x, w: product(x, w, 256, num_warps=8, num_stages=4), *given, arch="sm_80").error
+    assert error.endswith("bytes of shared memory, wanted at most 166,912, which a block of sm_80 has")
+
+
+def test_a_backward_that_changes_its_cotangent_and_a_gradient_of_zero():
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return twice(x)
+
+        @staticmethod
+        def backward(ctx, dy):
+            dy -= dy.mean()
+            return twice(dy)
+
+    result = run(Twice.apply, torch.randn(1000, requires_grad=True))
+    assert result.ok, result
+    # Ones would be zeros there, which nothing may be off from.
+    assert result.comparisons[-1].allowed > 1e-4
 
 
 def test_tensors_without_memory_are_refused():

@@ -21,6 +21,9 @@ from gradlab.profiling.ptx.global_memory import Extent
 from gradlab.profiling.ptx.parse import PTXError
 from gradlab.profiling.ptx.tensor_maps import encode
 
+# What a block may have: threads, and bytes of shared memory (CUDA C++ Programming Guide, "Compute Capabilities").
+_THREADS = 1024
+_SHARED = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10}
 # Options of a launch that AMD's GPUs have.
 _ELSEWHERE = ("kpack", "matrix_instr_nonkdim", "schedule_hint", "waves_per_eu")
 
@@ -59,6 +62,13 @@ def prepare(jit: JITFunction, args: Sequence[Any], options: dict[str, Any], wher
         _pack(bound[name], kind, name, arguments, extents, lambda: next(maps, None))
     metadata = made.metadata
     threads = metadata.num_warps * where.lanes
+    if threads > _THREADS:
+        raise PTXError(f"emulate: {jit.fn.__name__} has blocks of {threads} threads, wanted at most {_THREADS}")
+    if metadata.shared > _SHARED[where.name]:
+        raise PTXError(
+            f"emulate: {jit.fn.__name__} wants {metadata.shared:,} bytes of shared memory, wanted at most "
+            f"{_SHARED[where.name]:,}, which a block of {where.name} has"
+        )
     return Compiled(
         made.asm["ptx"],
         made.asm["cubin"],
