@@ -269,6 +269,35 @@ def test_a_barrier_that_is_overwritten():
     assert run(body.format(""), shared=8, check=True).kinds == []
 
 
+def test_a_barrier_that_has_ended_needs_no_proxy_fence():
+    body = (
+        START
+        + """
+    setp.eq.u32 %p1, %r0, 0;
+    @%p1 mbarrier.init.shared::cta.b64 [%r2], 1;
+    @%p1 mbarrier.init.shared::cta.b64 [%r2+1024], 1;
+    @%p1 mbarrier.inval.shared::cta.b64 [%r2];
+    STORE
+    bar.warp.sync -1;
+    @%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r2+1024], 512;
+    @%p1 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd0], 512, [%r2+1024];
+    """
+        + WAIT.format("try_wait", "", "0").replace("%r12", "%r2+1024")
+        + """
+    mad.lo.u32 %r3, %r0, 16, %r2;
+    ld.shared.b32 %r50, [%r3];
+    """
+        + LAST
+    )
+    x = np.frombuffer(RANDOM.bytes(512 + 16), np.uint32)
+    x = x[-(x.ctypes.data // 4) % 4 :][:128]
+    for store, kinds in (("", []), ("@%p1 st.shared.b64 [%r2], 7;", ["missing proxy fence"])):
+        y = np.zeros(32, np.uint32)
+        ran = run(body.replace("STORE", store), x, y, shared=1032, check=True)
+        assert ran.kinds == kinds
+        np.testing.assert_array_equal(y, x[::4])
+
+
 def test_a_barrier_that_is_made_again():
     body = (
         START

@@ -16,6 +16,7 @@ import gradlab.torch as lab
 from gradlab.kernels.runtime import launch_triton
 from gradlab.profiling.emulate.compare import How, function
 from gradlab.profiling.emulate.compiled_triton import prepare
+from gradlab.profiling.emulate.executed import scratch_memory
 from gradlab.profiling.machine_code.targets import TARGETS
 from gradlab.profiling.ptx.execute import execute
 from gradlab.profiling.ptx.global_memory import Extent
@@ -324,6 +325,12 @@ def test_descriptors_through_emulate(own):
     assert result.error == ""
     assert result.ok, (result.comparisons, [launch.executed.faults for launch in result.launches])
     assert len(result.comparisons) == 3
+
+
+def test_scratch_memory_begins_where_a_map_may_lie():
+    kept = [scratch_memory(384 + n) for n in range(40)]
+    assert all(memory.ctypes.data % 128 == 0 for memory in kept)
+    assert [memory.size for memory in kept] == [384 + n for n in range(40)]
 
 
 def shared(body: str, threads: int = 64) -> set[str]:

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +123,15 @@ def _results(args: EmulateArgs, hows: Sequence[How], console: Console) -> Iterat
             names = ", ".join(c.name for op in ops for c in op.cases)
             raise ValueError(f"emulate: case is {args.case!r}, wanted one of {names}")
         sides = selected(split(args.sides) or None)
+        if "torch" in sides:
+            _refuse_interpreted()
         for name, how, dtype, at in itertools.product(sides, hows, dtypes or ["float32"], cases):
             yield op_case(at, name, dtype, how, args.second, args.seed)
+
+
+def _refuse_interpreted() -> None:
+    if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y"):
+        raise ValueError("emulate: TRITON_INTERPRET is set, wanted it unset: what it interprets is not compiled")
 
 
 def _own_target(args: EmulateArgs) -> bool:
@@ -137,6 +145,7 @@ def _own(args: EmulateArgs, dtypes: Sequence[str], hows: Sequence[How]) -> Itera
             "emulate: FILE.py::function came with --case, --second, --side jax or several --dtype, wanted none of them"
         )
     side("torch")
+    _refuse_interpreted()
     try:
         target = load(args.target or "", args.shapes, "torch", args.seed)
     except ValueError as error:

@@ -37,7 +37,7 @@ def execute_launch(
     """
     made = launch.made
     program = parsed(made.ptx)
-    scratch = _aligned(made.scratch * math.prod(launch.grid))
+    scratch = scratch_memory(made.scratch * math.prod(launch.grid))
     # Triton's last two arguments: memory of each block for itself, and a profiler's.
     arguments = [*made.arguments, scratch.ctypes.data if scratch.size else 0, 0]
     extents = [*made.extents, Extent(scratch.ctypes.data, scratch.size, "scratch memory")]
@@ -74,7 +74,7 @@ def execute_launch(
     )
 
 
-def _aligned(size: int) -> np.ndarray:
+def scratch_memory(size: int) -> np.ndarray:
     """Zeros that begin where a GPU's allocation may: at a multiple of what a tensor map needs."""
     whole = np.zeros(size + _ALIGNMENT, np.uint8)
     start = -whole.ctypes.data % _ALIGNMENT
