@@ -82,7 +82,8 @@ def emulate(args: EmulateArgs, console: Console) -> int:
     if args.json is not None:
         write_json(args.json, done, complete, on, full)
     if not complete:
-        console.print(f"interrupted: {len(done)} case{'s' * (len(done) != 1)} executed", style="bold red", highlight=False)
+        cases = "1 case" if len(done) == 1 else f"{len(done)} cases"
+        console.print(f"interrupted: {cases} executed", style="bold red", highlight=False)
         return INTERRUPTED
     return OK if all(result.ok for result in done) else FOUND
 
