@@ -64,7 +64,9 @@ def emulate(args: EmulateArgs, console: Console) -> int:
     writable("emulate", args.json)
     if args.order not in ORDERS:
         raise ValueError(f"emulate: order is {args.order!r}, wanted one of {', '.join(ORDERS)}")
-    on = gpu(args.gpu) if args.gpu else None
+    on = _gpu(args.gpu) if args.gpu else None
+    if args.target is not None and args.target.endswith(".py"):
+        raise ValueError(f"emulate: target is {args.target!r}, wanted {args.target}::function, or an op's name")
     hows = [_how(args, where) for where in _targets(args, on)]
     full = args.case is not None or _own_target(args)
     done: list[CaseResult] = []
@@ -80,7 +82,8 @@ def emulate(args: EmulateArgs, console: Console) -> int:
     if args.json is not None:
         write_json(args.json, done, complete, on, full)
     if not complete:
-        console.print(f"interrupted: {len(done)} cases executed", style="bold red", highlight=False)
+        cases = "1 case" if len(done) == 1 else f"{len(done)} cases"
+        console.print(f"interrupted: {cases} executed", style="bold red", highlight=False)
         return INTERRUPTED
     return OK if all(result.ok for result in done) else FOUND
 
@@ -132,6 +135,13 @@ def _results(args: EmulateArgs, hows: Sequence[How], console: Console) -> Iterat
 def _refuse_interpreted() -> None:
     if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y"):
         raise ValueError("emulate: TRITON_INTERPRET is set, wanted it unset: what it interprets is not compiled")
+
+
+def _gpu(name: str) -> GPU:
+    try:
+        return gpu(name)
+    except ValueError as error:
+        raise ValueError(f"emulate: {str(error).removeprefix('inspect: ')}") from None
 
 
 def _own_target(args: EmulateArgs) -> bool:
