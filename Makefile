@@ -14,7 +14,7 @@ demo: $(READY)  ## train one network four times, torch and jax, hand-written and
 	$(PY) -m gradlab demo
 
 test: $(READY)  ## the whole suite, on up to four cores
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY)  ## ruff and mypy
 	$(PY) -m ruff check .

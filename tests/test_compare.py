@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
-pytest.importorskip("matplotlib")
+if not all(map(importlib.util.find_spec, ("sklearn", "matplotlib"))):  # Imported, they cost each process a second.
+    pytest.skip("sklearn and matplotlib are not installed", allow_module_level=True)
 
 from gradlab.base import files
 from gradlab.workloads import command, compare, process, training

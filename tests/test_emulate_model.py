@@ -1,8 +1,10 @@
 """The model of a launch from what was counted, machine code by line and unit, and what is printed of both."""
 
+import ast
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from gradlab.profiling.ptx.global_memory import Extent, GlobalMemory
 from gradlab.profiling.ptx.parse import parse
 from gradlab.profiling.ptx.program import Place
 
+ROOT = Path(__file__).parents[1]
 H100, A100 = GPUS["H100"], GPUS["A100"]
 
 
@@ -361,3 +364,28 @@ def test_json_has_every_number(tmp_path, without_tools):
 )
 def test_counts_in_three_digits(number, words):
     assert count(number) == words
+
+
+def kinds_of_faults():
+    """What the executor's files call faults: constants that are handed to what notes them."""
+    for path in sorted((ROOT / "gradlab" / "profiling" / "ptx").glob("*.py")):
+        tree = ast.parse(path.read_text())
+        known = {}
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple | ast.Name):
+                names = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else node.targets
+                values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+                known |= {n.id: v.value for n, v in zip(names, values, strict=False) if isinstance(v, ast.Constant)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".fault", "._fault", "._say")):
+                first = node.args[0]
+                kind = first.value if isinstance(first, ast.Constant) else known.get(ast.unparse(first))
+                if kind is not None:
+                    yield kind
+
+
+def test_the_page_has_every_kind_of_fault():
+    page = (ROOT / "docs" / "emulate.md").read_text()
+    found = set(kinds_of_faults())
+    assert {"out of bounds", "race in shared memory", "misused barrier", "deadlock"} <= found
+    assert not [kind for kind in found if kind not in page]

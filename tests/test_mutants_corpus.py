@@ -15,15 +15,16 @@ SIDES = [side for side in ("torch", "jax") if importlib.util.find_spec(side)]
 
 SUBJECTS = {side: load(side) for side in SIDES}
 EVERY = [subject for side in SIDES for subject in SUBJECTS[side]]
-MUTANTS = [pytest.param(s, id=f"{s.side}-{s.name}") for s in EVERY if s.kind in KINDS]
 
 
-def sized(kinds):
-    """Subjects at both sizes; jax compiles anew for each, so there the larger is for faults that have a place."""
-    for s in EVERY:
-        if s.kind in kinds:
-            large = s.kind == "local" or (s.side == "torch" and s.shows != "second")
-            yield from (pytest.param(s, n, id=f"{s.side}-{s.name}-{n}") for n in ((8, 64) if large else (8,)))
+def chosen(kinds):
+    return [pytest.param(s, id=f"{s.side}-{s.name}") for s in EVERY if s.kind in kinds]
+
+
+def sizes(subject):
+    """Both sizes; jax compiles anew for each, so there the larger is for faults that have a place."""
+    large = subject.kind == "local" or (subject.side == "torch" and subject.shows != "second")
+    return (8, 64) if large else (8,)
 
 
 @pytest.fixture(autouse=True)
@@ -66,27 +67,22 @@ def test_enough():
         assert sum(s.kind in KINDS for s in EVERY) >= 72
 
 
-@pytest.mark.parametrize(("subject", "size"), list(sized((*KINDS, *CONTROLS))))
-def test_runs_and_names_its_parameters(subject, size):
+def runs_and_names_its_parameters(subject, made):
     see = shown(subject)
-    made = arrays(subject, size)
     assert set(subject.blames) <= set(see.names(subject)[: len(made)])
-    for out in see.outputs(subject.fn, see.put(subject, made)):
-        assert see.finite(out)
+    return all(see.finite(out) for out in see.outputs(subject.fn, see.put(subject, made)))
 
 
-@pytest.mark.parametrize(("subject", "size"), list(sized(KINDS)))
-def test_mutant_is_wrong_where_it_says(subject, size):
+@pytest.mark.parametrize("subject", chosen(KINDS))
+def test_mutant_is_wrong_where_it_says(subject):
+    """Nothing is wrong but what was planted: the first order of the others, and the second of what is not blamed."""
     see = shown(subject)
     make = subject.trigger if subject.shows in ("trigger", "empty") else subject.make
-    hit = see.wrong_names(subject, subject.shows, arrays(subject, size, make))
-    assert blamed(subject, hit), hit
-
-
-@pytest.mark.parametrize("subject", MUTANTS)
-def test_mutant_is_right_elsewhere(subject):
-    """Nothing is wrong but what was planted: the first order of the others, and the second of what is not blamed."""
-    see, made = shown(subject), arrays(subject, 8)
+    for size in sizes(subject):
+        assert runs_and_names_its_parameters(subject, arrays(subject, size)), size
+        hit = see.wrong_names(subject, subject.shows, arrays(subject, size, make))
+        assert blamed(subject, hit), (size, hit)
+    made = arrays(subject, 8)
     differentiable = {n for n, a in zip(see.names(subject), made, strict=False) if a.dtype.kind in "fc"}
     if subject.shows in ("plain", "forward", "repeat", "stale", "unwritten"):
         spared = differentiable - set(subject.blames)
@@ -102,11 +98,14 @@ def test_mutant_is_right_elsewhere(subject):
         assert not spared & see.wrong_names(subject, "second", made)
 
 
-@pytest.mark.parametrize(("subject", "size"), list(sized(CONTROLS)))
-def test_control_is_right(subject, size):
-    see, made = shown(subject), arrays(subject, size)
-    grads = see.pulled(subject.fn, see.put(subject, made))
-    assert all(see.finite(g) for g in grads if g is not None)
-    if subject.truth:
-        assert see.wrong_names(subject, "plain", made) == set()
-        assert subject.order < 2 or size > 8 or see.wrong_names(subject, "second", made) == set()
+@pytest.mark.parametrize("subject", chosen(CONTROLS))
+def test_control_is_right(subject):
+    see = shown(subject)
+    for size in sizes(subject):
+        made = arrays(subject, size)
+        assert runs_and_names_its_parameters(subject, made), size
+        grads = see.pulled(subject.fn, see.put(subject, made))
+        assert all(see.finite(g) for g in grads if g is not None), size
+        if subject.truth:
+            assert see.wrong_names(subject, "plain", made) == set(), size
+            assert subject.order < 2 or size > 8 or see.wrong_names(subject, "second", made) == set()

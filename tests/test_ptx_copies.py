@@ -269,6 +269,58 @@ def test_a_barrier_that_is_overwritten():
     assert run(body.format(""), shared=8, check=True).kinds == []
 
 
+def test_a_barrier_that_has_ended_needs_no_proxy_fence():
+    body = (
+        START
+        + """
+    setp.eq.u32 %p1, %r0, 0;
+    @%p1 mbarrier.init.shared::cta.b64 [%r2], 1;
+    @%p1 mbarrier.init.shared::cta.b64 [%r2+1024], 1;
+    @%p1 mbarrier.inval.shared::cta.b64 [%r2];
+    STORE
+    bar.warp.sync -1;
+    @%p1 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r2+1024], 512;
+    @%p1 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd0], 512, [%r2+1024];
+    """
+        + WAIT.format("try_wait", "", "0").replace("%r12", "%r2+1024")
+        + """
+    mad.lo.u32 %r3, %r0, 16, %r2;
+    ld.shared.b32 %r50, [%r3];
+    """
+        + LAST
+    )
+    x = np.frombuffer(RANDOM.bytes(512 + 16), np.uint32)
+    x = x[-(x.ctypes.data // 4) % 4 :][:128]
+    for store, kinds in (("", []), ("@%p1 st.shared.b64 [%r2], 7;", ["missing proxy fence"])):
+        y = np.zeros(32, np.uint32)
+        ran = run(body.replace("STORE", store), x, y, shared=1032, check=True)
+        assert ran.kinds == kinds
+        np.testing.assert_array_equal(y, x[::4])
+
+
+def test_a_barrier_that_is_made_again():
+    body = (
+        START
+        + """
+    setp.eq.u32 %p1, %r0, 0;
+    @%p1 mbarrier.init.shared::cta.b64 [%r2], 32;
+    bar.warp.sync -1;
+    mbarrier.arrive.shared::cta.b64 _, [%r2];
+    @%p1 mbarrier.inval.shared::cta.b64 [%r2];
+    @%p1 mbarrier.init.shared::cta.b64 [%r2], 32;
+    bar.warp.sync -1;
+    mbarrier.test_wait.parity.shared::cta.b64 %p2, [%r2], 0;
+    mbarrier.test_wait.parity.shared::cta.b64 %p3, [%r2], 1;
+    selp.b32 %r50, 1, 0, %p2;
+    @%p3 add.u32 %r50, %r50, 2;
+    """
+        + LAST
+    )
+    y = np.zeros(32, np.uint32)
+    assert run(body, np.zeros(1, np.uint32), y, shared=8, check=True).kinds == []
+    np.testing.assert_array_equal(y, 2)
+
+
 def test_bytes_that_are_expected():
     body = (
         START
@@ -401,6 +453,18 @@ def test_barriers_of_some_threads():
         assert ran.kinds == ["deadlock"] * len(ran.kinds)
         assert ran.kinds
         assert "barrier 3: 64 of 96 threads" in " ".join(f.text for f in ran.executed.faults)
+
+
+def test_a_barrier_of_some_threads_again():
+    turn = "st.shared.b32 [%r4+{0}], %r0;\nbar.arrive 3, 64;\n"
+    take = "bar.sync 3, 64;\nld.shared.b32 %r5, [%r4+{0}];\nadd.u32 %r50, %r50, %r5;\n"
+    body = START + "and.b32 %r3, %r1, 127;\nadd.u32 %r4, %r2, %r3;\nmov.b32 %r50, 0;\nsetp.ge.u32 %p1, %r0, 32;\n"
+    body += "@%p1 bra $TAKE;\n" + turn.format(0) + "bar.sync 4;\n" + turn.format(128) + "bra $DONE;\n"
+    body += "$TAKE:\n" + take.format(0) + "bar.sync 4;\n" + take.format(128) + LAST + "$DONE:\n"
+    for order in ("together", "first", "last"):
+        y = np.zeros(64, np.uint32)
+        assert run(body, np.zeros(1, np.uint32), y, threads=64, shared=256, check=True, order=order).kinds == []
+        np.testing.assert_array_equal(y[32:], 2 * np.arange(32))
 
 
 def test_barriers_reduce():

@@ -333,6 +333,7 @@ def test_instructions_by_kind():
         ("st.shared::cta.b32 [%r2], %r1;", "shared"),
         ("ld.volatile.global.b32 %r1, [%rd2];", "load"),
         ("st.b32 [%rd2], %r1;", "store"),
+        ("st.local.b32 [%rd2], %r1;", "local"),
         ("atom.global.add.f32 %f1, [%rd1], %f2;", "atomic"),
         ("cp.async.cg.shared.global [%r1], [%rd2], 0x10;", "copy"),
         ("cp.async.wait_group 2;", "barrier"),

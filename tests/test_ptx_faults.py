@@ -14,7 +14,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 import gradlab.torch as lab
 from gradlab.kernels.runtime import launch_triton
+from gradlab.profiling.emulate.compare import How, function
 from gradlab.profiling.emulate.compiled_triton import prepare
+from gradlab.profiling.emulate.executed import scratch_memory
 from gradlab.profiling.machine_code.targets import TARGETS
 from gradlab.profiling.ptx.execute import execute
 from gradlab.profiling.ptx.global_memory import Extent
@@ -305,6 +307,30 @@ def test_a_fault_says_where():
     assert fault.text.endswith("its wait, and then a barrier, must come before")
     assert fault.place.file.endswith("matmul_triton.py")
     assert fault.instruction.startswith("ldmatrix")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_descriptors_through_emulate(own):
+    a, b = torch.randn(72, 136).bfloat16(), torch.randn(40, 136).bfloat16()
+
+    def matmul(a, b):
+        c = torch.empty(72, 40).bfloat16()
+        if own:
+            _product_of_own_maps[(2, 1)](a, b, c, 72, 40, 136, SIZE)
+        else:
+            _product[(2, 1)](*(TensorDescriptor.from_tensor(t, [SIZE, SIZE]) for t in (a, b, c)), 136, SIZE, False)
+        return c
+
+    result = function(matmul, (a, b), "torch", "matmul", "bfloat16", How(TARGETS["sm_90"], options={"check": True}))
+    assert result.error == ""
+    assert result.ok, (result.comparisons, [launch.executed.faults for launch in result.launches])
+    assert len(result.comparisons) == 3
+
+
+def test_scratch_memory_begins_where_a_map_may_lie():
+    kept = [scratch_memory(384 + n) for n in range(40)]
+    assert all(memory.ctypes.data % 128 == 0 for memory in kept)
+    assert [memory.size for memory in kept] == [384 + n for n in range(40)]
 
 
 def shared(body: str, threads: int = 64) -> set[str]:

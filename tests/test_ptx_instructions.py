@@ -75,6 +75,7 @@ INTEGER = [
     ("clz.b32 {d}, {a};", lambda a: 32 - a.bit_length(), U32),
     ("brev.b32 {d}, {a};", lambda a: int(f"{a:032b}"[::-1], 2), U32),
     ("bfind.u32 {d}, {a};", lambda a: a.bit_length() - 1, U32),
+    ("bfind.shiftamt.u32 {d}, {a};", lambda a: 32 - a.bit_length() if a else -1, U32),
     ("bfind.s32 {d}, {a};", lambda a: (a if a >= 0 else ~a).bit_length() - 1, S32),
     ("prmt.b32 {d}, {a}, {b}, 0x5410;", lambda a, b: a & 0xFFFF | (b & 0xFFFF) << 16, U32, V32),
     ("prmt.b32 {d}, {a}, {b}, 0x7632;", lambda a, b: a >> 16 | b >> 16 << 16, U32, V32),

@@ -60,11 +60,14 @@ def _module(path: Path) -> ModuleType:
     sys.modules.setdefault(path.stem, module)
     try:
         found.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(
-            f"check: target is {path} ({type(error).__name__}: {error}), wanted a file that can be imported"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"check: target is {path} ({_said(error)}), wanted a file that can be imported") from error
     return module
+
+
+def _said(error: BaseException) -> str:
+    """An exception in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _functions(module: ModuleType) -> list[str]:
@@ -78,7 +81,12 @@ def _arguments(
         return drawn(shapes, side or _side_of(module), seed)
     given = getattr(module, f"{name}_args", None)
     if given is not None:
-        made = given() if callable(given) else given
+        try:
+            made = given() if callable(given) else given
+        except Exception as error:
+            raise ValueError(
+                f"check: {name}_args raised {_said(error)}, wanted a tuple of arrays or a function that returns one"
+            ) from error
         return tuple(made) if isinstance(made, (tuple, list)) else (made,)
     parameters = inspect.signature(fn).parameters.values()
     if parameters and all(p.default is not p.empty for p in parameters):

@@ -219,7 +219,12 @@ def _lowered(ctx: Any, *operands: Any, programs: _Programs) -> Any:
     if "" in branches or (len(wanted) == 1 and branches):
         (chosen,) = branches.values()
     without = ctx.replace(avals_in=program.in_avals, avals_out=program.out_avals)
-    return mlir.lower_fun(chosen, multiple_results=True)(without, *operands)
+
+    # jax names a function in its debugging information, one that is no plain function by the text of its whole program.
+    def run(*arrays: jax.Array) -> Any:
+        return chosen(*arrays)
+
+    return mlir.lower_fun(run, multiple_results=True)(without, *operands)
 
 
 batching.primitive_batchers[_piece] = _mapped

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,9 @@ def emulate(args: EmulateArgs, console: Console) -> int:
     writable("emulate", args.json)
     if args.order not in ORDERS:
         raise ValueError(f"emulate: order is {args.order!r}, wanted one of {', '.join(ORDERS)}")
-    on = gpu(args.gpu) if args.gpu else None
+    on = _gpu(args.gpu) if args.gpu else None
+    if args.target is not None and args.target.endswith(".py"):
+        raise ValueError(f"emulate: target is {args.target!r}, wanted {args.target}::function, or an op's name")
     hows = [_how(args, where) for where in _targets(args, on)]
     full = args.case is not None or _own_target(args)
     done: list[CaseResult] = []
@@ -79,7 +82,8 @@ def emulate(args: EmulateArgs, console: Console) -> int:
     if args.json is not None:
         write_json(args.json, done, complete, on, full)
     if not complete:
-        console.print(f"interrupted: {len(done)} cases executed", style="bold red", highlight=False)
+        cases = "1 case" if len(done) == 1 else f"{len(done)} cases"
+        console.print(f"interrupted: {cases} executed", style="bold red", highlight=False)
         return INTERRUPTED
     return OK if all(result.ok for result in done) else FOUND
 
@@ -122,8 +126,22 @@ def _results(args: EmulateArgs, hows: Sequence[How], console: Console) -> Iterat
             names = ", ".join(c.name for op in ops for c in op.cases)
             raise ValueError(f"emulate: case is {args.case!r}, wanted one of {names}")
         sides = selected(split(args.sides) or None)
+        if "torch" in sides:
+            _refuse_interpreted()
         for name, how, dtype, at in itertools.product(sides, hows, dtypes or ["float32"], cases):
             yield op_case(at, name, dtype, how, args.second, args.seed)
+
+
+def _refuse_interpreted() -> None:
+    if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y"):
+        raise ValueError("emulate: TRITON_INTERPRET is set, wanted it unset: what it interprets is not compiled")
+
+
+def _gpu(name: str) -> GPU:
+    try:
+        return gpu(name)
+    except ValueError as error:
+        raise ValueError(f"emulate: {str(error).removeprefix('inspect: ')}") from None
 
 
 def _own_target(args: EmulateArgs) -> bool:
@@ -137,6 +155,7 @@ def _own(args: EmulateArgs, dtypes: Sequence[str], hows: Sequence[How]) -> Itera
             "emulate: FILE.py::function came with --case, --second, --side jax or several --dtype, wanted none of them"
         )
     side("torch")
+    _refuse_interpreted()
     try:
         target = load(args.target or "", args.shapes, "torch", args.seed)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Runs an op's passes, or anybody's function, on a CPU and as a GPU would, and holds the results against each other."""
 
+import dataclasses
 import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,16 +11,21 @@ from typing import Any
 import numpy as np
 
 from gradlab.autodiff.frameworks.side import Side, as_tuple, side
+from gradlab.kernels.cpu.lower import Unsupported
 from gradlab.kernels.spec import OpCase
 from gradlab.profiling.emulate.executed import BUDGET, execute_launch
 from gradlab.profiling.emulate.launch import Launch
 from gradlab.profiling.emulate.result import CaseResult, Comparison, LaunchResult
+from gradlab.profiling.emulate.words import in_a_line
 from gradlab.profiling.machine_code.found import passes
 from gradlab.profiling.machine_code.targets import Target
 from gradlab.profiling.ptx.parse import PTXError
 
 # Elements that come from two sums in different order: each may be off by the tolerance.
 _TIMES = 4
+_ROUNDING = {"float16": 2.0**-11, "tf32": 2.0**-11, "bfloat16": 2.0**-8}
+# Faults that would end or stop this process too.
+_UNSAFE = {"out of bounds", "deadlock", "failed assertion"}
 
 
 @dataclass(frozen=True)
@@ -77,27 +83,49 @@ def function(fn: Callable[..., Any], args: Sequence[Any], name: str, called: str
     """Anybody's function: its results, the arguments that it changes, and the gradients of those that require one."""
     framework = side(name)
 
+    cotangents: list[Any] = []
+
     def forward() -> tuple[Any, ...]:
         mine = [_copy(a) for a in args]
-        results = [y for y in as_tuple(fn(*mine)) if framework.is_array(y)]
-        return (*results, *[a for a in mine if framework.is_array(a)])
+        results = as_tuple(fn(*mine))
+        arrays = [y for y in results if framework.is_array(y)]
+        rng = np.random.default_rng(0)
+        cotangents[:] = [framework.put(rng.standard_normal(y.shape), framework.dtype(y), y) for y in arrays]
+        return (*arrays, *[a for a in mine if framework.is_array(a)])
 
     moving = [i for i, a in enumerate(args) if getattr(a, "requires_grad", False)]
 
-    ones: list[Any] = []
-
     def backward() -> tuple[Any, ...]:
-        if not ones:
-            ones.extend(framework.put(np.ones(y.shape), framework.dtype(y), y) for y in as_tuple(fn(*args)))
-        return framework.pullback(fn, moving)([_copy(a) for a in args], ones)
+        # Copies: a backward may be written to change its cotangents.
+        return framework.pullback(fn, moving)([_copy(a) for a in args], [_copy(a) for a in cotangents])
 
     names = [f"argument {i}" for i, a in enumerate(args) if framework.is_array(a)]
     todo: list[tuple[str, Callable[[], Any], list[str]]] = [("forward", forward, names)]
     if moving:
         todo.append(("backward", backward, [f"gradient of argument {i}" for i in moving]))
     # A function whose sums nobody knows: a rounding of each of a thousand terms.
-    allowed = _TIMES * (1000 * 2.0**-24 + {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtype, 2.0**-24))
-    return _compared(framework, called, "", dtype, how, todo, allowed)
+    allowed = _TIMES * (1000 * 2.0**-24 + _ROUNDING.get(dtype, 2.0**-24))
+    todo = [(direction, _told(run, called), names) for direction, run, names in todo]
+    result = _compared(framework, called, "", dtype, how, todo, allowed, coarse=True)
+    if result.launches or result.error:
+        return result
+    error = f"emulate: {called} launches no program of a Triton kernel, wanted a function that does"
+    return dataclasses.replace(result, error=error)
+
+
+def _told(run: Callable[[], Any], called: str) -> Callable[[], Any]:
+    """A function's run; what it raises in one line."""
+
+    def told() -> Any:
+        try:
+            return run()
+        except (PTXError, Unsupported):
+            raise
+        except Exception as error:
+            wanted = "a function that runs on tensors of a CPU"
+            raise PTXError(f"emulate: {called} raised {in_a_line(error)}, wanted {wanted}") from error
+
+    return told
 
 
 def _copy(value: Any) -> Any:
@@ -112,21 +140,36 @@ def _compared(
     how: How,
     todo: Sequence[tuple[str, Callable[[], Any], list[str]]],
     allowed: float,
+    coarse: bool = False,
 ) -> CaseResult:
+    """The passes, each by a GPU's code and on the CPU.
+
+    Args:
+        coarse: what kernels multiply as tf32, which the CPU does not round to, may be off by its rounding too.
+    """
     launches: list[LaunchResult] = []
     comparisons: list[Comparison] = []
-    start, error = time.perf_counter(), ""
+    start, error, unheld = time.perf_counter(), "", ""
     try:
         for direction, run, names in todo:
-            want = [framework.take(y) for y in as_tuple(run())]
 
             def one(launch: Launch, direction: str = direction) -> None:
                 launches.append(execute_launch(launch, how.where, framework.name, direction, how.budget, how.options))
 
             with emulated(framework.name, how.where, one):
                 got = [framework.take(y) for y in as_tuple(run())]
+            # The CPU runs last, and only what it can run: it watches no access, and would wait for ever.
+            if kinds := sorted({f.kind for launch in launches for f in launch.executed.faults} & _UNSAFE):
+                unheld = f"what has a fault of this kind is not run on the CPU: {', '.join(kinds)}"
+                break
+            try:
+                want = [framework.take(y) for y in as_tuple(run())]
+            except Unsupported as reason:
+                unheld = in_a_line(reason)
+                continue
             words = [*[f"result {i}" for i in range(len(want) - len(names))], *names]
-            comparisons += list(_held(words, got, want, allowed))
+            rounded = coarse and any(".tf32" in launch.ptx for launch in launches)
+            comparisons += list(_held(words, got, want, allowed + _TIMES * _ROUNDING["tf32"] * rounded))
     except PTXError as problem:
         error = str(problem)
     seconds = time.perf_counter() - start
@@ -141,6 +184,7 @@ def _compared(
         tuple(comparisons),
         seconds,
         error,
+        unheld,
     )
 
 

@@ -1,5 +1,7 @@
 """A launch as a GPU would get it: compiled to PTX for an architecture, its arguments as bits."""
 
+import contextlib
+import io
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,11 +14,18 @@ from triton.runtime.jit import JITFunction
 
 from gradlab.kernels.private import private_triton
 from gradlab.profiling.emulate.launch import Compiled
+from gradlab.profiling.emulate.words import in_a_line, shown
 from gradlab.profiling.machine_code.found import PARSER
 from gradlab.profiling.machine_code.targets import Target
 from gradlab.profiling.ptx.global_memory import Extent
 from gradlab.profiling.ptx.parse import PTXError
 from gradlab.profiling.ptx.tensor_maps import encode
+
+# What a block may have: threads, and bytes of shared memory (CUDA C++ Programming Guide, "Compute Capabilities").
+_THREADS = 1024
+_SHARED = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10}
+# Options of a launch that AMD's GPUs have.
+_ELSEWHERE = ("kpack", "matrix_instr_nonkdim", "schedule_hint", "waves_per_eu")
 
 
 def prepare(jit: JITFunction, args: Sequence[Any], options: dict[str, Any], where: Target) -> Compiled:
@@ -24,13 +33,28 @@ def prepare(jit: JITFunction, args: Sequence[Any], options: dict[str, Any], wher
 
     Raises:
         TypeError: an argument that no kernel takes.
+        PTXError: a kernel that does not compile for the architecture, or wants clusters of blocks.
     """
     target = GPUTarget(where.backend, where.number, where.lanes)
-    with PARSER:
+    # A file without a GPU may give what is meant for another back end.
+    options = {name: value for name, value in options.items() if name not in _ELSEWHERE or name in jit.arg_names}
+    if (blocks := options.get("num_ctas") or 1) > 1 and "num_ctas" not in jit.arg_names:
+        raise PTXError(f"emulate: num_ctas of {jit.fn.__name__} is {blocks}, wanted 1: clusters are not executed")
+    # Of a kernel that an assembler refuses Triton prints all of the PTX.
+    with PARSER, contextlib.redirect_stdout(io.StringIO()):
         backend = make_backend(target)
-        bound, parsed, signature, constants, attrs = private_triton.specialised(jit, backend, args, options)
-        source = ASTSource(jit, signature, constants, attrs)
-        made = triton.compile(source, target=target, options=parsed.__dict__)
+        try:
+            bound, parsed, signature, constants, attrs = private_triton.specialised(jit, backend, args, options)
+            source = ASTSource(jit, signature, constants, attrs)
+            made = triton.compile(source, target=target, options=parsed.__dict__)
+        except Exception as error:
+            node = getattr(error, "node", None)
+            line = jit.starting_line_number + getattr(node, "lineno", 1) - 1
+            place = f"{shown(jit.fn.__code__.co_filename)}:{line}"
+            raise PTXError(
+                f"emulate: {jit.fn.__name__} ({place}) came with {in_a_line(error)}, wanted a launch that compiles for "
+                f"{where.name}"
+            ) from error
     arguments: list[int | bytes] = []
     extents: list[Extent] = []
     maps = iter(getattr(made.metadata, "tensordesc_meta", None) or ())
@@ -38,6 +62,13 @@ def prepare(jit: JITFunction, args: Sequence[Any], options: dict[str, Any], wher
         _pack(bound[name], kind, name, arguments, extents, lambda: next(maps, None))
     metadata = made.metadata
     threads = metadata.num_warps * where.lanes
+    if threads > _THREADS:
+        raise PTXError(f"emulate: {jit.fn.__name__} has blocks of {threads} threads, wanted at most {_THREADS}")
+    if metadata.shared > _SHARED[where.name]:
+        raise PTXError(
+            f"emulate: {jit.fn.__name__} wants {metadata.shared:,} bytes of shared memory, wanted at most "
+            f"{_SHARED[where.name]:,}, which a block of {where.name} has"
+        )
     return Compiled(
         made.asm["ptx"],
         made.asm["cubin"],
@@ -82,6 +113,8 @@ def _pack(
         arguments += [*sizes, *strides]
     elif kind.startswith("*"):
         if isinstance(value, torch.Tensor):
+            if value.device.type != "cpu":
+                raise PTXError(f"emulate: {name} is a tensor on {value.device.type}, wanted one on a CPU")
             extents.append(extent(value, name))
             arguments.append(value.data_ptr())
         else:

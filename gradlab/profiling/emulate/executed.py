@@ -20,6 +20,8 @@ from gradlab.profiling.ptx.schedule import Budget
 
 # Instructions of warps that one launch may take: some minutes.
 BUDGET = 50_000_000
+# Bytes that the address of scratch memory is a multiple of: a tensor map lies in it.
+_ALIGNMENT = 128
 parsed = functools.lru_cache(maxsize=256)(parse)
 resources = functools.lru_cache(maxsize=256)(sass.resources)
 serialised = functools.lru_cache(maxsize=256)(sass.serialised)
@@ -35,7 +37,7 @@ def execute_launch(
     """
     made = launch.made
     program = parsed(made.ptx)
-    scratch = np.zeros(made.scratch * math.prod(launch.grid), np.uint8)
+    scratch = scratch_memory(made.scratch * math.prod(launch.grid))
     # Triton's last two arguments: memory of each block for itself, and a profiler's.
     arguments = [*made.arguments, scratch.ctypes.data if scratch.size else 0, 0]
     extents = [*made.extents, Extent(scratch.ctypes.data, scratch.size, "scratch memory")]
@@ -70,6 +72,13 @@ def execute_launch(
         made.ptx,
         made.cubin,
     )
+
+
+def scratch_memory(size: int) -> np.ndarray:
+    """Zeros that begin where a GPU's allocation may: at a multiple of what a tensor map needs."""
+    whole = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -whole.ctypes.data % _ALIGNMENT
+    return whole[start : start + size]
 
 
 def _too_much(launch: Launch, program: Program, spent: Budget, budget: int) -> str:

@@ -56,7 +56,8 @@ def emulated(where: Target, run: Callable[[Launch], None]) -> Iterator[None]:
             given.setdefault(p.name, p.default)
         launch(jit, grid(given) if callable(grid) else grid, args, options, ())
 
-    with _lock, untuned():
+    # Of what torch.compile made too, the kernels that a user wrote are launched by Triton.
+    with _lock, untuned(), torch.compiler.set_stance("force_eager"):
         JITFunction.run = anybodys
         try:
             with launch_triton.taking(own):

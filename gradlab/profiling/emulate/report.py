@@ -71,6 +71,8 @@ def show(case: CaseResult, console: Console, on: GPU | None = None, lines: bool 
         console.print(_models(launches, models))
     for comparison in case.comparisons:
         console.print(_comparison(comparison), soft_wrap=True)
+    if case.unheld:
+        console.print(Text(f"results are held against nothing: {case.unheld}", "yellow"), soft_wrap=True)
     if case.error:
         console.print(Text(case.error, "bold red"), soft_wrap=True)
     for launch in launches:

@@ -59,6 +59,7 @@ class CaseResult:
         op, case, side, dtype, arch: what was executed.
         order: of warps: "together", "first", "last".
         error: why it was not executed to its end, in one line.
+        unheld: why results were held against nothing, in one line: a kernel that is not compiled for CPUs.
     """
 
     op: str
@@ -71,6 +72,7 @@ class CaseResult:
     comparisons: tuple[Comparison, ...]
     seconds: float = 0.0
     error: str = ""
+    unheld: str = ""
 
     @property
     def ok(self) -> bool:

@@ -35,6 +35,14 @@ def paragraph(faults: Sequence[Fault], launch: LaunchResult) -> str:
     return "\n".join([*lines, f"    {fault.instruction.rstrip(';')}{others}", f"    {_who(faults, launch)}"])
 
 
+def in_a_line(error: BaseException) -> str:
+    """`ValueError: what it says`: of several lines the first; of a kernel that does not compile, the reason."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if "; error :" in line] or lines
+    said = lines[-1 if type(error).__name__ == "CompilationError" else 0] if lines else ""
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def shown(file: str) -> str:
     """A path from the working directory on, where it lies below."""
     with contextlib.suppress(ValueError):

@@ -100,7 +100,8 @@ class GlobalMemory:
         if not self.extents:
             return f"address 0x{address % 2**64:x}, in no tensor"
         number = int(np.searchsorted(self.bases, address, side="right")) - 1
-        extent = self.extents[max(number, 0)]
+        near = self.extents[max(number, 0) : number + 2]
+        extent = min(near, key=lambda e: max(e.base - address, address - e.base - e.size + 1))
         return f"byte {address - extent.base} of {extent.name}, which has {extent.size}"
 
     def load(self, addresses: Array, size: int) -> Array:

@@ -20,6 +20,7 @@ KINDS = {
     "store": "stores to global memory",
     "copy": "asynchronous copies",
     "shared": "loads and stores of shared memory",
+    "local": "loads and stores of local memory",
     "atomic": "atomic operations",
     "exchange": "shuffles, votes, reductions of a warp",
     "tensor": "tensor cores",
@@ -68,6 +69,8 @@ def bits(i: Instruction) -> int:
 def _memory(i: Instruction) -> str:
     if i.has("param", "const"):
         return "move"
+    if i.has("local"):
+        return "local"
     return "shared" if i.has(*_SHARED) else "store" if i.root == "st" else "load"
 
 

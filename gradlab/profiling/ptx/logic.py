@@ -176,10 +176,13 @@ def count(i: Instruction, m: Machine) -> Step:
     if i.root == "brev":
         reverse = lambda v: np.packbits(_bits_of(v)[..., ::-1], axis=-1, bitorder="little").view(v.dtype)[..., 0]  # noqa: E731
         return _compute(i, m, kind, reverse)
+    # How far to shift it to the left, instead of where it is; -1 where there is none.
+    last = np.int32(width - 1)
+    found = (lambda at: np.where(at < 0, at, last - at)) if i.has("shiftamt") else (lambda at: at)
     compute: Callable[..., Any] = {
         "popc": lambda v: _bits_of(v).sum(-1, dtype=np.uint32),
         "clz": lambda v: (width - 1 - _highest(v)).astype(np.uint32),
-        "bfind": lambda v: _highest(np.where(v < 0, ~v, v)).astype(np.int32).view(np.uint32),
+        "bfind": lambda v: found(_highest(np.where(v < 0, ~v, v)).astype(np.int32)).view(np.uint32),
     }[i.root]
     return _compute(i, m, "u32", lambda v: compute(np.atleast_1d(v)), (kind,))
 

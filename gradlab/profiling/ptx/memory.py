@@ -120,7 +120,8 @@ def _global(
     allowed = m.memory.allowed(addresses, whole)
     if allowed is not None:
         first = np.flatnonzero(~allowed)[0]
-        text = f"{'load' if values is None else 'store'} of {m.memory.describe(int(addresses[first]))} bytes"
+        what = "atomic operation on" if i.root in ("atom", "red") else "load of" if values is None else "store of"
+        text = f"{what} {m.memory.describe(int(addresses[first]))} bytes"
         m.fault("out of bounds", i, text, m.where(lanes)[~allowed])
         right = allowed if right is None else allowed & right
     where = m.where(lanes)

@@ -137,6 +137,8 @@ class Scheduler:
         lanes = _as_slice(indices)
         threads, warps = indices.size, _warps(indices)
         everyone = threads == np.count_nonzero(self.alive)
+        # Whole warps need not look whether the rest of them is there too; a wgmma is of four.
+        whole = everyone or _are_whole(indices)
         start = pc
         while True:
             if pc >= len(self.code):
@@ -144,7 +146,8 @@ class Scheduler:
                 self._count(start, pc - 1, warps, threads)
                 return
             kind = self.kinds[pc]
-            if pc != start and (pc == limit or (kind >= WARP and not everyone)):
+            alone = kind >= WARP and not everyone and (kind > WARP or not whole or self.grouped[pc])
+            if pc != start and (pc == limit or alone):
                 self.at[lanes] = pc
                 self._count(start, pc - 1, warps, threads)
                 return
@@ -251,6 +254,14 @@ def _kind(i: Instruction) -> int:
 def _as_slice(indices: Array) -> Lanes:
     first, last = int(indices[0]), int(indices[-1])
     return slice(first, last + 1) if last - first + 1 == indices.size else indices
+
+
+def _are_whole(indices: Array) -> bool:
+    """Whether sorted lanes are all of each warp that they are of."""
+    if indices.size % LANES:
+        return False
+    first, last = indices[::LANES], indices[LANES - 1 :: LANES]
+    return bool((first % LANES == 0).all() and (last - first == LANES - 1).all())
 
 
 def _warps(indices: Array) -> int:

@@ -17,8 +17,8 @@ from gradlab.profiling.ptx.program import Instruction, Program
 
 RACE, IN_FLIGHT, OPERAND = "race in shared memory", "copy in flight", "shared operand in flight"
 UNWRITTEN, UNFENCED = "uninitialised shared memory", "missing proxy fence"
-# How an element was written last: by a bulk copy; as a barrier.
-PLAIN, BULK, HELD = 0, 1, 2
+# How an element was written last: by a bulk copy; as a barrier; as the end of one.
+PLAIN, BULK, HELD, ENDED = 0, 1, 2, 4
 _WIDEST = 16
 
 
@@ -191,7 +191,7 @@ class Shadow:
     def _unfenced(self, i: Instruction, lanes: Array, elements: Array, rows: Array, bad: Array, verb: str) -> None:
         """What plain stores and cp.async wrote must have passed a fence between proxies; barriers need none."""
         known = self.clocks.known[rows, 1, self.agent[elements]] >= self.due[elements]
-        plain = ((self.how[elements] & (BULK | HELD)) == 0) & (self.writer[elements] >= 0)
+        plain = ((self.how[elements] & (BULK | HELD | ENDED)) == 0) & (self.writer[elements] >= 0)
         unfenced = plain & ~known & ~bad
         if unfenced.any():
             what = "a tensor core" if i.root == "wgmma" else "a bulk copy"

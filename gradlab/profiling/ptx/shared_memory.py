@@ -7,7 +7,7 @@ import numpy as np
 from gradlab.profiling.ptx.blocks import Blocks, Lanes
 from gradlab.profiling.ptx.numbers import Array
 from gradlab.profiling.ptx.program import Instruction
-from gradlab.profiling.ptx.shadow import HELD, PLAIN, Shadow
+from gradlab.profiling.ptx.shadow import ENDED, HELD, Shadow
 
 
 class Watch(Protocol):
@@ -128,7 +128,7 @@ class SharedMemory:
             elements = self.shadow.elements_of(self.places(offsets, lanes), 8)
             self.shadow.write(instruction, lanes, elements, None, HELD)
             if not made:
-                self.shadow.how[elements] = PLAIN
+                self.shadow.how[elements] = ENDED
 
     def touched(self, instruction: Instruction, offsets: Array, lanes: Array) -> Array:
         """Lanes use barriers of 8 bytes at these offsets; of which of them another's bytes are there now."""
