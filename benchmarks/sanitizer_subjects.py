@@ -48,7 +48,7 @@ def subject(
     line_of: Any = None,
     **constants: Any,
 ) -> None:
-    """Keep one launch; arguments that are functions are called for it. The fault stands in the kernel, or in `line_of`."""
+    """Keep one launch; arguments that are functions are called for it. The fault is in the kernel, or in `line_of`."""
 
     def call() -> None:
         kernel[grid](*[a() if callable(a) else a for a in args], **constants)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gradlab.autodiff.checker.target import load
-from gradlab.cli import app
+from gradlab.cli import app, main
 
 pytest.importorskip("torch")
 
@@ -113,16 +113,31 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("words", "message"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_line_and_exit_2(words, message, file, tmp_path):
+def elsewhere(tmp_path, *words):
+    """Words of BAD as words of a command in another folder."""
     broken = tmp_path / "broken.py"
     broken.write_text("1 / 0\n")
-    given = [w.format(file=file, broken=broken) for w in words.split(" ")]
+    return ["check", *(w.format(file=tmp_path / "own_rules.py", broken=broken) for w in words)]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_exit_2(words, message, file, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gradlab", *elsewhere(tmp_path, *words.split(" "))])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capfd.readouterr()
+    assert ended.value.code == 2, printed
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_bad_input_of_a_process_is_one_line_and_exit_2(file, tmp_path):
+    words, message = BAD["not there"]
     # The package is where this suite found it, also from another folder.
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    result = subprocess.run(
-        [sys.executable, "-m", "gradlab", "check", *given], cwd=tmp_path, capture_output=True, text=True, env=env
-    )
+    command = [sys.executable, "-m", "gradlab", *elsewhere(tmp_path, words)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
     assert result.returncode == 2, result.stdout + result.stderr
     assert message in result.stderr
     assert result.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""`gradlab emulate` on what strangers bring: each thing that cannot be executed ends in one line, and nothing crashes."""
+"""`gradlab emulate` on what strangers bring: what cannot be executed ends in one line, and nothing crashes."""
 
 import pytest
 

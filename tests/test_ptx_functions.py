@@ -1,4 +1,4 @@
-"""What a module has beside a kernel's instructions: functions, constants, local memory; carries; locks between blocks."""
+"""What a module has beside a kernel's instructions: functions, constants, local memory; carries; locks of blocks."""
 
 import numpy as np
 import pytest

@@ -138,6 +138,15 @@ def table(table_ptr, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def copying(table_ptr, n, BLOCK: tl.constexpr):
+    pair = table_ptr + 2 * tl.program_id(0)
+    x_ptr = tl.load(pair).to(tl.pointer_type(tl.float32))
+    y_ptr = tl.load(pair + 1).to(tl.pointer_type(tl.float32))
+    i = tl.arange(0, BLOCK)
+    tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < n, other=0.0), mask=i < n)
+
+
+@triton.jit
 def walking(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -293,6 +302,23 @@ def test_tensors_of_a_table_that_are_one():
     addresses = lambda *tensors: torch.tensor([t.data_ptr() for t in tensors])
     only(examined(table, (3,), addresses(a, b, a), 100, BLOCK=128), STORED, table, None, other=(0, 0, 0), count=100)
     assert not examined(table, (2,), addresses(a, b), 100, BLOCK=128)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "races"),
+    [
+        ("ab cd", set()),
+        ("ab ca", {(LOADED, "store", (0, 0, 0))}),
+        ("ab bc", {(STORED, "load", (0, 0, 0))}),
+        # What b is held against as a store's address changes when it is loaded.
+        ("ab bc db", {(STORED, "load", (0, 0, 0)), (STORED, "store", (0, 0, 0)), (LOADED, "store", (1, 0, 0))}),
+    ],
+)
+def test_tensors_of_a_table_that_some_programs_load_and_others_store(pairs, races):
+    tensors = {name: torch.zeros(100) for name in "abcd"}
+    addresses = torch.tensor([tensors[name].data_ptr() for name in pairs.replace(" ", "")])
+    found = examined(copying, (len(pairs.split()),), addresses, 100, BLOCK=128)
+    assert {(f.kind, f.access, f.other) for f in found} == races
 
 
 def test_launches_do_not_race_with_each_other():

@@ -37,7 +37,7 @@ def load(b: Emitter, p: Lane, mask: Lane | None, other: Lane | None) -> Lane:
         return _load_scalar(b, p, mask, other)
     rest = registers(b, other) if other is not None else "zeroinitializer"
     held = registers(b, mask) if mask is not None else None
-    if _neighbours(p):
+    if neighbours(p):
         return Vector(_load_vector(b, _base(p), held, rest, element), element)
     if isinstance(p, Pointer) and isinstance(p.offset, Vector):
         return Vector(
@@ -73,7 +73,7 @@ def store(b: Emitter, p: Lane, value: Lane, mask: Lane | None, test_full: bool =
         return
     held = registers(b, mask) if mask is not None else None
     stored = registers(b, value)
-    if _neighbours(p):
+    if neighbours(p):
         _store_vector(b, _base(p), stored, held, element, test_full)
         return
     if isinstance(p, Pointer) and isinstance(p.offset, Vector):
@@ -118,7 +118,8 @@ def _as_byte(b: Emitter, value: Lane) -> Lane:
         return lanes.made(b, b.convert("zext", "i1", "i8", registers(b, value)), "i8")
 
 
-def _neighbours(p: Lane) -> bool:
+def neighbours(p: Lane) -> bool:
+    """Whether lanes point to neighbouring elements, the first at the pointer's base."""
     return isinstance(p, Pointer) and isinstance(p.offset, Ramp) and p.offset.step == 1 and p.offset.base.known == 0
 
 

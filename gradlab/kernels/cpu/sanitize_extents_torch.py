@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -46,14 +46,20 @@ class Extents:
         self._known: dict[int, torch.Tensor] = {}
         self._know(holds)
         self._looked = False
-        self._answers: dict[int, Extent] = {}
+        self._answers: dict[tuple[int, bool], Extent] = {}
+        # Addresses of storages whose readers this launch keeps, and of those without: the answers that were given.
+        self._reading: set[int] = set()
+        self._without: dict[int, list[tuple[int, torch.Tensor]]] = {}
         self._kept: list[torch.Tensor] = []
         # The tensor of each extent that an address was found in, by where the extent begins.
         self.found: dict[int, torch.Tensor] = {}
-        for tensor in tensors:
-            # All shadows have entries of the smallest elements before the first address of an entry is taken.
-            if tensor is not None and span(tensor):
-                self._shadow(tensor)
+        # By the address of a storage and the size of an element; once a launch, which changes nothing of it.
+        self._shadow_of: dict[tuple[int, int], Shadow | None] = {}
+        if shadows is not None:
+            for tensor in tensors:
+                # All shadows have entries of the smallest elements before the first address of an entry is taken.
+                if tensor is not None and tensor.numel():
+                    self._shadow(tensor, tensor.untyped_storage().data_ptr())
 
     def of(self, tensor: torch.Tensor | None, value: Any) -> Extent:
         """What an argument points to."""
@@ -61,18 +67,31 @@ class Extents:
             return ANYTHING if value else NOTHING
         return self._extent(tensor)
 
-    def find(self, address: int) -> Extent:
-        """What an address out of memory belongs to: the largest tensor that begins there, or else lies around it."""
-        known = self._answers.get(address)
+    def find(self, address: int, noted: bool, changed: Callable[[int, Extent], None]) -> Extent:
+        """What an address out of memory belongs to: the largest tensor that begins there, or else lies around it.
+
+        Args:
+            noted: whether it may be noted who loads there.
+            changed: called with an address of before, and with its extent, which has readers now.
+        """
+        known = self._answers.get((address, noted))
         if known is not None:
             return known
         tensor = self._find(address) if address else None
         if tensor is None:
             extent = NOTHING
         else:
-            extent = self._extent(tensor)
+            extent = self._extent(tensor, noted)
             self.found[extent.low] = tensor
-        self._answers[address] = extent
+            base = tensor.untyped_storage().data_ptr()
+            if base not in self._reading:
+                if not noted:
+                    self._without.setdefault(base, []).append((address, tensor))
+            else:
+                for before, other in self._without.pop(base, ()):
+                    self._answers[before, False] = self._extent(other, False)
+                    changed(before, self._answers[before, False])
+        self._answers[address, noted] = extent
         return extent
 
     def _find(self, address: int) -> torch.Tensor | None:
@@ -104,49 +123,61 @@ class Extents:
             if other is None or span(other) < span(tensor):
                 self._known[tensor.data_ptr()] = tensor
 
-    def _extent(self, tensor: torch.Tensor) -> Extent:
+    def _extent(self, tensor: torch.Tensor, noted: bool = True) -> Extent:
         size = span(tensor)
         shift = tensor.itemsize.bit_length() - 1
         inside = 0
-        if (tensor.numel() != size or _overlaps(tensor)) and size <= _NOTED:
+        if not tensor.is_contiguous() and (tensor.numel() != size or _overlaps(tensor)) and size <= _NOTED:
             own = torch.zeros(size, dtype=torch.uint8)
             own.as_strided(tensor.shape, tensor.stride()).fill_(1)
             if not bool(own.all()):
                 self._kept.append(own)
                 inside = own.data_ptr()
-        writers, readers = self._addresses(tensor) if size else (0, 0)
+        writers, readers = self._addresses(tensor, noted) if size else (0, 0)
         return Extent(tensor.data_ptr(), size * tensor.itemsize, shift, inside, writers, readers)
 
-    def _addresses(self, tensor: torch.Tensor) -> tuple[int, int]:
-        """Addresses of the entries of a tensor's first element; 0 where none is kept."""
-        shadow = self._shadow(tensor)
+    def _addresses(self, tensor: torch.Tensor, noted: bool) -> tuple[int, int]:
+        """Addresses of the entries of a tensor's first element; 0 where none is kept.
+
+        Where no load through an address is noted, readers are kept if one is through another to the same storage.
+        """
+        if self._shadows is None:
+            return 0, 0
+        base = tensor.untyped_storage().data_ptr()
+        shadow = self._shadow(tensor, base)
         if shadow is None:
             return 0, 0
         self._kept.append(shadow.writers)
         at = tensor.data_ptr()
-        base = tensor.untyped_storage().data_ptr()
         read = self._noted is None or base in self._noted
-        if not (self._roles(tensor)[0] and read and self._race):
+        if not (self._roles(base)[0] and read and self._race and (noted or base in self._reading)):
             return shadow.address(shadow.writers, at), 0
+        self._reading.add(base)
         readers = shadow.with_readers()
         self._kept.append(readers)
         return shadow.address(shadow.writers, at), shadow.address(readers, at)
 
-    def _shadow(self, tensor: torch.Tensor) -> Shadow | None:
-        """The shadow of a tensor's storage; None where nothing can go wrong in this launch."""
+    def _shadow(self, tensor: torch.Tensor, base: int) -> Shadow | None:
+        """The shadow of a tensor's storage, which begins at `base`; None where nothing can go wrong in this launch."""
+        key = base, tensor.itemsize
+        if key not in self._shadow_of:
+            self._shadow_of[key] = self._looked_up(tensor, base)
+        return self._shadow_of[key]
+
+    def _looked_up(self, tensor: torch.Tensor, base: int) -> Shadow | None:
         if self._shadows is None:
             return None
-        written, read = self._roles(tensor)
-        if read:
-            self._shadows.catch_up(tensor)
+        written, read = self._roles(base)
         known = self._shadows.find(tensor)
+        if read and known is not None and known.fresh:
+            self._shadows.catch_up(tensor)
         if not written and (known is None or not known.fresh):
             return None
-        return self._shadows.of(tensor)
+        fine = known is not None and known.shift <= tensor.itemsize.bit_length() - 1
+        return known if fine else self._shadows.of(tensor)
 
-    def _roles(self, tensor: torch.Tensor) -> tuple[bool, bool]:
-        """Whether the kernel may write a tensor's storage, and whether it may read it."""
-        base = tensor.untyped_storage().data_ptr()
+    def _roles(self, base: int) -> tuple[bool, bool]:
+        """Whether the kernel may write the storage at an address, and whether it may read it."""
         return (
             self._written is None or base in self._written,
             self._read is None or base in self._read,
@@ -166,8 +197,9 @@ def _storages(
 
 def span(tensor: torch.Tensor) -> int:
     """Elements of memory from a tensor's first to its last."""
-    if not tensor.numel():
-        return 0
+    count = tensor.numel()
+    if not count or tensor.is_contiguous():
+        return count
     return 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
 
 

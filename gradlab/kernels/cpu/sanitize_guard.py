@@ -7,7 +7,7 @@ from gradlab.kernels.cpu import sanitize_layout as layout
 
 _RECORD = f"""\
 define internal void @sanitize.record(ptr %state, i64 %site, i64 %kind, i64 %program, i64 %at, i64 %other, ptr %extent)
-    noinline {{
+    noinline cold {{
 entry:
   %place = getelementptr i64, ptr %state, i64 {layout.RECORDS}
   %records = load ptr, ptr %place
@@ -36,10 +36,12 @@ done:
   ret void
 }}"""
 
-# The extent that an address belongs to, as the host knows it.
+# The extent that an address belongs to, as the host knows it; %noted is 1 where loads of it are noted.
 _FIND = f"""\
-define internal ptr @sanitize.find(ptr %state, i64 %at) noinline {{
+define internal ptr @sanitize.find(ptr %state, i64 %address, i64 %noted) noinline {{
 entry:
+  %bit = shl i64 %noted, 63
+  %at = or i64 %address, %bit
   %answers.at = getelementptr i64, ptr %state, i64 {layout.ANSWERS}
   %answers = load ptr, ptr %answers.at
   %mixed = mul i64 %at, -7046029254386353131
@@ -79,12 +81,12 @@ def _noted(kind: int, other: str) -> str:
 
 _LANE = f"""\
 define internal i1 @sanitize.lane(ptr %state, ptr %given, i64 %at, i64 %size, i64 %access, i64 %site, i64 %program,
-    i64 %tick, i64 %value) noinline {{
+    i64 %tick, i64 %value) noinline cold {{
 entry:
   %known = icmp ne ptr %given, null
   br i1 %known, label %held, label %look
 look:
-  %found = call ptr @sanitize.find(ptr %state, i64 %at)
+  %found = call ptr @sanitize.find(ptr %state, i64 %at, i64 1)
   br label %held
 held:
   %extent = phi ptr [ %given, %entry ], [ %found, %look ]

@@ -5,7 +5,7 @@ other is asked lane by lane; what may not be read or written is masked off, and 
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from gradlab.kernels.cpu import lanes, memory, sanitize_guard, sanitize_shadow, sanitize_vector, types
@@ -50,7 +50,9 @@ class Sanitized(Kernel, Operations):
         own = set().union(*map(own_loads, functions))
         loads = [op for function in functions for op in function.walk() if op.name == "tt.load"]
         # Whether any load is noted, so that stores look for it.
-        self._readers = any(self._atomics or id(op) not in own for op in loads)
+        noted = [op for op in loads if self._atomics or id(op) not in own]
+        self._readers = bool(noted)
+        self._loaded_from = [op.operands[0] for op in noted]
         super().__init__(module, *args)
         self._arguments = {name: i for i, (name, _) in enumerate(self.kernel.arguments)}
         self.b.helpers.update(sanitize_guard.helpers())
@@ -118,6 +120,15 @@ class Sanitized(Kernel, Operations):
         """A load of what lies within bounds; the other lanes are masked off."""
         p, mask, other = (*operands, None, None)[:3]
         assert p is not None
+        given = p
+
+        def access(mask: Lane | None) -> str:
+            return registers(self.b, memory.load(self.b, given, mask, other))
+
+        if self._straight(p, mask):
+            key = f"guarded load {self._site(op, layout.LOAD)} {p} {mask} {other}"
+            found = self.b.once(key, lambda: self._many(op, layout.LOAD, given, mask, None, access))
+            return Vector(found, types.pointee(p.element))
         return memory.load(self.b, p, self._guarded(op, layout.LOAD, p, mask), other)
 
     def store(
@@ -126,8 +137,15 @@ class Sanitized(Kernel, Operations):
         """A store within bounds."""
         self._place = index
         self._values(op.operands[1], index, mask)
-        mask = self._guarded(op, layout.STORE, p, mask, value)
-        memory.store(self.b, p, value, mask, test_full)
+
+        def access(mask: Lane | None) -> str:
+            memory.store(self.b, p, value, mask, test_full)
+            return ""
+
+        if self._straight(p, mask):
+            self._many(op, layout.STORE, p, mask, value, access)
+        else:
+            access(self._guarded(op, layout.STORE, p, mask, value))
 
     def stores(self, group: Iterable[Operation]) -> None:
         """Stores come whose elements are stored at one moment."""
@@ -160,39 +178,39 @@ class Sanitized(Kernel, Operations):
             if mask.known == 0:
                 return mask
             mask = None
-        size = types.size(types.pointee(p.element))
-        site = self._site(op, access)
-        with b.lanes(0):
-            extent = self._extent(op.operands[0])
         one = lanes.is_scalar(p) and (value is None or lanes.is_scalar(value))
         if not b.width or one:
             with b.lanes(0 if mask is None or lanes.is_scalar(mask) or not b.width else b.width):
                 live = memory.any_lane(b, registers(b, mask)) if mask is not None else None
             with b.lanes(0):
-                fine = self._one(op, access, site, size, extent, p, live, value)
+                fine = self._one(op, access, p, live, value)
             if mask is None or lanes.is_scalar(mask) or not b.width:
                 return Uniform(fine, "i1")
             return Vector(b.op("and", "i1", registers(b, mask), b.splat("i1", fine)), "i1")
         held = registers(b, mask) if mask is not None else "splat (i1 true)"
         if access == layout.LOAD:
             # A value is not known twice by one name, so that this name stands for the whole access.
-            key = f"guard {site} {p} {held}"
-            return Vector(b.once(key, lambda: self._many(op, access, site, size, extent, p, held, None)), "i1")
-        return Vector(self._many(op, access, site, size, extent, p, held, value), "i1")
+            key = f"guard {self._site(op, access)} {p} {held}"
+            return Vector(b.once(key, lambda: self._many(op, access, p, mask, None)), "i1")
+        return Vector(self._many(op, access, p, mask, value), "i1")
+
+    def _straight(self, p: Lane, mask: Lane | None) -> bool:
+        """Whether an access is a vector of neighbours, some of which may be active."""
+        if not self.b.width or not memory.neighbours(p) or types.pointee(p.element) == "i1":
+            return False
+        return not isinstance(mask, Uniform) or mask.known != 0
 
     def _one(
         self,
         op: Operation,
         access: int,
-        site: int,
-        size: int,
-        extent: _Extent,
         p: Lane,
         live: str | None,
         value: Lane | None,
     ) -> str:
         """Whether a single access may go on."""
         b = self.b
+        site, size, extent = self._held_against(op, access, p)
         assert isinstance(p, Pointer | Uniform | Vector)
         base = p.base if isinstance(p, Pointer) else p.ssa
         at = b.emit(f"ptrtoint ptr {base} to i64")
@@ -208,15 +226,17 @@ class Sanitized(Kernel, Operations):
         self,
         op: Operation,
         access: int,
-        site: int,
-        size: int,
-        extent: _Extent,
         p: Lane,
-        held: str,
+        mask: Lane | None,
         value: Lane | None,
+        go: Callable[[Lane | None], str] | None = None,
     ) -> str:
-        """Which lanes of an access may go on."""
+        """Which lanes of an access may go on; with `go`, what it gives for the mask that is left."""
         b = self.b
+        site, size, extent = self._held_against(op, access, p)
+        if isinstance(mask, Uniform) and mask.known is not None:
+            mask = None
+        held = registers(b, mask) if mask is not None else "splat (i1 true)"
         word, truth, pointers = b.type("i64"), b.type("i1"), f"<{b.width} x ptr>"
         first, at = None, None
         straight = isinstance(p, Pointer) and isinstance(p.offset, Ramp) and p.offset.step == 1
@@ -256,11 +276,36 @@ class Sanitized(Kernel, Operations):
             return kept
 
         if extent.low is None or access == layout.ATOMIC:
-            return self._asked(fine, held, truth, asked)
+            left = self._asked(fine, held, truth, asked)
+            return left if go is None else go(Vector(left, "i1"))
         tick = self._ticks.get(id(op), "0")
         readers = id(op) not in self._own and (access == layout.LOAD or self._readers)
         shadowed = Access(access, extent.address, size, held, tick, first, at, self._atomics, readers)
-        return self._asked(fine, held, truth, lambda: sanitize_shadow.examined(b, shadowed, asked))
+        if go is None:
+            return self._asked(fine, held, truth, lambda: sanitize_shadow.examined(b, shadowed, asked))
+        # One access for lanes that may all go on, without a mask where it has none, and another for the others.
+        fast, slow, after = b.label(), b.label(), b.label()
+        b.branch(fine, fast, slow)
+        b.start(slow)
+        with b.branch_scope():
+            other = go(Vector(sanitize_shadow.examined(b, shadowed, asked, fast), "i1"))
+        from_slow = b.block
+        b.jump(after)
+        b.start(fast)
+        with b.branch_scope():
+            found = go(mask)
+        from_fast = b.block
+        b.jump(after)
+        b.start(after)
+        if not found:
+            return ""
+        kind = b.type(types.pointee(p.element))
+        return b.emit(f"phi {kind} [ {found}, %{from_fast} ], [ {other}, %{from_slow} ]")
+
+    def _held_against(self, op: Operation, access: int, p: Lane) -> tuple[int, int, _Extent]:
+        """An access' site, the bytes of its element, and the extent of its address."""
+        with self.b.lanes(0):
+            return self._site(op, access), types.size(types.pointee(p.element)), self._extent(op.operands[0])
 
     def _asked(self, fine: str, held: str, kind: str, ask: Any) -> str:
         """The mask as it is where an access is fine, else what `ask()` leaves of it."""
@@ -312,12 +357,18 @@ class Sanitized(Kernel, Operations):
         # An address out of memory: the host knows what tensor begins there.
         b = self.b
         word = b.emit(f"ptrtoint ptr {value.base} to i64")
-        found = b.compute(f"call ptr @sanitize.find(ptr %state, i64 {word})")
+        found = b.compute(f"call ptr @sanitize.find(ptr %state, i64 {word}, i64 {int(self._noted(origin))})")
         low, size = (
             b.compute(f"load i64, ptr {b.emit(f'getelementptr i64, ptr {found}, i64 {n}')}")
             for n in (layout.FAST_LOW, layout.FAST_BYTES)
         )
         return _Extent(found, low, size)
+
+    def _noted(self, origin: str) -> bool:
+        """Whether it may be noted who loads what an address out of memory leads to."""
+        if self._atomics or len(self.module.functions) > 1:
+            return True
+        return any(origin in self._origins.of(name) for name in self._loaded_from)
 
     def _site(self, op: Operation, access: int, text: str = "") -> int:
         """The number of the place of an access, or of another operation with words for it."""

@@ -13,6 +13,7 @@ from gradlab.kernels.cpu.binary import Binary
 from gradlab.kernels.cpu.launching import Grid, Kernel, _Memory
 
 _Find = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
+_Words = ctypes.c_int64 * layout.EXTENT
 # A tick is kept in 32 bits.
 LAST_TICK = 2**30
 
@@ -46,6 +47,10 @@ class Extent(NamedTuple):
 # What an argument that is no tensor points to: unknown.
 ANYTHING = Extent(0, layout.PLENTY)
 NOTHING = Extent(0, 0)
+
+
+# See `Examined.examine`.
+Find = Callable[[int, bool, Callable[[int, Extent], None]], Extent]
 
 
 class Noted(NamedTuple):
@@ -99,30 +104,34 @@ class Examined(Kernel):
         return memory
 
     def examine(
-        self, grid: Grid, values: Sequence[Any], extents: Sequence[Extent], find: Callable[[int], Extent], clock: Clock
+        self, grid: Grid, values: Sequence[Any], extents: Sequence[Extent], find: "Find", clock: Clock
     ) -> list[Noted]:
         """Run the kernel, and give what it noted.
 
         Args:
             extents: what each argument points to; of one that is no pointer it is not read.
-            find: what an address out of memory belongs to.
+            find: what an address out of memory belongs to; called with the address, whether loads there are noted, and
+                a function for what it has said before, of such an address whose loads are not, and says otherwise now.
         """
         count, sites = len(self.binary.arguments), len(self.binary.sites)
         state = (ctypes.c_int64 * (layout.ARGUMENTS + layout.EXTENT * count))()
         records = (ctypes.c_int64 * (sites * len(layout.KINDS) * layout.RECORD))()
         starts = (ctypes.c_int32 * max(grid[0] * grid[1] * grid[2], 1))()
-        kept: list[Any] = []
+        kept: dict[int, Any] = {}
         errors: list[Exception] = []
 
-        def found(address: int) -> int:
+        def changed(address: int, extent: Extent) -> None:
+            kept[address][:] = extent.words()
+
+        def found(tagged: int) -> int:
             try:
-                extent = find(address)
+                extent = find(tagged % 2**63, tagged < 0, changed)
             except Exception as error:
                 # No exception passes through compiled code.
                 errors.append(error)
                 extent = ANYTHING
-            words = (ctypes.c_int64 * layout.EXTENT)(*extent.words())
-            kept.append(words)
+            words = _Words(*extent.words())
+            kept[tagged] = words
             return ctypes.addressof(words)
 
         callback = _Find(found)

@@ -38,10 +38,15 @@ class Access:
     readers: bool
 
 
-def examined(b: Emitter, access: Access, ask: Callable[[], str]) -> str:
-    """The lanes that may go on: the mask as it is where nothing is wrong, else what `ask()` leaves of it."""
+def examined(b: Emitter, access: Access, ask: Callable[[], str], go_on: str | None = None) -> str:
+    """The lanes that may go on: the mask as it is where nothing is wrong, else what `ask()` leaves of it.
+
+    Args:
+        go_on: the label of what follows where nothing is wrong; what follows here is then the other case alone.
+    """
     truth = b.type("i1")
-    shadow, slow, after = b.label(), b.label(), b.label()
+    shadow, slow = b.label(), b.label()
+    after = go_on or b.label()
     extent = _Words(b, access)
     b.branch(extent.within(), shadow, slow)
     b.start(shadow)
@@ -66,6 +71,8 @@ def examined(b: Emitter, access: Access, ask: Callable[[], str]) -> str:
     b.start(slow)
     with b.branch_scope():
         left = ask()
+    if go_on is not None:
+        return left
     end = b.block
     b.jump(after)
     b.start(after)

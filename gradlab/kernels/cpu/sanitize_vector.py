@@ -9,7 +9,7 @@ def lanes(width: int, attributes: str) -> tuple[str, str]:
     word, byte, truth = (f"<{width} x {kind}>" for kind in ("i64", "i8", "i1"))
     text = f"""\
 define internal {truth} @{name}(ptr %state, ptr %extent, {word} %at, {truth} %mask, {_GIVEN}, {word} %values)
-    noinline {attributes} {{
+    noinline cold {attributes} {{
 entry:
   %ats = alloca {word}, align 64
   %words = alloca {word}, align 64

@@ -82,8 +82,8 @@ class Memory:
         ]
         return self._extents
 
-    def find(self, address: int) -> Extent:
-        """What an address that is no argument belongs to."""
+    def find(self, address: int, noted: bool, changed: object) -> Extent:
+        """What an address that is no argument belongs to; whether loads there are noted changes nothing."""
         return next((e for e in self._extents if e.low <= address < e.low + e.bytes), NOTHING)
 
     def unwritten(self) -> Iterator[tuple[int, tuple[int, ...], int]]:
