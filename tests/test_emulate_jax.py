@@ -59,3 +59,20 @@ def test_an_error_within_a_program_of_xla_is_one_line(monkeypatch):
     result = executed("relu", "odd", "float32")
     assert result.error.startswith("emulate: instruction is frobnicate.u32 ")
     assert "\n" not in result.error
+
+
+def test_half_precision_is_held_against_float64_where_terms_cancel():
+    """Of terms that cancel, what is left is how each of them was rounded."""
+    at = specs()["binary_cross_entropy_with_logits"]
+    at = at.at(next(c for c in at.cases if c.name == "sum, weights"))
+    result = op_case(at, "jax", "float16", How(TARGETS["sm_90"]), second=True)
+    assert result.ok, [c for c in result.comparisons if not c.ok]
+    # One that is twice as far off is not.
+    import numpy as np
+
+    from gradlab.profiling.emulate.compare import _no_worse
+    from gradlab.profiling.emulate.result import Comparison
+
+    c = Comparison("y", 0.5, 0.0, False)
+    assert _no_worse(c, np.array([1.2]), np.array([0.9]), np.array([1.0])).ok
+    assert not _no_worse(c, np.array([1.21]), np.array([0.9]), np.array([1.0])).ok
