@@ -314,7 +314,7 @@ kernel.py:5: out of bounds: byte 4096 of x_ptr, which has 4096
     k: x = tl.load(x_ptr)
     in /triton/standard.py:7
     ld.global.b32 %r1, [%r2], one of 2 instructions of the line
-    program (1, 0, 0) of (4, 1, 1), warp 1, and 6 more
+    program (1, 0, 0) of (4, 1, 1), warp 1
 """
         in text
     )

@@ -1,5 +1,6 @@
 """Anybody's Triton kernels, compiled for a GPU and executed on this CPU: values, gradients, faults, refusals."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ triton = pytest.importorskip("triton")
 import triton.language as tl
 
 from gradlab.profiling.emulate.compare import How, function
-from gradlab.profiling.emulate.launches_torch import launching
+from gradlab.profiling.machine_code.own_torch import launching
 from gradlab.profiling.machine_code.targets import TARGETS
 
 
@@ -192,4 +193,25 @@ def test_a_kernel_needs_a_grid_beside_it():
     with pytest.raises(
         ValueError, match="emulate: target is the kernel add_kernel, wanted a function that launches it"
     ):
-        launching(add_kernel, "add_kernel")
+        launching(add_kernel, "add_kernel", "emulate")
+
+
+def test_a_function_that_works_in_place_and_gives_nothing():
+    def double(x):
+        add_kernel[(1,)](x, x, x, x.numel(), BLOCK=64)
+
+    result = run(double, torch.randn(64, requires_grad=True))
+    assert result.ok, result
+    assert [c.what for c in result.comparisons] == ["argument 0"]
+    assert len(result.launches) == 1
+
+
+def test_a_wide_access_past_the_end_says_its_bytes():
+    def copy(x):
+        z = torch.empty(64)[:62]
+        careless_kernel[(1,)](x, z, 64, BLOCK=64)
+        return z
+
+    result = run(copy, torch.randn(64))
+    (fault,) = result.launches[0].executed.faults
+    assert re.search(r"store of (bytes \d+ to \d+|byte 248) of z_ptr, which has 248 bytes", fault.text), fault.text

@@ -331,7 +331,11 @@ def test_atomics_add_every_lane():
         ("st.global.u32 [%rd0+-4], 7;", "out of bounds", "store of"),
         ("ld.global.u32 %r1, [%rd0+2];", "misaligned address", "no multiple of 4"),
         ("ld.shared.u32 %r1, [smem+64];", "out of bounds", "byte 64 of shared memory, of which a block has 64"),
-        ("mov.u64 %rd9, 64; ld.global.u32 %r1, [%rd9];", "out of bounds", "which has 16"),
+        (
+            "mov.u64 %rd9, 64; ld.global.u32 %r1, [%rd9];",
+            "out of bounds",
+            "in no tensor; the nearest is p0, of 16 bytes",
+        ),
     ],
 )
 def test_accesses_that_a_gpu_would_not_allow(body, kind, words):

@@ -68,6 +68,9 @@ def emulate(args: EmulateArgs, console: Console) -> int:
     if args.target is not None and args.target.endswith(".py"):
         raise ValueError(f"emulate: target is {args.target!r}, wanted {args.target}::function, or an op's name")
     hows = [_how(args, where) for where in _targets(args, on)]
+    if on is not None and all(on.arch != how.where.name for how in hows):
+        archs = ", ".join(how.where.name for how in hows)
+        raise ValueError(f"emulate: gpu is {on.name} of {on.arch}, wanted a GPU of {archs}")
     full = args.case is not None or _own_target(args)
     done: list[CaseResult] = []
     complete = False
@@ -163,7 +166,6 @@ def _own(args: EmulateArgs, dtypes: Sequence[str], hows: Sequence[How]) -> Itera
     own: Any = importlib.import_module("gradlab.profiling.machine_code.own_torch")
     given = target.args if args.shapes is None else own.drawn(target.args, dtypes[0] if dtypes else "float32")
     name = (args.target or "").partition("::")[2]
-    launching: Any = importlib.import_module("gradlab.profiling.emulate.launches_torch")
-    fn = launching.launching(target.fn, name)
+    fn = own.launching(target.fn, name, "emulate")
     for how in hows:
         yield function(fn, given, "torch", name, own.dtype_of(given), how)

@@ -95,20 +95,26 @@ def function(fn: Callable[..., Any], args: Sequence[Any], name: str, called: str
     framework = side(name)
 
     cotangents: list[Any] = []
+    differentiable: list[bool] = [False]
+    moving = [i for i, a in enumerate(args) if getattr(a, "requires_grad", False)]
+
+    def of_arrays(*given: Any) -> tuple[Any, ...]:
+        return tuple(y for y in as_tuple(fn(*given)) if framework.is_array(y))
 
     def forward() -> tuple[Any, ...]:
         mine = [_copy(a) for a in args]
         results = as_tuple(fn(*mine))
         arrays = [y for y in results if framework.is_array(y)]
+        differentiable[:] = [bool(moving) and any(getattr(y, "requires_grad", False) for y in arrays)]
         rng = np.random.default_rng(0)
         cotangents[:] = [framework.put(rng.standard_normal(y.shape), framework.dtype(y), y) for y in arrays]
         return (*arrays, *[a for a in mine if framework.is_array(a)])
 
-    moving = [i for i, a in enumerate(args) if getattr(a, "requires_grad", False)]
-
     def backward() -> tuple[Any, ...]:
+        if not differentiable[0]:
+            return ()
         # Copies: a backward may be written to change its cotangents.
-        return framework.pullback(fn, moving)([_copy(a) for a in args], [_copy(a) for a in cotangents])
+        return framework.pullback(of_arrays, moving)([_copy(a) for a in args], [_copy(a) for a in cotangents])
 
     names = [f"argument {i}" for i, a in enumerate(args) if framework.is_array(a)]
     todo: list[tuple[str, Callable[[], Any], list[str]]] = [("forward", forward, names)]
@@ -173,14 +179,14 @@ def _compared(
                 got = [framework.take(y) for y in as_tuple(run())]
             # The CPU runs last, and only what it can run: it watches no access, and would wait for ever.
             if kinds := sorted({f.kind for launch in launches for f in launch.executed.faults} & _UNSAFE):
-                unheld = f"what has a fault of this kind is not run on the CPU: {', '.join(kinds)}"
+                unheld = f"the CPU does not run what has such a fault: {', '.join(kinds)}"
                 break
             try:
                 want = [framework.take(y) for y in as_tuple(run())]
             except Unsupported as reason:
                 unheld = in_a_line(reason)
                 continue
-            words = [*[f"result {i}" for i in range(len(want) - len(names))], *names]
+            words = [*[f"result {i}" for i in range(len(want) - len(names))], *names[: len(want)]]
             rounded = coarse and any(".tf32" in launch.ptx for launch in launches)
             held = list(_held(words, got, want, allowed + _TIMES * _ROUNDING["tf32"] * rounded))
             if exact is not None and not all(c.ok for c in held):

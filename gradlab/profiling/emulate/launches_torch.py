@@ -80,19 +80,3 @@ def _alive() -> Iterator[Extent]:
 
 def _plain(tensor: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.numel() > 0
-
-
-def launching(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """A function that launches kernels: `fn` itself, or, of a kernel, its launch on the grid `<name>_grid` of its file.
-
-    Raises:
-        ValueError: a kernel whose file has no grid for it.
-    """
-    if not isinstance(fn, JITFunction):
-        return fn
-    grid = fn.fn.__globals__.get(f"{name}_grid")
-    if grid is None:
-        raise ValueError(
-            f"emulate: target is the kernel {name}, wanted a function that launches it, or {name}_grid beside it"
-        )
-    return lambda *args: fn[grid](*args)

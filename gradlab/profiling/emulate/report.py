@@ -41,8 +41,9 @@ NOTES = (
     "instr: of warps, executed; lanes: threads that took part; sect: sectors of 32 bytes that a warp's access of "
     "global memory wants; used: bytes asked for, of those of the sectors; again: how often a sector is read; "
     "ways: passes of shared memory for one without a bank conflict; FLOP: of tensor cores; bound: of the model. A "
-    "launch that did just what one above did has no row"
+    "launch that did just what one above did has no row. right: as the compiler for CPUs computes it"
 )
+HINT = "perhaps programs race, or threads of one through global memory: gradlab sanitize looks for the former"
 MODEL = (
     "model, no time: the least cycles of the part that bounds the launch, and the others' in percent of them, if "
     "nothing ever waited; issue, FMA, ALU, spec are of machine code, estimated by source line; L2 and mem as if "
@@ -72,7 +73,9 @@ def show(case: CaseResult, console: Console, on: GPU | None = None, lines: bool 
     for comparison in case.comparisons:
         console.print(_comparison(comparison), soft_wrap=True)
     if case.unheld:
-        console.print(Text(f"results are held against nothing: {case.unheld}", "yellow"), soft_wrap=True)
+        console.print(Text(f"results are not compared: {case.unheld}", "yellow"), soft_wrap=True)
+    if not all(c.ok for c in case.comparisons) and not any(launch.executed.faults for launch in launches):
+        console.print(Text(HINT, "yellow"), soft_wrap=True)
     if case.error:
         console.print(Text(case.error, "bold red"), soft_wrap=True)
     for launch in launches:
@@ -101,7 +104,7 @@ def summary(results: Sequence[CaseResult], console: Console) -> None:
     compared = [c for case in results for c in case.comparisons]
     stopped = sum(bool(case.error) for case in results)
     words = f"{_number(len(results), 'case')}, {_number(len(launches), 'launch')}, {_number(faults, 'fault')}"
-    words += f"; {sum(c.ok for c in compared)} of {_number(len(compared), 'result')} right"
+    words += f"; {sum(c.ok for c in compared)} of {_number(len(compared), 'result')} right" if compared else ""
     console.print(words + (f"; {stopped} not executed to the end" if stopped else ""), highlight=False)
 
 

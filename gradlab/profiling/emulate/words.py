@@ -55,14 +55,13 @@ def _where(file: str, line: int) -> str:
 
 
 def _who(faults: Sequence[Fault], launch: LaunchResult) -> str:
-    fault, count = faults[0], sum(f.count for f in faults)
-    more = f", and {count - 1:,} more" if count > 1 else ""
+    fault = faults[0]
     if fault.program is None:
-        return f"in a launch of {_ids(launch.grid)} programs{more}"
+        return f"in a launch of {_ids(launch.grid)} programs"
     x, y, _ = launch.grid
     program = (fault.program % x, fault.program // x % y, fault.program // (x * y))
     warp = "" if fault.warp is None else f", warp {fault.warp}"
-    return f"program {_ids(program)} of {_ids(launch.grid)}{warp}{more}"
+    return f"program {_ids(program)} of {_ids(launch.grid)}{warp}"
 
 
 def _ids(numbers: tuple[int, ...]) -> str:

@@ -127,7 +127,8 @@ def _function(args: InspectArgs) -> InspectSubject:
     (dtype,) = split(args.dtypes) or ["float32"]
     if dtype not in FLOATS:
         raise ValueError(f"inspect: dtype is {dtype!r}, wanted one of {', '.join(FLOATS)}")
-    return function(target.fn, target.args if args.shapes is None else own.drawn(target.args, dtype))
+    fn = own.launching(target.fn, (args.op or "").partition("::")[2], "inspect")
+    return function(fn, target.args if args.shapes is None else own.drawn(target.args, dtype))
 
 
 def write_json(path: Path, codes: Sequence[Code], verdicts: Sequence[Verdict], complete: bool) -> None:

@@ -107,3 +107,24 @@ def dtype_of(args: Sequence[Any]) -> str:
     tensors = [a for a in args if isinstance(a, torch.Tensor)]
     largest = max(tensors, key=lambda t: math.prod(t.shape), default=None)
     return "" if largest is None else str(largest.dtype).removeprefix("torch.")
+
+
+def launching(fn: Callable[..., Any], name: str, command: str) -> Callable[..., Any]:
+    """A function that launches kernels: `fn` itself, or, of a kernel, its launch on the grid `<name>_grid` of its file.
+
+    Raises:
+        ValueError: a kernel whose file has no grid for it.
+    """
+    if not isinstance(fn, JITFunction):
+        return fn
+    grid = fn.fn.__globals__.get(f"{name}_grid")
+    if grid is None:
+        raise ValueError(
+            f"{command}: target is the kernel {name}, wanted a function that launches it, or {name}_grid beside it"
+        )
+
+    def launch(*args: Any) -> None:
+        fn[grid](*args)
+
+    launch.__name__ = name
+    return launch

@@ -195,7 +195,7 @@ def _checked(i: Instruction, m: Machine, copy: Transfer, load: bool) -> Transfer
     if allowed is not None:
         wrong = np.zeros(copy.inside.shape, bool)
         wrong[copy.inside] = ~allowed
-        text = f"{'load' if load else 'store'} of {m.memory.describe(int(copy.addresses[wrong][0]))} bytes"
+        text = f"{'load' if load else 'store'} of {m.memory.describe(int(copy.addresses[wrong][0]))}"
         m.fault("out of bounds", i, text, copy.lanes[wrong.any(1)])
         copy = copy.part(np.asarray(~wrong.any(1)))
         if not copy.lanes.size:

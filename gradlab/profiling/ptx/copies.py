@@ -166,7 +166,7 @@ def _start(i: Instruction, m: Machine, copies: Copies) -> Step:
                 even = aligned(i, m, sources[these], where[these], size)
                 if wrong is not None:
                     outside = these[~wrong]
-                    text = f"copy from {m.memory.describe(int(sources[outside[0]]))} bytes"
+                    text = f"copy from {m.memory.describe(int(sources[outside[0]]))}"
                     m.fault("out of bounds", i, text, where[outside])
                 for good in (wrong, even):
                     if good is not None:

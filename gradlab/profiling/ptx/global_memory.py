@@ -11,6 +11,8 @@ from gradlab.profiling.ptx.numbers import Array
 
 # All of a process' addresses, seen as arrays: an access is one index of NumPy.
 _LOWEST, _HIGHEST = 1 << 12, 1 << 47
+# Bytes beside a tensor that are told as its own.
+_NEAR = 1 << 16
 _VIEWS: dict[int, Array] = {}
 
 
@@ -95,14 +97,18 @@ class GlobalMemory:
         number = np.searchsorted(self.bases, addresses, side="right") - 1
         return (number >= 0) & (addresses + size <= self.ends[number])
 
-    def describe(self, address: int) -> str:
-        """An address in words: the nearest tensor, and how far it is into it or past it."""
+    def describe(self, address: int, size: int = 1) -> str:
+        """`size` bytes at an address in words: how far into the nearest tensor or past it; far off, in no tensor."""
         if not self.extents:
             return f"address 0x{address % 2**64:x}, in no tensor"
         number = int(np.searchsorted(self.bases, address, side="right")) - 1
         near = self.extents[max(number, 0) : number + 2]
         extent = min(near, key=lambda e: max(e.base - address, address - e.base - e.size + 1))
-        return f"byte {address - extent.base} of {extent.name}, which has {extent.size}"
+        first = address - extent.base
+        if max(-first, first - extent.size) > max(extent.size, _NEAR):
+            return f"address 0x{address % 2**64:x}, in no tensor; the nearest is {extent.name}, of {extent.size} bytes"
+        what = f"bytes {first} to {first + size - 1}" if 0 <= first < extent.size else f"byte {first}"
+        return f"{what} of {extent.name}, which has {extent.size} bytes"
 
     def load(self, addresses: Array, size: int) -> Array:
         """Unsigned integers of 1, 2, 4 or 8 bytes from allowed, aligned addresses."""

@@ -121,7 +121,7 @@ def _global(
     if allowed is not None:
         first = np.flatnonzero(~allowed)[0]
         what = "atomic operation on" if i.root in ("atom", "red") else "load of" if values is None else "store of"
-        text = f"{what} {m.memory.describe(int(addresses[first]))} bytes"
+        text = f"{what} {m.memory.describe(int(addresses[first]), whole)}"
         m.fault("out of bounds", i, text, m.where(lanes)[~allowed])
         right = allowed if right is None else allowed & right
     where = m.where(lanes)

@@ -97,7 +97,7 @@ def decode(data: bytes) -> TensorMap:
 def read(i: Instruction, m: Machine, address: int, lanes: Array) -> TensorMap | None:
     """The map at an address, an argument's or one in global memory; None, and a fault, where it cannot be read."""
     if not m.memory.is_kept(address, SIZE) and m.memory.allowed(np.array([address]), SIZE) is not None:
-        m.fault("out of bounds", i, f"tensor map at {m.memory.describe(address)} bytes", lanes)
+        m.fault("out of bounds", i, f"tensor map at {m.memory.describe(address)}", lanes)
         return None
     found = decode(ctypes.string_at(address, SIZE))
     if not all(found.box) or not all(found.steps) or any(b > 256 for b in found.box):
@@ -163,7 +163,7 @@ def tensormap(i: Instruction, m: Machine) -> Step:
         elif m.memory.allowed(at, size) is None and aligned(i, m, at, lanes, size) is None:
             m.memory.store(at, size, values)
         else:
-            m.fault("out of bounds", i, f"tensor map at {m.memory.describe(int(at[0]))} bytes", where)
+            m.fault("out of bounds", i, f"tensor map at {m.memory.describe(int(at[0]))}", where)
 
     return run
 
@@ -179,7 +179,7 @@ def _publish(i: Instruction, m: Machine) -> Step:
         wrong = m.memory.allowed(addresses, SIZE)
         if wrong is not None:
             outside = np.flatnonzero(~wrong)
-            m.fault("out of bounds", i, f"tensor map at {m.memory.describe(int(addresses[outside[0]]))} bytes", where)
+            m.fault("out of bounds", i, f"tensor map at {m.memory.describe(int(addresses[outside[0]]))}", where)
             return
         if m.shared.allowed(i, offsets, SIZE, where) is not None:
             return
