@@ -104,6 +104,9 @@ def test_scalars_and_dtypes(dtype):
 def test_tensors_that_a_kernel_reaches_by_a_table_of_addresses():
     rows = [torch.randn(64) for _ in range(5)]
     table = torch.tensor([row.data_ptr() for row in rows])
+    # Another tensor of the process has no memory of its own.
+    kept: list[torch.Tensor] = []
+    torch.func.vmap(lambda row: kept.append(row) or row)(torch.zeros(2, 2))
     result = run(lambda table, z: sums_kernel[(5,)](table, z, N=64), table, torch.zeros(5))
     assert result.ok, result
     table[2] = 4096

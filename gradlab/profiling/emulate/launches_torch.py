@@ -1,5 +1,6 @@
 """Triton launches on tensors of a CPU, executed as a GPU would: of this package's kernels and of anybody's."""
 
+import contextlib
 import dataclasses
 import gc
 from collections.abc import Callable, Iterator
@@ -75,7 +76,9 @@ def _alive() -> Iterator[Extent]:
     for found in gc.get_objects():
         # Not isinstance, which asks an object for its class, and some warn of that.
         if type(found) in (torch.Tensor, torch.nn.Parameter) and _plain(found):
-            yield extent(found, f"a tensor {str(found.dtype)[6:]}{list(found.shape)}")
+            # One that a transform of torch.func has wrapped has no memory, and says so by an error.
+            with contextlib.suppress(RuntimeError):
+                yield extent(found, f"a tensor {str(found.dtype)[6:]}{list(found.shape)}")
 
 
 def _plain(tensor: torch.Tensor) -> bool:
