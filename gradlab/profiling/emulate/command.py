@@ -20,6 +20,7 @@ from gradlab.profiling.emulate.compare import How, function, op_case
 from gradlab.profiling.emulate.executed import BUDGET
 from gradlab.profiling.emulate.report import show, summary, write_json
 from gradlab.profiling.emulate.result import CaseResult
+from gradlab.profiling.machine_code.command import split
 from gradlab.profiling.machine_code.gpus import GPU, gpu
 from gradlab.profiling.machine_code.targets import TARGETS, Target
 from gradlab.profiling.ptx.schedule import ORDERS
@@ -64,7 +65,7 @@ def emulate(args: EmulateArgs, console: Console) -> int:
     writable("emulate", args.json)
     if args.order not in ORDERS:
         raise ValueError(f"emulate: order is {args.order!r}, wanted one of {', '.join(ORDERS)}")
-    on = _gpu(args.gpu) if args.gpu else None
+    on = gpu(args.gpu, "emulate") if args.gpu else None
     if args.target is not None and args.target.endswith(".py"):
         raise ValueError(f"emulate: target is {args.target!r}, wanted {args.target}::function, or an op's name")
     hows = [_how(args, where) for where in _targets(args, on)]
@@ -89,11 +90,6 @@ def emulate(args: EmulateArgs, console: Console) -> int:
         console.print(f"interrupted: {cases} executed", style="bold red", highlight=False)
         return INTERRUPTED
     return OK if all(result.ok for result in done) else FOUND
-
-
-def split(words: Sequence[str]) -> list[str]:
-    """`["sm_80,sm_90", "sm_86"]` as three."""
-    return [part.strip() for word in words for part in word.split(",") if part.strip()]
 
 
 def _targets(args: EmulateArgs, on: GPU | None) -> list[Target]:
@@ -138,13 +134,6 @@ def _results(args: EmulateArgs, hows: Sequence[How], console: Console) -> Iterat
 def _refuse_interpreted() -> None:
     if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y"):
         raise ValueError("emulate: TRITON_INTERPRET is set, wanted it unset: what it interprets is not compiled")
-
-
-def _gpu(name: str) -> GPU:
-    try:
-        return gpu(name)
-    except ValueError as error:
-        raise ValueError(f"emulate: {str(error).removeprefix('inspect: ')}") from None
 
 
 def _own_target(args: EmulateArgs) -> bool:

@@ -95,7 +95,6 @@ def function(fn: Callable[..., Any], args: Sequence[Any], name: str, called: str
     framework = side(name)
 
     cotangents: list[Any] = []
-    differentiable: list[bool] = [False]
     moving = [i for i, a in enumerate(args) if getattr(a, "requires_grad", False)]
 
     def of_arrays(*given: Any) -> tuple[Any, ...]:
@@ -105,13 +104,13 @@ def function(fn: Callable[..., Any], args: Sequence[Any], name: str, called: str
         mine = [_copy(a) for a in args]
         results = as_tuple(fn(*mine))
         arrays = [y for y in results if framework.is_array(y)]
-        differentiable[:] = [bool(moving) and any(getattr(y, "requires_grad", False) for y in arrays)]
-        rng = np.random.default_rng(0)
-        cotangents[:] = [framework.put(rng.standard_normal(y.shape), framework.dtype(y), y) for y in arrays]
+        if any(getattr(y, "requires_grad", False) for y in arrays):
+            rng = np.random.default_rng(0)
+            cotangents[:] = [framework.put(rng.standard_normal(y.shape), framework.dtype(y), y) for y in arrays]
         return (*arrays, *[a for a in mine if framework.is_array(a)])
 
     def backward() -> tuple[Any, ...]:
-        if not differentiable[0]:
+        if not cotangents:
             return ()
         # Copies: a backward may be written to change its cotangents.
         return framework.pullback(of_arrays, moving)([_copy(a) for a in args], [_copy(a) for a in cotangents])

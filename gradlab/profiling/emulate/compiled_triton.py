@@ -12,18 +12,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction
 
+from gradlab.kernels.cpu.sanitize_extents_torch import span
 from gradlab.kernels.private import private_triton
 from gradlab.profiling.emulate.launch import Compiled
 from gradlab.profiling.emulate.words import in_a_line, shown
 from gradlab.profiling.machine_code.found import PARSER
-from gradlab.profiling.machine_code.targets import Target
+from gradlab.profiling.machine_code.targets import RESERVED, Target
 from gradlab.profiling.ptx.global_memory import Extent
 from gradlab.profiling.ptx.parse import PTXError
 from gradlab.profiling.ptx.tensor_maps import encode
 
-# What a block may have: threads, and bytes of shared memory (CUDA C++ Programming Guide, "Compute Capabilities").
+# Threads that a block may have (CUDA C++ Programming Guide, "Compute Capabilities").
 _THREADS = 1024
-_SHARED = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10, "sm_90": 227 << 10}
 # Options of a launch that AMD's GPUs have.
 _ELSEWHERE = ("kpack", "matrix_instr_nonkdim", "schedule_hint", "waves_per_eu")
 
@@ -64,10 +64,10 @@ def prepare(jit: JITFunction, args: Sequence[Any], options: dict[str, Any], wher
     threads = metadata.num_warps * where.lanes
     if threads > _THREADS:
         raise PTXError(f"emulate: {jit.fn.__name__} has blocks of {threads} threads, wanted at most {_THREADS}")
-    if metadata.shared > _SHARED[where.name]:
+    if metadata.shared > (most := where.shared - RESERVED):
         raise PTXError(
             f"emulate: {jit.fn.__name__} wants {metadata.shared:,} bytes of shared memory, wanted at most "
-            f"{_SHARED[where.name]:,}, which a block of {where.name} has"
+            f"{most:,}, which a block of {where.name} has"
         )
     return Compiled(
         made.asm["ptx"],
@@ -82,8 +82,7 @@ def prepare(jit: JITFunction, args: Sequence[Any], options: dict[str, Any], wher
 
 def extent(tensor: torch.Tensor, name: str) -> Extent:
     """The memory of a tensor from its first element to its last."""
-    span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
-    return Extent(tensor.data_ptr(), span * tensor.element_size(), name)
+    return Extent(tensor.data_ptr(), span(tensor) * tensor.element_size(), name)
 
 
 def _pack(

@@ -134,15 +134,15 @@ RATES = {
 DEFAULT_GPUS = {"sm_80": "A100", "sm_86": "A10", "sm_89": "L4", "sm_90": "H200", "sm_100": "B200", "gfx942": "MI300X"}
 
 
-def gpu(name: str) -> GPU:
-    """The GPU of that name, case-insensitive.
+def gpu(name: str, command: str = "inspect") -> GPU:
+    """The GPU of that name, case-insensitive; `command` is who asks, for the error.
 
     Raises:
         ValueError: there is none.
     """
     found = next((g for g in GPUS.values() if g.name.lower() == name.lower()), None)
     if found is None:
-        raise ValueError(f"inspect: gpu is {name!r}, wanted one of {', '.join(GPUS)}")
+        raise ValueError(f"{command}: gpu is {name!r}, wanted one of {', '.join(GPUS)}")
     return found
 
 

@@ -159,7 +159,7 @@ def serialised(ptx: str, where: Target) -> bool:
     program = importlib.import_module("gradlab.profiling.machine_code.compile_triton").assembler(where)
     words = ("-v", f"--gpu-name={machine(ptx, where)}", "-o", os.devnull)
     return "wgmma.mma_async instructions are serialized" in str(
-        run_tool(program, *words, data=ptx.encode(), suffix=".ptx")
+        run_tool(program, *words, data=ptx.encode(), suffix=".ptx", messages=True)
     )
 
 

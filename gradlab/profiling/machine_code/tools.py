@@ -30,8 +30,13 @@ def tool(name: str) -> str:
     return on_path
 
 
-def run_tool(name: str | Path, *words: str, data: bytes, suffix: str, out: str = "") -> str | bytes:
+def run_tool(
+    name: str | Path, *words: str, data: bytes, suffix: str, out: str = "", messages: bool = False
+) -> str | bytes:
     """Run a tool, by name or path, on `data` as a file; returns its output or, with `out`, the file that it writes.
+
+    Args:
+        messages: its standard error too, behind its output.
 
     Raises:
         RuntimeError: the tool fails; its first line says why.
@@ -46,4 +51,4 @@ def run_tool(name: str | Path, *words: str, data: bytes, suffix: str, out: str =
         if done.returncode:
             lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
             raise RuntimeError(f"{Path(name).name}: {lines[0] if lines else f'exit {done.returncode}'}")
-        return made.read_bytes() if out else done.stdout + (done.stderr if words[0] == "-v" else "")
+        return made.read_bytes() if out else done.stdout + done.stderr * messages

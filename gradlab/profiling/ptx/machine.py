@@ -141,10 +141,6 @@ class Machine(Blocks):
             return lambda lanes, values: None
         return writer(self.raw(text), kind)
 
-    def bits(self, text: str) -> Array:
-        """A register's bits, of every lane: for instructions that move whole registers between lanes."""
-        return self.raw(text)
-
     def address(self, text: str) -> Callable[[Lanes], Array]:
         """What gives the addresses of a memory operand, `[%rd1+16]`, as int64."""
         match = _ADDRESS.match(text)

@@ -41,9 +41,20 @@ def _number(i: Instruction) -> int:
     return int(next(part for part in i.opcode if part in ("x1", "x2", "x4"))[1:])
 
 
-def _rows(m: Machine, lanes: Lanes, number: int) -> Array:
-    """Which of the lanes give the addresses of rows: the first eight of each warp for each matrix."""
-    return np.flatnonzero(m.lane_of[lanes] < ROWS * number)
+def _rows(
+    i: Instruction, m: Machine, address: Callable[[Lanes], Array], number: int, write: bool
+) -> Callable[[Lanes], tuple[Array, Array] | None]:
+    """What gives the offsets of rows, counted, and the lanes that ask: the first eight of each warp for each matrix."""
+
+    def rows(lanes: Lanes) -> tuple[Array, Array] | None:
+        asking = np.flatnonzero(m.lane_of[lanes] < ROWS * number)
+        offsets, asked = address(lanes)[asking], m.where(lanes)[asking]
+        if m.shared.allowed(i, offsets, _ROW, asked) is not None:
+            return None
+        m.counts.shared_access(i.index, offsets, asked, _ROW, write)
+        return offsets, asked
+
+    return rows
 
 
 @instruction("ldmatrix")
@@ -51,20 +62,17 @@ def load_matrices(i: Instruction, m: Machine) -> Step:
     """`ldmatrix.num.trans.shared.b16 {d}, [a]`: a thread gets two neighbours of a row, or of a column."""
     number, transposed = _number(i), i.has("trans")
     targets = [m.target(name, "b32") for name in parts(i.operands[0])]
-    address = m.address(i.operands[1])
+    rows = _rows(i, m, m.address(i.operands[1]), number, write=False)
 
     def run(lanes: Lanes) -> None:
-        where, asking = m.where(lanes), _rows(m, lanes, number)
-        offsets, asked = address(lanes)[asking], where[asking]
-        if m.shared.allowed(i, offsets, _ROW, asked) is not None:
+        if (found := rows(lanes)) is None:
             return
-        m.counts.shared_access(i.index, offsets, asked, _ROW)
-        words = np.stack(m.shared.read(i, offsets, asked, 8, 2), -1)
+        words = np.stack(m.shared.read(i, *found, 8, 2), -1)
         matrices = words.view(np.uint16).reshape(-1, number, ROWS, 8)
         if transposed:
             matrices = matrices.swapaxes(-1, -2)
-        found = np.ascontiguousarray(matrices.swapaxes(0, 1)).view(np.uint32)
-        for write, values in zip(targets, found.reshape(number, -1), strict=True):
+        given = np.ascontiguousarray(matrices.swapaxes(0, 1)).view(np.uint32)
+        for write, values in zip(targets, given.reshape(number, -1), strict=True):
             write(lanes, values)
 
     return whole(i, m, run)
@@ -75,20 +83,17 @@ def store_matrices(i: Instruction, m: Machine) -> Step:
     """`stmatrix.num.trans.shared.b16 [a], {b}`."""
     number, transposed = _number(i), i.has("trans")
     sources = [m.source(name, "b32") for name in parts(i.operands[1])]
-    address = m.address(i.operands[0])
+    rows = _rows(i, m, m.address(i.operands[0]), number, write=True)
 
     def run(lanes: Lanes) -> None:
-        where, asking = m.where(lanes), _rows(m, lanes, number)
-        offsets, asked = address(lanes)[asking], where[asking]
-        if m.shared.allowed(i, offsets, _ROW, asked) is not None:
+        if (found := rows(lanes)) is None:
             return
-        m.counts.shared_access(i.index, offsets, asked, _ROW, True)
-        given = np.stack([np.broadcast_to(read(lanes), where.shape) for read in sources])
+        given = np.stack([np.broadcast_to(read(lanes), m.where(lanes).shape) for read in sources])
         matrices = given.view(np.uint16).reshape(number, -1, ROWS, 8)
         if transposed:
             matrices = matrices.swapaxes(-1, -2)
         words = np.ascontiguousarray(matrices.swapaxes(0, 1)).view(np.uint64).reshape(-1, 2)
-        m.shared.write(i, offsets, asked, 8, [words[:, 0], words[:, 1]])
+        m.shared.write(i, *found, 8, [words[:, 0], words[:, 1]])
 
     return whole(i, m, run)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from gradlab.profiling.ptx.program import UNKNOWN, Instruction, Parameter, Place, Program
 
 _SIZES = {"8": 1, "16": 2, "32": 4, "64": 8, "128": 16}
-_FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]*)"(?:\s+"([^"]*)")?')
+_FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]*)"')
 _LOC = re.compile(
     r"\.loc\s+(\d+)\s+(\d+)\s+\d+(?:\s*,\s*function_name\s+([$\w]+)\s*,\s*inlined_at\s+(\d+)\s+(\d+)\s+(\d+))?"
 )
@@ -64,11 +64,7 @@ def parse(text: str) -> Program:
     if entry is None:
         raise PTXError("emulate: ptx has no .entry, wanted a kernel")
     head = text[: entry.start()]
-    files = {
-        int(n): f"{b}" if not a or b.startswith("/") else f"{a}/{b}"
-        for n, a, b in ((m[1], m[2] if m[3] else "", m[3] or m[2]) for m in _FILE.finditer(text))
-    }
-    files |= {int(m[1]): m[2] for m in _FILE.finditer(text)}
+    files = {int(m[1]): m[2] for m in _FILE.finditer(text)}
     parameters = tuple(Parameter(m[2], _SIZES[m[1]] * int(m[3] or 1)) for m in _PARAMETER.finditer(entry[2]))
     functions = {m[2]: (_names(m[1] or ""), _names(m[3]), text[m.end() :]) for m in _FUNCTION.finditer(text)}
     reader = _Reader(files, functions)

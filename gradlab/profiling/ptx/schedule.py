@@ -200,9 +200,9 @@ class Scheduler:
         self.at[lanes] = pc + 1
         if taken is not None:
             self.at[taken] = target
-            before, after = np.unique(self.m.where(lanes) // LANES), np.unique(self.m.where(taken) // LANES)
-            stay = np.setdiff1d(self.m.where(lanes), self.m.where(taken)) // LANES
-            self.m.counts.divergent[pc] += np.intersect1d(after, stay).size if before.size else 0
+            gone = self.m.where(taken)
+            stay = np.setdiff1d(self.m.where(lanes), gone, assume_unique=True)
+            self.m.counts.divergent[pc] += np.intersect1d(gone // LANES, stay // LANES).size
 
     def _end(self, lanes: Lanes) -> None:
         """Lanes are at their end; a barrier that waited for them goes by those that are left."""
