@@ -15,6 +15,7 @@ from gradlab.kernels.runtime import launch_triton
 from gradlab.kernels.runtime.forking import Lock
 from gradlab.profiling.emulate.compiled_triton import extent, prepare
 from gradlab.profiling.emulate.launch import Launch
+from gradlab.profiling.machine_code.own_torch import by_name
 from gradlab.profiling.machine_code.targets import Target
 from gradlab.profiling.ptx.global_memory import Extent
 
@@ -52,10 +53,7 @@ def emulated(where: Target, run: Callable[[Launch], None]) -> Iterator[None]:
             hook(*args, **options)
         if warmup:
             return
-        given = dict(zip(jit.arg_names, args, strict=False)) | options
-        for p in jit.params:
-            given.setdefault(p.name, p.default)
-        launch(jit, grid(given) if callable(grid) else grid, args, options, ())
+        launch(jit, grid(by_name(jit, args, options)) if callable(grid) else grid, args, options, ())
 
     # Of what torch.compile made too, the kernels that a user wrote are launched by Triton.
     with _lock, untuned(), torch.compiler.set_stance("force_eager"):

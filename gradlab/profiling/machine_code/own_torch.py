@@ -47,10 +47,7 @@ def _noting(found: list[Found], direction: str) -> Iterator[None]:
 
     def note(jit: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         warps, stages = options.pop("num_warps", WARPS), options.pop("num_stages", STAGES)
-        given = dict(zip(jit.arg_names, args, strict=False))
-        given |= {name: value for name, value in options.items() if name in jit.arg_names}
-        for p in jit.params:
-            given.setdefault(p.name, p.default)
+        given = by_name(jit, args, options)
         programs = grid(given) if callable(grid) else grid
         code = _source(jit, given)
         name = jit.fn.__name__.strip("_").removesuffix("_kernel")
@@ -71,6 +68,13 @@ def _noting(found: list[Found], direction: str) -> Iterator[None]:
             yield
         finally:
             _put_back()
+
+
+def by_name(jit: JITFunction, args: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """A launch's arguments by their names, as a function of the grid gets them, defaults among them."""
+    defaults = {p.name: p.default for p in jit.params}
+    named = {name: value for name, value in options.items() if name in defaults}
+    return defaults | dict(zip(jit.arg_names, args, strict=False)) | named
 
 
 def _source(jit: JITFunction, given: dict[str, Any]) -> Source:
