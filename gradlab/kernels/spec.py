@@ -95,11 +95,11 @@ class Spec:
 
     @functools.cached_property
     def inputs(self) -> tuple[Array, ...]:
-        return _parse(self.signature.split("->")[0])
+        return arrays_of(self.signature.split("->")[0])
 
     @functools.cached_property
     def outputs(self) -> tuple[Array, ...]:
-        return _parse(self.signature.split("->")[1])
+        return arrays_of(self.signature.split("->")[1])
 
     def at(self, case: Case) -> "OpCase":
         """The op at a case: its sizes, arrays, options and costs."""
@@ -209,6 +209,7 @@ def spec(name: str) -> Spec:
     return found[name]
 
 
-def _parse(side: str) -> tuple[Array, ...]:
+def arrays_of(side: str) -> tuple[Array, ...]:
+    """The arrays of one side of a signature."""
     found = re.findall(r"([\w']+)\[([^\]]*)\](:\s*int)?", side)
     return tuple(Array(name, tuple(axes.split()), bool(integer)) for name, axes, integer in found)
