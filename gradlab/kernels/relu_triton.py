@@ -5,7 +5,7 @@ import triton.language as tl
 
 from gradlab.kernels.common.elementwise_triton import elementwise
 from gradlab.kernels.runtime.launch_triton import kernel, op
-from gradlab.kernels.sharding import elementwise as elementwise_text
+from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
 
 
 # fmt: off

@@ -9,7 +9,7 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from gradlab.kernels.runtime.launch_triton import block, kernel, launch, op
-from gradlab.kernels.sharding import elementwise as elementwise_text
+from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
 
 # Elements of one program.
 TILE = 4096

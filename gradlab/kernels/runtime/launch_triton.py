@@ -323,8 +323,8 @@ def op(
         from_host: whether it calls `on_device`; inductor then keeps it out of CUDA graphs.
         flops: the FLOPs of its products, for `torch.utils.flop_counter.FlopCounterMode`, which counts nothing else of
             torch's own layers either; of the op's arguments with a shape in place of each tensor, and `out_shape`.
-        sharding: how it is split over devices that hold parts of its tensors (DTensors): a text of
-            `gradlab/kernels/sharding.py` that names every argument that may be a tensor, or a function of the op's
+        sharding: how it is split over devices that hold parts of its tensors (DTensors): a text as
+            `runtime/sharding.py` has it that names every argument that may be a tensor, or a function of the op's
             arguments that returns one; None refuses DTensors.
     """
     tags = (torch.Tag.cudagraph_unsafe,) if from_host else ()

@@ -1,6 +1,6 @@
 """Registered ops on DTensors: each rank runs an op on what it holds, split over the mesh as the op's text allows.
 
-For each axis of the mesh the way is taken that moves the fewest bytes (`gradlab/kernels/sharding.py` has the ways):
+For each axis of the mesh the way is taken that moves the fewest bytes (`sharding.py` has the ways):
 rows that are spread stay spread, and what no way takes as it lies is gathered. Autograd is above: a rule's backward
 runs registered ops on DTensors again, which find their own way. torch asks here through `register_torch_dispatch`,
 once somebody has made a DTensor; nothing of torch.distributed is imported before.
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gradlab.kernels.sharding import Part, sharding
+from gradlab.kernels.runtime.sharding import Part, sharding
 
 Text = str | Callable[..., str] | None
 # How many calls have their way remembered; calls of other shapes or settings start anew.

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gradlab.kernels.spec import Array, arrays_of
+from gradlab.base.signature import Array, arrays_of
 
 # Where an array stands under a split: the axis that is split, "whole" on every device, or the term of a sum.
 Part = int | Literal["whole", "term"]
