@@ -136,6 +136,9 @@ def linear(
     b = bias.reshape(1) if bias is not None and bias.ndim == 0 else bias
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     y = Linear.apply(rows, w, b, None, "", activation == "relu", False)
+    if input.ndim == weight.ndim == 2:
+        # No view of itself: fully_shard warns of layers that return one.
+        return y
     # One tuple: with neither leading axes nor N the result has no axis, which reshape takes as () alone.
     return y.reshape((*input.shape[:-1], *weight.shape[:-1]))
 
