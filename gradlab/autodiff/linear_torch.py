@@ -141,6 +141,9 @@ def linear(
     y = Linear.apply(rows, w, b, None, "", activation == "relu" and not apart, False)
     if apart:
         y = Relu.apply(y)
+    if input.ndim == weight.ndim == 2:
+        # No view of itself: fully_shard warns of layers that return one.
+        return y
     # One tuple: with neither leading axes nor N the result has no axis, which reshape takes as () alone.
     return y.reshape((*input.shape[:-1], *weight.shape[:-1]))
 
