@@ -318,6 +318,52 @@ def profile(
 
 
 @app.command()
+def scale(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help=f"A workload that `gradlab train` lists, an op ({', '.join(specs())}), or the widths of linear layers "
+            'as "4096-(16384-4096)x32-50304".'
+        ),
+    ],
+    devices: Annotated[
+        str, typer.Option(help='Numbers of devices: "1..4096" for powers of two, "1,3,8..64" for others.')
+    ] = "1..4096",
+    gpu: Annotated[str, typer.Option(help="A100, H100, ..., or this: what this machine reaches now.")] = "H100",
+    links: Annotated[
+        str | None,
+        typer.Option(help='Links in a node and between nodes, as "nvswitch,ndr". Those that the GPU is sold with.'),
+    ] = None,
+    node: Annotated[int | None, typer.Option(min=1, help="Devices a node. As the GPU is sold.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows of a step in all. The workload's by default.")] = None,
+    batch_per_device: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a step on each device, so that the batch grows with them.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float64, float32, float16 or bfloat16.")] = "float32",
+    sizes: Annotated[str, typer.Option(help='Sizes of an op: "M=8192,K=4096". Its largest case by default.')] = "",
+    loss: Annotated[
+        str | None, typer.Option(help="Of widths: cross_entropy (default), linear_cross_entropy or mse_loss.")
+    ] = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(help="data, sharded, tensor, vocabulary or mix, the last one in detail. All by default."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Plot step time and efficiency over devices: .png.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers to this JSON file.")] = None,
+) -> None:
+    """Predict a step on many devices: time, memory, bytes sent and what bounds it, for each way to share it out."""
+    from gradlab.profiling.scale import command, given
+    from gradlab.profiling.scale.args import checked_args
+    from gradlab.workloads import catalogue, scaled
+
+    ours = scaled.network(target) if target in catalogue.WORKLOADS else None
+    network = given.network(target, tuple(catalogue.WORKLOADS), ours, sizes, loss)
+    chosen = tuple(strategy or ())
+    args = checked_args(network, gpu, links, node, devices, batch, batch_per_device, dtype, chosen, plot, json)
+    raise typer.Exit(command.run(args, Console()))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder for the plot and the table.")] = Path("demo"),
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data.")] = None,
