@@ -11,6 +11,7 @@ import gradlab
 from gradlab.autodiff.frameworks.side import SIDES, known, selected
 from gradlab.base.exit_codes import UNUSABLE
 from gradlab.kernels.spec import spec, specs
+from gradlab.profiling.scale import options as scale_options
 
 app = typer.Typer(
     name="gradlab",
@@ -319,37 +320,19 @@ def profile(
 
 @app.command()
 def scale(
-    target: Annotated[
-        str,
-        typer.Argument(
-            help=f"A workload that `gradlab train` lists, an op ({', '.join(specs())}), or the widths of linear layers "
-            'as "4096-(16384-4096)x32-50304".'
-        ),
-    ],
-    devices: Annotated[
-        str, typer.Option(help='Numbers of devices: "1..4096" for powers of two, "1,3,8..64" for others.')
-    ] = "1..4096",
-    gpu: Annotated[str, typer.Option(help="A100, H100, ..., or this: what this machine reaches now.")] = "H100",
-    links: Annotated[
-        str | None,
-        typer.Option(help='Links in a node and between nodes, as "nvswitch,ndr". Those that the GPU is sold with.'),
-    ] = None,
-    node: Annotated[int | None, typer.Option(min=1, help="Devices a node. As the GPU is sold.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Rows of a step in all. The workload's by default.")] = None,
-    batch_per_device: Annotated[
-        int | None, typer.Option(min=1, help="Rows of a step on each device, so that the batch grows with them.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="float64, float32, float16 or bfloat16.")] = "float32",
-    sizes: Annotated[str, typer.Option(help='Sizes of an op: "M=8192,K=4096". Its largest case by default.')] = "",
-    loss: Annotated[
-        str | None, typer.Option(help="Of widths: cross_entropy (default), linear_cross_entropy or mse_loss.")
-    ] = None,
-    strategy: Annotated[
-        list[str] | None,
-        typer.Option(help="data, sharded, tensor, vocabulary or mix, the last one in detail. All by default."),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Plot step time and efficiency over devices: .png.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write all numbers to this JSON file.")] = None,
+    target: scale_options.Target,
+    devices: scale_options.Devices = "1..4096",
+    gpu: scale_options.Gpu = "H100",
+    links: scale_options.Links = None,
+    node: scale_options.Node = None,
+    batch: scale_options.Batch = None,
+    batch_per_device: scale_options.BatchPerDevice = None,
+    dtype: scale_options.Dtype = "float32",
+    sizes: scale_options.Sizes = "",
+    loss: scale_options.Loss = None,
+    strategy: scale_options.Strategy = None,
+    plot: scale_options.Plot = None,
+    json: scale_options.Json = None,
 ) -> None:
     """Predict a step on many devices: time, memory, bytes sent and what bounds it, for each way to share it out."""
     from gradlab.profiling.scale import command, given

@@ -301,13 +301,13 @@ def test_the_best_mix_is_the_best_of_all():
 def test_the_best_mix_fits_where_one_does():
     """What is quickest needs more memory than a device has; then the quickest of those that fit."""
     net = given.of_widths("4096-(16384-4096)x32-50304")
-    roomy = best(net, replace(H100, memory=0), 64, 2**20, "bfloat16")
+    roomy = best(net, replace(H100, memory=0), 512, 2**20, "bfloat16")
     small = replace(H100, memory=roomy.memory - 1)
-    fits = best(net, small, 64, 2**20, "bfloat16")
+    fits = best(net, small, 512, 2**20, "bfloat16")
     assert roomy.memory > small.memory > fits.memory
     assert roomy.seconds < fits.seconds
-    every = [predict(net, H100, d, 2**20, "bfloat16", plan) for d, plan in mixes(net, 64)]
-    tight = best(net, replace(H100, memory=1.0), 64, 2**20, "bfloat16")
+    every = [predict(net, H100, d, 2**20, "bfloat16", plan) for d, plan in mixes(net, 512)]
+    tight = best(net, replace(H100, memory=1.0), 512, 2**20, "bfloat16")
     assert tight.memory == min(one.memory for one in every if not one.refused) > 1.0
 
 
