@@ -348,17 +348,29 @@ def train(
     optimizer: Annotated[str | None, typer.Option(help="adam, or sgd with momentum 0.9.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bf16 or fp16; weights stay float32.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed of weights, data and batches.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Save weights, optimizer state and losses to this file.")] = None,
-    load: Annotated[Path | None, typer.Option(help="Start from the weights in this file, of torch or jax.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the run saved in this file.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Save weights, optimizer state and losses to this file; under torchrun a folder."),
+    ] = None,
+    load: Annotated[
+        Path | None, typer.Option(help="Start from the weights in this file or folder, of torch or jax.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run saved in this file or folder.")] = None,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Under torchrun: shard weights and optimizer too, not only the batch.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Under torchrun: seconds that a process waits for the others.")
+    ] = 300,
 ) -> None:
     """Train a workload with hand-written or native layers; with --compare, on both frameworks with both."""
-    from gradlab.workloads import command
+    from gradlab.workloads import command, ranks
 
     args = command.TrainArgs(
         name, tuple(known(s) for s in side or ()), layers, data, epochs, batch_size, lr, optimizer, precision, seed
     )
-    raise typer.Exit(command.train(args, compare, out, save, load, resume))
+    spread = ranks.SpreadArgs(fsdp, timeout)
+    raise typer.Exit(command.train(args, compare, out, save, load, resume, spread))
 
 
 @app.command()

@@ -197,8 +197,8 @@ def refusals(mesh):
     partial.grad = torch.ones_like(partial)
     refused(ValueError, "SGD: placements of a parameter is (Partial(sum),)", lab.SGD([partial]).step)
     w = both.spread[0].detach()
-    for op, call in (("linear", lambda: lab.linear(w, w)), ("relu", lambda: lab.relu(w))):
-        refused(TypeError, f"{op}: input is a DTensor, wanted a plain torch.Tensor: its to_local()", call)
+    message = "linear: weight is a Tensor, wanted a DTensor on DeviceMesh("
+    refused(TypeError, message, lambda: lab.linear(w, both.plain[0].detach()))
 
 
 def refused(error, message, call):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradlab.kernels.sharding import Split, sharding
+from gradlab.kernels.runtime.sharding import Split, sharding
 
 
 def test_every_axis_of_a_product_is_a_way_to_split_it():

@@ -5,11 +5,12 @@ import math
 import torch
 
 from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, want_rank, want_size
+from gradlab.autodiff.arguments.shards_torch import along
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.frameworks.autocast_torch import to_autocast_dtype
 from gradlab.autodiff.frameworks.mapped_torch import in_front, merged
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
-from gradlab.autodiff.relu_torch import ReluMask
+from gradlab.autodiff.relu_torch import Relu, ReluMask
 from gradlab.kernels import linear_triton as kernels
 from gradlab.kernels.common.column_sum_triton import column_sum
 
@@ -135,7 +136,14 @@ def linear(
     w = (weight if weight.ndim == 2 else weight.unsqueeze(0)).t()
     b = bias.reshape(1) if bias is not None and bias.ndim == 0 else bias
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-    y = Linear.apply(rows, w, b, None, "", activation == "relu", False)
+    # Split along K over devices a product is a sum that is still to be made, of which relu is taken afterwards.
+    apart = activation == "relu" and (along(input, -1) or along(weight, -1))
+    y = Linear.apply(rows, w, b, None, "", activation == "relu" and not apart, False)
+    if apart:
+        y = Relu.apply(y)
+    if input.ndim == weight.ndim == 2:
+        # No view of itself: fully_shard warns of layers that return one.
+        return y
     # One tuple: with neither leading axes nor N the result has no axis, which reshape takes as () alone.
     return y.reshape((*input.shape[:-1], *weight.shape[:-1]))
 

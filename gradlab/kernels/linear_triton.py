@@ -12,7 +12,20 @@ def _matmul_fake(a, b, bias, mask, masked, relu, transposed):
     return _empty(a, b, transposed)
 
 
-@op("matmul", fake=_matmul_fake, flops=lambda a, b, *_, out_shape: 2 * math.prod(a) * b[-1])
+def _matmul_sharding(a, b, bias, mask, masked, relu, transposed):
+    z = "Z " * (a.ndim - 2)
+    axes = {"a": f"{z}M K", "b": f"{z}K N", "y": f"{z}M N", "": ""}
+    # relu of a term is no term of relu.
+    sums = "" if relu else "; sums K; adds bias"
+    return f"a[{axes['a']}], b[{axes['b']}], bias[{z}N], mask[{axes[masked]}] -> y[{axes['y']}]{sums}"
+
+
+@op(
+    "matmul",
+    fake=_matmul_fake,
+    flops=lambda a, b, *_, out_shape: 2 * math.prod(a) * b[-1],
+    sharding=_matmul_sharding,
+)
 def matmul(
     a: torch.Tensor,
     b: torch.Tensor,

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from gradlab.kernels.common.elementwise_triton import elementwise
 from gradlab.kernels.runtime.launch_triton import kernel, op
+from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
 
 
 # fmt: off
@@ -33,7 +34,7 @@ def _relu_mask_fake(x, mask):
     return torch.empty_like(mask)
 
 
-@op("relu_mask", fake=_relu_mask_fake)
+@op("relu_mask", fake=_relu_mask_fake, sharding=elementwise_text("x, mask -> y"))
 def relu_mask(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """y = 0 where mask <= 0, else x; same shape, any strides; y is laid out as the mask. relu_mask(x, x) is relu.
 

@@ -3,7 +3,6 @@
 import functools
 import importlib
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,28 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.base.signature import Array, Sizes, arrays_of
 from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Bound
 
 Arrays = dict[str, np.ndarray]
-Sizes = Mapping[str, Any]
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 # Bits of the significand, the hidden one included: unit roundoff is 2^-bits.
 _BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-
-
-@dataclass(frozen=True)
-class Array:
-    """One array of a signature: a name, its axes (one capital letter each), and whether it holds integers."""
-
-    name: str
-    axes: tuple[str, ...]
-    integer: bool = False
-
-    def shape(self, sizes: Sizes) -> tuple[int, ...]:
-        """The lengths of its axes; an axis whose derived size is None is absent (a reduced result)."""
-        return tuple(n for a in self.axes if (n := sizes[a]) is not None)
 
 
 @dataclass(frozen=True)
@@ -207,9 +193,3 @@ def spec(name: str) -> Spec:
     if name not in found:
         raise ValueError(f"op: name is {name!r}, wanted one of {', '.join(found)}")
     return found[name]
-
-
-def arrays_of(side: str) -> tuple[Array, ...]:
-    """The arrays of one side of a signature."""
-    found = re.findall(r"([\w']+)\[([^\]]*)\](:\s*int)?", side)
-    return tuple(Array(name, tuple(axes.split()), bool(integer)) for name, axes, integer in found)

@@ -1,9 +1,10 @@
-"""Weights and runs on disk: safetensors files, written atomically.
+"""Weights and runs on disk: safetensors files, written atomically; a folder of a run is read as such a file is.
 
 A run's file holds the weights by their side's names, the optimizer's state as `optimizer.*`, the loss scale as
 `scaler.*` and the losses so far as `losses`; its metadata is the plan. Files of weights only can be read too.
 """
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -12,16 +13,13 @@ from typing import Any
 import numpy as np
 
 from gradlab.base.files import whole
-from gradlab.workloads import layouts
+from gradlab.workloads import folder, layouts
+from gradlab.workloads.folder import CheckpointError
 from gradlab.workloads.layouts import Arrays
 from gradlab.workloads.network import Network, Weights
 
 _KEY = "gradlab"
 _STATE = ("optimizer.", "scaler.")
-
-
-class CheckpointError(ValueError):
-    """A file of weights that is missing, broken or holds something else: one line."""
 
 
 def save(path: Path, arrays: Arrays, run: dict[str, Any] | None = None) -> None:
@@ -46,11 +44,15 @@ def save(path: Path, arrays: Arrays, run: dict[str, Any] | None = None) -> None:
 
 
 def read(path: Path) -> tuple[Arrays, dict[str, Any] | None]:
-    """The arrays of a file, and the plan of the run that wrote it; None if it holds weights only.
+    """The arrays of a file or of a run's folder, and the plan of the run that wrote it; None if it holds weights only.
 
     Raises:
-        CheckpointError: no such file, or not one of safetensors.
+        CheckpointError: no such file, or not one of safetensors; a folder without a run.
     """
+    if folder.holds_run(path):
+        saved = folder.read(path)
+        arrays = importlib.import_module(f"gradlab.workloads.folder_{saved.side}").read(saved.arrays)
+        return arrays | {"losses": np.array(saved.losses, np.float64)}, saved.plan
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

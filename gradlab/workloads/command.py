@@ -1,5 +1,6 @@
 """`gradlab train` and `gradlab convert-weights`: validates the arguments and runs the plan."""
 
+import importlib
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
@@ -13,10 +14,12 @@ from gradlab.base.terminal import print_line
 from gradlab.workloads import checkpoint
 from gradlab.workloads.catalogue import WORKLOADS, workload
 from gradlab.workloads.compare import compare, not_installed
+from gradlab.workloads.ranks import Ranks, SpreadArgs
 from gradlab.workloads.train import load_run
 from gradlab.workloads.train import train as train_one
 from gradlab.workloads.training import NEEDS, TrainingPlan, missing
 from gradlab.workloads.workload import LAYERS, PRECISIONS, Layers, Optimizer
+from gradlab.workloads.world import torchrun
 
 
 class TrainArgs(NamedTuple):
@@ -45,21 +48,35 @@ def train(
     save: Path | None = None,
     load: Path | None = None,
     resume: Path | None = None,
+    spread: SpreadArgs = SpreadArgs(),  # noqa: B008 - a tuple
 ) -> int:
-    """Train as args: an exit code.
+    """Train as args, on all processes that torchrun started: an exit code.
 
     Raises:
         ValueError: unknown or conflicting arguments, data or a file that cannot be read.
     """
+    files = _Files(out, save, load, resume)
     try:
-        return _train(args, both, out, save, load, resume)
+        world = torchrun(spread.fsdp)
+        if world is None:
+            if spread.fsdp:
+                raise ValueError("train: --fsdp is for one process, wanted torchrun -m gradlab train ... to start more")
+            return _train(args, both, files, None)
+        together = importlib.import_module("gradlab.workloads.ranks_torch").together
+        return together(world, spread.timeout, lambda ranks: _train(args, both, files, ranks))
     except ModuleNotFoundError as error:
         return _missing_tool(error)
 
 
-def _train(
-    args: TrainArgs, both: bool, out: Path | None, save: Path | None, load: Path | None, resume: Path | None
-) -> int:
+class _Files(NamedTuple):
+    out: Path | None
+    save: Path | None
+    load: Path | None
+    resume: Path | None
+
+
+def _train(args: TrainArgs, both: bool, files: _Files, ranks: Ranks | None) -> int:
+    out, save, load, resume = files
     _choice("layers", args.layers, LAYERS)
     _choice("precision", args.precision, PRECISIONS)
     _choice("optimizer", args.optimizer, get_args(Optimizer.__annotations__["kind"]))
@@ -67,6 +84,8 @@ def _train(
         raise ValueError(f"train: lr is {args.lr:g}, wanted a positive number")
     if args.seed is not None and not args.seed < 2**32:
         raise ValueError(f"train: seed is {args.seed}, wanted 0 to 2^32 - 1")
+    if ranks is not None:
+        _want_one_side(args, both, resume is not None and save is None and resume.is_file())
     if both:
         clash = {"--layers": args.layers, "--save": save, "--load": load, "--resume": resume}
         for word, value in clash.items():
@@ -88,12 +107,15 @@ def _train(
         plan, state = load_run(resume, given)
         if args.lr is not None or args.optimizer is not None:
             _same(resume, plan, _optimizer(args, plan.optimizer))
-        return _needs(plan.side) or train_one(plan, save or resume, state=state)
+        if ranks is not None and plan.side != "torch":
+            raise ValueError(f"train: side of {resume} is {plan.side}, wanted torch under torchrun")
+        return _needs(plan.side) or train_one(plan, save or resume, state=state, ranks=ranks)
     if args.name is None:
-        _list()
+        if ranks is None or ranks.world.leads:
+            _list()
         return OK
-    side = _one(args.sides) or next(iter(installed()), "torch")
-    return _needs(side) or train_one(_plan(args, side), save, load)
+    side = _one(args.sides) or ("torch" if ranks is not None else next(iter(installed()), "torch"))
+    return _needs(side) or train_one(_plan(args, side), save, load, ranks=ranks)
 
 
 def convert_weights(source: Path, target: Path) -> int:
@@ -111,6 +133,16 @@ def convert_weights(source: Path, target: Path) -> int:
         return UNUSABLE
     print_line(Console(), f"{target} holds the weights of {source} in the layout of {side}")
     return OK
+
+
+def _want_one_side(args: TrainArgs, both: bool, file: bool) -> None:
+    """Refuse what torchrun's processes do not do together."""
+    if both:
+        raise ValueError("train: --compare is given under torchrun, wanted one process, which starts its own")
+    if "jax" in args.sides:
+        raise ValueError("train: --side is jax under torchrun, wanted torch: torchrun starts torch.distributed")
+    if file:
+        raise ValueError("train: --save is missing, wanted a folder, as --resume names a file of one process")
 
 
 def _plan(args: TrainArgs, side: str) -> TrainingPlan:

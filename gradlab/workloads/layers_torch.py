@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from gradlab import torch as gradlab_torch
-from gradlab.workloads.network import Activation, Conv, Flatten, Network, Pool
+from gradlab.workloads.network import Activation, Conv, Flatten, Layer, Network, Pool
 from gradlab.workloads.workload import Layers, Optimizer
 
 Params = dict[str, torch.Tensor]
@@ -14,22 +14,8 @@ Params = dict[str, torch.Tensor]
 
 def outputs(layers: Layers, network: Network, params: Params, x: torch.Tensor) -> torch.Tensor:
     """The network's outputs for x[M ...]."""
-    module: Any = gradlab_torch if layers == "gradlab" else F
     for name, layer, *_ in network.placed():
-        if isinstance(layer, Flatten):
-            x = x.flatten(1)
-        elif isinstance(layer, Pool):
-            x = module.max_pool2d(x, layer.window)
-        else:
-            weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
-            fused: dict[str, Any] = {}
-            if layers == "gradlab" and layer.activation == "relu":
-                fused = {"activation": "relu"}
-            if isinstance(layer, Conv):
-                x = module.conv2d(x, weight, bias, padding=layer.padding, **fused)
-            else:
-                x = module.linear(x, weight, bias, **fused)
-            x = x if fused else activate(layers, layer.activation, x)
+        x = _output(layers, layer, params.get(f"{name}.weight"), params.get(f"{name}.bias"), x)
     return x
 
 
@@ -50,3 +36,43 @@ def optimizer(layers: Layers, settings: Optimizer, params: Params) -> torch.opti
     if settings.kind == "adam":
         return module.Adam(params.values(), lr=settings.lr)
     return module.SGD(params.values(), lr=settings.lr, momentum=settings.momentum)
+
+
+class Net(torch.nn.Sequential):
+    """The network as a module, a child a layer, for what wraps modules: DDP and fully_shard.
+
+    Its parameters have the names that the weights have everywhere else: linear1.weight, ...
+    """
+
+    def __init__(self, layers: Layers, network: Network, params: Params) -> None:
+        super().__init__()
+        for name, layer, *_ in network.placed():
+            self.add_module(name, _Placed(layers, layer, params.get(f"{name}.weight"), params.get(f"{name}.bias")))
+
+
+class _Placed(torch.nn.Module):
+    def __init__(self, layers: Layers, layer: Layer, weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.layers, self.layer = layers, layer
+        self.weight, self.bias = (None if w is None else torch.nn.Parameter(w.detach()) for w in (weight, bias))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _output(self.layers, self.layer, self.weight, self.bias, x)
+
+
+def _output(
+    layers: Layers, layer: Layer, weight: torch.Tensor | None, bias: torch.Tensor | None, x: torch.Tensor
+) -> torch.Tensor:
+    module: Any = gradlab_torch if layers == "gradlab" else F
+    if isinstance(layer, Flatten):
+        return x.flatten(1)
+    if isinstance(layer, Pool):
+        return module.max_pool2d(x, layer.window)
+    fused: dict[str, Any] = {}
+    if layers == "gradlab" and layer.activation == "relu":
+        fused = {"activation": "relu"}
+    if isinstance(layer, Conv):
+        x = module.conv2d(x, weight, bias, padding=layer.padding, **fused)
+    else:
+        x = module.linear(x, weight, bias, **fused)
+    return x if fused else activate(layers, layer.activation, x)

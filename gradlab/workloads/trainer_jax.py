@@ -14,6 +14,7 @@ from gradlab.workloads.layers_jax import loss, optimizer, outputs
 from gradlab.workloads.layouts import Arrays, flat, nested, to_jax, to_torch
 from gradlab.workloads.network import Weights
 from gradlab.workloads.workload import Layers, Optimizer, Workload
+from gradlab.workloads.world import World
 
 _DTYPES = {"bf16": jnp.bfloat16, "fp16": jnp.float16}
 # The loss scale in fp16, as in torch.amp.GradScaler: halved at an overflow, doubled after _GOOD_STEPS good steps.
@@ -33,8 +34,16 @@ class Trainer:
     """Weights, optimizer and, in fp16, the scale of the loss; weights are float32 whatever the precision."""
 
     def __init__(
-        self, workload: Workload, layers: Layers, settings: Optimizer, precision: str, weights: Weights
+        self,
+        workload: Workload,
+        layers: Layers,
+        settings: Optimizer,
+        precision: str,
+        weights: Weights,
+        world: World = World(),  # noqa: B008 - a tuple
     ) -> None:
+        if world.size > 1:
+            raise ValueError(f"train: world is {world}, wanted one process on jax")
         self._config = _StepConfig(workload, layers, settings, precision)
         params = nested({name: SIDE.put(w, "float32") for name, w in to_jax(weights).items()})
         self._state: dict[str, Any] = {"params": params, "optimizer": optimizer(layers, settings).init(params)}
@@ -46,6 +55,10 @@ class Trainer:
         self._state, value = _step(self._config, self._state, _put(x), SIDE.put(t, "float32"))
         return float(value)
 
+    def agreed(self, signal: int) -> int:
+        """The signal that the processes end with, 0 for none."""
+        return signal
+
     def program(self, x: np.ndarray, t: np.ndarray) -> str:
         """The compiled step on batches of this shape as text: XLA's."""
         return _step.lower(self._config, self._state, _put(x), SIDE.put(t, "float32")).compile().as_text() or ""
@@ -53,6 +66,10 @@ class Trainer:
     def predict(self, x: np.ndarray) -> np.ndarray:
         """The network's outputs for x."""
         return SIDE.take(_outputs(self._config, self._state["params"], _put(x)))
+
+    def gathered(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of all processes in their order; each has as many."""
+        return rows
 
     def weights(self) -> Weights:
         """The weights in torch's layout."""
@@ -63,8 +80,12 @@ class Trainer:
         found = {name: np.array(w) for name, w in flat(self._state["params"]).items()}
         return found | {name: np.array(value) for name, value in self._rest()}
 
+    def live(self) -> Arrays:
+        """The same as this framework's arrays, each where it lies."""
+        return flat(self._state["params"]) | dict(self._rest())
+
     def restore(self, state: Arrays) -> None:
-        """Continue from what `state` returned."""
+        """Continue from what `state` or `live` returned."""
         params = nested({name: jnp.asarray(state[name]) for name in flat(self._state["params"])})
         rest = {key: self._state[key] for key in self._state if key != "params"}
         leaves = [jnp.asarray(state[name], old.dtype) for name, old in self._rest()]

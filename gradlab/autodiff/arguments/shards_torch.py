@@ -4,9 +4,8 @@ Each rank steps the part that it holds, without communication. A norm is of the 
 are added over the axes of the mesh that shard a tensor, and counted once over those that replicate it.
 """
 
-import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from gradlab.autodiff.arguments.errors import refuse
 from gradlab.kernels.optimizers import norm_triton
 from gradlab.kernels.private.private_torch import dispatch_modes
 from gradlab.kernels.runtime import memory_triton as memory
+from gradlab.kernels.runtime import sharded_triton
 
 DEVICES = ("cpu", "cuda")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -22,10 +22,12 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def is_sharded(t: Any) -> bool:
     """Whether it is a DTensor, which nobody has made before torch.distributed.tensor is imported."""
-    if type(t) in _PLAIN:
-        return False
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(t, module.DTensor)
+    return type(t) not in _PLAIN and sharded_triton.meets((t,))
+
+
+def along(t: Any, axis: int) -> bool:
+    """Whether devices hold parts of this axis."""
+    return is_sharded(t) and any(place.is_shard(axis % t.ndim) for place in t.placements)
 
 
 def local(t: Any) -> torch.Tensor:
@@ -36,6 +38,17 @@ def local(t: Any) -> torch.Tensor:
 def full(t: Any) -> torch.Tensor:
     """All of a DTensor, which every rank gets; any other tensor as it is."""
     return t.full_tensor() if is_sharded(t) else t
+
+
+def want_one_mesh(name: str, tensors: Mapping[str, Any]) -> None:
+    """Refuse tensors of which one is no DTensor, or is on another mesh than the first."""
+    beside, mesh = next((argument, t.device_mesh) for argument, t in tensors.items() if is_sharded(t))
+    for argument, t in tensors.items():
+        if not is_sharded(t):
+            wanted = f"a DTensor on {mesh} like {beside}: distribute_tensor makes one"
+            refuse(name, argument, f"a {type(t).__name__}", wanted, TypeError)
+        if t.device_mesh != mesh:
+            refuse(name, f"mesh of {argument}", t.device_mesh, f"{mesh} like {beside}")
 
 
 def want_parts(name: str, argument: str, t: Any) -> None:

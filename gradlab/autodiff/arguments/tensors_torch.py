@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from gradlab.autodiff.arguments.errors import refuse
-from gradlab.autodiff.arguments.shards_torch import DEVICES, is_sharded
+from gradlab.autodiff.arguments.shards_torch import DEVICES, is_sharded, want_one_mesh
 from gradlab.kernels.runtime.memory_triton import PLAIN
 
 
@@ -21,8 +21,7 @@ def want_tensors(op: str, tensors: Mapping[str, Any]) -> None:
         if not isinstance(tensor, torch.Tensor):
             refuse(op, argument, f"a {type(tensor).__name__}", "a torch.Tensor", TypeError)
         if is_sharded(tensor):
-            wanted = "a plain torch.Tensor: its to_local() or full_tensor(), or torch's own layer"
-            refuse(op, argument, f"a {type(tensor).__name__}", wanted, TypeError)
+            want_one_mesh(op, tensors)
         if tensor.layout != torch.strided:
             refuse(op, f"layout of {argument}", tensor.layout, "torch.strided", TypeError)
         # Without data there is no kernel to run: what a result's shape, strides and dtype are is known all the same.

@@ -10,10 +10,10 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 
-from gradlab.autodiff.frameworks import batched_torch
+from gradlab.autodiff.frameworks import batched_torch, sharded_torch
 from gradlab.kernels.private.private_torch import dispatch_modes, forward_ad_level, transforms_active
 from gradlab.kernels.runtime import memory_triton as memory
-from gradlab.kernels.runtime import ranges
+from gradlab.kernels.runtime import ranges, sharded_triton
 from gradlab.kernels.runtime.launch_triton import bare
 from gradlab.kernels.runtime.plans_triton import Plans
 
@@ -94,6 +94,8 @@ class Direct(torch.autograd.Function):
                 return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
         elif batched_torch.hides_batch(args):
             return batched_torch.apply(cls, args)
+        elif sharded_triton.meets(args):
+            return sharded_torch.rule_of(cls).apply(*args)
         return super().apply(*args)
 
 

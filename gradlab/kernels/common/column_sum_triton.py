@@ -47,7 +47,12 @@ def _column_sum_fake(a, mask):
     return a.new_empty((*a.shape[:-2], a.shape[-1]))
 
 
-@op("column_sum", fake=_column_sum_fake)
+def _column_sum_sharding(a, mask):
+    z = "Z " * (a.ndim - 2)
+    return f"a[{z}M N], mask[{z}M N] -> s[{z}N]; sums M"
+
+
+@op("column_sum", fake=_column_sum_fake, sharding=_column_sum_sharding)
 def column_sum(a: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """s[N] = sum over M of a[M N], zeros where mask <= 0; both may have one more axis Z in front.
 

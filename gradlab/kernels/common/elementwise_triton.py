@@ -9,6 +9,7 @@ import triton.language as tl
 from triton.runtime.jit import JITFunction
 
 from gradlab.kernels.runtime.launch_triton import block, kernel, launch, op
+from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
 
 # Elements of one program.
 TILE = 4096
@@ -38,7 +39,7 @@ def _times_fake(a, b):
     return torch.empty_like(b)
 
 
-@op("times", fake=_times_fake)
+@op("times", fake=_times_fake, sharding=elementwise_text("a, b -> y"))
 def times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """y = a b, elementwise; same shape, any strides; y has b's layout. 2 E read, E written."""
     y = torch.empty_like(b)

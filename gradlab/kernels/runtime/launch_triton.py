@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 from gradlab.kernels.cpu import sanitize_torch
 from gradlab.kernels.private.private_torch import autograd_node, dispatch_modes
 from gradlab.kernels.private.private_triton import forget as forget_compiled
-from gradlab.kernels.runtime import compiled_triton, plans_triton, ranges, source_triton
+from gradlab.kernels.runtime import compiled_triton, plans_triton, ranges, sharded_triton, source_triton
 from gradlab.kernels.runtime import memory_triton as memory
 from gradlab.kernels.runtime.forking import Lock
 
@@ -309,6 +309,7 @@ def op(
     mutates: Sequence[str] = (),
     from_host: bool = False,
     flops: Callable[..., int] = _no_product,
+    sharding: sharded_triton.Text = None,
 ) -> Callable[[Callable], Callable]:
     """Register a launching function as the custom op `gradlab::name`.
 
@@ -322,6 +323,9 @@ def op(
         from_host: whether it calls `on_device`; inductor then keeps it out of CUDA graphs.
         flops: the FLOPs of its products, for `torch.utils.flop_counter.FlopCounterMode`, which counts nothing else of
             torch's own layers either; of the op's arguments with a shape in place of each tensor, and `out_shape`.
+        sharding: how it is split over devices that hold parts of its tensors (DTensors): a text as
+            `runtime/sharding.py` has it that names every argument that may be a tensor, or a function of the op's
+            arguments that returns one; None refuses DTensors.
     """
     tags = (torch.Tag.cudagraph_unsafe,) if from_host else ()
 
@@ -346,8 +350,12 @@ def op(
             found = memory.strange(args)
             if not found:
                 return fn(*args)
-            return lazily_registered(*args) if memory.wrapped(found) else lazily(*args)
+            if memory.wrapped(found):
+                sharded_triton.ready()
+                return lazily_registered(*args)
+            return lazily(*args)
 
+        sharded_triton.declare(sharded_triton.Rule(name, call, fake, sharding, tuple(names), tuple(written)))
         return call
 
     return register

@@ -10,10 +10,13 @@ settings or ranks is a function that returns such a text.
 """
 
 import functools
+import re
+import string
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from gradlab.kernels.spec import Array, arrays_of
+from gradlab.base.signature import Array, arrays_of
 
 # Where an array stands under a split: the axis that is split, "whole" on every device, or the term of a sum.
 Part = int | Literal["whole", "term"]
@@ -66,6 +69,16 @@ def sharding(text: str) -> Sharding:
         parts = tuple(_part(array, axis, summed and array.name in words["adds"]) for array in inputs)
         found.append(Split(axis, parts, tuple(_part(array, axis, summed) for array in results)))
     return Sharding(inputs, results, tuple(found))
+
+
+def elementwise(names: str) -> Callable[..., str]:
+    """The text of an op over arrays of one shape, as of "x, mask -> y", as a function of its arguments; x is first."""
+
+    def text(first: Any, *_: Any) -> str:
+        axes = " ".join(string.ascii_uppercase[: first.ndim])
+        return re.sub(r"(\w+)", rf"\1[{axes}]", names)
+
+    return text
 
 
 def _part(array: Array, axis: str, summed: bool) -> Part:

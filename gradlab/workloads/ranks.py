@@ -1,0 +1,51 @@
+"""What a run needs of the processes that share it, whatever joins them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from gradlab.workloads.world import World
+
+# Seconds that a process waits for the others: compiling and reading data take different times on each.
+TIMEOUT = 300.0
+
+
+class Ranks(Protocol):
+    """The processes of a run as one of them sees them.
+
+    Attributes:
+        world: how many they are, and which this is.
+        told: the signals that reached this process, which end the run between two steps.
+        steps: how many were taken, for the line of a run that loses a process.
+        saved: where the run was last saved, for the same line; empty if nowhere.
+        token: 8 hex digits that all processes have and no other run has, once they have begun.
+    """
+
+    world: World
+    told: list[int]
+    steps: int
+    saved: str
+    token: str
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Compare what determines the numbers, on all processes, and join them.
+
+        Raises:
+            ValueError: they differ, or a process ended before.
+        """
+        ...
+
+    def outcome(self, error: str) -> str:
+        """The error of the first process that has one, for all of them; empty if all went well."""
+        ...
+
+
+class SpreadArgs(NamedTuple):
+    """How the command line spreads a run.
+
+    Attributes:
+        fsdp: parameters are sharded over torchrun's processes, not only the batch.
+        timeout: seconds that a process waits for the others.
+    """
+
+    fsdp: bool = False
+    timeout: float = TIMEOUT

@@ -1,0 +1,182 @@
+"""The processes that torchrun started: compared and joined at the start, and told of each other's end.
+
+They talk through torchrun's store beside the collectives, since a collective that loses a process says only that a
+connection is closed. A process that fails leaves its error there; the others find it, or find who left no word.
+"""
+
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.distributed.rendezvous import rendezvous
+
+from gradlab.base.exit_codes import FOUND, SIGNALLED, UNUSABLE
+from gradlab.workloads import interrupt
+from gradlab.workloads.world import World
+
+# Errors that are a user's to mend, and one line.
+_USERS = (ValueError, TypeError, IndexError, ModuleNotFoundError)
+# Seconds in which processes that lost another one hear of each other. torchrun looks at its processes ten times a
+# second: it must see the one that is gone before those that end for want of it.
+_PATIENCE = 3.0
+
+
+class _Interrupted(Exception):
+    """A signal came while the processes were still waiting for each other."""
+
+
+class TorchRanks:
+    """`ranks.Ranks` over torch.distributed."""
+
+    def __init__(self, world: World, told: list[int], timeout: float) -> None:
+        self.world, self.told, self.steps, self.saved = world, told, 0, ""
+        self.token = secrets.token_hex(4)
+        self._timeout = timeout
+        try:
+            self._store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+        except (dist.DistError, RuntimeError, TimeoutError) as error:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise ValueError(f"train: store at {where} is not reached ({_first(error)}), wanted torchrun's") from None
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        own = {"torch": torch.__version__, "device": device, **facts}
+        self._set("start", json.dumps([self.token, own]))
+        first: dict[str, Any] = {}
+        for rank in range(self.world.size):
+            token, said = json.loads(self._awaited("start", rank))
+            if rank == 0:
+                self.token, first = token, said
+            for name, value in first.items():
+                if said.get(name) != value:
+                    raise ValueError(f"train: {name} of rank {rank} is {said.get(name)}, wanted {value} as on rank 0")
+        dist.init_process_group(
+            "nccl" if device == "cuda" else "gloo",
+            store=dist.PrefixStore("gradlab/group", self._store),
+            rank=self.world.rank,
+            world_size=self.world.size,
+            timeout=timedelta(seconds=self._timeout),
+        )
+
+    def outcome(self, error: str) -> str:
+        every: list[str] = [""] * self.world.size
+        dist.all_gather_object(every, error)
+        return next(filter(None, every), "")
+
+    def tell(self, text: str) -> None:
+        """Leave a last word for the others."""
+        self._set("ended", text)
+
+    def lost(self, error: BaseException) -> str:
+        """Who is gone, in one line, after a collective failed for want of another process."""
+        self._set("lost", "1")
+        missing = [rank for rank in range(self.world.size) if rank != self.world.rank]
+        until = time.monotonic() + _PATIENCE
+        while missing and time.monotonic() < until:
+            for rank in list(missing):
+                if words := self._get("ended", rank):
+                    return f"rank {rank} ended: {words}"
+                if self._get("lost", rank):
+                    missing.remove(rank)
+            time.sleep(0.05)
+        who = f"rank {', '.join(map(str, missing))}" if missing else "a process"
+        if "Timed out" in str(error) or "timeout" in str(error):
+            return f"{who} has not answered for {self._timeout:g} s"
+        return f"{who} is gone: killed, or out of memory"
+
+    def _awaited(self, word: str, rank: int) -> str:
+        """What that rank says; in short waits, in which signals are heard."""
+        until = time.monotonic() + self._timeout
+        while not (said := self._get(word, rank)):
+            for other in range(self.world.size):
+                if ended := self._get("ended", other):
+                    raise ValueError(f"train: rank {other} is gone ({ended}), wanted all {self.world.size} processes")
+            if self.told:
+                raise _Interrupted
+            if time.monotonic() > until:
+                late = f"silent for {self._timeout:g} s"
+                raise ValueError(f"train: rank {rank} is {late}, wanted all {self.world.size} processes")
+            time.sleep(0.01)
+        return said
+
+    def _set(self, word: str, value: str) -> None:
+        # The store is gone with the torchrun that keeps it: then nobody can be told.
+        with suppress(RuntimeError):
+            self._store.set(f"gradlab/{word}/{self.world.rank}", value)
+
+    def _get(self, word: str, rank: int) -> str:
+        key = f"gradlab/{word}/{rank}"
+        with suppress(RuntimeError):
+            if self._store.check([key]):
+                return self._store.get(key).decode()
+        return ""
+
+
+def together(world: World, timeout: float, work: Callable[[TorchRanks], int]) -> int:
+    """The exit code of a work that all processes do; a line on each when one of them fails.
+
+    Raises:
+        ValueError: what the work raises, or that another process raised it.
+    """
+    with interrupt.delayed() as told:
+        if torch.cuda.is_available():
+            if world.local_rank >= (there := torch.cuda.device_count()):
+                raise ValueError(f"train: LOCAL_RANK is {world.local_rank}, wanted less than the {there} GPUs here")
+            torch.cuda.set_device(world.local_rank)
+        ranks = TorchRanks(world, told, timeout)
+        try:
+            code = work(ranks)
+        except _Interrupted:
+            print("interrupted before the first step", file=sys.stderr)
+            return SIGNALLED + told[0]
+        except _USERS as error:
+            ranks.tell(_first(error))
+            _record(str(error))
+            print(f"gradlab: {error}", file=sys.stderr)
+            return UNUSABLE
+        except RuntimeError as error:
+            if not _of_a_collective(error):
+                _fail(ranks, error)
+                raise
+            saved = f"--resume {ranks.saved} continues from its last save" if ranks.saved else "nothing was saved"
+            line = f"train: {ranks.lost(error)}; the run ends after {ranks.steps} steps; {saved}"
+            _record(line)
+            print(f"gradlab: {line}", file=sys.stderr)
+            return FOUND
+        except Exception as error:
+            _fail(ranks, error)
+            raise
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return code
+
+
+def _of_a_collective(error: RuntimeError) -> bool:
+    """Whether another process is to blame: gloo's errors are plain ones that name its files."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _fail(ranks: TorchRanks, error: Exception) -> None:
+    ranks.tell(f"{type(error).__name__}: {_first(error)}")
+    get_error_handler().record_exception(error)
+
+
+def _record(line: str) -> None:
+    """Write a line where torchrun looks for the error of a process, so that its own report shows it."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"timestamp": str(int(time.time()))}
+        Path(path).write_text(json.dumps({"message": {"message": line, "extraInfo": extra}}), encoding="utf-8")
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
