@@ -3,7 +3,7 @@
     @sharded("a[M K], b[K N], bias[N] -> y[M N]; sums K; adds bias")
     def matmul(a, b, bias): ...
 
-The rule is a text of `kernels/sharding.py`, or a function of the same arguments that returns one. Its inputs are the
+The rule is a text of `sharding.py`, or a function of the same arguments that returns one. Its inputs are the
 arrays among the arguments, in order; one that is None is left out. Any word that starts with a letter is an axis
 letter, so what has leading axes of any number writes them out: `axes("M", 3)` is "M0 M1 M2".
 
@@ -28,7 +28,7 @@ from typing import Any, ParamSpec, TypeVar
 from gradlab.kernels.runtime.launch_pallas import apart, one_operation
 from gradlab.kernels.runtime.partition_pallas import Rule, Splitting
 from gradlab.kernels.runtime.traced_pallas import ByValue
-from gradlab.kernels.sharding import sharding
+from gradlab.kernels.runtime.sharding import sharding
 
 A = ParamSpec("A")
 R = TypeVar("R")
