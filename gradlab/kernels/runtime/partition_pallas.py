@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gradlab.kernels.runtime.mesh_pallas import explicit_axes
-from gradlab.kernels.runtime.traced_pallas import ByValue
 from gradlab.kernels.runtime.sharding import sharding
+from gradlab.kernels.runtime.traced_pallas import ByValue
 
 # letter -> the mesh axes that it is split along; letters that are whole are left out.
 Split = Mapping[str, tuple[Any, ...]]

@@ -27,8 +27,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from gradlab.kernels.runtime.launch_pallas import apart, one_operation
 from gradlab.kernels.runtime.partition_pallas import Rule, Splitting
-from gradlab.kernels.runtime.traced_pallas import ByValue
 from gradlab.kernels.runtime.sharding import sharding
+from gradlab.kernels.runtime.traced_pallas import ByValue
 
 A = ParamSpec("A")
 R = TypeVar("R")
