@@ -56,9 +56,9 @@ product = compiled(_product_rule, static_argnums=(4, 5, 6, 7))
 
 @jax.custom_vjp
 def _column_sum_rule(a, mask):
-    """s[N] = sum over M, all axes but the last, of a[M N], zeros where mask <= 0.
+    """s[N] = sum over M of a[M N], zeros where mask <= 0. Linear in a: its pullback is a masked broadcast.
 
-    Linear in a: its pullback is a masked broadcast.
+    M may be several axes.
     """
     return column_sum_pallas.column_sum(a, mask)
 
