@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from gradlab.kernels.common import conv2d_arrays_pallas as full
-from gradlab.kernels.common import conv2d_sharding as sharding
+from gradlab.kernels.common import conv2d_sharding_pallas as sharding
 from gradlab.kernels.common.column_sum_pallas import column_sum
 from gradlab.kernels.common.conv2d_arrays_pallas import dot
 from gradlab.kernels.common.window import Geometry

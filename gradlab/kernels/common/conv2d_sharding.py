@@ -1,36 +1,44 @@
-"""How a convolution and its pullbacks may be split over devices, in the axis letters of channels-last arrays.
+"""How a convolution may be split over devices: by images, by filters, and by channels; with groups by images alone.
 
-Images are split along B, filters along F, and along C forward is a sum. Pixels are not split: windows overlap.
+Rows and columns of images stay whole: a window reaches over into the next part. Functions of the registered ops'
+arguments, the same names in the same order as in `conv2d_triton.py`.
 """
 
-import re
 from typing import Any
 
 from gradlab.kernels.common.window import Geometry
 
-
-def forward(x: Any, w: Any, bias: Any, mask: Any, geometry: Geometry, relu: bool) -> str:
-    """The rule of y."""
-    text = "x[B H W C], w[R S D F], bias[F], mask[B P Q F] -> y[B P Q F]; whole H W P Q R S; sums D; adds bias"
-    return _by_groups(text, w.shape[2], w.shape[3], geometry)
+_IMAGES = {"x": "B C H W", "y": "B F P Q", "w": "F C R S"}
 
 
-def dgrad(dy: Any, w: Any, mask: Any, geometry: Geometry) -> str:
-    """The rule of dx."""
-    text = "dy[B P Q F], w[R S D F], mask[B P Q F] -> dx[B H W C]; whole P Q R S; sums F"
-    return _by_groups(text, w.shape[2], w.shape[3], geometry)
+def forward(x: Any, w: Any, bias: Any, mask: Any, geometry: Any, relu: bool, channels_last: bool) -> str:
+    """Split by channels each device has a term of the sum, which is no sum any more after relu."""
+    text = _text("x[x], w[w], bias[F], mask[y] -> y[y]; whole H W P Q R S", geometry)
+    return text if relu or Geometry.of(geometry).groups > 1 else f"{text}; sums C; adds bias"
 
 
-def wgrad(dy: Any, x: Any, mask: Any, geometry: Geometry) -> str:
-    """The rule of dw[R S D F]."""
-    text = "dy[B P Q F], x[B H W C], mask[B P Q F] -> dw[R S D F]; whole H W P Q; sums B"
-    return _by_groups(text, x.shape[3] // geometry.groups, dy.shape[3], geometry)
+def dgrad(dy: Any, w: Any, mask: Any, geometry: Any, channels_last: bool) -> str:
+    """The sum over filters."""
+    text = _text("dy[y], w[w], mask[y] -> dx[x]; whole P Q R S", geometry)
+    return text if Geometry.of(geometry).groups > 1 else f"{text}; sums F"
 
 
-def _by_groups(text: str, D: int, F: int, geometry: Geometry) -> str:
-    """With one group D is C; with one channel and one filter a group both are G; else neither is split."""
-    if geometry.groups == 1:
-        return re.sub(r"\bD\b", "C", text)
-    if D == 1 and geometry.groups == F:
-        return re.sub(r"\b[CF]\b", "G", re.sub(r"\bD\b", "1", text))
-    return f"{text}; whole C D F"
+def wgrad(dy: Any, x: Any, mask: Any, geometry: Any, channels_last: bool) -> str:
+    """The sum over images."""
+    return _text("dy[y], x[x], mask[y] -> dw[w]; whole H W P Q; sums B", geometry)
+
+
+def bias_sum(dy: Any, mask: Any) -> str:
+    """The sum over images and pixels."""
+    return "dy[B F P Q], mask[B F P Q] -> db[F]; sums B P Q"
+
+
+def _text(names: str, geometry: Any) -> str:
+    """The text with the axes of x, y and w; a filter of a group has that group's channels D."""
+    grouped = Geometry.of(geometry).groups > 1
+    axes = _IMAGES | ({"w": "F D R S"} if grouped else {})
+    for name, letters in axes.items():
+        names = names.replace(f"[{name}]", f"[{letters}]")
+    if grouped:
+        names += "".join(f"; whole {axis}" for axis in "CDF" if axis in names.split("->")[0])
+    return names
