@@ -54,7 +54,8 @@ def sharding(text: str) -> Sharding:
         word, *names = clause.split()
         words[word] += names
     letters = list(dict.fromkeys(axis for array in inputs for axis in array.axes))
-    known = {"sums": letters, "whole": letters, "adds": [array.name for array in inputs]}
+    every = list(dict.fromkeys([*letters, *(axis for array in results for axis in array.axes)]))
+    known = {"sums": letters, "whole": every, "adds": [array.name for array in inputs]}
     for word, names in words.items():
         for name in names:
             if name not in known[word]:
