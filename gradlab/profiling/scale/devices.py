@@ -1,8 +1,10 @@
 """Devices and the nodes that they are in: peak rates, memory, and the links between them."""
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from gradlab.autodiff.frameworks.side import side
 from gradlab.profiling.machine_code.gpus import GPUS, Ceilings
 from gradlab.profiling.scale.collective import Place
 from gradlab.profiling.scale.links import LINKS, Link, link
@@ -67,12 +69,21 @@ class Machine:
         return replace(self, ceilings=Ceilings(rates, self.ceilings.bandwidth * share, self.ceilings.source))
 
 
-def machine(gpu: str, links: str | None = None, node: int | None = None) -> Machine:
-    """A GPU by name, in nodes as it is sold, or with other links: "within,between".
+def machine(gpu: str, links: str | None = None, node: int | None = None, dtype: str = "float32") -> Machine:
+    """A GPU by name, in nodes as it is sold, or with other links: "within,between"; "this" is measured.
 
     Raises:
-        ValueError: no such GPU or link, or not one or two links.
+        ValueError: no such GPU or link, or not one or two links; links beside "this".
+        ModuleNotFoundError: torch is not installed, which measures.
+        RuntimeError: measuring failed.
     """
+    if gpu.lower() == "this":
+        if links is not None or node is not None:
+            came = f"links are {links!r}" if links is not None else f"node is {node}"
+            raise ValueError(f"scale: {came}, wanted none beside --gpu this, whose links are measured")
+        # Here is where a framework that is not installed is told of.
+        side("torch")
+        return importlib.import_module("gradlab.profiling.scale.this_torch").machine(dtype)
     found = next((name for name in GPUS if name.lower() == gpu.lower()), None)
     if found is None:
         raise ValueError(f"scale: gpu is {gpu!r}, wanted one of {', '.join(GPUS)}, or this")
