@@ -40,6 +40,7 @@ class Machine:
         node: devices in one.
         launch: seconds that a kernel takes however little it has to do.
         cores: how many devices can work at once, where there are fewer than devices; None where each works alone.
+        overlaps: whether links work while the device computes; not where the same cores do both.
         factors: by kind of collective, what it sends here over what its algorithm needs.
     """
 
@@ -51,6 +52,7 @@ class Machine:
     node: int
     launch: float = LAUNCH
     cores: int | None = None
+    overlaps: bool = True
     factors: tuple[tuple[str, float], ...] = ()
 
     def place(self, devices: int, stride: int, every: int) -> Place:
@@ -66,7 +68,15 @@ class Machine:
             return self
         share = self.cores / devices
         rates: Mapping[str, float] = {name: rate * share for name, rate in self.ceilings.rates.items()}
-        return replace(self, ceilings=Ceilings(rates, self.ceilings.bandwidth * share, self.ceilings.source))
+        ceilings = Ceilings(rates, self.ceilings.bandwidth * share, self.ceilings.source)
+        # The cores do the links' work too.
+        link = replace(
+            self.within,
+            bandwidth=self.within.bandwidth * share,
+            hop=self.within.hop / share,
+            deep=self.within.deep / share,
+        )
+        return replace(self, ceilings=ceilings, within=link, between=link, launch=self.launch / share)
 
 
 def machine(gpu: str, links: str | None = None, node: int | None = None, dtype: str = "float32") -> Machine:
