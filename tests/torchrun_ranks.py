@@ -1,7 +1,7 @@
 """What each rank of `test_torchrun.py` runs: shared runs against those of one process, folders, and bad input.
 
-`torchrun ... -m tests.torchrun_ranks all FOLDER` runs everything; with `ends` in place of `all`, rank 1 ends in a way of
-its own in each attempt of torchrun's, in the middle of `gradlab train` as the command line has it.
+`torchrun ... -m tests.torchrun_ranks all FOLDER` runs everything; with `ends` in place of `all`, rank 1 ends in a way
+of its own in each attempt of torchrun's, in the middle of `gradlab train` as the command line has it.
 """
 
 import contextlib
