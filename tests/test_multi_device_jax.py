@@ -1,4 +1,4 @@
-"""Every op on four devices, under jax's own defaults: `multi_device_jax.py`, run once."""
+"""Every op on eight devices, under jax's own defaults: `multi_device_jax.py`, run once; and on two processes."""
 
 import json
 import os
@@ -14,12 +14,22 @@ pytest.importorskip("optax")
 from gradlab.kernels.spec import specs
 
 PROGRAM = Path(__file__).with_name("multi_device_jax.py")
+SENT = (
+    "data_parallel",
+    "tensor_parallel",
+    "sequence_parallel",
+    "convolution",
+    "optimizers",
+    "random_rounding",
+    "transforms",
+    "uneven",
+)
 
 
 @pytest.fixture(scope="module")
 def failures():
     """By name of a check, how it failed; empty where it did not."""
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     env["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parents[1]), env.get("PYTHONPATH", "")])
     run = subprocess.run([sys.executable, PROGRAM], env=env, capture_output=True, text=True, check=True)
     return json.loads(run.stdout.splitlines()[-1])
@@ -28,6 +38,12 @@ def failures():
 @pytest.mark.parametrize("where", ["in_shard_map", "on_auto_axes", "on_explicit_axes"])
 @pytest.mark.parametrize("name", [*specs(), "steps"])
 def test_on_four_devices(failures, where, name):
-    if (where, name) == ("on_auto_axes", "steps"):
-        return
     assert not failures[f"{where}: {name}"], failures[f"{where}: {name}"]
+
+
+@pytest.mark.parametrize("name", SENT)
+def test_what_devices_send(failures, name):
+    found = {key: error for key, error in failures.items() if key.startswith(f"{name}: ")}
+    assert found
+    for key, error in found.items():
+        assert not error, f"{key}: {error}"
