@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +27,16 @@ SENT = (
 )
 
 
+def environment(devices):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    env["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parents[1]), env.get("PYTHONPATH", "")])
+    return env
+
+
 @pytest.fixture(scope="module")
 def failures():
     """By name of a check, how it failed; empty where it did not."""
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    env["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parents[1]), env.get("PYTHONPATH", "")])
-    run = subprocess.run([sys.executable, PROGRAM], env=env, capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, PROGRAM], env=environment(8), capture_output=True, text=True, check=True)
     return json.loads(run.stdout.splitlines()[-1])
 
 
@@ -47,3 +52,23 @@ def test_what_devices_send(failures, name):
     assert found
     for key, error in found.items():
         assert not error, f"{key}: {error}"
+
+
+def test_on_two_processes():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    env = environment(4)
+    command = [sys.executable, PROGRAM.with_name("processes_jax.py"), address, "2"]
+    ranks = [
+        subprocess.Popen([*command, str(i)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for i in range(2)
+    ]
+    try:
+        for rank in ranks:
+            out, _ = rank.communicate(timeout=180)
+            assert out.splitlines()[-1:] == ["right"], out[-4000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
