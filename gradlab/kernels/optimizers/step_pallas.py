@@ -141,14 +141,14 @@ def _cut(platform: str, operands: Sequence[jax.Array], each: int) -> tuple[list[
 
 
 def _numbers(
-    tile: tuple[int, ...], part: tuple[int, ...], array: tuple[int, ...], begin: Any
+    tile: tuple[int, ...], part: tuple[int, ...], array: tuple[int, ...] | None, begin: Any
 ) -> tuple[jax.Array, jax.Array]:
     """The indices of a tile's elements in the flattened array, the same for any tiling: lower and upper 32 bits.
 
     Of a part of the array that begins at begin[1 k], of fewer than 2^32 elements, each index is that in the whole one.
     """
     low, high = _numbers_in_part(tile)
-    if begin is None:
+    if begin is None or array is None:
         return low, high
     index = high = jnp.zeros_like(low)
     for axis in reversed(range(len(part))):
