@@ -28,14 +28,14 @@ Gimelshein): with new = max(top, z), S becomes S exp(top - new) + exp(z - new). 
 and moves by R (new - top). z - top <= 0 always, so no logit overflows. The cap comes first, then lanes past V are
 masked to -inf: tanh would turn -inf into -C.
 
-Classes in parts, each on a device of its own (vocabulary parallel): of its classes a device has (top, S, c, R), with
-c = sum_v r (top - z), and R = sum_v r. Two parts make one like two tiles of a row: with new = max of their tops,
-    S = S1 exp(top1 - new) + S2 exp(top2 - new),  R = R1 + R2,  c = c1 + R1 (new - top1) + c2 + R2 (new - top2)
-and y = c + R log S of all of them. A part that is -inf throughout has top = -inf, S = 0 and shifts nothing. Devices
-gather these 4 numbers a row (4 M W of W devices, next to M V logits few) and each merges them in one order: all get the
-same bits, whatever the network adds up first. Sums over devices would move fewer bytes and take two exchanges, the
-maxima first. Backward has l and R of the whole row, and needs nothing further: dx and dq are of one class. In the
-second backward P, d(dy) and d(dn) are sums over parts, which is one exchange between two launches.
+Classes in parts, one a device: the online softmax goes on over the parts. Part i gives of its own classes of each row
+the maximum top_i, S_i = sum_v exp(z - top_i), C_i = sum_v r (top_i - z) and R_i = sum_v r; a class of another part is
+not out of range, and smoothing spreads eps / V of all V. With top = max_i top_i, R = sum_i R_i and
+    S = sum_i S_i exp(top_i - top),  C = sum_i (C_i + R_i (top - top_i)):   l = top + log S,  y = C + R log S
+which is sum_i (y_i + R_i (l - l_i)) of the parts' own y_i and l_i. So four numbers a row and part are exchanged, never
+logits. Backward is the same kernel with l and R of all parts and exchanges nothing; the second backward needs P of all
+parts, sum_i P_i, one number a row. Where devices gather the four numbers and merge them in one order, all get the same
+bits, whatever the network would add up first; sums of them would send fewer and take two exchanges, the maxima first.
 
 Traffic: forward reads M V logits, backward reads them again and writes M V numbers. One kernel can write the gradient
 of a sum or a mean while forward reads the logits, their divisor being known beforehand. That saves the second read, but

@@ -32,5 +32,5 @@ class ClassPart(NamedTuple):
     that is elsewhere is not out of range: its row has its log-sum-exp here, and no target.
     """
 
-    first: Any
+    first: int
     total: int
