@@ -9,8 +9,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-if not torch.distributed.is_available():
+import torch.distributed as dist
+
+import gradlab.torch as lab
+
+if not dist.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -28,17 +34,11 @@ def test_ranks_have_the_losses_and_gradients_of_one(tmp_path, world):
                 str(world),
                 str(tmp_path / "store"),
             ]
-            ranks.append(
-                subprocess.Popen(
-                    command,
-                    cwd=Path(__file__).parents[1],
-                    stdout=path.open("w"),
-                    stderr=subprocess.STDOUT,
-                    env=os.environ | {"OMP_NUM_THREADS": "1"},
-                )
-            )
+            with path.open("w") as out:
+                environment = os.environ | {"OMP_NUM_THREADS": "1"}
+                ranks.append(subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=environment))
         for rank in ranks:
-            # The first that fails is named; others would wait for it.
+            # Others wait for a rank that has failed.
             if rank.wait(timeout=300):
                 break
     finally:
@@ -46,3 +46,22 @@ def test_ranks_have_the_losses_and_gradients_of_one(tmp_path, world):
             rank.kill()
             rank.wait()
     assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(path.read_text() for path in files)
+
+
+def test_a_compiler_breaks_its_graph_at_a_group(tmp_path):
+    """What stands before and after is compiled; a whole graph is refused by the compiler."""
+    torch.compiler.reset()
+    x, t = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 4, 2, 1])
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+
+        def fn(x):
+            return 3 * lab.cross_entropy(2 * x, t, group=dist.group.WORLD)
+
+        got, want = torch.compile(fn, backend="aot_eager")(x), fn(x)
+        assert torch.equal(got, want)
+        assert torch.equal(*(torch.autograd.grad(y, x)[0] for y in (got, want)))
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            torch.compile(fn, backend="aot_eager", fullgraph=True)(x)
+    finally:
+        dist.destroy_process_group()

@@ -43,8 +43,6 @@ def want_group(op: str, group: Any) -> None:
         refuse(op, "group", "one without this rank", "one that this rank is a member of")
     if not isinstance(group, dist.ProcessGroup):
         refuse(op, "group", f"a {type(group).__name__}", "a torch.distributed.ProcessGroup", TypeError)
-    if torch.compiler.is_compiling():
-        refuse(op, "group", "there inside a compiler", "an eager call: ranks agree on their parts first")
 
 
 # In place of `together` where there is no group.
