@@ -48,6 +48,8 @@ def test_ranks_have_the_losses_and_gradients_of_one(tmp_path, world):
     assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(path.read_text() for path in files)
 
 
+# dynamo looks at the gradients of what goes on behind a break of its graph.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_compiler_breaks_its_graph_at_a_group(tmp_path):
     """What stands before and after is compiled; a whole graph is refused by the compiler."""
     torch.compiler.reset()

@@ -113,6 +113,39 @@ def logits(group):
         compare(spread, loss, [drawn(6, spread.V, scale=3.0)], [1], as_tuple)
 
 
+def heads(group):
+    """linear_cross_entropy of a spread head: loss, gradients of input, head and bias, and second derivatives."""
+    for options, weighted in itertools.product(OPTIONS, (False, True)):
+        spread = Spread(group, [5, 0, 1, 3][: dist.get_world_size(group)] if weighted else None)
+        t, a = torch.randint(0, spread.V, (2, 3)), torch.rand(spread.V, dtype=WIDE) + 0.5 if weighted else None
+
+        def loss(h, w, b, part, t=t, a=a, options=options):
+            where = {} if part is None else {"group": part.group}
+            a = a if part is None else part.part(a, 0)
+            return lab.linear_cross_entropy(h, w, t, b, weight=a, **options, **where)
+
+        whole = [drawn(2, 3, 4), drawn(spread.V, 4), drawn(spread.V)]
+        compare(spread, loss, whole, [None, 0, 0], as_tuple)
+
+
+def half_heads(group):
+    """Gradients of a head in half precision; of the input the sum is rounded once; the same bits on every rank."""
+    for dtype in (torch.float16, torch.bfloat16):
+        spread = Spread(group, [64, 50, 3, 40][: dist.get_world_size(group)])
+        h, w, t = drawn(32, 16, dtype=dtype), drawn(spread.V, 16, dtype=dtype), torch.randint(0, spread.V, (32,))
+        wide = [a.detach().double().requires_grad_() for a in (h, w)]
+        exact = torch.autograd.grad(lab.linear_cross_entropy(*wide, t), wide)
+        plain = torch.autograd.grad(lab.linear_cross_entropy(h, w, t), (h, w))
+        mine = [h.detach().clone().requires_grad_(), spread.part(w, 0)]
+        got = torch.autograd.grad(lab.linear_cross_entropy(*mine, t, group=group), mine)
+        same_bits(group, got[0])
+        assert got[0].dtype == dtype
+        at = [slice(None), spread.mine]
+        for g, p, e, where in zip(got, plain, exact, at, strict=True):
+            error, allowed = (g - e[where]).abs().max(), (p - e).abs().max()
+            assert error <= 2 * allowed
+
+
 def soft_targets(group):
     """Targets that are probabilities, and their gradients."""
     for options, weighted in (({}, False), ({"reduction": "none", "label_smoothing": 0.1, "z_loss": 0.1}, True)):
@@ -260,6 +293,16 @@ def collectives(group):
             lab.cross_entropy(x, t, a, group=group, **options)
             assert seen.taken() == [("allgather_base", 4 * M), ("allgather_base", 1)]
 
+    h, w = drawn(M, 7), drawn(spread.sizes[spread.rank], 7)
+    lab.linear_cross_entropy(h, w, t, group=group)
+    with Collectives() as seen:
+        y = lab.linear_cross_entropy(h, w, t, group=group)
+        assert seen.taken() == [("allgather_base", 4 * M)]
+        grads = torch.autograd.grad(y, (h, w), create_graph=True)
+        assert seen.taken() == [("allreduce", M * 7)]
+        torch.autograd.grad([g.square().sum() for g in grads], (h, w))
+        assert seen.taken() == [("allreduce", 2 * M), ("allreduce", M * 7)]
+
 
 def one_rank(group):
     """In a group of one: the unsharded op's bits, by its launches, without a collective."""
@@ -350,7 +393,7 @@ def refused(error, message, call):
 
 
 PARTS = (
-    logits, soft_targets, layouts, rows_without_numbers, half, ways_to_call, collectives, one_rank, memory, refusals,
+    logits, heads, half_heads, soft_targets, layouts, rows_without_numbers, half, ways_to_call, collectives, one_rank, memory, refusals,
 )  # fmt: skip
 
 
