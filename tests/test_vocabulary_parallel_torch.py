@@ -63,6 +63,7 @@ def test_a_compiler_breaks_its_graph_at_a_group(tmp_path):
         got, want = torch.compile(fn, backend="aot_eager")(x), fn(x)
         assert torch.equal(got, want)
         assert torch.equal(*(torch.autograd.grad(y, x)[0] for y in (got, want)))
+        torch.compiler.reset()
         with pytest.raises(torch._dynamo.exc.Unsupported):
             torch.compile(fn, backend="aot_eager", fullgraph=True)(x)
     finally:
