@@ -60,7 +60,8 @@ def train(
         world = torchrun(spread.fsdp)
         if world is None:
             if spread.fsdp:
-                raise ValueError("train: --fsdp is for one process, wanted torchrun -m gradlab train ... to start more")
+                start = "torchrun --nproc-per-node N -m gradlab train"
+                raise ValueError(f"train: --fsdp is given to a process that is alone, wanted {start} ... --fsdp")
             return _train(args, both, files, None)
         together = importlib.import_module("gradlab.workloads.ranks_torch").together
         return together(world, spread.timeout, lambda ranks: _train(args, both, files, ranks))

@@ -49,7 +49,9 @@ class World(NamedTuple):
             raise ValueError(f"train: batch-size is {batch}, wanted a multiple of the {self.size} processes")
 
     def __str__(self) -> str:
-        return f"{self.size} process{'' if self.size == 1 else 'es'}, {self.kind}"
+        if self.size == 1:
+            return "1 process, FSDP" if self.kind == "FSDP" else "1 process"
+        return f"{self.size} processes, {self.kind}"
 
 
 def torchrun(fsdp: bool = False, environ: Mapping[str, str] = os.environ) -> World | None:
