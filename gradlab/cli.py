@@ -350,18 +350,35 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed of weights, data and batches.")] = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Save weights, optimizer state and losses to this file; under torchrun a folder."),
+        typer.Option(
+            help="Save the run to this file: weights, optimizer, losses; under torchrun or with --devices a folder."
+        ),
     ] = None,
     load: Annotated[
         Path | None, typer.Option(help="Start from the weights in this file or folder, of torch or jax.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run saved in this file or folder.")] = None,
     fsdp: Annotated[
-        bool, typer.Option("--fsdp", help="Under torchrun: shard weights and optimizer too, not only the batch.")
+        bool,
+        typer.Option("--fsdp", help="Under torchrun or with --devices: shard weights and optimizer too."),
     ] = False,
     timeout: Annotated[
-        float, typer.Option(min=1, help="Under torchrun: seconds that a process waits for the others.")
+        float, typer.Option(min=1, help="Of several processes: seconds that one waits for the others.")
     ] = 300,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="On jax: train on this many devices, of all processes together."),
+    ] = None,
+    coordinator_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="On jax: join several processes, of which number 0 listens there."),
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="How many processes join; a scheduler's own number by default.")
+    ] = None,
+    process_id: Annotated[
+        int | None, typer.Option(min=0, help="The number of this process; a scheduler's own number by default.")
+    ] = None,
 ) -> None:
     """Train a workload with hand-written or native layers; with --compare, on both frameworks with both."""
     from gradlab.workloads import command, ranks
@@ -369,7 +386,7 @@ def train(
     args = command.TrainArgs(
         name, tuple(known(s) for s in side or ()), layers, data, epochs, batch_size, lr, optimizer, precision, seed
     )
-    spread = ranks.SpreadArgs(fsdp, timeout)
+    spread = ranks.SpreadArgs(fsdp, timeout, devices, coordinator_address, num_processes, process_id)
     raise typer.Exit(command.train(args, compare, out, save, load, resume, spread))
 
 
