@@ -11,6 +11,7 @@ import gradlab
 from gradlab.autodiff.frameworks.side import SIDES, known, selected
 from gradlab.base.exit_codes import UNUSABLE
 from gradlab.kernels.spec import spec, specs
+from gradlab.profiling.scale import options as scale_options
 
 app = typer.Typer(
     name="gradlab",
@@ -315,6 +316,34 @@ def profile(
         profiled.refuse_unsupported(target, request.modes)
     module = (op if names else profiled).__name__
     raise typer.Exit(command.profile(request, module, Console()))
+
+
+@app.command()
+def scale(
+    target: scale_options.Target,
+    devices: scale_options.Devices = "1..4096",
+    gpu: scale_options.Gpu = "H100",
+    links: scale_options.Links = None,
+    node: scale_options.Node = None,
+    batch: scale_options.Batch = None,
+    batch_per_device: scale_options.BatchPerDevice = None,
+    dtype: scale_options.Dtype = "float32",
+    sizes: scale_options.Sizes = "",
+    loss: scale_options.Loss = None,
+    strategy: scale_options.Strategy = None,
+    plot: scale_options.Plot = None,
+    json: scale_options.Json = None,
+) -> None:
+    """Predict a step on many devices: time, memory, bytes sent and what bounds it, for each way to share it out."""
+    from gradlab.profiling.scale import command, given
+    from gradlab.profiling.scale.args import checked_args
+    from gradlab.workloads import catalogue, scaled
+
+    ours = scaled.network(target) if target in catalogue.WORKLOADS else None
+    network = given.network(target, tuple(catalogue.WORKLOADS), ours, sizes, loss)
+    chosen = tuple(strategy or ())
+    args = checked_args(network, gpu, links, node, devices, batch, batch_per_device, dtype, chosen, plot, json)
+    raise typer.Exit(command.run(args, Console()))
 
 
 @app.command()

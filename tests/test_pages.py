@@ -42,7 +42,7 @@ def test_a_page_without_marks_is_reported():
 PROFILE = (ROOT / "docs" / "profile.md").read_text()
 PAGES = [
     (ROOT / "docs" / f"{name}.md").read_text()
-    for name in ("index", "layers", "check", "bench", "inspect", "profile", "cpu")
+    for name in ("index", "layers", "check", "bench", "inspect", "profile", "cpu", "scale")
 ]
 SNIPPETS = re.findall(r"```python\n(.*?)```", README + "".join(PAGES), re.S)
 

@@ -150,6 +150,16 @@ def uses(framework):
             p.foreach_add_(tensors, 1)
             return [t.tolist() for t in tensors]
 
+        def group():
+            if not torch.distributed.is_available():
+                return True
+            torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+            try:
+                one = torch.distributed.group.WORLD
+                return p.process_group(one.group_name) is one is p.process_group(one)
+            finally:
+                torch.distributed.destroy_process_group()
+
         seen = []
         lazy = p.negative_view(x)
         return p, {
@@ -180,6 +190,7 @@ def uses(framework):
             "add_batch_dim": lambda: axis.shape == (3,),
             "negative_view": lambda: lazy.is_neg() and torch.equal(lazy.resolve_neg(), -x),
             "foreach_add_": lambda: added() == [[1.0, 1.0], [2.0]],
+            "process_group": lambda: group(),
             "functorch_config": lambda: isinstance(p.functorch_config().donated_buffer, bool),
             "dynamo_utils": lambda: all(
                 hasattr(p.dynamo_utils(), name)

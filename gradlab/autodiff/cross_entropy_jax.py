@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gradlab.autodiff.arguments.arrays_jax import as_arrays
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_bool, want_floats, want_size
+from gradlab.autodiff.class_losses.class_axes_jax import class_axes, term_of
 from gradlab.autodiff.class_losses.class_range_jax import as_given, rows_of
 from gradlab.autodiff.class_losses.row_sums_jax import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
@@ -18,75 +19,77 @@ from gradlab.kernels.runtime.mesh_pallas import compiled, uniform
 _OP = "cross_entropy"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _loss_rule(x, t, q, a, settings, with_n, inplace):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+def _loss_rule(x, t, q, a, first, settings, axes, with_n, inplace):
     """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics."""
-    return kernels.loss(x, t, q, a, settings)
+    return kernels.loss(x, t, q, a, first, settings, axes)
 
 
-def _loss_fwd(x, t, q, a, settings, with_n, inplace):
-    y, n, s = loss(x, t, q, a, settings, with_n, inplace)
-    return (y, n, s), (x, t, q, a, s)
+def _loss_fwd(x, t, q, a, first, settings, axes, with_n, inplace):
+    y, n, s = loss(x, t, q, a, first, settings, axes, with_n, inplace)
+    return (y, n, s), (x, t, q, a, first, s)
 
 
-def _loss_bwd(settings, with_n, inplace, saved, cotangents):
-    x, t, q, a, s = saved
+def _loss_bwd(settings, axes, with_n, inplace, saved, cotangents):
+    x, t, q, a, first, s = saved
     dy, dn, _ = cotangents
-    dx = backward(dy, dn if with_n else None, x, t, q, a, s, settings, inplace)
-    dq = None if q is None else target_backward(dy, x, a, s, settings)
-    return dx, None, dq, None
+    dx = backward(dy, dn if with_n else None, x, t, q, a, first, s, settings, axes, inplace)
+    dq = None if q is None else target_backward(dy, x, a, first, s, settings, axes)
+    return dx, None, dq, None, None
 
 
 _loss_rule.defvjp(_loss_fwd, _loss_bwd)
-loss = compiled(_loss_rule, static_argnums=(4, 5, 6))
+loss = compiled(_loss_rule, static_argnums=(5, 6, 7, 8))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def backward(dy, dn, x, t, q, a, s, settings, inplace):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9, 10))
+def backward(dy, dn, x, t, q, a, first, s, settings, axes, inplace):
     """dx[m v] = z'[m v] (dy[m] (R[m] p[m v] - r[m v]) + 2 dn[m] l[m] p[m v])."""
-    return kernels.backward(dy, dn, x, t, q, a, s, settings, inplace=inplace)
+    return kernels.backward(dy, dn, x, t, q, a, first, s, settings, axes, inplace=inplace)
 
 
-def _backward_fwd(dy, dn, x, t, q, a, s, settings, inplace):
-    return backward(dy, dn, x, t, q, a, s, settings, inplace), (dy, dn, x, t, q, a, s)
+def _backward_fwd(dy, dn, x, t, q, a, first, s, settings, axes, inplace):
+    return backward(dy, dn, x, t, q, a, first, s, settings, axes, inplace), (dy, dn, x, t, q, a, first, s)
 
 
-def _backward_bwd(settings, inplace, saved, u):
-    ddy, ddn, dx, dq = second_backward(u, *saved, settings)
-    # s depends on x, and dx has that dependence in it already.
-    return ddy, ddn, dx, None, dq, None, None
+def _backward_bwd(settings, axes, inplace, saved, u):
+    ddy, ddn, dx, dq = second_backward(u, *saved, settings, axes)
+    # s depends on x, and dx has that dependence in it already. With axes ddy and ddn are the terms of a sum over the
+    # devices, which is the pullback of how dy and dn came to each of them.
+    return ddy, ddn, dx, None, dq, None, None, None
 
 
 backward.defvjp(_backward_fwd, _backward_bwd)
 backward = uniform(backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def target_backward(dy, x, a, s, settings):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def target_backward(dy, x, a, first, s, settings, axes):
     """dq[m v] = dy[m] a[v] (1 - eps) (l[m] - z[m v]), eps the smoothing: linear in dy; in x a loss of target u."""
     return kernels.target_backward(dy, x, a, s, settings)
 
 
-def _target_backward_fwd(dy, x, a, s, settings):
-    return target_backward(dy, x, a, s, settings), (dy, x, a)
+def _target_backward_fwd(dy, x, a, first, s, settings, axes):
+    return target_backward(dy, x, a, first, s, settings, axes), (dy, x, a, first)
 
 
-def _target_backward_bwd(settings, saved, u):
-    dy, x, a = saved
+def _target_backward_bwd(settings, axes, saved, u):
+    dy, x, a, first = saved
     # Of the target only its own part is there: 1 - s of it, and nothing spread over the classes.
     part, linear = 1 - settings.label_smoothing, settings._replace(label_smoothing=0.0)
-    ddy, _, s = loss(x, None, u, a, linear, False, False)
-    return part * ddy, backward(part * dy, None, x, None, u, a, s, linear, False), None, None
+    ddy, _, s = loss(x, None, u, a, first, linear, axes, False, False)
+    dx = backward(part * dy, None, x, None, u, a, first, s, linear, axes, False)
+    return part * (ddy if axes is None else term_of(ddy, axes)), dx, None, None, None
 
 
 target_backward.defvjp(_target_backward_fwd, _target_backward_bwd)
 target_backward = uniform(target_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
-def second_backward(u, dy, dn, x, t, q, a, s, settings):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(9, 10))
+def second_backward(u, dy, dn, x, t, q, a, first, s, settings, axes):
     """The backward of the backward: d(dy), d(dn), the Hessian-vector product dx, and dq."""
-    return kernels.second_backward(u, dy, dn, x, t, q, a, s, settings)
+    return kernels.second_backward(u, dy, dn, x, t, q, a, first, s, settings, axes)
 
 
 def _second_backward_fwd(*args):
@@ -115,6 +118,7 @@ def cross_entropy(
     return_z_loss: Literal[True],
     softcap: float | None = None,
     inplace: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> tuple[jax.Array, jax.Array]: ...
 @overload
 def cross_entropy(
@@ -130,6 +134,7 @@ def cross_entropy(
     return_z_loss: Literal[False] = False,
     softcap: float | None = None,
     inplace: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> jax.Array: ...
 @overload
 def cross_entropy(
@@ -145,6 +150,7 @@ def cross_entropy(
     return_z_loss: bool,
     softcap: float | None = None,
     inplace: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Any: ...
 @public(_OP)
 def cross_entropy(
@@ -160,6 +166,7 @@ def cross_entropy(
     return_z_loss: bool = False,
     softcap: float | None = None,
     inplace: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Any:
     """Negative log-likelihood of labels under softmax(logits[... V]).
 
@@ -181,6 +188,10 @@ def cross_entropy(
         softcap: the logits enter as softcap tanh(logits / softcap); a logit of -inf enters as -softcap.
         inplace: alias the gradient to the logits' memory. Arrays of jax never change: XLA takes the memory where
             nothing else needs the logits, and copies them where something does.
+        axis_name: inside `jax.shard_map`, the mesh axis or axes that the classes are split over: logits, soft labels
+            and weight are those of this device, V / W of all V classes, in the order of the axis; integer labels are
+            among all V. W parts exchange four numbers a row, one more where a mean is weighted; a second derivative
+            one a row. The loss is the same on every device of the axis.
 
     Returns:
         A scalar, or logits' shape without its axis V, in the logits' dtype, summed in float32 or better; with
@@ -210,6 +221,7 @@ def cross_entropy(
     )
     want_bool(_OP, "inplace", inplace)
     x = _want(x, target, a, axis, ignore_index)
+    first, axes = class_axes(_OP, axis_name, x.shape[-1])
     V, rows = x.shape[-1], [i for i in range(x.ndim) if i != axis % x.ndim]
     # Said to be constants, so that nobody waits for a gradient that is not there.
     a = None if a is None else jax.lax.stop_gradient(a)
@@ -217,10 +229,10 @@ def cross_entropy(
     if jnp.issubdtype(target.dtype, jnp.floating):
         q = jnp.moveaxis(target, axis, -1).reshape(-1, V)
     else:
-        t, settings = rows_of(_OP, labels, V, settings)
+        t, settings = rows_of(_OP, labels, axes.V if axes else V, settings)
     reducing = Reduction(reduction, float(z_loss), return_z_loss)
-    y, n, _ = loss(x.reshape(-1, V), t, q, a, settings, reducing.with_n, inplace)
-    return reduced(y, n, t, a, V, settings, reducing, x.dtype, logits, rows)
+    y, n, _ = loss(x.reshape(-1, V), t, q, a, first, settings, axes, reducing.with_n, inplace)
+    return reduced(y, n, t, a, V, settings, reducing, x.dtype, logits, rows, first, axes)
 
 
 def _want(x: jax.Array, target: jax.Array, a: jax.Array | None, axis: Any, ignore_index: int) -> jax.Array:

@@ -28,6 +28,14 @@ Gimelshein): with new = max(top, z), S becomes S exp(top - new) + exp(z - new). 
 and moves by R (new - top). z - top <= 0 always, so no logit overflows. The cap comes first, then lanes past V are
 masked to -inf: tanh would turn -inf into -C.
 
+Classes in parts, one a device: the online softmax goes on over the parts. Part i gives of its own classes of each row
+the maximum top_i, S_i = sum_v exp(z - top_i), C_i = sum_v r (top_i - z) and R_i = sum_v r; a class of another part is
+not out of range, and smoothing spreads eps / V of all V. With top = max_i top_i, R = sum_i R_i and
+    S = sum_i S_i exp(top_i - top),  C = sum_i (C_i + R_i (top - top_i)):   l = top + log S,  y = C + R log S
+which is sum_i (y_i + R_i (l - l_i)) of the parts' own y_i and l_i. So four numbers a row and part are exchanged, never
+logits. Backward is the same kernel with l and R of all parts and exchanges nothing; the second backward needs P of all
+parts, sum_i P_i, one number a row.
+
 Traffic: forward reads M V logits, backward reads them again and writes M V numbers. One kernel can write the gradient
 of a sum or a mean while forward reads the logits, their divisor being known beforehand. That saves the second read, but
 holds two arrays of M V elements until backward: a second derivative needs the logits too. So it is done only where the

@@ -9,7 +9,14 @@ from jax.experimental import pallas as pl
 
 from gradlab.kernels.class_losses import rows_pallas as formulas
 from gradlab.kernels.class_losses.backward_pallas import logit_gradients
-from gradlab.kernels.class_losses.blocks_pallas import Statistics, launch_over, row_statistics, row_tile
+from gradlab.kernels.class_losses.blocks_pallas import (
+    Statistics,
+    launch_over,
+    row_statistics,
+    row_tile,
+    square_gradient,
+)
+from gradlab.kernels.class_losses.parts_pallas import ClassAxes, merged
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.softcap_pallas import capped
 from gradlab.kernels.runtime.launch_pallas import accumulator, loop
@@ -17,7 +24,10 @@ from gradlab.kernels.runtime.launch_pallas import accumulator, loop
 
 # fmt: off
 def _loss_kernel(*refs, names, o):
-    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, s[m]; grid (M/BM); a program owns BM of y, n and s."""
+    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, s[m]; grid (M/BM); a program owns BM of y, n and s.
+
+    Of a part of the classes, from `first` on, the four sums that are merged with those of the others.
+    """
     ins, outs = dict(zip(names, refs, strict=False)), refs[len(names):]
     acc, M = outs[0].dtype, outs[0].shape[0]
     t = ins["t"][...] if "t" in ins else None
@@ -34,9 +44,12 @@ def _loss_kernel(*refs, names, o):
 
     sums = loop(ins["x"].shape[1] // o.BV, step, formulas.no_sums(jnp.zeros((M, 1), acc)))
     if alone:
-        at = jnp.clip(t, 0, o.V - 1)
+        v = t - ins["first"][...] if "first" in ins else t
+        at = jnp.clip(v, 0, o.N - 1)
         z = capped(jnp.take_along_axis(ins["x"][...], at, axis=1).astype(acc), o.settings.softcap)
         a = jnp.take(ins["a"][...][0], at).astype(acc) if "a" in ins else jnp.ones_like(z)
+        # Another part has the class of the row.
+        a = jnp.where(v == at, a, jnp.zeros_like(a)) if "first" in ins else a
         sums = formulas.of_class(sums, a, z)
     formulas.store_rows(outs, sums, t, o)
 
@@ -50,12 +63,13 @@ def _target_backward_kernel(*refs, names, o):
     dq_ref[...] = (dq * ins["a"][...].astype(dq.dtype) if "a" in ins else dq).astype(dq_ref.dtype)
 
 
-def _second_backward_kernel(*refs, names, o):
-    """d(dy)[m], d(dn)[m], dx[m v], dq[m v] of `_backward_kernel` for u[m v]; grid (M/BM); a program owns rows BM."""
-    ins, (ddy_ref, *outs) = dict(zip(names, refs, strict=False)), refs[len(names):]
-    rows, acc = formulas.Rows.of(ins), ddy_ref.dtype
-    ddn_ref = None if rows.dn is None else outs.pop(0)
-    dx_ref, *dq_ref = outs
+def _second_backward_kernel(*refs, names, o, part):
+    """d(dy)[m], d(dn)[m], dx[m v], dq[m v] of `_backward_kernel` for u[m v]; grid (M/BM); a program owns rows BM.
+
+    `part`: "" or, of a part of the classes, "sums", which are d(dy)[m] and P[m], or "rest" where P is an operand.
+    """
+    ins, outs = dict(zip(names, refs, strict=False)), list(refs[len(names):])
+    rows, acc = formulas.Rows.of(ins), ins["row_max"].dtype
     steps = ins["x"].shape[1] // o.BV
 
     def tile(i):
@@ -67,11 +81,18 @@ def _second_backward_kernel(*refs, names, o):
         _, u, logit = tile(i)
         return formulas.second_sums(sums, u, logit)
 
-    zero = jnp.zeros_like(rows.row_max)
-    ddy, P = loop(steps, gather, (zero, zero))
-    ddy_ref[...] = formulas.masked(ddy, rows.t, o)
-    if ddn_ref is not None:
-        ddn_ref[...] = formulas.masked(2 * rows.lse * P, rows.t, o)
+    if part == "rest":
+        P = ins["P"][...]
+    else:
+        zero = jnp.zeros_like(rows.row_max)
+        ddy, P = loop(steps, gather, (zero, zero))
+        outs.pop(0)[...] = formulas.masked(ddy, rows.t, o)
+    if part == "sums":
+        outs.pop(0)[...] = formulas.masked(P, rows.t, o)
+        return
+    if rows.dn is not None and not part:
+        outs.pop(0)[...] = formulas.masked(2 * rows.lse * P, rows.t, o)
+    dx_ref, *dq_ref = outs
 
     def spread(i, carry):
         columns, u, logit = tile(i)
@@ -86,28 +107,47 @@ def _second_backward_kernel(*refs, names, o):
 
 
 def _launch(
-    grid: str, kernel: Any, arrays: dict, results: list, settings: ClassLoss, warps: int = 4
+    grid: str,
+    kernel: Any,
+    arrays: dict,
+    results: list,
+    settings: ClassLoss,
+    warps: int = 4,
+    axes: ClassAxes | None = None,
+    **constants: Any,
 ) -> list[jax.Array]:
     M, V = arrays["x"].shape
     tile = functools.partial(row_tile, M, V, 512, warps)
-    return launch_over(grid, kernel, arrays, results, {"M": M, "V": V}, settings, tile, V)
+    sizes, classes = {"M": M, "V": V}, axes.V if axes else V
+    return launch_over(grid, kernel, arrays, results, sizes, settings, tile, classes, **constants)
 
 
 def loss(
-    x: jax.Array, t: jax.Array | None, q: jax.Array | None, a: jax.Array | None, settings: ClassLoss
+    x: jax.Array,
+    t: jax.Array | None,
+    q: jax.Array | None,
+    a: jax.Array | None,
+    first: jax.Array | None,
+    settings: ClassLoss,
+    axes: ClassAxes | None = None,
 ) -> tuple[jax.Array, jax.Array, Statistics]:
     """Loss y[M] and n[M] = l^2 of logits x[M V], and the row statistics; M V elements read once.
 
     All in the accumulator's dtype. Targets are classes t[M] or probabilities q[M V]; weights a[V]. A class outside
-    [0, V) gives NaN.
+    [0, V) gives NaN. With `axes` x, q and a are this device's part of the classes, from `first` on, and the results
+    those of all parts.
     """
     acc = accumulator(x.dtype)
     if x.shape[0] == 0:
         empty = jnp.zeros(0, acc)
         return empty, empty, (empty,) * 3
-    arrays = {"x": x, "t": t, "q": q, "a": a}
+    arrays = {"x": x, "t": t, "q": q, "a": a, "first": first}
     # The cap's tanh beside all that is carried takes more registers than four warps have.
-    y, n, *s = _launch("M", _loss_kernel, arrays, [("M1", acc)] * 5, settings, 8 if settings.softcap else 4)
+    warps = 8 if settings.softcap else 4
+    found = _launch("M", _loss_kernel, arrays, [("M1", acc)] * (4 if axes else 5), settings, warps, axes)
+    if axes:
+        return merged(tuple(found), t, axes, settings)
+    y, n, *s = found
     return y, n, (s[0], s[1], s[2])
 
 
@@ -118,8 +158,10 @@ def backward(
     t: jax.Array | None,
     q: jax.Array | None,
     a: jax.Array | None,
+    first: jax.Array | None,
     s: Statistics,
     settings: ClassLoss,
+    axes: ClassAxes | None = None,
     *,
     inplace: bool = False,
 ) -> jax.Array:
@@ -130,9 +172,9 @@ def backward(
     M, V = x.shape
     if M == 0:
         return x
-    arrays = {"x": x, "dy": dy, "dn": dn, **row_statistics(s), "t": t, "q": q, "a": a}
+    arrays = {"x": x, "dy": dy, "dn": dn, **row_statistics(s), "t": t, "q": q, "a": a, "first": first}
     tile = functools.partial(row_tile, M, V, 512, 4)
-    return logit_gradients(arrays, {"M": M, "V": V}, x.dtype, settings, tile, V, inplace)
+    return logit_gradients(arrays, {"M": M, "V": V}, x.dtype, settings, tile, axes.V if axes else V, inplace)
 
 
 def target_backward(dy: jax.Array, x: jax.Array, a: jax.Array | None, s: Statistics, settings: ClassLoss) -> jax.Array:
@@ -151,16 +193,25 @@ def second_backward(
     t: jax.Array | None,
     q: jax.Array | None,
     a: jax.Array | None,
+    first: jax.Array | None,
     s: Statistics,
     settings: ClassLoss,
+    axes: ClassAxes | None = None,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array | None]:
     """The backward of `backward` for the cotangent u[M V]: d(dy)[M], d(dn)[M], dx[M V], and dq of soft targets.
 
-    x and u are read twice, dx is written once: 5 M V elements.
+    x and u are read twice, dx is written once: 5 M V elements. With `axes` d(dy) and d(dn) are this part's term of a
+    sum over the parts, and P is exchanged, one number a row.
     """
     if x.shape[0] == 0:
         return dy, dn, x, q
-    arrays = {"x": x, "u": u, "dy": dy, "dn": dn, **row_statistics(s), "t": t, "q": q, "a": a}
-    results = [("M1", s[0].dtype)] * (1 if dn is None else 2) + [("MV", x.dtype)] * (1 if q is None else 2)
-    found = iter(_launch("M", _second_backward_kernel, arrays, results, settings, warps=8))
+    arrays = {"x": x, "u": u, "dy": dy, "dn": dn, **row_statistics(s), "t": t, "q": q, "a": a, "first": first}
+    each, whole = [("M1", s[0].dtype)], [("MV", x.dtype)] * (1 if q is None else 2)
+    run = functools.partial(_launch, "M", _second_backward_kernel, settings=settings, warps=8, axes=axes)
+    if axes:
+        ddy, P = run(arrays, each * 2, part="sums")
+        rest = run({**arrays, "P": axes.sum(P)}, whole, part="rest")
+        ddn = None if dn is None else square_gradient(P, t, s, settings)
+        return ddy, ddn, rest[0], None if q is None else rest[1]
+    found = iter(run(arrays, each * (1 if dn is None else 2) + whole, part=""))
     return next(found), None if dn is None else next(found), next(found), None if q is None else next(found)

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradlab.autodiff.class_losses.class_axes_jax import same_on
 from gradlab.kernels.class_losses import row_sums_pallas as kernels
+from gradlab.kernels.class_losses.parts_pallas import ClassAxes
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.runtime.launch_pallas import accumulator
 from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
@@ -44,12 +46,20 @@ _sum_rows_rule.defvjp(_sum_rows_fwd, _sum_rows_bwd)
 sum_rows = compiled(_sum_rows_rule)
 
 
-def mean_divisors(like: jax.Array, t: jax.Array | None, a: jax.Array | None, V: int, ignore_index: int) -> jax.Array:
+def mean_divisors(
+    like: jax.Array,
+    t: jax.Array | None,
+    a: jax.Array | None,
+    V: int,
+    ignore_index: int,
+    first: jax.Array | None = None,
+    axes: ClassAxes | None = None,
+) -> jax.Array:
     """What the means of y[M] and n[M] are sums over; both are M where targets are soft. In `like`'s accumulator."""
     acc = accumulator(like.dtype)
     if t is None:
         return jnp.full((2,), like.shape[0], acc)
-    return jax.lax.stop_gradient(kernels.mean_divisors(t, a, V, ignore_index, acc))
+    return jax.lax.stop_gradient(kernels.mean_divisors(t, a, V, ignore_index, acc, first, axes))
 
 
 def reduced(
@@ -63,16 +73,19 @@ def reduced(
     dtype: Any,
     like: Any,
     axes: Sequence[int],
+    first: jax.Array | None = None,
+    class_axes: ClassAxes | None = None,
 ) -> Any:
     """The loss y + z_loss n, each summed as asked, and what the second term has added to it where that is returned.
 
-    One loss a row has the shape of the `axes` of the array `like`, and lies on a mesh as they do.
+    One loss a row has the shape of the `axes` of the array `like`, and lies on a mesh as they do. With `class_axes` the
+    V classes of the weights are those from `first` on.
     """
     parts = [y, n] if reduction.with_n else [y]
     if reduction.reduction != "none":
         parts = [sum_rows(part) for part in parts]
     if reduction.reduction == "mean":
-        divisors = mean_divisors(y, t, a, V, settings.ignore_index)
+        divisors = mean_divisors(y, t, a, V, settings.ignore_index, first, class_axes)
         parts = [part / divisors[i] for i, part in enumerate(parts)]
     if reduction.with_n:
         added = reduction.z_loss * parts[1]
@@ -80,4 +93,6 @@ def reduced(
     parts = [part.astype(dtype) for part in parts]
     if reduction.reduction == "none":
         parts = [parted_like(part.reshape([like.shape[i] for i in axes]), like, axes) for part in parts]
+    if class_axes is not None:
+        parts = [same_on(part, class_axes) for part in parts]
     return (parts[0], parts[1]) if reduction.return_z_loss else parts[0]

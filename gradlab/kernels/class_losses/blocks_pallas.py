@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from gradlab.kernels.class_losses.rows_pallas import Constants
@@ -27,6 +28,12 @@ Statistics = tuple[jax.Array, jax.Array, jax.Array]
 def row_statistics(s: Statistics) -> dict[str, jax.Array]:
     """The row statistics by their names."""
     return dict(zip(("row_max", "log_sum", "r_sum"), s, strict=True))
+
+
+def square_gradient(P: jax.Array, t: jax.Array | None, s: Statistics, settings: ClassLoss) -> jax.Array:
+    """d(dn)[m] = 2 l[m] P[m], the second backward's gradient in the cotangent of n; 0 in ignored rows."""
+    ddn = 2 * (s[0] + s[1]) * P
+    return ddn if t is None else jnp.where(t == settings.ignore_index, jnp.zeros_like(P), ddn)
 
 
 def padded(sizes: Mapping[str, int], steps: Mapping[str, int]) -> dict[str, int]:

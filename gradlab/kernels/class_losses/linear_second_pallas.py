@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from gradlab.kernels.class_losses import rows_pallas as formulas
-from gradlab.kernels.class_losses.blocks_pallas import Statistics, launch_over, row_statistics, row_tile
+from gradlab.kernels.class_losses.blocks_pallas import (
+    Statistics,
+    launch_over,
+    row_statistics,
+    row_tile,
+    square_gradient,
+)
 from gradlab.kernels.class_losses.chunks import chunk
 from gradlab.kernels.class_losses.chunks_pallas import chunks
 from gradlab.kernels.class_losses.settings import ClassLoss
@@ -109,5 +115,5 @@ def second_backward(
     else:
         (ddy, P), _ = chunks(of_sums, cut, ((M,), (M,)), h, uh, rows)
         (dh,), (dw, db) = chunks(of_rest, cut, ((M, K),), h, uh, {**rows, "P": P})
-    ddn = None if dn is None else jnp.where(t == settings.ignore_index, jnp.zeros_like(P), 2 * (s[0] + s[1]) * P)
+    ddn = None if dn is None else square_gradient(P, t, s, settings)
     return ddy, ddn, dh.astype(h.dtype), dw, db

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from gradlab.kernels.class_losses.parts_pallas import ClassAxes
 from gradlab.kernels.runtime.launch_pallas import block, launch, loop, pad, pallas
 
 
@@ -20,15 +21,28 @@ def _sum_rows_kernel(y_ref, s_ref, *, BM):
 # fmt: on
 
 
-def mean_divisors(t: jax.Array, a: jax.Array | None, V: int, ignore_index: int, dtype: jnp.dtype) -> jax.Array:
-    """d[2] = (sum of a[t[m]] over the rows that are not ignored, their number), in `dtype`. M read."""
+def mean_divisors(
+    t: jax.Array,
+    a: jax.Array | None,
+    V: int,
+    ignore_index: int,
+    dtype: jnp.dtype,
+    first: jax.Array | None = None,
+    axes: ClassAxes | None = None,
+) -> jax.Array:
+    """d[2] = (sum of a[t[m]] over the rows that are not ignored, their number), in `dtype`. M read.
+
+    With `axes` a has the V classes from `first` on, and one number is exchanged; without a, none.
+    """
     valid = t != ignore_index
     one = valid.astype(dtype)
     number = sum_rows(one)
     if a is None:
         return jnp.stack([number, number])
+    t = t if first is None else t - first
     weight = jnp.where(valid & (t >= 0) & (t < V), a[jnp.clip(t, 0, V - 1)].astype(dtype), 0)
-    return jnp.stack([sum_rows(weight), number])
+    total = sum_rows(weight)
+    return jnp.stack([axes.sum(total) if axes else total, number])
 
 
 def sum_rows(y: jax.Array) -> jax.Array:

@@ -50,6 +50,13 @@ def forward_ad_level() -> int:
     return torch.autograd.forward_ad._current_level
 
 
+def process_group(name: Any) -> Any:
+    """The process group that a functional collective is given by its name."""
+    if isinstance(name, torch.distributed.ProcessGroup):
+        return name
+    return torch.distributed.distributed_c10d._resolve_process_group(name)
+
+
 def functorch_config() -> Any:
     """AOTAutograd's settings: `donated_buffer` frees what a second backward would need."""
     from torch._functorch import config

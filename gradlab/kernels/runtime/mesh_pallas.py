@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, ManualAxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -94,7 +95,9 @@ def _alike(arrays: list[jax.Array]) -> list[jax.Array]:
     mesh = _explicit_mesh(arrays)
     if mesh is not None:
         arrays = [jax.sharding.reshard(x, NamedSharding(mesh, P(*[None] * x.ndim))) for x in arrays]
-    return varying(arrays)
+    # Integers have no gradient that would need their types to be one, and a launch casts them itself.
+    axes = _axes([jax.typeof(x) for x in arrays])
+    return [_vary(x, axes) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in arrays]
 
 
 def _explicit_mesh(arrays: Sequence[jax.Array]) -> Any:

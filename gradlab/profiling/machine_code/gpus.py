@@ -60,6 +60,7 @@ class GPU:
         ceilings: the datasheet's.
         clock: Hz, the one that the datasheet's rate in half precision is for.
         l2: bytes that its L2 gives in a cycle; None if not known.
+        memory: bytes.
     """
 
     name: str
@@ -68,6 +69,7 @@ class GPU:
     ceilings: Ceilings
     clock: float = 0.0
     l2: float | None = None
+    memory: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,12 @@ def _gpu(
     single: float,
     double: float,
     gigahertz: float,
+    gigabytes: float,
     l2: float | None = None,
 ) -> GPU:
-    """TB/s, dense TFLOP/s in half precision, float32 and float64, GHz, and bytes of L2 a cycle."""
+    """TB/s, dense TFLOP/s in half precision, float32 and float64, GHz, GB of memory, and bytes of L2 a cycle."""
     rates = {"bfloat16": half * 1e12, "float16": half * 1e12, "float32": single * 1e12, "float64": double * 1e12}
-    return GPU(name, arch, multiprocessors, Ceilings(rates, terabytes * 1e12), gigahertz * 1e9, l2)
+    return GPU(name, arch, multiprocessors, Ceilings(rates, terabytes * 1e12), gigahertz * 1e9, l2, gigabytes * 1e9)
 
 
 # Datasheets: NVIDIA A100 (June 2021), A10 (2021), L4 (2023), H100 (2023), H200 (2024), HGX B200 (2025); AMD Instinct
@@ -100,16 +103,16 @@ def _gpu(
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        # name, architecture, multiprocessors, TB/s, TFLOP/s: half, float32, float64, GHz, L2 bytes a cycle
-        _gpu("A100", "sm_80", 108, 2.039, 312, 19.5, 19.5, 1.41, 5120),
-        _gpu("A100-PCIe", "sm_80", 108, 1.935, 312, 19.5, 19.5, 1.41, 5120),
-        _gpu("A10", "sm_86", 72, 0.600, 125, 31.2, 0.488, 1.695),
-        _gpu("L4", "sm_89", 58, 0.300, 121, 30.3, 0.473, 2.04),
-        _gpu("H100", "sm_90", 132, 3.35, 989.4, 66.9, 66.9, 1.83, 5120),
-        _gpu("H100-PCIe", "sm_90", 114, 2.0, 756.5, 51.2, 51.2, 1.62, 5120),
-        _gpu("H200", "sm_90", 132, 4.8, 989.4, 66.9, 66.9, 1.83, 5120),
-        _gpu("B200", "sm_100", 148, 8.0, 2250, 75, 37, 1.856),
-        _gpu("MI300X", "gfx942", 304, 5.3, 1307.4, 163.4, 163.4, 2.1),
+        # name, architecture, multiprocessors, TB/s, TFLOP/s: half, float32, float64, GHz, GB, L2 bytes a cycle
+        _gpu("A100", "sm_80", 108, 2.039, 312, 19.5, 19.5, 1.41, 80, 5120),
+        _gpu("A100-PCIe", "sm_80", 108, 1.935, 312, 19.5, 19.5, 1.41, 80, 5120),
+        _gpu("A10", "sm_86", 72, 0.600, 125, 31.2, 0.488, 1.695, 24),
+        _gpu("L4", "sm_89", 58, 0.300, 121, 30.3, 0.473, 2.04, 24),
+        _gpu("H100", "sm_90", 132, 3.35, 989.4, 66.9, 66.9, 1.83, 80, 5120),
+        _gpu("H100-PCIe", "sm_90", 114, 2.0, 756.5, 51.2, 51.2, 1.62, 80, 5120),
+        _gpu("H200", "sm_90", 132, 4.8, 989.4, 66.9, 66.9, 1.83, 141, 5120),
+        _gpu("B200", "sm_100", 148, 8.0, 2250, 75, 37, 1.856, 180),
+        _gpu("MI300X", "gfx942", 304, 5.3, 1307.4, 163.4, 163.4, 2.1, 192),
     )
 }
 

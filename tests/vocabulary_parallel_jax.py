@@ -1,0 +1,326 @@
+"""The class losses on 8 devices, their classes split over some: against jax's own functions on one.
+
+A program of its own, because devices are counted when jax starts; it prints what failed, by name, as JSON. Words after
+its name choose the checks that have one of them in theirs.
+"""
+
+import functools
+import json
+import re
+import sys
+import traceback
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import gradlab.jax as lab
+from gradlab.profiling.native.native_jax import NATIVE
+
+jax.config.update("jax_enable_x64", True)
+M, V = 6, 16
+AUTO = (AxisType.Auto,)
+# Of each: its axes, the one of the rows, those of the classes.
+MESHES = {
+    "2": (jax.make_mesh((2,), ("tp",), AUTO), None, "tp"),
+    "4": (jax.make_mesh((4,), ("tp",), AUTO), None, "tp"),
+    "8": (jax.make_mesh((8,), ("tp",), AUTO), None, "tp"),
+    "2 x 4": (jax.make_mesh((2, 4), ("d", "tp"), AUTO * 2), "d", "tp"),
+    "(2 x 2) x 2": (jax.make_mesh((2, 2, 2), ("a", "d", "b"), AUTO * 3), "d", ("a", "b")),
+}
+EVERY = {"weighted": True, "label_smoothing": 0.1, "z_loss": 0.2, "softcap": 2.0}
+CHECKS = {}
+
+
+def check(*cases):
+    """Register a check once, or for each of the cases, by name."""
+
+    def register(fn):
+        for case in cases or ((),):
+            words = [w if isinstance(w, str) else json.dumps(w, sort_keys=True) for w in case]
+            CHECKS[": ".join([fn.__name__, *words])] = functools.partial(fn, *case)
+        return fn
+
+    return register
+
+
+def close(got, want, terms=60, unit=2.0**-53):
+    """Within `terms` roundings of the largest; NaN and infinities stand in the same places."""
+
+    def one(g, w):
+        g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
+        assert g.shape == w.shape, (g.shape, w.shape)
+        scale = np.abs(w[np.isfinite(w)]).max(initial=0)
+        np.testing.assert_allclose(g, w, rtol=0, atol=2 * (8 + terms) * unit * max(scale, 1))
+
+    jax.tree.map(one, got, want)
+
+
+def drawn(soft, dtype="float64", classes=V):
+    """Logits, labels and weights; a third of the classes is 2, which a caller may ignore."""
+    rng = np.random.default_rng(7 * soft + classes)
+    x = jnp.asarray(3 * rng.standard_normal((M, classes)), dtype)
+    labels = rng.dirichlet(np.ones(classes), M) * 1.3 if soft else rng.integers(0, classes, M).astype("int32")
+    if not soft:
+        labels[1::3] = 2
+    return x, jnp.asarray(labels, dtype if soft else None), jnp.asarray(rng.uniform(0.5, 2, classes), dtype)
+
+
+def sharded(where, soft, weighted, typed, **options):
+    """cross_entropy of whole arrays (logits, labels, weights), run with its classes split."""
+    mesh, rows, names = MESHES[where]
+    each = options["reduction"] == "none"
+    rows = rows if each else None
+
+    def of_part(x, labels, a):
+        return lab.cross_entropy(x, labels, weight=a if weighted else None, axis_name=names, **options)
+
+    places = P(rows, names), P(rows, names) if soft else P(rows), P(names)
+    return jax.shard_map(of_part, mesh=mesh, in_specs=places, out_specs=P(rows) if each else P(), check_vma=typed)
+
+
+def native(x, labels, a, weighted, **options):
+    return NATIVE["cross_entropy"].fn(x, labels, a if weighted else None, **options)
+
+
+def derivatives(fn, wrt=(0,)):
+    """(arrays, u, c) -> the value, gradients of <c, value>, and the products of their Hessian with u."""
+
+    @jax.jit
+    def run(args, u, c):
+        def gradient(*moving):
+            there = list(args)
+            for i, x in zip(wrt, moving, strict=True):
+                there[i] = x
+            return jax.grad(lambda *a: (c * fn(*a)).sum(), wrt)(*there)
+
+        first, back = jax.vjp(gradient, *(args[i] for i in wrt))
+        return fn(*args), first, back(u)
+
+    return run
+
+
+# By mesh and option, each with types and without.
+SETS = [
+    ("2", False, {"reduction": "mean"}),
+    ("8", False, {"reduction": "sum", "label_smoothing": 0.1}),
+    ("4", False, {"reduction": "mean", "ignore_index": 2, **EVERY}),
+    ("2 x 4", False, {"reduction": "none", "ignore_index": 2, **EVERY}),
+    ("(2 x 2) x 2", True, {"reduction": "none", **EVERY}),
+    ("4", True, {"reduction": "mean", "z_loss": 0.2}),
+    ("8", True, {"reduction": "sum", "softcap": 2.0, "label_smoothing": 1.0}),
+]
+
+
+@check(*((where, soft, typed, options) for where, soft, options in SETS for typed in (True, False)))
+def as_unsharded(where, soft, typed, options):
+    """Values, gradients and second derivatives in float64."""
+    args, wrt = drawn(soft), (0, 1) if soft else (0,)
+    options = {"weighted": False, **options}
+    rng = np.random.default_rng(1)
+    c = jnp.asarray(rng.standard_normal(M if options["reduction"] == "none" else ()))
+    u = tuple(jnp.asarray(rng.standard_normal((M, V))) for _ in wrt)
+    got = derivatives(sharded(where, soft, typed=typed, **options), wrt)(args, u, c)
+    close(got, derivatives(functools.partial(native, **options), wrt)(args, u, c))
+
+
+@check(("float32",), ("bfloat16",), ("float16",))
+def precision(dtype):
+    """Loss and gradient against float64: float32 to rounding, half at most twice as far as the native loss."""
+    x, t, a = drawn(False, dtype, 512)
+    options = {"weighted": True, "reduction": "mean", "label_smoothing": 0.1, "z_loss": 0.2}
+    ours = jax.jit(jax.value_and_grad(sharded("4", False, typed=True, **options)))
+    theirs = jax.jit(jax.value_and_grad(functools.partial(native, **options)))
+    exact = theirs(x.astype("float64"), t, a.astype("float64"))
+
+    def error(found):
+        return [np.abs(np.asarray(f, "float64") - e).max() for f, e in zip(found, exact, strict=True)]
+
+    for got, known, e in zip(error(ours(x, t, a)), error(theirs(x, t, a)), exact, strict=True):
+        rounding = float(jnp.finfo(dtype).eps) * np.abs(e).max()
+        assert got <= max(2 * known, (512 if dtype == "float32" else 1) * rounding), (got, known, rounding)
+
+
+@check((True,), (False,))
+def rows_apart(typed):
+    """Parts without a finite logit, a class of no probability there, rows ignored, and classes out of range."""
+    x, _, _ = drawn(False)
+    # The first two of four parts, then all but the last class.
+    x = x.at[0, : V // 2].set(-jnp.inf).at[1, :-1].set(-jnp.inf).at[2].add(1e4).at[3, 5].set(jnp.nan)
+    t = jnp.asarray([V - 1, V - 1, 3, 1, V, -7])
+    run = sharded("4", False, False, typed, reduction="none", z_loss=0.1)
+    y, dx = jax.jit(lambda x: (run(x, t, jnp.ones(V)), jax.grad(lambda x: run(x, t, jnp.ones(V))[:3].sum())(x)))(x)
+    want = functools.partial(native, weighted=False, reduction="none")
+    wanted = want(x[:3], t[:3], None, z_loss=0.1)
+    close(y[:3], wanted)
+    assert np.isnan(y[3:]).all()
+    close(dx[:3], jax.grad(lambda x: want(x, t[:3], None, z_loss=0.1).sum())(x[:3]))
+    # A row that is ignored is 0 whatever its logits; so is the gradient of rows that have no cotangent, but for NaN.
+    ignored = sharded("4", False, False, typed, reduction="none", ignore_index=-7)(x, jnp.full(M, -7), jnp.ones(V))
+    assert (np.asarray(ignored) == 0).all()
+    # Of soft labels a class of probability 0 costs nothing, also where its logit is -inf.
+    q = jnp.where(jnp.isinf(x), 0.0, 0.1)
+    got = jax.jit(
+        jax.value_and_grad(lambda x: sharded("4", True, False, typed, reduction="none")(x, q, None)[:3].sum())
+    )(x)
+    kept = [x[i][jnp.isfinite(x[i])] for i in range(3)]
+    close(got[0], sum(NATIVE["cross_entropy"].fn(k[None], jnp.full((1, k.size), 0.1), reduction="sum") for k in kept))
+    assert (np.asarray(got[1])[:3][np.isinf(np.asarray(x)[:3])] == 0).all()
+
+
+def by_psum(x, t):
+    """Cross-entropy of the classes of this device, with jax's collectives."""
+    top = jax.lax.pmax(jax.lax.stop_gradient(x).max(-1), "tp")
+    total = jax.lax.psum(jnp.exp(x - top[:, None]).sum(-1), "tp")
+    here = jnp.arange(x.shape[1]) + x.shape[1] * jax.lax.axis_index("tp") == t[:, None]
+    return (top + jnp.log(total) - jax.lax.psum(jnp.where(here, x, 0).sum(-1), "tp")).mean()
+
+
+@check((True,), (False,))
+def gradients_within(typed):
+    """Gradients taken inside shard_map are those of a loss that is written with jax's own collectives."""
+    x, t, _ = drawn(False)
+    scale = jnp.linspace(0.5, 1.5, M)
+
+    def gradient(loss):
+        def of_part(scale, x):
+            shared, own = jax.grad(lambda scale, x: jnp.sin(loss(scale[:, None] * x)), (0, 1))(scale, x)
+            # Without types each device keeps what it found of the array that all have.
+            return (shared if typed else shared[None]), own
+
+        places, found = (P(), P(None, "tp")), (P() if typed else P("tp"), P(None, "tp"))
+        spread = jax.shard_map(of_part, mesh=MESHES["4"][0], in_specs=places, out_specs=found, check_vma=typed)
+        return jax.jit(spread)(scale, x)
+
+    close(gradient(lambda x: lab.cross_entropy(x, t, axis_name="tp")), gradient(lambda x: by_psum(x, t)))
+
+
+def collectives(compiled):
+    """The kind and number of elements of each collective of a compiled program."""
+    found = re.findall(
+        r"= *\(?\w+\[([\d,]*)\][^=]* (all-\w+|reduce-scatter|collective-\w+)(?:-start)?\(", compiled.as_text()
+    )
+    return sorted((kind, int(np.prod([int(n) for n in shape.split(",") if n]))) for shape, kind in found)
+
+
+@check((True,), (False,))
+def one_exchange(typed):
+    """In the compiled text: four numbers a row and part, and nothing in backward; without types a scalar there."""
+    x, t, a = drawn(False)
+    run = sharded("4", False, False, typed, reduction="mean", z_loss=0.1)
+    first = jax.jit(jax.value_and_grad(run)).lower(x, t, a).compile()
+    scalar = [] if typed else [("all-reduce", 1)]
+    assert collectives(first) == [("all-gather", 4 * 4 * M), *scalar], collectives(first)
+    second = jax.jit(lambda x, u: jax.vjp(jax.grad(lambda x: run(x, t, a)), x)[1](u)).lower(x, x).compile()
+    # The gradients of c and of the logits: P, a number a row; the term of a scalar's cotangent needs no one here.
+    assert collectives(second)[0] == ("all-gather", 4 * 4 * M), collectives(second)
+    assert all(kind == "all-reduce" and n <= 2 * M for kind, n in collectives(second)[1:]), collectives(second)
+    weighed = jax.jit(sharded("4", False, True, typed, reduction="mean")).lower(x, t, a).compile()
+    assert collectives(weighed) == [("all-gather", 4 * 4 * M), ("all-reduce", 1)], collectives(weighed)
+
+
+@check()
+def memory():
+    """Temporary bytes a device of value and gradient: a fourth of one device's, and the exchanged numbers."""
+    rows, classes = 64, 8192
+    x, t = jax.ShapeDtypeStruct((rows, classes), "float32"), jax.ShapeDtypeStruct((rows,), "int32")
+
+    def bytes_of(fn):
+        return jax.jit(jax.value_and_grad(fn)).lower(x, t).compile().memory_analysis()
+
+    spread = jax.shard_map(
+        lambda x, t: lab.cross_entropy(x, t, axis_name="tp"),
+        mesh=MESHES["4"][0],
+        in_specs=(P(None, "tp"), P()),
+        out_specs=P(),
+    )
+    one, part = bytes_of(lab.cross_entropy), bytes_of(spread)
+    small = 4 * rows * 4 * 16
+    print("memory", one.temp_size_in_bytes, part.temp_size_in_bytes, file=sys.stderr)
+    assert part.temp_size_in_bytes <= one.temp_size_in_bytes / 4 + small
+    assert part.argument_size_in_bytes <= one.argument_size_in_bytes / 4 + small
+    assert part.output_size_in_bytes <= one.output_size_in_bytes / 4 + small
+
+
+@check((True,), (False,))
+def transformed(typed):
+    """Inside vmap, checkpoint and a loop, with the classes on another axis."""
+    mesh = MESHES["4"][0]
+    rng = np.random.default_rng(3)
+    x, t = jnp.asarray(rng.standard_normal((3, 2, V, 5))), jnp.asarray(rng.integers(0, V, (3, 2, 5)))
+
+    def loss(names, x, t):
+        one = jax.checkpoint(lambda x, t: lab.cross_entropy(x, t, axis=0, axis_name=names, reduction="sum"))
+        return jax.lax.scan(lambda total, xt: (total + jax.vmap(one)(*xt).sum(), None), jnp.zeros(()), (x, t))[0]
+
+    places = (P(None, None, "tp"), P())
+    spread = jax.shard_map(functools.partial(loss, "tp"), mesh=mesh, in_specs=places, out_specs=P(), check_vma=typed)
+    close(*(jax.jit(jax.value_and_grad(f))(x, t) for f in (spread, functools.partial(loss, None))))
+
+
+@check()
+def refused():
+    """In one line: an axis that is not there, a class out of range; by checkify inside jit."""
+    x, t, a = drawn(False)
+
+    def message(fn, kind=ValueError):
+        try:
+            fn()
+        except kind as error:
+            return str(error)
+        raise AssertionError("nothing was raised")
+
+    def within(**options):
+        return lambda: jax.shard_map(
+            lambda x, t: lab.cross_entropy(x, t, **options),
+            mesh=MESHES["4"][0],
+            in_specs=(P(None, "tp"), P()),
+            out_specs=P(),
+        )(x, t)
+
+    wanted = "wanted an axis of the mesh of a jax.shard_map around the call"
+    for call in (lambda: lab.cross_entropy(x, t, axis_name="tp"), within(axis_name=("tp", "rows"))):
+        text = message(call)
+        assert re.fullmatch(rf"cross_entropy: axis_name is '\w+', {wanted}", text), text
+    assert "axis_name is ('tp', 'tp'), wanted each axis once" in message(within(axis_name=("tp", "tp")))
+    assert "axis_name is 3, wanted the name of a mesh axis" in message(within(axis_name=3), TypeError)
+    weighed = within(axis_name="tp", weight=a)
+    assert message(weighed) == "cross_entropy: weight of shape [16] is V = 16, wanted V = 4 like logits' classes"
+    run = sharded("4", False, False, True, reduction="mean")
+    wrong = t.at[4].set(V)
+    assert np.isnan(run(x, wrong, a))
+    error, _ = checkify.checkify(jax.jit(run))(x, wrong, a)
+    assert f"is {V}, wanted a class in [0, {V})" in str(error.get()), error.get()
+    error, _ = checkify.checkify(jax.jit(run))(x, t, a)
+    assert error.get() is None
+    # Classes that are known when the program is traced.
+    text = message(
+        lambda: jax.shard_map(
+            lambda x: lab.cross_entropy(x, np.asarray(wrong), axis_name="tp"),
+            mesh=MESHES["4"][0],
+            in_specs=P(None, "tp"),
+            out_specs=P(),
+        )(x),
+        IndexError,
+    )
+    assert text == f"cross_entropy: labels[4] is {V}, wanted a class in [0, {V})", text
+
+
+def main():
+    wanted, failed = sys.argv[1:], {}
+    for name, run in CHECKS.items():
+        if wanted and not any(word in name for word in wanted):
+            continue
+        try:
+            run()
+            failed[name] = ""
+        except Exception:
+            failed[name] = traceback.format_exc()
+    print(json.dumps(failed))
+
+
+if __name__ == "__main__":
+    main()
