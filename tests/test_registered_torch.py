@@ -43,6 +43,9 @@ def samples(device):
     lce = (r(1, 5, 4), r(1, 3, 4).mT, t.unsqueeze(0), r(1, 3), r(1, 3).abs())
     return {
         "matmul": [(x, w, b, None, "", True, False), (x, w, None, r(5, 3), "y", False, True), (x, w, None, x, "a", False, False), (r(2, 5, 4), w.expand(2, 4, 3), r(2, 3), None, "", True, True)],
+        "rows_product": [(r(2, 5, 4), w, b, None, "", True), (x, w, None, w, "b", False), (r(2, 5, 4), w, None, r(2, 5, 4), "a", False)],
+        "rows_gram": [(r(2, 5, 4), r(2, 5, 3), r(2, 5, 4), "a", True), (x, r(5, 3), r(4, 3), "y", False), (x, r(5, 3), r(5, 3), "b", False)],
+        "rows_sum": [(r(2, 5, 4), r(2, 5, 4)), (x, None)],
         "column_sum": [(x, None), (x, r(5, 4)), (r(2, 5, 4), None)],
         "relu_mask": [(x, x), (r(()).expand(5, 4), r(4, 5).t())],
         "conv2d": [(image, window, b, None, geometry, True, False), (image, window, None, r(2, 3, 3, 2), geometry, False, True)],

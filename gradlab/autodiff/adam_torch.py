@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from gradlab.autodiff.arguments.errors import refuse, want_floats
+from gradlab.autodiff.arguments.shards_torch import full, is_sharded, like, on_parts
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
@@ -18,15 +19,10 @@ class AdamStep(Function):
 
     @staticmethod
     def forward(p, g, m, v, x, lr, scalars):
-        # A mapped step has a learning rate of its own, and is one tensor of the launch.
-        mapped = 0 if lr is None else lr.ndim
-        ps, gs, ms, vs, xs = ([] if t is None else _rows(t, mapped) for t in (p, g, m, v, x))
-        lrs = [] if lr is None else lr.reshape(len(ps)).unbind()
-        kernels.adam_(ps, gs, ms, vs, xs, scalars * len(ps), lrs=lrs)
-        new = [ps, ms, vs] if x is None else [ps, ms, vs, xs]
-        if not mapped:
-            return tuple(column[0] for column in new)
-        return tuple(torch.stack(column).view(p.shape) if column else torch.empty_like(p) for column in new)
+        if not is_sharded(p):
+            return _stepped(p, g, m, v, x, lr, scalars)
+        rate = None if lr is None else full(lr)
+        return on_parts(lambda p, g, m, v, x: _stepped(p, g, m, v, x, rate, scalars), p, g, m, v, x)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -44,6 +40,18 @@ class AdamStep(Function):
     def vmap(info, in_dims, *args):
         results = AdamStep.apply(*in_front(info.batch_size, in_dims, args))
         return results, (0,) * len(results)
+
+
+def _stepped(p, g, m, v, x, lr, scalars):
+    # A mapped step has a learning rate of its own, and is one tensor of the launch.
+    mapped = 0 if lr is None else lr.ndim
+    ps, gs, ms, vs, xs = ([] if t is None else _rows(t, mapped) for t in (p, g, m, v, x))
+    lrs = [] if lr is None else lr.reshape(len(ps)).unbind()
+    kernels.adam_(ps, gs, ms, vs, xs, scalars * len(ps), lrs=lrs)
+    new = [ps, ms, vs] if x is None else [ps, ms, vs, xs]
+    if not mapped:
+        return tuple(column[0] for column in new)
+    return tuple(torch.stack(column).view(p.shape) if column else torch.empty_like(p) for column in new)
 
 
 def _rows(t: torch.Tensor, axes: int) -> list[torch.Tensor]:
@@ -149,7 +157,7 @@ def _rate(lr: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
         refuse("adam_step", "shape of lr", list(lr.shape), "[], one number")
     if lr.device != param.device and lr.device.type != "cpu":
         refuse("adam_step", "device of lr", lr.device, f"{param.device} like param, or cpu")
-    return lr.to(param.device, non_blocking=True).reshape(())
+    return like(lr.to(param.device, non_blocking=True).reshape(()), [param])
 
 
 def by_spec(

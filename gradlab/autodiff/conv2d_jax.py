@@ -14,7 +14,7 @@ from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.autodiff.relu_jax import relu_mask
 from gradlab.kernels import conv2d_pallas as kernels
 from gradlab.kernels.common.window import Geometry
-from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
+from gradlab.kernels.runtime.mesh_pallas import compiled
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -135,7 +135,7 @@ def conv2d(
     arrays = as_arrays("conv2d", {"x": x, "kernel": kernel} | ({} if bias is None else {"bias": bias}))
     want_floats("conv2d", arrays)
     want_choice("conv2d", "activation", activation, (None, "relu"))
-    given, x, kernel, b = x, arrays["x"], arrays["kernel"], arrays.get("bias")
+    x, kernel, b = arrays["x"], arrays["kernel"], arrays.get("bias")
     want_rank("conv2d", "x", x, "[B H W C] or [H W C]", (3, 4))
     want_rank("conv2d", "kernel", kernel, "[R S D F]", (4,))
     R, S, D, F = kernel.shape
@@ -162,7 +162,7 @@ def conv2d(
     images = x if x.ndim == 4 else x[None]
     geometry = Geometry(step, spread, around, int(groups), image, (R, S))
     y = forward(images, kernel, b, None, geometry, activation == "relu")
-    return parted_like(y, given, [0]) if x.ndim == 4 else y[0]
+    return y if x.ndim == 4 else y[0]
 
 
 def by_spec(x, w, b=None, *, stride=1, padding=0, dilation=1, groups=1, activation=None):

@@ -3,13 +3,14 @@
 import torch
 
 from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, want_rank, want_size
+from gradlab.autodiff.arguments.shards_torch import along
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.arguments.window_torch import pair_of
 from gradlab.autodiff.common.conv2d_mapped_torch import as_images, from_images, inside, more_groups, outside
 from gradlab.autodiff.frameworks.autocast_torch import to_autocast_dtype
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
-from gradlab.autodiff.relu_torch import ReluMask
+from gradlab.autodiff.relu_torch import Relu, ReluMask
 from gradlab.kernels import conv2d_triton as kernels
 from gradlab.kernels.common.images_triton import lies_channels_last
 from gradlab.kernels.common.window import Geometry, pads
@@ -175,7 +176,7 @@ def conv2d(
     """
     input, weight, bias = to_autocast_dtype(input, weight, bias)
     present = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
-    want_tensors("conv2d", present)
+    spread = want_tensors("conv2d", present)
     want_floats("conv2d", present)
     want_choice("conv2d", "activation", activation, (None, "relu"))
     want_rank("conv2d", "input", input, "[B C H W] or [C H W]", (3, 4))
@@ -185,7 +186,12 @@ def conv2d(
         want_rank("conv2d", "bias", bias, "[F]", (1,))
         want_size("conv2d", "bias", bias, 0, "F", weight.shape[0], "like weight's first axis")
     x = input if input.ndim == 4 else input.unsqueeze(0)
-    y = Conv2d.apply(x, weight, bias, None, geometry.flat(), activation == "relu")
+    relu = activation == "relu"
+    # Split along channels over devices it is a sum that is still to be made, of which relu is taken afterwards.
+    apart = spread and relu and (along(input, -3) or along(weight, 1))
+    y = Conv2d.apply(x, weight, bias, None, geometry.flat(), relu and not apart)
+    if apart:
+        y = Relu.apply(y)
     return y if input.ndim == 4 else y.squeeze(0)
 
 

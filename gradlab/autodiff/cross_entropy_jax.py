@@ -208,7 +208,8 @@ def cross_entropy(
         NotImplementedError: a third derivative.
     """
     labels = as_given(labels)
-    arrays = as_arrays(_OP, {"logits": logits, "labels": labels} | ({} if weight is None else {"weight": weight}))
+    there = {"logits": logits, "labels": labels} | ({} if weight is None else {"weight": weight})
+    arrays = as_arrays(_OP, there, whole=True)
     x, target, a = arrays["logits"], arrays["labels"], arrays.get("weight")
     settings = class_loss(
         _OP,

@@ -172,7 +172,7 @@ def linear_cross_entropy(
     """
     labels = as_given(labels)
     there = {"hidden": hidden, "kernel": kernel, "labels": labels, "bias": bias, "weight": weight}
-    given = as_arrays(OP, {name: array for name, array in there.items() if array is not None})
+    given = as_arrays(OP, {name: array for name, array in there.items() if array is not None}, whole=True)
     want_floats(OP, {name: given[name] for name in ("hidden", "kernel", "bias") if name in given})
     settings = class_loss(
         OP,

@@ -1,7 +1,6 @@
 """linear for jax: a product whose two pullbacks are products again, so that any order of derivative is exact."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.autodiff.relu_jax import relu_mask
 from gradlab.kernels import linear_pallas as kernels
 from gradlab.kernels.common import column_sum_pallas
-from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
+from gradlab.kernels.runtime.mesh_pallas import compiled
 
 # Where the mask of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
 MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
@@ -21,7 +20,10 @@ SWAPPED = {"": "", "y": "y", "a": "b", "b": "a"}
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _product_rule(a, b, bias, mask, transposed_a, transposed_b, masked, relu):
-    """y[M N] = a[M K] b[K N] + bias[N], then relu; `masked` ("a", "b", "y" or "") is zero where mask <= 0."""
+    """y[M N] = a[M K] b[K N] + bias[N], then relu; `masked` ("a", "b", "y" or "") is zero where mask <= 0.
+
+    The first axis of a stored operand may be several ones; so may M.
+    """
     return kernels.matmul(a, b, bias, mask, transposed_a, transposed_b, masked, relu)
 
 
@@ -54,7 +56,10 @@ product = compiled(_product_rule, static_argnums=(4, 5, 6, 7))
 
 @jax.custom_vjp
 def _column_sum_rule(a, mask):
-    """s[N] = sum over M of a[M N], zeros where mask <= 0. Linear in a: its pullback is a masked broadcast."""
+    """s[N] = sum over M of a[M N], zeros where mask <= 0. Linear in a: its pullback is a masked broadcast.
+
+    M may be several axes.
+    """
     return column_sum_pallas.column_sum(a, mask)
 
 
@@ -65,7 +70,7 @@ def _column_sum_fwd(a, mask):
 
 def _column_sum_bwd(saved, ds):
     shape, mask = saved
-    rows = jnp.broadcast_to(ds, shape.shape[:2])
+    rows = jnp.broadcast_to(ds, shape.shape[:-1])
     return rows if mask is None else relu_mask(rows, mask), None
 
 
@@ -97,7 +102,7 @@ def linear(
     arrays = as_arrays("linear", {"x": x, "kernel": kernel} | ({} if bias is None else {"bias": bias}))
     want_floats("linear", arrays)
     want_choice("linear", "activation", activation, (None, "relu"))
-    given, x, kernel, b = x, arrays["x"], arrays["kernel"], arrays.get("bias")
+    x, kernel, b = arrays["x"], arrays["kernel"], arrays.get("bias")
     if x.ndim == 0:
         refuse("linear", "x of shape []", "0-dimensional", "[... K]")
     want_rank("linear", "kernel", kernel, "[K N]", (2,))
@@ -105,9 +110,8 @@ def linear(
     if b is not None:
         want_rank("linear", "bias", b, "[N]", (1,))
         want_size("linear", "bias", b, 0, "N", kernel.shape[1], "like kernel's last axis")
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = product(rows, kernel, b, None, False, False, "", activation == "relu")
-    return parted_like(y.reshape(*x.shape[:-1], kernel.shape[1]), given, range(x.ndim - 1))
+    y = product(x if x.ndim > 1 else x[None], kernel, b, None, False, False, "", activation == "relu")
+    return y if x.ndim > 1 else y[0]
 
 
 by_spec = linear

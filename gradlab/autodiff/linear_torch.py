@@ -4,13 +4,13 @@ import math
 
 import torch
 
+from gradlab.autodiff import linear_sharded_torch
 from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, want_rank, want_size
-from gradlab.autodiff.arguments.shards_torch import along
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.frameworks.autocast_torch import to_autocast_dtype
 from gradlab.autodiff.frameworks.mapped_torch import in_front, merged
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
-from gradlab.autodiff.relu_torch import Relu, ReluMask
+from gradlab.autodiff.relu_torch import ReluMask
 from gradlab.kernels import linear_triton as kernels
 from gradlab.kernels.common.column_sum_triton import column_sum
 
@@ -122,7 +122,7 @@ def linear(
     """
     input, weight, bias = to_autocast_dtype(input, weight, bias)
     present = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
-    want_tensors("linear", present)
+    spread = want_tensors("linear", present)
     want_floats("linear", present)
     want_choice("linear", "activation", activation, (None, "relu"))
     if input.ndim == 0:
@@ -133,14 +133,12 @@ def linear(
         want_rank("linear", "bias", bias, "[N], an axis for each of weight's but the last", (weight.ndim - 1,))
         if weight.ndim == 2:
             want_size("linear", "bias", bias, 0, "N", weight.shape[0], "like weight's first axis")
+    if spread:
+        return linear_sharded_torch.linear(input, weight, bias, activation == "relu")
     w = (weight if weight.ndim == 2 else weight.unsqueeze(0)).t()
     b = bias.reshape(1) if bias is not None and bias.ndim == 0 else bias
     rows = input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
-    # Split along K over devices a product is a sum that is still to be made, of which relu is taken afterwards.
-    apart = activation == "relu" and (along(input, -1) or along(weight, -1))
-    y = Linear.apply(rows, w, b, None, "", activation == "relu" and not apart, False)
-    if apart:
-        y = Relu.apply(y)
+    y = Linear.apply(rows, w, b, None, "", activation == "relu", False)
     if input.ndim == weight.ndim == 2:
         # No view of itself: fully_shard warns of layers that return one.
         return y

@@ -13,7 +13,7 @@ from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import max_pool2d_pallas as kernels
 from gradlab.kernels.common.window import Geometry
 from gradlab.kernels.max_pool2d import geometry as geometry_of
-from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
+from gradlab.kernels.runtime.mesh_pallas import compiled
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -101,7 +101,7 @@ def max_pool2d(
     """
     arrays = as_arrays("max_pool2d", {"x": x})
     want_floats("max_pool2d", arrays)
-    given, x = x, arrays["x"]
+    x = arrays["x"]
     want_rank("max_pool2d", "x", x, "[B H W C] or [H W C]", (3, 4))
     if 0 in x.shape[-3:]:
         refuse("max_pool2d", f"x of shape {list(x.shape)}", "empty", "at least one pixel and channel")
@@ -117,7 +117,7 @@ def max_pool2d(
         if k > n + sum(pad):
             refuse("max_pool2d", "window", repr(window), f"at most the {n + sum(pad)} {name} of the padded image")
     y, _ = forward(x if x.ndim == 4 else x[None], Geometry(step, spread, around, 1, image, size))
-    return parted_like(y, given, [0]) if x.ndim == 4 else y[0]
+    return y if x.ndim == 4 else y[0]
 
 
 def by_spec(x, *, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):

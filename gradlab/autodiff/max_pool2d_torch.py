@@ -5,6 +5,7 @@ from typing import Any, Literal, overload
 import torch
 
 from gradlab.autodiff.arguments.errors import refuse, want_bool, want_floats, want_rank
+from gradlab.autodiff.arguments.shards_torch import on_parts
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.arguments.window_torch import pair_of
 from gradlab.autodiff.frameworks.mapped_torch import in_front
@@ -175,7 +176,7 @@ def max_pool2d(
     x = input if input.ndim == 4 else input.unsqueeze(0)
     y, k = MaxPool2d.apply(x, geometry.flat(), suggests_channels_last(input))
     y, k = (t if input.ndim == 4 else t.squeeze(0) for t in (y, k))
-    return (y, _indices(k, geometry)) if return_indices else y
+    return (y, on_parts(lambda part: _indices(part, geometry), k)) if return_indices else y
 
 
 def _indices(k: torch.Tensor, geo: Geometry) -> torch.Tensor:

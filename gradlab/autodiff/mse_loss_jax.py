@@ -10,7 +10,7 @@ from gradlab.autodiff.arguments.errors import refuse, want_floats
 from gradlab.autodiff.arguments.reduction import divisor
 from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import mse_loss_pallas as kernels
-from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
+from gradlab.kernels.runtime.mesh_pallas import compiled
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -78,7 +78,7 @@ def mse_loss(predictions: jax.Array, targets: jax.Array, *, reduction: str = "me
         refuse("mse_loss", "shape of targets", list(t.shape), f"{list(x.shape)} like predictions")
     den = divisor("mse_loss", reduction, x.size)
     if reduction == "none":
-        return parted_like(differences(x, t, x, t, 1, 1), predictions)
+        return differences(x, t, x, t, 1, 1)
     return squares(x, t, den)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from gradlab.autodiff.arguments.errors import refuse, want_floats
+from gradlab.autodiff.arguments.shards_torch import is_sharded, on_parts
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
@@ -114,14 +115,9 @@ class SGDStep(Function):
 
     @staticmethod
     def forward(p, g, b, scalars):
-        p = p.clone(memory_format=torch.contiguous_format)
-        buffered = kernels.Scalars(*scalars).p_of_b != 0
-        if b is not None:
-            b = b.clone(memory_format=torch.contiguous_format)
-        else:
-            b = torch.empty_like(p) if buffered else p.new_empty(0)
-        kernels.sgd_([p], [g.contiguous()], [b], scalars)
-        return (p, b) if buffered else (p,)
+        if not is_sharded(p):
+            return _stepped(p, g, b, scalars)
+        return on_parts(lambda p, g, b: _stepped(p, g, b, scalars), p, g, b)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -137,6 +133,17 @@ class SGDStep(Function):
     def vmap(info, in_dims, *args):
         results = SGDStep.apply(*in_front(info.batch_size, in_dims, args))
         return results, (0,) * len(results)
+
+
+def _stepped(p, g, b, scalars):
+    p = p.clone(memory_format=torch.contiguous_format)
+    buffered = kernels.Scalars(*scalars).p_of_b != 0
+    if b is not None:
+        b = b.clone(memory_format=torch.contiguous_format)
+    else:
+        b = torch.empty_like(p) if buffered else p.new_empty(0)
+    kernels.sgd_([p], [g.contiguous()], [b], scalars)
+    return (p, b) if buffered else (p,)
 
 
 class SGDStepBackward(Function):

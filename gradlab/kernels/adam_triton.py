@@ -21,6 +21,7 @@ from gradlab.kernels.optimizers.multi_tensor_triton import (
     times,
 )
 from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, on_device, op, triton_dtype
+from gradlab.kernels.runtime.sharding import elementwise
 
 
 class Scalars(NamedTuple):
@@ -348,7 +349,10 @@ def _adam_pullback_fake(p, g, m, v, x, lr, cp, cm, cv, cx, scalars):
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in like)
 
 
-@op("adam_pullback", fake=_adam_pullback_fake, from_host=True)
+_TEXT = elementwise("p, g, m, v, x, lr[], cp, cm, cv, cx -> dp, dg, dm, dv, dx, dlr[]")
+
+
+@op("adam_pullback", fake=_adam_pullback_fake, from_host=True, sharding=_TEXT)
 def adam_pullback(
     p: torch.Tensor,
     g: torch.Tensor,

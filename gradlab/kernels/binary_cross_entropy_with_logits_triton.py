@@ -6,6 +6,8 @@ import triton.language as tl
 from gradlab.kernels.common import reduce_triton
 from gradlab.kernels.common.elementwise_triton import elementwise
 from gradlab.kernels.runtime.launch_triton import accumulator, kernel, op, triton_dtype
+from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
+from gradlab.kernels.runtime.sharding import sums_rows
 
 
 # fmt: off
@@ -109,7 +111,7 @@ def _losses_fake(x, t, w, p, batch_axes, den):
     return x.new_empty(x.shape[:batch_axes])
 
 
-@op("binary_cross_entropy", fake=_losses_fake)
+@op("binary_cross_entropy", fake=_losses_fake, sharding=sums_rows("x, t, w, p -> y"))
 def losses(
     x: torch.Tensor, t: torch.Tensor, w: torch.Tensor | None, p: torch.Tensor | None, batch_axes: int, den: int
 ) -> torch.Tensor:
@@ -122,7 +124,7 @@ def _derivative_fake(c, x, t, w, p, j, k, den):
     return torch.empty_like(x)
 
 
-@op("binary_cross_entropy_derivative", fake=_derivative_fake)
+@op("binary_cross_entropy_derivative", fake=_derivative_fake, sharding=elementwise_text("c, x, t, w, p -> y"))
 def derivative(
     c: torch.Tensor | None,
     x: torch.Tensor,

@@ -19,11 +19,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from gradlab.kernels.common import conv2d_arrays_pallas as full
+from gradlab.kernels.common import conv2d_sharding_pallas as sharding
 from gradlab.kernels.common.column_sum_pallas import column_sum
 from gradlab.kernels.common.conv2d_arrays_pallas import dot
 from gradlab.kernels.common.window import Geometry
 from gradlab.kernels.runtime.interpret_pallas import program_id
-from gradlab.kernels.runtime.launch_pallas import accumulator, block, interpreted, launch, loop, one_piece, pad, pallas
+from gradlab.kernels.runtime.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
+from gradlab.kernels.runtime.partition_pallas import once
+from gradlab.kernels.runtime.sharded_pallas import sharded
 
 
 class Phase(NamedTuple):
@@ -218,7 +221,22 @@ def _join(t: jax.Array, groups: int, each: int) -> jax.Array:
     return t.reshape(*t.shape[:-1], groups, wide)[..., :each].reshape(*t.shape[:-1], groups * each)
 
 
-@one_piece
+def _forward_summed(names, x, w, bias, mask, geometry, relu):
+    """Where C is split: relu comes after the sum."""
+    bias = None if bias is None else once(names, bias)
+    y = jax.lax.psum(forward(x, w, bias, mask, geometry, False), names)
+    return jnp.where(y <= 0, jnp.zeros_like(y), y) if relu else y
+
+
+def _of_groups(args):
+    """The arguments where groups of one channel are split: those in an array's last axis are here."""
+    return [a._replace(groups=args[0].shape[3]) if isinstance(a, Geometry) else a for a in args]
+
+
+@sharded(
+    sharding.forward,
+    own={"C": _forward_summed, "G": lambda _, *args: forward(*_of_groups(args))},  # type: ignore[has-type]
+)
 def forward(
     x: jax.Array, w: jax.Array, bias: jax.Array | None, mask: jax.Array | None, geometry: Geometry, relu: bool
 ) -> jax.Array:
@@ -278,7 +296,7 @@ def forward(
     return launch(call, x, w, *(t for t in (bias, mask) if t is not None))
 
 
-@one_piece
+@sharded(sharding.dgrad, own={"G": lambda _, *args: dgrad(*_of_groups(args))})  # type: ignore[has-type]
 def dgrad(dy: jax.Array, w: jax.Array, mask: jax.Array | None, geometry: Geometry) -> jax.Array:
     """dx[B H W C] of dy[B P Q F] and w[R S D F], zeros in place of dy where mask <= 0.
 
@@ -320,7 +338,7 @@ def dgrad(dy: jax.Array, w: jax.Array, mask: jax.Array | None, geometry: Geometr
     return launch(call, w, *(t for t in (dy, mask) if t is not None))
 
 
-@one_piece
+@sharded(sharding.wgrad, own={"G": lambda _, *args: wgrad(*_of_groups(args))})  # type: ignore[has-type]
 def wgrad(dy: jax.Array, x: jax.Array, mask: jax.Array | None, geometry: Geometry) -> jax.Array:
     """dw[R S D F] of dy[B P Q F] and x[B H W C], zeros in place of dy where mask <= 0.
 
@@ -380,8 +398,7 @@ def wgrad(dy: jax.Array, x: jax.Array, mask: jax.Array | None, geometry: Geometr
 
 def bias_sum(dy: jax.Array, mask: jax.Array | None) -> jax.Array:
     """db[F] = sum over B, P and Q of dy[B P Q F], zeros where mask <= 0; F comes last, so it is a column sum."""
-    F = dy.shape[3]
-    return column_sum(dy.reshape(-1, F), None if mask is None else mask.reshape(-1, F))
+    return column_sum(dy, mask)
 
 
 def _input_spec(platform, lead, BM, rows, window, width, place=lambda i, g, j: (i, g)) -> pl.BlockSpec:

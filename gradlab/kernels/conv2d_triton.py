@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import triton.language as tl
 
+from gradlab.kernels.common import conv2d_sharding as sharding
 from gradlab.kernels.common.column_sum_triton import column_sum
 from gradlab.kernels.common.images_triton import empty, filters_along, index
 from gradlab.kernels.common.tiles_triton import Tile, parts, tile
@@ -269,7 +270,8 @@ def _forward_fake(x, w, bias, mask, geometry, relu, channels_last):
     return empty(x, (x.shape[0], w.shape[0], *Geometry.of(geometry).result), channels_last)
 
 
-@op("conv2d", fake=_forward_fake, flops=lambda x, w, *_, out_shape: 2 * prod(out_shape) * prod(w[1:]))
+@op("conv2d", fake=_forward_fake, sharding=sharding.forward,
+    flops=lambda x, w, *_, out_shape: 2 * prod(out_shape) * prod(w[1:]))
 def forward(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, mask: torch.Tensor | None,
             geometry: Sequence[int], relu: bool, channels_last: bool) -> torch.Tensor:
     """y[B F P Q] = the correlation of x[B C H W] with w[F D R S], plus bias[F], then relu; 0 where mask[B F P Q] <= 0.
@@ -303,7 +305,8 @@ def _dgrad_fake(dy, w, mask, geometry, channels_last):
     return empty(dy, (dy.shape[0], w.shape[1] * geo.groups, *geo.image), channels_last)
 
 
-@op("conv2d_dgrad", fake=_dgrad_fake, flops=lambda dy, w, *_, out_shape: 2 * prod(dy) * prod(w[1:]))
+@op("conv2d_dgrad", fake=_dgrad_fake, sharding=sharding.dgrad,
+    flops=lambda dy, w, *_, out_shape: 2 * prod(dy) * prod(w[1:]))
 def dgrad(dy: torch.Tensor, w: torch.Tensor, mask: torch.Tensor | None, geometry: Sequence[int],
           channels_last: bool) -> torch.Tensor:
     """dx[B C H W] of the cotangent dy[B F P Q], zeros in place of dy where mask <= 0.
@@ -337,7 +340,8 @@ def _wgrad_fake(dy, x, mask, geometry, channels_last):
     return empty(dy, (dy.shape[1], x.shape[1] // geo.groups, *geo.window), channels_last)
 
 
-@op("conv2d_wgrad", fake=_wgrad_fake, flops=lambda dy, *_, out_shape: 2 * prod(dy) * prod(out_shape[1:]))
+@op("conv2d_wgrad", fake=_wgrad_fake, sharding=sharding.wgrad,
+    flops=lambda dy, *_, out_shape: 2 * prod(dy) * prod(out_shape[1:]))
 def wgrad(dy: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None, geometry: Sequence[int],
           channels_last: bool) -> torch.Tensor:
     """dw[F D R S] of the cotangent dy[B F P Q], zeros in place of dy where mask <= 0.
@@ -374,7 +378,7 @@ def _bias_sum_fake(dy, mask):
     return dy.new_empty(dy.shape[1])
 
 
-@op("conv2d_bias_sum", fake=_bias_sum_fake)
+@op("conv2d_bias_sum", fake=_bias_sum_fake, sharding=sharding.bias_sum)
 def bias_sum(dy: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """db[F] = sum over B, P and Q of dy[B F P Q], zeros where mask <= 0; in two passes, no atomics."""
     B, F, P, Q = dy.shape

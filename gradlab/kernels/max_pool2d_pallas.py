@@ -16,6 +16,7 @@ import numpy as np
 from gradlab.kernels.common.elementwise_pallas import elementwise
 from gradlab.kernels.common.window import Geometry
 from gradlab.kernels.runtime.launch_pallas import accumulator
+from gradlab.kernels.runtime.sharded_pallas import sharded
 
 
 # fmt: off
@@ -55,6 +56,7 @@ def _gather_kernel(*refs):
 # fmt: on
 
 
+@sharded("x[B H W C] -> y[B P Q C], k[B P Q C]; whole H W")
 def forward(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
     """y[B P Q C] of x[B H W C], and the tap k[B P Q C] of each maximum, -1 where a window holds no pixel."""
     taps = _taps(x, geometry, -jnp.inf)
@@ -63,6 +65,7 @@ def forward(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
     return y, k
 
 
+@sharded("u[B P Q C], k[B P Q C] -> dx[B H W C]; whole P Q")
 def scatter(u: jax.Array, k: jax.Array, geometry: Geometry) -> jax.Array:
     """dx[B H W C]: the sum of u[B P Q C] over the windows whose tap k names the pixel; each pixel is written once."""
     (SH, SW), (top, _), (left, _), (H, W) = geometry.stride, *geometry.pads, geometry.image
@@ -86,6 +89,7 @@ def scatter(u: jax.Array, k: jax.Array, geometry: Geometry) -> jax.Array:
     return padded.reshape(B, rows * SH, columns * SW, C)[:, top : top + H, left : left + W]
 
 
+@sharded("u[B H W C], k[B P Q C] -> y[B P Q C]; whole H W P Q")
 def gather(u: jax.Array, k: jax.Array, geometry: Geometry) -> jax.Array:
     """y[B P Q C] = u[B H W C] at the taps k[B P Q C]."""
     return elementwise(_gather_kernel, [u.dtype], *_taps(u, geometry, 0), k)[0]

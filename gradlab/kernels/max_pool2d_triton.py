@@ -281,7 +281,7 @@ def _forward_fake(x, geometry, channels_last):
     return y, torch.empty_like(y, dtype=torch.int8 if R * S <= 128 else torch.int32)
 
 
-@op("max_pool2d", fake=_forward_fake)
+@op("max_pool2d", fake=_forward_fake, sharding="x[B C H W] -> y[B C P Q], k[B C P Q]; whole H W")
 def forward(x: torch.Tensor, geometry: Sequence[int], channels_last: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """y[B C P Q] of x[B C H W], and the tap k[B C P Q] of each maximum, -1 where a window holds no pixel.
 
@@ -298,7 +298,7 @@ def _scatter_fake(u, k, geometry, channels_last):
     return empty(u, (*u.shape[:2], *Geometry.of(geometry).image), channels_last)
 
 
-@op("max_pool2d_scatter", fake=_scatter_fake)
+@op("max_pool2d_scatter", fake=_scatter_fake, sharding="u[B C P Q], k[B C P Q] -> dx[B C H W]; whole P Q")
 def scatter(u: torch.Tensor, k: torch.Tensor, geometry: Sequence[int], channels_last: bool) -> torch.Tensor:
     """dx[B C H W]: the sum of u[B C P Q] over the windows whose tap k names the pixel; each pixel is written once.
 
@@ -344,7 +344,11 @@ def _gather_fake(u, k, geometry, channels_last):
     return empty(u, tuple(k.shape), channels_last)
 
 
-@op("max_pool2d_gather", fake=_gather_fake)
+@op(
+    "max_pool2d_gather",
+    fake=_gather_fake,
+    sharding="u[B C H W], k[B C P Q] -> y[B C P Q]; whole H W P Q",
+)
 def gather(u: torch.Tensor, k: torch.Tensor, geometry: Sequence[int], channels_last: bool) -> torch.Tensor:
     """y[B C P Q] = u[B C H W] at the taps k[B C P Q], 0 where k is -1. Any strides; as many reads as results."""
     y = _gather_fake(u, k, geometry, channels_last)

@@ -6,6 +6,8 @@ import triton.language as tl
 from gradlab.kernels.common import reduce_triton
 from gradlab.kernels.common.elementwise_triton import elementwise
 from gradlab.kernels.runtime.launch_triton import accumulator, kernel, op, triton_dtype
+from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
+from gradlab.kernels.runtime.sharding import sums_rows
 
 
 # fmt: off
@@ -61,7 +63,7 @@ def _squares_fake(x, t, batch_axes, den):
     return x.new_empty(x.shape[:batch_axes])
 
 
-@op("squares", fake=_squares_fake)
+@op("squares", fake=_squares_fake, sharding=sums_rows("x, t -> y"))
 def squares(x: torch.Tensor, t: torch.Tensor, batch_axes: int, den: int) -> torch.Tensor:
     """y = the sum of (x - t)^2 over all but the first `batch_axes` axes, over `den`. 2 E read."""
     return reduce_triton.sum_rows(_squares_kernel, [x, t], batch_axes, den)
@@ -71,7 +73,7 @@ def _differences_fake(a, b, x, t, num, den):
     return torch.empty_like(x)
 
 
-@op("differences", fake=_differences_fake)
+@op("differences", fake=_differences_fake, sharding=elementwise_text("a, b, x, t -> y"))
 def differences(
     a: torch.Tensor, b: torch.Tensor | None, x: torch.Tensor, t: torch.Tensor | None, num: int, den: int
 ) -> torch.Tensor:

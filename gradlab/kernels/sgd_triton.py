@@ -19,6 +19,7 @@ from gradlab.kernels.optimizers.multi_tensor_triton import (
     times,
 )
 from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, on_device, op, triton_dtype
+from gradlab.kernels.runtime.sharding import elementwise
 
 
 class Scalars(NamedTuple):
@@ -168,7 +169,11 @@ def _sgd_pullback_fake(cp, cb, scalars):
     return [torch.empty_like(cp, memory_format=torch.contiguous_format) for _ in range(count)]
 
 
-@op("sgd_pullback", fake=_sgd_pullback_fake, from_host=True)
+def _sgd_pullback_sharding(cp, cb, scalars):
+    return elementwise("cp, cb -> dp, dg" if cb is None else "cp, cb -> dp, dg, db")(cp)
+
+
+@op("sgd_pullback", fake=_sgd_pullback_fake, from_host=True, sharding=_sgd_pullback_sharding)
 def sgd_pullback(cp: torch.Tensor, cb: torch.Tensor | None, scalars: Sequence[float]) -> list[torch.Tensor]:
     """dp, dg and, where there is a buffer, db of one tensor's step, for the cotangents of p' and b', any strides.
 

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from gradlab.kernels.common.elementwise_triton import elementwise
 from gradlab.kernels.runtime.launch_triton import accumulator, kernel, op, triton_dtype
+from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
 
 
 # fmt: off
@@ -55,7 +56,7 @@ def _sigmoid_fake(x):
     return torch.empty_like(x)
 
 
-@op("sigmoid", fake=_sigmoid_fake)
+@op("sigmoid", fake=_sigmoid_fake, sharding=elementwise_text("x -> y"))
 def sigmoid(x: torch.Tensor) -> torch.Tensor:
     """y = sigmoid(x), laid out as x; any strides. E read, E written."""
     y = torch.empty_like(x)
@@ -67,7 +68,7 @@ def _slope_fake(a, y, k):
     return torch.empty_like(y)
 
 
-@op("sigmoid_slope", fake=_slope_fake)
+@op("sigmoid_slope", fake=_slope_fake, sharding=elementwise_text("a, y -> d"))
 def slope(a: torch.Tensor, y: torch.Tensor, k: int) -> torch.Tensor:
     """d = a s_k(y): s_0 = y (1 - y), s_1 = 1 - 2 y, s_2 = -2; laid out as y, any strides. 2 E read, E written."""
     d = torch.empty_like(y)

@@ -6,6 +6,7 @@ import triton.language as tl
 from gradlab.kernels.common.elementwise_triton import elementwise
 from gradlab.kernels.common.softcap_triton import tanh_of
 from gradlab.kernels.runtime.launch_triton import accumulator, kernel, op, triton_dtype
+from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
 
 
 # fmt: off
@@ -55,7 +56,7 @@ def _tanh_fake(x):
     return torch.empty_like(x)
 
 
-@op("tanh", fake=_tanh_fake)
+@op("tanh", fake=_tanh_fake, sharding=elementwise_text("x -> y"))
 def tanh(x: torch.Tensor) -> torch.Tensor:
     """y = tanh(x), laid out as x; any strides. E read, E written."""
     y = torch.empty_like(x)
@@ -67,7 +68,7 @@ def _slope_fake(a, y, k):
     return torch.empty_like(y)
 
 
-@op("tanh_slope", fake=_slope_fake)
+@op("tanh_slope", fake=_slope_fake, sharding=elementwise_text("a, y -> d"))
 def slope(a: torch.Tensor, y: torch.Tensor, k: int) -> torch.Tensor:
     """d = a s_k(y): s_0 = 1 - y^2, s_1 = -2 y, s_2 = -2; laid out as y, any strides. 2 E read, E written."""
     d = torch.empty_like(y)

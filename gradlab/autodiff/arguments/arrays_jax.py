@@ -10,8 +10,10 @@ from gradlab.autodiff.arguments.errors import refuse
 from gradlab.kernels.runtime.mesh_pallas import gathered
 
 
-def as_arrays(op: str, arguments: dict[str, Any]) -> dict[str, jax.Array]:
-    """The arguments as jax arrays, whole on every device; NumPy arrays and numbers become one, as everywhere in jax.
+def as_arrays(op: str, arguments: dict[str, Any], whole: bool = False) -> dict[str, jax.Array]:
+    """The arguments as jax arrays; NumPy arrays and numbers become one, as everywhere in jax.
+
+    `whole`: on Explicit axes of a mesh they are gathered.
 
     Raises:
         TypeError: something that is neither.
@@ -19,4 +21,5 @@ def as_arrays(op: str, arguments: dict[str, Any]) -> dict[str, jax.Array]:
     for argument, value in arguments.items():
         if not isinstance(value, (jax.Array, np.ndarray, np.generic, int, float)):
             refuse(op, argument, f"a {type(value).__name__}", "a jax.Array", TypeError)
-    return {argument: gathered(jnp.asarray(value)) for argument, value in arguments.items()}
+    arrays = {argument: jnp.asarray(value) for argument, value in arguments.items()}
+    return {argument: gathered(value) for argument, value in arrays.items()} if whole else arrays

@@ -5,7 +5,7 @@ are added over the axes of the mesh that shard a tensor, and counted once over t
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,26 @@ def local(t: Any) -> torch.Tensor:
 def full(t: Any) -> torch.Tensor:
     """All of a DTensor, which every rank gets; any other tensor as it is."""
     return t.full_tensor() if is_sharded(t) else t
+
+
+def on_parts(fn: Callable[..., Any], *tensors: Any) -> Any:
+    """`fn` of the parts that lie here, element by element: tensors and results are spread as the first tensor is.
+
+    Sums that are still to be made are made. If the first is no DTensor, `fn` takes all as they are.
+    """
+    first = tensors[0]
+    if not is_sharded(first):
+        return fn(*tensors)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    first = first.redistribute(placements=[Replicate() if p.is_partial() else p for p in first.placements])
+    mesh, shape, stride = first.device_mesh, first.shape, first.stride()
+    results = fn(*(None if t is None else beside(t, first) for t in (first, *tensors[1:])))
+    made = [
+        DTensor.from_local(t, mesh, first.placements, run_check=False, shape=shape, stride=stride)
+        for t in (results if isinstance(results, tuple) else (results,))
+    ]
+    return tuple(made) if isinstance(results, tuple) else made[0]
 
 
 def want_one_mesh(name: str, tensors: Mapping[str, Any]) -> None:
@@ -129,6 +149,8 @@ def global_norm(name: str, tensors: Sequence[Any], max_norm: float, grad_scale: 
 
 def like(number: torch.Tensor, tensors: Sequence[Any]) -> torch.Tensor:
     """A number that all ranks have, as a DTensor where the tensors are."""
+    if is_sharded(number):
+        return number
     for t in tensors:
         if is_sharded(t):
             from torch.distributed.tensor import DTensor, Replicate

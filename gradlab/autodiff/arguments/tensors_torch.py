@@ -10,8 +10,13 @@ from gradlab.autodiff.arguments.shards_torch import DEVICES, is_sharded, want_on
 from gradlab.kernels.runtime.memory_triton import PLAIN
 
 
-def want_tensors(op: str, tensors: Mapping[str, Any]) -> None:
-    """Refuse what is not a strided tensor, is on a device without kernels, or is not beside the first one."""
+def want_tensors(op: str, tensors: Mapping[str, Any]) -> bool:
+    """Refuse what is not a strided tensor, is on a device without kernels, or is not beside the first one.
+
+    Returns:
+        Whether they are DTensors: of one there are only such, all on one mesh.
+    """
+    spread = False
     first = next(iter(tensors))
     beside = tensors[first]
     for argument, tensor in tensors.items():
@@ -21,6 +26,7 @@ def want_tensors(op: str, tensors: Mapping[str, Any]) -> None:
         if not isinstance(tensor, torch.Tensor):
             refuse(op, argument, f"a {type(tensor).__name__}", "a torch.Tensor", TypeError)
         if is_sharded(tensor):
+            spread = True
             want_one_mesh(op, tensors)
         if tensor.layout != torch.strided:
             refuse(op, f"layout of {argument}", tensor.layout, "torch.strided", TypeError)
@@ -29,3 +35,4 @@ def want_tensors(op: str, tensors: Mapping[str, Any]) -> None:
             refuse(op, f"device of {argument}", tensor.device, " or ".join(DEVICES))
         if tensor.device != beside.device:
             refuse(op, f"device of {argument}", tensor.device, f"{beside.device} like {first}")
+    return spread

@@ -22,7 +22,8 @@ def rule_of(rule: Any) -> Any:
         if all(c is None for c in cotangents):
             return (None,) * len(ctx.needs_input_grad)
         if ctx.results is not None:
-            cotangents = tuple(_zeros(*d) if c is None else c for c, d in zip(cotangents, ctx.results, strict=True))
+            both = zip(cotangents, ctx.results, strict=True)
+            cotangents = tuple(_zeros(*d) if c is None and d[1].is_floating_point else c for c, d in both)
         return rule.backward(ctx, *cotangents)
 
     methods = {"forward": rule.forward, "vmap": rule.vmap, "setup_context": setup_context, "backward": backward}

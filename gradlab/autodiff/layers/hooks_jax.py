@@ -15,7 +15,6 @@ from gradlab.autodiff.arguments.arrays_jax import as_arrays
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_floats
 from gradlab.autodiff.conv2d_jax import conv2d
 from gradlab.autodiff.linear_jax import linear
-from gradlab.kernels.runtime.mesh_pallas import parted_like
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
@@ -49,7 +48,6 @@ def dot_general(
         TypeError: not an array, mixed or integer dtypes.
     """
     op = "dot_general"
-    given = lhs
     lhs, rhs = _operands(op, lhs, rhs, precision, preferred_element_type, out_sharding)
     (of_lhs, of_rhs), batch = dimension_numbers
     if any(map(len, batch)):
@@ -68,7 +66,7 @@ def dot_general(
         )
     K = math.prod(rhs.shape[:count])
     y = linear(lhs.reshape(*lhs.shape[:-count], K), rhs.reshape(K, math.prod(rhs.shape[count:])))
-    return parted_like(y.reshape(*lhs.shape[:-count], *rhs.shape[count:]), given, range(lhs.ndim - count))
+    return y.reshape(*lhs.shape[:-count], *rhs.shape[count:])
 
 
 def conv_general_dilated(

@@ -14,7 +14,7 @@ from gradlab.autodiff.arguments.errors import refuse, want_floats
 from gradlab.autodiff.optimizers.optimizer_jax import GradientTransformation
 from gradlab.kernels.optimizers import norm_pallas as kernels
 from gradlab.kernels.runtime.launch_pallas import accumulator
-from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
+from gradlab.kernels.runtime.mesh_pallas import compiled
 
 
 @jax.custom_vjp
@@ -123,9 +123,7 @@ def clip_by_global_norm(max_norm: float | jax.Array) -> GradientTransformation:
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         _leaves("clip_by_global_norm", grads)
         factor = clip_factor(grads, max_norm)
-        return jax.tree.map(
-            lambda g: parted_like(scale(jnp.asarray(g), factor.astype(accumulator(g.dtype))), g), grads
-        ), state
+        return jax.tree.map(lambda g: scale(jnp.asarray(g), factor.astype(accumulator(g.dtype))), grads), state
 
     return GradientTransformation(lambda params: (), update)
 

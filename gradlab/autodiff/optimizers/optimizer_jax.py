@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gradlab.autodiff.arguments.arrays_jax import as_arrays
 from gradlab.autodiff.arguments.errors import FLOATS, refuse, want_floats
-from gradlab.kernels.runtime.mesh_pallas import parted_like
+from gradlab.kernels.runtime.mesh_pallas import placed
 
 Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
 
@@ -90,7 +90,8 @@ def columns(
 
 def parted(before: Iterable[Any], after: Iterable[jax.Array]) -> list[jax.Array]:
     """The arrays of a step, each sharded over the Explicit axes of a mesh as the array that it replaces."""
-    return [parted_like(new, old) for old, new in zip(before, after, strict=False)]
+    pairs = zip(before, after, strict=False)
+    return [new if old is None else placed(new, jax.typeof(old)) for old, new in pairs]
 
 
 def number(op: str, argument: str, value: Any, dtype: Any) -> jax.Array:

@@ -1,12 +1,14 @@
 """The sum of a matrix over its rows as a Pallas kernel, in two passes where it is tall."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from gradlab.kernels.runtime.launch_pallas import accumulator, block, launch, loop, pad, pallas
+from gradlab.kernels.runtime.sharded_pallas import axes, sharded
 
 
 # fmt: off
@@ -26,12 +28,18 @@ def _column_sum_kernel(*refs, M, BM, masked):
 # fmt: on
 
 
+def _rule(a: jax.Array, mask: jax.Array | None) -> str:
+    rows = axes("M", a.ndim - 1)
+    return f"a[{rows} N], mask[{rows} N] -> s[N]; sums {rows}"
+
+
+@sharded(_rule)
 def column_sum(a: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """s[N] = sum over M of a[M N], zeros where mask <= 0; M * N * (1 or 2) elements read.
+    """s[N] = sum over M, all axes but the last, of a[M N], zeros where mask <= 0; M * N * (1 or 2) elements read.
 
     A tall matrix is summed in two passes, Z partial rows first: no atomics, so the same bits each time.
     """
-    (M, N), dtype, acc = a.shape, a.dtype, accumulator(a.dtype)
+    M, N, dtype, acc = math.prod(a.shape[:-1]), a.shape[-1], a.dtype, accumulator(a.dtype)
     if 0 in (M, N):
         return jnp.zeros(N, dtype)
 
@@ -49,4 +57,4 @@ def column_sum(a: jax.Array, mask: jax.Array | None) -> jax.Array:
         partial = pallas(kernel, platform, grid, [spec] * len(padded), out, shape)(*padded)[:, :N]
         return partial[0] if Z == 1 else call(platform, partial).astype(dtype)
 
-    return launch(call, *(t for t in (a, mask) if t is not None))
+    return launch(call, *(t.reshape(M, N) for t in (a, mask) if t is not None))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from gradlab.kernels.runtime.launch_pallas import block, interpreted, launch, pad, pallas
+from gradlab.kernels.runtime.sharded_pallas import one_by_one, sharded
 
 # Columns of a flattened array: compiled blocks are powers of two of at least 128.
 COLUMNS = 1024
@@ -27,6 +28,11 @@ def times(a: jax.Array, b: jax.Array) -> jax.Array:
     return elementwise(_times_kernel, [b.dtype], a, b)[0]
 
 
+def _rule(kernel: Any, dtypes: Sequence[Any], *arrays: jax.Array, pass_interpreted: bool = False) -> str:
+    return one_by_one(len(arrays), arrays[0].ndim, len(dtypes))
+
+
+@sharded(_rule)
 def elementwise(
     kernel: Callable[..., None], dtypes: Sequence[Any], *arrays: jax.Array, pass_interpreted: bool = False
 ) -> list[jax.Array]:

@@ -1,6 +1,7 @@
 """The product of two matrices as a Pallas kernel: bias, relu and the mask of its backward in one pass."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from gradlab.kernels.runtime.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
+from gradlab.kernels.runtime.partition_pallas import once
+from gradlab.kernels.runtime.sharded_pallas import axes, sharded
 
 
 # fmt: off
@@ -47,6 +50,24 @@ def _matmul_kernel(*refs, K, BK, transposed_a, transposed_b, bias, relu, masked)
 # fmt: on
 
 
+def _rule(a, b, bias, mask, transposed_a, transposed_b, masked, relu) -> str:
+    """Rows are all axes of an operand but its last; relu comes after a sum, so `_summed` makes that."""
+    M, K = ("M", axes("K", a.ndim - 1)) if transposed_a else (axes("M", a.ndim - 1), "K")
+    of = {"a": f"{K} {M}" if transposed_a else f"{M} {K}", "b": f"N {K}" if transposed_b else f"{K} N", "y": f"{M} N"}
+    given = [f"a[{of['a']}]", f"b[{of['b']}]"]
+    given += [] if bias is None else [f"bias[{'N' if bias.ndim == 1 else of['y']}]"]
+    given += [] if mask is None else [f"mask[{of[masked]}]"]
+    sums = "" if relu and K != "K" else f"; sums {K}" + ("" if bias is None else "; adds bias")
+    return f"{', '.join(given)} -> y[{of['y']}]{sums}"
+
+
+def _summed(names, a, b, bias, mask, transposed_a, transposed_b, masked, relu) -> jax.Array:
+    bias = None if bias is None else once(names, bias)
+    y = jax.lax.psum(matmul(a, b, bias, mask, transposed_a, transposed_b, masked, False), names)
+    return jnp.where(y <= 0, jnp.zeros_like(y), y) if relu else y
+
+
+@sharded(_rule, own={"K": _summed})
 def matmul(
     a: jax.Array,
     b: jax.Array,
@@ -60,15 +81,18 @@ def matmul(
     """y[M N] = a[M K] b[K N] + bias[N], then relu; the array named by `masked`, "a", "b" or "y", is 0 where mask <= 0.
 
     `transposed_a`, `transposed_b`: the operand is stored as a[K M], b[N K]; a mask of an operand is stored alike.
-    A bias[M N] is accumulated to: the result has its dtype, and reuses its memory where that is donated.
+    Its first axis may be several ones, as may M of y. A bias[M N] is accumulated to: the result has its dtype, and
+    reuses its memory where that is donated.
     Logical GEMM M x N x K; each operand is read once per tile of the other, y is written once.
     """
+    lead = a.shape[-1:] if transposed_a else a.shape[:-1]
+    a, b, bias, mask = _rows(a), _rows(b), _rows(bias), _rows(mask)
     K, M = a.shape if transposed_a else a.shape[::-1]
     N = b.shape[0] if transposed_b else b.shape[1]
     accumulates = bias is not None and bias.ndim == 2
     dtype = bias.dtype if bias is not None and accumulates else a.dtype
     if 0 in (M, N):
-        return jnp.zeros((M, N), dtype)
+        return jnp.zeros((*lead, N), dtype)
     if K == 0:
         # An empty sum: computed as one step over a zero column.
         a = jnp.zeros((1, M) if transposed_a else (M, 1), a.dtype)
@@ -113,7 +137,12 @@ def matmul(
         y = pallas(kernel, platform, grid, specs, out, shape, warps=warps, stages=stages, **options)(*operands)
         return y[:M, :N]
 
-    return launch(call, *given)
+    return launch(call, *given).reshape(*lead, N)
+
+
+def _rows(t: Any) -> Any:
+    """t[... N] as a matrix."""
+    return t if t is None or t.ndim < 3 else t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
 
 
 def matmul_add(

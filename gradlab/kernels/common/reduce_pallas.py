@@ -12,11 +12,18 @@ from gradlab.kernels.common.column_sum_pallas import column_sum
 from gradlab.kernels.common.elementwise_pallas import COLUMNS
 from gradlab.kernels.runtime.interpret_pallas import program_id
 from gradlab.kernels.runtime.launch_pallas import accumulator, interpreted, launch, loop, pad, pallas
+from gradlab.kernels.runtime.sharded_pallas import axes, sharded
 
 # Rows that one program sums, four or eight at a time.
 CHUNK = 64
 
 
+def _rule(term: Any, name: str, *arrays: jax.Array) -> str:
+    shape = axes("E", arrays[0].ndim)
+    return ", ".join(f"x{i}[{shape}]" for i in range(len(arrays))) + f" -> s[]; sums {shape}"
+
+
+@sharded(_rule)
 def sum_of(term: Callable[..., jax.Array], name: str, *arrays: jax.Array) -> jax.Array:
     """The sum of `term(*arrays)` over all elements of arrays of one shape, in their accumulator's dtype.
 

@@ -16,6 +16,7 @@ from jax.experimental.pallas import triton as pltriton
 from gradlab.kernels.common.reduce_pallas import sum_all
 from gradlab.kernels.runtime.interpret_pallas import program_id
 from gradlab.kernels.runtime.launch_pallas import interpreted, launch, pad, pallas
+from gradlab.kernels.runtime.sharded_pallas import axes, sharded
 
 # Elements of a GPU's program: 8 a thread, as Adam's pullback with its twelve arrays spills registers at 32; half as
 # many in float64 for kernels of more arrays, as with amsgrad.
@@ -24,6 +25,16 @@ BE, MANY = 2048, 12
 ROWS, COLUMNS = 32, 128
 
 
+def _rule(kernel, shared, operands, results, aliases, sums=None, numbered=False) -> str:
+    """Elements are independent, but for those of random bits that are numbered through the array."""
+    shape = axes("E", operands[0].ndim)
+    ins = [f"s{i}[1 S{i}]" for i in range(len(shared))] + [f"x{i}[{shape}]" for i in range(len(operands))]
+    outs = [f"y{i}[{shape}]" for i in range(len(results))] + ([] if sums is None else ["s[]"])
+    clause = "" if sums is None else f"; sums {shape}"
+    return f"{', '.join(ins)} -> {', '.join(outs)}" + (f"; whole {shape}" if numbered else clause)
+
+
+@sharded(_rule)
 def step(
     kernel: Callable[..., None],
     shared: Sequence[jax.Array],

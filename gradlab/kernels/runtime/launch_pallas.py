@@ -22,7 +22,8 @@ from jax.sharding import ManualAxisType
 
 from gradlab.kernels.private.private_jax import pallas_of_any_size
 from gradlab.kernels.runtime import interpret_pallas, taken
-from gradlab.kernels.runtime.mesh_pallas import like, on_each_device, plain, varying
+from gradlab.kernels.runtime.mesh_pallas import explicit_mesh, plain, typed, varying
+from gradlab.kernels.runtime.partition_pallas import Splitting, auto_mesh, on_mesh, specs_of
 from gradlab.kernels.runtime.traced_pallas import ByValue, traced
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -45,8 +46,8 @@ def launch(call: Callable[..., Any], *operands: jax.Array) -> Any:
         if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(cell.cell_contents)):
             raise TypeError(f"launch: {call.__qualname__} holds {name}, wanted arrays among its operands alone")
     if _symbolic(operands):
-        return _one_operation({"cpu": functools.partial(_of_any_size, call)}, operands)
-    return _one_operation({name: functools.partial(call, name) for name in PLATFORMS}, operands)
+        return one_operation({"cpu": functools.partial(_of_any_size, call)}, operands)
+    return one_operation({name: functools.partial(call, name) for name in PLATFORMS}, operands)
 
 
 def _symbolic(arrays: Sequence[Any]) -> bool:
@@ -69,20 +70,32 @@ def one_piece(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     def call(*args: Any) -> Any:
-        tree: Any
-        leaves, tree = jax.tree.flatten(args)
-        arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
-        settings = [None if i in arrays else leaf for i, leaf in enumerate(leaves)]
-
-        places = tuple(arrays)
-
-        def rebuilt(*given: jax.Array) -> Any:
-            there = dict(zip(places, given, strict=True))
-            return fn(*tree.unflatten([there.get(i, x) for i, x in enumerate(settings)]))
-
-        return _one_operation({"": rebuilt}, list(arrays.values()))
+        arrays, of_arrays = apart(args)
+        return one_operation({"": of_arrays(fn)}, arrays)
 
     return call
+
+
+def apart(args: Sequence[Any]) -> tuple[list[jax.Array], Callable[..., Callable[..., Any]]]:
+    """The arrays in arguments, and what makes of a function of these arguments one of the arrays.
+
+    The function's first arguments may be others, given before the arrays.
+    """
+    tree: Any
+    leaves, tree = jax.tree.flatten(args)
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
+    settings = [None if i in arrays else leaf for i, leaf in enumerate(leaves)]
+    places = tuple(arrays)
+
+    def of_arrays(fn: Callable[..., Any]) -> Callable[..., Any]:
+        def rebuilt(*given: Any) -> Any:
+            first, parts = given[: len(given) - len(places)], given[len(given) - len(places) :]
+            there = dict(zip(places, parts, strict=True))
+            return fn(*first, *tree.unflatten([there.get(i, x) for i, x in enumerate(settings)]))
+
+        return rebuilt
+
+    return list(arrays.values()), of_arrays
 
 
 # A kernel's program as one operation. It is traced and lowered on its own, without the types of arrays that vary along
@@ -98,14 +111,18 @@ class _Programs:
 
     Attributes:
         first: the program that the operation's types are taken from.
+        splitting: how it is split over devices; None: each runs all of it.
     """
 
-    def __init__(self, first: Any, branches: Mapping[str, ByValue], types: Sequence[Any]) -> None:
+    def __init__(
+        self, first: Any, branches: Mapping[str, ByValue], types: Sequence[Any], splitting: Splitting | None = None
+    ) -> None:
         self.first, self._branches = first, branches
         self._traced = {next(iter(branches)): first}
         self._types, self._x64 = tuple(types), jax.config.jax_enable_x64  # type: ignore[attr-defined]
         self._run: dict[str, Callable[..., list[jax.Array]]] = {}
         self._maps: dict[Any, _Programs] = {}
+        self.splitting = splitting
 
     def branches(self, names: Sequence[str]) -> dict[str, Callable[..., list[jax.Array]]]:
         """For each platform in `names` that has a program, the program as a function; one for all if there is one.
@@ -138,31 +155,51 @@ class _Programs:
                 for name in self._branches
             }
             first, _ = traced(next(iter(branches.values())), types)
-            self._maps[axes, size] = _Programs(first, branches, types)
+            splitting = self.splitting and self.splitting.mapped(axes)
+            self._maps[axes, size] = _Programs(first, branches, types, splitting)
         return self._maps[axes, size]
 
     def _one(self, name: str, *arrays: jax.Array) -> list[jax.Array]:
         return jaxpr_as_fun(self._program(name))(*arrays)
 
+    def over_devices(self, ctx: Any) -> tuple[Callable[..., Any], Any] | None:
+        """The operation on several devices and the context to lower it in; None where each runs all of it."""
+        splitting = self.splitting or Splitting.none(self.first.in_avals, self.first.out_avals)
+        mesh = explicit_mesh(ctx.avals_in)
+        if mesh is not None:
+            return splitting.over_explicit(mesh, ctx.avals_in, self._part), ctx
+        mesh = auto_mesh(ctx)
+        if self.splitting is None or mesh is None:
+            return None
+        without = ctx.replace(avals_in=self.first.in_avals, avals_out=self.first.out_avals)
+        return splitting.over_auto(self.branches(())[""], self._part), on_mesh(without, mesh)
 
-def _one_operation(branches: Mapping[str, Callable[..., Any]], arrays: Sequence[jax.Array]) -> Any:
+    def _part(self, *parts: jax.Array) -> list[jax.Array]:
+        """The results of one device."""
+        if self.splitting is None:
+            return _bound(self, parts)
+        fn, types = self.splitting.fn, tuple(plain(x) for x in parts)
+        with jax.enable_x64(self._x64):
+            first, _ = traced(fn, types)
+        return _bound((_cached if fn.comparable else _made)(first, (("", fn),), types, None), parts)
+
+
+def one_operation(
+    branches: Mapping[str, Callable[..., Any]],
+    arrays: Sequence[jax.Array],
+    splitting: Splitting | None = None,
+) -> Any:
     """Bind one operation on arrays; returns its results in the structure that the branches return."""
     programs = tuple((name, ByValue(fn)) for name, fn in branches.items())
-    structure: Any = None
-
-    def bind(*arrays: jax.Array) -> list[jax.Array]:
-        nonlocal structure
-        types = tuple(plain(x) for x in arrays)
-        first, structure = traced(programs[0][1], types)
-        comparable = all(fn.comparable for _, fn in programs)
-        return _bound((_cached if comparable else _made)(first, programs, types), arrays)
-
-    results = on_each_device(bind, arrays)
-    return jax.tree.unflatten(structure, results)
+    types = tuple(plain(x) for x in arrays)
+    first, structure = traced(programs[0][1], types)
+    comparable = all(fn.comparable for _, fn in programs)
+    found = (_cached if comparable else _made)(first, programs, types, splitting)
+    return jax.tree.unflatten(structure, _bound(found, arrays))
 
 
-def _made(first: Any, programs: tuple[tuple[str, ByValue], ...], types: tuple[Any, ...]) -> _Programs:
-    return _Programs(first, dict(programs), types)
+def _made(first: Any, programs: Any, types: tuple[Any, ...], splitting: Splitting | None) -> _Programs:
+    return _Programs(first, dict(programs), types, splitting)
 
 
 # Keyed by the first program too: equal launches share their other programs and their mapped forms.
@@ -175,15 +212,23 @@ def _bound(programs: _Programs, arrays: Sequence[jax.Array]) -> list[jax.Array]:
 
 @_piece.def_impl
 def _run(*arrays: jax.Array, programs: _Programs) -> list[jax.Array]:
-    (device,) = {d.platform for x in arrays for d in x.devices()}
+    devices = {d for x in arrays for d in x.devices()}
+    if len(devices) > 1:
+        return jax.jit(functools.partial(_piece.bind, programs=programs))(*arrays)
+    (device,) = devices
     # jax calls the platform of CUDA devices gpu.
-    (program,) = programs.branches([{"gpu": "cuda", "cpu": taken.of_a_cpu}.get(device, device)]).values()
+    name = {"gpu": "cuda", "cpu": taken.of_a_cpu}.get(device.platform, device.platform)
+    (program,) = programs.branches([name]).values()
     return program(*arrays)
 
 
 @_piece.def_abstract_eval
 def _types(*operands: Any, programs: _Programs) -> list[Any]:
-    return [like(result, operands) for result in programs.first.out_avals]
+    mesh, splitting = explicit_mesh(operands), programs.splitting
+    specs = None
+    if mesh is not None and splitting is not None:
+        specs = specs_of(splitting.rule.results, splitting.rule.typed_split(mesh, operands))
+    return typed(specs, operands, programs.first.out_avals)
 
 
 def _mapped(
@@ -213,6 +258,10 @@ def _lowered(ctx: Any, *operands: Any, programs: _Programs) -> Any:
             f"{kernel}: operands are {shapes}, wanted known sizes: a compiled kernel has blocks of fixed "
             "sizes, only jax.export for platforms=('cpu',) takes a symbolic one"
         )
+    over_devices = programs.over_devices(ctx)
+    if over_devices is not None:
+        spread, there = over_devices
+        return mlir.lower_fun(spread, multiple_results=True)(there, *operands)
     branches = programs.branches(wanted)
     # One platform, or one program for all; else the running program chooses, or jax reports the missing one.
     chosen: Callable[..., Any] = functools.partial(jax.lax.platform_dependent, **branches)

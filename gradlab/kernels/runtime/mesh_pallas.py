@@ -1,45 +1,85 @@
-"""Sharded arrays: brings the arguments of a rule, or the operands of a launch, to one sharding type.
-
-In jax an array's type contains its sharding. Pallas requires all operands of a kernel to have the same, and no axis of
-the mesh over which jax itself would shard:
+"""The types of sharded arrays: in jax an array's type contains its sharding, by the kind of the mesh's axes.
 
 - Manual axes, inside `jax.shard_map`: each device runs the op on what it has. An array that is the same on every device
-  of an axis is cast to one that may differ there as soon as another argument differs; the cast's pullback is the sum
-  over that axis, so a replicated weight gets the gradient of the whole batch.
-- Explicit axes, as `jax.make_mesh` makes them: every device runs the op on the whole arrays, which are gathered before
-  it, and the leading axes of the result (all axes of an optimizer's) are parted again as those of the first argument.
-  So results and types are those of jax's own ops, at the cost in time and memory of one device doing it all.
-- Auto axes are in no type; the partitioner decides at compilation, and replicates a compiled kernel.
+  of an axis is cast to one that may differ there as soon as another operand differs; a replicated weight gets the
+  gradient of the whole batch, the sum over that axis.
+- Explicit axes, as `jax.make_mesh` makes them: results and cotangents are typed by an operation's rule
+  (`sharded_pallas.py`).
+- Auto axes are in no type: the partitioner decides at compilation, by the same rule.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType, ManualAxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def compiled(rule: Callable[..., Any], static_argnums: int | Sequence[int] = ()) -> Callable[..., Any]:
-    """`jax.jit` of a custom_vjp rule, after its arrays are brought to one type."""
+def compiled(rule: Any, static_argnums: int | Sequence[int] = ()) -> Callable[..., Any]:
+    """`jax.jit` of a custom_vjp rule whose cotangents have the types of its arguments."""
     return jax.jit(uniform(rule), static_argnums=static_argnums)
 
 
-def uniform(rule: Callable[..., Any]) -> Any:
-    """A rule whose arrays are first brought to one type, by operations that jax differentiates itself."""
+def uniform(rule: Any) -> Any:
+    """The custom_vjp rule, each of whose cotangents is brought to its argument's type.
 
-    @functools.wraps(rule)
-    def call(*args: Any) -> Any:
-        tree: Any
-        leaves, tree = jax.tree.flatten(args)
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
-        for i, array in zip(places, _alike([leaves[i] for i in places]), strict=True):
-            leaves[i] = array
-        return rule(*tree.unflatten(leaves))
+    Where arguments are sharded differently a pullback's results may be sharded as the other one, or vary over devices
+    on which the argument is one: there the gradient is the sum over these.
+    """
+    forward, backward, static = rule.fwd, rule.bwd, tuple(rule.nondiff_argnums)
 
-    return call
+    def fwd(*args: Any) -> Any:
+        result, saved = forward(*args)
+        return result, (saved, _Types(x for i, x in enumerate(args) if i not in static))
+
+    def bwd(*args: Any) -> Any:
+        *settings, (saved, types), cotangents = args
+        return types.of_cotangents(backward(*settings, saved, cotangents))
+
+    rule.defvjp(fwd, bwd)
+    return rule
+
+
+@jax.tree_util.register_static
+class _Types:
+    """The types of a rule's arguments, None where one is no array: a residual without arrays."""
+
+    def __init__(self, args: Iterable[Any]) -> None:
+        flat: list[tuple[Any, Any]] = [jax.tree.flatten(arg) for arg in args]
+        self._types = tuple((tuple(map(jax.typeof, leaves)), tree) for leaves, tree in flat)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Types) and self._types == other._types
+
+    def __hash__(self) -> int:
+        return hash(self._types)
+
+    def of_cotangents(self, cotangents: Sequence[Any]) -> tuple[Any, ...]:
+        """The cotangents, each brought to its argument's type."""
+        brought = []
+        for c, (types, tree) in zip(cotangents, self._types, strict=True):
+            if c is not None:
+                c = tree.unflatten(map(_as_typed, tree.flatten_up_to(c), types))
+            brought.append(c)
+        return tuple(brought)
+
+
+def _as_typed(x: Any, wanted: Any) -> Any:
+    """x of the type's sharding: summed over the Manual axes along which it varies and the type does not."""
+    if x is None:
+        return None
+    spread, once = jax.typeof(x).manual_axis_type.varying, wanted.manual_axis_type.varying
+    if spread - once:
+        x = jax.lax.psum(x, tuple(sorted(spread - once, key=str)))
+    return placed(_vary(x, once), wanted)
+
+
+def placed(x: jax.Array, wanted: Any) -> jax.Array:
+    """x, sharded over the Explicit axes of a mesh as the type is."""
+    if explicit_mesh([wanted]) is None or jax.typeof(x).sharding == wanted.sharding:
+        return x
+    return jax.sharding.reshard(x, wanted.sharding)
 
 
 def gathered(x: jax.Array) -> jax.Array:
@@ -61,29 +101,26 @@ def parted_like(y: jax.Array, x: Any, axes: Iterable[int] | None = None) -> jax.
     return jax.sharding.reshard(y, NamedSharding(sharding.mesh, P(*spec, *[None] * (y.ndim - len(spec)))))
 
 
-def on_each_device(fn: Callable[..., Any], operands: Sequence[jax.Array]) -> Any:
-    """`fn(*operands)`, run by each device on replicated operands: Explicit axes are Manual within."""
-    mesh = _explicit_mesh(operands)
-    if mesh is None:
-        return fn(*operands)
-    axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
-    return jax.shard_map(fn, mesh=mesh, in_specs=P(), out_specs=P(), axis_names=axes)(*map(gathered, operands))
-
-
 def varying(operands: Sequence[jax.Array]) -> list[jax.Array]:
     """The operands, cast to vary along every Manual axis along which one varies."""
     axes = _axes([jax.typeof(x) for x in operands])
     return [_vary(x, axes) for x in operands]
 
 
-def like(result: Any, operands: Sequence[Any]) -> Any:
-    """The type of a result of operands of these types: on their mesh, varying as they do."""
+def typed(specs: Sequence[Any] | None, operands: Sequence[Any], results: Sequence[Any]) -> list[Any]:
+    """The types of results of operands of these types: on their mesh, varying as they do.
+
+    `specs`: how each lies on the Explicit axes; None: whole.
+    """
     mesh = next((t.sharding.mesh for t in operands if not t.sharding.mesh.empty), None)
     if mesh is None:
-        return result
-    sharding = NamedSharding(mesh, P(*[None] * result.ndim))
+        return list(results)
     kind = ManualAxisType(varying=_axes(operands))
-    return jax.core.ShapedArray(result.shape, result.dtype, sharding=sharding, manual_axis_type=kind)
+    found = []
+    for result, spec in zip(results, specs or [P(*[None] * result.ndim) for result in results], strict=True):
+        sharding = NamedSharding(mesh, spec)
+        found.append(jax.core.ShapedArray(result.shape, result.dtype, sharding=sharding, manual_axis_type=kind))
+    return found
 
 
 def plain(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -91,19 +128,23 @@ def plain(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=ManualAxisType())
 
 
-def _alike(arrays: list[jax.Array]) -> list[jax.Array]:
-    mesh = _explicit_mesh(arrays)
-    if mesh is not None:
-        arrays = [jax.sharding.reshard(x, NamedSharding(mesh, P(*[None] * x.ndim))) for x in arrays]
-    # Integers have no gradient that would need their types to be one, and a launch casts them itself.
-    axes = _axes([jax.typeof(x) for x in arrays])
-    return [_vary(x, axes) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in arrays]
+def explicit_mesh(types: Sequence[Any]) -> Any:
+    """The mesh with Explicit axes that arrays of these types lie on, or None.
+
+    Raises:
+        ValueError: they lie on different ones.
+    """
+    meshes = list(dict.fromkeys(t.sharding.mesh for t in types if AxisType.Explicit in t.sharding.mesh.axis_types))
+    if len(meshes) > 1:
+        here, there, *_ = (dict(mesh.shape) for mesh in meshes)
+        raise ValueError(f"launch: operands lie on the meshes {here} and {there}, wanted one mesh")
+    return meshes[0] if meshes else None
 
 
-def _explicit_mesh(arrays: Sequence[jax.Array]) -> Any:
-    """The mesh with Explicit axes of one of the arrays, or None."""
-    meshes = (jax.typeof(x).sharding.mesh for x in arrays)
-    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+def explicit_axes(mesh: Any) -> dict[Any, int]:
+    """The Explicit axes of a mesh, and their sizes."""
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Explicit}
 
 
 def _axes(types: Sequence[Any]) -> frozenset[Any]:

@@ -99,7 +99,14 @@ def _run(rule: Rule, args: tuple[Any, ...]) -> Any:
                 local[i] = torch.zeros_like(local[i])
             if i in rule.written and t is not args[i]:
                 moved[i] = wanted
-        locals_ = rule.run(*local)
+        shares = any(place.is_partial() for wanted in way.inputs for place in wanted)
+        if not (rule.written or shares) and any(args[i].numel() and not local[i].numel() for i in places):
+            # Nothing of a tensor is left for this rank: results are without elements too, or sums of nothing.
+            locals_ = rule.fake(*local)
+            for t in locals_ if isinstance(locals_, tuple | list) else (locals_,):
+                t.zero_()
+        else:
+            locals_ = rule.run(*local)
         for i, wanted in moved.items():
             shape = args[i].shape, args[i].stride()
             args[i].copy_(DTensor.from_local(local[i], mesh, wanted, shape=shape[0], stride=shape[1]))

@@ -54,7 +54,8 @@ def sharding(text: str) -> Sharding:
         word, *names = clause.split()
         words[word] += names
     letters = list(dict.fromkeys(axis for array in inputs for axis in array.axes))
-    known = {"sums": letters, "whole": letters, "adds": [array.name for array in inputs]}
+    every = list(dict.fromkeys([*letters, *(axis for array in results for axis in array.axes)]))
+    known = {"sums": letters, "whole": every, "adds": [array.name for array in inputs]}
     for word, names in words.items():
         for name in names:
             if name not in known[word]:
@@ -71,13 +72,38 @@ def sharding(text: str) -> Sharding:
 
 
 def elementwise(names: str) -> Callable[..., str]:
-    """The text of an op over arrays of one shape, as of "x, mask -> y", as a function of its arguments; x is first."""
+    """The text of an op over arrays of one shape, as of "x, mask -> y", as a function of its arguments.
 
-    def text(first: Any, *_: Any) -> str:
-        axes = " ".join(string.ascii_uppercase[: first.ndim])
-        return re.sub(r"(\w+)", rf"\1[{axes}]", names)
+    A name with brackets stays as it is: a number "s[]" among the results is a sum over all axes.
+    """
+
+    def text(*args: Any) -> str:
+        axes = letters(next(a.ndim for a in args if hasattr(a, "ndim")))
+        sums = f"; sums {axes}" if "[]" in names.split("->")[1] else ""
+        return re.sub(r"(\w+)(?![\w\[])", rf"\1[{axes}]", names) + sums
 
     return text
+
+
+def sums_rows(names: str) -> Callable[..., str]:
+    """The text of an op that sums arrays of one shape over all axes but the first ones, whose number is an argument.
+
+    That number stands behind the arrays.
+    """
+    count = len(names.split("->")[0].split(","))
+
+    def text(*args: Any) -> str:
+        axes, kept = letters(args[0].ndim), letters(args[count])
+        inputs, results = names.split("->")
+        inputs, results = re.sub(r"(\w+)", rf"\1[{axes}]", inputs), re.sub(r"(\w+)", rf"\1[{kept}]", results)
+        return f"{inputs} -> {results}; sums {axes[len(kept) :]}"
+
+    return text
+
+
+def letters(count: int) -> str:
+    """As many axes."""
+    return " ".join(string.ascii_uppercase[:count])
 
 
 def _part(array: Array, axis: str, summed: bool) -> Part:

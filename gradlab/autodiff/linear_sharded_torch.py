@@ -1,0 +1,103 @@
+"""Products of rows with any leading axes as rules: `linear` on tensors of which devices hold parts, for torch."""
+
+import torch
+
+from gradlab.autodiff.arguments.shards_torch import along
+from gradlab.autodiff.frameworks.ranges_torch import Function
+from gradlab.autodiff.relu_torch import Relu, ReluMask
+from gradlab.kernels.common import rows_triton as kernels
+
+# Where the mask of a product goes in dgrad and in wgrad, as in `linear_torch.py`; and the mask of a gram matrix in the
+# pullbacks by its first and by its second array.
+MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
+GRAM_MOVES = {"": ("", ""), "y": ("b", "b"), "a": ("y", "a"), "b": ("a", "y")}
+
+
+class RowsProduct(Function):
+    """y[... N] = a[... K] b[K N] + bias[N], then relu; `masked` ("a", "b", "y" or "") is zero where mask <= 0."""
+
+    @staticmethod
+    def forward(a, b, bias, mask, masked, relu):
+        return kernels.product(a, b, bias, mask, masked, relu)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b, _, mask, masked, relu = inputs
+        ctx.save_for_backward(a, b, output if relu else mask)
+        ctx.masked = "y" if relu else masked
+        # A transposed weight's gradient is to lie as the weight does.
+        ctx.by_columns = b.stride(0) == 1 and b.stride(1) != 1
+
+    @staticmethod
+    def backward(ctx, dy):
+        a, b, mask = ctx.saved_tensors
+        in_dgrad, in_wgrad = MOVES[ctx.masked]
+        need_a, need_b, need_bias, *_ = ctx.needs_input_grad
+        da = db = dbias = None
+        if need_a:
+            mask_a = mask.transpose(0, 1) if ctx.masked == "b" else mask
+            da = RowsProduct.apply(dy, b.transpose(0, 1), None, mask_a, in_dgrad, False)
+        if need_b:
+            db = RowsGram.apply(a, dy, mask, in_wgrad, ctx.by_columns)
+        if need_bias:
+            dbias = RowsSum.apply(dy, mask if ctx.masked == "y" else None)
+        return da, db, dbias, None, None, None
+
+
+class RowsGram(Function):
+    """y[K N] = the sum over rows of a[... K] c[... N]; `masked` ("a", "b" for c, "y" or "") is zero where mask <= 0."""
+
+    @staticmethod
+    def forward(a, c, mask, masked, transposed):
+        return kernels.gram(a, c, mask, masked, transposed)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, c, mask, ctx.masked, _ = inputs
+        ctx.save_for_backward(a, c, mask)
+
+    @staticmethod
+    def backward(ctx, u):
+        a, c, mask = ctx.saved_tensors
+        by_a, by_c = GRAM_MOVES[ctx.masked]
+        need_a, need_c, *_ = ctx.needs_input_grad
+        da = dc = None
+        if need_a:
+            mask_a = mask.transpose(0, 1) if ctx.masked == "y" else mask
+            da = RowsProduct.apply(c, u.transpose(0, 1), None, mask_a, by_a, False)
+        if need_c:
+            dc = RowsProduct.apply(a, u, None, mask, by_c, False)
+        return da, dc, None, None, None
+
+
+class RowsSum(Function):
+    """s[N] = the sum over rows of a[... N], zeros where mask <= 0. Linear: its pullback is a masked broadcast."""
+
+    @staticmethod
+    def forward(a, mask):
+        return kernels.sum_(a, mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx, ds):
+        (mask,) = ctx.saved_tensors
+        rows = ds.expand(ctx.shape)
+        return rows if mask is None else ReluMask.apply(rows, mask), None
+
+
+def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, relu: bool) -> torch.Tensor:
+    """`linear` on DTensors: input[... K] or [K], weight[N K] or [K], bias[N] or a scalar."""
+    a = input if input.ndim > 1 else input.unsqueeze(0)
+    b = (weight if weight.ndim == 2 else weight.unsqueeze(0)).t()
+    c = bias.reshape(1) if bias is not None and bias.ndim == 0 else bias
+    # Split along K over devices a product is a sum that is still to be made, of which relu is taken afterwards.
+    apart = relu and (along(input, -1) or along(weight, -1))
+    y = RowsProduct.apply(a, b, c, None, "", relu and not apart)
+    if apart:
+        y = Relu.apply(y)
+    y = y if input.ndim > 1 else y.squeeze(0)
+    return y if weight.ndim == 2 else y.squeeze(-1)
