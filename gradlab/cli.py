@@ -12,6 +12,7 @@ from gradlab.autodiff.frameworks.side import SIDES, known, selected
 from gradlab.base.exit_codes import UNUSABLE
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.scale import options as scale_options
+from gradlab.workloads import options as train_options
 
 app = typer.Typer(
     name="gradlab",
@@ -377,37 +378,15 @@ def train(
     optimizer: Annotated[str | None, typer.Option(help="adam, or sgd with momentum 0.9.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bf16 or fp16; weights stay float32.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed of weights, data and batches.")] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            help="Save the run to this file: weights, optimizer, losses; under torchrun or with --devices a folder."
-        ),
-    ] = None,
-    load: Annotated[
-        Path | None, typer.Option(help="Start from the weights in this file or folder, of torch or jax.")
-    ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the run saved in this file or folder.")] = None,
-    fsdp: Annotated[
-        bool,
-        typer.Option("--fsdp", help="Under torchrun or with --devices: shard weights and optimizer too."),
-    ] = False,
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Of several processes: seconds that one waits for the others.")
-    ] = 300,
-    devices: Annotated[
-        int | None,
-        typer.Option(min=1, help="On jax: train on this many devices, of all processes together."),
-    ] = None,
-    coordinator_address: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="On jax: join several processes, of which number 0 listens there."),
-    ] = None,
-    num_processes: Annotated[
-        int | None, typer.Option(min=1, help="How many processes join; a scheduler's own number by default.")
-    ] = None,
-    process_id: Annotated[
-        int | None, typer.Option(min=0, help="The number of this process; a scheduler's own number by default.")
-    ] = None,
+    save: train_options.Save = None,
+    load: train_options.Load = None,
+    resume: train_options.Resume = None,
+    fsdp: train_options.Fsdp = False,
+    timeout: train_options.Timeout = 300,
+    devices: train_options.Devices = None,
+    coordinator_address: train_options.CoordinatorAddress = None,
+    num_processes: train_options.NumProcesses = None,
+    process_id: train_options.ProcessId = None,
 ) -> None:
     """Train a workload with hand-written or native layers; with --compare, on both frameworks with both."""
     from gradlab.workloads import command, ranks

@@ -1,4 +1,4 @@
-"""`gradlab train` as two processes of two devices each, on loopback: one curve, a process killed, Ctrl-C, differences."""
+"""`gradlab train` as two processes on loopback: one curve, a process killed, Ctrl-C, processes that differ."""
 
 import os
 import signal
