@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import gradlab.torch as lab
@@ -36,11 +37,11 @@ ALONE = "GRADLAB_OWN_NETWORK"
 
 
 class Net(torch.nn.Module):
-    """Linear layers of WIDTHS, a relu in each but the last, and the mean of cross_entropy."""
+    """Linear layers of these widths, a relu in each but the last, and the mean of cross_entropy."""
 
-    def __init__(self, layers):
+    def __init__(self, widths):
         super().__init__()
-        self.layers = torch.nn.ModuleList(layers)
+        self.layers = torch.nn.ModuleList(lab.Linear(k, n) for k, n in itertools.pairwise(widths))
 
     def forward(self, x, t):
         for layer in self.layers[:-1]:
@@ -48,76 +49,37 @@ class Net(torch.nn.Module):
         return lab.cross_entropy(self.layers[-1](x), t)
 
 
-def whole():
-    return Net([lab.Linear(k, n) for k, n in itertools.pairwise(WIDTHS)])
+def data(mesh, widths):
+    """DDP; each rank has its rows of the batch."""
+    return DistributedDataParallel(Net(widths))
 
 
-def data(mesh):
-    """DDP, each rank with its rows of the batch."""
-    return DistributedDataParallel(whole()), BATCH // mesh.size()
-
-
-def sharded(mesh):
-    """FSDP2, each layer a unit."""
-    net = whole()
+def sharded(mesh, widths):
+    """FSDP2, each layer a unit; each rank has its rows of the batch."""
+    net = Net(widths)
     for layer in net.layers:
         fully_shard(layer, mesh=mesh)
-    return fully_shard(net, mesh=mesh), BATCH // mesh.size()
+    return fully_shard(net, mesh=mesh)
 
 
-class Enter(torch.autograd.Function):
-    """Into layers that are split along columns: the gradient is a sum over ranks."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, dy):
-        dy = dy.contiguous()
-        dist.all_reduce(dy)
-        return dy
+def tensor(mesh, widths, first=0):
+    """Two layers by columns and by rows, and the next two, from the first on; what is left over is whole."""
+    net = Net(widths)
+    split = net.layers[first:]
+    for column, row in zip(split[::2], split[1::2], strict=False):
+        parallelize_module(column, mesh, ColwiseParallel())
+        parallelize_module(row, mesh, RowwiseParallel())
+    return net
 
 
-class Leave(torch.autograd.Function):
-    """Out of a layer that is split along rows: the result is a sum over ranks."""
-
-    @staticmethod
-    def forward(ctx, x):
-        y = x.clone()
-        dist.all_reduce(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        return dy
+def tensor_inside(mesh, widths):
+    """The first layer whole, so that the input of the first two that are split has a gradient."""
+    return tensor(mesh, widths, 1)
 
 
-class Pair(torch.nn.Module):
-    """A column's and a row's share of two layers."""
-
-    def __init__(self, k, n, m, parts, first):
-        super().__init__()
-        self.column, self.row = lab.Linear(k, n // parts), lab.Linear(n // parts, m, bias=False)
-        self.bias, self.first = torch.nn.Parameter(torch.zeros(m)), first
-
-    def forward(self, x):
-        x = x if self.first else Enter.apply(x)
-        return Leave.apply(self.row(lab.relu(self.column(x)))) + self.bias
-
-
-def tensor(mesh):
-    """The first layer by columns, the second by rows, the third whole."""
-    first = Pair(*WIDTHS[:3], mesh.size(), True)
-    return Net([first, lab.Linear(*WIDTHS[2:])]), BATCH
-
-
-def tensor_inside(mesh):
-    """The first layer whole, so that the pair's input has a gradient."""
-    return Net([lab.Linear(*WIDTHS[:2]), Pair(*WIDTHS[1:], mesh.size(), False)]), BATCH
-
-
-STRATEGIES = (data, sharded, tensor, tensor_inside)
+STRATEGIES = {f.__name__: f for f in (data, sharded, tensor, tensor_inside)}
+# Those that share out the batch.
+BY_ROWS = ("data", "sharded")
 
 
 def run(rank, world, folder):
@@ -127,9 +89,9 @@ def run(rank, world, folder):
     found, carried = {}, {}
     try:
         mesh = init_device_mesh("cpu", (world,))
-        for strategy in STRATEGIES:
+        for name, strategy in STRATEGIES.items():
             torch.manual_seed(0)
-            net, rows = strategy(mesh)
+            net, rows = strategy(mesh, WIDTHS), BATCH // world if name in BY_ROWS else BATCH
             x, t = torch.randn(rows, WIDTHS[0]), torch.randint(WIDTHS[-1], (rows,))
 
             def step(net=net, x=x, t=t):
@@ -141,15 +103,15 @@ def run(rank, world, folder):
             with Counted() as counted:
                 step()
             assert not counted.others, counted.others
-            found[strategy.__name__] = list(collections.Counter(counted.collectives).items())
-            meet(store, world, strategy.__name__)
+            found[name] = list(collections.Counter(counted.collectives).items())
+            meet(store, world, name)
             before = carried_bytes()
-            meet(store, world, f"{strategy.__name__} before")
+            meet(store, world, f"{name} before")
             for _ in range(STEPS):
                 step()
-            meet(store, world, f"{strategy.__name__} after")
-            carried[strategy.__name__] = (carried_bytes() - before) / STEPS
-            meet(store, world, f"{strategy.__name__} looked")
+            meet(store, world, f"{name} after")
+            carried[name] = (carried_bytes() - before) / STEPS
+            meet(store, world, f"{name} looked")
     finally:
         dist.destroy_process_group()
     if rank == 0:

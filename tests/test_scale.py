@@ -410,3 +410,68 @@ def test_the_figure_is_written(monkeypatch, capsys, tmp_path):
     path = tmp_path / "scale.png"
     assert run(monkeypatch, capsys, "digits-mlp", "--devices", "1..16", "--plot", str(path))[0] == 0
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+# --- this machine
+
+
+def test_links_that_cores_work_hide_nothing():
+    """The gradients' sum is waited for, bucket by bucket."""
+    net = replace(given.of_widths("4096-4096-4096", "mse_loss"), optimizer=None)
+    hidden = predict(net, H100, Degrees(data=2), 2**15, "bfloat16", Plan())
+    waited = predict(net, replace(H100, overlaps=False), Degrees(data=2), 2**15, "bfloat16", Plan())
+    assert waited.seconds == pytest.approx(hidden.seconds + waited.parts["link"] / 2 + waited.parts["latency"] / 2)
+
+
+def test_more_devices_than_cores_take_turns():
+    two = replace(H100, cores=2)
+    assert two.slowed(2) == two
+    four = two.slowed(4)
+    assert four.ceilings.rates["float32"] == two.ceilings.rates["float32"] / 2
+    assert four.ceilings.bandwidth == two.ceilings.bandwidth / 2
+    assert (four.within.bandwidth, four.within.hop) == (two.within.bandwidth / 2, two.within.hop * 2)
+    assert four.launch == 2 * two.launch
+
+
+def test_what_an_algorithm_sends_more_is_counted():
+    """gloo's reduce-scatter is an all-reduce."""
+    net = given.of_widths("8-16-4")
+    gloo = replace(H100, factors=(("reduce-scatter", 2.0),))
+    plain, twice = (predict(net, m, Degrees(sharded=2), 6, "float32", Plan()) for m in (H100, gloo))
+    assert twice.sent - plain.sent == 4 * 212 / 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--links", "ndr"], "links are 'ndr', wanted none beside --gpu this, whose links are measured"),
+        (["--node", "8"], "node is 8, wanted none beside --gpu this, whose links are measured"),
+    ],
+)
+def test_what_is_measured_is_not_given(monkeypatch, capsys, words, message):
+    code, _, err = run(monkeypatch, capsys, "8-4", "--gpu", "this", *words)
+    assert (code, err) == (2, f"gradlab: scale: {message}\n")
+
+
+def test_this_machine_is_measured(monkeypatch, capsys):
+    """Two processes with tiny products: rates above zero, and the table names them."""
+    torch = pytest.importorskip("torch")
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    from gradlab.profiling.bench import ceilings
+    from gradlab.profiling.scale import this_torch
+
+    measured = {}
+    monkeypatch.setattr(this_torch, "run_jobs", lambda jobs: measured.update(jobs=jobs) or [H100])
+    assert devices.machine("this", dtype="float32") is H100
+    assert [job.args[:2] for job in measured["jobs"]] == [(0, 2), (1, 2)]
+    monkeypatch.setattr(ceilings, "LARGEST", {"cpu": 2**20, "cuda": 2**20})
+    monkeypatch.setattr(ceilings, "PRODUCTS", {"cpu": (64,), "cuda": (64,)})
+    monkeypatch.setattr(this_torch, "LARGE", 2**16)
+    monkeypatch.setattr(this_torch, "TURNS", 2)
+    monkeypatch.setattr(torch.distributed, "FileStore", lambda path, world: torch.distributed.HashStore())
+    found = this_torch.ranks(0, 1, "", "float32")
+    assert found.ceilings.rates["float32"] > 1e6
+    assert found.ceilings.bandwidth > 1e6
+    assert 0 < found.launch < 1
+    assert (found.overlaps, found.memory) == (False, 0)

@@ -76,23 +76,20 @@ def checked_args(
     Raises:
         ValueError: an unknown dtype or strategy, both batches, no numbers of devices, a file that cannot be written.
     """
-    machine = machine_of(gpu, links, node)
     if dtype not in BYTES:
         raise ValueError(f"scale: dtype is {dtype!r}, wanted one of {', '.join(BYTES)}")
-    if dtype not in machine.ceilings.rates:
-        raise ValueError(
-            f"scale: dtype is {dtype!r}, wanted one that was measured: {', '.join(machine.ceilings.rates)}"
-        )
     for name in strategies:
         if name not in STRATEGIES:
             raise ValueError(f"scale: strategy is {name!r}, wanted one of {', '.join(STRATEGIES)}")
     if batch is not None and each is not None:
         raise ValueError(f"scale: --batch is {batch}, wanted none beside --batch-per-device")
-    for name, n in (("batch", batch), ("batch-per-device", each), ("node", machine.node)):
+    for name, n in (("batch", batch), ("batch-per-device", each), ("node", node)):
         if n is not None and n < 1:
             raise ValueError(f"scale: {name} is {n}, wanted at least 1")
     numbers = parsed_devices(devices)
     writable("scale", plot)
     writable("scale", json)
     chosen = strategies or STRATEGIES
+    # Last, because it may have to be measured.
+    machine = machine_of(gpu, links, node, dtype)
     return ScaleArgs(network, machine, numbers, batch or network.batch, each, dtype, chosen, chosen[-1], plot, json)

@@ -1,8 +1,10 @@
 """Devices and the nodes that they are in: peak rates, memory, and the links between them."""
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from gradlab.autodiff.frameworks.side import side
 from gradlab.profiling.machine_code.gpus import GPUS, Ceilings
 from gradlab.profiling.scale.collective import Place
 from gradlab.profiling.scale.links import LINKS, Link, link
@@ -38,6 +40,7 @@ class Machine:
         node: devices in one.
         launch: seconds that a kernel takes however little it has to do.
         cores: how many devices can work at once, where there are fewer than devices; None where each works alone.
+        overlaps: whether links work while the device computes; not where the same cores do both.
         factors: by kind of collective, what it sends here over what its algorithm needs.
     """
 
@@ -49,6 +52,7 @@ class Machine:
     node: int
     launch: float = LAUNCH
     cores: int | None = None
+    overlaps: bool = True
     factors: tuple[tuple[str, float], ...] = ()
 
     def place(self, devices: int, stride: int, every: int) -> Place:
@@ -64,15 +68,32 @@ class Machine:
             return self
         share = self.cores / devices
         rates: Mapping[str, float] = {name: rate * share for name, rate in self.ceilings.rates.items()}
-        return replace(self, ceilings=Ceilings(rates, self.ceilings.bandwidth * share, self.ceilings.source))
+        ceilings = Ceilings(rates, self.ceilings.bandwidth * share, self.ceilings.source)
+        # The cores do the links' work too.
+        link = replace(
+            self.within,
+            bandwidth=self.within.bandwidth * share,
+            hop=self.within.hop / share,
+            deep=self.within.deep / share,
+        )
+        return replace(self, ceilings=ceilings, within=link, between=link, launch=self.launch / share)
 
 
-def machine(gpu: str, links: str | None = None, node: int | None = None) -> Machine:
-    """A GPU by name, in nodes as it is sold, or with other links: "within,between".
+def machine(gpu: str, links: str | None = None, node: int | None = None, dtype: str = "float32") -> Machine:
+    """A GPU by name, in nodes as it is sold, or with other links: "within,between"; "this" is measured.
 
     Raises:
-        ValueError: no such GPU or link, or not one or two links.
+        ValueError: no such GPU or link, or not one or two links; links beside "this".
+        ModuleNotFoundError: torch is not installed, which measures.
+        RuntimeError: measuring failed.
     """
+    if gpu.lower() == "this":
+        if links is not None or node is not None:
+            came = f"links are {links!r}" if links is not None else f"node is {node}"
+            raise ValueError(f"scale: {came}, wanted none beside --gpu this, whose links are measured")
+        # Here is where a framework that is not installed is told of.
+        side("torch")
+        return importlib.import_module("gradlab.profiling.scale.this_torch").machine(dtype)
     found = next((name for name in GPUS if name.lower() == gpu.lower()), None)
     if found is None:
         raise ValueError(f"scale: gpu is {gpu!r}, wanted one of {', '.join(GPUS)}, or this")

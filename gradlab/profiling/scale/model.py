@@ -9,6 +9,8 @@ of the device and one of its links:
     fully sharded   parameters of the next layer are gathered while one is computed; gradients are scattered behind
     update          after all of it, on the parameters that a device has
 
+Where cores do the links' work too, the device waits for every collective.
+
 The first layer takes no gradient of the network's input: as many FLOPs as its forward.
 """
 
@@ -41,6 +43,7 @@ class Prediction:
         degrees: over how many devices each way shares it.
         seconds: of the step.
         parts: seconds by what bounds them; their sum is the step.
+        update: seconds of the optimizer, part of the step.
         memory: bytes that a device holds at most.
         sent: bytes that a device sends.
         collectives: that a device takes part in.
@@ -52,6 +55,7 @@ class Prediction:
     degrees: Degrees
     seconds: float = math.inf
     parts: dict[str, float] = field(default_factory=dict)
+    update: float = 0.0
     memory: float = 0.0
     sent: float = 0.0
     collectives: tuple[Collective, ...] = ()
@@ -79,6 +83,7 @@ def predict(network: Network, machine: Machine, degrees: Degrees, batch: int, dt
         degrees,
         step.now,
         step.parts,
+        step.update,
         memory(network, plan, degrees, rows, dtype),
         sum(one.sent * step.factor(one.kind) for one in used),
         tuple(used),
@@ -93,7 +98,7 @@ class _Step:
     def __init__(self, network: Network, machine: Machine, degrees: Degrees, rows: int, dtype: str, plan: Plan) -> None:
         self.network, self.machine, self.degrees = network, machine, degrees
         self.rows, self.dtype, self.plan = rows, dtype, plan
-        self.now = self.free = 0.0
+        self.now = self.free = self.update = 0.0
         self.parts = dict.fromkeys(BOUNDS, 0.0)
         # Seconds that the device waited for links, and all of the links' work by kind.
         self.waited, self.work = 0.0, Seconds()
@@ -104,7 +109,9 @@ class _Step:
         filled = strategies.buckets(self.network, self.plan, self.dtype)
         self._pass(tuple(reversed(layers)), "backward", filled)
         self._wait_until(self.free)
+        began = self.now
         self._update()
+        self.update = self.now - began
         # What is waited for is shared out as the links' work is.
         if self.work.total:
             self.parts["link"] = self.waited * self.work.link / self.work.total
@@ -157,6 +164,8 @@ class _Step:
         spent = seconds(kind, size * self.factor(kind), place)
         self.work = total((self.work, spent))
         self.free = max(self.free, self.now) + spent.total
+        if not self.machine.overlaps:
+            self._wait_until(self.free)
 
     def _wait_until(self, when: float) -> None:
         self.waited += max(0.0, when - self.now)

@@ -63,7 +63,10 @@ def hardware(args: ScaleArgs) -> str:
     rate = f"{number(m.ceilings.rates[args.dtype])}FLOP/s, {number(m.ceilings.bandwidth)}B/s ({m.ceilings.source})"
     links = [f"{link.name} {link.bandwidth / 1e9:g} GB/s {where}" for link, where in (
         (m.within, "in a node"), (m.between, "between nodes"))]  # fmt: skip
-    return f"{m.name}: {rate}; {m.node} a node; {', '.join(dict.fromkeys(links))}; {m.launch * 1e6:.2g} us a launch"
+    if m.within == m.between:
+        links = [f"{m.within.name} {m.within.bandwidth / 1e9:.3g} GB/s"]
+    nodes = f"{m.node} a node" if m.cores is None else f"{m.cores} cores"
+    return f"{m.name}: {rate}; {nodes}; {', '.join(links)}; {m.launch * 1e6:.2g} us a launch"
 
 
 def baseline(args: ScaleArgs, found: Mapping[str, Mapping[int, Prediction]]) -> float | None:
