@@ -201,10 +201,15 @@ def test_collectives_of_two_layers_by_hand():
         Collective("all-reduce", 2 * 6 * 4, 2)
     ]
     # Numbers of 6 rows, dx[6 16] of the last layer.
-    numbers = Collective("all-reduce", 4 * strategies.NUMBERS * 6, 2)
+    numbers = Collective("all-gather", 2 * 4 * strategies.NUMBERS * 6, 2)
     assert sorted(collectives(net, vocabulary_plan(net, 2), Degrees(tensor=2), 6, "float32")) == sorted(
         [numbers, Collective("all-reduce", 4 * 6 * 16, 2)]
     )
+    # The fused loss adds dh up in float32.
+    fused = given.of_widths("8-16-4", "linear_cross_entropy")
+    assert collectives(fused, vocabulary_plan(fused, 2), Degrees(tensor=2), 6, "bfloat16") == [
+        numbers, Collective("all-reduce", 4 * 6 * 16, 2)
+    ]  # fmt: skip
     both = collectives(net, tensor_plan(net, 2), Degrees(2, 2, 2), 6, "float32")
     assert Collective("all-reduce", 4 * (8 * 8 + 8) // 2, 2) in both
     assert Collective("all-gather", 4 * (8 * 8 + 8), 2) in both

@@ -68,9 +68,8 @@ def train(
             return gone or together(spread, lambda ranks: _train(args, both, files, ranks))
         if world is None:
             if spread.fsdp:
-                raise ValueError(
-                    "train: --fsdp is for one process, wanted torchrun -m gradlab train ..., or --devices on jax"
-                )
+                start = "torchrun --nproc-per-node N -m gradlab train ... --fsdp, or --devices N on jax"
+                raise ValueError(f"train: --fsdp is given to a process that is alone, wanted {start}")
             return _train(args, both, files, None)
         together = importlib.import_module("gradlab.workloads.ranks_torch").together
         return together(world, spread.timeout, lambda ranks: _train(args, both, files, ranks))

@@ -78,4 +78,6 @@ def _quiet() -> Any:
 def _reason(error: CheckpointException) -> str:
     """The first process's error in one line."""
     first = next(iter(error.failures.values()))[0]
-    return str(getattr(first, "strerror", None) or first).strip().partition("\n")[0]
+    line = str(getattr(first, "strerror", None) or first).strip().partition("\n")[0]
+    # torch's writer drops the reason that the file system gave it.
+    return "a file was cut short, as on a full disk" if "inline_container" in line else line

@@ -4,6 +4,7 @@ They talk through torchrun's store beside the collectives, since a collective th
 connection is closed. A process that fails leaves its error there; the others find it, or find who left no word.
 """
 
+import itertools
 import json
 import os
 import secrets
@@ -25,10 +26,11 @@ from gradlab.workloads import interrupt
 from gradlab.workloads.world import World
 
 # Errors that are a user's to mend, and one line.
-_USERS = (ValueError, TypeError, IndexError, ModuleNotFoundError)
+_USERS = (ValueError, TypeError, IndexError)
 # Seconds in which processes that lost another one hear of each other. torchrun looks at its processes ten times a
 # second: it must see the one that is gone before those that end for want of it.
 _PATIENCE = 3.0
+_RUNS = itertools.count()
 
 
 class _Interrupted(Exception):
@@ -43,6 +45,8 @@ class TorchRanks:
     def __init__(self, world: World, told: list[int], timeout: float) -> None:
         self.world, self.told, self.steps, self.saved = world, told, 0, ""
         self.token = secrets.token_hex(4)
+        # What was said in an earlier attempt of torchrun's, or in an earlier run of this process, is not an answer.
+        self._prefix = f"gradlab/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
         self._timeout = timeout
         try:
             self._store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
@@ -64,7 +68,7 @@ class TorchRanks:
                     raise ValueError(f"train: {name} of rank {rank} is {said.get(name)}, wanted {value} as on rank 0")
         dist.init_process_group(
             "nccl" if device == "cuda" else "gloo",
-            store=dist.PrefixStore("gradlab/group", self._store),
+            store=dist.PrefixStore(f"{self._prefix}/group", self._store),
             rank=self.world.rank,
             world_size=self.world.size,
             timeout=timedelta(seconds=self._timeout),
@@ -91,7 +95,9 @@ class TorchRanks:
                 if self._get("lost", rank):
                     missing.remove(rank)
             time.sleep(0.05)
-        who = f"rank {', '.join(map(str, missing))}" if missing else "a process"
+        if not missing:
+            return "the other processes have ended"
+        who = f"rank {', '.join(map(str, missing))}"
         if "Timed out" in str(error) or "timeout" in str(error):
             return f"{who} has not answered for {self._timeout:g} s"
         return f"{who} is gone: killed, or out of memory"
@@ -101,8 +107,10 @@ class TorchRanks:
         until = time.monotonic() + self._timeout
         while not (said := self._get(word, rank)):
             for other in range(self.world.size):
-                if ended := self._get("ended", other):
-                    raise ValueError(f"train: rank {other} is gone ({ended}), wanted all {self.world.size} processes")
+                ended = self._get("ended", other)
+                # What it said before it ended may be the reason, which every process is to see for itself.
+                if ended and not self._get(word, rank):
+                    raise ValueError(f"train: rank {other} has ended ({ended}), wanted all {self.world.size} processes")
             if self.told:
                 raise _Interrupted
             if time.monotonic() > until:
@@ -114,10 +122,10 @@ class TorchRanks:
     def _set(self, word: str, value: str) -> None:
         # The store is gone with the torchrun that keeps it: then nobody can be told.
         with suppress(RuntimeError):
-            self._store.set(f"gradlab/{word}/{self.world.rank}", value)
+            self._store.set(f"{self._prefix}/{word}/{self.world.rank}", value)
 
     def _get(self, word: str, rank: int) -> str:
-        key = f"gradlab/{word}/{rank}"
+        key = f"{self._prefix}/{word}/{rank}"
         with suppress(RuntimeError):
             if self._store.check([key]):
                 return self._store.get(key).decode()
@@ -128,7 +136,7 @@ def together(world: World, timeout: float, work: Callable[[TorchRanks], int]) ->
     """The exit code of a work that all processes do; a line on each when one of them fails.
 
     Raises:
-        ValueError: what the work raises, or that another process raised it.
+        ValueError: a device or a store that is not there.
     """
     with interrupt.delayed() as told:
         if torch.cuda.is_available():
@@ -160,6 +168,8 @@ def together(world: World, timeout: float, work: Callable[[TorchRanks], int]) ->
             raise
         if dist.is_initialized():
             dist.destroy_process_group()
+        elif code:
+            ranks.tell(f"exit code {code}")
         return code
 
 

@@ -70,7 +70,11 @@ def train(
     data = plan.workload.load(plan.seed, plan.path)
     if ranks is not None:
         world.want_rows(plan.batch)
-        ranks.begin(_facts(plan, {"data": data[:4], "weights": weights.values()}))
+        facts = _facts(plan, {"data": data[:4], "weights": weights.values()})
+        resumed = state.arrays.name if isinstance(state, folder.SavedRun) else "nothing" if state is None else "a file"
+        ranks.begin(facts | {"spread": world.kind, "resume": resumed, "save": "given" if save else "not given"})
+        if place is not None:
+            place.want_shared()
     training = Training(plan, data, weights, world)
     if state is not None:
         training.restore(state)
@@ -178,6 +182,24 @@ class _Place:
         else:
             importlib.import_module("safetensors")
             claim(self._path.parent)
+
+    def want_shared(self) -> None:
+        """Refuse a folder that is another one on another machine: each would hold a part of the run.
+
+        Raises:
+            ValueError: a process that does not find there what the first one wrote.
+        """
+        assert self._ranks is not None
+        mark = self._path / f".shared-{self._ranks.token}"
+        if self._ranks.world.leads:
+            mark.touch()
+        self._ranks.outcome("")
+        rank = self._ranks.world.rank
+        error = self._ranks.outcome("" if mark.exists() else f"save of rank {rank} is a folder of its own machine")
+        if self._ranks.world.leads:
+            mark.unlink(missing_ok=True)
+        if error:
+            raise folder.CheckpointError(f"train: {error}, wanted one that all machines share")
 
     def saved(self, training: Training) -> str:
         """Save the run; the error in one line if that fails, on any process, else empty."""

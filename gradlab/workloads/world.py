@@ -52,11 +52,12 @@ class World(NamedTuple):
             raise ValueError(f"train: batch-size is {batch}, wanted a multiple of the {count} {what}")
 
     def __str__(self) -> str:
-        processes = f"{self.size} process{'' if self.size == 1 else 'es'}"
         if self.devices:
-            where = f" of {processes}" if self.size > 1 else ""
+            where = f" of {self.size} processes" if self.size > 1 else ""
             return f"{self.devices} device{'' if self.devices == 1 else 's'}{where}, {self.kind}"
-        return f"{processes}, {self.kind}"
+        if self.size == 1:
+            return "1 process, FSDP" if self.kind == "FSDP" else "1 process"
+        return f"{self.size} processes, {self.kind}"
 
 
 def torchrun(fsdp: bool = False, environ: Mapping[str, str] = os.environ) -> World | None:

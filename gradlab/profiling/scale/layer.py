@@ -4,7 +4,7 @@
     rows          each device has rows of x and y and all parameters         the parameters' gradients
     columns       columns of w, b and y, all of x                            the gradient of x
     sums          rows of w, columns of x, all of b                          y
-    vocabulary    classes of the logits                                      a few numbers a row
+    vocabulary    classes of the logits                                      four numbers a row
 
 The third column follows from the letters of a Spec's signature: split along an axis, an array that lacks it is whole on
 every device; a result that lacks it is a sum of terms, and where a result has it, the gradient of an input that lacks

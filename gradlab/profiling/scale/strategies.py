@@ -9,8 +9,8 @@ the parameters of a tensor rank, W those of one layer.
       both          what is scattered is added over `data`          all-reduce W / sharded
     tensor          column then row: y[M N] is a sum in forward,    all-reduce e M N in forward
                     dx[M K] in backward                             all-reduce e M K in backward
-    vocabulary      logits x[M V] in parts along V: maximum, sum    all-reduce of NUMBERS of M rows in forward,
-                    of exponentials, target's logit of a row; dx    e M K of dx in backward
+    vocabulary      logits x[M V] in parts along V: NUMBERS sums    all-gather of NUMBERS M of each device in
+                    of a row over a part, merged by all; dx[M K]    forward, all-reduce e M K in backward
 
 FSDP2 cuts each parameter along its first axis into equal shares, rounded up: what is sent are `sharded` such shares.
 DDP fills buckets from the last layer to the first, and closes one once it has a size: 1 MiB, then 25 MiB.
@@ -26,7 +26,8 @@ from gradlab.profiling.scale.layer import BYTES, Layer, Network, Plan, Split
 
 # torch's DistributedDataParallel: the first bucket, and bucket_cap_mb.
 BUCKETS = (2**20, 25 * 2**20)
-# float32 numbers a row that vocabulary-parallel losses exchange in forward.
+# Numbers a row, float32 or better, that each device of a vocabulary-parallel loss gives: the maximum, the sum of
+# exponentials, and two sums over the targets' weights.
 NUMBERS = 4
 
 
@@ -85,7 +86,7 @@ def forward_sums(layer: Layer, plan: Plan, rows: int, dtype: str) -> Iterator[Co
     """What a tensor group adds after a layer's forward."""
     split, parts = plan.of(layer)
     if split == "vocabulary":
-        yield Collective("all-reduce", 4 * NUMBERS * _rows(layer, rows), parts)
+        yield Collective("all-gather", parts * NUMBERS * _wide(dtype) * _rows(layer, rows), parts)
     for array in layer.sums(split)[0]:
         yield Collective("all-reduce", _size(layer, array, rows, split, parts, dtype), parts)
 
@@ -94,8 +95,9 @@ def backward_sums(layer: Layer, plan: Plan, rows: int, dtype: str) -> Iterator[C
     """What a tensor group adds after a layer's backward."""
     split, parts = plan.of(layer)
     if split == "vocabulary" and layer.op == "linear_cross_entropy":
+        # dh is added up before it is rounded.
         at = layer.at(rows)
-        yield Collective("all-reduce", _bytes(at.inputs[0], at.sizes, dtype), parts)
+        yield Collective("all-reduce", _wide(dtype) * math.prod(at.inputs[0].shape(at.sizes)), parts)
     for array in layer.sums(split)[1]:
         yield Collective("all-reduce", _size(layer, array, rows, split, parts, dtype), parts)
 
@@ -115,6 +117,11 @@ def collectives(network: Network, plan: Plan, degrees: Degrees, rows: int, dtype
     if degrees.data > 1 and degrees.sharded == 1:
         found += [Collective("all-reduce", size, degrees.data) for _, size in buckets(network, plan, dtype)]
     return found
+
+
+def _wide(dtype: str) -> int:
+    """Bytes of a number that is float32 or better."""
+    return max(4, BYTES[dtype])
 
 
 def _rows(layer: Layer, rows: int) -> int:
