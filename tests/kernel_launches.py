@@ -7,7 +7,11 @@ from typing import NamedTuple
 import torch
 
 import gradlab.torch as lab
-from gradlab.kernels.class_losses import class_range_triton
+from gradlab.kernels import cross_entropy_triton, linear_cross_entropy_triton
+from gradlab.kernels.class_losses import class_range_triton, linear_second_triton
+from gradlab.kernels.class_losses.parts_triton import merge_parts
+from gradlab.kernels.class_losses.row_sums_triton import mean_divisors
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.runtime.launch_triton import recording
 from gradlab.kernels.spec import specs
 from gradlab.profiling.machine_code import launches_torch
@@ -32,6 +36,10 @@ def variants(dtype: str) -> Iterator[Variant]:
             call(getattr(torch, dtype))
         for launch in launches:
             yield Variant(launches_torch.source(launch), launch.warps, launch.stages)
+
+
+# The second of three equal parts of 96 classes.
+PART = [32, 96]
 
 
 def leaf(dtype, *shape, strides=None):
@@ -64,6 +72,35 @@ def losses(dtype):
     pulled(lab.cross_entropy(leaf(dtype, 4, 32), classes(4, of=torch.uint8)))
     for narrow in (torch.uint8, torch.int32, torch.int64):
         class_range_triton.out_of_range(classes(6, of=narrow), 5, -100)
+
+
+def parts(dtype, make=torch.empty):
+    """What a rank of a group launches on its part of the classes, all options and none; merged, and added up."""
+    for soft, every in itertools.product((False, True), repeat=2):
+        flat = ClassLoss(-100, 0.1, 2.0).flat() if every else ClassLoss(-100, 0.0, 0.0).flat()
+        x, q = (make(4, 32, 1, dtype=dtype) for _ in range(2))
+        t, q = (None, q) if soft else (classes(4), None)
+        a = make(32, dtype=dtype) if every else None
+        p = cross_entropy_triton.loss(x, t, q, a, flat, PART)[2]
+        y, n, s = merge_parts(p.expand(3, 1, *p.shape), None if soft else t.unsqueeze(0), flat, 96)
+        dn = n[0] if every else None
+        cross_entropy_triton.backward(y[0], dn, x, t, q, a, s[0], flat, PART)
+        given = make(x.shape, dtype=dtype), y[0], dn, x, t, q, a, s[0], flat, PART
+        sums = cross_entropy_triton.second_backward(*given)[2]
+        cross_entropy_triton.second_backward(*given, sums)
+    mean_divisors(classes(4), make(32, dtype=dtype), 32, -100, False, 32)
+    for V, every in itertools.product((32, 700), (False, True)):
+        flat = ClassLoss(-100, 0.1, 2.0).flat() if every else ClassLoss(-100, 0.0, 0.0).flat()
+        h, w = make(1, 16, 20, dtype=dtype), make(1, 20, V, dtype=dtype)
+        b, a = (make(1, V, dtype=dtype) if every else None for _ in range(2))
+        t, part, needs = classes(1, 16), [V, 3 * V], (True, True, True, False)
+        p = linear_cross_entropy_triton.loss(h, w, t, b, a, flat, part)[2]
+        y, n, s = merge_parts(p.expand(3, *p.shape), t, flat, 3 * V)
+        dn = n if every else None
+        linear_cross_entropy_triton.backward(y, dn, h, w, t, b, a, s, flat, *needs, part)
+        given = h, w, b, y, dn, h, w, t, b, a, s, flat, *needs, part
+        sums = linear_second_triton.second_backward(*given)[2]
+        linear_second_triton.second_backward(*given, sums)
 
 
 def derivatives(dtype):
@@ -147,4 +184,4 @@ STEPS = (
     lambda p: lab.Adam([p], state_dtype=torch.bfloat16),
 )
 
-CALLS = (losses, derivatives, chunks_of_classes, steps, products, images, optimizers, masters)
+CALLS = (losses, parts, derivatives, chunks_of_classes, steps, products, images, optimizers, masters)

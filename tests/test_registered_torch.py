@@ -40,6 +40,8 @@ def samples(device):
     plain, every = ClassLoss(-100, 0.0, 0.0).flat(), ClassLoss(-100, 0.1, 2.0).flat()
     ones = torch.ones(5, dtype=torch.float64, device=device)
     s = torch.stack([logits.flatten(1).max(1).values, ones, ones])
+    # The second of three parts of three classes.
+    part = [3, 9]
     lce = (r(1, 5, 4), r(1, 3, 4).mT, t.unsqueeze(0), r(1, 3), r(1, 3).abs())
     return {
         "matmul": [(x, w, b, None, "", True, False), (x, w, None, r(5, 3), "y", False, True), (x, w, None, x, "a", False, False), (r(2, 5, 4), w.expand(2, 4, 3), r(2, 3), None, "", True, True)],
@@ -64,18 +66,21 @@ def samples(device):
         "binary_cross_entropy": [(x, r(4, 5).t(), r(5, 1).expand(5, 4), None, 0, 20), (r(2, 3), r(2, 3), None, r(2, 3), 1, 1)],
         "binary_cross_entropy_derivative": [(None, x, x, x, x, 0, 0, 1), (r(()).expand(5, 4), x, r(4, 5).t(), None, None, 1, 0, 20)],
         "times": [(x, r(4, 5).t()), (r(()).expand(5, 4), x)],
-        "cross_entropy_loss": [(logits, t, None, None, plain), (r(2, 3, 4).mT, None, r(2, 4, 3), r(4), every)],
-        "cross_entropy_backward": [(r(()).expand(5), None, logits, t, None, None, s, plain), (r(5), r(5), logits, None, soft, r(3), s, every)],
-        "cross_entropy_backward_": [(r(5), None, logits, t, None, None, s, plain)],
+        "cross_entropy_loss": [(logits, t, None, None, plain), (r(2, 3, 4).mT, None, r(2, 4, 3), r(4), every), (logits, t, None, None, every, part)],
+        "cross_entropy_backward": [(r(()).expand(5), None, logits, t, None, None, s, plain), (r(5), r(5), logits, None, soft, r(3), s, every), (r(5), r(5), logits, t, None, r(3), s, every, part)],
+        "cross_entropy_backward_": [(r(5), None, logits, t, None, None, s, plain), (r(5), None, logits, t, None, None, s, plain, part)],
         "cross_entropy_target_backward": [(r(5), logits, r(3), s, every), (r(()).expand(5), logits, None, s, plain)],
-        "cross_entropy_second_backward": [(soft, r(5), None, logits, t, None, None, s, plain), (soft, r(5), r(5), logits, None, soft, None, s, every)],
+        "cross_entropy_second_backward": [(soft, r(5), None, logits, t, None, None, s, plain), (soft, r(5), r(5), logits, None, soft, None, s, every), *((soft, r(5), r(5), logits, t, None, None, s, every, part, sums) for sums in (None, r(5)))],
+        "merge_parts": [(r(3, 1, 4, 5).abs(), t.unsqueeze(0), plain, 9), (r(2, 2, 4, 5).abs(), None, every, 9)],
         "cross_entropy_loss_with_gradient_": [(logits, t, None, None, r(2), 0.0, plain), (logits, None, soft, None, None, 0.1, every)],
         "cross_entropy_scale_": [(soft, r(()))],
-        "mean_divisors": [(t, None, 3, -100, True), (t.expand(2, 5), r(3), 3, -100, False)],
+        "mean_divisors": [(t, None, 3, -100, True), (t.expand(2, 5), r(3), 3, -100, False), (t, r(3), 3, -100, True, 1)],
         "sum_rows": [(r(5),), (r(2, 5),)],
-        "linear_cross_entropy_loss": [(*lce[:3], None, None, plain), (*lce, every)],
-        "linear_cross_entropy_backward": [(r(1, 5), dn, *lce, r(1, 3, 5), every, *needs, by) for dn, needs, by in ((r(1, 5), (True, True, True), True), (None, (False, True, False), False))],
-        "linear_cross_entropy_second_backward": [(r(1, 5, 4), r(1, 4, 3), r(1, 3), r(1, 5), r(1, 5), *lce, r(1, 3, 5), every, True, True, True, True), (r(1, 5, 4), None, None, r(1, 5), None, *lce, r(1, 3, 5), every, True, False, False, False)],
+        "linear_cross_entropy_loss": [(*lce[:3], None, None, plain), (*lce, every), (*lce, every, part)],
+        "linear_cross_entropy_backward": [(r(1, 5), dn, *lce, r(1, 3, 5), every, *needs, by) for dn, needs, by in ((r(1, 5), (True, True, True), True), (None, (False, True, False), False))]
+        + [(r(1, 5), None, *lce, r(1, 3, 5), every, True, True, True, False, part)],
+        "linear_cross_entropy_second_backward": [(r(1, 5, 4), r(1, 4, 3), r(1, 3), r(1, 5), r(1, 5), *lce, r(1, 3, 5), every, True, True, True, True), (r(1, 5, 4), None, None, r(1, 5), None, *lce, r(1, 3, 5), every, True, False, False, False)]
+        + [(r(1, 5, 4), None, None, r(1, 5), r(1, 5), *lce, r(1, 3, 5), every, True, True, True, False, part, sums) for sums in (None, r(1, 5))],
         "adam_": adam_samples(r),
         "global_norm": [([x, r(2, 3, 4), r(3).half()], 1.0, None), ([r(2, 3)[:, ::2]], 0.5, one(4.0))],
         "clip_factor": [(r(3).abs(), 1.0)],

@@ -9,10 +9,20 @@ from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.class_losses.in_place_torch import gradient, in_place, loss_with_gradient
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
+from gradlab.autodiff.class_losses.vocabulary_torch import (
+    NOBODY,
+    flat,
+    gathered,
+    summed,
+    together,
+    vocabulary_part,
+    want_group,
+)
 from gradlab.autodiff.frameworks.autocast_torch import to_float32
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import cross_entropy_triton as kernels
+from gradlab.kernels.class_losses.parts_triton import merge_parts
 
 _OP = "cross_entropy"
 CLASSES = (torch.int64, torch.int32, torch.uint8)
@@ -26,14 +36,19 @@ class CrossEntropy(Function):
     """
 
     @staticmethod
-    def forward(x, t, q, a, settings, place):
+    def forward(x, t, q, a, settings, place, part):
+        if part is not None:
+            p = kernels.loss(x, t, q, a, settings.flat(), flat(part))[2].unsqueeze(0)
+            rows = None if t is None else t.unsqueeze(0)
+            y, n, s = merge_parts(gathered(p, part.group), rows, settings.flat(), part.total)
+            return y[0], n[0], s[0]
         if place is not None and place.with_loss:
             return loss_with_gradient(x, t, q, a, settings, place)
         return kernels.loss(x, t, q, a, settings.flat())
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, t, q, a, ctx.settings, place = inputs
+        x, t, q, a, ctx.settings, place, ctx.part = inputs
         # Without the divisors: what backward holds is what is saved.
         ctx.place, ctx.taken = place and place._replace(divisors=None), False
         if isinstance(output, torch.Tensor):
@@ -46,18 +61,18 @@ class CrossEntropy(Function):
     @staticmethod
     def backward(ctx, dy, dn=None, _=None):
         if ctx.place is not None:
-            return gradient(ctx, dy, dn), *[None] * 5
+            return gradient(ctx, dy, dn), *[None] * 6
         x, t, q, a, s = ctx.saved_tensors
         if dy is None:
             dy = s.new_zeros(()).expand(s.shape[1:])
-        dx = CrossEntropyBackward.apply(dy, dn, x, t, q, a, s, ctx.settings)
-        dq = CrossEntropyTargetBackward.apply(dy, x, a, s, ctx.settings) if ctx.needs_input_grad[2] else None
-        return dx, None, dq, None, None, None
+        dx = CrossEntropyBackward.apply(dy, dn, x, t, q, a, s, ctx.settings, ctx.part)
+        dq = CrossEntropyTargetBackward.apply(dy, x, a, s, ctx.settings, ctx.part) if ctx.needs_input_grad[2] else None
+        return dx, None, dq, None, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, x, t, q, a, settings, place):
+    def vmap(info, in_dims, x, t, q, a, settings, place, part):
         x, t, q, a = _mapped(info, in_dims, x, t, q, a)
-        y, n, s = CrossEntropy.apply(*_rows(x, t, q), a, settings, place)
+        y, n, s = CrossEntropy.apply(*_rows(x, t, q), a, settings, place, part)
         M = x.shape[0], x.shape[1] * x.shape[3]
         return (y.reshape(M), n.reshape(M), s.reshape(3, *M)), (0, 0, 1)
 
@@ -66,25 +81,25 @@ class CrossEntropyBackward(Function):
     """dx[m v] = z'[m v] (dy[m] (R[m] p[m v] - r[m v]) + 2 dn[m] l[m] p[m v])."""
 
     @staticmethod
-    def forward(dy, dn, x, t, q, a, s, settings):
-        return kernels.backward(dy, dn, x, t, q, a, s, settings.flat())
+    def forward(dy, dn, x, t, q, a, s, settings, part):
+        return kernels.backward(dy, dn, x, t, q, a, s, settings.flat(), flat(part))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.settings = inputs
+        *tensors, ctx.settings, ctx.part = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx, u):
         _, dn, _, _, q, _, _ = saved = ctx.saved_tensors
-        ddy, ddn, dx, dq = CrossEntropySecondBackward.apply(u, *saved, ctx.settings)
-        return ddy, None if dn is None else ddn, dx, None, None if q is None else dq, None, None, None
+        ddy, ddn, dx, dq = CrossEntropySecondBackward.apply(u, *saved, ctx.settings, ctx.part)
+        return ddy, None if dn is None else ddn, dx, None, None if q is None else dq, None, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, dy, dn, x, t, q, a, s, settings):
+    def vmap(info, in_dims, dy, dn, x, t, q, a, s, settings, part):
         dy, dn, s = in_front(info.batch_size, (*in_dims[:2], in_dims[6]), (dy, dn, s))
         x, t, q, a = _mapped(info, in_dims[2:], x, t, q, a)
-        dx = CrossEntropyBackward.apply(*_flat(dy, dn), *_rows(x, t, q), a, _statistics(s), settings)
+        dx = CrossEntropyBackward.apply(*_flat(dy, dn), *_rows(x, t, q), a, _statistics(s), settings, part)
         return dx.reshape(x.shape), 0
 
 
@@ -92,12 +107,12 @@ class CrossEntropyTargetBackward(Function):
     """dq[m v] = dy[m] a[v] (1 - eps) (l[m] - z[m v]), eps the smoothing: linear in dy; in x a loss of target u."""
 
     @staticmethod
-    def forward(dy, x, a, s, settings):
+    def forward(dy, x, a, s, settings, part):
         return kernels.target_backward(dy, x, a, s, settings.flat())
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        dy, x, a, _, ctx.settings = inputs
+        dy, x, a, _, ctx.settings, ctx.part = inputs
         ctx.save_for_backward(dy, x, a)
 
     @staticmethod
@@ -105,16 +120,17 @@ class CrossEntropyTargetBackward(Function):
         dy, x, a = ctx.saved_tensors
         # Linear in the target: without smoothing the loss of target u is the product of u and dq, but for a factor.
         linear, part = ctx.settings._replace(label_smoothing=0.0), 1 - ctx.settings.label_smoothing
-        y, _, s = CrossEntropy.apply(x, None, u, a, linear, None)
+        y, _, s = CrossEntropy.apply(x, None, u, a, linear, None, ctx.part)
         if part != 1:
             y, dy = part * y, part * dy
-        return y.to(dy.dtype), CrossEntropyBackward.apply(dy, None, x, None, u, a, s, linear), None, None, None
+        dx = CrossEntropyBackward.apply(dy, None, x, None, u, a, s, linear, ctx.part)
+        return y.to(dy.dtype), dx, None, None, None, None
 
     @staticmethod
-    def vmap(info, in_dims, dy, x, a, s, settings):
+    def vmap(info, in_dims, dy, x, a, s, settings, part):
         dy, s = in_front(info.batch_size, (in_dims[0], in_dims[3]), (dy, s))
         x, _, _, a = _mapped(info, (in_dims[1], None, None, in_dims[2]), x, None, None, a)
-        dq = CrossEntropyTargetBackward.apply(*_flat(dy), x.flatten(0, 1), a, _statistics(s), settings)
+        dq = CrossEntropyTargetBackward.apply(*_flat(dy), x.flatten(0, 1), a, _statistics(s), settings, part)
         return dq.reshape(x.shape), 0
 
 
@@ -122,8 +138,12 @@ class CrossEntropySecondBackward(Function):
     """The backward of the backward: d(dy), d(dn), the Hessian-vector product dx, and dq."""
 
     @staticmethod
-    def forward(u, dy, dn, x, t, q, a, s, settings):
-        ddy, ddn, dx, dq = kernels.second_backward(u, dy, dn, x, t, q, a, s, settings.flat())
+    def forward(u, dy, dn, x, t, q, a, s, settings, part):
+        given = u, dy, dn, x, t, q, a, s, settings.flat()
+        ddy, ddn, dx, dq = kernels.second_backward(*given, flat(part))
+        if part is not None:
+            ddy, ddn, sums = summed(part.group, ddy, ddn, dx)
+            *_, dx, dq = kernels.second_backward(*given, flat(part), sums)
         return ddy.to(dy.dtype), ddn if dn is None else ddn.to(dn.dtype), dx, dq
 
     @staticmethod
@@ -135,11 +155,11 @@ class CrossEntropySecondBackward(Function):
         raise NotImplementedError("cross_entropy: its third derivative is not implemented, wanted order 1 or 2")
 
     @staticmethod
-    def vmap(info, in_dims, u, dy, dn, x, t, q, a, s, settings):
+    def vmap(info, in_dims, u, dy, dn, x, t, q, a, s, settings, part):
         u, dy, dn, s = in_front(info.batch_size, (*in_dims[:3], in_dims[7]), (u, dy, dn, s))
         x, t, q, a = _mapped(info, in_dims[3:], x, t, q, a)
         found = CrossEntropySecondBackward.apply(
-            u.flatten(0, 1), *_flat(dy, dn), *_rows(x, t, q), a, _statistics(s), settings
+            u.flatten(0, 1), *_flat(dy, dn), *_rows(x, t, q), a, _statistics(s), settings, part
         )
         # Without dn there is no d(dn), and no dq of classes.
         like = dy, dn, x, q
@@ -183,6 +203,7 @@ def cross_entropy(
     return_z_loss: Literal[True],
     softcap: float | None = None,
     inplace: bool = False,
+    group: Any = None,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 @overload
 def cross_entropy(
@@ -197,6 +218,7 @@ def cross_entropy(
     return_z_loss: Literal[False] = False,
     softcap: float | None = None,
     inplace: bool = False,
+    group: Any = None,
 ) -> torch.Tensor: ...
 @overload
 def cross_entropy(
@@ -211,6 +233,7 @@ def cross_entropy(
     return_z_loss: bool,
     softcap: float | None = None,
     inplace: bool = False,
+    group: Any = None,
 ) -> Any: ...
 @public(_OP)
 def cross_entropy(
@@ -225,6 +248,7 @@ def cross_entropy(
     return_z_loss: bool = False,
     softcap: float | None = None,
     inplace: bool = False,
+    group: Any = None,
 ) -> Any:
     """Negative log-likelihood of a target under softmax(input[N V ...]); as `torch.nn.functional.cross_entropy`.
 
@@ -248,6 +272,11 @@ def cross_entropy(
             scales it where the cotangent is another. The backward pass writes it under "none", with `return_z_loss`, in
             float16, and for a z-loss in float64. One backward pass only: no batch of them, no second derivative.
             Without a gradient to compute, `input` is untouched.
+        group: a `torch.distributed.ProcessGroup` over which the classes are spread (vocabulary parallel): input, soft
+            targets and weight are this rank's part of them, [N V/W ...] and [V/W] of W ranks, in the order of ranks;
+            parts need not be equal, and may be empty. Classes are of all V and, like the rows, the same on every rank.
+            So is the loss, bit for bit. Gradients are this rank's part, of the loss on any one rank, for a cotangent
+            that is the same on every rank. Each rank has to make every call, also of backward passes.
 
     Returns:
         A scalar, or [], [N] or [N D1 ...], in the logits' dtype, summed in float32 or better; with `return_z_loss` two.
@@ -258,10 +287,16 @@ def cross_entropy(
     the gradient in the forward pass, that gradient and nothing else. All of it is saved as autograd saves:
     `save_on_cpu`, saved_tensors_hooks and non-reentrant checkpoints see it.
 
+    With a group the logits stay where they are. Ranks exchange 4 float32 (float64) numbers a row in forward, one more
+    in all for the mean with a weight, none in backward, and 2 a row (3 with a z-loss) in a second backward. At a
+    group's first call with these shapes and options ranks compare them, and their targets; one that later comes with
+    others than the rest waits until the group's timeout.
+
     Raises:
         ValueError: shapes that do not fit, another device, an option out of its range, a weight that requires a
             gradient; inplace with a leaf that requires a gradient, with soft targets that do, with expanded logits,
-            with logits given away before and not written since, or where a compiler or a transform runs.
+            with logits given away before and not written since, or where a compiler or a transform runs; a group
+            that this rank is no member of, or whose ranks have different arguments.
         TypeError: not strided tensors of one such dtype, classes not integer.
         IndexError: a class out of range, with its row. On a CPU at once. On CUDA nothing waits for the device: the
             row's loss and gradient are NaN, a kernel notes the row, and a later call that finds the note arrived
@@ -272,44 +307,55 @@ def cross_entropy(
     input, weight = to_float32(input, weight)
     if isinstance(target, torch.Tensor) and target.is_floating_point():
         (target,) = to_float32(target)
-    settings = class_loss(
-        _OP,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        return_z_loss=return_z_loss,
-        softcap=softcap,
-    )
-    want_bool(_OP, "inplace", inplace)
-    _want(input, target, weight, ignore_index)
+    if group is not None:
+        want_group(_OP, group)
+    with NOBODY if group is None else together(_OP, group):
+        settings = class_loss(
+            _OP,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            return_z_loss=return_z_loss,
+            softcap=softcap,
+        )
+        want_bool(_OP, "inplace", inplace)
+        _want(input, target, weight, ignore_index, group is None)
     soft = target.is_floating_point()
     x, shape = input.unsqueeze(-1), input.shape[:1]
     if input.ndim == 1:
-        x, shape = input.reshape(1, -1, 1), input.shape[:0]
+        x, shape = input.reshape(1, input.shape[0], 1), input.shape[:0]
     elif input.ndim > 2:
         x, shape = input.flatten(2), input.shape[:1] + input.shape[2:]
     t, q = (None, target.reshape(x.shape)) if soft else (target.reshape(-1), None)
     how = Reduction(reduction, float(z_loss), return_z_loss)
-    place = in_place(x, t, q, weight, settings, how, input.is_leaf) if inplace else None
-    found = CrossEntropy.apply(x, t, q, weight, settings, place)
+    part = None
+    if group is not None:
+        same = {"shape of input but its classes": (x.shape[0], input.shape[2:]), "dtype of input": input.dtype}
+        same |= {"dtype of target": target.dtype, "weight": "none" if weight is None else "there"}
+        same |= {"settings": settings, "reduction": how, "inplace": inplace}
+        part = vocabulary_part(_OP, group, x.shape[1], same, target)
+    place = in_place(x, t, q, weight, settings, how, input.is_leaf, part is None) if inplace else None
+    found = CrossEntropy.apply(x, t, q, weight, settings, place, part)
     if place is not None and place.with_loss:
         found = found, found
     else:
         y, n, _ = found
-        found = reduced(y, n, t, weight, x.shape[1], settings.ignore_index, how)
-    loss, part = (r.reshape(shape if reduction == "none" else ()).to(input.dtype) for r in found)
-    return (loss, part) if return_z_loss else loss
+        found = reduced(y, n, t, weight, x.shape[1], settings.ignore_index, how, part)
+    loss, added = (r.reshape(shape if reduction == "none" else ()).to(input.dtype) for r in found)
+    return (loss, added) if return_z_loss else loss
 
 
-def _want(input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, ignore_index: int) -> None:
+def _want(
+    input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, ignore_index: int, whole: bool
+) -> None:
     given = {"input": input} | ({} if weight is None else {"weight": weight})
     want_tensors(_OP, given | {"target": target})
     want_floats(_OP, given)
     if input.ndim == 0:
         refuse(_OP, "input of shape []", "0-dimensional", "[V], [N V] or [N V ...]")
     V = input.shape[0 if input.ndim == 1 else 1]
-    if V == 0:
+    if V == 0 and whole:
         refuse(_OP, f"input of shape {list(input.shape)}", "V = 0", "at least one class")
     if weight is not None:
         if weight.ndim != 1:

@@ -9,12 +9,23 @@ from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_floats, w
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
+from gradlab.autodiff.class_losses.vocabulary_torch import (
+    NOBODY,
+    VocabularyPart,
+    flat,
+    gathered,
+    summed,
+    together,
+    vocabulary_part,
+    want_group,
+)
 from gradlab.autodiff.cross_entropy_torch import CLASSES
 from gradlab.autodiff.frameworks.autocast_torch import to_autocast_dtype, to_float32
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.kernels import linear_cross_entropy_triton as kernels
 from gradlab.kernels.class_losses.linear_second_triton import second_backward
+from gradlab.kernels.class_losses.parts_triton import merge_parts
 
 OP = "linear_cross_entropy"
 
@@ -26,12 +37,15 @@ class LinearCrossEntropy(Function):
     """
 
     @staticmethod
-    def forward(h, w, t, b, a, settings):
-        return kernels.loss(h, w, t, b, a, settings.flat())
+    def forward(h, w, t, b, a, settings, part):
+        if part is None:
+            return kernels.loss(h, w, t, b, a, settings.flat())
+        p = kernels.loss(h, w, t, b, a, settings.flat(), flat(part))[2]
+        return merge_parts(gathered(p, part.group), t, settings.flat(), part.total)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.settings = inputs
+        *tensors, ctx.settings, ctx.part = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[2])
         ctx.save_for_backward(*tensors, output[2])
@@ -42,8 +56,8 @@ class LinearCrossEntropy(Function):
         if dy is None:
             dy = s.new_zeros(()).expand(s.shape[::2])
         need_h, need_w, _, need_b, *_ = ctx.needs_input_grad
-        dh, dw, db = LinearCrossEntropyBackward.apply(dy, dn, *saved, ctx.settings, need_h, need_w, need_b)
-        return dh if need_h else None, dw if need_w else None, None, db if need_b else None, None, None
+        dh, dw, db = LinearCrossEntropyBackward.apply(dy, dn, *saved, ctx.settings, need_h, need_w, need_b, ctx.part)
+        return dh if need_h else None, dw if need_w else None, None, db if need_b else None, None, None, None
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -56,14 +70,15 @@ class LinearCrossEntropyBackward(Function):
     """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' (dy (R p - r) + 2 dn l p)."""
 
     @staticmethod
-    def forward(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b):
+    def forward(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, part):
         needs = need_h, need_w, need_b
-        return kernels.backward(dy, dn, h, w, t, b, a, s, settings.flat(), *needs, _by_columns(w))
+        dh, dw, db = kernels.backward(dy, dn, h, w, t, b, a, s, settings.flat(), *needs, _by_columns(w), flat(part))
+        return _whole(dh, h, part), dw, db
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.settings = inputs[:9]
-        ctx.needs = inputs[9:]
+        *ctx.needs, ctx.part = inputs[9:]
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -72,10 +87,10 @@ class LinearCrossEntropyBackward(Function):
         u = [u if needed else None for u, needed in zip(cotangents, ctx.needs, strict=True)]
         need_dy, need_dn, need_h, need_w, _, need_b, *_ = ctx.needs_input_grad
         ddy, ddn, dh, dw, db = LinearCrossEntropySecondBackward.apply(
-            *u, *ctx.saved_tensors, ctx.settings, need_h, need_w, need_b
+            *u, *ctx.saved_tensors, ctx.settings, need_h, need_w, need_b, ctx.part
         )
         rows = ddy if need_dy else None, ddn if need_dn else None
-        return *rows, dh if need_h else None, dw if need_w else None, None, db if need_b else None, *[None] * 6
+        return *rows, dh if need_h else None, dw if need_w else None, None, db if need_b else None, *[None] * 7
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -86,9 +101,15 @@ class LinearCrossEntropySecondBackward(Function):
     """The backward of the backward: <dx, u> by dy, dn, h, w and b, u = uh w + h uw + ub."""
 
     @staticmethod
-    def forward(uh, uw, ub, dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b):
-        needs = need_h, need_w, need_b
-        return second_backward(uh, uw, ub, dy, dn, h, w, t, b, a, s, settings.flat(), *needs, _by_columns(w))
+    def forward(uh, uw, ub, dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, part):
+        needs = need_h, need_w, need_b, _by_columns(w)
+        given = uh, uw, ub, dy, dn, h, w, t, b, a, s, settings.flat(), *needs
+        ddy, ddn, dh, dw, db = second_backward(*given, flat(part))
+        if part is None:
+            return ddy, ddn, dh, dw, db
+        ddy, ddn, sums = summed(part.group, ddy, ddn, dh)
+        _, _, dh, dw, db = second_backward(*given, flat(part), sums)
+        return ddy, ddn, _whole(dh, h, part), dw, db
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -112,6 +133,11 @@ def _merged(rule, info, in_dims, args):
     return tuple(split), tuple(0 if r.ndim > 1 else None for r in results)
 
 
+def _whole(dh: torch.Tensor, h: torch.Tensor, part: VocabularyPart | None) -> torch.Tensor:
+    """The sum of dh over all parts, rounded once."""
+    return dh if part is None else summed(part.group, dh)[0].to(h.dtype)
+
+
 def _by_columns(w: torch.Tensor) -> bool:
     """Whether a matrix lies in memory column by column, as a transposed weight does: its gradient is to lie so too."""
     return w.stride(-2) == 1 and w.stride(-1) != 1
@@ -132,6 +158,7 @@ def linear_cross_entropy(
     return_z_loss: Literal[True],
     softcap: float | None = None,
     bias: torch.Tensor | None = None,
+    group: Any = None,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 @overload
 def linear_cross_entropy(
@@ -148,6 +175,7 @@ def linear_cross_entropy(
     return_z_loss: Literal[False] = False,
     softcap: float | None = None,
     bias: torch.Tensor | None = None,
+    group: Any = None,
 ) -> torch.Tensor: ...
 @overload
 def linear_cross_entropy(
@@ -164,6 +192,7 @@ def linear_cross_entropy(
     return_z_loss: bool,
     softcap: float | None = None,
     bias: torch.Tensor | None = None,
+    group: Any = None,
 ) -> Any: ...
 @public(OP)
 def linear_cross_entropy(
@@ -180,6 +209,7 @@ def linear_cross_entropy(
     return_z_loss: bool = False,
     softcap: float | None = None,
     bias: torch.Tensor | None = None,
+    group: Any = None,
 ) -> Any:
     """cross_entropy(linear(input[... K], linear_weight[V K], linear_bias[V]), target[...]) without logits in memory.
 
@@ -201,6 +231,11 @@ def linear_cross_entropy(
         bias: linear_bias, by the name that `linear` and the jax side have for it.
             Any strides. input, linear_weight and linear_bias of one dtype (float64, float32, float16, bfloat16); all on
             one device, a CPU or CUDA. Under `torch.autocast` the three are cast to its dtype and the loss is float32.
+        group: a `torch.distributed.ProcessGroup` over which the classes are spread (vocabulary parallel):
+            linear_weight, linear_bias and weight are this rank's part, [V/W K] and [V/W] of W ranks, in the order of
+            ranks; parts need not be equal, and may be empty. input and target are the same on every rank, and so are
+            the loss and the gradient of input, a sum over the ranks. Each rank has to make every call, also of backward
+            passes.
 
     Returns:
         The loss, a scalar or [...], in the inputs' dtype, summed in float32 or better; with `return_z_loss` two. First
@@ -208,38 +243,53 @@ def linear_cross_entropy(
         first takes M Vc e + 4 M K bytes besides what is asked for, with Vc = max(1024, K, 2^21 / M) classes of e bytes
         at once (docs/linear_cross_entropy.md). What needs no gradient costs nothing.
 
+    With a group ranks exchange 4 float32 (float64) numbers a row in forward, as in `cross_entropy`, and the M K numbers
+    of input's gradient, in float32 or better, in backward; a second backward exchanges those, and 2 numbers a row
+    before (3 with a z-loss). At its first call ranks compare what they are called with, as in `cross_entropy`.
+
     Raises:
         ValueError: shapes that do not fit, another device, an unknown reduction, a number out of its range, a class
-            weight that requires a gradient.
+            weight that requires a gradient; a group that this rank is no member of, or whose ranks have different
+            arguments.
         TypeError: not a strided tensor, mixed or integer dtypes, classes not integer.
         IndexError: a class out of range, with its row. On a CPU at once; on CUDA the row's loss and gradient are NaN,
             and a later call raises (`gradlab.torch.raise_device_errors` asks without a call).
         NotImplementedError: a third derivative.
     """
-    if bias is not None:
-        if linear_bias is not None:
-            refuse(OP, "bias", "there beside linear_bias", "one of the two")
-        linear_bias = bias
-    given = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
-    floats = {name: t for name, t in given.items() if t is not None}
-    want_tensors(OP, floats | {"target": target} | ({} if weight is None else {"weight": weight}))
-    # The dtype that torch's linear has under autocast, and the one that its cross_entropy has.
-    (full,) = to_float32(input)
-    floats = dict(zip(floats, to_autocast_dtype(*floats.values()), strict=True))
-    want_floats(OP, floats)
-    settings = class_loss(
-        OP,
-        ignore_index=-100 if ignore_index is None else ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        return_z_loss=return_z_loss,
-        softcap=softcap,
-    )
-    h, w, b = floats["input"], floats["linear_weight"], floats.get("linear_bias")
-    _want_shapes(h, w, b, target, weight)
+    if group is not None:
+        want_group(OP, group)
+    with NOBODY if group is None else together(OP, group):
+        if bias is not None:
+            if linear_bias is not None:
+                refuse(OP, "bias", "there beside linear_bias", "one of the two")
+            linear_bias = bias
+        given = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+        floats = {name: t for name, t in given.items() if t is not None}
+        want_tensors(OP, floats | {"target": target} | ({} if weight is None else {"weight": weight}))
+        # The dtype that torch's linear has under autocast, and the one that its cross_entropy has.
+        (full,) = to_float32(input)
+        floats = dict(zip(floats, to_autocast_dtype(*floats.values()), strict=True))
+        want_floats(OP, floats)
+        settings = class_loss(
+            OP,
+            ignore_index=-100 if ignore_index is None else ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            return_z_loss=return_z_loss,
+            softcap=softcap,
+        )
+        h, w, b = floats["input"], floats["linear_weight"], floats.get("linear_bias")
+        _want_shapes(h, w, b, target, weight, group is None)
     M = math.prod(h.shape[:-1])
     t = target.reshape(M)
+    how = Reduction(reduction, float(z_loss), return_z_loss)
+    part = None
+    if group is not None:
+        same = {"shape of input": h.shape, "dtype of input": h.dtype, "dtype of target": target.dtype}
+        same |= {"linear_bias": "none" if b is None else "there", "weight": "none" if weight is None else "there"}
+        same |= {"settings": settings, "reduction": how, "requires_grad of input": h.requires_grad}
+        part = vocabulary_part(OP, group, w.shape[0], same, target)
     y, n, _ = LinearCrossEntropy.apply(
         h.reshape(1, M, h.shape[-1]),
         w.t().unsqueeze(0),
@@ -247,14 +297,14 @@ def linear_cross_entropy(
         None if b is None else b.unsqueeze(0),
         None if weight is None else weight.unsqueeze(0),
         settings,
+        part,
     )
-    how = Reduction(reduction, float(z_loss), return_z_loss)
-    found = reduced(y[0], n[0], t, weight, w.shape[0], settings.ignore_index, how)
-    loss, part = (a.reshape(target.shape if reduction == "none" else ()).to(full.dtype) for a in found)
-    return (loss, part) if return_z_loss else loss
+    found = reduced(y[0], n[0], t, weight, w.shape[0], settings.ignore_index, how, part)
+    loss, added = (a.reshape(target.shape if reduction == "none" else ()).to(full.dtype) for a in found)
+    return (loss, added) if return_z_loss else loss
 
 
-def _want_shapes(h, w, b, target, weight) -> None:
+def _want_shapes(h, w, b, target, weight, whole) -> None:
     if target.is_floating_point():
         wanted = "classes: probabilities are as large as the logits that this op avoids, cross_entropy takes them"
         refuse(OP, "dtype of target", dtype_name(target), wanted, TypeError)
@@ -264,7 +314,7 @@ def _want_shapes(h, w, b, target, weight) -> None:
         refuse(OP, "input of shape []", "0-dimensional", "[... K]")
     want_rank(OP, "linear_weight", w, "[V K]", (2,))
     want_size(OP, "linear_weight", w, 1, "K", h.shape[-1], "like input's last axis")
-    if w.shape[0] == 0:
+    if w.shape[0] == 0 and whole:
         refuse(OP, f"linear_weight of shape {list(w.shape)}", "V = 0", "at least one class")
     if target.shape != h.shape[:-1]:
         refuse(OP, "shape of target", list(target.shape), f"{list(h.shape[:-1])} like input's but its last axis")

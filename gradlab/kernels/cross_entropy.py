@@ -34,7 +34,8 @@ not out of range, and smoothing spreads eps / V of all V. With top = max_i top_i
     S = sum_i S_i exp(top_i - top),  C = sum_i (C_i + R_i (top - top_i)):   l = top + log S,  y = C + R log S
 which is sum_i (y_i + R_i (l - l_i)) of the parts' own y_i and l_i. So four numbers a row and part are exchanged, never
 logits. Backward is the same kernel with l and R of all parts and exchanges nothing; the second backward needs P of all
-parts, sum_i P_i, one number a row.
+parts, sum_i P_i, one number a row. Where devices gather the four numbers and merge them in one order, all get the same
+bits, whatever the network would add up first; sums of them would send fewer and take two exchanges, the maxima first.
 
 Traffic: forward reads M V logits, backward reads them again and writes M V numbers. One kernel can write the gradient
 of a sum or a mean while forward reads the logits, their divisor being known beforehand. That saves the second read, but

@@ -18,10 +18,12 @@ from gradlab.kernels.class_losses.rows_triton import (
     logits_tile,
     one_class,
     online_softmax,
+    part_numbers,
     row_classes,
     row_masked,
     second_gradient,
     second_sums,
+    store_part,
     store_rows,
     targets,
     tile,
@@ -41,16 +43,17 @@ def _loss_kernel(
     y_ptr,
     n_ptr,
     s_ptr,
-    M, V, D, IGNORE,
-    EPS: tl.constexpr, CAP: tl.constexpr, SOFT: tl.constexpr, HAS_A: tl.constexpr,
+    M, V, D, IGNORE, FIRST, TOTAL,
+    EPS: tl.constexpr, CAP: tl.constexpr, SOFT: tl.constexpr, HAS_A: tl.constexpr, PART: tl.constexpr,
     ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics.
+    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics; if PART what `merged` takes, in s.
 
-    Grid (M/BM); a program owns y[BM], n[BM] and s[3 BM].
+    Grid (M/BM); a program owns y[BM], n[BM] and s[3 BM], or s[4 BM].
     """
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
-    t, in_range, valid = row_classes(t_ptr, t_m, m, M, V, IGNORE, SOFT)
+    total = TOTAL if PART else V
+    t, in_range, valid = row_classes(t_ptr, t_m, m, M, total, IGNORE, FIRST, SOFT, PART)
     x_ptr += (m // D * x_n + m % D * x_d)[:, None]
     q_ptr += (m // D * q_n + m % D * q_d)[:, None]
     row_max = tl.full((BM,), float("-inf"), dtype=ACC)
@@ -59,14 +62,22 @@ def _loss_kernel(
     r_sum = tl.zeros((BM,), dtype=ACC)
     for v0 in range(0, V, BV):
         _, inside, _, z, r = logits_tile(
-            x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, v0, M, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
+            x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, v0, M, V, total, EPS, SOFT, HAS_A, CAP, ACC, BV,
         )
         row_max, sum_exp, r_dot, r_sum = online_softmax(row_max, sum_exp, r_dot, r_sum, z, r, inside, SOFT | (EPS > 0))
     if (SOFT | (EPS > 0)) == 0:
         has_class = valid & in_range
+        if PART:
+            has_class = has_class & (t >= 0) & (t < V)
         z_t = capped(tl.load(x_ptr + (t * x_v)[:, None], mask=has_class[:, None], other=0.0).to(ACC), CAP)
         r_dot, r_sum = one_class(row_max, tl.sum(z_t, axis=1), a_ptr, a_v, t, has_class, HAS_A)
-    store_rows(y_ptr, n_ptr, s_ptr, m, M, row_max, tl.log(sum_exp), r_dot, r_sum, in_range, valid)
+        if PART:
+            r_dot = tl.where(has_class, r_dot, 0.0)
+            r_sum = tl.where(has_class, r_sum, 0.0)
+    if PART:
+        store_part(s_ptr + m, M, m < M, row_max, sum_exp, r_dot, r_sum)
+    else:
+        store_rows(y_ptr, n_ptr, s_ptr, m, M, row_max, tl.log(sum_exp), r_dot, r_sum, in_range, valid)
 
 
 @kernel
@@ -105,56 +116,67 @@ def _second_backward_kernel(
     s_ptr, s_k, s_m,
     ddy_ptr,
     ddn_ptr,
+    p_ptr,
     d_ptr, d_n, d_v, d_d,
     dq_ptr, dq_n, dq_v, dq_d,
-    M, V, D, IGNORE,
+    M, V, D, IGNORE, FIRST, TOTAL,
     EPS: tl.constexpr, CAP: tl.constexpr, SOFT: tl.constexpr, HAS_A: tl.constexpr, HAS_DN: tl.constexpr,
-    ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
+    PART: tl.constexpr, SUMS: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
     """ddy[m], ddn[m], d[m v], dq[m v]: the backward of `_backward_kernel` for u[m v], by dy, dn, x, q.
+
+    If PART, this part's terms of ddy, ddn and p[m] = P if SUMS; else d and dq, of the P of all parts in p.
 
     Grid (M/BM); a program owns rows BM.
     """
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
-    t, in_range, valid = row_classes(t_ptr, t_m, m, M, V, IGNORE, SOFT)
+    total = TOTAL if PART else V
+    t, in_range, valid = row_classes(t_ptr, t_m, m, M, total, IGNORE, FIRST, SOFT, PART)
     dy, dn, row_max, log_sum, r_sum = load_rows(dy_ptr, dy_m, dn_ptr, dn_m, s_ptr, s_k, s_m, m, M, HAS_DN, ACC)
     x_ptr += (m // D * x_n + m % D * x_d)[:, None]
     u_ptr += (m // D * u_n + m % D * u_d)[:, None]
     q_ptr += (m // D * q_n + m % D * q_d)[:, None]
     d_ptr += (m // D * d_n + m % D * d_d)[:, None]
     dq_ptr += (m // D * dq_n + m % D * dq_d)[:, None]
-    u_p = tl.zeros((BM,), dtype=ACC)
-    u_r = tl.zeros((BM,), dtype=ACC)
-    for v0 in range(0, V, BV):
-        v, inside, x, z, r = logits_tile(
-            x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, v0, M, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
-        )
-        u = tl.load(u_ptr + v[None, :] * u_v, mask=inside, other=0.0).to(ACC)
-        by_p, by_r = second_sums(x, z, u, r, row_max, log_sum, inside, CAP)
-        u_p += by_p
-        u_r += by_r
-    tl.store(ddy_ptr + m, row_masked(r_sum * u_p - u_r, in_range, valid), mask=m < M)
-    if HAS_DN:
-        tl.store(ddn_ptr + m, row_masked(2 * (row_max + log_sum) * u_p, in_range, valid), mask=m < M)
-    for v0 in range(0, V, BV):
-        v, inside, x, z, r = logits_tile(
-            x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, v0, M, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
-        )
-        u = tl.load(u_ptr + v[None, :] * u_v, mask=inside, other=0.0).to(ACC)
-        d, at_z = second_gradient(
-            x, z, u, r, u_p, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP, HAS_DN,
-        )
-        tl.store(d_ptr + v[None, :] * d_v, d.to(d_ptr.dtype.element_ty), mask=inside)
-        if SOFT:
-            dq = (dy * (1 - EPS))[:, None] * (u_p[:, None] - at_z)
-            if HAS_A:
-                dq *= tl.load(a_ptr + v * a_v, mask=v < V, other=0.0).to(ACC)[None, :]
-            tl.store(dq_ptr + v[None, :] * dq_v, dq.to(dq_ptr.dtype.element_ty), mask=inside)
+    if SUMS:
+        u_p = tl.zeros((BM,), dtype=ACC)
+        u_r = tl.zeros((BM,), dtype=ACC)
+        for v0 in range(0, V, BV):
+            v, inside, x, z, r = logits_tile(
+                x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, v0, M, V, total, EPS, SOFT, HAS_A, CAP, ACC, BV,
+            )
+            u = tl.load(u_ptr + v[None, :] * u_v, mask=inside, other=0.0).to(ACC)
+            by_p, by_r = second_sums(x, z, u, r, row_max, log_sum, inside, CAP)
+            u_p += by_p
+            u_r += by_r
+        tl.store(ddy_ptr + m, row_masked(r_sum * u_p - u_r, in_range, valid), mask=m < M)
+        if HAS_DN:
+            tl.store(ddn_ptr + m, row_masked(2 * (row_max + log_sum) * u_p, in_range, valid), mask=m < M)
+        if PART:
+            tl.store(p_ptr + m, u_p, mask=m < M)
+    else:
+        u_p = tl.load(p_ptr + m, mask=m < M, other=0.0)
+    if (PART & SUMS) == 0:
+        for v0 in range(0, V, BV):
+            v, inside, x, z, r = logits_tile(
+                x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, v0, M, V, total, EPS, SOFT, HAS_A, CAP, ACC, BV,
+            )
+            u = tl.load(u_ptr + v[None, :] * u_v, mask=inside, other=0.0).to(ACC)
+            d, at_z = second_gradient(
+                x, z, u, r, u_p, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP, HAS_DN,
+            )
+            tl.store(d_ptr + v[None, :] * d_v, d.to(d_ptr.dtype.element_ty), mask=inside)
+            if SOFT:
+                dq = (dy * (1 - EPS))[:, None] * (u_p[:, None] - at_z)
+                if HAS_A:
+                    dq *= tl.load(a_ptr + v * a_v, mask=v < V, other=0.0).to(ACC)[None, :]
+                tl.store(dq_ptr + v[None, :] * dq_v, dq.to(dq_ptr.dtype.element_ty), mask=inside)
 # fmt: on
 
 
-def _loss_fake(x, t, q, a, settings):
-    return empty_rows(x)
+def _loss_fake(x, t, q, a, settings, part=None):
+    y, n, s = empty_rows(x)
+    return (y, n, s) if part is None else (s.new_empty(0), s.new_empty(0), s.new_empty(4, s.shape[1]))
 
 
 @op("cross_entropy_loss", fake=_loss_fake)
@@ -164,22 +186,23 @@ def loss(
     q: torch.Tensor | None,
     a: torch.Tensor | None,
     settings: Sequence[Number],
+    part: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y[M], n[M] = l^2 and the row statistics s[3 M] of logits x[N V D], M = N D; M V elements read once.
 
     In the accumulator's dtype. Targets are classes t[M] or soft targets q[N V D]; class weights a[V]; `settings` a
-    `ClassLoss`, flat.
+    `ClassLoss`, flat. Of a `part`, a `ClassPart`, flat, s[4 M] are the sums that `merge_parts` puts together, and y and
+    n are empty.
 
     Raises:
         IndexError: a class that is neither in [0, V) nor ignore_index
             (gradlab/kernels/class_losses/class_range_triton.py says when).
     """
-    _, V, D = x.shape
-    ignore_index = ClassLoss.of(settings).ignore_index
+    N, V, D = x.shape
+    M, ignore_index = N * D, ClassLoss.of(settings).ignore_index
     if t is not None:
-        refuse_out_of_range("cross_entropy", t, V, D, ignore_index)
-    y, n, s = empty_rows(x)
-    M = y.shape[0]
+        refuse_out_of_range("cross_entropy", t, V if part is None else part[1], D, ignore_index)
+    y, n, s = _loss_fake(x, t, q, a, settings, part)
     BM, BV = tile(x)
     # fmt: off
     launch(
@@ -189,14 +212,14 @@ def loss(
         y,
         n,
         s,
-        M, V, D, ignore_index,
-        **constants(settings, s.dtype, a), SOFT=q is not None, BM=BM, BV=BV, writes=[y, n, s],
+        M, V, D, ignore_index, *part_numbers(part),
+        **constants(settings, s.dtype, a), SOFT=q is not None, PART=part is not None, BM=BM, BV=BV, writes=[y, n, s],
     )
     # fmt: on
     return y, n, s
 
 
-def _backward_fake(dy, dn, x, t, q, a, s, settings):
+def _backward_fake(dy, dn, x, t, q, a, s, settings, part=None):
     return torch.empty_like(x)
 
 
@@ -210,10 +233,11 @@ def backward(
     a: torch.Tensor | None,
     s: torch.Tensor,
     settings: Sequence[Number],
+    part: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """dx[N V D] of the cotangents dy[M] and dn[M], 0 in ignored rows, laid out as x; M V read, M V written."""
     d = torch.empty_like(x)
-    backward_into(d, dy, dn, x, t, q, a, s, settings)
+    backward_into(d, dy, dn, x, t, q, a, s, settings, part)
     return d
 
 
@@ -244,9 +268,12 @@ def target_backward(
     return d
 
 
-def _second_backward_fake(u, dy, dn, x, t, q, a, s, settings):
-    ddy, ddn = s.new_empty(s.shape[1]), s.new_empty(0 if dn is None else s.shape[1])
-    return ddy, ddn, torch.empty_like(x), x.new_empty(0) if q is None else torch.empty_like(x)
+def _second_backward_fake(u, dy, dn, x, t, q, a, s, settings, part=None, sums=None):
+    M = s.shape[1]
+    rows = s.new_empty(M if sums is None else 0), s.new_empty(M if sums is None and dn is not None else 0)
+    if part is not None and sums is None:
+        return *rows, s.new_empty(M), x.new_empty(0)
+    return *rows, torch.empty_like(x), x.new_empty(0) if q is None else torch.empty_like(x)
 
 
 @op("cross_entropy_second_backward", fake=_second_backward_fake)
@@ -260,14 +287,19 @@ def second_backward(
     a: torch.Tensor | None,
     s: torch.Tensor,
     settings: Sequence[Number],
+    part: Sequence[int] | None = None,
+    sums: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """d(dy)[M], d(dn)[M] if there is dn, dx[N V D], and dq of soft targets.
 
-    They belong to the cotangent u[N V D] of `backward`'s dx.
+    They belong to the cotangent u[N V D] of `backward`'s dx. A `part` takes two calls: without `sums` its terms of
+    d(dy), d(dn) and, in place of dx, P[M]; then dx and dq for `sums`, the P of all parts.
 
     x and u are read twice, dx is written once: 5 M V elements.
     """
-    ddy, ddn, d, dq = _second_backward_fake(u, dy, dn, x, t, q, a, s, settings)
+    ddy, ddn, d, dq = _second_backward_fake(u, dy, dn, x, t, q, a, s, settings, part, sums)
+    first = part is not None and sums is None
+    p = d if first else ddy if sums is None else sums
     N, V, D = x.shape
     BM, BV = tile(x)
     # fmt: off
@@ -281,11 +313,12 @@ def second_backward(
         s, *s.stride(),
         ddy,
         ddn,
-        d, *d.stride(),
-        *((d, 0, 0, 0) if q is None else (dq, *dq.stride())),
-        N * D, V, D, ClassLoss.of(settings).ignore_index,
-        **constants(settings, s.dtype, a), SOFT=q is not None, HAS_DN=dn is not None, BM=BM, BV=BV,
-        writes=[ddy, ddn, d, dq],
+        p,
+        *((x, 0, 0, 0) if first else (d, *d.stride())),
+        *((x, 0, 0, 0) if first or q is None else (dq, *dq.stride())),
+        N * D, V, D, ClassLoss.of(settings).ignore_index, *part_numbers(part),
+        **constants(settings, s.dtype, a), SOFT=q is not None, HAS_DN=dn is not None, PART=part is not None,
+        SUMS=sums is None, BM=BM, BV=BV, writes=[ddy, ddn, p, d, dq],
     )
     # fmt: on
     return ddy, ddn, d, dq

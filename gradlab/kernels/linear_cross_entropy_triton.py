@@ -14,9 +14,12 @@ from gradlab.kernels.class_losses.rows_triton import (
     constants,
     load_rows,
     logit_gradient,
+    merged,
     one_class,
     online_softmax,
+    part_numbers,
     row_classes,
+    store_part,
     store_rows,
     target_probabilities,
 )
@@ -66,9 +69,9 @@ def _statistics_kernel(
     n_ptr,
     s_ptr,
     p_ptr, p_z, p_i, p_s,
-    M, K, V, TILES, IGNORE,
+    M, K, V, TILES, IGNORE, FIRST, TOTAL,
     EPS: tl.constexpr, CAP: tl.constexpr, HAS_B: tl.constexpr, HAS_A: tl.constexpr, LAST: tl.constexpr,
-    FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PART: tl.constexpr, FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
     """y, n, s of rows, or p[z i s m] = (row_max, sum_exp, r_dot, r_sum) of the s-th TILES tiles unless LAST.
 
@@ -78,7 +81,8 @@ def _statistics_kernel(
     z = (tl.program_id(0) // tiles_m).to(tl.int64)
     s = tl.program_id(1).to(tl.int64)
     m = (tl.program_id(0) % tiles_m * BM + tl.arange(0, BM)).to(tl.int64)
-    t, in_range, valid = row_classes(t_ptr + z * t_z, t_m, m, M, V, IGNORE, False)
+    total = TOTAL if PART else V
+    t, in_range, valid = row_classes(t_ptr + z * t_z, t_m, m, M, total, IGNORE, FIRST, False, PART)
     a_ptr += z * a_z
     row_max = tl.full((BM,), float("-inf"), dtype=ACC)
     sum_exp = tl.zeros((BM,), dtype=ACC)
@@ -97,10 +101,12 @@ def _statistics_kernel(
         inside = (m < M)[:, None] & (v < V)[None, :]
         hit = v[None, :] == t[:, None]
         z_t += tl.sum(tl.where(inside & hit, x, 0.0), axis=1)
-        r = target_probabilities(hit.to(ACC), a_ptr, a_v, v, inside, V, EPS, HAS_A)
+        r = target_probabilities(hit.to(ACC), a_ptr, a_v, v, inside, V, total, EPS, HAS_A)
         row_max, sum_exp, r_dot, r_sum = online_softmax(row_max, sum_exp, r_dot, r_sum, x, r, inside, EPS > 0)
     if EPS == 0:
         here = in_range & (t >= first) & (t < first + TILES * BV)
+        if PART:
+            here = here & (t < V)
         r_dot, r_sum = one_class(row_max, z_t, a_ptr, a_v, t, here & (m < M), HAS_A)
         r_dot = tl.where(here, r_dot, 0.0)
         r_sum = tl.where(here, r_sum, 0.0)
@@ -110,11 +116,7 @@ def _statistics_kernel(
             row_max, tl.log(sum_exp), r_dot, r_sum, in_range, valid,
         )
     else:
-        p_ptr += z * p_z + s * p_s + m
-        tl.store(p_ptr, row_max, mask=m < M)
-        tl.store(p_ptr + p_i, sum_exp, mask=m < M)
-        tl.store(p_ptr + 2 * p_i, r_dot, mask=m < M)
-        tl.store(p_ptr + 3 * p_i, r_sum, mask=m < M)
+        store_part(p_ptr + z * p_z + s * p_s + m, p_i, m < M, row_max, sum_exp, r_dot, r_sum)
 
 
 @kernel
@@ -125,38 +127,24 @@ def _merge_kernel(
     n_ptr,
     s_ptr,
     M, V, S, IGNORE,
-    ACC: tl.constexpr, BM: tl.constexpr,
+    LAST: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr,
 ):
-    """y, n, s of rows, p merged over the S splits in their order.
+    """y, n, s of rows, p merged over the S splits in their order; what `merged` takes, in s, unless LAST.
 
-    Grid (Z * M/BM); a program owns y[z BM], n[z BM], s[z 3 BM].
+    Grid (Z * M/BM); a program owns y[z BM], n[z BM], s[z 3 BM], or s[4 z BM].
     """
     tiles_m = tl.cdiv(M, BM)
     z = (tl.program_id(0) // tiles_m).to(tl.int64)
     m = (tl.program_id(0) % tiles_m * BM + tl.arange(0, BM)).to(tl.int64)
-    _, in_range, valid = row_classes(t_ptr + z * t_z, t_m, m, M, V, IGNORE, False)
-    p_ptr += z * p_z + m
-    row_max = tl.full((BM,), float("-inf"), dtype=ACC)
-    sum_exp = tl.zeros((BM,), dtype=ACC)
-    r_dot = tl.zeros((BM,), dtype=ACC)
-    r_sum = tl.zeros((BM,), dtype=ACC)
-    for _ in range(S):
-        other = tl.load(p_ptr, mask=m < M, other=float("-inf"))
-        new_max = tl.maximum(row_max, other)
-        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-        sum_exp *= tl.exp(row_max - shift)
-        sum_exp += tl.load(p_ptr + p_i, mask=m < M, other=0.0) * tl.exp(other - shift)
-        more = tl.load(p_ptr + 3 * p_i, mask=m < M, other=0.0)
-        r_dot += r_sum * tl.where(row_max == float("-inf"), 0.0, shift - row_max)
-        r_dot += tl.load(p_ptr + 2 * p_i, mask=m < M, other=0.0)
-        r_dot += more * tl.where(other == float("-inf"), 0.0, shift - other)
-        r_sum += more
-        row_max = new_max
-        p_ptr += p_s
-    store_rows(
-        y_ptr + z * M, n_ptr + z * M, s_ptr + 3 * z * M, m, M,
-        row_max, tl.log(sum_exp), r_dot, r_sum, in_range, valid,
-    )
+    _, in_range, valid = row_classes(t_ptr + z * t_z, t_m, m, M, V, IGNORE, 0, False, False)
+    row_max, sum_exp, r_dot, r_sum = merged(p_ptr + z * p_z + m, p_i, p_s, S, m < M, ACC, BM)
+    if LAST:
+        store_rows(
+            y_ptr + z * M, n_ptr + z * M, s_ptr + 3 * z * M, m, M,
+            row_max, tl.log(sum_exp), r_dot, r_sum, in_range, valid,
+        )
+    else:
+        store_part(s_ptr + 4 * z * M + m, M, m < M, row_max, sum_exp, r_dot, r_sum)
 
 
 @kernel
@@ -170,9 +158,9 @@ def _backward_kernel(
     a_ptr, a_z, a_v,
     s_ptr, s_z, s_k, s_m,
     d_ptr, d_z, d_m, d_v,
-    M, K, N, V, FIRST, IGNORE,
+    M, K, N, V, FIRST, IGNORE, PART_FIRST, TOTAL,
     EPS: tl.constexpr, CAP: tl.constexpr, HAS_B: tl.constexpr, HAS_A: tl.constexpr, HAS_DN: tl.constexpr,
-    FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PART: tl.constexpr, FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
     """d[z m v] = z' (dy (R p - r) + 2 dn l p)[m v] of the N classes from FIRST on.
 
@@ -190,20 +178,23 @@ def _backward_kernel(
         b_ptr + z * b_z, b_v,
         m, v, M, K, N, ACC, HAS_B, FULL_K, BM, BK, BV,
     )
-    t, in_range, valid = row_classes(t_ptr + z * t_z, t_m, m, M, V, IGNORE, False)
+    total = TOTAL if PART else V
+    t, in_range, valid = row_classes(t_ptr + z * t_z, t_m, m, M, total, IGNORE, PART_FIRST, False, PART)
     dy, dn, row_max, log_sum, r_sum = load_rows(
         dy_ptr + z * dy_z, dy_m, dn_ptr + z * dn_z, dn_m, s_ptr + z * s_z, s_k, s_m, m, M, HAS_DN, ACC,
     )
     inside = (m < M)[:, None] & (v < N)[None, :]
     q = ((FIRST + v)[None, :] == t[:, None]).to(ACC)
-    r = target_probabilities(q, a_ptr + z * a_z, a_v, FIRST + v, inside, V, EPS, HAS_A)
+    r = target_probabilities(q, a_ptr + z * a_z, a_v, FIRST + v, inside, V, total, EPS, HAS_A)
     d = logit_gradient(x, capped(x, CAP), r, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP, HAS_DN)
     tl.store(d_ptr + z * d_z + m[:, None] * d_m + v[None, :] * d_v, d.to(d_ptr.dtype.element_ty), mask=inside)
 # fmt: on
 
 
-def _loss_fake(h, w, t, b, a, settings):
+def _loss_fake(h, w, t, b, a, settings, part=None):
     (Z, M, _), acc = h.shape, accumulator(h.dtype)
+    if part is not None:
+        return *(h.new_empty(0, dtype=acc) for _ in range(2)), h.new_empty((Z, 4, M), dtype=acc)
     return *(h.new_empty((Z, M), dtype=acc) for _ in range(2)), h.new_empty((Z, 3, M), dtype=acc)
 
 
@@ -215,24 +206,29 @@ def loss(
     b: torch.Tensor | None,
     a: torch.Tensor | None,
     settings: Sequence[Number],
+    part: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y[Z M], n[Z M] = l^2 and the row statistics s[Z 3 M], of h[Z M K], w[Z K V], t[Z M], b[Z V], a[Z V].
 
-    Any strides, 0 too; `settings` a `ClassLoss`, flat. In the accumulator's dtype.
+    Any strides, 0 too; `settings` a `ClassLoss`, flat. In the accumulator's dtype. Of a `part`, a `ClassPart`, flat,
+    s[Z 4 M] are the sums that `merge_parts` puts together, and y and n are empty.
 
     Raises:
         IndexError: a class that is neither in [0, V) nor ignore_index
             (gradlab/kernels/class_losses/class_range_triton.py says when).
     """
     (Z, M, K), V, ignore_index = h.shape, w.shape[-1], ClassLoss.of(settings).ignore_index
-    refuse_out_of_range("linear_cross_entropy", t.reshape(-1), V, 1, ignore_index)
-    y, n, s = _loss_fake(h, w, t, b, a, settings)
+    refuse_out_of_range("linear_cross_entropy", t.reshape(-1), V if part is None else part[1], 1, ignore_index)
+    y, n, s = _loss_fake(h, w, t, b, a, settings, part)
     BM, BK, BV, warps, stages = tile("logits", h, M, K, V)
-    tiles = -(-V // BV)
+    tiles = max(1, -(-V // BV))
     splits = max(1, min(tiles, fill(h.device) // max(1, Z * -(-M // BM))))
     each = -(-tiles // splits)
     splits = -(-tiles // each)
-    p = s.new_empty((Z, 4, splits, M) if splits > 1 else (0, 0, 0, 0))
+    last = splits == 1 and part is None
+    p = s.new_empty((0, 0, 0, 0) if last else (Z, 4, splits, M))
+    if part is not None and splits == 1:
+        p = s.unsqueeze(2)
     # fmt: off
     launch(
         _statistics_kernel, [Z * -(-M // BM), splits],
@@ -245,9 +241,9 @@ def loss(
         n,
         s,
         p, *p.stride()[:3],
-        M, K, V, each, ignore_index,
-        **constants(settings, s.dtype, a), HAS_B=b is not None, LAST=splits == 1, FULL_K=K % BK == 0, BM=BM, BK=BK,
-        BV=BV, writes=[y, n, s, p], warps=warps, stages=stages,
+        M, K, V, each, ignore_index, *part_numbers(part),
+        **constants(settings, s.dtype, a), HAS_B=b is not None, LAST=last, PART=part is not None, FULL_K=K % BK == 0,
+        BM=BM, BK=BK, BV=BV, writes=[y, n, s, p], warps=warps, stages=stages,
     )
     if splits == 1:
         return y, n, s
@@ -260,17 +256,17 @@ def loss(
         n,
         s,
         M, V, splits, ignore_index,
-        ACC=triton_dtype(s.dtype), BM=BM, writes=[y, n, s],
+        LAST=part is None, ACC=triton_dtype(s.dtype), BM=BM, writes=[y, n, s],
     )
     # fmt: on
     return y, n, s
 
 
-def _backward_fake(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns):
-    return empty_gradients(h, w, need_h, need_w, need_b, by_columns)
+def _backward_fake(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part=None):
+    return empty_gradients(h, w, need_h, need_w, need_b, by_columns, None if part is None else s.dtype)
 
 
-def _backward_flops(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, *, out_shape):
+def _backward_flops(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part=None, *, out_shape):
     # The logits once more, and what is needed of dgrad and wgrad.
     return 2 * math.prod(h) * w[-1] * (1 + need_h + need_w)
 
@@ -290,22 +286,25 @@ def backward(
     need_w: bool,
     need_b: bool,
     by_columns: bool,
+    part: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dh[Z M K], dw[Z K V], db[Z V] of the cotangents dy[Z M] and dn[Z M].
 
     What is not needed is empty and costs nothing.
 
     `by_columns` lays dw out as a transposed weight lies. M Vc elements at once, dh in float32 (the module's docstring
-    of linear_cross_entropy has the formula).
+    of linear_cross_entropy has the formula). dh of a `part` is a term of a sum over parts, not rounded yet.
     """
     (Z, M, K), V = h.shape, w.shape[-1]
-    dh, dw, db = empty_gradients(h, w, need_h, need_w, need_b, by_columns)
+    dh, dw, db = _backward_fake(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part)
+    if V == 0:
+        return dh.zero_(), dw, db
     width = chunk(Z * M, K, V)
     buffer = h.new_empty((Z, M, width))
     dh_sum = dh if dh.dtype == s.dtype or width == V or not need_h else dh.new_empty(dh.shape, dtype=s.dtype)
     for first in range(0, V, width):
-        part = slice(first, min(first + width, V))
-        w_, b_ = w[..., part], None if b is None else b[..., part]
+        columns = slice(first, min(first + width, V))
+        w_, b_ = w[..., columns], None if b is None else b[..., columns]
         N = w_.shape[-1]
         d = buffer[..., :N]
         BM, BK, BV, warps, stages = tile("logits", h, M, K, N)
@@ -321,15 +320,15 @@ def backward(
             *present(h, a),
             s, *s.stride(),
             d, *d.stride(),
-            M, K, N, V, first, ClassLoss.of(settings).ignore_index,
-            **constants(settings, s.dtype, a), HAS_B=b is not None, HAS_DN=dn is not None, FULL_K=K % BK == 0, BM=BM,
-            BK=BK, BV=BV, writes=[d], warps=warps, stages=stages,
+            M, K, N, V, first, ClassLoss.of(settings).ignore_index, *part_numbers(part),
+            **constants(settings, s.dtype, a), HAS_B=b is not None, HAS_DN=dn is not None, PART=part is not None,
+            FULL_K=K % BK == 0, BM=BM, BK=BK, BV=BV, writes=[d], warps=warps, stages=stages,
         )
         # fmt: on
         if need_h:
-            matmul_into(dh if part.stop == V else dh_sum, d, w_.mT, dh_sum if first else None)
+            matmul_into(dh if columns.stop == V else dh_sum, d, w_.mT, dh_sum if first else None)
         if need_w:
-            matmul_into(dw[..., part], h.mT, d, None)
+            matmul_into(dw[..., columns], h.mT, d, None)
         if need_b:
-            db[..., part] = column_sum(d, None)
+            db[..., columns] = column_sum(d, None)
     return dh, dw, db

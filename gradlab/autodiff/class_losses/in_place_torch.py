@@ -11,6 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from gradlab.autodiff.arguments.errors import refuse
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, joined, mean_divisors
+from gradlab.autodiff.class_losses.vocabulary_torch import flat
 from gradlab.autodiff.frameworks.batched_torch import is_batched
 from gradlab.kernels.class_losses import in_place_triton as kernels
 from gradlab.kernels.class_losses import row_sums_triton as sums
@@ -34,8 +35,10 @@ class InPlace(NamedTuple):
     z_loss: float = 0.0
 
 
-def in_place(x, t, q, a, settings: ClassLoss, how: Reduction, leaf: bool) -> InPlace | None:
+def in_place(x, t, q, a, settings: ClassLoss, how: Reduction, leaf: bool, whole: bool) -> InPlace | None:
     """How the gradient of logits x[N V D] takes their memory; None where no gradient is asked for.
+
+    Unless `whole` they are a part of the classes: the gradient needs the statistics of all, and comes after the loss.
 
     Raises:
         ValueError: their memory cannot be given away.
@@ -49,7 +52,7 @@ def in_place(x, t, q, a, settings: ClassLoss, how: Reduction, leaf: bool) -> InP
     # float64, and in float16 a gradient that is scaled later underflows before.
     with_loss = how.reduction != "none" and not how.return_z_loss
     with_loss &= how.z_loss == 0 or x.dtype != torch.float64
-    with_loss &= x.dtype != torch.float16
+    with_loss &= x.dtype != torch.float16 and whole
     if not with_loss:
         return InPlace(False)
     M, V = x.shape[0] * x.shape[2], x.shape[1]
@@ -76,7 +79,7 @@ def gradient(ctx: Any, dy: torch.Tensor | None, dn: torch.Tensor | None) -> torc
     else:
         t, q, a, s = others
         dy = s.new_zeros(()).expand(s.shape[1:]) if dy is None else dy
-        kernels.backward_(dy, dn, dx, t, q, a, s, ctx.settings.flat())
+        kernels.backward_(dy, dn, dx, t, q, a, s, ctx.settings.flat(), flat(ctx.part))
     _give_away(x)
     return dx
 

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import torch
 
+from gradlab.autodiff.class_losses.vocabulary_torch import VocabularyPart, gathered
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Direct
 from gradlab.kernels.class_losses import row_sums_triton as kernels
+from gradlab.kernels.common.column_sum_triton import column_sum
 from gradlab.kernels.runtime.launch_triton import accumulator
 
 
@@ -28,8 +30,14 @@ class MeanDivisors(Direct):
     """(sum of a[t[m]] over the rows not ignored, their number)[2]; it has no gradient."""
 
     @staticmethod
-    def forward(t, a, V, ignore_index, wide):
-        return kernels.mean_divisors(t, a, V, ignore_index, wide)
+    def forward(t, a, V, ignore_index, wide, part):
+        if part is None or a is None:
+            return kernels.mean_divisors(t, a, V, ignore_index, wide)
+        d = kernels.mean_divisors(t, a, V, ignore_index, wide, part.first)
+        # The rank that has a class has its weight.
+        weights = gathered(d[..., 0], part.group)
+        d[..., 0] = column_sum(weights.reshape(weights.shape[0], -1), None).view(d.shape[:-1])
+        return d
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -37,12 +45,12 @@ class MeanDivisors(Direct):
 
     @staticmethod
     def backward(ctx, _):
-        return None, None, None, None, None
+        return (None,) * 6
 
     @staticmethod
-    def vmap(info, in_dims, t, a, V, ignore_index, wide):
+    def vmap(info, in_dims, t, a, V, ignore_index, wide, part):
         (t,) = in_front(info.batch_size, in_dims[:1], (t,))
-        return MeanDivisors.apply(t, a, V, ignore_index, wide), 0
+        return MeanDivisors.apply(t, a, V, ignore_index, wide, part), 0
 
 
 class SumRows(Direct):
@@ -67,13 +75,19 @@ class SumRows(Direct):
 
 
 def mean_divisors(
-    like: torch.Tensor, M: int, t: torch.Tensor | None, a: torch.Tensor | None, V: int, ignore_index: int
+    like: torch.Tensor,
+    M: int,
+    t: torch.Tensor | None,
+    a: torch.Tensor | None,
+    V: int,
+    ignore_index: int,
+    part: VocabularyPart | None = None,
 ) -> torch.Tensor:
     """What the means of y[M] and n[M] are sums over; both are M where targets are soft. In `like`'s accumulator."""
     acc = accumulator(like.dtype)
     if t is None:
         return like.new_full((2,), M, dtype=acc)
-    return MeanDivisors.apply(t, a, V, ignore_index, acc == torch.float64)
+    return MeanDivisors.apply(t, a, V, ignore_index, acc == torch.float64, part)
 
 
 def reduced(
@@ -84,12 +98,13 @@ def reduced(
     V: int,
     ignore_index: int,
     how: Reduction,
+    part: VocabularyPart | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss y + z_loss n, and what the second term has added to it, each reduced."""
     parts = [y, n] if how.with_n else [y]
     if how.reduction != "none":
         parts = [SumRows.apply(part) for part in parts]
-    divisors = mean_divisors(y, y.shape[-1], t, a, V, ignore_index) if how.reduction == "mean" else None
+    divisors = mean_divisors(y, y.shape[-1], t, a, V, ignore_index, part) if how.reduction == "mean" else None
     return joined(parts, divisors, how.z_loss)
 
 

@@ -31,6 +31,9 @@ def public(op: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def call(*args: P.args, **options: P.kwargs) -> R:
             # The compiler is asked first: its programs are then not guarded by whether ranges are on.
             if torch.compiler.is_compiling():
+                if options.get("group") is not None:
+                    # The ranks of a process group agree on their parts, which no graph holds.
+                    return torch.compiler.disable(call)(*args, **options)
                 return fn(*args, **options)
             if torch.jit.is_tracing():
                 _refuse_trace(fn.__name__)

@@ -78,15 +78,21 @@ class Tanh(nn.Tanh):
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """The loss of logits[N V ...] and a target; a hand-written `torch.nn.CrossEntropyLoss` with z-loss and softcap."""
+    """The loss of logits[N V ...] and a target; a hand-written `torch.nn.CrossEntropyLoss` with z-loss and softcap.
+
+    With a `group` logits and weight are this rank's part of the classes, as `cross_entropy` has them.
+    """
 
     # A converted layer has no other.
     z_loss: float = 0.0
     softcap: float | None = None
+    group: Any = None
 
-    def __init__(self, *args: Any, z_loss: float = 0.0, softcap: float | None = None, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, z_loss: float = 0.0, softcap: float | None = None, group: Any = None, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
-        self.z_loss, self.softcap = z_loss, softcap
+        self.z_loss, self.softcap, self.group = z_loss, softcap, group
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return cross_entropy(
@@ -98,6 +104,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
             softcap=self.softcap,
+            group=self.group,
         )
 
 

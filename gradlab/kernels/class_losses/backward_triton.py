@@ -11,6 +11,7 @@ from gradlab.kernels.class_losses.rows_triton import (
     load_rows,
     logit_gradient,
     logits_tile,
+    part_numbers,
     row_classes,
     targets,
     tile,
@@ -30,20 +31,21 @@ def _backward_kernel(
     a_ptr, a_v,
     s_ptr, s_k, s_m,
     d_ptr, d_n, d_v, d_d,
-    M, V, D, IGNORE,
+    M, V, D, IGNORE, FIRST, TOTAL,
     EPS: tl.constexpr, CAP: tl.constexpr, SOFT: tl.constexpr, HAS_A: tl.constexpr, HAS_DN: tl.constexpr,
-    ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
+    PART: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
     """d[m v] = z' (dy[m] (R[m] p[m v] - r[m v]) + 2 dn[m] l[m] p[m v]); grid (M/BM * V/BV); a program owns d[BM BV]."""
     tiles_v = tl.cdiv(V, BV)
     m = (tl.program_id(0) // tiles_v * BM + tl.arange(0, BM)).to(tl.int64)
-    t, in_range, valid = row_classes(t_ptr, t_m, m, M, V, IGNORE, SOFT)
+    total = TOTAL if PART else V
+    t, in_range, valid = row_classes(t_ptr, t_m, m, M, total, IGNORE, FIRST, SOFT, PART)
     dy, dn, row_max, log_sum, r_sum = load_rows(dy_ptr, dy_m, dn_ptr, dn_m, s_ptr, s_k, s_m, m, M, HAS_DN, ACC)
     v, inside, x, z, r = logits_tile(
         x_ptr + (m // D * x_n + m % D * x_d)[:, None], x_v,
         q_ptr + (m // D * q_n + m % D * q_d)[:, None], q_v,
         a_ptr, a_v,
-        t, m, tl.program_id(0) % tiles_v * BV, M, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
+        t, m, tl.program_id(0) % tiles_v * BV, M, V, total, EPS, SOFT, HAS_A, CAP, ACC, BV,
     )
     d = logit_gradient(x, z, r, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP, HAS_DN)
     d_ptr += (m // D * d_n + m % D * d_d)[:, None]
@@ -61,6 +63,7 @@ def backward_into(
     a: torch.Tensor | None,
     s: torch.Tensor,
     settings: Sequence[Number],
+    part: Sequence[int] | None,
 ) -> None:
     """dx in the memory of d[N V D], which may be x itself: each logit is read by the program that writes it."""
     N, V, D = x.shape
@@ -74,7 +77,8 @@ def backward_into(
         *targets(x, t, q, a),
         s, *s.stride(),
         d, *d.stride(),
-        N * D, V, D, ClassLoss.of(settings).ignore_index,
-        **constants(settings, s.dtype, a), SOFT=q is not None, HAS_DN=dn is not None, BM=BM, BV=BV, writes=[d],
+        N * D, V, D, ClassLoss.of(settings).ignore_index, *part_numbers(part),
+        **constants(settings, s.dtype, a), SOFT=q is not None, HAS_DN=dn is not None, PART=part is not None, BM=BM,
+        BV=BV, writes=[d],
     )
     # fmt: on

@@ -52,7 +52,7 @@ def _loss_with_gradient_kernel(
     if MEAN:
         dy = dy / tl.load(div_ptr)
         dn = dn / tl.load(div_ptr + 1)
-    t, in_range, valid = row_classes(t_ptr, t_m, m, M, V, IGNORE, SOFT)
+    t, in_range, valid = row_classes(t_ptr, t_m, m, M, V, IGNORE, 0, SOFT, False)
     x_ptr += (m // D * x_n + m % D * x_d)[:, None]
     q_ptr += (m // D * q_n + m % D * q_d)[:, None]
     row_max = tl.full((BM,), float("-inf"), dtype=ACC)
@@ -60,13 +60,13 @@ def _loss_with_gradient_kernel(
     r_dot = tl.zeros((BM,), dtype=ACC)
     r_sum = tl.zeros((BM,), dtype=ACC)
     v, inside, x, z, r = logits_tile(
-        x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, 0, M, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
+        x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, 0, M, V, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
     )
     row_max, sum_exp, r_dot, r_sum = online_softmax(row_max, sum_exp, r_dot, r_sum, z, r, inside, True)
     if HELD == 0:
         for v0 in range(BV, V, BV):
             v, inside, x, z, r = logits_tile(
-                x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, v0, M, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
+                x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, v0, M, V, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
             )
             row_max, sum_exp, r_dot, r_sum = online_softmax(row_max, sum_exp, r_dot, r_sum, z, r, inside, True)
     log_sum = tl.log(sum_exp)
@@ -77,7 +77,7 @@ def _loss_with_gradient_kernel(
     else:
         for v0 in range(0, V, BV):
             v, inside, x, z, r = logits_tile(
-                x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, v0, M, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
+                x_ptr, x_v, q_ptr, q_v, a_ptr, a_v, t, m, v0, M, V, V, EPS, SOFT, HAS_A, CAP, ACC, BV,
             )
             d = logit_gradient(x, z, r, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP, True)
             tl.store(x_ptr + v[None, :] * x_v, d.to(x_ptr.dtype.element_ty), mask=inside)
@@ -149,7 +149,7 @@ def loss_with_gradient_(
     return y, n
 
 
-def _backward_in_place_fake(dy, dn, x, t, q, a, s, settings):
+def _backward_in_place_fake(dy, dn, x, t, q, a, s, settings, part=None):
     return None
 
 
@@ -163,9 +163,10 @@ def backward_(
     a: torch.Tensor | None,
     s: torch.Tensor,
     settings: Sequence[Number],
+    part: Sequence[int] | None = None,
 ) -> None:
     """The gradient of the loss, written over the logits; M V read, M V written."""
-    backward_into(x, dy, dn, x, t, q, a, s, settings)
+    backward_into(x, dy, dn, x, t, q, a, s, settings, part)
 
 
 def _scale_fake(g, c):

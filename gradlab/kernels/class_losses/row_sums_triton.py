@@ -16,8 +16,8 @@ def _mean_divisors_kernel(
     t_ptr, t_z, t_m,
     a_ptr, a_v,
     d_ptr,
-    M, V, IGNORE, STRETCH, I,
-    HAS_A: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr,
+    M, V, IGNORE, STRETCH, I, FIRST,
+    HAS_A: tl.constexpr, PART: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr,
 ):
     """d[z i] = (sum of a[t[z m]], number of them) over the rows not ignored in the i-th STRETCH of m.
 
@@ -35,6 +35,8 @@ def _mean_divisors_kernel(
         valid = inside & (t != IGNORE)
         one = valid.to(ACC)
         count += one
+        if PART:
+            t -= FIRST
         if HAS_A:
             one = tl.load(a_ptr + t * a_v, mask=valid & (t >= 0) & (t < V), other=0.0).to(ACC)
         weight += one
@@ -61,15 +63,18 @@ def _sum_rows_kernel(
 # fmt: on
 
 
-def _mean_divisors_fake(t, a, V, ignore_index, wide):
+def _mean_divisors_fake(t, a, V, ignore_index, wide, first=None):
     return t.new_empty((*t.shape[:-1], 2), dtype=torch.float64 if wide else torch.float32)
 
 
 @op("mean_divisors", fake=_mean_divisors_fake)
-def mean_divisors(t: torch.Tensor, a: torch.Tensor | None, V: int, ignore_index: int, wide: bool) -> torch.Tensor:
+def mean_divisors(
+    t: torch.Tensor, a: torch.Tensor | None, V: int, ignore_index: int, wide: bool, first: int | None = None
+) -> torch.Tensor:
     """d[2] = (sum of a[t[m]] over the rows that are not ignored, their number), in float64 if `wide`, else float32.
 
-    t may have one more axis Z in front: a pair for each of its places. M read.
+    Of V classes from `first` on the sum is of the rows whose class is among them. t may have one more axis Z in front:
+    a pair for each of its places. M read.
     """
     *Z, M = t.shape
     t = t.reshape(math.prod(Z), M)
@@ -83,8 +88,8 @@ def mean_divisors(t: torch.Tensor, a: torch.Tensor | None, V: int, ignore_index:
         t, *t.stride(),
         *((d, 0) if a is None else (a, *a.stride())),
         d,
-        M, V, ignore_index, stretch, parts,
-        HAS_A=a is not None, ACC=triton_dtype(acc), BM=block(stretch, 2048), writes=[d],
+        M, V, ignore_index, stretch, parts, first or 0,
+        HAS_A=a is not None, PART=first is not None, ACC=triton_dtype(acc), BM=block(stretch, 2048), writes=[d],
     )
     # fmt: on
     return (d[:, 0] if parts == 1 else column_sum(d, None)).reshape(*Z, 2)

@@ -21,10 +21,11 @@ TILE = 4096
 
 # fmt: off
 @kernel
-def row_classes(t_ptr, t_m, m, M, V, IGNORE, SOFT: tl.constexpr):
+def row_classes(t_ptr, t_m, m, M, V, IGNORE, FIRST, SOFT: tl.constexpr, PART: tl.constexpr):
     """(t, in_range, valid) of rows m: the class, whether it lies in [0, V), whether the row is below M and not ignored.
 
-    Soft targets name no class: nothing is read, every row is in range.
+    V classes of all parts; t counts from FIRST on, the first class here. Soft targets name no class: nothing is read,
+    every row is in range.
     """
     if SOFT:
         t = m * 0
@@ -34,6 +35,8 @@ def row_classes(t_ptr, t_m, m, M, V, IGNORE, SOFT: tl.constexpr):
         t = tl.load(t_ptr + m * t_m, mask=m < M, other=0).to(tl.int64)
         in_range = (t >= 0) & (t < V)
         valid = (m < M) & (t != IGNORE)
+        if PART:
+            t -= FIRST
     return t, in_range, valid
 
 
@@ -44,11 +47,11 @@ def row_masked(tile, in_range, valid):
 
 
 @kernel
-def target_probabilities(q, a_ptr, a_v, v, inside, V, EPS: tl.constexpr, HAS_A: tl.constexpr):
-    """r[m v] = a[v] ((1 - EPS) q[m v] + EPS / V) of a tile of targets q."""
+def target_probabilities(q, a_ptr, a_v, v, inside, V, TOTAL, EPS: tl.constexpr, HAS_A: tl.constexpr):
+    """r[m v] = a[v] ((1 - EPS) q[m v] + EPS / TOTAL) of a tile of targets q; V classes are here."""
     r = q * (1 - EPS)
     if EPS > 0:
-        r += tl.full((1, 1), EPS, q.dtype) / V
+        r += tl.full((1, 1), EPS, q.dtype) / TOTAL
         r = tl.where(inside, r, 0.0)
     if HAS_A:
         r *= tl.load(a_ptr + v * a_v, mask=v < V, other=0.0).to(q.dtype)[None, :]
@@ -60,7 +63,7 @@ def logits_tile(
     x_ptr, x_v,
     q_ptr, q_v,
     a_ptr, a_v,
-    t, m, v0, M, V,
+    t, m, v0, M, V, TOTAL,
     EPS: tl.constexpr, SOFT: tl.constexpr, HAS_A: tl.constexpr, CAP: tl.constexpr, ACC: tl.constexpr, BV: tl.constexpr,
 ):
     """(v, inside, x, z, r) of the BV classes from v0 on, x_ptr and q_ptr being the pointers of rows m."""
@@ -71,7 +74,7 @@ def logits_tile(
         q = tl.load(q_ptr + v[None, :] * q_v, mask=inside, other=0.0).to(ACC)
     else:
         q = (v[None, :] == t[:, None]).to(ACC)
-    return v, inside, x, capped(x, CAP), target_probabilities(q, a_ptr, a_v, v, inside, V, EPS, HAS_A)
+    return v, inside, x, capped(x, CAP), target_probabilities(q, a_ptr, a_v, v, inside, V, TOTAL, EPS, HAS_A)
 
 
 @kernel
@@ -112,6 +115,38 @@ def store_rows(y_ptr, n_ptr, s_ptr, m, M, row_max, log_sum, r_dot, r_sum, in_ran
     tl.store(s_ptr + m, row_max, mask=m < M)
     tl.store(s_ptr + M + m, log_sum, mask=m < M)
     tl.store(s_ptr + 2 * M + m, r_sum, mask=m < M)
+
+
+@kernel
+def store_part(p_ptr, p_i, mask, row_max, sum_exp, r_dot, r_sum):
+    """p[4 ...] = (row_max, sum_exp, r_dot, r_sum) of some of the classes, p_i apart, for `merged`."""
+    tl.store(p_ptr, row_max, mask=mask)
+    tl.store(p_ptr + p_i, sum_exp, mask=mask)
+    tl.store(p_ptr + 2 * p_i, r_dot, mask=mask)
+    tl.store(p_ptr + 3 * p_i, r_sum, mask=mask)
+
+
+@kernel
+def merged(p_ptr, p_i, p_s, S, mask, ACC: tl.constexpr, BM: tl.constexpr):
+    """(row_max, sum_exp, r_dot, r_sum) of rows, S parts p of their classes put together in their order."""
+    row_max = tl.full((BM,), float("-inf"), dtype=ACC)
+    sum_exp = tl.zeros((BM,), dtype=ACC)
+    r_dot = tl.zeros((BM,), dtype=ACC)
+    r_sum = tl.zeros((BM,), dtype=ACC)
+    for _ in range(S):
+        other = tl.load(p_ptr, mask=mask, other=float("-inf"))
+        new_max = tl.maximum(row_max, other)
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+        sum_exp *= tl.exp(row_max - shift)
+        sum_exp += tl.load(p_ptr + p_i, mask=mask, other=0.0) * tl.exp(other - shift)
+        more = tl.load(p_ptr + 3 * p_i, mask=mask, other=0.0)
+        r_dot += r_sum * tl.where(row_max == float("-inf"), 0.0, shift - row_max)
+        r_dot += tl.load(p_ptr + 2 * p_i, mask=mask, other=0.0)
+        r_dot += more * tl.where(other == float("-inf"), 0.0, shift - other)
+        r_sum += more
+        row_max = new_max
+        p_ptr += p_s
+    return row_max, sum_exp, r_dot, r_sum
 
 
 @kernel
@@ -205,6 +240,11 @@ def constants(settings: Sequence[Number], acc: torch.dtype, a: torch.Tensor | No
     """What every kernel is compiled for: a model's settings, which no step changes, and the accumulator's dtype."""
     loss = ClassLoss.of(settings)
     return {"EPS": loss.label_smoothing, "CAP": loss.softcap, "HAS_A": a is not None, "ACC": triton_dtype(acc)}
+
+
+def part_numbers(part: Sequence[int] | None) -> tuple[int, int]:
+    """The first class here and the number of all classes, of a flat `ClassPart`; not read where all are here."""
+    return (0, 0) if part is None else (part[0], part[1])
 
 
 def tile(x: torch.Tensor) -> tuple[int, int]:

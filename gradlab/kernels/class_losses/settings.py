@@ -23,3 +23,14 @@ class ClassLoss(NamedTuple):
     def of(cls, flat: Sequence[Any]) -> "ClassLoss":
         """The inverse of `flat`."""
         return cls(*flat)
+
+
+class ClassPart(NamedTuple):
+    """Which classes of a vocabulary that is spread over several devices one of them has: those from `first` on.
+
+    How many follow says the array; of all parts together there are `total`. Targets name classes of all parts. A class
+    that is elsewhere is not out of range: its row has its log-sum-exp here, and no target.
+    """
+
+    first: int
+    total: int
