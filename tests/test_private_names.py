@@ -317,6 +317,7 @@ def uses(framework):
         "register_triton": dialect,
         "meshes_of_arguments": meshes,
         "is_jaxs_own": lambda: own is None or p.is_jaxs_own(own),
+        "coordination": lambda: p.coordination() == (None, 0, 1),
     }
 
 
