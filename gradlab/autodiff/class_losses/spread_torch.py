@@ -25,13 +25,12 @@ def roles_of(op: str, argument: str, t: Any, classes: int, rows: int | None) -> 
     from torch.distributed.tensor import Replicate, Shard
 
     found = []
-    for axis, place in enumerate(t.placements):
+    for place in t.placements:
         if type(place) not in (Replicate, Shard) or (type(place) is Shard and place.dim not in (classes, rows)):
             wanted = f"Replicate or Shard({classes})" + ("" if rows is None else f" or Shard({rows})")
             refuse(op, f"placements of {argument}", t.placements, wanted)
-        spread = type(place) is Shard and t.device_mesh.size(axis) > 1
-        found.append("" if not spread else CLASSES if place.dim == classes else ROWS)
-    if found.count(CLASSES) > 1:
+        found.append("" if type(place) is Replicate else CLASSES if place.dim == classes else ROWS)
+    if sum(role == CLASSES and t.device_mesh.size(axis) > 1 for axis, role in enumerate(found)) > 1:
         refuse(op, f"placements of {argument}", t.placements, "classes along one axis of the mesh")
     return found
 
@@ -62,7 +61,7 @@ def head_roles(op: str, h: Any, w: Any) -> list[str]:
                 refuse(
                     op, "placements of input", h.placements, "Replicate or Shard(0) where linear_weight is Replicate"
                 )
-            roles[axis] = ROWS if h.device_mesh.size(axis) > 1 else ""
+            roles[axis] = ROWS
     want_whole_rows(op, "input", h, roles, 2 if h.ndim > 2 else 1)
     return roles
 

@@ -84,7 +84,7 @@ def _part_of_mesh(op: str, argument: str, t: Any, classes: int, roles: Sequence[
         refuse(op, "group", f"there beside a DTensor {argument}", "one of the two: a DTensor has its mesh")
     mesh, total = t.device_mesh, t.shape[classes]
     for axis, role in enumerate(roles):
-        if role == CLASSES:
+        if role == CLASSES and mesh.size(axis) > 1:
             return VocabularyPart(first_of(t, classes, axis), total, mesh.get_group(axis), mesh, tuple(roles))
     return VocabularyPart(0, total, None, mesh, tuple(roles))
 
