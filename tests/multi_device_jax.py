@@ -1,4 +1,4 @@
-"""Every op on four devices: inside jax.shard_map, which checks how arrays vary, and on meshes of Explicit axes.
+"""Every op on devices of a mesh: inside jax.shard_map, which checks how arrays vary, on Auto and on Explicit axes.
 
 A program of its own, because devices are counted when jax starts; it prints what failed, by name, as JSON. The op on
 one device is not what it is held against, but jax's and optax's own functions there.
@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 import gradlab.jax as lab
 from gradlab.kernels.spec import specs
 from gradlab.profiling.native.native import native
+from tests import meshes_jax
 
 jax.config.update("jax_enable_x64", True)
 AUTO = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
@@ -203,8 +204,9 @@ def main():
     }
     checks |= {
         f"{f.__name__}: steps": functools.partial(steps, m)
-        for f, m in ((in_shard_map, AUTO), (on_explicit_axes, EXPLICIT))
+        for f, m in ((in_shard_map, AUTO), (on_auto_axes, AUTO_2D), (on_explicit_axes, EXPLICIT))
     }
+    checks |= dict(meshes_jax.checks())
     wanted = sys.argv[1:]
     failed = {}
     for name, check in checks.items():

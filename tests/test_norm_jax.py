@@ -57,7 +57,7 @@ def test_equals_optax(max_norm):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("squares", lambda x: jnp.zeros((), x.dtype)),
+        ("squares", lambda dtype, *arrays: jnp.zeros((), dtype)),
         ("scale", lambda x, s: x),
         ("scale", lambda x, s: -norm_pallas.scale(x, s)),
     ],

@@ -5,10 +5,12 @@ its name choose the checks that have one of them in theirs.
 """
 
 import functools
+import importlib.util
 import json
 import re
 import sys
 import traceback
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,11 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import gradlab.jax as lab
+from gradlab.kernels.class_losses import chunks_pallas, linear_second_pallas
+from gradlab.kernels.runtime.lower_pallas import lowered
 from gradlab.profiling.native.native_jax import NATIVE
+from gradlab.profiling.pallas_cpu.run import cuda_on_cpu
+from tests import fast_jit_jax as fast
 
 jax.config.update("jax_enable_x64", True)
 M, V = 6, 16
@@ -87,15 +93,15 @@ def native(x, labels, a, weighted, **options):
 
 
 def derivatives(fn, wrt=(0,)):
-    """(arrays, u, c) -> the value, gradients of <c, value>, and the products of their Hessian with u."""
+    """(arrays, u, c) -> the value, gradients of sum sin(c value), and the products of their Hessian with u."""
 
-    @jax.jit
+    @fast.jit
     def run(args, u, c):
         def gradient(*moving):
             there = list(args)
             for i, x in zip(wrt, moving, strict=True):
                 there[i] = x
-            return jax.grad(lambda *a: (c * fn(*a)).sum(), wrt)(*there)
+            return jax.grad(lambda *a: jnp.sin(c * fn(*a)).sum(), wrt)(*there)
 
         first, back = jax.vjp(gradient, *(args[i] for i in wrt))
         return fn(*args), first, back(u)
@@ -103,7 +109,7 @@ def derivatives(fn, wrt=(0,)):
     return run
 
 
-# By mesh and option, each with types and without.
+# By mesh and option; with types and without by turns, the widest both.
 SETS = [
     ("2", False, {"reduction": "mean"}),
     ("8", False, {"reduction": "sum", "label_smoothing": 0.1}),
@@ -115,7 +121,7 @@ SETS = [
 ]
 
 
-@check(*((where, soft, typed, options) for where, soft, options in SETS for typed in (True, False)))
+@check(*((where, soft, i % 2 == 0, options) for i, (where, soft, options) in enumerate([*SETS, *SETS[2:5]])))
 def as_unsharded(where, soft, typed, options):
     """Values, gradients and second derivatives in float64."""
     args, wrt = drawn(soft), (0, 1) if soft else (0,)
@@ -125,6 +131,72 @@ def as_unsharded(where, soft, typed, options):
     u = tuple(jnp.asarray(rng.standard_normal((M, V))) for _ in wrt)
     got = derivatives(sharded(where, soft, typed=typed, **options), wrt)(args, u, c)
     close(got, derivatives(functools.partial(native, **options), wrt)(args, u, c))
+
+
+def drawn_linear(dtype="float64", K=3, classes=V):
+    rng = np.random.default_rng(classes)
+    h, w = rng.standard_normal((M, K)), rng.standard_normal((K, classes)) * 2 / K**0.5
+    b, a, t = rng.standard_normal(classes), rng.uniform(0.5, 2, classes), rng.integers(0, classes, M).astype("int32")
+    t[1::3] = 2
+    return tuple(jnp.asarray(x, x.dtype if x.dtype == "int32" else dtype) for x in (h, w, t, b, a))
+
+
+def sharded_linear(where, weighted, typed, **options):
+    """linear_cross_entropy of whole arrays, run with its classes split."""
+    mesh, rows, names = MESHES[where]
+    each = options["reduction"] == "none"
+    rows = rows if each else None
+
+    def of_part(h, w, t, b, a):
+        return lab.linear_cross_entropy(h, w, t, b, weight=a if weighted else None, axis_name=names, **options)
+
+    places = P(rows), P(None, names), P(rows), P(names), P(names)
+    return jax.shard_map(of_part, mesh=mesh, in_specs=places, out_specs=P(rows) if each else P(), check_vma=typed)
+
+
+def native_linear(h, w, t, b, a, weighted, **options):
+    return NATIVE["linear_cross_entropy"].fn(h, w, t, b, a if weighted else None, **options)
+
+
+@check(
+    ("4", True, 1024, {"reduction": "mean", "ignore_index": 2, **EVERY}),
+    ("4", False, 1024, {"reduction": "mean", "ignore_index": 2, **EVERY}),
+    ("2 x 4", True, 3, {"reduction": "none", "ignore_index": 2, **EVERY}),
+    ("(2 x 2) x 2", False, 3, {"reduction": "none", "z_loss": 0.2}),
+    ("8", True, 1024, {"reduction": "sum"}),
+)
+def linear_as_unsharded(where, typed, chunk, options):
+    """linear_cross_entropy's values, gradients and second derivatives in float64, by chunks of 3 classes too."""
+    args, wrt = drawn_linear(), (0, 1, 3)
+    options = {"weighted": False, **options}
+    rng = np.random.default_rng(1)
+    c = jnp.asarray(rng.standard_normal(M if options["reduction"] == "none" else ()))
+    u = tuple(jnp.asarray(rng.standard_normal(args[i].shape)) for i in wrt)
+    with (
+        mock.patch.object(chunks_pallas, "chunk", lambda M, K, V: min(V, chunk)),
+        mock.patch.object(linear_second_pallas, "chunk", lambda M, K, V: min(V, chunk)),
+    ):
+        got = derivatives(sharded_linear(where, typed=typed, **options), wrt)(args, u, c)
+    close(got, derivatives(functools.partial(native_linear, **options), wrt)(args, u, c), 120)
+
+
+@check(("bfloat16",), ("float16",))
+def linear_precision(dtype):
+    """Loss and gradients against float64, at most twice as far as the native loss."""
+    args = drawn_linear(dtype, 32, 512)
+    options = {"weighted": True, "reduction": "mean", "label_smoothing": 0.1, "z_loss": 0.2}
+    ours = sharded_linear("4", typed=True, **options)
+    fns = [jax.jit(jax.value_and_grad(f, (0, 1, 3))) for f in (ours, functools.partial(native_linear, **options))]
+    exact = fns[1](*(x if x.dtype == "int32" else x.astype("float64") for x in args))
+
+    def errors(found):
+        return [
+            np.abs(np.asarray(f, "float64") - e).max()
+            for f, e in zip(*map(jax.tree.leaves, (found, exact)), strict=True)
+        ]
+
+    for got, known, e in zip(*(errors(fn(*args)) for fn in fns), jax.tree.leaves(exact), strict=True):
+        assert got <= max(2 * known, float(jnp.finfo(dtype).eps) * np.abs(e).max()), (got, known)
 
 
 @check(("float32",), ("bfloat16",), ("float16",))
@@ -152,7 +224,7 @@ def rows_apart(typed):
     x = x.at[0, : V // 2].set(-jnp.inf).at[1, :-1].set(-jnp.inf).at[2].add(1e4).at[3, 5].set(jnp.nan)
     t = jnp.asarray([V - 1, V - 1, 3, 1, V, -7])
     run = sharded("4", False, False, typed, reduction="none", z_loss=0.1)
-    y, dx = jax.jit(lambda x: (run(x, t, jnp.ones(V)), jax.grad(lambda x: run(x, t, jnp.ones(V))[:3].sum())(x)))(x)
+    y, dx = fast.jit(lambda x: (run(x, t, jnp.ones(V)), jax.grad(lambda x: run(x, t, jnp.ones(V))[:3].sum())(x)))(x)
     want = functools.partial(native, weighted=False, reduction="none")
     wanted = want(x[:3], t[:3], None, z_loss=0.1)
     close(y[:3], wanted)
@@ -163,7 +235,7 @@ def rows_apart(typed):
     assert (np.asarray(ignored) == 0).all()
     # Of soft labels a class of probability 0 costs nothing, also where its logit is -inf.
     q = jnp.where(jnp.isinf(x), 0.0, 0.1)
-    got = jax.jit(
+    got = fast.jit(
         jax.value_and_grad(lambda x: sharded("4", True, False, typed, reduction="none")(x, q, None)[:3].sum())
     )(x)
     kept = [x[i][jnp.isfinite(x[i])] for i in range(3)]
@@ -193,9 +265,64 @@ def gradients_within(typed):
 
         places, found = (P(), P(None, "tp")), (P() if typed else P("tp"), P(None, "tp"))
         spread = jax.shard_map(of_part, mesh=MESHES["4"][0], in_specs=places, out_specs=found, check_vma=typed)
-        return jax.jit(spread)(scale, x)
+        return fast.jit(spread)(scale, x)
 
     close(gradient(lambda x: lab.cross_entropy(x, t, axis_name="tp")), gradient(lambda x: by_psum(x, t)))
+
+
+@check()
+def in_the_blocks_of_a_gpu():
+    """The kernels as they are lowered for CUDA, run on this CPU: tiles, several runs of classes, no access outside."""
+    if importlib.util.find_spec("triton") is None:
+        return
+    rows, K, classes = 40, 17, 800
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape))
+    # Far logits in the last parts, where the rows' maxima are not; the first of these parts has both.
+    x, b = (a.at[..., 500:].add(-300.0) for a in (3 * draw(rows, classes), draw(classes)))
+    h, w, a, c = draw(rows, K), draw(K, classes) / 2, jnp.asarray(rng.uniform(0.5, 2, classes)), draw(rows)
+    t = jnp.asarray(rng.integers(0, classes, rows).astype("int32")).at[1::3].set(2)
+    options = {"reduction": "none", "ignore_index": 2, **EVERY, "softcap": 50.0}
+    for ours, theirs, args, wrt in (
+        (sharded("4", False, typed=True, **options), native, (x, t, a), (0,)),
+        (sharded_linear("4", typed=False, **options), native_linear, (h, w, t, b, a), (0, 1, 3)),
+    ):
+        u = tuple(draw(*args[i].shape) for i in wrt)
+        with cuda_on_cpu(sanitized=True, bounds=True) as seen:
+            got = jax.block_until_ready(derivatives(ours, wrt)(args, u, c))
+        assert not seen.faults, seen.faults
+        assert {"gradlab_merge_kernel", "gradlab_backward_kernel", "gradlab_second_backward_kernel"} <= set(
+            seen.kernels
+        )
+        close(got, derivatives(functools.partial(theirs, **options), wrt)(args, u, c), 400)
+
+
+@check(("tpu", "float32"), ("cuda", "bfloat16"))
+def lowers(platform, dtype):
+    """For a machine that is not there, with every kernel compiled."""
+    S = jax.ShapeDtypeStruct
+    options = {"reduction": "mean", **EVERY, "weighted": False}
+    found = set()
+    for fn, shapes, wrt in (
+        (sharded("4", False, typed=True, **options), ((256, 4096), 256, 4096), (0,)),
+        (sharded_linear("4", typed=True, **options), ((256, 64), (64, 4096), 256, 4096, 4096), (0, 1, 3)),
+    ):
+        args = [
+            S(shape if isinstance(shape, tuple) else (shape,), "int32" if shape == 256 else dtype) for shape in shapes
+        ]
+
+        def twice(args, u, fn=fn, wrt=wrt):
+            def gradient(*moving):
+                return jax.grad(
+                    lambda *m: fn(*(m[wrt.index(i)] if i in wrt else a for i, a in enumerate(args))), range(len(wrt))
+                )(*moving)
+
+            return jax.vjp(gradient, *(args[i] for i in wrt))[1](u)
+
+        text = lowered(jax.jit(twice), platform, args, tuple(args[i] for i in wrt)).as_text()
+        found |= set(re.findall(r"gradlab_(\w+)_kernel", text))
+        assert "all_gather" in text
+    assert {"loss", "statistics", "merge", "second_backward", "matmul"} <= found, found
 
 
 def collectives(compiled):
@@ -220,6 +347,19 @@ def one_exchange(typed):
     assert all(kind == "all-reduce" and n <= 2 * M for kind, n in collectives(second)[1:]), collectives(second)
     weighed = jax.jit(sharded("4", False, True, typed, reduction="mean")).lower(x, t, a).compile()
     assert collectives(weighed) == [("all-gather", 4 * 4 * M), ("all-reduce", 1)], collectives(weighed)
+
+
+@check((True,), (False,))
+def one_exchange_linear(typed):
+    """Four numbers a row and part, and the sum over the parts of the gradient of what all have."""
+    args = drawn_linear()
+    run = sharded_linear("4", False, typed, reduction="sum")
+    own = jax.jit(jax.value_and_grad(run, (1, 3))).lower(*args).compile()
+    scalar = [] if typed else [("all-reduce", 1)]
+    assert collectives(own) == [("all-gather", 4 * 4 * M), *scalar], collectives(own)
+    every = jax.jit(jax.value_and_grad(run, (0, 1, 3))).lower(*args).compile()
+    wanted = [("all-gather", 4 * 4 * M), *scalar, ("all-reduce", args[0].size)]
+    assert collectives(every) == wanted, collectives(every)
 
 
 @check()
@@ -258,7 +398,7 @@ def transformed(typed):
 
     places = (P(None, None, "tp"), P())
     spread = jax.shard_map(functools.partial(loss, "tp"), mesh=mesh, in_specs=places, out_specs=P(), check_vma=typed)
-    close(*(jax.jit(jax.value_and_grad(f))(x, t) for f in (spread, functools.partial(loss, None))))
+    close(*(fast.jit(jax.value_and_grad(f))(x, t) for f in (spread, functools.partial(loss, None))))
 
 
 @check()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from gradlab.autodiff.arguments.arrays_jax import as_arrays
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_floats, want_rank, want_size
+from gradlab.autodiff.class_losses.class_axes_jax import class_axes
 from gradlab.autodiff.class_losses.class_range_jax import as_given, rows_of
 from gradlab.autodiff.class_losses.row_sums_jax import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
@@ -20,51 +21,51 @@ from gradlab.kernels.runtime.mesh_pallas import compiled
 OP = "linear_cross_entropy"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _loss_rule(h, w, t, b, a, settings, with_n):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+def _loss_rule(h, w, t, b, a, first, settings, axes, with_n):
     """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics, of x = h w + b."""
-    return kernels.loss(h, w, t, b, a, settings)
+    return kernels.loss(h, w, t, b, a, first, settings, axes)
 
 
-def _loss_fwd(h, w, t, b, a, settings, with_n):
-    y, n, s = loss(h, w, t, b, a, settings, with_n)
-    return (y, n, s), (h, w, t, b, a, s)
+def _loss_fwd(h, w, t, b, a, first, settings, axes, with_n):
+    y, n, s = loss(h, w, t, b, a, first, settings, axes, with_n)
+    return (y, n, s), (h, w, t, b, a, first, s)
 
 
-def _loss_bwd(settings, with_n, saved, cotangents):
+def _loss_bwd(settings, axes, with_n, saved, cotangents):
     dy, dn, _ = cotangents
-    dh, dw, db = backward(dy, dn if with_n else None, *saved, settings)
-    return dh, dw, None, db, None
+    dh, dw, db = backward(dy, dn if with_n else None, *saved, settings, axes)
+    return dh, dw, None, db, None, None
 
 
 _loss_rule.defvjp(_loss_fwd, _loss_bwd)
-loss = compiled(_loss_rule, static_argnums=(5, 6))
+loss = compiled(_loss_rule, static_argnums=(6, 7, 8))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(8,))
-def _backward_rule(dy, dn, h, w, t, b, a, s, settings):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(9, 10))
+def _backward_rule(dy, dn, h, w, t, b, a, first, s, settings, axes):
     """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' (dy (R p - r) + 2 dn l p)."""
-    return kernels.backward(dy, dn, h, w, t, b, a, s, settings)
+    return kernels.backward(dy, dn, h, w, t, b, a, first, s, settings, axes)
 
 
 def _backward_fwd(*args):
-    return backward(*args), args[:-1]
+    return backward(*args), args[:-2]
 
 
-def _backward_bwd(settings, saved, u):
-    ddy, ddn, dh, dw, db = second_backward(u, *saved, settings)
+def _backward_bwd(settings, axes, saved, u):
+    ddy, ddn, dh, dw, db = second_backward(u, *saved, settings, axes)
     # s depends on h, w and b, and their gradients have that dependence in them already.
-    return ddy, ddn, dh, dw, None, db, None, None
+    return ddy, ddn, dh, dw, None, db, None, None, None
 
 
 _backward_rule.defvjp(_backward_fwd, _backward_bwd)
-backward = compiled(_backward_rule, static_argnums=8)
+backward = compiled(_backward_rule, static_argnums=(9, 10))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(9,))
-def _second_backward_rule(u, dy, dn, h, w, t, b, a, s, settings):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(10, 11))
+def _second_backward_rule(u, dy, dn, h, w, t, b, a, first, s, settings, axes):
     """The backward of the backward: <dx, u> by dy, dn, h, w and b, u = uh w + h uw + ub."""
-    return linear_second.second_backward(u, dy, dn, h, w, t, b, a, s, settings)
+    return linear_second.second_backward(u, dy, dn, h, w, t, b, a, first, s, settings, axes)
 
 
 def _second_backward_fwd(*args):
@@ -76,7 +77,7 @@ def _second_backward_bwd(*args):
 
 
 _second_backward_rule.defvjp(_second_backward_fwd, _second_backward_bwd)
-second_backward = compiled(_second_backward_rule, static_argnums=9)
+second_backward = compiled(_second_backward_rule, static_argnums=(10, 11))
 
 
 @overload
@@ -93,6 +94,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     return_z_loss: Literal[True],
     softcap: float | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> tuple[jax.Array, jax.Array]: ...
 @overload
 def linear_cross_entropy(
@@ -108,6 +110,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     return_z_loss: Literal[False] = False,
     softcap: float | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> jax.Array: ...
 @overload
 def linear_cross_entropy(
@@ -123,6 +126,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     return_z_loss: bool,
     softcap: float | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Any: ...
 @public(OP)
 def linear_cross_entropy(
@@ -138,6 +142,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     return_z_loss: bool = False,
     softcap: float | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Any:
     """cross_entropy(linear(hidden[... K], kernel[K V], bias[V]), labels[...]) without logits in memory.
 
@@ -155,6 +160,10 @@ def linear_cross_entropy(
         return_z_loss: return that part too, reduced alike; both are differentiable.
         softcap: the logits are softcap tanh(logits / softcap).
             hidden, kernel and bias of one dtype (float64, float32, float16, bfloat16).
+        axis_name: inside `jax.shard_map`, the mesh axis or axes that the classes are split over: kernel, bias and
+            weight are those of this device, V / W of all V classes, in the order of the axis; hidden and labels are
+            the same on its W devices, labels among all V classes. As in cross_entropy four numbers a row and part are
+            exchanged; the gradient of hidden is summed over the devices.
 
     Returns:
         The loss, a scalar or [...], in the inputs' dtype, summed in float32 or better; with `return_z_loss` two. First
@@ -186,12 +195,13 @@ def linear_cross_entropy(
     h, w, t, b, a = given["hidden"], given["kernel"], given["labels"], given.get("bias"), given.get("weight")
     _want_shapes(h, w, t, b, a)
     M, V, rows = math.prod(t.shape), w.shape[1], range(t.ndim)
+    first, axes = class_axes(OP, axis_name, V)
     # Said to be constants, so that nobody waits for a gradient that is not there.
     a = None if a is None else jax.lax.stop_gradient(a)
-    t, settings = rows_of(OP, labels, V, settings)
+    t, settings = rows_of(OP, labels, axes.V if axes else V, settings)
     reducing = Reduction(reduction, float(z_loss), return_z_loss)
-    y, n, _ = loss(h.reshape(M, h.shape[-1]), w, t, b, a, settings, reducing.with_n)
-    return reduced(y, n, t, a, V, settings, reducing, h.dtype, hidden, rows)
+    y, n, _ = loss(h.reshape(M, h.shape[-1]), w, t, b, a, first, settings, axes, reducing.with_n)
+    return reduced(y, n, t, a, V, settings, reducing, h.dtype, hidden, rows, first, axes)
 
 
 def _want_shapes(h, w, t, b, a) -> None:

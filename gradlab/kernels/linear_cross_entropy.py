@@ -23,6 +23,9 @@ Second backward (20 M K V FLOPs): the cotangents uh, uw, ub of dh, dw, db meet d
 Derivation: linear's and cross_entropy's. <dx, u> is what the three gradients, each linear in dx, make of their
 cotangents; its derivative by x is the Hessian-vector product X along u.
 
+Classes in parts, one a device: each has its part of w, b and a, and all of h. The parts' sums are exchanged and merged
+as cross_entropy's; dw and db are those of the part, dh = sum_i dx_i w_i^T and P are sums over the parts.
+
 Memory. Forward: a program owns a block of rows and a split of the classes. It holds a tile of x in registers, and of
 each row the running maximum, the sum of exponentials rescaled whenever that moves (Milakov and Gimelshein), sum_v r
 and sum_v r (max - z), rescaled alike; a second kernel merges S splits in their order, 4 S M numbers.

@@ -11,6 +11,7 @@ from gradlab.kernels.class_losses import rows_pallas as formulas
 from gradlab.kernels.class_losses.backward_pallas import logit_gradients
 from gradlab.kernels.class_losses.blocks_pallas import Statistics, operands, padded, row_statistics
 from gradlab.kernels.class_losses.chunks_pallas import chunks
+from gradlab.kernels.class_losses.parts_pallas import ClassAxes, merged
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.column_sum_pallas import column_sum
 from gradlab.kernels.common.matmul_pallas import matmul, matmul_add
@@ -26,11 +27,13 @@ PARTS, RESULTS = 6, 5
 def _statistics_kernel(*refs, names, o, apart, tiles, last):
     """PARTS of each row over the s-th run of `tiles` tiles of the classes, or y, n and s when S = 1; grid (M/BM, S).
 
-    A program owns BM rows of the s-th run; `apart`: its block of w is this run alone, else it is all of w.
+    A program owns BM rows of the s-th run; `apart`: its block of w is this run alone, else it is all of w. Where w has
+    the classes from `first` on, the four sums that are merged with those of the others in place of y, n and s.
     """
     ins, outs = dict(zip(names, refs, strict=False)), refs[len(names):]
     t, N, BV, acc = ins["t"][...], ins["w"].shape[1], o.BV, outs[0].dtype
     first, start = (program_id(1) * N, 0) if apart else (0, program_id(1) * tiles)
+    here = t - ins["first"][...] if "first" in ins else t
 
     def step(i, parts):
         *sums, z_of_t, a_of_t = parts
@@ -40,8 +43,8 @@ def _statistics_kernel(*refs, names, o, apart, tiles, last):
         columns = pl.ds(at, BV) if N > BV else slice(None)
         z = capped(formulas.logits(ins, columns, o, acc), o.settings.softcap)
         v = first + at + jax.lax.broadcasted_iota(jnp.int32, z.shape, 1)
-        inside = (v >= first + due) & (v < o.V)
-        hit, zero = inside & (v == t), jnp.zeros_like(z)
+        inside = (v >= first + due) & (v < o.N)
+        hit, zero = inside & (v == here), jnp.zeros_like(z)
         a = zero + ins["a"][:, columns].astype(acc) if "a" in ins else jnp.ones_like(z)
         # Two numbers of the class and two of all weights take fewer registers than a tile of probabilities.
         z_of_t, a_of_t = (total + formulas.row_sum(jnp.where(hit, x, zero)) for total, x in ((z_of_t, z), (a_of_t, a)))
@@ -79,18 +82,27 @@ def _store(outs: Any, parts: tuple[jax.Array, ...], t: jax.Array, o: formulas.Co
 
 
 def loss(
-    h: jax.Array, w: jax.Array, t: jax.Array, b: jax.Array | None, a: jax.Array | None, settings: ClassLoss
+    h: jax.Array,
+    w: jax.Array,
+    t: jax.Array,
+    b: jax.Array | None,
+    a: jax.Array | None,
+    first: jax.Array | None,
+    settings: ClassLoss,
+    axes: ClassAxes | None = None,
 ) -> tuple[jax.Array, jax.Array, Statistics]:
     """Loss y[M] and n[M] = l^2 of the logits of h[M K], w[K V], b[V], and the row statistics.
 
-    All in the accumulator's dtype. Targets are classes t[M]; weights a[V]. A class outside [0, V) gives NaN.
+    All in the accumulator's dtype. Targets are classes t[M]; weights a[V]. A class outside [0, V) gives NaN. With
+    `axes` w, b and a are this device's part of the classes, from `first` on, and the results those of all parts.
     """
     (M, K), V, acc = h.shape, w.shape[1], accumulator(h.dtype)
     if M == 0:
         empty = jnp.zeros(0, acc)
         return empty, empty, (empty,) * 3
-    there = {name: array for name, array in {"h": h, "w": w, "t": t, "b": b, "a": a}.items() if array is not None}
-    names, dtype = tuple(there), h.dtype
+    given = {"h": h, "w": w, "t": t, "b": b, "a": a, "first": first}
+    there = {name: array for name, array in given.items() if array is not None}
+    names, dtype, results, classes = tuple(there), h.dtype, 4 if axes else RESULTS, axes.V if axes else V
 
     sizes = {"M": M, "K": K, "V": V, "1": 1}
 
@@ -106,9 +118,9 @@ def loss(
         splits = tiles if apart else max(1, min(tiles, 1 if interpreted(platform) else 512 // rows))
         each = -(-tiles // splits)
         splits = -(-tiles // each)
-        o = formulas.Constants(settings, V, V, BV, BK, False)
+        o = formulas.Constants(settings, classes, V, BV, BK, False)
         kernel = functools.partial(_statistics_kernel, names=names, o=o, apart=apart, tiles=each, last=splits == 1)
-        count = RESULTS if splits == 1 else PARTS
+        count = results if splits == 1 else PARTS
         out = pl.BlockSpec((BM, 1), lambda i, s: (s * rows + i, 0))
         shape = jax.ShapeDtypeStruct((splits * rows * BM, 1), acc)
         launched = {"warps": warps, "stages": stages}
@@ -120,12 +132,15 @@ def loss(
         t = pad(arrays["t"].reshape(1, M), 1, BM)
         parts = [pad(p.reshape(splits, -1)[:, :M], 1, BM) for p in parts]
         line, column = (pl.BlockSpec((n, BM), lambda i: (0, i)) for n in (1, splits))
-        shapes = [jax.ShapeDtypeStruct(t.shape, acc)] * RESULTS
+        shapes = [jax.ShapeDtypeStruct(t.shape, acc)] * results
         kernel, specs = functools.partial(_merge_kernel, o=o), [line] + [column] * PARTS
-        merge = pallas(kernel, platform, [t.shape[1] // BM], specs, [line] * RESULTS, shapes)
+        merge = pallas(kernel, platform, [t.shape[1] // BM], specs, [line] * results, shapes)
         return [r[0, :M] for r in merge(t, *parts)]
 
-    y, n, *s = launch(call, *there.values())
+    found = launch(call, *there.values())
+    if axes:
+        return merged(tuple(found), t, axes, settings)
+    y, n, *s = found
     return y, n, (s[0], s[1], s[2])
 
 
@@ -137,26 +152,31 @@ def backward(
     t: jax.Array,
     b: jax.Array | None,
     a: jax.Array | None,
+    first: jax.Array | None,
     s: Statistics,
     settings: ClassLoss,
+    axes: ClassAxes | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """dh[M K], dw[K V], db[V] for the cotangents dy[M] of y and dn[M] of n.
 
-    dx[M Vc] of one chunk of classes at once, dh in float32 (linear_cross_entropy's module has the formula).
+    dx[M Vc] of one chunk of classes at once, dh in float32 (linear_cross_entropy's module has the formula). With `axes`
+    dh is this part's term of a sum over the parts.
     """
     (M, K), V = h.shape, w.shape[1]
     if M == 0:
         return h, jnp.zeros_like(w), None if b is None else jnp.zeros_like(b)
 
-    def body(first, parts, sums, h, rows):
+    def body(chunk, parts, sums, h, rows, first):
         w, b, a = parts
+        first = chunk if first is None else chunk + first
         tile = functools.partial(_backward_tile, h.dtype, M, K, w.shape[1])
         arrays, sizes = {"h": h, "w": w, "b": b, "a": a, "first": first, **rows}, {"M": M, "K": K, "V": w.shape[1]}
-        dx = logit_gradients(arrays, sizes, h.dtype, settings, tile, V)
+        dx = logit_gradients(arrays, sizes, h.dtype, settings, tile, axes.V if axes else V)
         dw = matmul(h, dx, None, None, True, False, "", False)
         return (matmul_add(sums[0], dx, w, transposed_b=True),), (dw, None if b is None else column_sum(dx, None))
 
-    (dh,), (dw, db) = chunks(body, (w, b, a), ((M, K),), h, {"t": t, "dy": dy, "dn": dn, **row_statistics(s)})
+    rows = {"t": t, "dy": dy, "dn": dn, **row_statistics(s)}
+    (dh,), (dw, db) = chunks(body, (w, b, a), ((M, K),), h, rows, first)
     return dh.astype(h.dtype), dw, db
 
 

@@ -1,6 +1,7 @@
 """`gradlab train` and `gradlab convert-weights`: validates the arguments and runs the plan."""
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
@@ -63,6 +64,8 @@ def train(
                 start = "torchrun --nproc-per-node N -m gradlab train"
                 raise ValueError(f"train: --fsdp is given to a process that is alone, wanted {start} ... --fsdp")
             return _train(args, both, files, None)
+        # Before torch is imported: its C++ warnings of a process that is gone are pages of frames around one line.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         together = importlib.import_module("gradlab.workloads.ranks_torch").together
         return together(world, spread.timeout, lambda ranks: _train(args, both, files, ranks))
     except ModuleNotFoundError as error:

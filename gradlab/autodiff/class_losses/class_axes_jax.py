@@ -40,7 +40,8 @@ def _one_of_all(y: jax.Array, axes: ClassAxes) -> jax.Array:
 
 
 def _one_of_all_fwd(y: jax.Array, axes: ClassAxes) -> tuple[jax.Array, None]:
-    return y, None
+    # Not y itself: where this is differentiated once more, the cotangents are those of all devices again.
+    return _one_of_all(y, axes), None
 
 
 def _one_of_all_bwd(axes: ClassAxes, _: None, dy: jax.Array) -> tuple[jax.Array]:

@@ -3,6 +3,7 @@
 A sum of squares, a product with a number and a dot product are each other's pullbacks: every order is exact.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -17,22 +18,22 @@ from gradlab.kernels.runtime.launch_pallas import accumulator
 from gradlab.kernels.runtime.mesh_pallas import compiled
 
 
-@jax.custom_vjp
-def _squares_rule(x):
-    """s = the sum of x^2."""
-    return kernels.squares(x)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _squares_rule(dtype, *arrays):
+    """s = the sum of x^2 over all arrays, in that dtype."""
+    return kernels.squares(dtype, *arrays)
 
 
-def _squares_fwd(x):
-    return squares(x), x
+def _squares_fwd(dtype, *arrays):
+    return squares(dtype, *arrays), arrays
 
 
-def _squares_bwd(x, ds):
-    return (scale(x, 2 * ds),)
+def _squares_bwd(dtype, arrays, ds):
+    return tuple(scale(x, 2 * ds.astype(accumulator(x.dtype))) for x in arrays)
 
 
 _squares_rule.defvjp(_squares_fwd, _squares_bwd)
-squares = compiled(_squares_rule)
+squares = compiled(_squares_rule, static_argnums=0)
 
 
 @jax.custom_vjp
@@ -87,7 +88,7 @@ def global_norm(tree: Any) -> jax.Array:
     """
     leaves = _leaves("global_norm", tree)
     dtype = jnp.result_type(*(accumulator(x.dtype) for x in leaves)) if leaves else jnp.float32
-    total = sum((squares(x).astype(dtype) for x in leaves), jnp.zeros((), dtype))
+    total = squares(jnp.dtype(dtype), *leaves) if leaves else jnp.zeros((), dtype)
     # The square root has no derivative at 0.
     return jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total)))
 

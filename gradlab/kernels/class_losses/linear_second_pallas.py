@@ -16,6 +16,7 @@ from gradlab.kernels.class_losses.blocks_pallas import (
 )
 from gradlab.kernels.class_losses.chunks import chunk
 from gradlab.kernels.class_losses.chunks_pallas import chunks
+from gradlab.kernels.class_losses.parts_pallas import ClassAxes
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.column_sum_pallas import column_sum
 from gradlab.kernels.common.matmul_pallas import matmul_add
@@ -55,17 +56,21 @@ def second_backward(
     t: jax.Array,
     b: jax.Array | None,
     a: jax.Array | None,
+    first: jax.Array | None,
     s: Statistics,
     settings: ClassLoss,
+    axes: ClassAxes | None = None,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array | None]:
     """d(dy)[M], d(dn)[M], dh[M K], dw[K V], db[V]: the backward of `backward` for the cotangents u of its results.
 
-    Twice over the chunks of classes: the rows' sums of <dx, u> first, then dx and X. 20 M K V FLOPs.
+    Twice over the chunks of classes: the rows' sums of <dx, u> first, then dx and X. 20 M K V FLOPs. With `axes` w, b
+    and a are this device's part of the classes, d(dy), d(dn) and dh its terms of sums over the parts, and P is
+    exchanged between the two, one number a row.
     """
     (M, K), V = h.shape, w.shape[1]
     if M == 0:
         return dy, dn, h, jnp.zeros_like(w), None if b is None else jnp.zeros_like(b)
-    acc, dtype = accumulator(h.dtype), h.dtype
+    acc, dtype, classes = accumulator(h.dtype), h.dtype, axes.V if axes else V
     uh, uw, ub = u
 
     def products(parts, h, uh):
@@ -77,13 +82,14 @@ def second_backward(
 
         return matmul_add(line(b), h, w), matmul_add(matmul_add(line(ub), uh, w), h, uw)
 
-    def tiles(first, xu, a, rows, sums):
+    def tiles(chunk, xu, a, rows, sums):
         x, u = xu
-        arrays, N = {"x": x, "u": u, "first": first, "a": a, **rows}, x.shape[1]
+        first = chunk if rows["first"] is None else chunk + rows["first"]
+        arrays, N = {"x": x, "u": u, "a": a, **rows, "first": first}, x.shape[1]
         results = [("M1", acc) if sums else ("MV", dtype)] * 2
         tile = functools.partial(row_tile, M, N, 256, 4)
         return launch_over(
-            "M", _second_backward_kernel, arrays, results, {"M": M, "V": N}, settings, tile, V, sums=sums
+            "M", _second_backward_kernel, arrays, results, {"M": M, "V": N}, settings, tile, classes, sums=sums
         )
 
     def row_sums(first, parts, xu, rows, ddy, P):
@@ -109,11 +115,11 @@ def second_backward(
         dw = matmul_add(matmul_add(jnp.zeros(w.shape, acc), h, X, transposed_a=True), uh, dx, transposed_a=True)
         return (dh,), (dw.astype(w.dtype), None if b is None else column_sum(X, None))
 
-    cut, rows = (w, b, a, uw, ub), {"t": t, "dy": dy, "dn": dn, **row_statistics(s)}
-    if chunk(M, K, V) == V:
+    cut, rows = (w, b, a, uw, ub), {"t": t, "dy": dy, "dn": dn, **row_statistics(s), "first": first}
+    if chunk(M, K, V) == V and not axes:
         (ddy, P, dh), (dw, db) = chunks(of_both, cut, ((M,), (M,), (M, K)), h, uh, rows)
     else:
         (ddy, P), _ = chunks(of_sums, cut, ((M,), (M,)), h, uh, rows)
-        (dh,), (dw, db) = chunks(of_rest, cut, ((M, K),), h, uh, {**rows, "P": P})
+        (dh,), (dw, db) = chunks(of_rest, cut, ((M, K),), h, uh, {**rows, "P": axes.sum(P) if axes else P})
     ddn = None if dn is None else square_gradient(P, t, s, settings)
     return ddy, ddn, dh.astype(h.dtype), dw, db

@@ -1,9 +1,13 @@
 """Sums of squares and products over all elements of an array, and its product with a number, as Pallas kernels."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from gradlab.kernels.common import reduce_pallas
 from gradlab.kernels.optimizers.step_pallas import step
+from gradlab.kernels.runtime.sharded_pallas import sharded
 
 
 # fmt: off
@@ -13,9 +17,21 @@ def _scale_kernel(s_ref, x_ref, y_ref):
 # fmt: on
 
 
-def squares(x: jax.Array) -> jax.Array:
-    """The sum of x^2, in float32 or better. E read."""
-    return reduce_pallas.sum_of(lambda x: x * x, "squares", x)
+def _rule(dtype: Any, *arrays: jax.Array) -> str:
+    of = [" ".join(f"E{i}_{j}" for j in range(x.ndim)) for i, x in enumerate(arrays)]
+    names = [f"x{i}" for i in range(len(arrays))]
+    inputs = ", ".join(f"{name}[{axes}]" for name, axes in zip(names, of, strict=True))
+    return f"{inputs} -> s[]; sums {' '.join(of)}; adds {' '.join(names)}"
+
+
+@sharded(_rule)
+def squares(dtype: Any, *arrays: jax.Array) -> jax.Array:
+    """The sum of x^2 over all arrays, each in float32 or better, all in `dtype`. E read.
+
+    One operation, so that devices that hold parts of the arrays add up one number.
+    """
+    each = (reduce_pallas.sum_of(lambda x: x * x, "squares", x).astype(dtype) for x in arrays)
+    return sum(each, jnp.zeros((), dtype))
 
 
 def dot(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -25,16 +25,6 @@ BE, MANY = 2048, 12
 ROWS, COLUMNS = 32, 128
 
 
-def _rule(kernel, shared, operands, results, aliases, sums=None, numbered=False) -> str:
-    """Elements are independent, but for those of random bits that are numbered through the array."""
-    shape = axes("E", operands[0].ndim)
-    ins = [f"s{i}[1 S{i}]" for i in range(len(shared))] + [f"x{i}[{shape}]" for i in range(len(operands))]
-    outs = [f"y{i}[{shape}]" for i in range(len(results))] + ([] if sums is None else ["s[]"])
-    clause = "" if sums is None else f"; sums {shape}"
-    return f"{', '.join(ins)} -> {', '.join(outs)}" + (f"; whole {shape}" if numbered else clause)
-
-
-@sharded(_rule)
 def step(
     kernel: Callable[..., None],
     shared: Sequence[jax.Array],
@@ -56,11 +46,46 @@ def step(
         numbered: whether to pass the kernel `numbers`, a function that returns the lower and upper 32 bits of its
             elements' indices.
     """
+    shape = operands[0].shape
+    places = [jnp.arange(n, dtype=jnp.uint32) for n in shape] if numbered else []
+    return _step(kernel, shared, operands, results, aliases, sums, shape if numbered else None, places)
+
+
+def _rule(kernel, shared, operands, results, aliases, sums, numbered, places) -> str:
+    letters = axes("E", operands[0].ndim)
+    ins = [f"s{i}[1 S{i}]" for i in range(len(shared))] + [f"x{i}[{letters}]" for i in range(len(operands))]
+    ins += [f"c{i}[{letter}]" for i, letter in enumerate(letters.split()[: len(places)])]
+    outs = [f"y{i}[{letters}]" for i in range(len(results))] + ([] if sums is None else ["s[]"])
+    return f"{', '.join(ins)} -> {', '.join(outs)}" + ("" if sums is None else f"; sums {letters}")
+
+
+@sharded(_rule)
+def _step(
+    kernel: Callable[..., None],
+    shared: Sequence[jax.Array],
+    operands: Sequence[jax.Array],
+    results: Sequence[Any],
+    aliases: Mapping[int, int],
+    sums: Any,
+    numbered: tuple[int, ...] | None,
+    places: Sequence[jax.Array],
+) -> list[jax.Array]:
+    """`step` of arrays, or of a device's parts of them.
+
+    Args:
+        numbered: the shape of the whole arrays, whose elements are numbered, or None.
+        places: for each axis the indices in the whole arrays, if they are numbered.
+    """
     like = operands[0]
     if like.size == 0:
         return [jnp.zeros(like.shape, d) for d in results] + ([] if sums is None else [jnp.zeros((), sums)])
 
-    shape, size, single, many = like.shape, like.size, len(shared), len(operands) + len(results) > MANY
+    shape, size, many = like.shape, like.size, len(operands) + len(results) > MANY
+    first = []
+    if numbered is not None and numbered != shape:
+        # Where the part begins.
+        first = [jnp.stack([place[0] for place in places]).reshape(1, -1)]
+    is_part, single = bool(first), len(shared) + len(first)
 
     def call(platform: str, *given: jax.Array) -> list[jax.Array]:
         wide = many and given[single].dtype == jnp.float64
@@ -81,7 +106,9 @@ def step(
             if platform == "cuda":
                 last = len(refs) - (sums is not None)
                 refs[single:last] = [_Masked(ref, size, each) for ref in refs[single:last]]
-            kernel(*refs, **({"numbers": lambda: _numbers(tile.block_shape)} if numbered else {}))
+            begin = refs.pop(0) if is_part else None
+            numbers = lambda: _numbers(tile.block_shape, shape, numbered, begin)  # noqa: E731
+            kernel(*refs, **({} if numbered is None else {"numbers": numbers}))
 
         body.__name__ = getattr(kernel, "func", kernel).__name__
         found = pallas(
@@ -100,7 +127,7 @@ def step(
             t[0, 0] if interpreted(platform) else sum_all(t.reshape(t.shape[0], -1)) for t in found[len(results) :]
         ]
 
-    return launch(call, *shared, *operands)
+    return launch(call, *first, *shared, *operands)
 
 
 def _cut(platform: str, operands: Sequence[jax.Array], each: int) -> tuple[list[jax.Array], pl.BlockSpec, int]:
@@ -113,8 +140,27 @@ def _cut(platform: str, operands: Sequence[jax.Array], each: int) -> tuple[list[
     return flat, pl.BlockSpec((rows, columns), lambda i: (i, 0)), flat[0].shape[0] // rows
 
 
-def _numbers(tile: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """The indices of a tile's elements in the flattened array, the same for any tiling: lower and upper 32 bits."""
+def _numbers(
+    tile: tuple[int, ...], part: tuple[int, ...], array: tuple[int, ...] | None, begin: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The indices of a tile's elements in the flattened array, the same for any tiling: lower and upper 32 bits.
+
+    Of a part of the array that begins at begin[1 k], of fewer than 2^32 elements, each index is that in the whole one.
+    """
+    low, high = _numbers_in_part(tile)
+    if begin is None or array is None:
+        return low, high
+    index = high = jnp.zeros_like(low)
+    for axis in reversed(range(len(part))):
+        place = low % jnp.uint32(part[axis]) + begin[0, axis]
+        low = low // jnp.uint32(part[axis])
+        index = index + place * jnp.uint32(math.prod(array[axis + 1 :]) % 2**32)
+        # Past 32 bits the first axis tells the elements apart.
+        high = place if math.prod(array) > 2**32 else high
+    return index, high
+
+
+def _numbers_in_part(tile: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     inside = jax.lax.broadcasted_iota(jnp.uint32, tile, len(tile) - 1)
     if len(tile) == 2:
         inside = inside + jax.lax.broadcasted_iota(jnp.uint32, tile, 0) * jnp.uint32(tile[1])

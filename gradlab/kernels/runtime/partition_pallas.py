@@ -2,7 +2,8 @@
 
 A letter is split along the mesh axes of the first operand that is sharded there; a mesh axis splits one letter, and a
 letter only where its size is a multiple of the devices: every other axis is whole on every device. So the layout of
-the first operands wins, which are activations, and what conflicts with it is resharded.
+the first operands wins, which are activations, and what conflicts with it is resharded. Letters of terms of one sum,
+which no array has both of, may be split along the same mesh axis: each device sums what it has.
 """
 
 import dataclasses
@@ -77,18 +78,27 @@ class Rule(NamedTuple):
         """
         lengths = {a: n for of, shape in zip(self.inputs, shapes, strict=True) for a, n in zip(of, shape, strict=True)}
         found: dict[str, tuple[Any, ...]] = {}
-        used: set[Any] = set()
+        used: dict[Any, list[str]] = {}
         for of, spec in [*zip(self.inputs, specs, strict=True), *zip(self.results, wanted, strict=False)]:
             for letter, place in zip(of, spec, strict=False):
                 if letter in found or letter not in self.letters or letter not in lengths:
                     continue
                 if letter in self.own and self.own & found.keys():
                     continue
-                axes = tuple(a for a in _names(place) if a in sizes and a not in used)
+                axes = tuple(a for a in _names(place) if a in sizes and self._apart(letter, used.get(a, ())))
                 if axes and lengths[letter] % math.prod(sizes[a] for a in axes) == 0:
                     found[letter] = axes
-                    used.update(axes)
+                    for a in axes:
+                        used.setdefault(a, []).append(letter)
         return found
+
+    def _apart(self, letter: str, others: Sequence[str]) -> bool:
+        """Whether a letter may be split along the mesh axis that these are split along."""
+        if not others:
+            return True
+        of_sums = all(i in self.added for i, of in enumerate(self.inputs) for other in (letter, *others) if other in of)
+        arrays = (*self.inputs, *self.results)
+        return of_sums and not any(letter in of and other in of for of in arrays for other in others)
 
     def typed_split(self, mesh: Any, types: Sequence[Any]) -> Split:
         """How operands of these types, on a mesh of Explicit axes, are split."""
@@ -154,16 +164,21 @@ class Splitting(NamedTuple):
                 run = functools.partial(fn.fn, split[letter])
         summed = {letter: split[letter] for letter in rule.sums & split.keys() - rule.own}
 
+        def missing(of: Sequence[str]) -> set[Any]:
+            """The mesh axes along which terms of sums are, for an array of these letters."""
+            return {a for letter in summed.keys() - set(of) for a in summed[letter]}
+
         def call(*parts: jax.Array) -> list[jax.Array]:
             given = list(parts)
             for i in rule.added:
-                axes = [a for letter in sorted(summed.keys() - set(rule.inputs[i])) for a in summed[letter]]
+                own = {a for letter in rule.inputs[i] for a in split.get(letter, ())}
+                axes = missing(rule.inputs[i]) - own
                 if axes:
-                    given[i] = once(axes, given[i])
+                    given[i] = once(sorted(axes, key=str), given[i])
             results = []
             for y, of in zip(jax.tree.leaves(run(*given)), rule.results, strict=True):
-                axes = [a for letter in sorted(summed.keys() - set(of)) for a in summed[letter]]
-                results.append(jax.lax.psum(y, tuple(axes)) if axes else y)
+                axes = missing(of)
+                results.append(jax.lax.psum(y, tuple(sorted(axes, key=str))) if axes else y)
             return results
 
         return call

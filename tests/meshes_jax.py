@@ -1,0 +1,250 @@
+"""What devices of a mesh send each other where gradlab's ops run on parts of arrays: the compiled program is read.
+
+Functions for `multi_device_jax.py`, which runs them on 1, 2, 4 and 8 of its devices. Values are held against jax's own
+ops, unsharded, in float64.
+"""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import gradlab.jax as lab
+
+SENDS = re.compile(
+    r"= (\([^)]*\)|\S+) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
+)
+SHAPE = re.compile(r"\b[a-z]+\d+\[([\d,]*)\]")
+KINDS = (AxisType.Auto, AxisType.Explicit)
+
+
+def mesh(kind, **sizes):
+    """A mesh of the first devices."""
+    devices = jax.devices()[: math.prod(sizes.values())]
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(kind,) * len(sizes), devices=devices)
+
+
+def put(x, on, *spec):
+    """The array on the devices of all processes, which each have it."""
+    return jax.make_array_from_callback(x.shape, NamedSharding(on, P(*spec)), np.asarray(x).__getitem__)
+
+
+def draw(*shape):
+    return jnp.asarray(np.random.default_rng(math.prod(shape)).standard_normal(shape))
+
+
+def sent(fn, *args):
+    """What a program sends: {operation: numbers of elements of its results, sorted}."""
+    found = {}
+    for shapes, operation in SENDS.findall(jax.jit(fn).lower(*args).compile().as_text()):
+        sizes = [math.prod(int(n) for n in dims.split(",") if n) for dims in SHAPE.findall(shapes)]
+        found.setdefault(operation, []).extend(sizes)
+    return {operation: sorted(sizes) for operation, sizes in found.items()}
+
+
+def assert_close(got, want, scale=1e-12):
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert g.shape == w.shape
+        atol = scale * max(1, float(abs(w).max()))
+        for part in g.addressable_shards:
+            np.testing.assert_allclose(np.asarray(part.data), np.asarray(w)[part.index], rtol=0, atol=atol)
+
+
+def assert_sends(fn, args, **wanted):
+    got = sent(fn, *args)
+    assert got == {name.replace("_", "-"): sorted(sizes) for name, sizes in wanted.items() if sizes}, got
+
+
+def gradient(fn, *wrt):
+    return jax.grad(lambda *args: jnp.sin(fn(*args)).sum(), wrt)
+
+
+def network(linear, loss):
+    def of(params, x, t):
+        for w, b in params[:-1]:
+            x = jnp.tanh(linear(x, w, b)) if linear is not lab.linear else lab.tanh(linear(x, w, b))
+        return loss(linear(x, *params[-1]), t)
+
+    return of
+
+
+OURS = network(lab.linear, lab.mse_loss)
+THEIRS = network(lambda x, w, b: x @ w + b, lambda y, t: ((y - t) ** 2).mean())
+
+
+def data_parallel(kind, n):
+    """A batch over the devices, weights everywhere: the gradients are all that is sent, once."""
+    on = mesh(kind, d=n)
+    params = [(draw(6, 10), draw(10)), (draw(10, 3), draw(3))]
+    x, t = draw(16, 6), draw(16, 3)
+    given = jax.tree.map(lambda p: put(p, on), params), put(x, on, "d"), put(t, on, "d")
+    step = jax.value_and_grad(OURS)
+    assert_close(jax.jit(step)(*given), jax.value_and_grad(THEIRS)(params, x, t))
+    sizes = [1, *(p.size for p in jax.tree.leaves(params))]
+    assert_sends(step, given, all_reduce=sizes if n > 1 else [])
+    for grad, p in zip(jax.tree.leaves(jax.jit(step)(*given)[1]), jax.tree.leaves(given[0]), strict=True):
+        assert grad.sharding.is_equivalent_to(p.sharding, p.ndim)
+
+
+def tensor_parallel(kind, n):
+    """Columns of the first weights and rows of the second ones over the devices: one sum of the results, forward."""
+    on = mesh(kind, k=n)
+    x, (w, b), (u, c) = draw(8, 5, 6), (draw(6, 16), draw(16)), (draw(16, 3), draw(3))
+    given = put(x, on), put(w, on, None, "k"), put(b, on, "k"), put(u, on, "k"), put(c, on)
+
+    def ours(x, w, b, u, c):
+        return lab.linear(lab.linear(x, w, b, activation="relu"), u, c, activation="relu")
+
+    def theirs(x, w, b, u, c):
+        return jax.nn.relu(jax.nn.relu(x @ w + b) @ u + c)
+
+    want = theirs(x, w, b, u, c)
+    assert_close(jax.jit(ours)(*given), want)
+    assert_sends(ours, given, all_reduce=[want.size] if n > 1 else [])
+    gradients = gradient(ours, 0, 1, 2, 3, 4)
+    assert_close(jax.jit(gradients)(*given), gradient(theirs, 0, 1, 2, 3, 4)(x, w, b, u, c))
+    assert_sends(gradients, given, all_reduce=[want.size, x.size] if n > 1 else [])
+
+
+def sequence_parallel(kind, n):
+    """Positions over the devices: a linear layer sends nothing forward, and its weights' gradients backward."""
+    on = mesh(kind, d=n)
+    x, w, b = draw(3, 8, 6), draw(6, 4), draw(4)
+    given = put(x, on, None, "d"), put(w, on), put(b, on)
+    assert_sends(lab.linear, given)
+    assert_close(jax.jit(lab.linear)(*given), x @ w + b)
+    gradients = gradient(lab.linear, 0, 1, 2)
+    assert_close(jax.jit(gradients)(*given), gradient(lambda x, w, b: x @ w + b, 0, 1, 2)(x, w, b))
+    assert_sends(gradients, given, all_reduce=[w.size, b.size] if n > 1 else [])
+
+
+def convolution(kind, n):
+    """Images, filters or channels over the devices, and groups of a depthwise convolution."""
+    on = mesh(kind, d=n)
+    x, w, b = draw(8, 6, 5, 8), draw(3, 3, 8, 8), draw(8)
+
+    def theirs(x, w, b, groups=1):
+        y = jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
+        return jax.nn.relu(y + b)
+
+    ours = functools.partial(lab.conv2d, activation="relu")
+    pooled = lambda x: lab.max_pool2d(x, 2)
+    many = n > 1
+    for places, forward, backward in (
+        (((("d"),), (), ()), [], [w.size, b.size]),
+        (((), (None, None, None, "d"), ("d",)), [], [x.size]),
+        (((None, None, None, "d"), (None, None, "d"), ()), [8 * 6 * 5 * 8], [8 * 6 * 5 * 8]),
+    ):
+        given = [put(a, on, *place) for a, place in zip((x, w, b), places, strict=True)]
+        assert_close(jax.jit(ours)(*given), theirs(x, w, b))
+        assert_sends(ours, given, all_reduce=forward if many else [])
+        gradients = gradient(ours, 0, 1, 2)
+        assert_close(jax.jit(gradients)(*given), gradient(theirs, 0, 1, 2)(x, w, b), 1e-11)
+        assert_sends(gradients, given, all_reduce=backward if many else [])
+    apart = functools.partial(ours, groups=8)
+    given = put(x, on, None, None, None, "d"), put(w[:, :, :1], on, None, None, None, "d"), put(b, on, "d")
+    assert_close(jax.jit(apart)(*given), theirs(x, w[:, :, :1], b, 8))
+    assert_sends(gradient(apart, 0, 1, 2), given)
+    assert_sends(gradient(pooled, 0), given[:1])
+
+
+def optimizers(kind, n):
+    """A step on sharded parameters sends nothing and stays in its memory; a global norm is one sum of a number."""
+    on = mesh(kind, d=n)
+    places = {(16, 6): ("d",), (8,): ("d",)}
+    params = {"w": draw(16, 6), "b": draw(8), "s": draw(5)}
+    one = params, jax.tree.map(jnp.cos, params), lab.adam_init(params)
+    given = jax.tree.map(lambda a: put(a, on, *places.get(a.shape, ())), one)
+    for max_norm in (None, 0.3):
+        update = functools.partial(lab.adam_step, learning_rate=0.1, max_norm=max_norm)
+        step = jax.jit(update, donate_argnums=(0, 2))
+        text = step.lower(*given).compile().as_text()
+        assert text.count("may-alias") + text.count("must-alias") >= 9, text[:400]
+        assert_sends(step, given, all_reduce=[1] if max_norm and n > 1 else [])
+        want = update(*one)
+        got = step(*jax.tree.map(jnp.copy, given))
+        assert_close(got, want)
+        for after, before in zip(jax.tree.leaves(got), jax.tree.leaves((given[0], given[2])), strict=True):
+            assert after.sharding.is_equivalent_to(before.sharding, before.ndim), (after.sharding, before.sharding)
+
+
+def random_rounding(kind, n):
+    """Moments that are rounded at random have the same bits on any mesh, and nothing is sent."""
+    on = mesh(kind, d=n)
+    params = {"w": draw(16, 6).astype("float32"), "v": draw(4, 8).astype("bfloat16")}
+    grads = jax.tree.map(jnp.cos, params)
+    state = lab.adam_init(params, state_dtype=jnp.bfloat16, master_weights=True)
+    step = functools.partial(lab.adam_step, learning_rate=0.1, seed=3, state_dtype=jnp.bfloat16, master_weights=True)
+    places = {(16, 6): ("d",), (4, 8): (None, "d")}
+    spread = lambda tree: jax.tree.map(lambda a: put(a, on, *places.get(a.shape, ())), tree)
+    given = spread(params), spread(grads), spread(state)
+    got, want = jax.jit(step)(*given), jax.jit(step)(params, grads, state)
+    assert_close(got, want, 0)
+    assert_sends(step, given)
+
+
+def transforms(kind, n):
+    """vmap with its axis over the devices or beside them, checkpoint, scan and second derivatives."""
+    on = mesh(kind, d=n)
+    x, w = draw(8, 16, 6), draw(6, 6)
+    spread = put(x, on, "d"), put(w, on)
+    beside = put(x, on, None, "d"), put(w, on)
+    layer = lambda x, w: lab.tanh(lab.linear(x, w))
+    theirs = lambda x, w: jnp.tanh(x @ w)
+    for given in (spread, beside):
+        mapped = jax.vmap(layer, (0, None))
+        assert_close(jax.jit(mapped)(*given), theirs(x, w))
+        assert_sends(mapped, given)
+        repeated = lambda layer, wrap: lambda x, w: jax.lax.scan(wrap(lambda c, _: (layer(c, w), None)), x, None, 3)[0]
+        for wrap in (lambda f: f, jax.checkpoint):
+            got = jax.jit(gradient(repeated(layer, wrap), 0, 1))(*given)
+            assert_close(got, gradient(repeated(theirs, wrap), 0, 1)(x, w))
+        assert "all-gather" not in sent(gradient(repeated(layer, jax.checkpoint), 0, 1), *given)
+
+    def twice(layer):
+        return jax.grad(lambda x, w: sum((g**2).sum() for g in gradient(layer, 0, 1)(x, w)), (0, 1))
+
+    assert_close(jax.jit(twice(layer))(*spread), twice(theirs)(x, w), 1e-11)
+    assert "all-gather" not in sent(twice(layer), *spread)
+
+
+def uneven(kind, n):
+    """A size that the devices do not divide is whole on each of them; sums are over no padding."""
+    on = mesh(kind, d=n)
+    x, w = draw(4 * n, 6), draw(6, 3 * n + 1)
+
+    def odd(x, w):
+        y = lab.linear(x, w)
+        return lab.linear(y[:-1].T, y[:-1])
+
+    given = put(x, on, "d"), put(w, on)
+    theirs = lambda x, w: (x @ w)[:-1].T @ (x @ w)[:-1]
+    assert_close(jax.jit(odd)(*given), theirs(x, w))
+
+
+# On how many devices of Auto and of Explicit axes each runs.
+CHECKS = {
+    data_parallel: ((1, 2, 4, 8), (4,)),
+    tensor_parallel: ((1, 2, 4, 8), (4,)),
+    sequence_parallel: ((8,), (4,)),
+    convolution: ((4,), (2,)),
+    optimizers: ((8,), (2,)),
+    random_rounding: ((4,), (4,)),
+    transforms: ((8,), (4,)),
+    uneven: ((4,), ()),
+}
+
+
+def checks():
+    """Each check by its name."""
+    for check, counts in CHECKS.items():
+        for kind, numbers in zip(KINDS, counts, strict=True):
+            for n in numbers:
+                yield f"{check.__name__}: {kind.name}, {n}", functools.partial(check, kind, n)
