@@ -303,6 +303,7 @@ def uses(framework):
         "mlir": lambda: hasattr(p.mlir(), "Module"),
         "register_triton": dialect,
         "is_jaxs_own": lambda: own is None or p.is_jaxs_own(own),
+        "coordination": lambda: p.coordination() == (None, 0, 1),
     }
 
 

@@ -40,6 +40,8 @@ class _Interrupted(Exception):
 class TorchRanks:
     """`ranks.Ranks` over torch.distributed."""
 
+    side = "torch"
+
     def __init__(self, world: World, told: list[int], timeout: float) -> None:
         self.world, self.told, self.steps, self.saved = world, told, 0, ""
         self.token = secrets.token_hex(4)

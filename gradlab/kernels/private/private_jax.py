@@ -104,3 +104,10 @@ def called_on_host(ctx: Any, fn: Callable[..., Any], operands: Sequence[Any]) ->
         sharding=_callback_op_sharding(ctx.module_context.axis_context, None, types),
     )
     return lower_fun(joined, multiple_results=True)(ctx.replace(avals_in=types), *results)
+
+
+def coordination() -> tuple[Any, int, int]:
+    """What `jax.distributed.initialize` found: the client of its key-value store, this process's number, how many."""
+    from jax._src.distributed import global_state
+
+    return global_state.client, global_state.process_id, global_state.num_processes
