@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -119,7 +119,16 @@ def trained(kind, mesh):
     return lambda: trainer.step(x, t)
 
 
-STEPPED = {name: functools.partial(call, strategy) for name, strategy in STRATEGIES.items()}
+def moved(mesh):
+    """A DTensor that is gathered, and one whose terms are added up, to a share and to all of it."""
+    whole = torch.ones(BATCH, WIDTHS[-1])
+    share = distribute_tensor(whole, mesh, [Shard(0)])
+    terms = DTensor.from_local(whole, mesh, [Partial()])
+    return lambda: [share.full_tensor(), terms.redistribute(mesh, [Shard(0)]), terms.full_tensor()]
+
+
+STEPPED = {"moved": moved}
+STEPPED |= {name: functools.partial(call, strategy) for name, strategy in STRATEGIES.items()}
 STEPPED |= {f"train {kind}": functools.partial(trained, kind) for kind in ("DDP", "FSDP")}
 
 
