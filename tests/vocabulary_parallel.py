@@ -446,7 +446,25 @@ def memory(group):
     assert whole >= M * V * F
     # 4 numbers a row of each rank, twice while they are gathered; a row's results, and a few scalars.
     assert M * V * F // world <= part <= M * V * F // world + M * F * (4 * (world + 1) + 5 + 2) + 4096
-    print(f"peak of cross_entropy: {whole} bytes unsharded, {part} on each of {world} ranks")
+    print_peaks("cross_entropy", whole, part, world)
+    K = 32
+    h, w = drawn(M, K, dtype=torch.float32), drawn(V, K, dtype=torch.float32)
+    head = Spread(group, [V // world] * world).part(w, 0)
+
+    def both(w, **where):
+        return lambda: torch.autograd.grad(lab.linear_cross_entropy(h, w, t, **where), (h, w))
+
+    both(w)(), both(head, group=group)()
+    whole, part = peak_bytes(side("torch"), both(w)), peak_bytes(side("torch"), both(head, group=group))
+    # dx and dw of this rank's classes; dh, and the sum of it that is on its way.
+    classes = F * (M + K) * V
+    assert classes <= whole
+    assert classes // world <= part <= classes // world + M * F * (2 * K + 4 * (world + 1) + 7) + 4096
+    print_peaks("linear_cross_entropy", whole, part, world)
+
+
+def print_peaks(op, whole, part, world):
+    print(f"peak of {op}: {whole} bytes unsharded, {part} on each of {world} ranks")
 
 
 def refusals(group):

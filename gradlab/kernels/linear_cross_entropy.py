@@ -38,6 +38,10 @@ gradient, 2 M V e; what that costs here is x once more, 8 M K V FLOPs in all for
 2^21 elements where h is small: with fewer a launch leaves most of a GPU without work. The second backward takes the
 same chunks: 8 M Vc bytes for x and u, 2 M Vc e for X and dx. `python benchmarks/logits_memory.py` measures the peak.
 
+Classes in parts, one a device (vocabulary parallel): each part's row sums are merged as those of splits are, from 4 M
+numbers of each device; x, dx, dw and db stay where their classes are. dh is a sum over parts, which devices add up in
+float32 before it is rounded once. In the second backward P, d(dy) and d(dn) are added up between its two passes.
+
 Precision: x and all of a row's sums are float32 or better: the logits are not rounded to the inputs' dtype, dx is. Its
 cotangent is the true one, so a loss scaled against underflow stays scaled. (max - z) first: far logits cancel.
 Saved for backward: h, w, b, t, a and the row statistics: the maximum, the log of the sum of exponentials, and R.
