@@ -1,7 +1,8 @@
 """What each rank of `test_torchrun.py` runs: shared runs against those of one process, folders, and bad input.
 
-`torchrun ... -m tests.torchrun_ranks all FOLDER` runs everything, and at last rank 1 fails. With `ends` in place of `all`
-it ends in a way of its own in each attempt of torchrun's, in the middle of `gradlab train` as the command line has it.
+`torchrun ... -m tests.torchrun_ranks all FOLDER` runs everything, and at last rank 1 fails. With `ends` in place of
+`all` it ends in a way of its own in each attempt of torchrun's, in the middle of `gradlab train` as the command line
+has it.
 """
 
 import contextlib
