@@ -115,7 +115,7 @@ def run(rank, world, path):
         square = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("data", "model"))
         row = init_device_mesh("cpu", (world, 1), mesh_dim_names=("all", "one"))
         meshes = {"store": path, "4": row["all"], "1": row["one"], "2": square["model"], "2x2": square}
-        for name in ("sharded_ops", "sharded_modules", "sharded_optimizers"):
+        for name in ("sharded_modules", "sharded_ops", "sharded_optimizers"):
             for part in importlib.import_module(f"tests.{name}").PARTS:
                 torch.manual_seed(0)
                 part(meshes)
