@@ -133,7 +133,9 @@ def fork(rank, world, path):
         run(rank, world, path)
         status = 0
     except BaseException:
-        print(f"rank {rank}\n{traceback.format_exc()}", flush=True)
+        said = traceback.format_exc()
+        # A rank that fails ends the others, whose errors hide its own.
+        print(f"rank {rank}: " + ("another is gone" if "closed by peer" in said else f"\n{said}"), flush=True)
     finally:
         os._exit(status)
 
@@ -144,4 +146,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     children = [fork(rank, int(sys.argv[1]), sys.argv[2]) for rank in range(int(sys.argv[1]))]
     statuses = [os.waitpid(child, 0)[1] for child in children]
+    print(f"exit statuses: {statuses}")
     sys.exit(any(statuses))
