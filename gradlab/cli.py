@@ -12,6 +12,7 @@ from gradlab.autodiff.frameworks.side import SIDES, known, selected
 from gradlab.base.exit_codes import UNUSABLE
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.scale import options as scale_options
+from gradlab.workloads import options as train_options
 
 app = typer.Typer(
     name="gradlab",
@@ -377,20 +378,15 @@ def train(
     optimizer: Annotated[str | None, typer.Option(help="adam, or sgd with momentum 0.9.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bf16 or fp16; weights stay float32.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed of weights, data and batches.")] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(help="Save weights, optimizer state and losses to this file; under torchrun a folder."),
-    ] = None,
-    load: Annotated[
-        Path | None, typer.Option(help="Start from the weights in this file or folder, of torch or jax.")
-    ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the run saved in this file or folder.")] = None,
-    fsdp: Annotated[
-        bool, typer.Option("--fsdp", help="Under torchrun: shard weights and optimizer too, not only the batch.")
-    ] = False,
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Under torchrun: seconds that a process waits for the others.")
-    ] = 300,
+    save: train_options.Save = None,
+    load: train_options.Load = None,
+    resume: train_options.Resume = None,
+    fsdp: train_options.Fsdp = False,
+    timeout: train_options.Timeout = 300,
+    devices: train_options.Devices = None,
+    coordinator_address: train_options.CoordinatorAddress = None,
+    num_processes: train_options.NumProcesses = None,
+    process_id: train_options.ProcessId = None,
 ) -> None:
     """Train a workload with hand-written or native layers; with --compare, on both frameworks with both."""
     from gradlab.workloads import command, ranks
@@ -398,7 +394,7 @@ def train(
     args = command.TrainArgs(
         name, tuple(known(s) for s in side or ()), layers, data, epochs, batch_size, lr, optimizer, precision, seed
     )
-    spread = ranks.SpreadArgs(fsdp, timeout)
+    spread = ranks.SpreadArgs(fsdp, timeout, devices, coordinator_address, num_processes, process_id)
     raise typer.Exit(command.train(args, compare, out, save, load, resume, spread))
 
 

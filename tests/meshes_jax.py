@@ -5,6 +5,7 @@ ops, unsharded, in float64.
 """
 
 import functools
+import importlib.util
 import math
 import re
 
@@ -41,7 +42,8 @@ def draw(*shape):
 def sent(fn, *args):
     """What a program sends: {operation: numbers of elements of its results, sorted}."""
     found = {}
-    for shapes, operation in SENDS.findall(jax.jit(fn).lower(*args).compile().as_text()):
+    compiled = (fn if hasattr(fn, "lower") else jax.jit(fn)).lower(*args).compile()
+    for shapes, operation in SENDS.findall(compiled.as_text()):
         sizes = [math.prod(int(n) for n in dims.split(",") if n) for dims in SHAPE.findall(shapes)]
         found.setdefault(operation, []).extend(sizes)
     return {operation: sorted(sizes) for operation, sizes in found.items()}
@@ -229,6 +231,56 @@ def uneven(kind, n):
     assert_close(jax.jit(odd)(*given), theirs(x, w))
 
 
+def nnx_model(kind, n):
+    """A flax model with sharding metadata through the hooks, data and tensor parallel: flax's own, unsharded."""
+    if importlib.util.find_spec("flax") is None:
+        return
+    from flax import nnx
+
+    class Model(nnx.Module):
+        def __init__(self, hooks):
+            rngs, init, zeros = nnx.Rngs(0), nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
+            options = {"rngs": rngs, "dtype": jnp.float64, "param_dtype": jnp.float64}
+            product = {"dot_general": lab.dot_general} if hooks else {}
+            conv = {"conv_general_dilated": lab.conv_general_dilated} if hooks else {}
+            spread = nnx.with_partitioning
+            self.conv = nnx.Conv(3, 8, (3, 3), **options, **conv)
+            columns = {"kernel_init": spread(init, (None, "k")), "bias_init": spread(zeros, ("k",))}
+            self.a = nnx.Linear(8 * 36, 16, **columns, **options, **product)
+            self.b = nnx.Linear(16, 4, kernel_init=spread(init, ("k", None)), **options, **product)
+
+        def __call__(self, x):
+            x = jnp.tanh(self.conv(x))
+            return self.b(jnp.tanh(self.a(x.reshape(x.shape[0], -1))))
+
+    def gradients(on, hooks, x, t):
+        with jax.set_mesh(on):
+            graph, state = nnx.split(Model(hooks))
+            loss = lambda state, x, t: ((nnx.merge(graph, state)(x) - t) ** 2).mean()
+            step = jax.value_and_grad(loss)
+            given = state, put(x, on, "d"), put(t, on, "d")
+            return jax.jit(step)(*given), sent(step, *given), state
+
+    x, t = draw(8, 6, 6, 3), draw(8, 4)
+    want, _, _ = gradients(mesh(AxisType.Auto, d=1, k=1), False, x, t)
+    got, found, state = gradients(mesh(kind, d=2, k=n // 2), True, x, t)
+    assert_close(got, want)
+    assert set(found) == {"all-reduce"}, found
+    for grad, p in zip(jax.tree.leaves(got[1]), jax.tree.leaves(state), strict=True):
+        assert grad.sharding.is_equivalent_to(p.sharding, p.ndim)
+
+
+def named_by_jit(kind, n):
+    """Arrays on no mesh yet, which jax.jit is told to spread."""
+    on = mesh(kind, d=n)
+    there = [NamedSharding(on, P(*spec)) for spec in (("d",), (), ())]
+    given = [np.asarray(a) for a in (draw(16, 6), draw(6, 4), draw(4))]
+    spread = jax.jit(gradient(lab.linear, 0, 1, 2), in_shardings=there)
+    assert "CustomSPMDPartitioning" in spread.lower(*given).as_text()
+    assert_close(spread(*given), gradient(lambda x, w, b: x @ w + b, 0, 1, 2)(*map(jnp.asarray, given)))
+    assert_sends(spread, given, all_reduce=[24, 4])
+
+
 # On how many devices of Auto and of Explicit axes each runs.
 CHECKS = {
     data_parallel: ((1, 2, 4, 8), (4,)),
@@ -239,6 +291,8 @@ CHECKS = {
     random_rounding: ((4,), (4,)),
     transforms: ((8,), (4,)),
     uneven: ((4,), ()),
+    named_by_jit: ((4,), ()),
+    nnx_model: ((8,), (4,)),
 }
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ SENT = (
     "random_rounding",
     "transforms",
     "uneven",
+    "named_by_jit",
+    pytest.param("nnx_model", marks=pytest.mark.skipif(find_spec("flax") is None, reason="flax is missing")),
 )
 
 

@@ -293,6 +293,19 @@ def uses(framework):
         with p.lowered_on_cpus(jax.lax.sin_p, rule):
             return jax.jit(lambda x: jax.lax.sin(x))(2.0) == 20
 
+    def meshes():
+        seen = []
+
+        def rule(usual, ctx, *operands, **params):
+            seen.extend(p.meshes_of_arguments(ctx))
+            return usual(ctx, *operands, **params)
+
+        mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+        there = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+        with p.lowered_on_cpus(jax.lax.sin_p, rule):
+            jax.jit(lambda x: jax.lax.sin(x), in_shardings=there).lower(jax.numpy.ones(1))
+        return seen == [{"d": 1}]
+
     return p, {
         "error_checks": lambda: isinstance(p.error_checks, dict),
         "lowered_on_cpus": other_rule,
@@ -302,7 +315,9 @@ def uses(framework):
         "no_source": unsaid,
         "mlir": lambda: hasattr(p.mlir(), "Module"),
         "register_triton": dialect,
+        "meshes_of_arguments": meshes,
         "is_jaxs_own": lambda: own is None or p.is_jaxs_own(own),
+        "coordination": lambda: p.coordination() == (None, 0, 1),
     }
 
 

@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 BACKEND = PACKAGE / "kernels" / "cpu"
 TOP_PACKAGES = ("kernels", "autodiff", "profiling")
 TORCH = {"torch", "triton"}
-JAX = {"jax", "jaxlib", "optax", "flax"}
+JAX = {"jax", "jaxlib", "optax", "flax", "orbax"}
 # A package may import from those below it: its own level or lower.
 LEVEL = {"base": 0, "kernels": 1, "autodiff": 2, "": 3, "profiling": 3, "workloads": 4}
 

@@ -1,6 +1,7 @@
 """`gradlab train` and `gradlab convert-weights`: validates the arguments and runs the plan."""
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
@@ -58,11 +59,21 @@ def train(
     files = _Files(out, save, load, resume)
     try:
         world = torchrun(spread.fsdp)
+        if spread.on_jax:
+            if world is not None or "torch" in args.sides:
+                raise ValueError(
+                    f"train: {spread.words} is given for torch, wanted --side jax, or torchrun -m gradlab train ..."
+                )
+            gone = _needs("jax")
+            together = importlib.import_module("gradlab.workloads.ranks_jax").together
+            return gone or together(spread, lambda ranks: _train(args, both, files, ranks))
         if world is None:
             if spread.fsdp:
-                start = "torchrun --nproc-per-node N -m gradlab train"
-                raise ValueError(f"train: --fsdp is given to a process that is alone, wanted {start} ... --fsdp")
+                start = "torchrun --nproc-per-node N -m gradlab train ... --fsdp, or --devices N on jax"
+                raise ValueError(f"train: --fsdp is given to a process that is alone, wanted {start}")
             return _train(args, both, files, None)
+        # Before torch is imported: its C++ warnings of a process that is gone are pages of frames around one line.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         together = importlib.import_module("gradlab.workloads.ranks_torch").together
         return together(world, spread.timeout, lambda ranks: _train(args, both, files, ranks))
     except ModuleNotFoundError as error:
@@ -86,7 +97,10 @@ def _train(args: TrainArgs, both: bool, files: _Files, ranks: Ranks | None) -> i
     if args.seed is not None and not args.seed < 2**32:
         raise ValueError(f"train: seed is {args.seed}, wanted 0 to 2^32 - 1")
     if ranks is not None:
-        _want_one_side(args, both, resume is not None and save is None and resume.is_file())
+        _want_one_side(args, both, resume is not None and save is None and resume.is_file(), ranks.side)
+        if ranks.saved:
+            # Started again after a process was lost: from the first step on, the run would write over what it has.
+            load, resume = None, Path(ranks.saved)
     if both:
         clash = {"--layers": args.layers, "--save": save, "--load": load, "--resume": resume}
         for word, value in clash.items():
@@ -108,14 +122,14 @@ def _train(args: TrainArgs, both: bool, files: _Files, ranks: Ranks | None) -> i
         plan, state = load_run(resume, given)
         if args.lr is not None or args.optimizer is not None:
             _same(resume, plan, _optimizer(args, plan.optimizer))
-        if ranks is not None and plan.side != "torch":
-            raise ValueError(f"train: side of {resume} is {plan.side}, wanted torch under torchrun")
+        if ranks is not None and plan.side != ranks.side:
+            raise ValueError(f"train: side of {resume} is {plan.side}, wanted {ranks.side} {_STARTED[ranks.side]}")
         return _needs(plan.side) or train_one(plan, save or resume, state=state, ranks=ranks)
     if args.name is None:
         if ranks is None or ranks.world.leads:
             _list()
         return OK
-    side = _one(args.sides) or ("torch" if ranks is not None else next(iter(installed()), "torch"))
+    side = _one(args.sides) or (ranks.side if ranks is not None else next(iter(installed()), "torch"))
     return _needs(side) or train_one(_plan(args, side), save, load, ranks=ranks)
 
 
@@ -136,12 +150,16 @@ def convert_weights(source: Path, target: Path) -> int:
     return OK
 
 
-def _want_one_side(args: TrainArgs, both: bool, file: bool) -> None:
-    """Refuse what torchrun's processes do not do together."""
+# What joined the processes or devices of a run on each side.
+_STARTED = {"torch": "under torchrun", "jax": "with --devices"}
+
+
+def _want_one_side(args: TrainArgs, both: bool, file: bool, side: str) -> None:
+    """Refuse what processes or devices do not do together."""
     if both:
-        raise ValueError("train: --compare is given under torchrun, wanted one process, which starts its own")
-    if "jax" in args.sides:
-        raise ValueError("train: --side is jax under torchrun, wanted torch: torchrun starts torch.distributed")
+        raise ValueError(f"train: --compare is given {_STARTED[side]}, wanted one process, which starts its own")
+    if side == "torch" and "jax" in args.sides:
+        raise ValueError("train: --side is jax under torchrun, wanted torch: jax is started with --devices")
     if file:
         raise ValueError("train: --save is missing, wanted a folder, as --resume names a file of one process")
 

@@ -16,6 +16,8 @@ from gradlab.base.files import whole
 
 _RUN = "run.json"
 _PART = re.compile(r"step-\d+-[0-9a-f]{8}")
+# What orbax leaves where it was killed while it wrote has a longer name.
+_OURS = re.compile(rf"{_PART.pattern}(\..*)?")
 # What writes the arrays of each side.
 STORES = {"torch": "torch.distributed.checkpoint", "jax": "orbax"}
 
@@ -47,7 +49,7 @@ def want(path: Path) -> None:
     if path.suffix == ".safetensors" or (path.exists() and not path.is_dir()):
         raise CheckpointError(f"{path}: is a file, wanted a folder, as a run of several processes is saved to one")
     if path.is_dir() and not holds_run(path):
-        others = [name for name in os.listdir(path) if not _PART.fullmatch(name)]
+        others = [name for name in os.listdir(path) if not _OURS.fullmatch(name)]
         if others:
             raise CheckpointError(f"{path}: holds {min(others)}, wanted a new folder or one written by --save")
 
@@ -82,7 +84,7 @@ def commit(path: Path, saved: SavedRun) -> None:
 
     whole(path / _RUN, write)
     for name in os.listdir(path):
-        if _PART.fullmatch(name) and name != saved.arrays.name:
+        if _OURS.fullmatch(name) and name != saved.arrays.name:
             shutil.rmtree(path / name, ignore_errors=True)
 
 

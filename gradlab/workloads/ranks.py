@@ -13,13 +13,16 @@ class Ranks(Protocol):
     """The processes of a run as one of them sees them.
 
     Attributes:
+        side: the framework that joined them.
         world: how many they are, and which this is.
         told: the signals that reached this process, which end the run between two steps.
         steps: how many were taken, for the line of a run that loses a process.
-        saved: where the run was last saved, for the same line; empty if nowhere.
+        saved: where the run was last saved, for the same line; empty if nowhere. Not empty at the start where a
+            launcher starts processes again that had saved: they go on from there.
         token: 8 hex digits that all processes have and no other run has, once they have begun.
     """
 
+    side: str
     world: World
     told: list[int]
     steps: int
@@ -43,9 +46,26 @@ class SpreadArgs(NamedTuple):
     """How the command line spreads a run.
 
     Attributes:
-        fsdp: parameters are sharded over torchrun's processes, not only the batch.
+        fsdp: parameters are sharded too, not only the batch.
         timeout: seconds that a process waits for the others.
+        devices: on jax, how many devices all processes have together; all that there are when None.
+        coordinator_address, num_processes, process_id: the arguments of `jax.distributed.initialize`.
     """
 
     fsdp: bool = False
     timeout: float = TIMEOUT
+    devices: int | None = None
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    @property
+    def on_jax(self) -> bool:
+        """Whether one of the options of jax's is given."""
+        return bool(self.words)
+
+    @property
+    def words(self) -> str:
+        """The first of these options as it is written."""
+        given = (name for name, value in list(self._asdict().items())[2:] if value is not None)
+        return next((f"--{name.replace('_', '-')}" for name in given), "")

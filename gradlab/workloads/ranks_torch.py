@@ -10,8 +10,8 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -40,17 +40,33 @@ class _Interrupted(Exception):
 class TorchRanks:
     """`ranks.Ranks` over torch.distributed."""
 
+    side = "torch"
+
     def __init__(self, world: World, told: list[int], timeout: float) -> None:
-        self.world, self.told, self.steps, self.saved = world, told, 0, ""
+        self.world, self.told, self.steps = world, told, 0
         self.token = secrets.token_hex(4)
-        # What was said in an earlier attempt of torchrun's, or in an earlier run of this process, is not an answer.
-        self._prefix = f"gradlab/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
-        self._timeout = timeout
+        # What was said in an earlier attempt of torchrun's, or in an earlier run of this process, is not an answer;
+        # where it was saved is.
+        run, attempt = f"gradlab/{next(_RUNS)}", os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._prefix, self._where = f"{run}/{attempt}", f"{run}/saved"
+        self._timeout, self._reached = timeout, True
         try:
             self._store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
         except (dist.DistError, RuntimeError, TimeoutError) as error:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise ValueError(f"train: store at {where} is not reached ({_first(error)}), wanted torchrun's") from None
+        self._saved = self._read(self._where)
+
+    @property
+    def saved(self) -> str:
+        """Where the run was last saved, in this attempt of torchrun's or an earlier one; empty if nowhere."""
+        return self._saved
+
+    @saved.setter
+    def saved(self, path: str) -> None:
+        if self.world.leads and path != self._saved:
+            self._write(self._where, path)
+        self._saved = path
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,13 +102,15 @@ class TorchRanks:
         self._set("lost", "1")
         missing = [rank for rank in range(self.world.size) if rank != self.world.rank]
         until = time.monotonic() + _PATIENCE
-        while missing and time.monotonic() < until:
+        while missing and self._reached and time.monotonic() < until:
             for rank in list(missing):
                 if words := self._get("ended", rank):
                     return f"rank {rank} ended: {words}"
                 if self._get("lost", rank):
                     missing.remove(rank)
             time.sleep(0.05)
+        if not self._reached and len(missing) > 1:
+            return "another process is gone, and torchrun's store with it"
         if not missing:
             return "the other processes have ended"
         who = f"rank {', '.join(map(str, missing))}"
@@ -118,16 +136,30 @@ class TorchRanks:
         return said
 
     def _set(self, word: str, value: str) -> None:
-        # The store is gone with the torchrun that keeps it: then nobody can be told.
-        with suppress(RuntimeError):
-            self._store.set(f"{self._prefix}/{word}/{self.world.rank}", value)
+        self._write(f"{self._prefix}/{word}/{self.world.rank}", value)
 
     def _get(self, word: str, rank: int) -> str:
-        key = f"{self._prefix}/{word}/{rank}"
-        with suppress(RuntimeError):
-            if self._store.check([key]):
-                return self._store.get(key).decode()
+        return self._read(f"{self._prefix}/{word}/{rank}")
+
+    def _write(self, key: str, value: str) -> None:
+        if self._reached:
+            with self._asking():
+                self._store.set(key, value)
+
+    def _read(self, key: str) -> str:
+        if self._reached:
+            with self._asking():
+                if self._store.check([key]):
+                    return self._store.get(key).decode()
         return ""
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """The store is gone with the torchrun that keeps it; each further question would be a page of C++ frames."""
+        try:
+            yield
+        except RuntimeError:
+            self._reached = False
 
 
 def together(world: World, timeout: float, work: Callable[[TorchRanks], int]) -> int:
@@ -145,12 +177,12 @@ def together(world: World, timeout: float, work: Callable[[TorchRanks], int]) ->
         try:
             code = work(ranks)
         except _Interrupted:
-            print("interrupted before the first step", file=sys.stderr)
+            _say("interrupted before the first step")
             return SIGNALLED + told[0]
         except _USERS as error:
             ranks.tell(_first(error))
             _record(str(error))
-            print(f"gradlab: {error}", file=sys.stderr)
+            _say(f"gradlab: {error}")
             return UNUSABLE
         except RuntimeError as error:
             if not _of_a_collective(error):
@@ -159,7 +191,7 @@ def together(world: World, timeout: float, work: Callable[[TorchRanks], int]) ->
             saved = f"--resume {ranks.saved} continues from its last save" if ranks.saved else "nothing was saved"
             line = f"train: {ranks.lost(error)}; the run ends after {ranks.steps} steps; {saved}"
             _record(line)
-            print(f"gradlab: {line}", file=sys.stderr)
+            _say(f"gradlab: {line}")
             return FOUND
         except Exception as error:
             _fail(ranks, error)
@@ -186,6 +218,11 @@ def _record(line: str) -> None:
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         extra = {"timestamp": str(int(time.time()))}
         Path(path).write_text(json.dumps({"message": {"message": line, "extraInfo": extra}}), encoding="utf-8")
+
+
+def _say(line: str) -> None:
+    """A line on stderr in one piece: the other processes write there at the same moment."""
+    sys.stderr.write(f"{line}\n")
 
 
 def _first(error: BaseException) -> str:

@@ -54,7 +54,7 @@ def train(
     """
     world = World() if ranks is None else ranks.world
     console, errors = Console(quiet=not world.leads), Console(stderr=True, quiet=not world.leads)
-    place = None if save is None else _Place(save, world, ranks)
+    place = None if save is None else _Place(save, plan.side, world, ranks)
     if place is not None:
         try:
             place.claim()
@@ -164,8 +164,8 @@ def _facts(plan: TrainingPlan, arrays: Mapping[str, Iterable[np.ndarray]]) -> di
 class _Place:
     """Where a run is saved: a file of one process, or a folder."""
 
-    def __init__(self, path: Path, world: World, ranks: Ranks | None) -> None:
-        self._path, self._ranks = path, ranks
+    def __init__(self, path: Path, side: str, world: World, ranks: Ranks | None) -> None:
+        self._path, self._side, self._ranks = path, side, ranks
         self._folder, self._token = world.shared or path.is_dir(), secrets.token_hex(4)
 
     def claim(self) -> None:
@@ -176,6 +176,7 @@ class _Place:
             ValueError: something else is there.
         """
         if self._folder:
+            importlib.import_module(f"gradlab.workloads.folder_{self._side}")
             folder.want(self._path)
             claim(self._path)
         else:

@@ -12,17 +12,19 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class World(NamedTuple):
-    """`size` processes, of which this is number `rank`; a run of one process by default.
+    """`size` processes, of which this is number `rank`; a run of one process on one device by default.
 
     Attributes:
         local_rank: its number among those of its machine, which is that of its device.
         kind: how the processes share the run, as "DDP"; empty where a process stands alone.
+        devices: how many devices they have together; 0 where each has its own and no more.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     kind: str = ""
+    devices: int = 0
 
     @property
     def leads(self) -> bool:
@@ -40,15 +42,19 @@ class World(NamedTuple):
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def want_rows(self, batch: int) -> None:
-        """Refuse a batch that the processes cannot share evenly: a mean of unequal parts is not the batch's mean.
+        """Refuse a batch that cannot be shared evenly: a mean of unequal parts is not the batch's mean.
 
         Raises:
-            ValueError: a batch that is no multiple of the processes.
+            ValueError: a batch that is no multiple of the processes, or of the devices.
         """
-        if batch % self.size:
-            raise ValueError(f"train: batch-size is {batch}, wanted a multiple of the {self.size} processes")
+        count, what = (self.devices, "devices") if self.devices else (self.size, "processes")
+        if batch % count:
+            raise ValueError(f"train: batch-size is {batch}, wanted a multiple of the {count} {what}")
 
     def __str__(self) -> str:
+        if self.devices:
+            where = f" of {self.size} processes" if self.size > 1 else ""
+            return f"{self.devices} device{'' if self.devices == 1 else 's'}{where}, {self.kind}"
         if self.size == 1:
             return "1 process, FSDP" if self.kind == "FSDP" else "1 process"
         return f"{self.size} processes, {self.kind}"

@@ -1,5 +1,6 @@
 """jax's private names, each with what it is for."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -39,6 +40,17 @@ def register_triton(context: Any) -> None:
     from jax._src.lib import triton
 
     triton.dialect.register_dialect(context)
+
+
+def meshes_of_arguments(ctx: Any) -> list[dict[str, int]]:
+    """The meshes, as sizes of their axes, that a program's arguments are said to lie on, while it is lowered.
+
+    `jax.jit(in_shardings=...)` of arrays that are on no mesh yet says it there alone.
+    """
+    functions = [f for f in ctx.module_context.module.body.operations if "arg_attrs" in f.attributes]
+    text = " ".join(str(f.attributes["arg_attrs"]) for f in functions if str(f.attributes["sym_name"]) == '"main"')
+    found = dict.fromkeys(re.findall(r"#sdy.sharding<mesh<\[([^\]]*)\]>", text))
+    return [{name: int(size) for name, size in re.findall(r'"(\w+)"=(\d+)', axes)} for axes in found]
 
 
 def is_jaxs_own(jaxpr: Any) -> bool:
@@ -104,3 +116,10 @@ def called_on_host(ctx: Any, fn: Callable[..., Any], operands: Sequence[Any]) ->
         sharding=_callback_op_sharding(ctx.module_context.axis_context, None, types),
     )
     return lower_fun(joined, multiple_results=True)(ctx.replace(avals_in=types), *results)
+
+
+def coordination() -> tuple[Any, int, int]:
+    """What `jax.distributed.initialize` found: the client of its key-value store, this process's number, how many."""
+    from jax._src.distributed import global_state
+
+    return global_state.client, global_state.process_id, global_state.num_processes

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gradlab.kernels.private.private_jax import meshes_of_arguments
 from gradlab.kernels.runtime.mesh_pallas import explicit_axes
 from gradlab.kernels.runtime.sharding import sharding
 from gradlab.kernels.runtime.traced_pallas import ByValue
@@ -106,16 +107,20 @@ class Rule(NamedTuple):
 
 
 def auto_mesh(ctx: Any) -> Any:
-    """The mesh of Auto axes and several devices that a program is lowered for, as its types name it; else None.
+    """The mesh of Auto axes and several devices that a program is lowered for; None where that is unknown or Manual.
 
     An export cannot hold what the partitioner calls back.
     """
-    count = getattr(ctx.module_context.axis_context, "num_devices", 1)
-    if count == 1 or getattr(ctx.module_context.lowering_parameters, "for_export", False):
+    place = ctx.module_context.axis_context
+    count, manual = getattr(place, "num_devices", 1), getattr(place, "manual_axes", ())
+    exported = getattr(ctx.module_context.lowering_parameters, "for_export", False)
+    if count == 1 or count > jax.device_count() or manual or exported:
         return None
-    meshes = (t.sharding.mesh for t in ctx.avals_in)
-    found = next((mesh for mesh in meshes if mesh.size == count and mesh.are_all_axes_auto), None)
-    return found if count <= jax.device_count() else None
+    named = [t.sharding.mesh for t in ctx.avals_in if not t.sharding.mesh.empty]
+    if not named:
+        sizes = meshes_of_arguments(ctx)
+        named = [AbstractMesh(tuple(s.values()), tuple(s)) for s in sizes] if len(sizes) == 1 else []
+    return next((mesh for mesh in named if mesh.size == count and mesh.are_all_axes_auto), None)
 
 
 def on_mesh(ctx: Any, mesh: Any) -> Any:
