@@ -31,7 +31,7 @@ from gradlab.profiling.scale.collective import seconds as seconds_of
 from gradlab.profiling.scale.devices import Machine
 from gradlab.profiling.scale.devices import machine as machine_of
 from gradlab.profiling.scale.given import of_widths, widths
-from gradlab.profiling.scale.layer import Network, Plan
+from gradlab.profiling.scale.layer import Network, Plan, vocabulary_plan
 from gradlab.profiling.scale.model import Prediction, predict
 from gradlab.profiling.scale.strategies import Degrees
 from gradlab.profiling.scale.table import seconds, size
@@ -40,12 +40,15 @@ from tests.counted_collectives import BY_ROWS, STRATEGIES
 WORLDS, TURNS = (1, 2, 4), 20
 # Widths and rows of a step that has next to nothing to compute and to send.
 TINY = 4
-NAMES = ("data", "sharded", "tensor")
+NAMES = ("data", "sharded", "tensor", "vocabulary")
 Key = tuple[str, str, int]
 
 
 def predicted(network: Network, machine: Machine, name: str, world: int, batch: int) -> Prediction:
     """The model's step, split as `tests.counted_collectives` splits: pairs of layers, from the first one on."""
+    if name == "vocabulary":
+        degrees = Degrees(tensor=world)
+        return predict(network, machine, degrees, batch, "float32", vocabulary_plan(network, world))
     split = [layer.name for layer in network.trained]
     pairs = split[: len(split) // 2 * 2] if name == "tensor" and world > 1 else []
     plan = Plan(dict(zip(pairs, itertools.cycle(("columns", "sums")), strict=False)), world)
@@ -99,7 +102,7 @@ def rank_of(rank: int, world: int, folder: str, shape: list[int], batch: int, ou
             if world == 1 and name == "data":
                 found["passes", name, world] = best(passes)
                 found["update", name, world] = best(update)
-            elif world > 1:
+            if world > 1:
                 sent = predicted(of_widths(joined(shape)), machine_of("H100"), name, world, batch).collectives
                 found["collectives", name, world] = best(alone(list(sent)))
             found["tiny", name, world] = best(calls(mesh, name, [TINY] * len(shape), TINY)[0])
@@ -116,6 +119,7 @@ def calls(mesh: Any, name: str, shape: list[int], batch: int) -> tuple[Callable[
     net = STRATEGIES[name](mesh, shape)
     optimizer = lab.Adam(net.parameters(), lr=1e-3)
     rows = batch // mesh.size() if name in BY_ROWS else batch
+    # Ranks that have all rows have the same ones.
     x, t = torch.randn(rows, shape[0]), torch.randint(shape[-1], (rows,))
 
     def passes() -> None:
@@ -218,7 +222,7 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def main(
-    layers: Annotated[str, typer.Option("--widths", help="Of linear layers.")] = "512-(1024-512)x2-64",
+    layers: Annotated[str, typer.Option("--widths", help="Of linear layers.")] = "512-(1024-512)x2-2048",
     batch: Annotated[int, typer.Option(help="Rows of a step in all.")] = 256,
     out: Annotated[Path | None, typer.Option(help="Write the tables to this Markdown file.")] = None,
 ) -> None:

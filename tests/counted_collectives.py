@@ -8,6 +8,7 @@ strategy, and, with a network of its own (`unshare --net`), the bytes that loopb
 
 import collections
 import fcntl
+import functools
 import itertools
 import json
 import multiprocessing
@@ -18,18 +19,26 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import gradlab.torch as lab
 from gradlab.profiling.scale.counted_torch import Counted
+from gradlab.workloads.catalogue import WORKLOADS
+from gradlab.workloads.trainer_torch import Trainer
+from gradlab.workloads.world import World
 
 # DDP fills two buckets, FSDP2 has to round shares up (11 rows in 4), and 4 ranks divide what is split.
 WIDTHS, BATCH = (514, 1028, 260, 11), 24
+# Classes that 4 ranks divide.
+CLASSES = 12
+WORKLOAD = "digits-cnn"
 # Steps between two looks at loopback.
 STEPS = 4
 # Says that loopback is this program's alone.
@@ -39,14 +48,15 @@ ALONE = "GRADLAB_OWN_NETWORK"
 class Net(torch.nn.Module):
     """Linear layers of these widths, a relu in each but the last, and the mean of cross_entropy."""
 
-    def __init__(self, widths):
+    def __init__(self, widths, group=None):
         super().__init__()
+        self.group = group
         self.layers = torch.nn.ModuleList(lab.Linear(k, n) for k, n in itertools.pairwise(widths))
 
     def forward(self, x, t):
         for layer in self.layers[:-1]:
             x = lab.relu(layer(x))
-        return lab.cross_entropy(self.layers[-1](x), t)
+        return lab.cross_entropy(self.layers[-1](x), t, group=self.group)
 
 
 def data(mesh, widths):
@@ -77,9 +87,49 @@ def tensor_inside(mesh, widths):
     return tensor(mesh, widths, 1)
 
 
-STRATEGIES = {f.__name__: f for f in (data, sharded, tensor, tensor_inside)}
+def vocabulary(mesh, widths):
+    """The last layer's columns and the classes of the loss."""
+    net = Net(widths, mesh.get_group())
+    parallelize_module(net.layers[-1], mesh, ColwiseParallel(output_layouts=Shard(-1)))
+    return net
+
+
+STRATEGIES = {f.__name__: f for f in (data, sharded, tensor, tensor_inside, vocabulary)}
 # Those that share out the batch.
 BY_ROWS = ("data", "sharded")
+
+
+def call(strategy, mesh):
+    """A step of a strategy: forward and backward."""
+    rows = BATCH // mesh.size() if strategy.__name__ in BY_ROWS else BATCH
+    net = strategy(mesh, (*WIDTHS[:-1], CLASSES) if strategy is vocabulary else WIDTHS)
+    # Ranks that have all rows have the same ones.
+    x, t = torch.randn(rows, WIDTHS[0]), torch.randint(WIDTHS[-1], (rows,))
+    return lambda: net(x, t).backward()
+
+
+def trained(kind, mesh):
+    """A step of `gradlab train` under an engine, its optimizer and the loss of all ranks too."""
+    one = WORKLOADS[WORKLOAD]
+    world = World(mesh.get_rank(), mesh.size(), mesh.get_rank(), kind)
+    trainer = Trainer(one, "gradlab", one.optimizer, "float32", one.network.initial(0), world)
+    rng = np.random.default_rng(0)
+    rows = one.batch // mesh.size()
+    x, t = rng.standard_normal((rows, *one.network.shape), np.float32), rng.integers(10, size=rows)
+    return lambda: trainer.step(x, t)
+
+
+def moved(mesh):
+    """A DTensor that is gathered, and one whose terms are added up, to a share and to all of it."""
+    whole = torch.ones(BATCH, WIDTHS[-1])
+    share = distribute_tensor(whole, mesh, [Shard(0)])
+    terms = DTensor.from_local(whole, mesh, [Partial()])
+    return lambda: [share.full_tensor(), terms.redistribute(mesh, [Shard(0)]), terms.full_tensor()]
+
+
+STEPPED = {"moved": moved}
+STEPPED |= {name: functools.partial(call, strategy) for name, strategy in STRATEGIES.items()}
+STEPPED |= {f"train {kind}": functools.partial(trained, kind) for kind in ("DDP", "FSDP")}
 
 
 def run(rank, world, folder):
@@ -89,14 +139,9 @@ def run(rank, world, folder):
     found, carried = {}, {}
     try:
         mesh = init_device_mesh("cpu", (world,))
-        for name, strategy in STRATEGIES.items():
+        for name, prepared in STEPPED.items():
             torch.manual_seed(0)
-            net, rows = strategy(mesh, WIDTHS), BATCH // world if name in BY_ROWS else BATCH
-            x, t = torch.randn(rows, WIDTHS[0]), torch.randint(WIDTHS[-1], (rows,))
-
-            def step(net=net, x=x, t=t):
-                net(x, t).backward()
-
+            step = prepared(mesh)
             # DDP fills its buckets anew after the first step.
             step()
             step()

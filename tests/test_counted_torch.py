@@ -17,15 +17,16 @@ if not torch.distributed.is_available():
 
 from gradlab.profiling.scale.collective import Collective
 from gradlab.profiling.scale.given import of_widths
-from gradlab.profiling.scale.layer import Plan
+from gradlab.profiling.scale.layer import Plan, vocabulary_plan
 from gradlab.profiling.scale.strategies import Degrees, collectives
-from tests.counted_collectives import ALONE, BATCH, WIDTHS
+from gradlab.workloads import scaled
+from tests.counted_collectives import ALONE, BATCH, CLASSES, STEPPED, WIDTHS, WORKLOAD
 
 WORLDS = (1, 2, 4)
 NETWORK = of_widths("-".join(map(str, WIDTHS)))
-# Headers of TCP and IP and acknowledgements, and gloo's own headers of 48 bytes a message: shares of what is sent, and
-# bytes for each message of a device.
-SHARE, MESSAGE = 0.005, 400
+# Headers of TCP and IP and acknowledgements, and gloo's own headers of 48 bytes a message: a share of what is sent, and
+# bytes for each message of a device; a busy receiver takes a message in smaller pieces.
+SHARE, MESSAGE = 0.005, 2000
 
 
 def own_network():
@@ -54,6 +55,19 @@ def counted(tmp_path_factory):
 
 def predicted(strategy, world):
     """The model's collectives of a step, those of a device alone left out."""
+    if strategy.startswith("train"):
+        net = scaled.network(WORKLOAD)
+        degrees = Degrees(**{"data" if strategy == "train DDP" else "sharded": world})
+        # The loss of all ranks, and whether one of them was told to end by Ctrl-C or SIGTERM.
+        told = [Collective("all-reduce", 3 * 8, world)] * (world > 1)
+        return Counter([*told, *collectives(net, Plan(), degrees, net.batch // world, "float32")])
+    if strategy == "moved":
+        size = 4 * BATCH * WIDTHS[-1]
+        kinds = ("all-gather", "reduce-scatter", "all-reduce")
+        return Counter(Collective(kind, size, world) for kind in kinds if world > 1)
+    if strategy == "vocabulary":
+        net = of_widths("-".join(map(str, (*WIDTHS[:-1], CLASSES))))
+        return Counter(collectives(net, vocabulary_plan(net, world), Degrees(tensor=world), BATCH, "float32"))
     pair = {"tensor": ("linear1", "linear2"), "tensor_inside": ("linear2", "linear3")}.get(strategy)
     plan = Plan(dict(zip(pair, ("columns", "sums"), strict=True)), world) if pair and world > 1 else Plan()
     degrees = {"data": Degrees(data=world), "sharded": Degrees(sharded=world)}.get(strategy, Degrees(tensor=world))
@@ -65,7 +79,7 @@ def sent(found):
     return Counter({Collective(kind, size, n): times for kind, size, n, times in found if n > 1})
 
 
-STRATEGIES = ("data", "sharded", "tensor", "tensor_inside")
+STRATEGIES = tuple(STEPPED)
 
 
 @pytest.mark.parametrize("world", WORLDS)

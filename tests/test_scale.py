@@ -438,6 +438,19 @@ def test_more_devices_than_cores_take_turns():
     assert four.launch == 2 * two.launch
 
 
+def test_groups_lie_where_their_strides_put_them():
+    """Tensor groups are neighbours; the gradients' sum goes between nodes, once for all of a node's links."""
+    net = given.of_widths("64-128-64")
+    two = {n: predict(net, replace(H100, node=n), Degrees(data=2, tensor=4), 64, "bfloat16", tensor_plan(net, 4))
+           for n in (4, 8)}  # fmt: skip
+    (bucket,) = [c.size for c in two[4].collectives if c.devices == 2]
+    between = seconds("all-reduce", bucket, place(1, 2)).total - seconds("all-reduce", bucket, place(2)).total
+    assert two[4].seconds - two[8].seconds == pytest.approx(between)
+    far = predict(net, replace(H100, node=4), Degrees(sharded=2, tensor=4), 64, "bfloat16", tensor_plan(net, 4))
+    near = predict(net, H100, Degrees(sharded=2, tensor=4), 64, "bfloat16", tensor_plan(net, 4))
+    assert far.seconds > near.seconds
+
+
 def test_what_an_algorithm_sends_more_is_counted():
     """gloo's reduce-scatter is an all-reduce."""
     net = given.of_widths("8-16-4")

@@ -248,7 +248,10 @@ def all_of_it(path):
 
 
 def ends(path):
-    """Rank 1 is killed in the first attempt, has a bug in the second, and stops answering in the third."""
+    """Rank 1 is killed in the first attempt, has a bug in the second, and stops answering in the third.
+
+    Each time in its fourth step, before that is saved.
+    """
     attempt, steps = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), Training.steps
 
     def until_the_third(self):

@@ -98,6 +98,9 @@ def _train(args: TrainArgs, both: bool, files: _Files, ranks: Ranks | None) -> i
         raise ValueError(f"train: seed is {args.seed}, wanted 0 to 2^32 - 1")
     if ranks is not None:
         _want_one_side(args, both, resume is not None and save is None and resume.is_file(), ranks.side)
+        if ranks.saved:
+            # Started again after a process was lost: from the first step on, the run would write over what it has.
+            load, resume = None, Path(ranks.saved)
     if both:
         clash = {"--layers": args.layers, "--save": save, "--load": load, "--resume": resume}
         for word, value in clash.items():
@@ -156,7 +159,7 @@ def _want_one_side(args: TrainArgs, both: bool, file: bool, side: str) -> None:
     if both:
         raise ValueError(f"train: --compare is given {_STARTED[side]}, wanted one process, which starts its own")
     if side == "torch" and "jax" in args.sides:
-        raise ValueError("train: --side is jax under torchrun, wanted torch: torchrun starts torch.distributed")
+        raise ValueError("train: --side is jax under torchrun, wanted torch: jax is started with --devices")
     if file:
         raise ValueError("train: --save is missing, wanted a folder, as --resume names a file of one process")
 

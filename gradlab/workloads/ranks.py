@@ -17,7 +17,8 @@ class Ranks(Protocol):
         world: how many they are, and which this is.
         told: the signals that reached this process, which end the run between two steps.
         steps: how many were taken, for the line of a run that loses a process.
-        saved: where the run was last saved, for the same line; empty if nowhere.
+        saved: where the run was last saved, for the same line; empty if nowhere. Not empty at the start where a
+            launcher starts processes again that had saved: they go on from there.
         token: 8 hex digits that all processes have and no other run has, once they have begun.
     """
 

@@ -43,16 +43,30 @@ class TorchRanks:
     side = "torch"
 
     def __init__(self, world: World, told: list[int], timeout: float) -> None:
-        self.world, self.told, self.steps, self.saved = world, told, 0, ""
+        self.world, self.told, self.steps = world, told, 0
         self.token = secrets.token_hex(4)
-        # What was said in an earlier attempt of torchrun's, or in an earlier run of this process, is not an answer.
-        self._prefix = f"gradlab/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_RUNS)}"
+        # What was said in an earlier attempt of torchrun's, or in an earlier run of this process, is not an answer;
+        # where it was saved is.
+        run, attempt = f"gradlab/{next(_RUNS)}", os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._prefix, self._where = f"{run}/{attempt}", f"{run}/saved"
         self._timeout, self._reached = timeout, True
         try:
             self._store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
         except (dist.DistError, RuntimeError, TimeoutError) as error:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise ValueError(f"train: store at {where} is not reached ({_first(error)}), wanted torchrun's") from None
+        self._saved = self._read(self._where)
+
+    @property
+    def saved(self) -> str:
+        """Where the run was last saved, in this attempt of torchrun's or an earlier one; empty if nowhere."""
+        return self._saved
+
+    @saved.setter
+    def saved(self, path: str) -> None:
+        if self.world.leads and path != self._saved:
+            self._write(self._where, path)
+        self._saved = path
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -122,12 +136,17 @@ class TorchRanks:
         return said
 
     def _set(self, word: str, value: str) -> None:
-        if self._reached:
-            with self._asking():
-                self._store.set(f"{self._prefix}/{word}/{self.world.rank}", value)
+        self._write(f"{self._prefix}/{word}/{self.world.rank}", value)
 
     def _get(self, word: str, rank: int) -> str:
-        key = f"{self._prefix}/{word}/{rank}"
+        return self._read(f"{self._prefix}/{word}/{rank}")
+
+    def _write(self, key: str, value: str) -> None:
+        if self._reached:
+            with self._asking():
+                self._store.set(key, value)
+
+    def _read(self, key: str) -> str:
         if self._reached:
             with self._asking():
                 if self._store.check([key]):

@@ -43,7 +43,11 @@ def plot(args: ScaleArgs, found: Predictions, path: Path) -> None:
     """Write the figure."""
     from gradlab.profiling.scale.plot import draw
 
-    whole(path, lambda part: draw(args, found, stamp(describe()), part))
+    machine = describe()
+    if args.machine.cores is None:
+        # A named GPU's figures are nobody's measurement here.
+        machine = {key: machine[key] for key in ("date", "commit") if key in machine}
+    whole(path, lambda part: draw(args, found, stamp(machine), part))
 
 
 def as_json(args: ScaleArgs, found: Predictions) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def draw(args: ScaleArgs, found: Mapping[str, Mapping[int, Prediction]], stamp: 
         if args.devices[0] <= args.machine.node < args.devices[-1]:
             axes.axvline(args.machine.node, color="0.6", linestyle=":", linewidth=1)
     if args.devices[0] <= args.machine.node < args.devices[-1]:
-        below.annotate("one node", (args.machine.node, 0.95), xycoords=("data", "axes fraction"), xytext=(4, 0),
+        above.annotate("one node", (args.machine.node, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0),
                        textcoords="offset points", fontsize=9, color="0.4")  # fmt: skip
     figure.supxlabel(stamp, fontsize=7, color="0.45")
     figure.savefig(path, dpi=120)
