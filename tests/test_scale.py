@@ -11,12 +11,12 @@ import pytest
 from gradlab import cli
 from gradlab.kernels.spec import specs
 from gradlab.profiling.machine_code.gpus import GPUS
-from gradlab.profiling.scale import devices, given, layer, links, strategies
+from gradlab.profiling.scale import devices, given, layer, links, strategies, table
 from gradlab.profiling.scale.args import checked_args, parsed_devices
 from gradlab.profiling.scale.collective import Collective, Place, seconds
 from gradlab.profiling.scale.command import predictions
 from gradlab.profiling.scale.layer import AXES, Plan, tensor_plan, vocabulary_plan
-from gradlab.profiling.scale.model import memory, predict
+from gradlab.profiling.scale.model import Prediction, memory, predict
 from gradlab.profiling.scale.search import best, mixes
 from gradlab.profiling.scale.strategies import Degrees, buckets, collectives
 from gradlab.workloads import scaled
@@ -408,6 +408,18 @@ def test_json_has_what_the_table_has(monkeypatch, capsys, tmp_path):
 def test_a_batch_for_each_device_grows(monkeypatch):
     args = checked_args(given.of_widths("8-4"), "H100", None, None, "1,4", None, 16, "float32", ("data",), None, None)
     assert {n: one.batch for n, one in predictions(args)["data"].items()} == {1: 16, 4: 64}
+
+
+def test_efficiency_is_of_rows_a_second_and_device():
+    """Twice the devices in half the time, or on twice the rows in the same time, is all that there is."""
+    args = checked_args(given.of_widths("8-4"), "H100", None, None, "1,4", None, 16, "float32", ("data",), None, None)
+    one, four = (Prediction(Degrees(data=n), 2.0, batch=16 * n) for n in (1, 4))
+    base = table.baseline(args, {"data": {1: one, 4: four}})
+    assert base == 8.0
+    assert table.efficiency(four, base) == 1.0
+    assert table.efficiency(replace(four, seconds=4.0), base) == 0.5
+    assert table.efficiency(replace(four, batch=16), base) == 0.25
+    assert table.efficiency(Prediction(Degrees(), refused="why"), base) is None
 
 
 def test_the_figure_is_written(monkeypatch, capsys, tmp_path):
