@@ -1,18 +1,23 @@
-"""What each rank of `test_sharded_optimizers_torch.py` runs: optimizers over DTensors against torch's on tensors."""
+"""Optimizers and clipping over DTensors against torch's on tensors, as the ranks of `sharded.py` run them."""
 
 import copy
-import sys
-import warnings
 
-import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import gradlab.torch as lab
+from gradlab.kernels.runtime.launch_triton import noting
+from tests.sharded import Moved, R, refused
 
 KINDS = (
     (lab.SGD, torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
@@ -174,7 +179,7 @@ def scaled(mesh):
             if bad:
                 both.spread[0].grad = distribute_tensor(torch.full((5, 3), torch.inf), mesh, [Shard(0)])
                 # The rest of the mesh has finite parts of it.
-                if dist.get_rank():
+                if mesh.get_local_rank():
                     both.spread[0].grad.to_local().zero_()
             scaler.step(optimizer)
             scaler.update()
@@ -196,37 +201,105 @@ def refusals(mesh):
     partial = torch.nn.Parameter(DTensor.from_local(torch.ones(3), mesh, [Partial()]))
     partial.grad = torch.ones_like(partial)
     refused(ValueError, "SGD: placements of a parameter is (Partial(sum),)", lab.SGD([partial]).step)
-    w = both.spread[0].detach()
-    message = "linear: weight is a Tensor, wanted a DTensor on DeviceMesh("
-    refused(TypeError, message, lambda: lab.linear(w, both.plain[0].detach()))
 
 
-def refused(error, message, call):
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value).startswith(message), caught.value
-    assert "\n" not in str(caught.value)
+def launches(meshes):
+    """One launch for all parts that lie here; one for their norm, and one number that is sent once."""
+    kernels = []
+    note = lambda jit: kernels.append(jit.fn.__name__)
+    for mesh in (meshes["4"], meshes["2x2"]):
+        ways = ([Shard(0)], [R]) if mesh.ndim == 1 else ([Shard(0), Shard(1)], [R, Shard(0)], [R, R])
+        params = [torch.nn.Parameter(distribute_tensor(torch.randn(8, 4), mesh, way)) for way in ways * 2]
+        for p in params:
+            p.grad = torch.ones_like(p)
+        norm = torch.tensor(32.0 * len(params)).sqrt()
+        for kind, names in ((lab.AdamW, ["_adam_kernel"]), (lab.SGD, ["_sgd_kernel"])):
+            optimizer = kind(params, lr=0.1)
+            kernels.clear()
+            with noting(note), Moved() as moved:
+                optimizer.step()
+            assert (kernels, moved.calls) == (names, 0)
+            optimizer.max_norm = 1.0
+            kernels.clear()
+            with noting(note), Moved() as moved:
+                optimizer.step()
+            assert moved.calls == 1
+            # What several ranks have is measured by the first of them alone; each has some part here.
+            assert kernels == ["_squares_kernel", "_clip_kernel", "_clip_kernel", *names]
+            torch.testing.assert_close(optimizer.grad_norm.float(), norm)
+        with Moved() as moved:
+            torch.testing.assert_close(lab.clip_grad_norm_(params, 1.0).full_tensor(), norm)
+        assert moved.calls == 1
 
 
-def run(rank, world, path):
-    """All of it on one rank."""
-    dist.init_process_group("gloo", store=dist.FileStore(path, world), rank=rank, world_size=world)
-    try:
-        mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("all", "one"))
-        for part in (optimizers, norms, precision, checkpoints, scaled, refusals):
-            torch.manual_seed(0)
-            part(mesh["all"])
-        for part in (optimizers, norms):
-            torch.manual_seed(0)
-            part(mesh["one"])
-        torch.manual_seed(0)
-        two_axes(mesh)
-    finally:
-        dist.destroy_process_group()
+def mixed(mesh):
+    """Plain parameters beside spread ones step in one launch; torch's own norm, and this one, are of one kind."""
+    both = Both(mesh)
+    both.draw()
+    optimizer = lab.AdamW([both.spread[0], both.plain[1]], lr=0.1)
+    theirs = torch.optim.AdamW([both.plain[0]], lr=0.1)
+    other = torch.nn.Parameter(both.plain[1].detach().clone())
+    other.grad = both.plain[1].grad
+    second = torch.optim.AdamW([other], lr=0.1)
+    for o in (optimizer, theirs, second):
+        o.step()
+    torch.testing.assert_close(both.spread[0].full_tensor(), both.plain[0].detach(), rtol=0, atol=1e-13)
+    torch.testing.assert_close(both.plain[1], other, rtol=0, atol=1e-13)
 
 
-if __name__ == "__main__":
-    # torch's own layers below warn of what is to come.
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    run(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+def resumed(meshes):
+    """Saved by two ranks, loaded by four, by two and by one: the curve goes on as theirs."""
+    x = torch.randn(8, 3, dtype=torch.float64)
+    start = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 1)).double()
+    folder = f"{meshes['store']}.checkpoint"
+
+    def made(mesh):
+        net = copy.deepcopy(start)
+        lab.convert(net)
+        fully_shard(net, mesh=mesh)
+        return net, lab.AdamW(net.parameters(), lr=0.02, max_norm=0.5)
+
+    def train(net, optimizer, mesh, steps):
+        losses = []
+        part = x.tensor_split(mesh.size())[mesh.get_local_rank()]
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = net(part).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(DTensor.from_local(loss.detach() / mesh.size(), mesh, [Partial()]).full_tensor())
+        return torch.stack(losses)
+
+    mesh = meshes["2"]
+    net, optimizer = made(mesh)
+    train(net, optimizer, mesh, 2)
+    if dist.get_rank() < 2:
+        state = dict(zip(("model", "optim"), get_state_dict(net, optimizer), strict=True))
+        checkpoint.save(state, checkpoint_id=folder, process_group=mesh.get_group())
+    want = train(net, optimizer, mesh, 3)
+    dist.barrier()
+    for name in ("4", "2", "1"):
+        mesh = meshes[name]
+        net, optimizer = made(mesh)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.zero_()
+        state = dict(zip(("model", "optim"), get_state_dict(net, optimizer), strict=True))
+        checkpoint.load(state, checkpoint_id=folder, process_group=mesh.get_group())
+        set_state_dict(net, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
+        torch.testing.assert_close(train(net, optimizer, mesh, 3), want, rtol=0, atol=1e-13)
+    assert want[0] > want[-1]
+
+
+def on(part, name):
+    """A part on the mesh of that name."""
+    return lambda meshes: part(meshes[name])
+
+
+PARTS = (
+    *(on(part, "2") for part in (optimizers, norms, precision, checkpoints, scaled, mixed, refusals)),
+    *(on(part, "1") for part in (optimizers, norms)),
+    on(two_axes, "2x2"),
+    launches,
+    resumed,
+)

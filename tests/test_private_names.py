@@ -185,6 +185,9 @@ def uses(framework):
                 mapped(lambda t: p.innermost_transform()) is not None and p.innermost_transform() is None
             ),
             "is_legacy_batched": lambda: p.is_legacy_batched(axis) and not p.is_legacy_batched(x),
+            "is_transformed": lambda: mapped(p.is_transformed) and not p.is_transformed(x),
+            "unwrapped": lambda: mapped(lambda t: torch.equal(p.unwrapped(t), x)),
+            "innermost": lambda: mapped(lambda t: p.innermost(t) is x) and p.innermost(x) is x,
             "is_batched": lambda: mapped(p.is_batched) and not p.is_batched(x),
             "remove_batch_dim": lambda: torch.equal(p.remove_batch_dim(axis, 1, 2, 0), x),
             "add_batch_dim": lambda: axis.shape == (3,),

@@ -323,6 +323,8 @@ CHECKS |= {
 
 
 def main():
+    # Started here: a run would start jax with as many as it asks for.
+    assert jax.device_count() == 8
     failed = {}
     for name, check in CHECKS.items():
         if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):

@@ -9,6 +9,8 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradlab.torch as lab
@@ -256,6 +258,67 @@ def ways_to_call(group):
     torch.testing.assert_close(y, wanted, rtol=1e-6, atol=0)
 
 
+def meshes(group):
+    """DTensors whose classes, rows, or both are spread, evenly or not: as whole tensors, twice differentiated."""
+    world = dist.get_world_size(group)
+    line = init_device_mesh("cpu", (world,))
+    ways = [(line, [Shard(1)]), (line, [Shard(0)])]
+    if world == 4:
+        ways += [(init_device_mesh("cpu", (2, 2)), [Shard(0), Shard(1)])]
+    for (mesh, places), options in itertools.product(ways, (OPTIONS[0], OPTIONS[3], OPTIONS[2])):
+        for shape in ((5, 9), (4, 9, 3)):
+            t, a = torch.randint(0, 9, shape[:1] + shape[2:]), torch.rand(9, dtype=WIDE) + 0.5
+            t.view(-1)[0] = 3
+            a_places = [Shard(0) if p == Shard(1) else Replicate() for p in places]
+            t_places = [Replicate() if p == Shard(1) else p for p in places]
+
+            def loss(x, to, t=t, a=a, options=options, t_places=t_places, a_places=a_places):
+                return lab.cross_entropy(x, to(t, t_places), to(a, a_places), **options)
+
+            on_mesh(mesh, loss, [drawn(*shape, scale=3.0)], [places])
+        if "ignore_index" not in options:
+
+            def soft(x, q, to, options=options):
+                return lab.cross_entropy(x, q, **options)
+
+            on_mesh(mesh, soft, [drawn(5, 9), torch.rand(5, 9, dtype=WIDE).requires_grad_()], [places, places])
+
+
+def heads_on_meshes(group):
+    """linear_cross_entropy of DTensors: classes and rows spread, and an input of which each rank has rows."""
+    world = dist.get_world_size(group)
+    line = init_device_mesh("cpu", (world,))
+    ways = [(line, [Replicate()], [Shard(0)]), (line, [Shard(0)], [Shard(0)]), (line, [Shard(0)], [Replicate()])]
+    if world == 4:
+        ways += [(init_device_mesh("cpu", (2, 2)), [Shard(0), Replicate()], [Replicate(), Shard(0)])]
+    for (mesh, rows, classes), options in itertools.product(ways, (OPTIONS[0], OPTIONS[3])):
+        t = torch.randint(0, 9, (5,))
+        t[0] = 3
+
+        def loss(h, w, b, to, t=t, rows=rows, options=options):
+            return lab.linear_cross_entropy(h, w, to(t, rows), b, **options)
+
+        on_mesh(mesh, loss, [drawn(5, 4), drawn(9, 4), drawn(9)], [rows, classes, classes])
+
+
+def on_mesh(mesh, fn, whole, places):
+    """`fn(*tensors, to)` of whole tensors and of DTensors; of its sine the cotangent depends on the loss."""
+
+    def pulled(tensors, to, full):
+        y = full(fn(*tensors, to)).sin().sum()
+        grads = torch.autograd.grad(y, tensors, create_graph=True)
+        twice = torch.autograd.grad(sum(full(g).sin().sum() for g in grads), tensors)
+        return [y, *grads, *twice]
+
+    def spread(t, places):
+        return distribute_tensor(t.detach(), mesh, places).requires_grad_(t.requires_grad)
+
+    want = pulled(whole, lambda t, _: t, lambda t: t)
+    got = pulled([spread(t, p) for t, p in zip(whole, places, strict=True)], spread, DTensor.full_tensor)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g.full_tensor() if isinstance(g, DTensor) else g, w, **NEAR)
+
+
 class Collectives(TorchDispatchMode):
     """Counts collectives by name with the numbers that a rank gives away in each."""
 
@@ -264,10 +327,13 @@ class Collectives(TorchDispatchMode):
         self.found = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(issubclass(t, DTensor) for t in types):
+            # What becomes of it comes here too.
+            return NotImplemented
         name = str(func)
-        if name.startswith("c10d"):
+        if name.startswith(("c10d", "_c10d_functional")) and "wait" not in name:
             flat = [t for a in args for t in (a if isinstance(a, list) else [a]) if isinstance(t, torch.Tensor)]
-            self.found.append((name.split(".")[1].strip("_"), flat[-1].numel()))
+            self.found.append((name.split(".")[1].strip("_"), flat[-1].numel() if flat else 0))
         return func(*args, **(kwargs or {}))
 
     def taken(self):
@@ -302,6 +368,52 @@ def collectives(group):
         assert seen.taken() == [("allreduce", M * 7)]
         torch.autograd.grad([g.square().sum() for g in grads], (h, w))
         assert seen.taken() == [("allreduce", 2 * M), ("allreduce", M * 7)]
+
+
+def collectives_of_meshes(group):
+    """A DTensor's logits stay: forward gathers row sums, a loss over rows adds up numbers; backward none."""
+    world, M = dist.get_world_size(group), 8
+    t = torch.randint(0, 4 * world, (M,))
+    line = init_device_mesh("cpu", (world,))
+    x = distribute_tensor(drawn(M, 4 * world, grad=False), line, [Shard(1)]).requires_grad_()
+    where = distribute_tensor(t, line, [Replicate()])
+    with Collectives() as seen:
+        y = lab.cross_entropy(x, where)
+        assert seen.taken() == [("allgather_base", 4 * M)]
+        assert y.placements == (Replicate(),)
+        torch.autograd.grad(y, x)
+        assert seen.taken() == []
+    x = distribute_tensor(drawn(M, 4 * world, grad=False), line, [Shard(0)]).requires_grad_()
+    where = distribute_tensor(t, line, [Shard(0)])
+    with Collectives() as seen:
+        y = lab.cross_entropy(x, where).full_tensor()
+        assert max(numel for _, numel in seen.taken()) <= 2
+        torch.autograd.grad(y, x)
+        # The loss's cotangent, where torch adds up the loss.
+        assert all(numel <= 1 for _, numel in seen.taken())
+
+
+def refusals_of_meshes(group):
+    """One line for a placement that is not supported, a plain tensor beside a DTensor, a group, the logits' memory."""
+    world = dist.get_world_size(group)
+    line = init_device_mesh("cpu", (world,))
+    x, t = drawn(4, 6, 4, grad=False), torch.zeros(4, 4, dtype=torch.int64)
+    to = lambda t, place: distribute_tensor(t, line, [place])
+    logits, where = to(x, Shard(1)), to(t, Replicate())
+    partial = DTensor.from_local(x, line, [Partial()])
+    for message, call in (
+        ("placements of input is (Shard(dim=2),), wanted Replicate or Shard(1)", lambda: lab.cross_entropy(to(x, Shard(2)), where)),
+        ("placements of input is (Partial(sum),), wanted Replicate or Shard(1)", lambda: lab.cross_entropy(partial, where)),
+        ("group is there beside a DTensor input", lambda: lab.cross_entropy(logits, where, group=group)),
+        ("inplace is True for a DTensor, wanted False", lambda: lab.cross_entropy(logits, where, inplace=True)),
+        ("input of shape [5, 6, 2] is spread over", lambda: lab.cross_entropy(to(torch.zeros(5, 6, 2), Shard(0)), to(torch.zeros(5, 2).long(), Shard(0)))),
+    ):  # fmt: skip
+        refused(ValueError, f"cross_entropy: {message}", call)
+    message = "cross_entropy: target is a Tensor, wanted a DTensor on"
+    refused(TypeError, message, lambda: lab.cross_entropy(logits, t))
+    h, w, t = to(drawn(4, 6, grad=False), Replicate()), to(drawn(5, 6, grad=False), Shard(1)), to(t[0], Replicate())
+    message = "linear_cross_entropy: placements of linear_weight is (Shard(dim=1),), wanted Replicate or Shard(0)"
+    refused(ValueError, message, lambda: lab.linear_cross_entropy(h, w, t))
 
 
 def one_rank(group):
@@ -393,7 +505,8 @@ def refused(error, message, call):
 
 
 PARTS = (
-    logits, heads, half_heads, soft_targets, layouts, rows_without_numbers, half, ways_to_call, collectives, one_rank, memory, refusals,
+    logits, heads, half_heads, soft_targets, meshes, heads_on_meshes, layouts, rows_without_numbers, half, ways_to_call,
+    collectives, collectives_of_meshes, one_rank, memory, refusals, refusals_of_meshes,
 )  # fmt: skip
 
 

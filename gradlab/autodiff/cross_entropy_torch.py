@@ -13,6 +13,7 @@ from gradlab.autodiff.class_losses.vocabulary_torch import (
     NOBODY,
     flat,
     gathered,
+    part_of_logits,
     summed,
     together,
     vocabulary_part,
@@ -38,10 +39,7 @@ class CrossEntropy(Function):
     @staticmethod
     def forward(x, t, q, a, settings, place, part):
         if part is not None:
-            p = kernels.loss(x, t, q, a, settings.flat(), flat(part))[2].unsqueeze(0)
-            rows = None if t is None else t.unsqueeze(0)
-            y, n, s = merge_parts(gathered(p, part.group), rows, settings.flat(), part.total)
-            return y[0], n[0], s[0]
+            return part.on_locals(_loss_of_part, f"{_ARRAYS} -> y[M], n[M], s[3 M]")(x, t, q, a, settings, part)
         if place is not None and place.with_loss:
             return loss_with_gradient(x, t, q, a, settings, place)
         return kernels.loss(x, t, q, a, settings.flat())
@@ -82,7 +80,10 @@ class CrossEntropyBackward(Function):
 
     @staticmethod
     def forward(dy, dn, x, t, q, a, s, settings, part):
-        return kernels.backward(dy, dn, x, t, q, a, s, settings.flat(), flat(part))
+        launch = kernels.backward
+        if part is not None:
+            launch = part.on_locals(launch, f"dy[M], dn[M], {_ARRAYS}, s[3 M] -> d[N V D]")
+        return launch(dy, dn, x, t, q, a, s, settings.flat(), flat(part))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -108,7 +109,10 @@ class CrossEntropyTargetBackward(Function):
 
     @staticmethod
     def forward(dy, x, a, s, settings, part):
-        return kernels.target_backward(dy, x, a, s, settings.flat())
+        launch = kernels.target_backward
+        if part is not None:
+            launch = part.on_locals(launch, "dy[M], x[N V D], a[V], s[3 M] -> d[N V D]")
+        return launch(dy, x, a, s, settings.flat())
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -139,11 +143,12 @@ class CrossEntropySecondBackward(Function):
 
     @staticmethod
     def forward(u, dy, dn, x, t, q, a, s, settings, part):
-        given = u, dy, dn, x, t, q, a, s, settings.flat()
-        ddy, ddn, dx, dq = kernels.second_backward(*given, flat(part))
-        if part is not None:
-            ddy, ddn, sums = summed(part.group, ddy, ddn, dx)
-            *_, dx, dq = kernels.second_backward(*given, flat(part), sums)
+        if part is None:
+            ddy, ddn, dx, dq = kernels.second_backward(u, dy, dn, x, t, q, a, s, settings.flat())
+        else:
+            text = f"u[N V D], dy[M], dn[M], {_ARRAYS}, s[3 M] -> ddy[M], ddn[M], d[N V D], dq[N V D]"
+            second = part.on_locals(_second_backward_of_part, text)
+            ddy, ddn, dx, dq = second(u, dy, dn, x, t, q, a, s, settings, part)
         return ddy.to(dy.dtype), ddn if dn is None else ddn.to(dn.dtype), dx, dq
 
     @staticmethod
@@ -167,6 +172,30 @@ class CrossEntropySecondBackward(Function):
             tuple(f if a is None else f.reshape(a.shape) for f, a in zip(found, like, strict=True)),
             tuple(None if a is None else 0 for a in like),
         )
+
+
+# Axis letters of what a loss is of.
+_ARRAYS = "x[N V D], t[M], q[N V D], a[V]"
+
+
+def _loss_of_part(x, t, q, a, settings, part):
+    """y, n, s of whole rows, of which this rank has some classes; of all of them without a group."""
+    if part.group is None:
+        return kernels.loss(x, t, q, a, settings.flat())
+    p = kernels.loss(x, t, q, a, settings.flat(), flat(part))[2].unsqueeze(0)
+    rows = None if t is None else t.unsqueeze(0)
+    y, n, s = merge_parts(gathered(p, part.group), rows, settings.flat(), part.total)
+    return y[0], n[0], s[0]
+
+
+def _second_backward_of_part(u, dy, dn, x, t, q, a, s, settings, part):
+    given = u, dy, dn, x, t, q, a, s, settings.flat()
+    if part.group is None:
+        return kernels.second_backward(*given)
+    ddy, ddn, sums, _ = kernels.second_backward(*given, flat(part))
+    ddy, ddn, sums = summed(part.group, ddy, ddn, sums)
+    *_, dx, dq = kernels.second_backward(*given, flat(part), sums)
+    return ddy, ddn, dx, dq
 
 
 def _mapped(info, in_dims, x, t, q, a):
@@ -276,7 +305,8 @@ def cross_entropy(
             targets and weight are this rank's part of them, [N V/W ...] and [V/W] of W ranks, in the order of ranks;
             parts need not be equal, and may be empty. Classes are of all V and, like the rows, the same on every rank.
             So is the loss, bit for bit. Gradients are this rank's part, of the loss on any one rank, for a cotangent
-            that is the same on every rank. Each rank has to make every call, also of backward passes.
+            that is the same on every rank. Each rank has to make every call, also of backward passes. DTensors need no
+            group: input may be Shard(0) or Shard(1), or both along axes of a mesh.
 
     Returns:
         A scalar, or [], [N] or [N D1 ...], in the logits' dtype, summed in float32 or better; with `return_z_loss` two.
@@ -320,7 +350,8 @@ def cross_entropy(
             softcap=softcap,
         )
         want_bool(_OP, "inplace", inplace)
-        _want(input, target, weight, ignore_index, group is None)
+        on_mesh = _want(input, target, weight, ignore_index, group is None)
+    part = part_of_logits(_OP, input, group, inplace) if on_mesh else None
     soft = target.is_floating_point()
     x, shape = input.unsqueeze(-1), input.shape[:1]
     if input.ndim == 1:
@@ -329,8 +360,7 @@ def cross_entropy(
         x, shape = input.flatten(2), input.shape[:1] + input.shape[2:]
     t, q = (None, target.reshape(x.shape)) if soft else (target.reshape(-1), None)
     how = Reduction(reduction, float(z_loss), return_z_loss)
-    part = None
-    if group is not None:
+    if group is not None and not on_mesh:
         same = {"shape of input but its classes": (x.shape[0], input.shape[2:]), "dtype of input": input.dtype}
         same |= {"dtype of target": target.dtype, "weight": "none" if weight is None else "there"}
         same |= {"settings": settings, "reduction": how, "inplace": inplace}
@@ -348,9 +378,10 @@ def cross_entropy(
 
 def _want(
     input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, ignore_index: int, whole: bool
-) -> None:
+) -> bool:
+    """Refuse what does not fit; whether they are DTensors."""
     given = {"input": input} | ({} if weight is None else {"weight": weight})
-    want_tensors(_OP, given | {"target": target})
+    on_mesh = want_tensors(_OP, given | {"target": target})
     want_floats(_OP, given)
     if input.ndim == 0:
         refuse(_OP, "input of shape []", "0-dimensional", "[V], [N V] or [N V ...]")
@@ -369,12 +400,13 @@ def _want(
             refuse(_OP, "shape of soft target", list(target.shape), f"{list(input.shape)} like input")
         if ignore_index >= 0:
             refuse(_OP, "ignore_index", ignore_index, "none with soft targets, which have no class to ignore")
-        return
+        return on_mesh
     if target.dtype not in CLASSES:
         refuse(_OP, "dtype of target", dtype_name(target), "int64, int32, uint8 or input's for soft targets", TypeError)
     wanted = input.shape[:0] if input.ndim == 1 else input.shape[:1] + input.shape[2:]
     if target.shape != wanted:
         refuse(_OP, "shape of target", list(target.shape), f"{list(wanted)} for input of shape {list(input.shape)}")
+    return on_mesh
 
 
 def by_spec(x: torch.Tensor, target: torch.Tensor, a: torch.Tensor | None = None, **options: Any) -> Any:

@@ -11,9 +11,9 @@ from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
 from gradlab.autodiff.class_losses.vocabulary_torch import (
     NOBODY,
-    VocabularyPart,
     flat,
     gathered,
+    part_of_head,
     summed,
     together,
     vocabulary_part,
@@ -40,8 +40,7 @@ class LinearCrossEntropy(Function):
     def forward(h, w, t, b, a, settings, part):
         if part is None:
             return kernels.loss(h, w, t, b, a, settings.flat())
-        p = kernels.loss(h, w, t, b, a, settings.flat(), flat(part))[2]
-        return merge_parts(gathered(p, part.group), t, settings.flat(), part.total)
+        return part.on_locals(_loss_of_part, f"{_ARRAYS} -> y[Z M], n[Z M], s[Z 3 M]")(h, w, t, b, a, settings, part)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -71,9 +70,11 @@ class LinearCrossEntropyBackward(Function):
 
     @staticmethod
     def forward(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, part):
-        needs = need_h, need_w, need_b
-        dh, dw, db = kernels.backward(dy, dn, h, w, t, b, a, s, settings.flat(), *needs, _by_columns(w), flat(part))
-        return _whole(dh, h, part), dw, db
+        needs = need_h, need_w, need_b, _by_columns(w)
+        if part is None:
+            return kernels.backward(dy, dn, h, w, t, b, a, s, settings.flat(), *needs)
+        text = f"dy[Z M], dn[Z M], {_ARRAYS}, s[Z 3 M] -> dh[Z M K], dw[Z K V], db[Z V]"
+        return part.on_locals(_backward_of_part, text)(dy, dn, h, w, t, b, a, s, settings, needs, part)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -103,13 +104,12 @@ class LinearCrossEntropySecondBackward(Function):
     @staticmethod
     def forward(uh, uw, ub, dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, part):
         needs = need_h, need_w, need_b, _by_columns(w)
-        given = uh, uw, ub, dy, dn, h, w, t, b, a, s, settings.flat(), *needs
-        ddy, ddn, dh, dw, db = second_backward(*given, flat(part))
         if part is None:
-            return ddy, ddn, dh, dw, db
-        ddy, ddn, sums = summed(part.group, ddy, ddn, dh)
-        _, _, dh, dw, db = second_backward(*given, flat(part), sums)
-        return ddy, ddn, _whole(dh, h, part), dw, db
+            return second_backward(uh, uw, ub, dy, dn, h, w, t, b, a, s, settings.flat(), *needs)
+        text = f"uh[Z M K], uw[Z K V], ub[Z V], dy[Z M], dn[Z M], {_ARRAYS}, s[Z 3 M]"
+        text += " -> ddy[Z M], ddn[Z M], dh[Z M K], dw[Z K V], db[Z V]"
+        second = part.on_locals(_second_backward_of_part, text)
+        return second(uh, uw, ub, dy, dn, h, w, t, b, a, s, settings, needs, part)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -133,9 +133,34 @@ def _merged(rule, info, in_dims, args):
     return tuple(split), tuple(0 if r.ndim > 1 else None for r in results)
 
 
-def _whole(dh: torch.Tensor, h: torch.Tensor, part: VocabularyPart | None) -> torch.Tensor:
-    """The sum of dh over all parts, rounded once."""
-    return dh if part is None else summed(part.group, dh)[0].to(h.dtype)
+# Axis letters of what a loss is of.
+_ARRAYS = "h[Z M K], w[Z K V], t[Z M], b[Z V], a[Z V]"
+
+
+def _loss_of_part(h, w, t, b, a, settings, part):
+    """y, n, s of whole rows, of which this rank has some classes; of all of them without a group."""
+    if part.group is None:
+        return kernels.loss(h, w, t, b, a, settings.flat())
+    p = kernels.loss(h, w, t, b, a, settings.flat(), flat(part))[2]
+    return merge_parts(gathered(p, part.group), t, settings.flat(), part.total)
+
+
+def _backward_of_part(dy, dn, h, w, t, b, a, s, settings, needs, part):
+    given = dy, dn, h, w, t, b, a, s, settings.flat(), *needs
+    if part.group is None:
+        return kernels.backward(*given)
+    dh, dw, db = kernels.backward(*given, flat(part))
+    return summed(part.group, dh)[0].to(h.dtype), dw, db
+
+
+def _second_backward_of_part(uh, uw, ub, dy, dn, h, w, t, b, a, s, settings, needs, part):
+    given = uh, uw, ub, dy, dn, h, w, t, b, a, s, settings.flat(), *needs
+    if part.group is None:
+        return second_backward(*given)
+    ddy, ddn, sums, _, _ = second_backward(*given, flat(part))
+    ddy, ddn, sums = summed(part.group, ddy, ddn, sums)
+    _, _, dh, dw, db = second_backward(*given, flat(part), sums)
+    return ddy, ddn, summed(part.group, dh)[0].to(h.dtype), dw, db
 
 
 def _by_columns(w: torch.Tensor) -> bool:
@@ -235,7 +260,7 @@ def linear_cross_entropy(
             linear_weight, linear_bias and weight are this rank's part, [V/W K] and [V/W] of W ranks, in the order of
             ranks; parts need not be equal, and may be empty. input and target are the same on every rank, and so are
             the loss and the gradient of input, a sum over the ranks. Each rank has to make every call, also of backward
-            passes.
+            passes. DTensors need no group: linear_weight may be Shard(0), and input Shard(0).
 
     Returns:
         The loss, a scalar or [...], in the inputs' dtype, summed in float32 or better; with `return_z_loss` two. First
@@ -265,7 +290,7 @@ def linear_cross_entropy(
             linear_bias = bias
         given = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
         floats = {name: t for name, t in given.items() if t is not None}
-        want_tensors(OP, floats | {"target": target} | ({} if weight is None else {"weight": weight}))
+        on_mesh = want_tensors(OP, floats | {"target": target} | ({} if weight is None else {"weight": weight}))
         # The dtype that torch's linear has under autocast, and the one that its cross_entropy has.
         (full,) = to_float32(input)
         floats = dict(zip(floats, to_autocast_dtype(*floats.values()), strict=True))
@@ -285,7 +310,9 @@ def linear_cross_entropy(
     t = target.reshape(M)
     how = Reduction(reduction, float(z_loss), return_z_loss)
     part = None
-    if group is not None:
+    if on_mesh:
+        part, h = part_of_head(OP, h, w, group)
+    elif group is not None:
         same = {"shape of input": h.shape, "dtype of input": h.dtype, "dtype of target": target.dtype}
         same |= {"linear_bias": "none" if b is None else "there", "weight": "none" if weight is None else "there"}
         same |= {"settings": settings, "reduction": how, "requires_grad of input": h.requires_grad}

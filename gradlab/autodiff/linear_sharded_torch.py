@@ -1,8 +1,11 @@
 """Products of rows with any leading axes as rules: `linear` on tensors of which devices hold parts, for torch."""
 
+import math
+
 import torch
 
 from gradlab.autodiff.arguments.shards_torch import along
+from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function
 from gradlab.autodiff.relu_torch import Relu, ReluMask
 from gradlab.kernels.common import rows_triton as kernels
@@ -43,6 +46,19 @@ class RowsProduct(Function):
             dbias = RowsSum.apply(dy, mask if ctx.masked == "y" else None)
         return da, db, dbias, None, None, None
 
+    @staticmethod
+    def vmap(info, in_dims, a, b, bias, mask, masked, relu):
+        if in_dims[1:3] == (None, None) and masked != "b":
+            # One b for all: the mapped axis is one more of rows.
+            a, mask = in_front(info.batch_size, (in_dims[0], in_dims[3]), (a, mask))
+            return RowsProduct.apply(a, b, bias, mask, masked, relu), 0
+        from gradlab.autodiff.linear_torch import Linear
+
+        a, b, bias, mask = in_front(info.batch_size, in_dims[:4], (a, b, bias, mask))
+        rows = mask if masked in ("b", "") else _rows(mask)
+        y = Linear.apply(_rows(a), b, bias, rows, masked, relu, False)
+        return y.reshape(*a.shape[:-1], b.shape[-1]), 0
+
 
 class RowsGram(Function):
     """y[K N] = the sum over rows of a[... K] c[... N]; `masked` ("a", "b" for c, "y" or "") is zero where mask <= 0."""
@@ -69,6 +85,15 @@ class RowsGram(Function):
             dc = RowsProduct.apply(a, u, None, mask, by_c, False)
         return da, dc, None, None, None
 
+    @staticmethod
+    def vmap(info, in_dims, a, c, mask, masked, transposed):
+        from gradlab.autodiff.linear_torch import Linear
+
+        a, c, mask = in_front(info.batch_size, in_dims[:3], (a, c, mask))
+        if masked in ("a", "b"):
+            mask = _rows(mask).transpose(-2, -1) if masked == "a" else _rows(mask)
+        return Linear.apply(_rows(a).transpose(-2, -1), _rows(c), None, mask, masked, False, transposed), 0
+
 
 class RowsSum(Function):
     """s[N] = the sum over rows of a[... N], zeros where mask <= 0. Linear: its pullback is a masked broadcast."""
@@ -87,6 +112,18 @@ class RowsSum(Function):
         (mask,) = ctx.saved_tensors
         rows = ds.expand(ctx.shape)
         return rows if mask is None else ReluMask.apply(rows, mask), None
+
+    @staticmethod
+    def vmap(info, in_dims, a, mask):
+        from gradlab.autodiff.linear_torch import LinearBiasGrad
+
+        a, mask = in_front(info.batch_size, in_dims, (a, mask))
+        return LinearBiasGrad.apply(_rows(a), None if mask is None else _rows(mask)), 0
+
+
+def _rows(t: torch.Tensor) -> torch.Tensor:
+    """[Z M N] of t[Z ... N]."""
+    return t if t.ndim == 3 else t.reshape(t.shape[0], math.prod(t.shape[1:-1]), t.shape[-1])
 
 
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, relu: bool) -> torch.Tensor:

@@ -50,11 +50,12 @@ class JaxRanks:
 
     def __init__(self, told: list[int], patience: float) -> None:
         self.told, self.steps, self.saved, self.token = told, 0, "", secrets.token_hex(4)
-        self.patience, self._turn, self._leaving = patience, 0, threading.Lock()
+        self.patience, self._turn, self._begun, self._leaving = patience, 0, False, threading.Lock()
         self._client, rank, size = coordination()
         self.world = World(rank, size)
+        self._watching = threading.Thread(target=self._watch, daemon=True)
         if self._client is not None:
-            threading.Thread(target=self._watch, daemon=True).start()
+            self._watching.start()
 
     def start(self, spread: SpreadArgs) -> None:
         """Start jax on the devices that are asked for.
@@ -79,8 +80,10 @@ class JaxRanks:
         self.world = self.world._replace(devices=there if wanted is None else wanted, kind=kind)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        self._compare("facts", {"device": jax.devices()[0].device_kind, **facts})
+        kind = jax.devices()[0].device_kind
+        self._compare("facts", {"device": kind, "devices": self.world.devices, **facts})
         self.token = self._every("token", self.token)[0]
+        self._begun = True
 
     def outcome(self, error: str) -> str:
         self._turn += 1
@@ -91,6 +94,7 @@ class JaxRanks:
         if self._client is not None:
             self._client.wait_at_barrier("gradlab/end", int(1000 * self.patience))
             self._leaving.acquire()
+            self._watching.join(10)
             jax.distributed.shutdown()
 
     def fail(self, code: int, line: str, word: str) -> None:
@@ -140,7 +144,7 @@ class JaxRanks:
         return [self._awaited(f"gradlab/{word}/{rank}", rank) for rank in range(self.world.size)]
 
     def _awaited(self, key: str, rank: int) -> str:
-        """A value; in short waits, in which signals are heard."""
+        """A value; in short waits, in which signals are heard. Once a run has begun they wait for the end of a step."""
         until = time.monotonic() + self.patience
         while True:
             try:
@@ -148,7 +152,7 @@ class JaxRanks:
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
-            if self.told:
+            if self.told and not self._begun:
                 self.fail(SIGNALLED + self.told[0], "interrupted before the first step", "interrupted")
             if time.monotonic() > until:
                 late = f"silent for {self.patience:g} s"
@@ -158,6 +162,7 @@ class JaxRanks:
         """End this process when another one leaves word that it ended."""
         while not self._leaving.locked():
             time.sleep(_EVERY)
+            # Nobody is told of a store that is gone: jax.distributed misses it too.
             with suppress(jax.errors.JaxRuntimeError):
                 for key, word in self._client.key_value_dir_get("gradlab/ended/"):
                     if (rank := int(key.rpartition("/")[2])) != self.world.rank:

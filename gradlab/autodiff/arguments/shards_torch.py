@@ -4,7 +4,6 @@ Each rank steps the part that it holds, without communication. A norm is of the 
 are added over the axes of the mesh that shard a tensor, and counted once over those that replicate it.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from gradlab.autodiff.arguments.errors import refuse
 from gradlab.kernels.optimizers import norm_triton
-from gradlab.kernels.private.private_torch import dispatch_modes
+from gradlab.kernels.private.private_torch import dispatch_modes, innermost
 from gradlab.kernels.runtime import memory_triton as memory
 from gradlab.kernels.runtime import sharded_triton
 
@@ -64,6 +63,9 @@ def want_one_mesh(name: str, tensors: Mapping[str, Any]) -> None:
     """Refuse tensors of which one is no DTensor, or is on another mesh than the first."""
     beside, mesh = next((argument, t.device_mesh) for argument, t in tensors.items() if is_sharded(t))
     for argument, t in tensors.items():
+        if not is_sharded(t):
+            # What a transform of torch.func has wrapped may be one.
+            t = innermost(t)
         if not is_sharded(t):
             wanted = f"a DTensor on {mesh} like {beside}: distribute_tensor makes one"
             refuse(name, argument, f"a {type(t).__name__}", wanted, TypeError)
@@ -119,17 +121,17 @@ def part_of(t: Any) -> int:
 def global_norm(name: str, tensors: Sequence[Any], max_norm: float, grad_scale: torch.Tensor | None) -> torch.Tensor:
     """`norm_triton.global_norm` of whole tensors, of which DTensors hold parts; the same number on every rank.
 
-    One number for each way that tensors are spread is added up over the mesh. Partial sums are made whole first.
+    Each rank sums the squares of its parts, of what several ranks have the first one alone, and one number is added up
+    over the mesh. Partial sums are made whole first.
 
     Raises:
         ValueError: tensors on several meshes, or on a mesh and on none: ranks would come to different norms.
     """
     if not any(map(is_sharded, tensors)):
         return norm_triton.global_norm(list(tensors), max_norm, grad_scale)
-    from torch.distributed.tensor import DTensor, Partial, Replicate
+    from torch.distributed.tensor import Replicate
 
-    batches: dict[tuple, list[torch.Tensor]] = defaultdict(list)
-    mesh = next(t.device_mesh for t in tensors if is_sharded(t))
+    mesh, parts = next(t.device_mesh for t in tensors if is_sharded(t)), []
     for t in tensors:
         if not is_sharded(t) or t.device_mesh != mesh:
             came = f"one over {mesh} and {t.device_mesh if is_sharded(t) else 'a plain tensor'}"
@@ -137,14 +139,23 @@ def global_norm(name: str, tensors: Sequence[Any], max_norm: float, grad_scale: 
         places = [Replicate() if p.is_partial() else p for p in t.placements]
         if tuple(places) != tuple(t.placements):
             t = t.redistribute(mesh, places)
-        batches[tuple(not p.is_replicate() for p in places)].append(local(t))
-    squares = []
-    # All ranks take the batches in one order: each waits for the others.
-    for sharded in sorted(batches):
-        square = norm_triton.global_norm(batches[sharded], max_norm, grad_scale)[:1].square()
-        parts = DTensor.from_local(square, mesh, [Partial() if s else Replicate() for s in sharded], run_check=False)
-        squares.append(parts.full_tensor())
-    return norm_triton.clip_factor(torch.cat(squares), max_norm)
+        if not any(p.is_replicate() and mesh.get_local_rank(axis) for axis, p in enumerate(places)):
+            parts.append(local(t))
+    if parts:
+        square = norm_triton.global_norm(parts, max_norm, grad_scale)[:1].square()
+    else:
+        square = torch.zeros(1, dtype=torch.float64, device=local(tensors[0]).device)
+    return norm_triton.clip_factor(_over_mesh(square, mesh), max_norm)
+
+
+def _over_mesh(number: torch.Tensor, mesh: Any) -> torch.Tensor:
+    """The sum over all ranks of a mesh: at once where they are all that there are, or along one axis, else by axes."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    if mesh.ndim == 1 or mesh.size() != torch.distributed.get_world_size():
+        return DTensor.from_local(number, mesh, [Partial()] * mesh.ndim, run_check=False).full_tensor()
+    torch.distributed.all_reduce(number)
+    return number
 
 
 def like(number: torch.Tensor, tensors: Sequence[Any]) -> torch.Tensor:

@@ -31,13 +31,9 @@ class MeanDivisors(Direct):
 
     @staticmethod
     def forward(t, a, V, ignore_index, wide, part):
-        if part is None or a is None:
+        if part is None:
             return kernels.mean_divisors(t, a, V, ignore_index, wide)
-        d = kernels.mean_divisors(t, a, V, ignore_index, wide, part.first)
-        # The rank that has a class has its weight.
-        weights = gathered(d[..., 0], part.group)
-        d[..., 0] = column_sum(weights.reshape(weights.shape[0], -1), None).view(d.shape[:-1])
-        return d
+        return part.on_locals(_divisors_of_part, "t[M], a[V] -> d[2]")(t, a, V, ignore_index, wide, part)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -51,6 +47,16 @@ class MeanDivisors(Direct):
     def vmap(info, in_dims, t, a, V, ignore_index, wide, part):
         (t,) = in_front(info.batch_size, in_dims[:1], (t,))
         return MeanDivisors.apply(t, a, V, ignore_index, wide, part), 0
+
+
+def _divisors_of_part(t, a, V, ignore_index, wide, part):
+    if part.group is None or a is None:
+        return kernels.mean_divisors(t, a, V, ignore_index, wide)
+    d = kernels.mean_divisors(t, a, a.shape[0], ignore_index, wide, part.first)
+    # The rank that has a class has its weight.
+    weights = gathered(d[..., 0], part.group)
+    d[..., 0] = column_sum(weights.reshape(weights.shape[0], -1), None).view(d.shape[:-1])
+    return d
 
 
 class SumRows(Direct):

@@ -5,7 +5,8 @@ classes, gathered, which each rank puts together in one order, or added up. A lo
 same bits on every rank. Logits stay where they are.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -15,20 +16,38 @@ import torch
 import torch.distributed as dist
 
 from gradlab.autodiff.arguments.errors import refuse
+from gradlab.autodiff.class_losses.spread_torch import (
+    CLASSES,
+    first_of,
+    head_roles,
+    roles_of,
+    rows_of_head,
+    spread,
+    want_whole_rows,
+)
 from gradlab.kernels.class_losses.settings import ClassPart
 
 
 class VocabularyPart(NamedTuple):
-    """The classes of this rank, those from `first` on, of `total` that the ranks of `group` have."""
+    """The classes of this rank, those from `first` on, of `total` that the ranks of `group` have.
+
+    Of DTensors what each axis of their mesh spreads; where none spreads classes there is no group.
+    """
 
     first: int
     total: int
     group: Any
+    mesh: Any = None
+    roles: tuple[str, ...] = ()
+
+    def on_locals(self, fn: Callable[..., Any], text: str) -> Callable[..., Any]:
+        """`fn`, on DTensors of what this rank holds of the arrays of `text` in axis letters."""
+        return fn if self.mesh is None else spread(fn, text, self.mesh, self.roles)
 
 
 def flat(part: VocabularyPart | None) -> list[int] | None:
     """The part's `ClassPart`, as a registered op takes it."""
-    return None if part is None else list(ClassPart(part.first, part.total))
+    return None if part is None or part.group is None else list(ClassPart(part.first, part.total))
 
 
 # What the ranks of a group have agreed on: their parts, by op, sizes and options.
@@ -43,6 +62,31 @@ def want_group(op: str, group: Any) -> None:
         refuse(op, "group", "one without this rank", "one that this rank is a member of")
     if not isinstance(group, dist.ProcessGroup):
         refuse(op, "group", f"a {type(group).__name__}", "a torch.distributed.ProcessGroup", TypeError)
+
+
+def part_of_logits(op: str, input: Any, group: Any, inplace: bool) -> VocabularyPart:
+    """This rank's part of DTensor logits [V], [N V] or [N V ...]."""
+    roles = roles_of(op, "input", input, min(1, input.ndim - 1), 0 if input.ndim > 1 else None)
+    want_whole_rows(op, "input", input, roles, math.prod(input.shape[2:]))
+    if inplace:
+        refuse(op, "inplace", "True for a DTensor", "False")
+    return _part_of_mesh(op, "input", input, min(1, input.ndim - 1), roles, group)
+
+
+def part_of_head(op: str, h: Any, w: Any, group: Any) -> tuple[VocabularyPart, Any]:
+    """This rank's part of a DTensor head w[V K], and its input h[... K] with whole rows where classes are spread."""
+    roles = head_roles(op, h, w)
+    return _part_of_mesh(op, "linear_weight", w, 0, roles, group), rows_of_head(h, roles)
+
+
+def _part_of_mesh(op: str, argument: str, t: Any, classes: int, roles: Sequence[str], group: Any) -> VocabularyPart:
+    if group is not None:
+        refuse(op, "group", f"there beside a DTensor {argument}", "one of the two: a DTensor has its mesh")
+    mesh, total = t.device_mesh, t.shape[classes]
+    for axis, role in enumerate(roles):
+        if role == CLASSES and mesh.size(axis) > 1:
+            return VocabularyPart(first_of(t, classes, axis), total, mesh.get_group(axis), mesh, tuple(roles))
+    return VocabularyPart(0, total, None, mesh, tuple(roles))
 
 
 # In place of `together` where there is no group.

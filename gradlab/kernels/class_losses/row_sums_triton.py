@@ -99,7 +99,11 @@ def _sum_rows_fake(y):
     return y.new_empty(y.shape[:-1])
 
 
-@op("sum_rows", fake=_sum_rows_fake)
+def _sum_rows_sharding(y):
+    return "y[M] -> r[]; sums M" if y.ndim == 1 else "y[Z M] -> r[Z]; sums M"
+
+
+@op("sum_rows", fake=_sum_rows_fake, sharding=_sum_rows_sharding)
 def sum_rows(y: torch.Tensor) -> torch.Tensor:
     """The sum of y[M], which may have one more axis Z in front. M read."""
     return reduce_triton.sum_rows(_sum_rows_kernel, [y], y.ndim - 1, 1)

@@ -28,6 +28,9 @@ innermost_transform = torch._C._functorch.peek_interpreter_stack
 # Tensors with a batch axis that their shape does not show: of torch.autograd's older vmap, of torch.func's.
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 is_batched = torch._C._functorch.is_batchedtensor
+# Whether one of torch.func's transforms has wrapped a tensor, and what it has wrapped.
+is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
+unwrapped = torch._C._functorch.get_unwrapped
 # The older vmap's axes taken off and put on: (tensor, level, size, axis) and (tensor, axis, level).
 remove_batch_dim = torch._remove_batch_dim
 add_batch_dim = torch._add_batch_dim
@@ -35,6 +38,13 @@ add_batch_dim = torch._add_batch_dim
 negative_view = torch._neg_view
 # One addition to each tensor of a list, in one launch.
 foreach_add_ = torch._foreach_add_
+
+
+def innermost(t: Any) -> Any:
+    """The tensor inside of what torch.func's transforms have wrapped; any other as it is."""
+    while isinstance(t, torch.Tensor) and is_transformed(t):
+        t = unwrapped(t)
+    return t
 
 
 def key_bits(*names: str) -> int:

@@ -1,4 +1,4 @@
-"""Layers on DTensors, on four processes with meshes of four, two by two, two and one; `sharded_ops.py` has them."""
+"""DTensors on four processes, with meshes of four, two by two, two and one; `sharded.py` says what is compared."""
 
 import contextlib
 import os
@@ -15,10 +15,10 @@ if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
 
 
-def test_layers_on_dtensors_are_those_on_tensors(tmp_path):
-    """Numbers, derivatives and what is sent; every placement, mesh, module and refusal."""
+def test_layers_and_optimizers_on_dtensors_are_those_on_tensors(tmp_path):
+    """Numbers, derivatives and what is sent; placements, meshes, modules, steps, checkpoints and refusals."""
     ranks = subprocess.Popen(
-        [sys.executable, "-m", "tests.sharded_ops", "4", str(tmp_path / "store")],
+        [sys.executable, "-m", "tests.sharded", "4", str(tmp_path / "store")],
         cwd=Path(__file__).parents[1],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
