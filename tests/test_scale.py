@@ -285,14 +285,45 @@ def test_the_parts_are_the_step():
 
 
 def test_memory_by_hand():
-    """8-16-4, 6 rows, SGD: 212 numbers of parameters, gradients and momentum; x, y1, y2, the loss; y1's and x's."""
+    """8-16-4, 6 rows, SGD: of 212 numbers parameters and momentum; the most is needed at the first layer.
+
+    There are x[6 8], y[6 16], y's gradient, and the gradients of all parameters; in shares those of the first layer, 144,
+    are whole, and so are its parameters, of the second one's 68 gradients there is half.
+    """
     net = replace(given.of_widths("8-16-4"), optimizer="sgd")
-    numbers = 6 * (8 + 16 + 4) + 1
-    assert memory(net, Plan(), Degrees(), 6, "float32") == 4 * (3 * 212 + numbers + 6 * (16 + 8))
+    first = 6 * (8 + 16) + 6 * 16 + 212
+    assert memory(net, Plan(), Degrees(), 6, "float32") == 4 * (2 * 212 + first)
     # Masters and momentum are float32.
-    assert memory(net, Plan(), Degrees(), 6, "bfloat16") == (2 + 2 + 4 + 4) * 212 + 2 * (numbers + 6 * (16 + 8))
-    sharded = memory(net, Plan(), Degrees(sharded=2), 6, "float32")
-    assert sharded == 4 * (3 * 106 + 144 + 68 + 144 + numbers + 6 * (16 + 8))
+    assert memory(net, Plan(), Degrees(), 6, "bfloat16") == (2 + 4 + 4) * 212 + 2 * first
+    shares = 6 * (8 + 16) + 6 * 16 + 144 + 144 + 34
+    assert memory(net, Plan(), Degrees(sharded=2), 6, "float32") == 4 * (2 * 106 + shares)
+
+
+@pytest.mark.parametrize(("text", "rows"), [("64-(256-64)x2-512", 128), ("64-(256-64)x2-10", 2048)])
+def test_memory_is_what_torch_allocates(monkeypatch, text, rows):
+    """Beyond parameters and input: bytes that torch's profiler counts in forward and backward."""
+    torch = pytest.importorskip("torch")
+    import gradlab.torch as lab
+    from gradlab.autodiff.frameworks.side import side
+    from gradlab.profiling.bench.peak import peak_bytes
+
+    if torch.cuda.is_available():
+        pytest.skip("the tensors here are a CPU's")
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
+    layers = [lab.Linear(k, n) for k, n in itertools.pairwise(given.widths(text))]
+    params = [p for one in layers for p in one.parameters()]
+    x, t = torch.randn(rows, layers[0].in_features), torch.randint(layers[-1].out_features, (rows,))
+
+    def call():
+        y = x
+        for one in layers[:-1]:
+            y = lab.linear(y, one.weight, one.bias, activation="relu")
+        return torch.autograd.grad(lab.cross_entropy(layers[-1](y), t), params)
+
+    call()
+    net = replace(given.of_widths(text), optimizer=None)
+    predicted = memory(net, Plan(), Degrees(), rows, "float32") - 4 * net.parameters() - x.nbytes
+    assert peak_bytes(side("torch"), call) == pytest.approx(predicted, rel=0.1)
 
 
 def test_the_best_mix_is_the_best_of_all():
