@@ -115,7 +115,7 @@ def run(rank, world, path):
         square = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("data", "model"))
         row = init_device_mesh("cpu", (world, 1), mesh_dim_names=("all", "one"))
         meshes = {"store": path, "4": row["all"], "1": row["one"], "2": square["model"], "2x2": square}
-        for name in ("sharded_ops", "sharded_modules", "sharded_optimizers"):
+        for name in ("sharded_modules", "sharded_ops", "sharded_optimizers"):
             for part in importlib.import_module(f"tests.{name}").PARTS:
                 torch.manual_seed(0)
                 part(meshes)
@@ -133,7 +133,9 @@ def fork(rank, world, path):
         run(rank, world, path)
         status = 0
     except BaseException:
-        print(f"rank {rank}\n{traceback.format_exc()}", flush=True)
+        said = traceback.format_exc()
+        # A rank that fails ends the others, whose errors hide its own.
+        print(f"rank {rank}: " + ("another is gone" if "closed by peer" in said else f"\n{said}"), flush=True)
     finally:
         os._exit(status)
 
@@ -144,4 +146,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     children = [fork(rank, int(sys.argv[1]), sys.argv[2]) for rank in range(int(sys.argv[1]))]
     statuses = [os.waitpid(child, 0)[1] for child in children]
+    print(f"exit statuses: {statuses}")
     sys.exit(any(statuses))

@@ -176,7 +176,7 @@ def transforms(meshes):
 
 
 def compiled(meshes):
-    """torch.compile of a layer on DTensors, without a graph break, forward and backward."""
+    """torch.compile of a layer on DTensors, the first that the process meets, without a graph break; and backward."""
     mesh = meshes["2"]
     if dist.get_rank() >= mesh.size():
         return
@@ -184,12 +184,12 @@ def compiled(meshes):
     run = torch.compile(layer, fullgraph=True, backend="aot_eager")
     x = torch.randn(4, 3, 6)
     results = []
-    for f in (layer, run):
+    for f in (run, layer):
         given = x.clone().requires_grad_()
         y = f(given)
         assert list(y.placements) == [Shard(2)]
         results.append([y, *torch.autograd.grad(y.redistribute(placements=[R]).sum(), (given, layer.weight))])
-    for right, mine in zip(*results, strict=True):
+    for mine, right in zip(*results, strict=True):
         torch.testing.assert_close(whole(mine), whole(right))
 
 
@@ -225,4 +225,4 @@ def refusals(meshes):
     torch.testing.assert_close(whole(lab.relu(mean)), x.relu())
 
 
-PARTS = (parallel, images, wrapped, transforms, compiled, half, refusals)
+PARTS = (compiled, parallel, images, wrapped, transforms, half, refusals)

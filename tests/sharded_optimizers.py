@@ -188,7 +188,7 @@ def scaled(mesh):
 
 
 def refusals(mesh):
-    """One line for what is spread in another way than its parameter, and for an op that has no rule for shards."""
+    """One line for what is spread in another way than its parameter, or is a sum still to be made."""
     both = Both(mesh)
     both.draw()
     optimizer = lab.Adam(both.spread)

@@ -185,6 +185,9 @@ def uses(framework):
                 mapped(lambda t: p.innermost_transform()) is not None and p.innermost_transform() is None
             ),
             "is_legacy_batched": lambda: p.is_legacy_batched(axis) and not p.is_legacy_batched(x),
+            "run_while_tracing": lambda: (
+                vars(p.run_while_tracing(lambda: None)) == vars(torch.compiler.assume_constant_result(lambda: None))
+            ),
             "is_transformed": lambda: mapped(p.is_transformed) and not p.is_transformed(x),
             "unwrapped": lambda: mapped(lambda t: torch.equal(p.unwrapped(t), x)),
             "innermost": lambda: mapped(lambda t: p.innermost(t) is x) and p.innermost(x) is x,

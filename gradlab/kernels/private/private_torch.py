@@ -47,6 +47,15 @@ def innermost(t: Any) -> Any:
     return t
 
 
+def run_while_tracing(fn: Any) -> Any:
+    """Mark a function that torch.compile calls when it traces, and takes the result of as a constant.
+
+    As `torch.compiler.assume_constant_result`, which imports the compiler.
+    """
+    fn._dynamo_marked_constant = True
+    return fn
+
+
 def key_bits(*names: str) -> int:
     """The dispatch keys of these names as bits."""
     found = 0

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gradlab.kernels.private.private_torch import run_while_tracing
 from gradlab.kernels.runtime.sharding import Part, sharding
 
 Text = str | Callable[..., str] | None
@@ -58,6 +59,7 @@ def declare(rule: Rule) -> None:
     _waiting.append(rule)
 
 
+@run_while_tracing
 def ready() -> None:
     """Register the rules of all ops with torch; called where a DTensor was met."""
     tensor = sys.modules.get("torch.distributed.tensor")
