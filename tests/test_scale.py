@@ -287,8 +287,8 @@ def test_the_parts_are_the_step():
 def test_memory_by_hand():
     """8-16-4, 6 rows, SGD: of 212 numbers parameters and momentum; the most is needed at the first layer.
 
-    There are x[6 8], y[6 16], y's gradient, and the gradients of all parameters; in shares those of the first layer, 144,
-    are whole, and so are its parameters, of the second one's 68 gradients there is half.
+    There are x[6 8], y[6 16], y's gradient, and the gradients of all parameters. In shares the first layer's 144 are
+    whole, and so are its parameters; of the second one's 68 gradients there is half.
     """
     net = replace(given.of_widths("8-16-4"), optimizer="sgd")
     first = 6 * (8 + 16) + 6 * 16 + 212
