@@ -12,10 +12,12 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradlab.jax as lab
+from gradlab.kernels.runtime.lower_pallas import GPU
 
 SENDS = re.compile(
     r"= (\([^)]*\)|\S+) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
@@ -39,11 +41,14 @@ def draw(*shape):
     return jnp.asarray(np.random.default_rng(math.prod(shape)).standard_normal(shape))
 
 
-def sent(fn, *args):
-    """What a program sends: {operation: numbers of elements of its results, sorted}."""
+def compiled(fn, *args):
+    return (fn if hasattr(fn, "lower") else jax.jit(fn)).lower(*args).compile()
+
+
+def sent(program):
+    """What a compiled program sends: {operation: numbers of elements of its results, sorted}."""
     found = {}
-    compiled = (fn if hasattr(fn, "lower") else jax.jit(fn)).lower(*args).compile()
-    for shapes, operation in SENDS.findall(compiled.as_text()):
+    for shapes, operation in SENDS.findall(program.as_text()):
         sizes = [math.prod(int(n) for n in dims.split(",") if n) for dims in SHAPE.findall(shapes)]
         found.setdefault(operation, []).extend(sizes)
     return {operation: sorted(sizes) for operation, sizes in found.items()}
@@ -57,9 +62,14 @@ def assert_close(got, want, scale=1e-12):
             np.testing.assert_allclose(np.asarray(part.data), np.asarray(w)[part.index], rtol=0, atol=atol)
 
 
-def assert_sends(fn, args, **wanted):
-    got = sent(fn, *args)
-    assert got == {name.replace("_", "-"): sorted(sizes) for name, sizes in wanted.items() if sizes}, got
+def ran(fn, args, want, scale=1e-12, **sends):
+    """The results of a program, which are close to what is wanted, and for which this alone is sent."""
+    program = compiled(fn, *args)
+    found = sent(program)
+    assert found == {name.replace("_", "-"): sorted(sizes) for name, sizes in sends.items() if sizes}, found
+    got = program(*args)
+    assert_close(got, want, scale)
+    return got
 
 
 def gradient(fn, *wrt):
@@ -86,10 +96,9 @@ def data_parallel(kind, n):
     x, t = draw(16, 6), draw(16, 3)
     given = jax.tree.map(lambda p: put(p, on), params), put(x, on, "d"), put(t, on, "d")
     step = jax.value_and_grad(OURS)
-    assert_close(jax.jit(step)(*given), jax.value_and_grad(THEIRS)(params, x, t))
     sizes = [1, *(p.size for p in jax.tree.leaves(params))]
-    assert_sends(step, given, all_reduce=sizes if n > 1 else [])
-    for grad, p in zip(jax.tree.leaves(jax.jit(step)(*given)[1]), jax.tree.leaves(given[0]), strict=True):
+    got = ran(step, given, jax.value_and_grad(THEIRS)(params, x, t), all_reduce=sizes if n > 1 else [])
+    for grad, p in zip(jax.tree.leaves(got[1]), jax.tree.leaves(given[0]), strict=True):
         assert grad.sharding.is_equivalent_to(p.sharding, p.ndim)
 
 
@@ -106,11 +115,44 @@ def tensor_parallel(kind, n):
         return jax.nn.relu(jax.nn.relu(x @ w + b) @ u + c)
 
     want = theirs(x, w, b, u, c)
-    assert_close(jax.jit(ours)(*given), want)
-    assert_sends(ours, given, all_reduce=[want.size] if n > 1 else [])
-    gradients = gradient(ours, 0, 1, 2, 3, 4)
-    assert_close(jax.jit(gradients)(*given), gradient(theirs, 0, 1, 2, 3, 4)(x, w, b, u, c))
-    assert_sends(gradients, given, all_reduce=[want.size, x.size] if n > 1 else [])
+    ran(ours, given, want, all_reduce=[want.size] if n > 1 else [])
+    wanted = gradient(theirs, 0, 1, 2, 3, 4)(x, w, b, u, c)
+    ran(gradient(ours, 0, 1, 2, 3, 4), given, wanted, all_reduce=[want.size, x.size] if n > 1 else [])
+
+
+def fully_sharded(kind, n):
+    """Weights over the devices of the batch: they are gathered, activations are not, gradients lie as they do."""
+    on = mesh(kind, d=n)
+    x, w, b = draw(16, 12), draw(12, 4), draw(4)
+    given = put(x, on, "d"), put(w, on, "d"), put(b, on, "d")
+    gradients = compiled(gradient(functools.partial(lab.linear, activation="relu"), 1, 2), *given)
+    got = gradients(*given)
+    assert_close(got, gradient(lambda x, w, b: jax.nn.relu(x @ w + b), 1, 2)(x, w, b))
+    if kind == AxisType.Explicit:
+        assert all(g.sharding.is_equivalent_to(p.sharding, p.ndim) for g, p in zip(got, given[1:], strict=True))
+    assert set(sent(gradients)["all-gather"]) == {48, 4}
+
+
+def for_gpus(kind, n):
+    """Lowered for CUDA on a mesh of GPUs that are not there: kernels of parts, and one sum of each gradient."""
+    on = AbstractMesh((n,), ("d",), axis_types=(kind,), abstract_device=AbstractDevice(GPU, None, "gpu"))
+    at = lambda shape, *spec: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(on, P(*spec)))
+    step = jax.jit(gradient(lab.linear, 1, 2))
+    with jax.sharding.use_abstract_mesh(on):
+        traced = step.trace(at((128 * n, 64), "d"), at((64, 256)), at((256,)))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    kernels = [line.rpartition(" : ")[2] for line in text.splitlines() if "__gpu$xla.gpu.triton" in line]
+    assert any("tensor<128x64xf32>" in types for types in kernels), kernels
+    assert not any(f"tensor<{128 * n}x" in types for types in kernels), kernels
+    assert text.count("stablehlo.all_reduce") == 2
+
+
+def refusals(kind, n):
+    """One line for arrays on different meshes."""
+    x, w = put(draw(8, 6), mesh(kind, d=n), "d"), put(draw(6, 4), mesh(kind, k=n))
+    wanted = rf"^launch: operands lie on the meshes {{'d': {n}}} and {{'k': {n}}}, wanted one mesh\b"
+    with pytest.raises(ValueError, match=wanted):
+        lab.linear(x, w)
 
 
 def sequence_parallel(kind, n):
@@ -118,11 +160,9 @@ def sequence_parallel(kind, n):
     on = mesh(kind, d=n)
     x, w, b = draw(3, 8, 6), draw(6, 4), draw(4)
     given = put(x, on, None, "d"), put(w, on), put(b, on)
-    assert_sends(lab.linear, given)
-    assert_close(jax.jit(lab.linear)(*given), x @ w + b)
-    gradients = gradient(lab.linear, 0, 1, 2)
-    assert_close(jax.jit(gradients)(*given), gradient(lambda x, w, b: x @ w + b, 0, 1, 2)(x, w, b))
-    assert_sends(gradients, given, all_reduce=[w.size, b.size] if n > 1 else [])
+    ran(lab.linear, given, x @ w + b)
+    want = gradient(lambda x, w, b: x @ w + b, 0, 1, 2)(x, w, b)
+    ran(gradient(lab.linear, 0, 1, 2), given, want, all_reduce=[w.size, b.size] if n > 1 else [])
 
 
 def convolution(kind, n):
@@ -138,23 +178,21 @@ def convolution(kind, n):
 
     ours = functools.partial(lab.conv2d, activation="relu")
     pooled = lambda x: lab.max_pool2d(x, 2)
-    many = n > 1
+    many, want = n > 1, gradient(theirs, 0, 1, 2)(x, w, b)
     for places, forward, backward in (
         (((("d"),), (), ()), [], [w.size, b.size]),
         (((), (None, None, None, "d"), ("d",)), [], [x.size]),
         (((None, None, None, "d"), (None, None, "d"), ()), [8 * 6 * 5 * 8], [8 * 6 * 5 * 8]),
     ):
         given = [put(a, on, *place) for a, place in zip((x, w, b), places, strict=True)]
-        assert_close(jax.jit(ours)(*given), theirs(x, w, b))
-        assert_sends(ours, given, all_reduce=forward if many else [])
-        gradients = gradient(ours, 0, 1, 2)
-        assert_close(jax.jit(gradients)(*given), gradient(theirs, 0, 1, 2)(x, w, b), 1e-11)
-        assert_sends(gradients, given, all_reduce=backward if many else [])
+        ran(ours, given, theirs(x, w, b), all_reduce=forward if many else [])
+        ran(gradient(ours, 0, 1, 2), given, want, 1e-11, all_reduce=backward if many else [])
     apart = functools.partial(ours, groups=8)
     given = put(x, on, None, None, None, "d"), put(w[:, :, :1], on, None, None, None, "d"), put(b, on, "d")
-    assert_close(jax.jit(apart)(*given), theirs(x, w[:, :, :1], b, 8))
-    assert_sends(gradient(apart, 0, 1, 2), given)
-    assert_sends(gradient(pooled, 0), given[:1])
+    grouped = gradient(functools.partial(theirs, groups=8), 0, 1, 2)
+    ran(gradient(apart, 0, 1, 2), given, grouped(x, w[:, :, :1], b), 1e-11)
+    halves = lambda x: x.reshape(8, 3, 2, 5, 8)[:, :, :, :4].reshape(8, 3, 2, 2, 2, 8).max((2, 4))
+    ran(gradient(pooled, 0), given[:1], gradient(halves, 0)(x))
 
 
 def optimizers(kind, n):
@@ -169,10 +207,7 @@ def optimizers(kind, n):
         step = jax.jit(update, donate_argnums=(0, 2))
         text = step.lower(*given).compile().as_text()
         assert text.count("may-alias") + text.count("must-alias") >= 9, text[:400]
-        assert_sends(step, given, all_reduce=[1] if max_norm and n > 1 else [])
-        want = update(*one)
-        got = step(*jax.tree.map(jnp.copy, given))
-        assert_close(got, want)
+        got = ran(update, given, update(*one), all_reduce=[1] if max_norm and n > 1 else [])
         for after, before in zip(jax.tree.leaves(got), jax.tree.leaves((given[0], given[2])), strict=True):
             assert after.sharding.is_equivalent_to(before.sharding, before.ndim), (after.sharding, before.sharding)
 
@@ -187,9 +222,7 @@ def random_rounding(kind, n):
     places = {(16, 6): ("d",), (4, 8): (None, "d")}
     spread = lambda tree: jax.tree.map(lambda a: put(a, on, *places.get(a.shape, ())), tree)
     given = spread(params), spread(grads), spread(state)
-    got, want = jax.jit(step)(*given), jax.jit(step)(params, grads, state)
-    assert_close(got, want, 0)
-    assert_sends(step, given)
+    ran(step, given, jax.jit(step)(params, grads, state), 0)
 
 
 def transforms(kind, n):
@@ -200,21 +233,20 @@ def transforms(kind, n):
     beside = put(x, on, None, "d"), put(w, on)
     layer = lambda x, w: lab.tanh(lab.linear(x, w))
     theirs = lambda x, w: jnp.tanh(x @ w)
-    for given in (spread, beside):
-        mapped = jax.vmap(layer, (0, None))
-        assert_close(jax.jit(mapped)(*given), theirs(x, w))
-        assert_sends(mapped, given)
+    for given, wraps in ((spread, (lambda f: f, jax.checkpoint)), (beside, (jax.checkpoint,))):
+        ran(jax.vmap(layer, (0, None)), given, theirs(x, w))
         repeated = lambda layer, wrap: lambda x, w: jax.lax.scan(wrap(lambda c, _: (layer(c, w), None)), x, None, 3)[0]
-        for wrap in (lambda f: f, jax.checkpoint):
-            got = jax.jit(gradient(repeated(layer, wrap), 0, 1))(*given)
-            assert_close(got, gradient(repeated(theirs, wrap), 0, 1)(x, w))
-        assert "all-gather" not in sent(gradient(repeated(layer, jax.checkpoint), 0, 1), *given)
+        for wrap in wraps:
+            program = compiled(gradient(repeated(layer, wrap), 0, 1), *given)
+            assert_close(program(*given), gradient(repeated(theirs, wrap), 0, 1)(x, w))
+            assert "all-gather" not in sent(program)
 
     def twice(layer):
         return jax.grad(lambda x, w: sum((g**2).sum() for g in gradient(layer, 0, 1)(x, w)), (0, 1))
 
-    assert_close(jax.jit(twice(layer))(*spread), twice(theirs)(x, w), 1e-11)
-    assert "all-gather" not in sent(twice(layer), *spread)
+    program = compiled(twice(layer), *spread)
+    assert_close(program(*spread), twice(theirs)(x, w), 1e-11)
+    assert "all-gather" not in sent(program)
 
 
 def uneven(kind, n):
@@ -259,7 +291,8 @@ def nnx_model(kind, n):
             loss = lambda state, x, t: ((nnx.merge(graph, state)(x) - t) ** 2).mean()
             step = jax.value_and_grad(loss)
             given = state, put(x, on, "d"), put(t, on, "d")
-            return jax.jit(step)(*given), sent(step, *given), state
+            program = compiled(step, *given)
+            return program(*given), sent(program), state
 
     x, t = draw(8, 6, 6, 3), draw(8, 4)
     want, _, _ = gradients(mesh(AxisType.Auto, d=1, k=1), False, x, t)
@@ -277,8 +310,8 @@ def named_by_jit(kind, n):
     given = [np.asarray(a) for a in (draw(16, 6), draw(6, 4), draw(4))]
     spread = jax.jit(gradient(lab.linear, 0, 1, 2), in_shardings=there)
     assert "CustomSPMDPartitioning" in spread.lower(*given).as_text()
-    assert_close(spread(*given), gradient(lambda x, w, b: x @ w + b, 0, 1, 2)(*map(jnp.asarray, given)))
-    assert_sends(spread, given, all_reduce=[24, 4])
+    want = gradient(lambda x, w, b: x @ w + b, 0, 1, 2)(*map(jnp.asarray, given))
+    ran(spread, given, want, all_reduce=[24, 4])
 
 
 # On how many devices of Auto and of Explicit axes each runs.
@@ -292,6 +325,9 @@ CHECKS = {
     transforms: ((8,), (4,)),
     uneven: ((4,), ()),
     named_by_jit: ((4,), ()),
+    fully_sharded: ((4,), (2,)),
+    for_gpus: ((), (8,)),
+    refusals: ((), (4,)),
     nnx_model: ((8,), (4,)),
 }
 

@@ -14,10 +14,10 @@ jax.distributed.initialize(address, count, number, initialization_timeout=60)
 
 from tests import meshes_jax
 
-for kind in meshes_jax.KINDS:
-    for check in (meshes_jax.data_parallel, meshes_jax.tensor_parallel, meshes_jax.sequence_parallel):
-        check(kind, jax.device_count())
-meshes_jax.optimizers(meshes_jax.KINDS[0], jax.device_count())
+AUTO, EXPLICIT = meshes_jax.KINDS
+for check in (meshes_jax.data_parallel, meshes_jax.tensor_parallel, meshes_jax.optimizers):
+    check(AUTO, jax.device_count())
+meshes_jax.data_parallel(EXPLICIT, jax.device_count())
 assert jax.device_count() == 4 * count
 assert jax.process_count() == count
 print("right")

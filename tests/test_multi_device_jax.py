@@ -26,6 +26,9 @@ SENT = (
     "transforms",
     "uneven",
     "named_by_jit",
+    "fully_sharded",
+    "for_gpus",
+    "refusals",
     pytest.param("nnx_model", marks=pytest.mark.skipif(find_spec("flax") is None, reason="flax is missing")),
 )
 

@@ -63,7 +63,7 @@ def test_snippet_runs(snippet, capsys, tmp_path):
     path = tmp_path / "snippet.py"
     path.write_text(snippet)
     exec(compile(snippet, str(path), "exec"), names)
-    if "optimizer" in names:
+    if "optimizer" in names and "range(3)" in snippet:
         assert all(state["step"] == 3 for state in names["optimizer"].state.values())
         assert len(names["optimizer"].state) == 2
     if "state" in names:

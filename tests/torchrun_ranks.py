@@ -1,7 +1,8 @@
 """What each rank of `test_torchrun.py` runs: shared runs against those of one process, folders, and bad input.
 
-`torchrun ... -m tests.torchrun_ranks all FOLDER` runs everything; with `ends` in place of `all`, rank 1 ends in a way
-of its own in each attempt of torchrun's, in the middle of `gradlab train` as the command line has it.
+`torchrun ... -m tests.torchrun_ranks all FOLDER` runs everything, and at last rank 1 fails. With `ends` in place of
+`all` it ends in a way of its own in each attempt of torchrun's, in the middle of `gradlab train` as the command line
+has it.
 """
 
 import contextlib
@@ -154,6 +155,9 @@ def said(args, spread=SpreadArgs(), **options):  # noqa: B008 - a tuple
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = command.train(args, spread=spread, **options)
+    # A process that failed after it joined the others would end here.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return code, out.getvalue().splitlines(), err.getvalue().splitlines()
 
 
@@ -245,10 +249,22 @@ def all_of_it(path):
     assert together(WORLD, 60, work) == 0
     commands(path)
     bad_input(path)
+    sys.stdout.write(f"rank {WORLD.rank} found all of it right\n")
+    sys.stdout.flush()
+
+    def fails(ranks):
+        ranks.begin({})
+        one = plan("linear-regression", "native", "float32", SGD, 4)
+        for _ in Training(one, one.workload.load(0, None), None, WORLD).steps():
+            if ranks.world.rank == 1:
+                raise ZeroDivisionError("a bug of rank 1")
+        return 0
+
+    sys.exit(together(WORLD, 60, fails))
 
 
 def ends(path):
-    """Rank 1 is killed in the first attempt, has a bug in the second, and stops answering in the third.
+    """Rank 1 is killed in the first attempt of torchrun's and stops answering in the second.
 
     Each time in its fourth step, before that is saved.
     """
@@ -259,15 +275,13 @@ def ends(path):
             if number == 3 and WORLD.rank == 1:
                 if attempt == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
-                if attempt == 1:
-                    raise ZeroDivisionError("a bug of rank 1")
                 # Until torchrun's SIGTERM.
                 signal.pause()
             yield loss
 
     Training.steps = until_the_third
     words = ["linear-regression", "--side", "torch", "--layers", "native", "--batch-size", "4", "--epochs", "1000"]
-    sys.argv = ["gradlab", "train", *words, "--save", str(path / "run"), "--timeout", "3"]
+    sys.argv = ["gradlab", "train", *words, "--save", str(path / "run"), "--timeout", "10"]
     cli.main()
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradlab.jax as lab
@@ -243,6 +243,81 @@ def rows_apart(typed):
     assert (np.asarray(got[1])[:3][np.isinf(np.asarray(x)[:3])] == 0).all()
 
 
+# Rows of pictures of tokens on two axes of the mesh, or one; classes on the rest.
+LAYOUTS = [("d", "s", "tp"), (None, "s", ("d", "tp")), (("d", "s"), None, None)]
+
+
+def placed(mesh, layout, z):
+    """z on the mesh: logits [4 6 V], one number a row or class, hidden states [4 6 3] or a head [3 V]."""
+    *rows, classes = layout
+    if z.shape[-1] == 3:
+        place = (*rows, None)
+    else:
+        place = {3: layout, 2: (None, classes) if z.shape == (3, V) else rows, 1: (classes,), 0: ()}[z.ndim]
+    return jax.device_put(z, NamedSharding(mesh, P(*place)))
+
+
+@check(("Auto",), ("Explicit",))
+def on_meshes(kind):
+    """Without shard_map: rows stay where they are, classes are split by themselves, and logits are not gathered."""
+    mesh = jax.make_mesh((2, 2, 2), ("d", "s", "tp"), (getattr(AxisType, kind),) * 3)
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape))
+    x, labels, a, u = (
+        draw(4, 6, V),
+        jnp.asarray(rng.integers(0, V, (4, 6)).astype("int32")),
+        jnp.exp(draw(V)),
+        draw(4, 6, V),
+    )
+    h, w, b, uh, uw, ub = draw(4, 6, 3), draw(3, V), draw(V), draw(4, 6, 3), draw(3, V), draw(V)
+    q = jnp.exp(draw(4, 6, V)) / V
+    options = {"ignore_index": 2, "label_smoothing": 0.1, "z_loss": 0.2}
+    fns = {
+        "mean": (lambda x, t, a: lab.cross_entropy(x, t, weight=a, **options), (x, labels, a), (u,), (0,)),
+        "none": (lambda x, t: lab.cross_entropy(x, t, reduction="none", softcap=2.0), (x, labels), (u,), (0,)),
+        "soft": (lambda x, q, a: lab.cross_entropy(x, q, weight=a), (x, q, a), (u, u), (0, 1)),
+        "linear": (
+            lambda h, w, t, b: lab.linear_cross_entropy(h, w, t, b, **options),
+            (h, w, labels, b),
+            (uh, uw, ub),
+            (0, 1, 3),
+        ),
+    }
+    for i, (name, (fn, args, us, wrt)) in enumerate(fns.items()):
+        layout = LAYOUTS[i % 2]
+        spread = functools.partial(placed, mesh, layout)
+        c = draw(4, 6) if name == "none" else draw()
+        want = derivatives(fn, wrt)(args, us, c)
+        given, us = tuple(map(spread, args)), tuple(map(spread, us))
+        run = derivatives(fn, wrt)
+        got = run(given, us, spread(c) if c.ndim else c)
+        close(got, want, 120)
+        for g, i in zip(got[1], wrt, strict=True):
+            assert g.sharding.is_equivalent_to(given[i].sharding, g.ndim), (name, g.sharding, given[i].sharding)
+        # No collective has as many elements as one device's part of the logits, but for what parts exchange.
+        one = jax.jit(fn).lower(*given).compile()
+        parts = 4 if layout[2] == ("d", "tp") else 2
+        rows = x.size // V // (2 if layout[0] is None else 4)
+        assert collectives(one)[0] == ("all-gather", parts * 4 * rows), (name, collectives(one))
+        assert all(kind == "all-reduce" and n <= 2 for kind, n in collectives(one)[1:]), (name, collectives(one))
+    # Rows alone are split: nothing but the loss is sent.
+    given = [jax.device_put(z, NamedSharding(mesh, P(*LAYOUTS[2][: z.ndim]))) for z in (x, labels)]
+    alone = jax.jit(jax.value_and_grad(lab.cross_entropy)).lower(*given).compile()
+    assert all(kind == "all-reduce" and n <= 2 for kind, n in collectives(alone)), collectives(alone)
+    wrong = jax.device_put(np.where(np.arange(24).reshape(4, 6) == 8, V, labels), given[1].sharding)
+    assert message(lambda: lab.cross_entropy(given[0], wrong), IndexError).startswith(
+        f"cross_entropy: labels[1, 2] is {V}, "
+    )
+
+
+def message(fn, kind=ValueError):
+    try:
+        fn()
+    except kind as error:
+        return str(error)
+    raise AssertionError("nothing was raised")
+
+
 def by_psum(x, t):
     """Cross-entropy of the classes of this device, with jax's collectives."""
     top = jax.lax.pmax(jax.lax.stop_gradient(x).max(-1), "tp")
@@ -405,13 +480,6 @@ def transformed(typed):
 def refused():
     """In one line: an axis that is not there, a class out of range; by checkify inside jit."""
     x, t, a = drawn(False)
-
-    def message(fn, kind=ValueError):
-        try:
-            fn()
-        except kind as error:
-            return str(error)
-        raise AssertionError("nothing was raised")
 
     def within(**options):
         return lambda: jax.shard_map(

@@ -209,7 +209,7 @@ def cross_entropy(
     """
     labels = as_given(labels)
     there = {"logits": logits, "labels": labels} | ({} if weight is None else {"weight": weight})
-    arrays = as_arrays(_OP, there, whole=True)
+    arrays = as_arrays(_OP, there)
     x, target, a = arrays["logits"], arrays["labels"], arrays.get("weight")
     settings = class_loss(
         _OP,
@@ -223,17 +223,17 @@ def cross_entropy(
     want_bool(_OP, "inplace", inplace)
     x = _want(x, target, a, axis, ignore_index)
     first, axes = class_axes(_OP, axis_name, x.shape[-1])
-    V, rows = x.shape[-1], [i for i in range(x.ndim) if i != axis % x.ndim]
+    V = x.shape[-1]
     # Said to be constants, so that nobody waits for a gradient that is not there.
     a = None if a is None else jax.lax.stop_gradient(a)
     t = q = None
     if jnp.issubdtype(target.dtype, jnp.floating):
-        q = jnp.moveaxis(target, axis, -1).reshape(-1, V)
+        q = jnp.moveaxis(target, axis, -1)
     else:
         t, settings = rows_of(_OP, labels, axes.V if axes else V, settings)
     reducing = Reduction(reduction, float(z_loss), return_z_loss)
-    y, n, _ = loss(x.reshape(-1, V), t, q, a, first, settings, axes, reducing.with_n, inplace)
-    return reduced(y, n, t, a, V, settings, reducing, x.dtype, logits, rows, first, axes)
+    y, n, _ = loss(x, t, q, a, first, settings, axes, reducing.with_n, inplace)
+    return reduced(y, n, t, a, V, settings, reducing, x.dtype, first, axes)
 
 
 def _want(x: jax.Array, target: jax.Array, a: jax.Array | None, axis: Any, ignore_index: int) -> jax.Array:

@@ -1,7 +1,6 @@
 """linear_cross_entropy for jax: operands and row statistics are saved; backward makes the logits again, by chunks."""
 
 import functools
-import math
 from typing import Any, Literal, overload
 
 import jax
@@ -181,7 +180,7 @@ def linear_cross_entropy(
     """
     labels = as_given(labels)
     there = {"hidden": hidden, "kernel": kernel, "labels": labels, "bias": bias, "weight": weight}
-    given = as_arrays(OP, {name: array for name, array in there.items() if array is not None}, whole=True)
+    given = as_arrays(OP, {name: array for name, array in there.items() if array is not None})
     want_floats(OP, {name: given[name] for name in ("hidden", "kernel", "bias") if name in given})
     settings = class_loss(
         OP,
@@ -194,14 +193,14 @@ def linear_cross_entropy(
     )
     h, w, t, b, a = given["hidden"], given["kernel"], given["labels"], given.get("bias"), given.get("weight")
     _want_shapes(h, w, t, b, a)
-    M, V, rows = math.prod(t.shape), w.shape[1], range(t.ndim)
+    V = w.shape[1]
     first, axes = class_axes(OP, axis_name, V)
     # Said to be constants, so that nobody waits for a gradient that is not there.
     a = None if a is None else jax.lax.stop_gradient(a)
     t, settings = rows_of(OP, labels, axes.V if axes else V, settings)
     reducing = Reduction(reduction, float(z_loss), return_z_loss)
-    y, n, _ = loss(h.reshape(M, h.shape[-1]), w, t, b, a, first, settings, axes, reducing.with_n)
-    return reduced(y, n, t, a, V, settings, reducing, h.dtype, hidden, rows, first, axes)
+    y, n, _ = loss(h, w, t, b, a, first, settings, axes, reducing.with_n)
+    return reduced(y, n, t, a, V, settings, reducing, h.dtype, first, axes)
 
 
 def _want_shapes(h, w, t, b, a) -> None:

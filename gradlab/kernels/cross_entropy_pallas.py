@@ -1,6 +1,7 @@
 """Cross-entropy of rows of logits, forward, backward and second backward, as Pallas kernels."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -16,10 +17,11 @@ from gradlab.kernels.class_losses.blocks_pallas import (
     row_tile,
     square_gradient,
 )
-from gradlab.kernels.class_losses.parts_pallas import ClassAxes, merged
+from gradlab.kernels.class_losses.parts_pallas import ROWS, ClassAxes, merged, part_of, with_rows
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.softcap_pallas import capped
 from gradlab.kernels.runtime.launch_pallas import accumulator, loop
+from gradlab.kernels.runtime.sharded_pallas import sharded
 
 
 # fmt: off
@@ -116,10 +118,14 @@ def _launch(
     axes: ClassAxes | None = None,
     **constants: Any,
 ) -> list[jax.Array]:
-    M, V = arrays["x"].shape
+    *rows, V = arrays["x"].shape
+    M = math.prod(rows)
     tile = functools.partial(row_tile, M, V, 512, warps)
     sizes, classes = {"M": M, "V": V}, axes.V if axes else V
-    return launch_over(grid, kernel, arrays, results, sizes, settings, tile, classes, **constants)
+    found = launch_over(grid, kernel, arrays, results, sizes, settings, tile, classes, **constants)
+    return [
+        y.reshape(*rows, V) if over == "MV" else y.reshape(rows) for y, (over, _) in zip(found, results, strict=True)
+    ]
 
 
 def loss(
@@ -137,9 +143,13 @@ def loss(
     [0, V) gives NaN. With `axes` x, q and a are this device's part of the classes, from `first` on, and the results
     those of all parts.
     """
+    return _loss(x, t, q, a, first, axes, settings) if axes else _whole_loss(x, t, q, a, settings)
+
+
+def _loss(x, t, q, a, first, axes, settings):
     acc = accumulator(x.dtype)
-    if x.shape[0] == 0:
-        empty = jnp.zeros(0, acc)
+    if 0 in x.shape:
+        empty = jnp.zeros(x.shape[:-1], acc)
         return empty, empty, (empty,) * 3
     arrays = {"x": x, "t": t, "q": q, "a": a, "first": first}
     # The cap's tanh beside all that is carried takes more registers than four warps have.
@@ -149,6 +159,19 @@ def loss(
         return merged(tuple(found), t, axes, settings)
     y, n, *s = found
     return y, n, (s[0], s[1], s[2])
+
+
+def _loss_of_part(names, x, t, q, a, settings):
+    return _loss(x, t, q, a, *part_of(names, x.shape[-1]), settings)
+
+
+def _loss_rule(x, t, q, a, settings):
+    return with_rows(f"x[M V], t[M], q[M V], a[V] -> y[M], n[M], {ROWS}; sums V", x)
+
+
+@sharded(_loss_rule, own={"V": _loss_of_part})
+def _whole_loss(x, t, q, a, settings):
+    return _loss(x, t, q, a, None, None, settings)
 
 
 def backward(
@@ -169,17 +192,43 @@ def backward(
 
     `inplace` declares dx as the logits' own memory: each is read by the program that writes it.
     """
-    M, V = x.shape
-    if M == 0:
+    if axes:
+        return _backward(dy, dn, x, t, q, a, first, axes, s, settings, inplace)
+    return _whole_backward(dy, dn, x, t, q, a, s, settings, inplace)
+
+
+def _backward_of_part(names, dy, dn, x, t, q, a, s, settings, inplace):
+    return _backward(dy, dn, x, t, q, a, *part_of(names, x.shape[-1]), s, settings, inplace)
+
+
+def _backward_rule(dy, dn, x, t, q, a, s, settings, inplace):
+    return with_rows(f"dy[M], dn[M], x[M V], t[M], q[M V], a[V], {ROWS} -> dx[M V]", x)
+
+
+@sharded(_backward_rule, own={"V": _backward_of_part})
+def _whole_backward(dy, dn, x, t, q, a, s, settings, inplace):
+    return _backward(dy, dn, x, t, q, a, None, None, s, settings, inplace)
+
+
+def _backward(dy, dn, x, t, q, a, first, axes, s, settings, inplace):
+    *rows, V = x.shape
+    if 0 in rows:
         return x
+    M = math.prod(rows)
     arrays = {"x": x, "dy": dy, "dn": dn, **row_statistics(s), "t": t, "q": q, "a": a, "first": first}
     tile = functools.partial(row_tile, M, V, 512, 4)
-    return logit_gradients(arrays, {"M": M, "V": V}, x.dtype, settings, tile, axes.V if axes else V, inplace)
+    classes = axes.V if axes else V
+    return logit_gradients(arrays, {"M": M, "V": V}, x.dtype, settings, tile, classes, inplace).reshape(x.shape)
 
 
+def _target_rule(dy, x, a, s, settings):
+    return with_rows(f"dy[M], x[M V], a[V], {ROWS} -> dq[M V]", x)
+
+
+@sharded(_target_rule)
 def target_backward(dy: jax.Array, x: jax.Array, a: jax.Array | None, s: Statistics, settings: ClassLoss) -> jax.Array:
     """dq[M V] of soft targets for the cotangent dy[M] of y; M V read, M V written."""
-    if x.shape[0] == 0:
+    if 0 in x.shape:
         return x
     arrays = {"x": x, "dy": dy, **row_statistics(s), "a": a}
     return _launch("MV", _target_backward_kernel, arrays, [("MV", x.dtype)], settings)[0]
@@ -203,7 +252,30 @@ def second_backward(
     x and u are read twice, dx is written once: 5 M V elements. With `axes` d(dy) and d(dn) are this part's term of a
     sum over the parts, and P is exchanged, one number a row.
     """
-    if x.shape[0] == 0:
+    if axes:
+        return _second_backward(u, dy, dn, x, t, q, a, first, axes, s, settings)
+    return _whole_second_backward(u, dy, dn, x, t, q, a, s, settings)
+
+
+def _second_backward_of_part(names, u, dy, dn, x, t, q, a, s, settings):
+    first, axes = part_of(names, x.shape[-1])
+    ddy, ddn, dx, dq = _second_backward(u, dy, dn, x, t, q, a, first, axes, s, settings)
+    return axes.sum(ddy), None if ddn is None else axes.sum(ddn), dx, dq
+
+
+def _second_rule(u, dy, dn, x, t, q, a, s, settings):
+    results = ["ddy[M]"] + ["ddn[M]"] * (dn is not None) + ["dx[M V]"] + ["dq[M V]"] * (q is not None)
+    inputs = f"u[M V], dy[M], dn[M], x[M V], t[M], q[M V], a[V], {ROWS}"
+    return with_rows(f"{inputs} -> {', '.join(results)}; sums V", x)
+
+
+@sharded(_second_rule, own={"V": _second_backward_of_part})
+def _whole_second_backward(u, dy, dn, x, t, q, a, s, settings):
+    return _second_backward(u, dy, dn, x, t, q, a, None, None, s, settings)
+
+
+def _second_backward(u, dy, dn, x, t, q, a, first, axes, s, settings):
+    if 0 in x.shape:
         return dy, dn, x, q
     arrays = {"x": x, "u": u, "dy": dy, "dn": dn, **row_statistics(s), "t": t, "q": q, "a": a, "first": first}
     each, whole = [("M1", s[0].dtype)], [("MV", x.dtype)] * (1 if q is None else 2)

@@ -1,6 +1,7 @@
 """Linear and cross-entropy in one, with its backward, as Pallas kernels: the logits stay in a program's tile."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -11,13 +12,14 @@ from gradlab.kernels.class_losses import rows_pallas as formulas
 from gradlab.kernels.class_losses.backward_pallas import logit_gradients
 from gradlab.kernels.class_losses.blocks_pallas import Statistics, operands, padded, row_statistics
 from gradlab.kernels.class_losses.chunks_pallas import chunks
-from gradlab.kernels.class_losses.parts_pallas import ClassAxes, merged
+from gradlab.kernels.class_losses.parts_pallas import ROWS, ClassAxes, merged, part_of, with_rows
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.column_sum_pallas import column_sum
 from gradlab.kernels.common.matmul_pallas import matmul, matmul_add
 from gradlab.kernels.common.softcap_pallas import capped
 from gradlab.kernels.runtime.interpret_pallas import program_id
 from gradlab.kernels.runtime.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
+from gradlab.kernels.runtime.sharded_pallas import sharded
 
 # What one program of several for a row writes: its sums, with r = a, and z and a of its class. Made of it: y, n, s.
 PARTS, RESULTS = 6, 5
@@ -96,9 +98,14 @@ def loss(
     All in the accumulator's dtype. Targets are classes t[M]; weights a[V]. A class outside [0, V) gives NaN. With
     `axes` w, b and a are this device's part of the classes, from `first` on, and the results those of all parts.
     """
-    (M, K), V, acc = h.shape, w.shape[1], accumulator(h.dtype)
-    if M == 0:
-        empty = jnp.zeros(0, acc)
+    return _loss(h, w, t, b, a, first, axes, settings) if axes else _whole_loss(h, w, t, b, a, settings)
+
+
+def _loss(h, w, t, b, a, first, axes, settings):
+    (*rows, K), V, acc = h.shape, w.shape[1], accumulator(h.dtype)
+    M = math.prod(rows)
+    if 0 in rows:
+        empty = jnp.zeros(rows, acc)
         return empty, empty, (empty,) * 3
     given = {"h": h, "w": w, "t": t, "b": b, "a": a, "first": first}
     there = {name: array for name, array in given.items() if array is not None}
@@ -137,11 +144,24 @@ def loss(
         merge = pallas(kernel, platform, [t.shape[1] // BM], specs, [line] * results, shapes)
         return [r[0, :M] for r in merge(t, *parts)]
 
-    found = launch(call, *there.values())
+    found = [y.reshape(t.shape) for y in launch(call, *there.values())]
     if axes:
         return merged(tuple(found), t, axes, settings)
     y, n, *s = found
     return y, n, (s[0], s[1], s[2])
+
+
+def _loss_of_part(names, h, w, t, b, a, settings):
+    return _loss(h, w, t, b, a, *part_of(names, w.shape[1]), settings)
+
+
+def _loss_rule(h, w, t, b, a, settings):
+    return with_rows(f"h[M K], w[K V], t[M], b[V], a[V] -> y[M], n[M], {ROWS}; sums V", h)
+
+
+@sharded(_loss_rule, own={"V": _loss_of_part})
+def _whole_loss(h, w, t, b, a, settings):
+    return _loss(h, w, t, b, a, None, None, settings)
 
 
 def backward(
@@ -162,8 +182,31 @@ def backward(
     dx[M Vc] of one chunk of classes at once, dh in float32 (linear_cross_entropy's module has the formula). With `axes`
     dh is this part's term of a sum over the parts.
     """
-    (M, K), V = h.shape, w.shape[1]
-    if M == 0:
+    if axes:
+        return _backward(dy, dn, h, w, t, b, a, first, axes, s, settings)
+    return _whole_backward(dy, dn, h, w, t, b, a, s, settings)
+
+
+def _backward_of_part(names, dy, dn, h, w, t, b, a, s, settings):
+    first, axes = part_of(names, w.shape[1])
+    dh, dw, db = _backward(dy, dn, h, w, t, b, a, first, axes, s, settings)
+    return axes.sum(dh), dw, db
+
+
+def _backward_rule(dy, dn, h, w, t, b, a, s, settings):
+    db = "" if b is None else ", db[V]"
+    inputs = f"dy[M], dn[M], h[M K], w[K V], t[M], b[V], a[V], {ROWS}"
+    return with_rows(f"{inputs} -> dh[M K], dw[K V]{db}; sums M V; whole K", h)
+
+
+@sharded(_backward_rule, own={"V": _backward_of_part})
+def _whole_backward(dy, dn, h, w, t, b, a, s, settings):
+    return _backward(dy, dn, h, w, t, b, a, None, None, s, settings)
+
+
+def _backward(dy, dn, h, w, t, b, a, first, axes, s, settings):
+    shape, K, V = h.shape, h.shape[-1], w.shape[1]
+    if 0 in shape[:-1]:
         return h, jnp.zeros_like(w), None if b is None else jnp.zeros_like(b)
 
     def body(chunk, parts, sums, h, rows, first):
@@ -175,9 +218,10 @@ def backward(
         dw = matmul(h, dx, None, None, True, False, "", False)
         return (matmul_add(sums[0], dx, w, transposed_b=True),), (dw, None if b is None else column_sum(dx, None))
 
+    h, M = h.reshape(-1, K), math.prod(shape[:-1])
     rows = {"t": t, "dy": dy, "dn": dn, **row_statistics(s)}
     (dh,), (dw, db) = chunks(body, (w, b, a), ((M, K),), h, rows, first)
-    return dh.astype(h.dtype), dw, db
+    return dh.astype(h.dtype).reshape(shape), dw, db
 
 
 def _backward_tile(dtype: Any, M: int, K: int, N: int, platform: str) -> tuple[int, int, int, int, int]:

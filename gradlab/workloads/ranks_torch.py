@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,9 @@ from gradlab.workloads.world import World
 _USERS = (ValueError, TypeError, IndexError)
 # Seconds in which processes that lost another one hear of each other. torchrun looks at its processes ten times a
 # second: it must see the one that is gone before those that end for want of it.
-_PATIENCE = 3.0
+_PATIENCE = 5.0
+# Seconds between two looks for an alarm.
+_PERIOD = 0.5
 _RUNS = itertools.count()
 
 
@@ -50,6 +53,7 @@ class TorchRanks:
         run, attempt = f"gradlab/{next(_RUNS)}", os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._prefix, self._where = f"{run}/{attempt}", f"{run}/saved"
         self._timeout, self._reached = timeout, True
+        self._over, self._listener = threading.Event(), threading.Thread(target=self._listen, daemon=True)
         try:
             self._store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
         except (dist.DistError, RuntimeError, TimeoutError) as error:
@@ -80,6 +84,7 @@ class TorchRanks:
             for name, value in first.items():
                 if said.get(name) != value:
                     raise ValueError(f"train: {name} of rank {rank} is {said.get(name)}, wanted {value} as on rank 0")
+        self._listener.start()
         dist.init_process_group(
             "nccl" if device == "cuda" else "gloo",
             store=dist.PrefixStore(f"{self._prefix}/group", self._store),
@@ -98,25 +103,54 @@ class TorchRanks:
         self._set("ended", text)
 
     def lost(self, error: BaseException) -> str:
-        """Who is gone, in one line, after a collective failed for want of another process."""
+        """Who is gone, in one line, the same on all, after a collective failed for want of another process.
+
+        A process may wait for one that is well and itself waits for the one that is gone: it hears of nothing, but its
+        listener answers the alarm. Of a collective that took too long that is no answer: who is late has one as well.
+        """
+        late = "Timed out" in str(error) or "timeout" in str(error)
+        answers = ("lost",) if late else ("lost", "here")
         self._set("lost", "1")
+        self._write(f"{self._prefix}/alarm", "1")
         missing = [rank for rank in range(self.world.size) if rank != self.world.rank]
         until = time.monotonic() + _PATIENCE
         while missing and self._reached and time.monotonic() < until:
+            if verdict := self._read(f"{self._prefix}/verdict"):
+                return verdict
             for rank in list(missing):
                 if words := self._get("ended", rank):
-                    return f"rank {rank} ended: {words}"
-                if self._get("lost", rank):
+                    return self._agreed(f"rank {rank} ended: {words}")
+                if any(self._get(word, rank) for word in answers):
                     missing.remove(rank)
             time.sleep(0.05)
+        if not missing:
+            return self._agreed("a connection between two processes broke")
         if not self._reached and len(missing) > 1:
             return "another process is gone, and torchrun's store with it"
-        if not missing:
-            return "the other processes have ended"
         who = f"rank {', '.join(map(str, missing))}"
-        if "Timed out" in str(error) or "timeout" in str(error):
-            return f"{who} has not answered for {self._timeout:g} s"
-        return f"{who} is gone: killed, or out of memory"
+        if late:
+            return self._agreed(f"{who} has not answered for {self._timeout:g} s")
+        return self._agreed(f"{who} is gone: killed, or out of memory")
+
+    def leave(self) -> None:
+        """End the listener."""
+        self._over.set()
+        if self._listener.ident is not None:
+            self._listener.join()
+
+    def _listen(self) -> None:
+        """Answer an alarm, while the thread that trains may wait in a collective."""
+        while not self._over.wait(_PERIOD):
+            if self._read(f"{self._prefix}/alarm"):
+                self._set("here", "1")
+                return
+
+    def _agreed(self, verdict: str) -> str:
+        """The first verdict that a process came to."""
+        if self._reached:
+            with self._asking():
+                return self._store.compare_set(f"{self._prefix}/verdict", "", verdict).decode()
+        return verdict
 
     def _awaited(self, word: str, rank: int) -> str:
         """What that rank says; in short waits, in which signals are heard."""
@@ -175,32 +209,39 @@ def together(world: World, timeout: float, work: Callable[[TorchRanks], int]) ->
             torch.cuda.set_device(world.local_rank)
         ranks = TorchRanks(world, told, timeout)
         try:
-            code = work(ranks)
-        except _Interrupted:
-            _say("interrupted before the first step")
-            return SIGNALLED + told[0]
-        except _USERS as error:
-            ranks.tell(_first(error))
-            _record(str(error))
-            _say(f"gradlab: {error}")
-            return UNUSABLE
-        except RuntimeError as error:
-            if not _of_a_collective(error):
-                _fail(ranks, error)
-                raise
-            saved = f"--resume {ranks.saved} continues from its last save" if ranks.saved else "nothing was saved"
-            line = f"train: {ranks.lost(error)}; the run ends after {ranks.steps} steps; {saved}"
-            _record(line)
-            _say(f"gradlab: {line}")
-            return FOUND
-        except Exception as error:
+            return _ended(ranks, work)
+        finally:
+            ranks.leave()
+
+
+def _ended(ranks: TorchRanks, work: Callable[[TorchRanks], int]) -> int:
+    try:
+        code = work(ranks)
+    except _Interrupted:
+        _say("interrupted before the first step")
+        return SIGNALLED + ranks.told[0]
+    except _USERS as error:
+        ranks.tell(_first(error))
+        _record(str(error))
+        _say(f"gradlab: {error}")
+        return UNUSABLE
+    except RuntimeError as error:
+        if not _of_a_collective(error):
             _fail(ranks, error)
             raise
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        elif code:
-            ranks.tell(f"exit code {code}")
-        return code
+        saved = f"--resume {ranks.saved} continues from its last save" if ranks.saved else "nothing was saved"
+        line = f"train: {ranks.lost(error)}; the run ends after {ranks.steps} steps; {saved}"
+        _record(line)
+        _say(f"gradlab: {line}")
+        return FOUND
+    except Exception as error:
+        _fail(ranks, error)
+        raise
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    elif code:
+        ranks.tell(f"exit code {code}")
+    return code
 
 
 def _of_a_collective(error: RuntimeError) -> bool:

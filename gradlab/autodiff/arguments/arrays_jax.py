@@ -7,13 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradlab.autodiff.arguments.errors import refuse
-from gradlab.kernels.runtime.mesh_pallas import gathered
 
 
-def as_arrays(op: str, arguments: dict[str, Any], whole: bool = False) -> dict[str, jax.Array]:
+def as_arrays(op: str, arguments: dict[str, Any]) -> dict[str, jax.Array]:
     """The arguments as jax arrays; NumPy arrays and numbers become one, as everywhere in jax.
-
-    `whole`: on Explicit axes of a mesh they are gathered.
 
     Raises:
         TypeError: something that is neither.
@@ -21,5 +18,4 @@ def as_arrays(op: str, arguments: dict[str, Any], whole: bool = False) -> dict[s
     for argument, value in arguments.items():
         if not isinstance(value, (jax.Array, np.ndarray, np.generic, int, float)):
             refuse(op, argument, f"a {type(value).__name__}", "a jax.Array", TypeError)
-    arrays = {argument: jnp.asarray(value) for argument, value in arguments.items()}
-    return {argument: gathered(value) for argument, value in arrays.items()} if whole else arrays
+    return {argument: jnp.asarray(value) for argument, value in arguments.items()}

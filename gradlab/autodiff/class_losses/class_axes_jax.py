@@ -4,10 +4,9 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from gradlab.autodiff.arguments.errors import refuse
-from gradlab.kernels.class_losses.parts_pallas import ClassAxes
+from gradlab.kernels.class_losses.parts_pallas import ClassAxes, part_of
 
 
 def class_axes(op: str, axis_name: Any, V: int) -> tuple[jax.Array | None, ClassAxes | None]:
@@ -29,9 +28,7 @@ def class_axes(op: str, axis_name: Any, V: int) -> tuple[jax.Array | None, Class
             refuse(op, "axis_name", repr(name), "an axis of the mesh of a jax.shard_map around the call")
     if len(set(names)) < len(names):
         refuse(op, "axis_name", repr(axis_name), "each axis once")
-    index = jax.lax.axis_index(names)
-    typed = bool(jax.typeof(index).manual_axis_type.varying)
-    return index.astype(jnp.int32) * V, ClassAxes(names, V * jax.lax.axis_size(names), typed)
+    return part_of(names, V)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

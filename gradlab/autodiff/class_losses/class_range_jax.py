@@ -12,7 +12,6 @@ from jax.experimental import checkify
 
 from gradlab.autodiff.frameworks.checkify_jax import guarded
 from gradlab.kernels.class_losses.settings import ClassLoss
-from gradlab.kernels.runtime.mesh_pallas import gathered
 
 # What calls found: (array [2] on its way to the host, op, V, dtype of the classes).
 _pending: deque[tuple[Any, str, int, Any]] = deque()
@@ -48,13 +47,8 @@ def out_of_range(t: jax.Array, V: int, ignore_index: int) -> jax.Array:
 
 
 def as_given(labels: Any) -> Any:
-    """NumPy's classes, and numbers, as a NumPy array: without x64 jax would wrap 64 bits round into 32.
-
-    Those of jax whole on every device.
-    """
-    if isinstance(labels, (np.ndarray, np.generic, int)):
-        return np.asarray(labels)
-    return gathered(labels) if isinstance(labels, jax.Array) else labels
+    """NumPy's classes, and numbers, as a NumPy array: without x64 jax would wrap 64 bits round into 32."""
+    return np.asarray(labels) if isinstance(labels, (np.ndarray, np.generic, int)) else labels
 
 
 def refuse_out_of_range(op: str, t: jax.Array | np.ndarray, V: int, ignore_index: int) -> Any:
@@ -101,8 +95,8 @@ class InRange:
 
 
 def rows_of(op: str, labels: Any, V: int, settings: ClassLoss) -> tuple[jax.Array, ClassLoss]:
-    """The classes t[M] of the rows in int32, checked by `refuse_out_of_range`, and the settings that go with them."""
-    t, ignored = narrow(refuse_out_of_range(op, labels, V, settings.ignore_index).ravel(), settings.ignore_index)
+    """The classes t[M] of the rows in int32, M any axes, checked by `refuse_out_of_range`, and their settings."""
+    t, ignored = narrow(refuse_out_of_range(op, labels, V, settings.ignore_index), settings.ignore_index)
     return t, settings._replace(ignore_index=ignored)
 
 

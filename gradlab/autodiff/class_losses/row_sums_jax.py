@@ -1,6 +1,5 @@
 """How the losses of rows become one number on jax: a sum, or a mean over what the rows weigh."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ from gradlab.kernels.class_losses import row_sums_pallas as kernels
 from gradlab.kernels.class_losses.parts_pallas import ClassAxes
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.runtime.launch_pallas import accumulator
-from gradlab.kernels.runtime.mesh_pallas import compiled, parted_like
+from gradlab.kernels.runtime.mesh_pallas import compiled
 
 
 class Reduction(NamedTuple):
@@ -39,7 +38,7 @@ def _sum_rows_fwd(y):
 
 
 def _sum_rows_bwd(shape, dr):
-    return (jnp.broadcast_to(dr, shape.shape[:1]),)
+    return (jnp.broadcast_to(dr, shape.shape[:-1]),)
 
 
 _sum_rows_rule.defvjp(_sum_rows_fwd, _sum_rows_bwd)
@@ -58,7 +57,7 @@ def mean_divisors(
     """What the means of y[M] and n[M] are sums over; both are M where targets are soft. In `like`'s accumulator."""
     acc = accumulator(like.dtype)
     if t is None:
-        return jnp.full((2,), like.shape[0], acc)
+        return jnp.full((2,), like.size, acc)
     return jax.lax.stop_gradient(kernels.mean_divisors(t, a, V, ignore_index, acc, first, axes))
 
 
@@ -71,28 +70,23 @@ def reduced(
     settings: ClassLoss,
     reduction: Reduction,
     dtype: Any,
-    like: Any,
-    axes: Sequence[int],
     first: jax.Array | None = None,
-    class_axes: ClassAxes | None = None,
+    axes: ClassAxes | None = None,
 ) -> Any:
     """The loss y + z_loss n, each summed as asked, and what the second term has added to it where that is returned.
 
-    One loss a row has the shape of the `axes` of the array `like`, and lies on a mesh as they do. With `class_axes` the
-    V classes of the weights are those from `first` on.
+    M may be several axes. With `axes` the V classes of the weights are those from `first` on.
     """
     parts = [y, n] if reduction.with_n else [y]
     if reduction.reduction != "none":
         parts = [sum_rows(part) for part in parts]
     if reduction.reduction == "mean":
-        divisors = mean_divisors(y, t, a, V, settings.ignore_index, first, class_axes)
+        divisors = mean_divisors(y, t, a, V, settings.ignore_index, first, axes)
         parts = [part / divisors[i] for i, part in enumerate(parts)]
     if reduction.with_n:
         added = reduction.z_loss * parts[1]
         parts = [parts[0] + added, added]
     parts = [part.astype(dtype) for part in parts]
-    if reduction.reduction == "none":
-        parts = [parted_like(part.reshape([like.shape[i] for i in axes]), like, axes) for part in parts]
-    if class_axes is not None:
-        parts = [same_on(part, class_axes) for part in parts]
+    if axes is not None:
+        parts = [same_on(part, axes) for part in parts]
     return (parts[0], parts[1]) if reduction.return_z_loss else parts[0]

@@ -1,6 +1,7 @@
 """The second derivative of linear_cross_entropy as a Pallas kernel beside linear's products: chunks of classes, too."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,12 @@ from gradlab.kernels.class_losses.blocks_pallas import (
 )
 from gradlab.kernels.class_losses.chunks import chunk
 from gradlab.kernels.class_losses.chunks_pallas import chunks
-from gradlab.kernels.class_losses.parts_pallas import ClassAxes
+from gradlab.kernels.class_losses.parts_pallas import ROWS, ClassAxes, part_of, with_rows
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.column_sum_pallas import column_sum
 from gradlab.kernels.common.matmul_pallas import matmul_add
 from gradlab.kernels.runtime.launch_pallas import accumulator, loop
+from gradlab.kernels.runtime.sharded_pallas import sharded
 
 
 # fmt: off
@@ -67,11 +69,36 @@ def second_backward(
     and a are this device's part of the classes, d(dy), d(dn) and dh its terms of sums over the parts, and P is
     exchanged between the two, one number a row.
     """
-    (M, K), V = h.shape, w.shape[1]
-    if M == 0:
+    if axes:
+        return _second(u, dy, dn, h, w, t, b, a, first, axes, s, settings)
+    return _whole_second(*u, dy, dn, h, w, t, b, a, s, settings)
+
+
+def _second_of_part(names, uh, uw, ub, dy, dn, h, w, t, b, a, s, settings):
+    first, axes = part_of(names, w.shape[1])
+    ddy, ddn, dh, dw, db = _second((uh, uw, ub), dy, dn, h, w, t, b, a, first, axes, s, settings)
+    return axes.sum(ddy), None if ddn is None else axes.sum(ddn), axes.sum(dh), dw, db
+
+
+def _rule(uh, uw, ub, dy, dn, h, w, t, b, a, s, settings):
+    ddn, db = "" if dn is None else "ddn[M], ", "" if b is None else ", db[V]"
+    inputs = f"uh[M K], uw[K V], ub[V], dy[M], dn[M], h[M K], w[K V], t[M], b[V], a[V], {ROWS}"
+    return with_rows(f"{inputs} -> ddy[M], {ddn}dh[M K], dw[K V]{db}; sums M V; whole K", h)
+
+
+@sharded(_rule, own={"V": _second_of_part})
+def _whole_second(uh, uw, ub, dy, dn, h, w, t, b, a, s, settings):
+    return _second((uh, uw, ub), dy, dn, h, w, t, b, a, None, None, s, settings)
+
+
+def _second(u, dy, dn, h, w, t, b, a, first, axes, s, settings):
+    shape, K, V = h.shape, h.shape[-1], w.shape[1]
+    if 0 in shape[:-1]:
         return dy, dn, h, jnp.zeros_like(w), None if b is None else jnp.zeros_like(b)
     acc, dtype, classes = accumulator(h.dtype), h.dtype, axes.V if axes else V
     uh, uw, ub = u
+    M = math.prod(shape[:-1])
+    h, uh = h.reshape(M, K), uh.reshape(M, K)
 
     def products(parts, h, uh):
         """The chunk's x, and its u = uh w + h uw + ub."""
@@ -121,5 +148,5 @@ def second_backward(
     else:
         (ddy, P), _ = chunks(of_sums, cut, ((M,), (M,)), h, uh, rows)
         (dh,), (dw, db) = chunks(of_rest, cut, ((M, K),), h, uh, {**rows, "P": axes.sum(P) if axes else P})
-    ddn = None if dn is None else square_gradient(P, t, s, settings)
-    return ddy, ddn, dh.astype(h.dtype), dw, db
+    ddn = None if dn is None else square_gradient(P.reshape(t.shape), t, s, settings)
+    return ddy.reshape(t.shape), ddn, dh.astype(h.dtype).reshape(shape), dw, db

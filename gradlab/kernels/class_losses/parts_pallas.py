@@ -4,6 +4,8 @@ cross_entropy's module has the derivation. What is exchanged are four numbers a 
 """
 
 import functools
+import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -13,6 +15,15 @@ from jax.experimental import pallas as pl
 from gradlab.kernels.class_losses import rows_pallas as formulas
 from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.runtime.launch_pallas import block, launch, loop, pad, pallas
+from gradlab.kernels.runtime.sharded_pallas import axes as axes_of
+
+# The row statistics in the rules of how launches are split over devices.
+ROWS = "row_max[M], log_sum[M], r_sum[M]"
+
+
+def with_rows(rule: str, x: jax.Array) -> str:
+    """The rule with as many axes for M as x[... V] has before its last: each of them may be split."""
+    return re.sub(r"\bM\b", axes_of("M", x.ndim - 1), rule)
 
 
 class ClassAxes(NamedTuple):
@@ -28,6 +39,13 @@ class ClassAxes(NamedTuple):
     def sum(self, x: jax.Array) -> jax.Array:
         """The sum of x over the parts."""
         return jax.lax.psum(x, self.names)
+
+
+def part_of(names: tuple[str, ...], V: int) -> tuple[jax.Array, ClassAxes]:
+    """The first of the V classes that this device has of those split over the axes, and the axes."""
+    index = jax.lax.axis_index(names)
+    typed = bool(jax.typeof(index).manual_axis_type.varying)
+    return index.astype(jnp.int32) * V, ClassAxes(names, V * jax.lax.axis_size(names), typed)
 
 
 # fmt: off
@@ -52,9 +70,10 @@ def merged(
 
     Every device merges the same numbers in the same order, so that all have the same bits.
     """
-    (M,) = sums[0].shape
-    gathered = jax.lax.all_gather(jnp.stack(sums), axes.names, to="invarying")
-    arrays = {name: gathered[:, i] for i, name in enumerate(("row_max", "sum_exp", "r_dot", "r_sum"))}
+    rows = sums[0].shape
+    M = math.prod(rows)
+    gathered = jax.lax.all_gather(jnp.stack(sums), axes.names, to="invarying" if axes.typed else "varying")
+    arrays = {name: gathered[:, i].reshape(-1, M) for i, name in enumerate(("row_max", "sum_exp", "r_dot", "r_sum"))}
     if t is not None:
         arrays["t"] = t.reshape(1, M)
     names, acc = tuple(arrays), sums[0].dtype
@@ -64,10 +83,10 @@ def merged(
         ins = [pad(array, 1, BM) for array in given]
         o = formulas.Constants(settings, axes.V, axes.V, 1, 1, False)
         specs = [pl.BlockSpec((array.shape[0], BM), lambda i: (0, i)) for array in ins]
-        rows = ins[0].shape[1]
-        line, shape = pl.BlockSpec((1, BM), lambda i: (0, i)), jax.ShapeDtypeStruct((1, rows), acc)
+        padded = ins[0].shape[1]
+        line, shape = pl.BlockSpec((1, BM), lambda i: (0, i)), jax.ShapeDtypeStruct((1, padded), acc)
         kernel = functools.partial(_merge_kernel, names=names, o=o)
-        return [r[0, :M] for r in pallas(kernel, platform, [rows // BM], specs, [line] * 5, [shape] * 5)(*ins)]
+        return [r[0, :M] for r in pallas(kernel, platform, [padded // BM], specs, [line] * 5, [shape] * 5)(*ins)]
 
-    y, n, *s = launch(call, *arrays.values())
+    y, n, *s = (found.reshape(rows) for found in launch(call, *arrays.values()))
     return y, n, (s[0], s[1], s[2])

@@ -1,13 +1,16 @@
 """Sums over the rows of a loss: what they weigh together, and what they cost together, as a Pallas kernel."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from gradlab.kernels.class_losses.parts_pallas import ClassAxes
+from gradlab.kernels.class_losses.parts_pallas import ClassAxes, part_of
 from gradlab.kernels.runtime.launch_pallas import block, launch, loop, pad, pallas
+from gradlab.kernels.runtime.sharded_pallas import axes as axes_of
+from gradlab.kernels.runtime.sharded_pallas import sharded
 
 
 # fmt: off
@@ -34,6 +37,27 @@ def mean_divisors(
 
     With `axes` a has the V classes from `first` on, and one number is exchanged; without a, none.
     """
+    if axes or a is None:
+        return _divisors(t, a, V, ignore_index, dtype, first, axes)
+    return _whole_divisors(t, a, V, ignore_index, dtype)
+
+
+def _divisors_of_part(names, t, a, V, ignore_index, dtype):
+    first, axes = part_of(names, a.shape[0])
+    return _divisors(t, a, a.shape[0], ignore_index, dtype, first, axes)
+
+
+def _divisors_rule(t, a, V, ignore_index, dtype):
+    rows = axes_of("M", t.ndim)
+    return f"t[{rows}], a[V] -> d[2]; sums V {rows}"
+
+
+@sharded(_divisors_rule, own={"V": _divisors_of_part})
+def _whole_divisors(t, a, V, ignore_index, dtype):
+    return _divisors(t, a, V, ignore_index, dtype, None, None)
+
+
+def _divisors(t, a, V, ignore_index, dtype, first, axes):
     valid = t != ignore_index
     one = valid.astype(dtype)
     number = sum_rows(one)
@@ -45,9 +69,15 @@ def mean_divisors(
     return jnp.stack([axes.sum(total) if axes else total, number])
 
 
+def _sum_rule(y):
+    rows = axes_of("M", y.ndim)
+    return f"y[{rows}] -> s[]; sums {rows}"
+
+
+@sharded(_sum_rule)
 def sum_rows(y: jax.Array) -> jax.Array:
-    """The sum of y[M]. M read."""
-    (M,) = y.shape
+    """The sum of y[M], whose M may be several axes. M read."""
+    M = math.prod(y.shape)
     if M == 0:
         return jnp.zeros((), y.dtype)
 

@@ -82,25 +82,6 @@ def placed(x: jax.Array, wanted: Any) -> jax.Array:
     return jax.sharding.reshard(x, wanted.sharding)
 
 
-def gathered(x: jax.Array) -> jax.Array:
-    """The array, replicated along the Explicit axes of its mesh."""
-    sharding = jax.typeof(x).sharding
-    if not any(place is not None for place in sharding.spec):
-        return x
-    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, P(*[None] * x.ndim)))
-
-
-def parted_like(y: jax.Array, x: Any, axes: Iterable[int] | None = None) -> jax.Array:
-    """y with leading axes parted over the Explicit axes of a mesh as these axes of x are; all axes when not said."""
-    if not isinstance(x, jax.Array):
-        return y
-    sharding = jax.typeof(x).sharding
-    spec = sharding.spec if axes is None else [sharding.spec[axis] for axis in axes]
-    if not any(place is not None for place in spec):
-        return y
-    return jax.sharding.reshard(y, NamedSharding(sharding.mesh, P(*spec, *[None] * (y.ndim - len(spec)))))
-
-
 def varying(operands: Sequence[jax.Array]) -> list[jax.Array]:
     """The operands, cast to vary along every Manual axis along which one varies."""
     axes = _axes([jax.typeof(x) for x in operands])
