@@ -4,19 +4,25 @@ Devices are counted when jax starts. It prints by strategy and number of devices
 """
 
 import collections
+import functools
 import itertools
 import json
 import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradlab.jax as lab
 from gradlab.profiling.scale import counted_jax
+from gradlab.workloads.catalogue import WORKLOADS
+from gradlab.workloads.trainer_jax import Trainer
+from gradlab.workloads.world import World
 
 WIDTHS, BATCH = (516, 1028, 260, 12), 24
+WORKLOAD = "digits-cnn"
 
 
 def loss(params, x, t, **options):
@@ -81,7 +87,19 @@ def text(strategy, mesh):
     return jax.jit(jax.value_and_grad(fn), out_shardings=out).lower(params, x, t).compile().as_text()
 
 
+def trained(kind, mesh):
+    """The compiled step of `gradlab train --devices`, its optimizer too."""
+    one = WORKLOADS[WORKLOAD]
+    world = World(devices=mesh.size, kind=kind)
+    trainer = Trainer(one, "gradlab", one.optimizer, "float32", one.network.initial(0), world)
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal((one.batch, *one.network.shape), np.float32), rng.integers(10, size=one.batch)
+    return trainer.program(x, t)
+
+
 STRATEGIES = {f.__name__: f for f in (data, sharded, tensor, tensor_inside, vocabulary)}
+TEXTS = {name: functools.partial(text, strategy) for name, strategy in STRATEGIES.items()}
+TEXTS |= {"train": functools.partial(trained, ""), "train --fsdp": functools.partial(trained, "FSDP")}
 
 
 def main(worlds):
@@ -89,8 +107,8 @@ def main(worlds):
     found = {}
     for world in worlds:
         mesh = jax.make_mesh((world,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:world])
-        for name, strategy in STRATEGIES.items():
-            counted, others = counted_jax.collectives(text(strategy, mesh))
+        for name, compiled in TEXTS.items():
+            counted, others = counted_jax.collectives(compiled(mesh))
             counts = collections.Counter(counted)
             found[f"{name} {world}"] = {
                 "counted": [[*vars(c).values(), n] for c, n in counts.items()],

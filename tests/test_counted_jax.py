@@ -16,6 +16,7 @@ from gradlab.profiling.scale.collective import Collective
 from gradlab.profiling.scale.given import of_widths
 from gradlab.profiling.scale.layer import Plan, vocabulary_plan
 from gradlab.profiling.scale.strategies import Degrees, collectives
+from gradlab.workloads import scaled
 
 WORLDS = (1, 2, 4)
 WIDTHS, BATCH = (516, 1028, 260, 12), 24
@@ -87,6 +88,20 @@ def test_xla_gathers_once_and_sends_as_much(counted, world):
     sent = sum(one.sent for one in found.elements()) - Collective("all-reduce", LOSS, world).sent
     fsdp = collectives(NETWORK, Plan(), Degrees(sharded=world), BATCH // world, "float32")
     assert sent == pytest.approx(sum(one.sent for one in fsdp))
+
+
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_a_step_of_train_sends_what_it_trains(counted, world):
+    """digits-cnn: all gradients and the loss at once; in shares, all but the 10 numbers that 4 devices cannot share."""
+    net = scaled.network("digits-cnn")
+    numbers = net.parameters()
+    assert counted[f"train {world}"] == Counter([Collective("all-reduce", 4 * (numbers + 1), world)])
+    found = counted[f"train --fsdp {world}"]
+    alone = 10 if world == 4 else 0
+    sent = {kind: sum(c.size for c in found.elements() if c.kind == kind) for kind in ("all-gather", "reduce-scatter")}
+    assert sent == {"all-gather": 4 * (numbers - alone), "reduce-scatter": 4 * (numbers - alone)}
+    sums = [c for c in found.elements() if c.kind == "all-reduce"]
+    assert sums == [Collective("all-reduce", 4 * (alone + 1), world)]
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pytest
 from gradlab import cli
 from gradlab.kernels.spec import specs
 from gradlab.profiling.machine_code.gpus import GPUS
-from gradlab.profiling.scale import devices, given, layer, links, strategies
+from gradlab.profiling.scale import devices, given, layer, links, strategies, table
 from gradlab.profiling.scale.args import checked_args, parsed_devices
 from gradlab.profiling.scale.collective import Collective, Place, seconds
 from gradlab.profiling.scale.command import predictions
 from gradlab.profiling.scale.layer import AXES, Plan, tensor_plan, vocabulary_plan
-from gradlab.profiling.scale.model import memory, predict
+from gradlab.profiling.scale.model import Prediction, memory, predict
 from gradlab.profiling.scale.search import best, mixes
 from gradlab.profiling.scale.strategies import Degrees, buckets, collectives
 from gradlab.workloads import scaled
@@ -285,14 +285,45 @@ def test_the_parts_are_the_step():
 
 
 def test_memory_by_hand():
-    """8-16-4, 6 rows, SGD: 212 numbers of parameters, gradients and momentum; x, y1, y2, the loss; y1's and x's."""
+    """8-16-4, 6 rows, SGD: of 212 numbers parameters and momentum; the most is needed at the first layer.
+
+    There are x[6 8], y[6 16], y's gradient, and the gradients of all parameters. In shares the first layer's 144 are
+    whole, and so are its parameters; of the second one's 68 gradients there is half.
+    """
     net = replace(given.of_widths("8-16-4"), optimizer="sgd")
-    numbers = 6 * (8 + 16 + 4) + 1
-    assert memory(net, Plan(), Degrees(), 6, "float32") == 4 * (3 * 212 + numbers + 6 * (16 + 8))
+    first = 6 * (8 + 16) + 6 * 16 + 212
+    assert memory(net, Plan(), Degrees(), 6, "float32") == 4 * (2 * 212 + first)
     # Masters and momentum are float32.
-    assert memory(net, Plan(), Degrees(), 6, "bfloat16") == (2 + 2 + 4 + 4) * 212 + 2 * (numbers + 6 * (16 + 8))
-    sharded = memory(net, Plan(), Degrees(sharded=2), 6, "float32")
-    assert sharded == 4 * (3 * 106 + 144 + 68 + 144 + numbers + 6 * (16 + 8))
+    assert memory(net, Plan(), Degrees(), 6, "bfloat16") == (2 + 4 + 4) * 212 + 2 * first
+    shares = 6 * (8 + 16) + 6 * 16 + 144 + 144 + 34
+    assert memory(net, Plan(), Degrees(sharded=2), 6, "float32") == 4 * (2 * 106 + shares)
+
+
+@pytest.mark.parametrize(("text", "rows"), [("64-(256-64)x2-512", 128), ("64-(256-64)x2-10", 2048)])
+def test_memory_is_what_torch_allocates(monkeypatch, text, rows):
+    """Beyond parameters and input: bytes that torch's profiler counts in forward and backward."""
+    torch = pytest.importorskip("torch")
+    import gradlab.torch as lab
+    from gradlab.autodiff.frameworks.side import side
+    from gradlab.profiling.bench.peak import peak_bytes
+
+    if torch.cuda.is_available():
+        pytest.skip("the tensors here are a CPU's")
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
+    layers = [lab.Linear(k, n) for k, n in itertools.pairwise(given.widths(text))]
+    params = [p for one in layers for p in one.parameters()]
+    x, t = torch.randn(rows, layers[0].in_features), torch.randint(layers[-1].out_features, (rows,))
+
+    def call():
+        y = x
+        for one in layers[:-1]:
+            y = lab.linear(y, one.weight, one.bias, activation="relu")
+        return torch.autograd.grad(lab.cross_entropy(layers[-1](y), t), params)
+
+    call()
+    net = replace(given.of_widths(text), optimizer=None)
+    predicted = memory(net, Plan(), Degrees(), rows, "float32") - 4 * net.parameters() - x.nbytes
+    assert peak_bytes(side("torch"), call) == pytest.approx(predicted, rel=0.1)
 
 
 def test_the_best_mix_is_the_best_of_all():
@@ -408,6 +439,18 @@ def test_json_has_what_the_table_has(monkeypatch, capsys, tmp_path):
 def test_a_batch_for_each_device_grows(monkeypatch):
     args = checked_args(given.of_widths("8-4"), "H100", None, None, "1,4", None, 16, "float32", ("data",), None, None)
     assert {n: one.batch for n, one in predictions(args)["data"].items()} == {1: 16, 4: 64}
+
+
+def test_efficiency_is_of_rows_a_second_and_device():
+    """Twice the devices in half the time, or on twice the rows in the same time, is all that there is."""
+    args = checked_args(given.of_widths("8-4"), "H100", None, None, "1,4", None, 16, "float32", ("data",), None, None)
+    one, four = (Prediction(Degrees(data=n), 2.0, batch=16 * n) for n in (1, 4))
+    base = table.baseline(args, {"data": {1: one, 4: four}})
+    assert base == 8.0
+    assert table.efficiency(four, base) == 1.0
+    assert table.efficiency(replace(four, seconds=4.0), base) == 0.5
+    assert table.efficiency(replace(four, batch=16), base) == 0.25
+    assert table.efficiency(Prediction(Degrees(), refused="why"), base) is None
 
 
 def test_the_figure_is_written(monkeypatch, capsys, tmp_path):

@@ -66,7 +66,7 @@ class Counted(TorchDispatchMode):
         self.collectives.append(Collective(kind, size, devices))
 
 
-def _group(args: Sequence[Any]) -> dist.ProcessGroup:
+def _group(args: Sequence[Any]) -> Any:
     """The group of an operator: its first script object, or the last argument, a name."""
     boxed = next((a for a in args if isinstance(a, torch.ScriptObject)), None)
     return dist.ProcessGroup.unbox(boxed) if boxed is not None else process_group(args[-1])

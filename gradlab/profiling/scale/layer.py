@@ -90,6 +90,11 @@ class Layer:
         found = [at.inputs[i] for i in at.wrt if self.axes.rows not in at.inputs[i].axes]
         return {a.name: a.shape(at.sizes) for a in found}
 
+    @property
+    def saves_result(self) -> bool:
+        """Whether backward reads the layer's result: a fused relu's mask, or an activation by itself."""
+        return "activation" in dict(self.static) or self.op in ("relu", "sigmoid", "tanh")
+
     @functools.cache  # noqa: B019
     def sums(self, split: Split) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """What is a sum over devices under a split: results, and inputs by their gradients, parameters aside."""

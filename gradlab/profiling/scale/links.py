@@ -40,6 +40,9 @@ def _link(
     return Link(name, gigabytes * 1e9, *steps, _START, about, shared, sums)
 
 
+# gloo over TCP between two processes of a machine, in an all-reduce: results/amd-epyc-2-cores/scale.md.
+_LOOPBACK = Link("loopback", 1.39e9, 58e-6, 58e-6, 0.0, "gloo over TCP in one machine, measured on an AMD EPYC")
+
 # Bandwidths are those of the standards and datasheets, in one direction: no protocol reaches all of it.
 LINKS = {
     link.name: link
@@ -55,6 +58,7 @@ LINKS = {
         _link("hdr", 25, _NET, "InfiniBand HDR, 200 Gbit/s, one a device: IBTA"),
         _link("ndr", 50, _NET, "InfiniBand NDR, 400 Gbit/s, one a device: IBTA"),
         _link("100gbe", 12.5, _TCP, "100 Gigabit Ethernet without RDMA, one a node: IEEE 802.3", shared=True),
+        _LOOPBACK,
     )
 }  # fmt: skip
 

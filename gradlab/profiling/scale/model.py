@@ -218,22 +218,30 @@ STATE = {"adam": 8, "sgd": 4, None: 0}
 
 
 def memory(network: Network, plan: Plan, degrees: Degrees, rows: int, dtype: str) -> float:
-    """Bytes that a device holds at most, as backward begins.
+    """Bytes that a device holds at most.
 
-    Parameters, gradients and state of its share; with `sharded` the two largest layers gathered and one gradient whole;
-    the input and result of every layer once, as backward needs them; the two largest gradients of them.
+    Parameters and state of its share, and the most that backward needs at one layer beside them: the layer's input and
+    those of the layers before it, its result where that is saved, the gradients of both and those of the parameters so
+    far; with `sharded` also its parameters and the next ones' whole, and its gradient before that is scattered.
     """
     e = BYTES[dtype]
-    each = 2 * e + (STATE[network.optimizer] + 4 * (e == 2) if network.optimizer else 0)
-    found = float(each * held(network, plan, degrees.sharded))
-    if degrees.sharded > 1:
-        largest = sorted(strategies.gathered(x, *plan.of(x), 1, dtype) for x in network.trained)[-2:]
-        found += sum(largest) + largest[-1]
-    arrays = list(_activations(network, plan, rows, dtype))
-    return found + sum(arrays) + sum(sorted(arrays)[-2:])
+    state = STATE[network.optimizer] + 4 * (e == 2) if network.optimizer else 0
+    kept = (e + state) * held(network, plan, degrees.sharded)
+    made = list(_results(network, plan, rows, dtype))
+    wholes = [strategies.gathered(layer, *plan.of(layer), 1, dtype) for layer in network.layers]
+    most = gradients = 0.0
+    for i, layer in reversed(list(enumerate(network.layers))):
+        # The gradients of the result and of the input, and the result where backward reads it.
+        passing = made[i + 1] * (2 if layer.saves_result else 1) + (0 if layer.leaf else made[i])
+        here = sum(made[: i + 1]) + passing + gradients + wholes[i]
+        if degrees.sharded > 1:
+            here += wholes[i] + next((whole for whole in reversed(wholes[:i]) if whole), 0)
+        gradients += wholes[i] / degrees.sharded
+        most = max(most, here)
+    return kept + most
 
 
-def _activations(network: Network, plan: Plan, rows: int, dtype: str) -> Iterator[int]:
+def _results(network: Network, plan: Plan, rows: int, dtype: str) -> Iterator[int]:
     """Bytes of the network's input and of every layer's result."""
     first = network.layers[0].at(rows, *plan.of(network.layers[0]))
     yield BYTES[dtype] * math.prod(first.inputs[0].shape(first.sizes))
