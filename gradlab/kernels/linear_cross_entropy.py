@@ -24,7 +24,8 @@ Derivation: linear's and cross_entropy's. <dx, u> is what the three gradients, e
 cotangents; its derivative by x is the Hessian-vector product X along u.
 
 Classes in parts, one a device: each has its part of w, b and a, and all of h. The parts' sums are exchanged and merged
-as cross_entropy's; dw and db are those of the part, dh = sum_i dx_i w_i^T and P are sums over the parts.
+as cross_entropy's; dw and db are those of the part, dh = sum_i dx_i w_i^T and P are sums over the parts. On torch
+dh is added up in float32 and rounded once.
 
 Memory. Forward: a program owns a block of rows and a split of the classes. It holds a tile of x in registers, and of
 each row the running maximum, the sum of exponentials rescaled whenever that moves (Milakov and Gimelshein), sum_v r
@@ -37,10 +38,6 @@ On jax 2 K Vc e more: a chunk of w and one of dw are copies there. linear and cr
 gradient, 2 M V e; what that costs here is x once more, 8 M K V FLOPs in all for 6. dx is no larger than h, or
 2^21 elements where h is small: with fewer a launch leaves most of a GPU without work. The second backward takes the
 same chunks: 8 M Vc bytes for x and u, 2 M Vc e for X and dx. `python benchmarks/logits_memory.py` measures the peak.
-
-Classes in parts, one a device (vocabulary parallel): each part's row sums are merged as those of splits are, from 4 M
-numbers of each device; x, dx, dw and db stay where their classes are. dh is a sum over parts, which devices add up in
-float32 before it is rounded once. In the second backward P, d(dy) and d(dn) are added up between its two passes.
 
 Precision: x and all of a row's sums are float32 or better: the logits are not rounded to the inputs' dtype, dx is. Its
 cotangent is the true one, so a loss scaled against underflow stays scaled. (max - z) first: far logits cancel.
