@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 import gradlab.torch as lab
@@ -187,4 +188,54 @@ def steps(meshes):
         torch.testing.assert_close(whole(plain[0]), lab.adam_step(p, g, m, v * v, step=1, lr=rate)[0])
 
 
-PARTS = (linear, sequences, convolution, pooling, elementwise, steps)
+def outside(meshes):
+    """A rank that is not in the mesh calls what the others call: it gets DTensors of their shapes, and holds nothing."""
+    mesh = DeviceMesh("cpu", [0, 1])
+    member = mesh.get_coordinate() is not None
+    classes = torch.tensor([1, 0, 2, 6, 3])
+
+    def ce(x, **options):
+        t = spread(classes, mesh, [R]) if isinstance(x, DTensor) else classes
+        return lab.cross_entropy(x, t, **options)
+
+    def head(x, w, b):
+        t = spread(classes, mesh, [R]) if isinstance(x, DTensor) else classes
+        return lab.linear_cross_entropy(x, w, t, b, softcap=3.0)
+
+    def adam(p, g, m, v):
+        return lab.adam_step(p, g, m, v * v, step=1)[0]
+
+    for f, places, *shapes in (
+        (lambda x: lab.relu(x), [Shard(0)], (5, 4)),
+        (lambda x: lab.max_pool2d(x, 2), [Shard(0)], (3, 2, 4, 4)),
+        (lambda x, w, b: lab.linear(x, w, b, activation="relu"), [Shard(0)], (5, 4), (3, 4), (3,)),
+        (lambda x, w: lab.conv2d(x, w), [Shard(0)], (3, 2, 4, 4), (3, 2, 2, 2)),
+        (lambda x, y: lab.mse_loss(x, y), [Shard(0)], (5, 4), (5, 4)),
+        (lambda x, y: lab.binary_cross_entropy_with_logits(x, y.sigmoid()), [Shard(0)], (5, 4), (5, 4)),
+        (lambda p, g: lab.sgd_step(p, g, lr=0.1)[0], [Shard(0)], (5, 4), (5, 4)),
+        (adam, [Shard(0)], *[(5, 4)] * 4),
+        (ce, [Shard(0)], (5, 7)),
+        (ce, [Shard(1)], (5, 7)),
+        (lambda x: ce(x, reduction="none", z_loss=0.1), [Shard(1)], (5, 7)),
+        (lambda x, q: lab.cross_entropy(x, q.softmax(1)), [Shard(1)], (5, 7), (5, 7)),
+        (head, [Shard(0)], (5, 4), (7, 4), (7,)),
+    ):
+        tensors = [t.requires_grad_() for t in draw(*shapes)]
+        at = [spread(t.detach(), mesh, places).requires_grad_() for t in tensors]
+        found = []
+        for given in (tensors, at):
+            y = f(*given)
+            # A step of Adam has one derivative.
+            grads = torch.autograd.grad((y * y).sum(), given, create_graph=f is not adam)
+            twice = () if f is adam else torch.autograd.grad(sum((g * g).sum() for g in grads), given)
+            found.append([y, *grads, *twice])
+        for theirs, mine in zip(*found, strict=True):
+            assert isinstance(mine, DTensor)
+            assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+            if member:
+                torch.testing.assert_close(mine.full_tensor(), theirs, rtol=1e-12, atol=1e-12)
+            else:
+                assert not mine.to_local().count_nonzero()
+
+
+PARTS = (linear, sequences, convolution, pooling, elementwise, steps, outside)

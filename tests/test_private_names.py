@@ -128,6 +128,17 @@ def uses(framework):
         def mapped(tell):
             return torch.vmap(lambda t: (seen.append(tell(t)), t)[1])(x) is not None and seen[-1]
 
+        def apart():
+            def tell(t):
+                with p.outside_transforms():
+                    seen.append((p.transforms_active(), p.is_transformed(torch.ones(2))))
+                seen.append((p.transforms_active(), p.is_transformed(torch.ones(2))))
+                return t.sum()
+
+            seen.clear()
+            torch.func.grad(tell)(x)
+            return seen
+
         def heard():
             class Mode(torch.overrides.TorchFunctionMode):
                 def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -191,6 +202,7 @@ def uses(framework):
             "is_transformed": lambda: mapped(p.is_transformed) and not p.is_transformed(x),
             "unwrapped": lambda: mapped(lambda t: torch.equal(p.unwrapped(t), x)),
             "innermost": lambda: mapped(lambda t: p.innermost(t) is x) and p.innermost(x) is x,
+            "outside_transforms": lambda: apart() == [(False, False), (True, True)],
             "is_batched": lambda: mapped(p.is_batched) and not p.is_batched(x),
             "remove_batch_dim": lambda: torch.equal(p.remove_batch_dim(axis, 1, 2, 0), x),
             "add_batch_dim": lambda: axis.shape == (3,),

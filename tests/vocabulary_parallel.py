@@ -1,6 +1,7 @@
 """What each rank of `test_vocabulary_parallel_torch.py` runs: losses of a spread vocabulary against unsharded ones."""
 
 import contextlib
+import copy
 import itertools
 import sys
 import traceback
@@ -301,6 +302,86 @@ def heads_on_meshes(group):
         on_mesh(mesh, loss, [drawn(5, 4), drawn(9, 4), drawn(9)], [rows, classes, classes])
 
 
+def transforms(group):
+    """torch.func.grad, and of that, and jacrev, where ranks agree for the first time, and of DTensors; vmap of those."""
+    spread, line = Spread(group), init_device_mesh("cpu", (dist.get_world_size(group),))
+    x, t = drawn(4, spread.V, grad=False), torch.randint(0, spread.V, (4,))
+    mine = spread.part(x, 1)
+
+    def loss(x, t=t, **where):
+        return lab.cross_entropy(x, t, **where)
+
+    def of_gradient(loss):
+        return lambda *a: sum(g.sin().sum() for g in torch.func.grad(loss, tuple(range(len(a))))(*a))
+
+    for transform in (torch.func.grad, lambda f: torch.func.grad(of_gradient(f)), torch.func.jacrev):
+        forget(group)
+        got = transform(lambda x: loss(x, group=group))(mine)
+        torch.testing.assert_close(got, transform(loss)(x)[:, spread.mine], **NEAR)
+    forget(group)
+    xs, ts = drawn(3, 4, spread.V, grad=False), torch.randint(0, spread.V, (3, 4))
+    got = torch.vmap(lambda x, t: loss(x, t, group=group))(xs[..., spread.mine], ts)
+    torch.testing.assert_close(got, torch.vmap(loss)(xs, ts), **NEAR)
+    # What is another on one rank is told apart there too.
+    forget(group)
+    message = "cross_entropy: sum of target on rank 1 of the group is"
+    bad = (t + 1) % spread.V if dist.get_rank(group) == 1 else t
+    refused(ValueError, message, lambda: torch.func.grad(lambda x: loss(x, bad, group=group))(mine))
+    forget(group)
+
+    h, w, b = (drawn(*shape, grad=False) for shape in ((4, 5), (spread.V, 5), (spread.V,)))
+
+    def head(h, w, b, t=t):
+        return lab.linear_cross_entropy(h, w, t, b, z_loss=0.1)
+
+    got = torch.func.grad(lambda *a: lab.linear_cross_entropy(a[0], a[1], t, a[2], z_loss=0.1, group=group), (0, 1, 2))(
+        h, spread.part(w, 0), spread.part(b, 0)
+    )
+    for g, e in zip(got, torch.func.grad(head, (0, 1, 2))(h, w, b), strict=True):
+        closer(g, e, 0, spread, **NEAR)
+    for places in ([Shard(1)], [Shard(0)]):
+        to = lambda t, places=places: distribute_tensor(t, line, places)
+        spread_t = distribute_tensor(t, line, [Replicate()])
+        for transform in (torch.func.grad, lambda f: torch.func.grad(of_gradient(f))):
+            want = transform(loss)(x)
+            got = transform(lambda x, t=spread_t: loss(x, t))(to(x))
+            torch.testing.assert_close(got.full_tensor(), want, **NEAR)
+        # Where all arguments are wrapped.
+        got = torch.func.grad(loss)(to(x), spread_t)
+        torch.testing.assert_close(got.full_tensor(), torch.func.grad(loss)(x, t), **NEAR)
+        # The input whole where classes are spread, and to be gathered there.
+        of_h, of_w = [Replicate()] if places == [Shard(1)] else [Shard(0)], [Shard(0)]
+        arrays = [distribute_tensor(a, line, p) for a, p in zip((h, w, b), (of_h, of_w, of_w), strict=True)]
+        want = torch.func.grad(head, (0, 1, 2))(h, w, b)
+        got = torch.func.grad(lambda *a, t=spread_t: head(*a, t), (0, 1, 2))(*arrays)
+        for g, e in zip(got, want, strict=True):
+            torch.testing.assert_close(g.full_tensor(), e, **NEAR)
+        got = torch.func.grad(of_gradient(lambda *a, t=spread_t: head(*a, t)), (0, 1, 2))(*arrays)
+        for g, e in zip(got, torch.func.grad(of_gradient(head), (0, 1, 2))(h, w, b), strict=True):
+            torch.testing.assert_close(g.full_tensor(), e, **NEAR)
+    all_x = distribute_tensor(xs, line, [Shard(2)])
+    message = "cross_entropy: input is a DTensor under torch.vmap, wanted one that is not mapped over"
+    refused(NotImplementedError, message, lambda: torch.vmap(lambda x: loss(x, spread_t))(all_x))
+    message = "linear_cross_entropy: target is a DTensor under torch.vmap, wanted one that is not mapped over"
+    all_t = distribute_tensor(ts, line, [Replicate()])
+    refused(NotImplementedError, message, lambda: torch.vmap(lambda t: head(*arrays, t))(all_t))
+
+
+def copies(group):
+    """A module's deep copy, alone or in a network, has the same group and a weight of its own."""
+    layer = lab.CrossEntropyLoss(torch.ones(3, dtype=WIDE), z_loss=0.1, group=group)
+    assert "group=ProcessGroup" in repr(layer)
+    assert "group" not in repr(lab.CrossEntropyLoss())
+    for copied in (copy.deepcopy(layer), copy.deepcopy(torch.nn.Sequential(layer))[0]):
+        assert type(copied) is type(layer)
+        assert copied.group is group
+        assert copied.weight is not layer.weight
+        assert copied.z_loss == 0.1
+        x, t = drawn(4, 3), torch.tensor([0, 1, 2, 0])
+        assert torch.equal(copied(x, t), layer(x, t))
+    assert copy.deepcopy(lab.CrossEntropyLoss()).group is None
+
+
 def on_mesh(mesh, fn, whole, places):
     """`fn(*tensors, to)` of whole tensors and of DTensors; of its sine the cotangent depends on the loss."""
 
@@ -523,7 +604,7 @@ def refused(error, message, call):
 
 
 PARTS = (
-    logits, heads, half_heads, soft_targets, meshes, heads_on_meshes, layouts, rows_without_numbers, half, ways_to_call,
+    logits, heads, half_heads, soft_targets, meshes, heads_on_meshes, layouts, rows_without_numbers, half, ways_to_call, transforms, copies,
     collectives, collectives_of_meshes, one_rank, memory, refusals, refusals_of_meshes,
 )  # fmt: skip
 

@@ -5,10 +5,10 @@ from typing import Any, Literal, overload
 import torch
 
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_bool, want_floats, want_size
-from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.class_losses.in_place_torch import gradient, in_place, loss_with_gradient
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
+from gradlab.autodiff.class_losses.spread_torch import on_mesh
 from gradlab.autodiff.class_losses.vocabulary_torch import (
     NOBODY,
     flat,
@@ -306,7 +306,8 @@ def cross_entropy(
             parts need not be equal, and may be empty. Classes are of all V and, like the rows, the same on every rank.
             So is the loss, bit for bit. Gradients are this rank's part, of the loss on any one rank, for a cotangent
             that is the same on every rank. Each rank has to make every call, also of backward passes. DTensors need no
-            group: input may be Shard(0) or Shard(1), or both along axes of a mesh.
+            group: input may be Shard(0) or Shard(1), or both along axes of a mesh; [N V D1 ...] along Shard(0) in equal
+            parts only.
 
     Returns:
         A scalar, or [], [N] or [N D1 ...], in the logits' dtype, summed in float32 or better; with `return_z_loss` two.
@@ -319,8 +320,8 @@ def cross_entropy(
 
     With a group the logits stay where they are. Ranks exchange 4 float32 (float64) numbers a row in forward, one more
     in all for the mean with a weight, none in backward, and 2 a row (3 with a z-loss) in a second backward. At a
-    group's first call with these shapes and options ranks compare them, and their targets; one that later comes with
-    others than the rest waits until the group's timeout.
+    group's first call with these shapes and options ranks compare them, and their targets. One that later comes
+    with others than the rest waits until the group's timeout, and on gloo may be aborted by torch (SIGABRT).
 
     Raises:
         ValueError: shapes that do not fit, another device, an option out of its range, a weight that requires a
@@ -332,7 +333,8 @@ def cross_entropy(
             row's loss and gradient are NaN, a kernel notes the row, and a later call that finds the note arrived
             raises (`gradlab.torch.raise_device_errors` asks without a call). Not inside a captured CUDA graph.
         RuntimeError: a second backward pass after inplace.
-        NotImplementedError: a third derivative; with inplace a second one, or a batch of backward passes.
+        NotImplementedError: a third derivative; with inplace a second one, or a batch of backward passes; a DTensor
+            that `torch.vmap` maps over.
     """
     input, weight = to_float32(input, weight)
     if isinstance(target, torch.Tensor) and target.is_floating_point():
@@ -350,8 +352,8 @@ def cross_entropy(
             softcap=softcap,
         )
         want_bool(_OP, "inplace", inplace)
-        on_mesh = _want(input, target, weight, ignore_index, group is None)
-    part = part_of_logits(_OP, input, group, inplace) if on_mesh else None
+        spread = _want(input, target, weight, ignore_index, group is None)
+    part = part_of_logits(_OP, input, group, inplace) if spread else None
     soft = target.is_floating_point()
     x, shape = input.unsqueeze(-1), input.shape[:1]
     if input.ndim == 1:
@@ -360,7 +362,7 @@ def cross_entropy(
         x, shape = input.flatten(2), input.shape[:1] + input.shape[2:]
     t, q = (None, target.reshape(x.shape)) if soft else (target.reshape(-1), None)
     how = Reduction(reduction, float(z_loss), return_z_loss)
-    if group is not None and not on_mesh:
+    if group is not None and not spread:
         same = {"shape of input but its classes": (x.shape[0], input.shape[2:]), "dtype of input": input.dtype}
         same |= {"dtype of target": target.dtype, "weight": "none" if weight is None else "there"}
         same |= {"settings": settings, "reduction": how, "inplace": inplace}
@@ -381,7 +383,7 @@ def _want(
 ) -> bool:
     """Refuse what does not fit; whether they are DTensors."""
     given = {"input": input} | ({} if weight is None else {"weight": weight})
-    on_mesh = want_tensors(_OP, given | {"target": target})
+    spread = on_mesh(_OP, given | {"target": target})
     want_floats(_OP, given)
     if input.ndim == 0:
         refuse(_OP, "input of shape []", "0-dimensional", "[V], [N V] or [N V ...]")
@@ -400,13 +402,13 @@ def _want(
             refuse(_OP, "shape of soft target", list(target.shape), f"{list(input.shape)} like input")
         if ignore_index >= 0:
             refuse(_OP, "ignore_index", ignore_index, "none with soft targets, which have no class to ignore")
-        return on_mesh
+        return spread
     if target.dtype not in CLASSES:
         refuse(_OP, "dtype of target", dtype_name(target), "int64, int32, uint8 or input's for soft targets", TypeError)
     wanted = input.shape[:0] if input.ndim == 1 else input.shape[:1] + input.shape[2:]
     if target.shape != wanted:
         refuse(_OP, "shape of target", list(target.shape), f"{list(wanted)} for input of shape {list(input.shape)}")
-    return on_mesh
+    return spread
 
 
 def by_spec(x: torch.Tensor, target: torch.Tensor, a: torch.Tensor | None = None, **options: Any) -> Any:

@@ -6,9 +6,9 @@ from typing import Any, Literal, overload
 import torch
 
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_floats, want_rank, want_size
-from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
+from gradlab.autodiff.class_losses.spread_torch import on_mesh
 from gradlab.autodiff.class_losses.vocabulary_torch import (
     NOBODY,
     flat,
@@ -260,7 +260,8 @@ def linear_cross_entropy(
             linear_weight, linear_bias and weight are this rank's part, [V/W K] and [V/W] of W ranks, in the order of
             ranks; parts need not be equal, and may be empty. input and target are the same on every rank, and so are
             the loss and the gradient of input, a sum over the ranks. Each rank has to make every call, also of backward
-            passes. DTensors need no group: linear_weight may be Shard(0), and input Shard(0).
+            passes. DTensors need no group: linear_weight may be Shard(0), and input Shard(0), in equal parts
+            if it has more axes than [M K].
 
     Returns:
         The loss, a scalar or [...], in the inputs' dtype, summed in float32 or better; with `return_z_loss` two. First
@@ -279,7 +280,7 @@ def linear_cross_entropy(
         TypeError: not a strided tensor, mixed or integer dtypes, classes not integer.
         IndexError: a class out of range, with its row. On a CPU at once; on CUDA the row's loss and gradient are NaN,
             and a later call raises (`gradlab.torch.raise_device_errors` asks without a call).
-        NotImplementedError: a third derivative.
+        NotImplementedError: a third derivative; a DTensor that `torch.vmap` maps over.
     """
     if group is not None:
         want_group(OP, group)
@@ -290,7 +291,7 @@ def linear_cross_entropy(
             linear_bias = bias
         given = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
         floats = {name: t for name, t in given.items() if t is not None}
-        on_mesh = want_tensors(OP, floats | {"target": target} | ({} if weight is None else {"weight": weight}))
+        spread = on_mesh(OP, floats | {"target": target} | ({} if weight is None else {"weight": weight}))
         # The dtype that torch's linear has under autocast, and the one that its cross_entropy has.
         (full,) = to_float32(input)
         floats = dict(zip(floats, to_autocast_dtype(*floats.values()), strict=True))
@@ -310,7 +311,7 @@ def linear_cross_entropy(
     t = target.reshape(M)
     how = Reduction(reduction, float(z_loss), return_z_loss)
     part = None
-    if on_mesh:
+    if spread:
         part, h = part_of_head(OP, h, w, group)
     elif group is not None:
         same = {"shape of input": h.shape, "dtype of input": h.dtype, "dtype of target": target.dtype}

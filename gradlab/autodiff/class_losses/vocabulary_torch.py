@@ -26,6 +26,7 @@ from gradlab.autodiff.class_losses.spread_torch import (
     want_whole_rows,
 )
 from gradlab.kernels.class_losses.settings import ClassPart
+from gradlab.kernels.private.private_torch import innermost, outside_transforms
 
 
 class VocabularyPart(NamedTuple):
@@ -82,7 +83,10 @@ def part_of_head(op: str, h: Any, w: Any, group: Any) -> tuple[VocabularyPart, A
 def _part_of_mesh(op: str, argument: str, t: Any, classes: int, roles: Sequence[str], group: Any) -> VocabularyPart:
     if group is not None:
         refuse(op, "group", f"there beside a DTensor {argument}", "one of the two: a DTensor has its mesh")
-    mesh, total = t.device_mesh, t.shape[classes]
+    mesh, total = innermost(t).device_mesh, t.shape[classes]
+    if mesh.get_coordinate() is None:
+        # This rank has none of the classes, and nobody to exchange with.
+        return VocabularyPart(0, total, None, mesh, tuple(roles))
     for axis, role in enumerate(roles):
         if role == CLASSES and mesh.size(axis) > 1:
             return VocabularyPart(first_of(t, classes, axis), total, mesh.get_group(axis), mesh, tuple(roles))
@@ -135,10 +139,12 @@ def _agree(op: str, group: Any, V: int, same: Mapping[str, Any], target: torch.T
         **{name: str(value) for name, value in same.items()},
     }
     if not target.is_floating_point() and not target.is_meta:
-        wide = target.to(torch.int64)
-        places = torch.arange(1, wide.numel() + 1, device=wide.device)
-        mine["sum of target"] = int(wide.sum())
-        mine["sum of target times row"] = int((wide.flatten() * places).sum())
+        # Of all rows that a transform of torch.func maps over.
+        with outside_transforms():
+            wide = innermost(target).to(torch.int64)
+            places = torch.arange(1, wide.numel() + 1, device=wide.device)
+            mine["sum of target"] = int(wide.sum())
+            mine["sum of target times row"] = int((wide.flatten() * places).sum())
     found = _gather_objects({**mine, "classes": V}, group)
     for rank, other in enumerate(found):
         if "refused" in other:
@@ -155,7 +161,9 @@ def _agree(op: str, group: Any, V: int, same: Mapping[str, Any], target: torch.T
 
 def _gather_objects(mine: Mapping[str, Any], group: Any) -> list[Mapping[str, Any]]:
     found: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(found, mine, group=group)
+    # Under a transform of torch.func the bytes that are sent would have no memory.
+    with outside_transforms():
+        dist.all_gather_object(found, mine, group=group)
     return found
 
 

@@ -1,5 +1,6 @@
 """The layers as modules: subclasses of torch.nn's with another `forward`, so checkpoints load both ways."""
 
+import copy
 from typing import Any
 
 import torch
@@ -80,7 +81,8 @@ class Tanh(nn.Tanh):
 class CrossEntropyLoss(nn.CrossEntropyLoss):
     """The loss of logits[N V ...] and a target; a hand-written `torch.nn.CrossEntropyLoss` with z-loss and softcap.
 
-    With a `group` logits and weight are this rank's part of the classes, as `cross_entropy` has them.
+    With a `group` logits and weight are this rank's part of the classes, as `cross_entropy` has them; a deep
+    copy has the same group.
     """
 
     # A converted layer has no other.
@@ -106,6 +108,16 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
             softcap=self.softcap,
             group=self.group,
         )
+
+    def extra_repr(self) -> str:
+        return "" if self.group is None else f"group={type(self.group).__name__}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CrossEntropyLoss":
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        # A group is of processes: a copy has the same one.
+        memo[id(self.group)] = self.group
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
 
 class MSELoss(nn.MSELoss):

@@ -47,6 +47,13 @@ def innermost(t: Any) -> Any:
     return t
 
 
+def outside_transforms() -> Any:
+    """A context within which none of torch.func's transforms is on: what is made there has memory of its own."""
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    return temporarily_clear_interpreter_stack()
+
+
 def run_while_tracing(fn: Any) -> Any:
     """Mark a function that torch.compile calls when it traces, and takes the result of as a constant.
 

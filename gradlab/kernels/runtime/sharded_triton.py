@@ -84,8 +84,11 @@ def _run(rule: Rule, args: tuple[Any, ...]) -> Any:
     mesh = _mesh(rule, args)
     way = _way(rule, args, places, mesh)
     if mesh.get_coordinate() is None:
-        # This rank has no part of the tensors.
-        locals_: Any = tuple(args[places[0]].to_local().new_empty(0) for _ in way.results)
+        locals_ = on_metas(rule.fake, args)
+        if isinstance(locals_, tuple | list):
+            locals_ = type(locals_)(nothing(t, mesh) for t in locals_)
+        elif locals_ is not None:
+            locals_ = nothing(locals_, mesh)
     else:
         local = list(args)
         moved = {}
@@ -120,6 +123,16 @@ def _run(rule: Rule, args: tuple[Any, ...]) -> Any:
         for t, (shape, stride, placed) in zip(locals_ if several else (locals_,), way.results, strict=True)
     ]
     return type(locals_)(results) if several else results[0]
+
+
+def on_metas(fn: Callable[..., Any], args: Sequence[Any]) -> Any:
+    """`fn` of the whole arguments without their data: what a rank without a part of them knows of its results."""
+    return fn(*(_meta(a) if isinstance(a, torch.Tensor) else a for a in args))
+
+
+def nothing(t: torch.Tensor, mesh: Any) -> torch.Tensor:
+    """What a rank that is not in a mesh holds of a tensor; of a scalar, whose shape torch asks it for, a zero."""
+    return torch.zeros(t.shape if t.ndim == 0 else 0, dtype=t.dtype, device=mesh.device_type)
 
 
 def _mesh(rule: Rule, args: Sequence[Any]) -> Any:
@@ -188,8 +201,7 @@ def _found(rule: Rule, args: tuple[Any, ...], places: list[int], mesh: Any) -> W
         added = [axis for axis, place in enumerate(wanted) if place.is_partial() and t.placements[axis] != place]
         inputs.append(tuple(Replicate() if axis in added else place for axis, place in enumerate(wanted)))
         terms.append(tuple(added))
-    metas = [_meta(a) if isinstance(a, torch.Tensor) else a for a in args]
-    results = rule.fake(*metas)
+    results = on_metas(rule.fake, args)
     results = () if results is None else results if isinstance(results, tuple | list) else (results,)
     described = []
     for k, (t, letters) in enumerate(zip(results, known.results, strict=True)):
