@@ -28,10 +28,10 @@ from gradlab.profiling.scale import this_torch
 from gradlab.profiling.scale.collective import Collective, total
 from gradlab.profiling.scale.collective import seconds as seconds_of
 from gradlab.profiling.scale.devices import Machine
-from gradlab.profiling.scale.devices import machine as machine_of
 from gradlab.profiling.scale.given import of_widths, widths
 from gradlab.profiling.scale.layer import Network, Plan, vocabulary_plan
 from gradlab.profiling.scale.model import Prediction, predict
+from gradlab.profiling.scale.named import machine as machine_of
 from gradlab.profiling.scale.strategies import Degrees
 from gradlab.profiling.scale.table import seconds, size
 from tests.counted_collectives import BY_ROWS, STRATEGIES
