@@ -189,7 +189,7 @@ def steps(meshes):
 
 
 def outside(meshes):
-    """A rank that is not in the mesh calls what the others call: it gets DTensors of their shapes, and holds nothing."""
+    """A rank that is not in the mesh calls what others call: it gets DTensors of their shapes, and holds nothing."""
     mesh = DeviceMesh("cpu", [0, 1])
     member = mesh.get_coordinate() is not None
     classes = torch.tensor([1, 0, 2, 6, 3])

@@ -303,7 +303,7 @@ def heads_on_meshes(group):
 
 
 def transforms(group):
-    """torch.func.grad, and of that, and jacrev, where ranks agree for the first time, and of DTensors; vmap of those."""
+    """torch.func.grad, also of itself, and jacrev where ranks agree for the first time; DTensors; vmap of either."""
     spread, line = Spread(group), init_device_mesh("cpu", (dist.get_world_size(group),))
     x, t = drawn(4, spread.V, grad=False), torch.randint(0, spread.V, (4,))
     mine = spread.part(x, 1)
