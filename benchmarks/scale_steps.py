@@ -7,7 +7,6 @@ from the model, their parts say why: passes and update alone on one process, a s
 
 import itertools
 import multiprocessing
-import os
 import tempfile
 import time
 import warnings
@@ -29,10 +28,10 @@ from gradlab.profiling.scale import this_torch
 from gradlab.profiling.scale.collective import Collective, total
 from gradlab.profiling.scale.collective import seconds as seconds_of
 from gradlab.profiling.scale.devices import Machine
-from gradlab.profiling.scale.devices import machine as machine_of
 from gradlab.profiling.scale.given import of_widths, widths
 from gradlab.profiling.scale.layer import Network, Plan, vocabulary_plan
 from gradlab.profiling.scale.model import Prediction, predict
+from gradlab.profiling.scale.named import machine as machine_of
 from gradlab.profiling.scale.strategies import Degrees
 from gradlab.profiling.scale.table import seconds, size
 from tests.counted_collectives import BY_ROWS, STRATEGIES
@@ -86,7 +85,6 @@ def alone(collectives: list[Collective]) -> Callable[[], None]:
 def rank_of(rank: int, world: int, folder: str, shape: list[int], batch: int, out: Any) -> None:
     """One rank: best seconds by what was measured, strategy and number of ranks."""
     # Before threads are started, which do as this one does.
-    _first()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     machine = this_torch.ranks(rank, world, f"{folder}/rates", "float32") if world == 2 else None
@@ -137,12 +135,6 @@ def calls(mesh: Any, name: str, shape: list[int], batch: int) -> tuple[Callable[
 def joined(shape: list[int]) -> str:
     """Widths as text."""
     return "-".join(map(str, shape))
-
-
-def _first() -> None:
-    """Ask that nothing else runs meanwhile: for a few seconds, where this user may."""
-    if os.environ.get("GRADLAB_REALTIME"):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(10))
 
 
 def measured(shape: list[int], batch: int) -> tuple[dict[Key, float], Machine]:

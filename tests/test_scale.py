@@ -11,7 +11,7 @@ import pytest
 from gradlab import cli
 from gradlab.kernels.spec import specs
 from gradlab.profiling.machine_code.gpus import GPUS
-from gradlab.profiling.scale import devices, given, layer, links, strategies, table
+from gradlab.profiling.scale import given, layer, links, named, strategies, table
 from gradlab.profiling.scale.args import checked_args, parsed_devices
 from gradlab.profiling.scale.collective import Collective, Place, seconds
 from gradlab.profiling.scale.command import predictions
@@ -23,7 +23,7 @@ from gradlab.workloads import scaled
 from gradlab.workloads.catalogue import WORKLOADS
 
 NVLINK, NDR, ETHERNET = links.LINKS["nvlink4"], links.LINKS["ndr"], links.LINKS["100gbe"]
-H100 = devices.machine("H100", "nvlink4,ndr")
+H100 = named.machine("H100", "nvlink4,ndr")
 
 
 def run(monkeypatch, capsys, *words):
@@ -348,10 +348,10 @@ def test_the_best_mix_fits_where_one_does():
 
 
 def test_every_gpu_has_memory_and_links():
-    assert set(devices.NODES) == set(GPUS)
+    assert set(named.NODES) == set(GPUS)
     for name, gpu in GPUS.items():
         assert gpu.memory >= 24e9
-        found = devices.machine(name.lower())
+        found = named.machine(name.lower())
         assert found.within.bandwidth >= found.between.bandwidth
 
 
@@ -524,7 +524,7 @@ def test_this_machine_is_measured(monkeypatch, capsys):
 
     measured = {}
     monkeypatch.setattr(this_torch, "run_jobs", lambda jobs: measured.update(jobs=jobs) or [H100])
-    assert devices.machine("this", dtype="float32") is H100
+    assert named.machine("this", dtype="float32") is H100
     assert [job.args[:2] for job in measured["jobs"]] == [(0, 2), (1, 2)]
     monkeypatch.setattr(ceilings, "LARGEST", {"cpu": 2**20, "cuda": 2**20})
     monkeypatch.setattr(ceilings, "PRODUCTS", {"cpu": (64,), "cuda": (64,)})

@@ -136,7 +136,7 @@ def test_one_that_fails_ends_the_other(tmp_path):
     gone = tmp_path / "gone.safetensors"
     with two("digits-mlp", "--devices", "2", own=(("--load", str(gone)), ())) as ranks:
         first, second = ended(ranks)
-    why = f"{gone}: no such file, wanted a safetensors file"
+    why = f"{gone}: no such file, wanted a safetensors file, or the folder of a run"
     assert first == (2, "", f"gradlab: {why}\n")
     lost = f"process 0 ended: {why}; the run ends after 0 steps; nothing was saved"
     assert second == (1, "", f"gradlab: train: {lost}\n")

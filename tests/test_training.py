@@ -363,7 +363,7 @@ def saved(tmp_path):
             "absent.npz: No such file or directory, wanted mnist.npz",
         ),
         (TrainArgs("digits-mlp"), {"load": Path("absent")}, "absent: no such file, wanted a safetensors file"),
-        (TrainArgs("digits-mlp"), {"load": ROOT}, "is a folder, wanted a safetensors file"),
+        (TrainArgs("digits-mlp"), {"load": ROOT}, "is a folder without a run, wanted a safetensors file"),
         (TrainArgs("digits-mlp"), {"load": ROOT / "README.md"}, "README.md: .*, wanted a safetensors file"),
         (TrainArgs(), {"resume": Path("absent")}, "absent: no such file, wanted a safetensors file"),
         (TrainArgs(), {"resume": Path("a"), "load": Path("b")}, "train: --load is b, wanted none beside --resume"),

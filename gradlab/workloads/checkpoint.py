@@ -57,7 +57,8 @@ def read(path: Path) -> tuple[Arrays, dict[str, Any] | None]:
 
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}, wanted a safetensors file"
+            f"{path}: {'is a folder without a run' if path.is_dir() else 'no such file'}, "
+            "wanted a safetensors file, or the folder of a run"
         )
     try:
         with safe_open(path, "numpy") as file:

@@ -101,9 +101,8 @@ def read(path: Path) -> SavedRun:
         what = f"holds no {_RUN}" if path.is_dir() else "no such folder"
         raise CheckpointError(f"{path}: {what}, wanted a folder written by --save") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: its {_RUN} cannot be read ({error}), wanted a folder written by --save"
-        ) from None
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path}: its {_RUN} cannot be read ({why}), wanted a folder written by --save") from None
     if saved.side not in STORES:
         raise CheckpointError(f"{path}: its side is {saved.side!r}, wanted one of {', '.join(STORES)}")
     if not _PART.fullmatch(saved.arrays.name) or not saved.arrays.is_dir():

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradlab.base.terminal import first_line
 from gradlab.workloads.folder import CheckpointError
 from gradlab.workloads.layouts import Arrays
 
@@ -32,7 +33,7 @@ def write(path: Path, live: Arrays) -> None:
     except OSError:
         raise
     except (ValueError, RuntimeError) as error:
-        raise OSError(_first(error)) from None
+        raise OSError(first_line(error)) from None
 
 
 def read(path: Path, live: Arrays | None = None) -> Arrays:
@@ -55,7 +56,7 @@ def read(path: Path, live: Arrays | None = None) -> Arrays:
     except CheckpointError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {_first(error)}, wanted what orbax wrote") from None
+        raise CheckpointError(f"{path}: {first_line(error)}, wanted what orbax wrote") from None
 
 
 def _like(path: Path, held: dict[str, Any], live: Arrays | None) -> Arrays:
@@ -80,7 +81,3 @@ def _orbax() -> Iterator[Any]:
             yield checkpointer
     finally:
         logger.setLevel(before)
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

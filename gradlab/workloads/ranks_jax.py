@@ -24,6 +24,7 @@ import jaxlib
 import gradlab
 from gradlab.base.aborts import explained
 from gradlab.base.exit_codes import FOUND, SIGNALLED, UNUSABLE
+from gradlab.base.terminal import first_line
 from gradlab.kernels.private.private_jax import coordination
 from gradlab.workloads import interrupt
 from gradlab.workloads.ranks import SpreadArgs
@@ -195,7 +196,7 @@ def _shared(ranks: JaxRanks, spread: SpreadArgs, work: Callable[[JaxRanks], int]
         ranks.end()
         return code
     except _USERS as error:
-        ranks.fail(UNUSABLE, f"gradlab: {error}", _first(error))
+        ranks.fail(UNUSABLE, f"gradlab: {error}", first_line(error))
     except KeyboardInterrupt:
         ranks.fail(SIGNALLED + 2, "interrupted in a step: nothing more was saved", "interrupted in a step")
     except BaseException as error:
@@ -203,7 +204,7 @@ def _shared(ranks: JaxRanks, spread: SpreadArgs, work: Callable[[JaxRanks], int]
             # Who is gone comes with its last word, or with the heartbeats that are missed.
             time.sleep(_heartbeat(ranks.patience) + 2 * _HEARD)
         traceback.print_exc()
-        ranks.fail(FOUND, ranks.lost(f"process {ranks.world.rank} failed"), _first(error))
+        ranks.fail(FOUND, ranks.lost(f"process {ranks.world.rank} failed"), first_line(error))
     return FOUND
 
 
@@ -261,7 +262,8 @@ def _connect(spread: SpreadArgs) -> None:
             shutdown_timeout_seconds=_heartbeat(spread.timeout),
         )
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"train: jax.distributed cannot start ({_first(error)}), wanted processes to join") from None
+        why = first_line(error)
+        raise ValueError(f"train: jax.distributed cannot start ({why}), wanted processes to join") from None
 
 
 def _heartbeat(patience: float) -> int:
@@ -290,7 +292,3 @@ def _of_abort(text: str, spread: SpreadArgs, here: list[JaxRanks]) -> tuple[str,
         status = re.search(r"absl::Status: (.*)", text)
         who = status[1] if status else "jax.distributed gave up"
     return here[0].given_up(who), FOUND
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

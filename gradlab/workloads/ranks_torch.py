@@ -23,6 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
 from gradlab.base.exit_codes import FOUND, SIGNALLED, UNUSABLE
+from gradlab.base.terminal import first_line
 from gradlab.workloads import interrupt
 from gradlab.workloads.world import World
 
@@ -57,8 +58,8 @@ class TorchRanks:
         try:
             self._store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
         except (dist.DistError, RuntimeError, TimeoutError) as error:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise ValueError(f"train: store at {where} is not reached ({_first(error)}), wanted torchrun's") from None
+            where, why = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", first_line(error)
+            raise ValueError(f"train: store at {where} is not reached ({why}), wanted torchrun's") from None
         self._saved = self._read(self._where)
 
     @property
@@ -221,7 +222,7 @@ def _ended(ranks: TorchRanks, work: Callable[[TorchRanks], int]) -> int:
         _say("interrupted before the first step")
         return SIGNALLED + ranks.told[0]
     except _USERS as error:
-        ranks.tell(_first(error))
+        ranks.tell(first_line(error))
         _record(str(error))
         _say(f"gradlab: {error}")
         return UNUSABLE
@@ -250,7 +251,7 @@ def _of_a_collective(error: RuntimeError) -> bool:
 
 
 def _fail(ranks: TorchRanks, error: Exception) -> None:
-    ranks.tell(f"{type(error).__name__}: {_first(error)}")
+    ranks.tell(f"{type(error).__name__}: {first_line(error)}")
     get_error_handler().record_exception(error)
 
 
@@ -264,7 +265,3 @@ def _record(line: str) -> None:
 def _say(line: str) -> None:
     """A line on stderr in one piece: the other processes write there at the same moment."""
     sys.stderr.write(f"{line}\n")
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from gradlab.base.files import writable
 from gradlab.profiling.scale.devices import Machine
-from gradlab.profiling.scale.devices import machine as machine_of
 from gradlab.profiling.scale.layer import BYTES, Network
+from gradlab.profiling.scale.named import machine as machine_of
 from gradlab.profiling.scale.search import STRATEGIES
 
 # Figures beyond this are no cluster's.

@@ -54,7 +54,7 @@ def about(args: ScaleArgs) -> str:
     """What is predicted, in a line."""
     rows = f"{args.each} rows a device" if args.each is not None else f"a batch of {args.batch}"
     count = args.network.parameters()
-    return f"{args.network.name}: {number(count)} parameters, {rows}, {args.dtype}"
+    return f"{args.network.name}: {number(count).strip()} parameters, {rows}, {args.dtype}"
 
 
 def hardware(args: ScaleArgs) -> str:
