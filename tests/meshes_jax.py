@@ -212,6 +212,66 @@ def optimizers(kind, n):
             assert after.sharding.is_equivalent_to(before.sharding, before.ndim), (after.sharding, before.sharding)
 
 
+def gradients_elsewhere(kind, n):
+    """Gradients that lie otherwise are brought to parameters and states, which stay where they are, in their memory."""
+    on = mesh(kind, d=n // 2, k=2)
+    params = {"w": draw(16, 8), "b": draw(8)}
+    lie = lambda tree, *spec: jax.tree.map(lambda a: put(a, on, *spec[2 - a.ndim :]), tree)
+
+    def transformed(transformation):
+        def update(params, grads, state):
+            updates, state = transformation.update(grads, state, params)
+            return jax.tree.map(jnp.add, params, updates), state
+
+        return update, transformation.init(params)
+
+    adam, sgd = (functools.partial(step, learning_rate=0.1) for step in (lab.adam_step, lab.sgd_step))
+    half = {"state_dtype": jnp.bfloat16, "master_weights": True}
+    for update, state in (
+        (functools.partial(adam, max_norm=0.3), lab.adam_init(params, amsgrad=True)),
+        (functools.partial(adam, seed=3, **half), lab.adam_init(params, **half)),
+        (functools.partial(sgd, momentum=0.9), lab.sgd(0.1, 0.9).init(params)),
+        (sgd, lab.sgd(0.1).init(params)),
+        transformed(lab.adam(0.1)),
+        transformed(lab.adamw(0.1)),
+        transformed(lab.sgd(0.1, 0.9)),
+    ):
+        one = params, jax.tree.map(jnp.cos, params), state
+        given = lie(params, "d", "k"), lie(one[1], "k", "d"), lie(state, "d", "k")
+        want = jax.jit(update)(*one)
+        for donated in ((), (0, 2)):
+            program = jax.jit(update, donate_argnums=donated).lower(*given).compile()
+            sends = sent(program)
+            sends.pop("all-reduce", None)
+            # A quarter of w's gradient and half of b's.
+            assert sends == {"collective-permute": [4, 32]}, sends
+            if donated:
+                arrays = sum(a.ndim > 0 for a in jax.tree.leaves((params, state)))
+                aliases = program.as_text().count("may-alias") + program.as_text().count("must-alias")
+                assert aliases >= arrays, (aliases, arrays)
+        # The last program takes what it is given, so that eager steps come first.
+        for got in (update(*given), program(*given)):
+            assert_close(got, want)
+            for after, before in zip(jax.tree.leaves(got), jax.tree.leaves((one[0], state)), strict=True):
+                place = NamedSharding(on, P(*("d", "k")[2 - before.ndim :]))
+                assert before.ndim == 0 or after.sharding.is_equivalent_to(place, before.ndim), (after.sharding, place)
+
+
+def trained_elsewhere(kind, n):
+    """As after a layer whose batch lies along the axis of its weights' rows: its gradients come out otherwise."""
+    on = mesh(kind, d=n // 2, k=2)
+    x, t, w = draw(8, 6), draw(8, 4), draw(6, 4)
+    loss = lambda w, x, t: lab.mse_loss(lab.linear(x, w), t)
+    step = lambda w, state, x, t: lab.adam_step(w, jax.grad(loss)(w, x, t), state)
+    state = lab.adam_init(w)
+    want = jax.jit(step)(w, state, x, t)
+    given = jax.tree.map(lambda a: put(a, on, *("d", "k")[: a.ndim]), (w, state, x))
+    got = jax.jit(step, donate_argnums=(0, 1))(*given, put(t, on, "d"))
+    assert_close(got, want)
+    for after in jax.tree.leaves(got):
+        assert after.ndim == 0 or after.sharding.spec == P("d", "k"), after.sharding
+
+
 def random_rounding(kind, n):
     """Moments that are rounded at random have the same bits on any mesh, and nothing is sent."""
     on = mesh(kind, d=n)
@@ -321,6 +381,8 @@ CHECKS = {
     sequence_parallel: ((8,), (4,)),
     convolution: ((4,), (2,)),
     optimizers: ((8,), (2,)),
+    gradients_elsewhere: ((4,), (4,)),
+    trained_elsewhere: ((4,), (4,)),
     random_rounding: ((4,), (4,)),
     transforms: ((8,), (4,)),
     uneven: ((4,), ()),

@@ -22,6 +22,8 @@ SENT = (
     "sequence_parallel",
     "convolution",
     "optimizers",
+    "gradients_elsewhere",
+    "trained_elsewhere",
     "random_rounding",
     "transforms",
     "uneven",

@@ -21,11 +21,21 @@ def test_an_axis_that_a_result_lacks_is_split_only_if_it_is_summed():
     assert sharding("x[M E] -> s[E], z[M E]; sums M").splits[0] == Split("M", (0,), ("term", 0))
 
 
+def test_what_follows_may_be_split_like_the_others():
+    found = sharding("p[M N], g[M N] -> q[M N]; follows g")
+    assert found.follows == {1}
+    assert found.splits == sharding("p[M N], g[M N] -> q[M N]").splits
+
+
 def test_a_number_is_no_axis():
     assert [s.axis for s in sharding("s[3 M] -> y[M]").splits] == ["M"]
 
 
 def test_a_name_that_is_not_there_is_refused():
-    for text, wrong in (("x[M] -> y[M]; sums K", "sums is K"), ("x[M] -> y[M]; adds b", "adds is b")):
+    for text, wrong in (
+        ("x[M] -> y[M]; sums K", "sums is K"),
+        ("x[M] -> y[M]; adds b", "adds is b"),
+        ("x[M] -> y[M]; follows y", "follows is y"),
+    ):
         with pytest.raises(ValueError, match=f"sharding: {wrong}, wanted one of"):
             sharding(text)

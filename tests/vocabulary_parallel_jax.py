@@ -493,6 +493,19 @@ def refused():
     for call in (lambda: lab.cross_entropy(x, t, axis_name="tp"), within(axis_name=("tp", "rows"))):
         text = message(call)
         assert re.fullmatch(rf"cross_entropy: axis_name is '\w+', {wanted}", text), text
+    # jax's own all_gather fails there.
+    for typed in (True, False):
+        for name in ("z", ("tp", "z")):
+            for op, loss in (
+                ("cross_entropy", lambda x, name: lab.cross_entropy(x, t, axis_name=name)),
+                ("linear_cross_entropy", lambda x, name: lab.linear_cross_entropy(x, x.T, t, axis_name=name)),
+            ):
+                mapped = jax.vmap(functools.partial(loss, name=name), axis_name="z")
+                places = {"in_specs": P(None, None, "tp"), "out_specs": P(), "check_vma": typed}
+                text = message(lambda f=mapped, places=places: jax.shard_map(f, mesh=MESHES["4"][0], **places)(x[None]))
+                assert text == f"{op}: axis_name is 'z', an axis of jax.vmap, {wanted}", text
+    parts = jnp.stack(jnp.split(x, 4, axis=1))
+    close(jax.vmap(lambda x: lab.cross_entropy(x, t, axis_name="z"), axis_name="z")(parts)[0], lab.cross_entropy(x, t))
     assert "axis_name is ('tp', 'tp'), wanted each axis once" in message(within(axis_name=("tp", "tp")))
     assert "axis_name is 3, wanted the name of a mesh axis" in message(within(axis_name=3), TypeError)
     weighed = within(axis_name="tp", weight=a)

@@ -229,7 +229,7 @@ def over_leaves(
             one, scalars = _numbers(op, lr, count, g.dtype, leaf_options)
             numbers[g.dtype, decays] = one, fixed(scalars)
         row = step(None if params is None else p, g, m, v, x[0] if x else None, *numbers[g.dtype, decays], update)
-        new.append(optimizer.parted((p, m, v, *x), row))
+        new.append(optimizer.parted((m if params is None else p, m, v, *x), row))
     trees = [structure.unflatten([leaf[k] for leaf in new]) for k in range(3 if state.nu_max is None else 4)]
     return trees[0], AdamState(count, *trees[1:])
 

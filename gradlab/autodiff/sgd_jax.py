@@ -169,10 +169,10 @@ def _over_leaves(op, params, grads, state, learning_rate, options):
     structure, rows = optimizer.columns(op, grads, trees)
     options = {"lr": optimizer.rate(learning_rate, state.count), **options}
     scalars = {g.dtype: fixed(kernels.scalars(**options, dtype=g.dtype)) for g, *_ in rows}
-    new = [
-        optimizer.parted((p, b), step(None if params is None else p, g, b if buffered else None, scalars[g.dtype]))
-        for g, p, b in rows
-    ]
+    new = []
+    for g, p, b in rows:
+        row = step(None if params is None else p, g, b if buffered else None, scalars[g.dtype])
+        new.append(optimizer.parted((b if params is None else p, b), row))
     moved, *trace = (structure.unflatten([leaf[k] for leaf in new]) for k in range(2 if buffered else 1))
     return moved, SGDState(optimizer.following(state.count), trace[0] if buffered else state.trace)
 

@@ -181,7 +181,8 @@ def adam(
     )
     shared = [scalars, _as_block(lr, scalars)] + ([] if key is None else [key])
     results = [(g if name == "p" and p is None else operands[name]).dtype for name in written]
-    return step(kernel, shared, list(operands.values()), results, aliases, numbered=key is not None)
+    arrays = list(operands.values())
+    return step(kernel, shared, arrays, results, aliases, numbered=key is not None, gradient=places["g"])
 
 
 def adam_pullback(

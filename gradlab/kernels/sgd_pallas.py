@@ -92,7 +92,8 @@ def sgd(p: jax.Array | None, g: jax.Array, b: jax.Array | None, scalars: jax.Arr
     places = {name: i for i, name in enumerate(operands)}
     aliases = {places[name]: k for k, name in enumerate(("p", "b")) if name in places}
     kernel = functools.partial(_sgd_kernel, with_p=p is not None, with_b=b is not None)
-    return step(kernel, [scalars], list(operands.values()), [g.dtype] * (1 if b is None else 2), aliases)
+    dtypes = [g.dtype] * (1 if b is None else 2)
+    return step(kernel, [scalars], list(operands.values()), dtypes, aliases, gradient=places["g"])
 
 
 def sgd_pullback(cp: jax.Array, cb: jax.Array | None, scalars: jax.Array, with_p: bool) -> list[jax.Array]:

@@ -8,12 +8,14 @@ import jax
 from gradlab.autodiff.arguments.errors import refuse
 from gradlab.kernels.class_losses.parts_pallas import ClassAxes, part_of
 
+_WANTED = "an axis of the mesh of a jax.shard_map around the call"
+
 
 def class_axes(op: str, axis_name: Any, V: int) -> tuple[jax.Array | None, ClassAxes | None]:
     """The first of this device's V classes, [], and the axes that all classes are split over; None without a name.
 
     Raises:
-        ValueError: an axis that is not there, as every one is outside of `jax.shard_map`.
+        ValueError: an axis that is not there, as outside of `jax.shard_map`, or one of a `jax.vmap` within.
         TypeError: not a name or a tuple of names.
     """
     if axis_name is None:
@@ -21,11 +23,15 @@ def class_axes(op: str, axis_name: Any, V: int) -> tuple[jax.Array | None, Class
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
     if not names or not all(isinstance(name, str) for name in names):
         refuse(op, "axis_name", repr(axis_name), "the name of a mesh axis, or a tuple of names", TypeError)
+    manual = jax.sharding.get_abstract_mesh().manual_axes
     for name in names:
         try:
             jax.lax.axis_size(name)
         except NameError:
-            refuse(op, "axis_name", repr(name), "an axis of the mesh of a jax.shard_map around the call")
+            refuse(op, "axis_name", repr(name), _WANTED)
+        # An axis of jax.vmap alone stands for devices, but jax gathers along none that is within a shard_map.
+        if manual and name not in manual:
+            refuse(op, "axis_name", f"{name!r}, an axis of jax.vmap", _WANTED)
     if len(set(names)) < len(names):
         refuse(op, "axis_name", repr(axis_name), "each axis once")
     return part_of(names, V)

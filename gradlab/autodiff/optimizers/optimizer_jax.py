@@ -89,7 +89,10 @@ def columns(
 
 
 def parted(before: Iterable[Any], after: Iterable[jax.Array]) -> list[jax.Array]:
-    """The arrays of a step, each sharded over the Explicit axes of a mesh as the array that it replaces."""
+    """The arrays of a step, each sharded over the Explicit axes of a mesh as the array that it replaces.
+
+    An update of no parameter replaces a state.
+    """
     pairs = zip(before, after, strict=False)
     return [new if old is None else placed(new, jax.typeof(old)) for old, new in pairs]
 

@@ -33,6 +33,7 @@ def step(
     aliases: Mapping[int, int],
     sums: Any = None,
     numbered: bool = False,
+    gradient: int | None = None,
 ) -> list[jax.Array]:
     """The results of `kernel(*shared, *operands, *results)`, arrays of the operands' shape.
 
@@ -45,18 +46,20 @@ def step(
             there wherever all that it reads is 0, as in padding.
         numbered: whether to pass the kernel `numbers`, a function that returns the lower and upper 32 bits of its
             elements' indices.
+        gradient: the operand that is brought to the devices' parts of the others.
     """
     shape = operands[0].shape
     places = [jnp.arange(n, dtype=jnp.uint32) for n in shape] if numbered else []
-    return _step(kernel, shared, operands, results, aliases, sums, shape if numbered else None, places)
+    return _step(kernel, shared, operands, results, aliases, sums, shape if numbered else None, places, gradient)
 
 
-def _rule(kernel, shared, operands, results, aliases, sums, numbered, places) -> str:
+def _rule(kernel, shared, operands, results, aliases, sums, numbered, places, gradient) -> str:
     letters = axes("E", operands[0].ndim)
     ins = [f"s{i}[1 S{i}]" for i in range(len(shared))] + [f"x{i}[{letters}]" for i in range(len(operands))]
     ins += [f"c{i}[{letter}]" for i, letter in enumerate(letters.split()[: len(places)])]
     outs = [f"y{i}[{letters}]" for i in range(len(results))] + ([] if sums is None else ["s[]"])
-    return f"{', '.join(ins)} -> {', '.join(outs)}" + ("" if sums is None else f"; sums {letters}")
+    clauses = ("" if sums is None else f"; sums {letters}") + ("" if gradient is None else f"; follows x{gradient}")
+    return f"{', '.join(ins)} -> {', '.join(outs)}" + clauses
 
 
 @sharded(_rule)
@@ -69,6 +72,7 @@ def _step(
     sums: Any,
     numbered: tuple[int, ...] | None,
     places: Sequence[jax.Array],
+    gradient: int | None,
 ) -> list[jax.Array]:
     """`step` of arrays, or of a device's parts of them.
 

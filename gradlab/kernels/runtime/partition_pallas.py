@@ -2,8 +2,9 @@
 
 A letter is split along the mesh axes of the first operand that is sharded there; a mesh axis splits one letter, and a
 letter only where its size is a multiple of the devices: every other axis is whole on every device. So the layout of
-the first operands wins, which are activations, and what conflicts with it is resharded. Letters of terms of one sum,
-which no array has both of, may be split along the same mesh axis: each device sums what it has.
+the first operands wins, which are activations, and what conflicts with it is resharded. An operand that follows has no
+say in letters that others have: a gradient is brought to where its parameter lies. Letters of terms of one sum, which
+no array has both of, may be split along the same mesh axis: each device sums what it has.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ class Rule(NamedTuple):
         sums: those among them whose split makes each device's result a term of a sum.
         added: numbers of the operands that belong to one term of such a sum.
         own: letters whose split has a function of its own; one of them is split at a time.
+        follows: numbers of the operands that decide no letter that another one has.
     """
 
     inputs: tuple[tuple[str, ...], ...]
@@ -43,6 +45,7 @@ class Rule(NamedTuple):
     sums: frozenset[str] = frozenset()
     added: frozenset[int] = frozenset()
     own: frozenset[str] = frozenset()
+    follows: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, text: str, given: Sequence[bool], own: Iterable[str] = ()) -> "Rule":
@@ -56,6 +59,7 @@ class Rule(NamedTuple):
             frozenset(split.axis for split in found.splits if "term" in split.results),
             frozenset(k for k, i in enumerate(there) if any(split.inputs[i] == "term" for split in found.splits)),
             frozenset(own),
+            frozenset(k for k, i in enumerate(there) if i in found.follows),
         )
 
     def mapped(self, axes: Sequence[int | None]) -> "Rule":
@@ -80,7 +84,8 @@ class Rule(NamedTuple):
         lengths = {a: n for of, shape in zip(self.inputs, shapes, strict=True) for a, n in zip(of, shape, strict=True)}
         found: dict[str, tuple[Any, ...]] = {}
         used: dict[Any, list[str]] = {}
-        for of, spec in [*zip(self.inputs, specs, strict=True), *zip(self.results, wanted, strict=False)]:
+        ins = [(self.deciding(i), spec) for i, spec in enumerate(specs)]
+        for of, spec in [*ins, *zip(self.results, wanted, strict=False)]:
             for letter, place in zip(of, spec, strict=False):
                 if letter in found or letter not in self.letters or letter not in lengths:
                     continue
@@ -92,6 +97,14 @@ class Rule(NamedTuple):
                     for a in axes:
                         used.setdefault(a, []).append(letter)
         return found
+
+    def deciding(self, operand: int) -> tuple[str, ...]:
+        """The letters of an operand, with "" in place of those that others decide."""
+        of = self.inputs[operand]
+        if operand not in self.follows:
+            return of
+        decided = {letter for i, other in enumerate(self.inputs) if i not in self.follows for letter in other}
+        return tuple("" if letter in decided else letter for letter in of)
 
     def _apart(self, letter: str, others: Sequence[str]) -> bool:
         """Whether a letter may be split along the mesh axis that these are split along."""
@@ -252,19 +265,25 @@ def _mapped(fn: Callable[..., Any], axes: Any, names: Any, *parts: jax.Array) ->
 def _shardy(rule: Rule) -> SdyShardingRule:
     """The rule in Shardy's words, where what may not be split is replicated."""
     closed: list[str] = []
+    following: list[str] = []
     seen: set[str] = set()
 
     def factors(of: Sequence[str]) -> ArrayMapping:
         names = list(of)
         for i, letter in enumerate(of):
-            if letter not in rule.letters:
+            if not letter:
+                # Nothing is carried between this array and the others: the partitioner reshards it.
+                names[i] = f"following{len(following)}"
+                following.append(names[i])
+            elif letter not in rule.letters:
                 # One factor for each place: sizes that no rule names may differ from array to array.
                 names[i] = f"whole{len(closed)}"
                 closed.append(names[i])
         seen.update(names)
         return ArrayMapping(*names)
 
-    inputs, results = (tuple(map(factors, side)) for side in (rule.inputs, rule.results))
+    deciding = [rule.deciding(i) for i in range(len(rule.inputs))]
+    inputs, results = (tuple(map(factors, side)) for side in (deciding, rule.results))
     kept = {letter for of in rule.results for letter in of}
     summed = tuple(letter for letter in rule.letters if letter in seen and letter not in kept)
     return SdyShardingRule(inputs, results, reduction_factors=summed, need_replication_factors=tuple(closed))

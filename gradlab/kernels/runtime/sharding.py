@@ -5,6 +5,9 @@
 Split along M each device has rows of a and of y, and all of b and bias. Split along K, which no result has, it makes a
 term of a sum: results are partial sums, and `bias`, which is to be added once, belongs to one of the terms.
 
+`follows g`: on jax's meshes, where the layout of the first arrays decides the split, that of g decides nothing, and g
+is resharded. DTensors are resharded to the split that costs least in any case.
+
 An axis letter may be split unless it is `whole`, or a result lacks it and it is not among `sums`. What depends on
 settings or ranks is a function that returns such a text.
 """
@@ -33,11 +36,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Sharding:
-    """A launch's inputs and results in axis letters, and all ways to split it; framework-free."""
+    """A launch's inputs and results in axis letters, and all ways to split it; framework-free.
+
+    Attributes:
+        follows: numbers of the inputs whose own layout decides nothing.
+    """
 
     inputs: tuple[Array, ...]
     results: tuple[Array, ...]
     splits: tuple[Split, ...]
+    follows: frozenset[int] = frozenset()
 
 
 @functools.cache
@@ -49,13 +57,14 @@ def sharding(text: str) -> Sharding:
     """
     signature, *clauses = (part.strip() for part in text.split(";"))
     inputs, results = (arrays_of(side) for side in signature.split("->"))
-    words: dict[str, list[str]] = {"sums": [], "adds": [], "whole": []}
+    words: dict[str, list[str]] = {"sums": [], "adds": [], "whole": [], "follows": []}
     for clause in clauses:
         word, *names = clause.split()
         words[word] += names
     letters = list(dict.fromkeys(axis for array in inputs for axis in array.axes))
     every = list(dict.fromkeys([*letters, *(axis for array in results for axis in array.axes)]))
-    known = {"sums": letters, "whole": every, "adds": [array.name for array in inputs]}
+    named = [array.name for array in inputs]
+    known = {"sums": letters, "whole": every, "adds": named, "follows": named}
     for word, names in words.items():
         for name in names:
             if name not in known[word]:
@@ -68,7 +77,8 @@ def sharding(text: str) -> Sharding:
         summed = bool(missing)
         parts = tuple(_part(array, axis, summed and array.name in words["adds"]) for array in inputs)
         found.append(Split(axis, parts, tuple(_part(array, axis, summed) for array in results)))
-    return Sharding(inputs, results, tuple(found))
+    follows = frozenset(i for i, name in enumerate(named) if name in words["follows"])
+    return Sharding(inputs, results, tuple(found), follows)
 
 
 def elementwise(names: str) -> Callable[..., str]:
