@@ -32,7 +32,8 @@ OVERLOOKED: tuple[tuple[str, str, str], ...] = (
     ("max_pool2d_jax", "return (scatter(dy, k, geometry), None)", THIRD),
     ("sgd_jax", "return (pullback(cp, cb, scalars, with_p), scalars)", PRIMAL),
     ("cross_entropy_jax",
-     "return (backward(dy, dn, x, t, q, a, s, settings, inplace), (dy, dn, x, t, q, a, s))", PRIMAL),
+     "return (backward(dy, dn, x, t, q, a, first, s, settings, axes, inplace), (dy, dn, x, t, q, a, first, s))",
+     PRIMAL),
     ("binary_cross_entropy_with_logits_jax", "return (derivative(c, x, t, w, p, j, k, den), (c, x, t, w, p))", PRIMAL),
 )
 # fmt: on

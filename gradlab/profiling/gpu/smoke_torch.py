@@ -9,6 +9,9 @@ import torch
 
 import gradlab.torch as lab
 from gradlab.autodiff.frameworks.side_torch import SIDE
+from gradlab.kernels import cross_entropy_triton
+from gradlab.kernels.class_losses.parts_triton import merge_parts
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.runtime import launch_triton
 from gradlab.profiling.machine_code.launches_torch import every_kernel
 
@@ -103,6 +106,18 @@ def _columns(where: torch.device) -> tuple[torch.Tensor, ...]:
     return y.detach(), dx.detach(), *torch.autograd.grad(dx, x, _drawn(where, 8, 300, seed=5))
 
 
+def _in_parts(where: torch.device) -> tuple[torch.Tensor, ...]:
+    """A loss of which each third of the classes is on a rank of its own, and its gradient."""
+    x, t = _drawn(where, 8, 300).detach().unsqueeze(-1), _classes(where, 8, 300)
+    loss = ClassLoss(-100, 0.0, 0.0).flat()
+    parts = [(x[:, first : first + 100], [first, 300]) for first in (0, 100, 200)]
+    sums = [cross_entropy_triton.loss(one, t, None, None, loss, part)[2] for one, part in parts]
+    y, _, s = merge_parts(torch.stack(sums).unsqueeze(1), t.unsqueeze(0), loss, 300)
+    dy = _drawn(where, 8, seed=4).detach()
+    dx = [cross_entropy_triton.backward(dy, None, one, t, None, None, s[0], loss, part) for one, part in parts]
+    return y, torch.cat(dx, 1)
+
+
 def _tiles(where: torch.device) -> tuple[torch.Tensor, ...]:
     """A product of several tiles along every axis, none of them whole."""
     x, w, b = _drawn(where, 200, 328), _drawn(where, 136, 328, seed=1), _drawn(where, 136, seed=2)
@@ -127,6 +142,7 @@ CALLS = (
     ("cross_entropy in place", _in_place, 300),
     ("cross_entropy of long rows", _long_rows, 20_000),
     ("cross_entropy of rows", _columns, 300),
+    ("cross_entropy of classes in parts", _in_parts, 300),
     ("linear_cross_entropy of many classes", _many_classes, 700),
     ("linear of several tiles", _tiles, 328),
     ("conv2d and max_pool2d channels last", _channels_last, 432),
