@@ -7,9 +7,6 @@ one device is not what it is held against, but jax's and optax's own functions t
 import dataclasses
 import functools
 import importlib
-import json
-import sys
-import traceback
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +19,7 @@ import gradlab.jax as lab
 from gradlab.kernels.spec import specs
 from gradlab.profiling.native.native import native
 from tests import meshes_jax
+from tests.check_programs import report
 
 jax.config.update("jax_enable_x64", True)
 AUTO = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
@@ -207,17 +205,7 @@ def main():
         for f, m in ((in_shard_map, AUTO), (on_auto_axes, AUTO_2D), (on_explicit_axes, EXPLICIT))
     }
     checks |= dict(meshes_jax.checks())
-    wanted = sys.argv[1:]
-    failed = {}
-    for name, check in checks.items():
-        if wanted and not any(word in name for word in wanted):
-            continue
-        try:
-            check()
-            failed[name] = ""
-        except Exception:
-            failed[name] = traceback.format_exc()
-    print(json.dumps(failed))
+    report(checks)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import re
 import signal
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 from unittest import mock
 
@@ -32,6 +31,7 @@ from gradlab.workloads.ranks import SpreadArgs
 from gradlab.workloads.trainer_jax import Trainer
 from gradlab.workloads.workload import Optimizer, batches
 from gradlab.workloads.world import World
+from tests.check_programs import report
 
 PLAIN = World()
 ADAM = Optimizer("adam", 2e-3)
@@ -325,16 +325,7 @@ CHECKS |= {
 def main():
     # Started here: a run would start jax with as many as it asks for.
     assert jax.device_count() == 8
-    failed = {}
-    for name, check in CHECKS.items():
-        if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):
-            continue
-        try:
-            check()
-            failed[name] = ""
-        except Exception:
-            failed[name] = traceback.format_exc()
-    print(json.dumps(failed))
+    report(CHECKS)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import importlib.util
 import json
 import re
 import sys
-import traceback
 from unittest import mock
 
 import jax
@@ -25,6 +24,7 @@ from gradlab.kernels.runtime.lower_pallas import lowered
 from gradlab.profiling.native.native_jax import NATIVE
 from gradlab.profiling.pallas_cpu.run import cuda_on_cpu
 from tests import fast_jit_jax as fast
+from tests.check_programs import report
 
 jax.config.update("jax_enable_x64", True)
 M, V = 6, 16
@@ -531,16 +531,7 @@ def refused():
 
 
 def main():
-    wanted, failed = sys.argv[1:], {}
-    for name, run in CHECKS.items():
-        if wanted and not any(word in name for word in wanted):
-            continue
-        try:
-            run()
-            failed[name] = ""
-        except Exception:
-            failed[name] = traceback.format_exc()
-    print(json.dumps(failed))
+    report(CHECKS)
 
 
 if __name__ == "__main__":

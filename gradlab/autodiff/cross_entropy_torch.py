@@ -10,7 +10,7 @@ from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
 from gradlab.autodiff.class_losses.spread_torch import on_mesh
 from gradlab.autodiff.class_losses.vocabulary_torch import (
-    NOBODY,
+    NO_GROUP,
     flat,
     gathered,
     part_of_logits,
@@ -341,7 +341,7 @@ def cross_entropy(
         (target,) = to_float32(target)
     if group is not None:
         want_group(_OP, group)
-    with NOBODY if group is None else together(_OP, group):
+    with NO_GROUP if group is None else together(_OP, group):
         settings = class_loss(
             _OP,
             ignore_index=ignore_index,

@@ -10,7 +10,7 @@ from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
 from gradlab.autodiff.class_losses.settings import class_loss
 from gradlab.autodiff.class_losses.spread_torch import on_mesh
 from gradlab.autodiff.class_losses.vocabulary_torch import (
-    NOBODY,
+    NO_GROUP,
     flat,
     gathered,
     part_of_head,
@@ -284,7 +284,7 @@ def linear_cross_entropy(
     """
     if group is not None:
         want_group(OP, group)
-    with NOBODY if group is None else together(OP, group):
+    with NO_GROUP if group is None else together(OP, group):
         if bias is not None:
             if linear_bias is not None:
                 refuse(OP, "bias", "there beside linear_bias", "one of the two")

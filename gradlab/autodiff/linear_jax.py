@@ -11,10 +11,10 @@ from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.autodiff.relu_jax import relu_mask
 from gradlab.kernels import linear_pallas as kernels
 from gradlab.kernels.common import column_sum_pallas
+from gradlab.kernels.linear import MOVES
 from gradlab.kernels.runtime.mesh_pallas import compiled
 
-# Where the mask of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
-MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
+# The masked operand of a transposed product.
 SWAPPED = {"": "", "y": "y", "a": "b", "b": "a"}
 
 

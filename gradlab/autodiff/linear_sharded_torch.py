@@ -9,10 +9,9 @@ from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function
 from gradlab.autodiff.relu_torch import Relu, ReluMask
 from gradlab.kernels.common import rows_triton as kernels
+from gradlab.kernels.linear import MOVES
 
-# Where the mask of a product goes in dgrad and in wgrad, as in `linear_torch.py`; and the mask of a gram matrix in the
-# pullbacks by its first and by its second array.
-MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
+# Where the mask of a gram matrix goes in the pullbacks by its first and by its second array.
 GRAM_MOVES = {"": ("", ""), "y": ("b", "b"), "a": ("y", "a"), "b": ("a", "y")}
 
 

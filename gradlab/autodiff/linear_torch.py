@@ -13,9 +13,7 @@ from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.autodiff.relu_torch import ReluMask
 from gradlab.kernels import linear_triton as kernels
 from gradlab.kernels.common.column_sum_triton import column_sum
-
-# Where the mask of a product goes in dgrad and in wgrad (gradlab/kernels/linear.py has the table with its reason).
-MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
+from gradlab.kernels.linear import MOVES
 
 
 class Linear(Function):

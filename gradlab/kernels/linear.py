@@ -32,6 +32,9 @@ import numpy as np
 from gradlab.kernels.bounds import ALWAYS, HALF, fused, spills, streams, tensor_cores
 from gradlab.kernels.spec import Arrays, Case, Spec, normal
 
+# Where the mask of a product goes in dgrad and in wgrad: the table above.
+MOVES = {"": ("", ""), "y": ("a", "b"), "a": ("y", "a"), "b": ("b", "y")}
+
 
 def reference(x, w, b=None, *, activation=None):
     """y[M N] in the inputs' dtype."""

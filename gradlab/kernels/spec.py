@@ -19,7 +19,7 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 # Bits of the significand, the hidden one included: unit roundoff is 2^-bits.
 _BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
-_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class OpCase:
         """
 
         def total(arrays: tuple[Array, ...]) -> int:
-            return sum(math.prod(a.shape(self.sizes)) * (8 if a.integer else _BYTES[dtype]) for a in arrays)
+            return sum(math.prod(a.shape(self.sizes)) * (8 if a.integer else BYTES[dtype]) for a in arrays)
 
         forward = total(self.inputs) + total(self.results)
         return {"forward": forward, "backward": forward + total(tuple(self.inputs[i] for i in self.wrt))}

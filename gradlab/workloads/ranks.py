@@ -1,6 +1,6 @@
 """What a run needs of the processes that share it, whatever joins them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from gradlab.workloads.world import World
@@ -40,6 +40,28 @@ class Ranks(Protocol):
     def outcome(self, error: str) -> str:
         """The error of the first process that has one, for all of them; empty if all went well."""
         ...
+
+
+def want_same(every: Sequence[Mapping[str, Any]], process: str) -> None:
+    """Refuse processes that differ in what they say of themselves, each of them in the order of `every`.
+
+    Args:
+        process: the word of its launcher for one: "rank", "process".
+
+    Raises:
+        ValueError: the first difference from number 0.
+    """
+    for name, value in every[0].items():
+        for number, said in enumerate(every):
+            if said.get(name) != value:
+                came = f"{name} of {process} {number} is {said.get(name)}"
+                raise ValueError(f"train: {came}, wanted {value} as on {process} 0")
+
+
+def lost_line(ranks: Ranks, who: str) -> str:
+    """The line of a run that lost a process."""
+    saved = f"--resume {ranks.saved} continues from its last save" if ranks.saved else "nothing was saved"
+    return f"train: {who}; the run ends after {ranks.steps} steps; {saved}"
 
 
 class SpreadArgs(NamedTuple):

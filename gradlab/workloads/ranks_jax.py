@@ -27,7 +27,7 @@ from gradlab.base.exit_codes import FOUND, SIGNALLED, UNUSABLE
 from gradlab.base.terminal import first_line
 from gradlab.kernels.private.private_jax import coordination
 from gradlab.workloads import interrupt
-from gradlab.workloads.ranks import SpreadArgs
+from gradlab.workloads.ranks import SpreadArgs, lost_line, want_same
 from gradlab.workloads.world import World
 
 # Errors that are a user's to mend, and one line.
@@ -106,8 +106,7 @@ class JaxRanks:
 
     def lost(self, who: str) -> str:
         """The line of a run that lost a process."""
-        saved = f"--resume {self.saved} continues from its last save" if self.saved else "nothing was saved"
-        return f"gradlab: train: {who}; the run ends after {self.steps} steps; {saved}"
+        return f"gradlab: {lost_line(self, who)}"
 
     def given_up(self, who: str) -> str:
         """The same, once jax.distributed has given up; a process that is leaving already is left the time for it."""
@@ -128,13 +127,7 @@ class JaxRanks:
 
     def _compare(self, word: str, facts: Mapping[str, Any]) -> None:
         """Refuse processes that differ, on each of them."""
-        every = [json.loads(said) for said in self._every(word, json.dumps(facts))]
-        for name, value in every[0].items():
-            for rank, said in enumerate(every):
-                if said.get(name) != value:
-                    raise ValueError(
-                        f"train: {name} of process {rank} is {said.get(name)}, wanted {value} as on process 0"
-                    )
+        want_same([json.loads(said) for said in self._every(word, json.dumps(facts))], "process")
 
     def _every(self, word: str, own: str) -> list[str]:
         """What each process says, in their order."""

@@ -25,6 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 from gradlab.base.exit_codes import FOUND, SIGNALLED, UNUSABLE
 from gradlab.base.terminal import first_line
 from gradlab.workloads import interrupt
+from gradlab.workloads.ranks import lost_line, want_same
 from gradlab.workloads.world import World
 
 # Errors that are a user's to mend, and one line.
@@ -77,14 +78,14 @@ class TorchRanks:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         own = {"torch": torch.__version__, "device": device, **facts}
         self._set("start", json.dumps([self.token, own]))
-        first: dict[str, Any] = {}
+        every: list[dict[str, Any]] = []
         for rank in range(self.world.size):
             token, said = json.loads(self._awaited("start", rank))
             if rank == 0:
-                self.token, first = token, said
-            for name, value in first.items():
-                if said.get(name) != value:
-                    raise ValueError(f"train: {name} of rank {rank} is {said.get(name)}, wanted {value} as on rank 0")
+                self.token = token
+            every.append(said)
+            # At once: a process that differs is not waited for by those after it.
+            want_same(every, "rank")
         self._listener.start()
         dist.init_process_group(
             "nccl" if device == "cuda" else "gloo",
@@ -230,8 +231,7 @@ def _ended(ranks: TorchRanks, work: Callable[[TorchRanks], int]) -> int:
         if not _of_a_collective(error):
             _fail(ranks, error)
             raise
-        saved = f"--resume {ranks.saved} continues from its last save" if ranks.saved else "nothing was saved"
-        line = f"train: {ranks.lost(error)}; the run ends after {ranks.steps} steps; {saved}"
+        line = lost_line(ranks, ranks.lost(error))
         _record(line)
         _say(f"gradlab: {line}")
         return FOUND

@@ -3,7 +3,6 @@
 Axes of the mesh along which the logits' classes are spread are a group that exchanges row sums; along others rows are.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 
 from gradlab.autodiff.arguments.errors import refuse
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
-from gradlab.base.signature import Array, arrays_of
+from gradlab.base.signature import Array
 from gradlab.kernels.private.private_torch import innermost, is_batched, is_transformed, transforms_active, unwrapped
 from gradlab.kernels.runtime.sharded_triton import nothing, on_metas
+from gradlab.kernels.runtime.sharding import sharding
 
 # Which axis of the tensors an axis of the mesh spreads: classes, rows, or none.
 CLASSES, ROWS = "V", "NM"
@@ -102,14 +102,14 @@ def spread(fn: Callable[..., Any], text: str, mesh: Any, roles: Sequence[str]) -
     Along an axis of the mesh that spreads rows a result without rows is a term of a sum; along one that spreads classes
     `fn` has added up itself.
     """
-    inputs, results = _sides(text)
+    sides = sharding(text)
 
     def run(*args: Any) -> Any:
         from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
         sizes: dict[str, int] = {}
         local, member = list(args), mesh.get_coordinate() is not None
-        for i, array in enumerate(inputs):
+        for i, array in enumerate(sides.inputs):
             if args[i] is not None:
                 sizes |= dict(zip(array.axes, args[i].shape, strict=True))
                 if not member:
@@ -119,12 +119,12 @@ def spread(fn: Callable[..., Any], text: str, mesh: Any, roles: Sequence[str]) -
         sizes.setdefault("M", sizes.get("N", 0) * sizes.get("D", 1))
         made = []
         found = fn(*local) if member else on_metas(fn, args)
-        for t, array in zip(found if isinstance(found, tuple) else (found,), results, strict=True):
+        for t, array in zip(found if isinstance(found, tuple) else (found,), sides.results, strict=True):
             fits = t is not None and t.ndim == len(array.axes)
             if t is not None and not member:
                 t = nothing(t, mesh)
             if not fits:
-                # What nobody wants is empty.
+                # A result that is not needed is empty.
                 everywhere = [Replicate()] * mesh.ndim
                 made.append(None if t is None else DTensor.from_local(t, mesh, everywhere, run_check=False))
                 continue
@@ -139,12 +139,6 @@ def spread(fn: Callable[..., Any], text: str, mesh: Any, roles: Sequence[str]) -
         return tuple(made) if isinstance(found, tuple) else made[0]
 
     return run
-
-
-@functools.cache
-def _sides(text: str) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    inputs, results = (tuple(arrays_of(side)) for side in text.split("->"))
-    return inputs, results
 
 
 def _places(array: Array, roles: Sequence[str]) -> list[int | None]:

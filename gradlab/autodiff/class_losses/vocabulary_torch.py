@@ -85,7 +85,7 @@ def _part_of_mesh(op: str, argument: str, t: Any, classes: int, roles: Sequence[
         refuse(op, "group", f"there beside a DTensor {argument}", "one of the two: a DTensor has its mesh")
     mesh, total = innermost(t).device_mesh, t.shape[classes]
     if mesh.get_coordinate() is None:
-        # This rank has none of the classes, and nobody to exchange with.
+        # This rank has none of the classes, and no group.
         return VocabularyPart(0, total, None, mesh, tuple(roles))
     for axis, role in enumerate(roles):
         if role == CLASSES and mesh.size(axis) > 1:
@@ -94,7 +94,7 @@ def _part_of_mesh(op: str, argument: str, t: Any, classes: int, roles: Sequence[
 
 
 # In place of `together` where there is no group.
-NOBODY = nullcontext()
+NO_GROUP = nullcontext()
 
 
 @contextmanager

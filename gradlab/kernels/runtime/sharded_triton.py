@@ -205,7 +205,7 @@ def _found(rule: Rule, args: tuple[Any, ...], places: list[int], mesh: Any) -> W
     results = () if results is None else results if isinstance(results, tuple | list) else (results,)
     described = []
     for k, (t, letters) in enumerate(zip(results, known.results, strict=True)):
-        # A result that nobody wants is empty and has other axes.
+        # A result that is not needed is empty and has other axes.
         fits = t.ndim == len(letters.axes)
         described.append((t.shape, t.stride(), tuple(placed(parts[k] if fits else "whole") for _, parts in chosen)))
     return Way(tuple(inputs), tuple(terms), tuple(described))

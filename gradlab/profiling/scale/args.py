@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradlab.base.files import writable
+from gradlab.kernels.spec import BYTES
 from gradlab.profiling.scale.devices import Machine
-from gradlab.profiling.scale.layer import BYTES, Network
+from gradlab.profiling.scale.layer import Network
 from gradlab.profiling.scale.named import machine as machine_of
 from gradlab.profiling.scale.search import STRATEGIES
 

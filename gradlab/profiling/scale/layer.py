@@ -19,8 +19,6 @@ from typing import Any, Literal
 
 from gradlab.kernels.spec import Array, Case, OpCase, spec
 
-BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-
 
 @dataclass(frozen=True)
 class Axes:

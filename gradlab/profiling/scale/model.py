@@ -18,11 +18,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from gradlab.kernels.spec import Case, spec
+from gradlab.kernels.spec import BYTES, Case, spec
 from gradlab.profiling.scale import strategies
 from gradlab.profiling.scale.collective import Collective, Kind, Seconds, seconds, total
 from gradlab.profiling.scale.devices import Machine
-from gradlab.profiling.scale.layer import BYTES, Layer, Network, Plan
+from gradlab.profiling.scale.layer import Layer, Network, Plan
 from gradlab.profiling.scale.strategies import Degrees
 
 # What bounds a step, in words.

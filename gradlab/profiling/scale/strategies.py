@@ -20,9 +20,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gradlab.kernels.spec import Array
+from gradlab.kernels.spec import BYTES, Array
 from gradlab.profiling.scale.collective import Collective
-from gradlab.profiling.scale.layer import BYTES, Layer, Network, Plan, Split
+from gradlab.profiling.scale.layer import Layer, Network, Plan, Split
 
 # torch's DistributedDataParallel: the first bucket, and bucket_cap_mb.
 BUCKETS = (2**20, 25 * 2**20)
