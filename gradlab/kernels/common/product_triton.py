@@ -51,12 +51,12 @@ def operand(
     WAY: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):
     """What `load_tile`, `store_tile` and `add_product` take for x[R C]: its pointer, or a descriptor of x[BR BC]."""
+    x = x_ptr
     if WAY == "rows":
-        return tl.make_tensor_descriptor(x_ptr, [R, C], [x_r, 1], [BR, BC])
-    elif WAY == "columns":
-        return tl.make_tensor_descriptor(x_ptr, [C, R], [x_c, 1], [BC, BR])
-    else:
-        return x_ptr
+        x = tl.make_tensor_descriptor(x_ptr, [R, C], [x_r, 1], [BR, BC])
+    if WAY == "columns":
+        x = tl.make_tensor_descriptor(x_ptr, [C, R], [x_c, 1], [BC, BR])
+    return x
 
 
 @kernel
@@ -66,9 +66,9 @@ def load_tile(
 ):
     """x[BR BC] from row r0 and column c0 on, 0 outside of x[R C]; no row or column is outside where FULL says so."""
     if WAY == "rows":
-        return x.load([r0, c0])
+        tile = x.load([r0, c0])
     elif WAY == "columns":
-        return x.load([c0, r0]).T
+        tile = x.load([c0, r0]).T
     else:
         # 64-bit offsets: an operand may pass 2^31 elements.
         r = (r0 + tl.arange(0, BR)).to(tl.int64)
@@ -79,7 +79,8 @@ def load_tile(
             inside = (c < C)[None, :]
         else:
             inside = (r < R)[:, None] & (c < C)[None, :]
-        return tl.load(x + r[:, None] * x_r + c[None, :] * x_c, mask=inside, other=0.0)
+        tile = tl.load(x + r[:, None] * x_r + c[None, :] * x_c, mask=inside, other=0.0)
+    return tile
 
 
 @kernel
