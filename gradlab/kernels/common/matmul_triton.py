@@ -102,6 +102,7 @@ def matmul_into(
     elif bias is not None:
         z, n = strides(bias, 1)
         kind, c = "row", (bias, z, 0, n)
+    by = ways(a, b, mask, y)
     # fmt: off
     launch(
         _matmul_kernel, [math.prod(a.shape[:-2]) * -(-M // BM) * -(-N // BN)],
@@ -112,7 +113,7 @@ def matmul_into(
         y, *strides(y, 2),
         M, K, N,
         ACC=triton_dtype(accumulator(a.dtype)), BIAS=kind, RELU=relu, MASKED=masked, FULL_K=K % BK == 0,
-        **dict(zip(("A", "B", "MASK", "Y"), ways(a, b, mask, y), strict=True)),
+        A=by[0], B=by[1], MASK=by[2], Y=by[3],
         BM=BM, BK=BK, BN=BN, GROUP=8, writes=[y], warps=warps, stages=stages,
     )
     # fmt: on
