@@ -1,7 +1,8 @@
-"""The Triton kernels that inductor writes for a function, found by compiling it for CPU tensors; launches do not run."""
+"""The Triton kernels that inductor writes for a function, found by compiling it for CPU tensors; none is run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,12 +20,12 @@ def find(fn: Callable[..., Any], args: Sequence[Any], tile: Sequence[int]) -> li
         tile: M, N, K, stages and warps of products, which inductor would choose by measuring on a GPU.
     """
     noted: list[Found] = []
-    torch.compiler.reset()
     with _noting(noted, tile), PARSER:
         result = torch.compile(fn)(*args)
+        forward = len(noted)
         if result.requires_grad:
-            result.backward(torch.ones_like(result))
-    return noted
+            torch.autograd.grad(result, [a for a in args if a.requires_grad], torch.ones_like(result))
+    return noted[:forward] + [replace(f, direction="backward") for f in noted[forward:]]
 
 
 @contextmanager
@@ -82,10 +83,20 @@ class _Noting:
             attrs=_aligned(own.fn.arg_names, values),
         )
         place = own.fn.fn.__code__
+        words = {name: str(value) for name, value in {**own.inductor_meta.get("config_args", {}), **constants}.items()}
         self._noted.append(
             Found(
-                own.fn.fn.__name__, 1, "forward", grid, config.num_warps, config.num_stages, made, place.co_filename,
-                place.co_firstlineno, {k: str(v) for k, v in constants.items()}, call(signature, values, grid, ()),
+                own.fn.fn.__name__,
+                1 + sum(f.kernel == own.fn.fn.__name__ for f in self._noted),
+                "forward",
+                grid,
+                config.num_warps,
+                config.num_stages,
+                made,
+                place.co_filename,
+                place.co_firstlineno,
+                words,
+                call(signature, values, grid, ()),
             )
         )
 
