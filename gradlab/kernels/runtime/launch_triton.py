@@ -5,6 +5,7 @@ beside a GPU are computed on the CPU. `GRADLAB_CPU=interpret` runs Triton's inte
 cross-check of the compiler.
 """
 
+import contextvars
 import dataclasses
 import functools
 import inspect
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
 from triton.runtime.jit import JITFunction
@@ -280,7 +282,15 @@ def _run(
         raise ValueError(f"{jit.fn.__name__}: grid is {tuple(grid)}, wanted at most 65535 programs past the first axis")
     with torch.cuda.device(device):
         # FP fusion is explicit because its default, and so the last bit, differs between Triton releases.
-        jit[tuple(grid)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+        # A context of its own: Triton keeps the allocator in a context variable, and a user's is to stay.
+        contextvars.copy_context().run(_with_scratch, jit[tuple(grid)], *args, **constants, **options)
+
+
+def _with_scratch(run: Callable[..., Any], *args: Any, **options: Any) -> None:
+    """Launch a kernel whose programs may want memory for themselves: descriptors are written to it."""
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+    run(*args, **options)
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
