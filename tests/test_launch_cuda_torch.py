@@ -1,7 +1,6 @@
 """Launches on CUDA, up to the driver: what reaches it is what Triton itself would have given it, launch for launch."""
 
 import contextlib
-import contextvars
 import functools
 
 import pytest
@@ -275,7 +274,7 @@ def test_a_launcher_that_is_not_known_is_triton_s_own(stub, monkeypatch, triton_
 
 
 def test_descriptors_made_by_the_kernel_get_scratch_memory(stub, triton_launches, monkeypatch):
-    """Of torch's, as much as all programs need, whoever launches; an allocator that the user has set is asked first."""
+    """Of torch's, as much as all programs need, whoever launches."""
     x, y = torch.zeros(128, 64), torch.zeros(128, 64)
 
     def double(programs=4):
@@ -298,11 +297,6 @@ def test_descriptors_made_by_the_kernel_get_scratch_memory(stub, triton_launches
             *_, (*_, scratch, profiler) = stub.launch(found.kernel, functools.partial(double, programs))
             assert (asked[-1].numel(), asked[-1].data_ptr(), 0) == (found.scratch * programs, scratch, profiler)
         assert len(triton_launches) == (0 if usual else 2)
-    # A user's own.
-    own = torch.empty(found.scratch * 4, dtype=torch.uint8)
-    given = contextvars.copy_context()
-    given.run(triton.set_allocator, lambda size, alignment, stream: own)
-    assert given.run(stub.launch, found.kernel, double)[-1][-2] == own.data_ptr()
 
 
 def test_a_descriptor_made_by_the_host_is_left_to_triton(stub, monkeypatch):

@@ -280,9 +280,10 @@ def uses(framework):
             def allocate(size, alignment, stream):
                 return size
 
+            before = _allocation._allocator.get()
             with p.scratch_allocator(allocate):
                 inside = _allocation._allocator.get()
-            return inside is allocate and isinstance(_allocation._allocator.get(), p.NullAllocator)
+            return inside is allocate and _allocation._allocator.get() is before is not allocate
 
         def forgotten():
             jit = triton.jit(reached)

@@ -12,7 +12,7 @@ from triton._C.libtriton import get_cache_invalidating_env_vars as get_cache_inv
 from triton._C.libtriton import ir as ir
 from triton._C.libtriton import passes as passes
 from triton.runtime import jit
-from triton.runtime._allocation import NullAllocator, _allocator
+from triton.runtime._allocation import _allocator
 from triton.runtime.cache import _base32
 from triton.runtime.jit import JITFunction
 
@@ -99,10 +99,7 @@ def c_launcher(kernel: Any, source: JITFunction) -> CLauncher | None:
 
 @contextmanager
 def scratch_allocator(allocate: Callable[[int, int, int | None], Any]) -> Iterator[None]:
-    """Within it, kernels that need scratch memory get it from `allocate`, unless the user has set an allocator."""
-    if not isinstance(_allocator.get(), NullAllocator):
-        yield
-        return
+    """Within it kernels that need scratch memory get it from `allocate`; what the user has set is there again after."""
     token = _allocator.set(allocate)
     try:
         yield
