@@ -25,10 +25,11 @@ def tile(what: str, like: torch.Tensor, M: int, K: int, N: int) -> Tile:
         what: "matmul", "logits", "convolution" or "weight gradient"; "scattered " stands in front of the last two where
             channels are not contiguous.
     """
-    where, rows = places(like.device), table()
-    if where == _CPU and what == "matmul" and M * N >= rows.split(where).programs * 256 * 256:
-        what = "large product"
-    most = rows.row(what, where, str(like.dtype).removeprefix("torch."))
+    where, rows, dtype = places(like.device), table(), str(like.dtype).removeprefix("torch.")
+    most = rows.row(what, where, dtype)
+    if what == "matmul":
+        large = rows.row("large matmul", where, dtype)
+        most = large if M * N >= large.least * large.M * large.N else most
     BM, BK, BN = block(M, most.M), block(K, most.K), block(N, most.N)
     return Tile(BM, BK, BN, 4 if BM * BN <= most.small else most.warps, most.stages)
 
@@ -49,6 +50,3 @@ def parts(device: torch.device, programs: int, size: int) -> int:
     """
     wanted, shared = fill(device) // 2 // programs + 1, table().split(places(device)).bytes
     return max(wanted, -(-size // shared)) if shared else wanted
-
-
-_CPU = ("cpu",)

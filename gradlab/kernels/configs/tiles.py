@@ -28,6 +28,7 @@ class Row:
         M, K, N: a program owns y[M N] at most, in steps of K.
         warps, stages: launch options on a GPU.
         small: the largest M N of a tile for which 4 warps are enough.
+        least: the fewest of its tiles that a large product has; a product of fewer is not large.
         reason: why it is so, in words.
     """
 
@@ -41,6 +42,7 @@ class Row:
     warps: int = 4
     stages: int = 3
     small: int = 0
+    least: int = 0
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,8 @@ def read(file: Path) -> tuple[list[Row], list[Split]]:
 
 def _kinds(kind: str) -> list[str]:
     """A kind, and what a kind without a row takes in its place."""
+    if kind.startswith("large "):
+        return [kind, kind.removeprefix("large ")]
     named = (kind, kind.removeprefix("scattered "), kind.replace("weight gradient", "convolution"))
     return list(dict.fromkeys((*named, named[1].replace("weight gradient", "convolution"))))
 
@@ -206,6 +210,7 @@ def _problem(name: str, value: Any) -> str:
         "warps": ("1, 2, 4, 8, 16 or 32", power and value <= 32),
         "stages": ("an integer from 1 to 8", number and 1 <= value <= 8),
         "small": ("an integer of at least 0", number and value >= 0),
+        "least": ("an integer of at least 0", number and value >= 0),
         "programs": ("a positive integer", number and value > 0),
         "bytes": ("an integer of at least 0", number and value >= 0),
         "on": ("a list of names", _names(value)),

@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 from gradlab.kernels.cpu import sanitize_torch
 from gradlab.kernels.private.private_torch import autograd_node, dispatch_modes
 from gradlab.kernels.private.private_triton import forget as forget_compiled
-from gradlab.kernels.runtime import compiled_triton, plans_triton, ranges, sharded_triton, source_triton
+from gradlab.kernels.runtime import compiled_triton, cuda_triton, plans_triton, ranges, sharded_triton, source_triton
 from gradlab.kernels.runtime import memory_triton as memory
 from gradlab.kernels.runtime.forking import Lock
 
@@ -62,6 +62,7 @@ def forget() -> None:
     for jit in KERNELS:
         forget_compiled(jit)
     compiled_triton.forget()
+    cuda_triton.forget()
     plans_triton.forget()
 
 
@@ -267,20 +268,14 @@ def _run(
 ) -> None:
     if _note is not None:
         _note(jit)
-    device = writes[0].device
-    if device.type != "cuda":
-        if _interpreting:
-            from gradlab.kernels.runtime.interpret_triton import interpret
+    if writes[0].is_cuda:
+        cuda_triton.run(jit, grid, args, writes[0], warps, stages, constants)
+    elif _interpreting:
+        from gradlab.kernels.runtime.interpret_triton import interpret
 
-            interpret(jit, tuple(grid), args, writes, constants)
-        else:
-            compiled_triton.run(jit, grid, args, constants)
-        return
-    if max(grid[1:], default=1) > 65535:
-        raise ValueError(f"{jit.fn.__name__}: grid is {tuple(grid)}, wanted at most 65535 programs past the first axis")
-    with torch.cuda.device(device):
-        # FP fusion is explicit because its default, and so the last bit, differs between Triton releases.
-        jit[tuple(grid)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+        interpret(jit, tuple(grid), args, writes, constants)
+    else:
+        compiled_triton.run(jit, grid, args, constants)
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
