@@ -5,7 +5,6 @@ beside a GPU are computed on the CPU. `GRADLAB_CPU=interpret` runs Triton's inte
 cross-check of the compiler.
 """
 
-import contextvars
 import dataclasses
 import functools
 import inspect
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
 from triton.runtime.jit import JITFunction
@@ -23,7 +21,7 @@ from triton.runtime.jit import JITFunction
 from gradlab.kernels.cpu import sanitize_torch
 from gradlab.kernels.private.private_torch import autograd_node, dispatch_modes
 from gradlab.kernels.private.private_triton import forget as forget_compiled
-from gradlab.kernels.runtime import compiled_triton, plans_triton, ranges, sharded_triton, source_triton
+from gradlab.kernels.runtime import compiled_triton, cuda_triton, plans_triton, ranges, sharded_triton, source_triton
 from gradlab.kernels.runtime import memory_triton as memory
 from gradlab.kernels.runtime.forking import Lock
 
@@ -64,6 +62,7 @@ def forget() -> None:
     for jit in KERNELS:
         forget_compiled(jit)
     compiled_triton.forget()
+    cuda_triton.forget()
     plans_triton.forget()
 
 
@@ -269,28 +268,14 @@ def _run(
 ) -> None:
     if _note is not None:
         _note(jit)
-    device = writes[0].device
-    if device.type != "cuda":
-        if _interpreting:
-            from gradlab.kernels.runtime.interpret_triton import interpret
+    if writes[0].is_cuda:
+        cuda_triton.run(jit, grid, args, writes[0], warps, stages, constants)
+    elif _interpreting:
+        from gradlab.kernels.runtime.interpret_triton import interpret
 
-            interpret(jit, tuple(grid), args, writes, constants)
-        else:
-            compiled_triton.run(jit, grid, args, constants)
-        return
-    if max(grid[1:], default=1) > 65535:
-        raise ValueError(f"{jit.fn.__name__}: grid is {tuple(grid)}, wanted at most 65535 programs past the first axis")
-    with torch.cuda.device(device):
-        # FP fusion is explicit because its default, and so the last bit, differs between Triton releases.
-        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-        # A context of its own: Triton keeps the allocator in a context variable, and a user's is to stay.
-        contextvars.copy_context().run(_with_scratch, jit[tuple(grid)], *args, **constants, **options)
-
-
-def _with_scratch(run: Callable[..., Any], *args: Any, **options: Any) -> None:
-    """Launch a kernel whose programs may want memory for themselves: descriptors are written to it."""
-    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
-    run(*args, **options)
+        interpret(jit, tuple(grid), args, writes, constants)
+    else:
+        compiled_triton.run(jit, grid, args, constants)
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
