@@ -17,9 +17,9 @@ from gradlab.kernels.class_losses import class_range_triton as classes
 from gradlab.kernels.common import matmul_triton
 from gradlab.kernels.runtime import compiled_triton, source_triton
 from gradlab.kernels.runtime import launch_triton as launcher
-from gradlab.profiling.machine_code.compile_triton import begun
 from gradlab.kernels.spec import specs
 from gradlab.profiling.machine_code import launches_torch
+from gradlab.profiling.machine_code.compile_triton import begun
 from gradlab.profiling.machine_code.launches_torch import source
 from gradlab.profiling.machine_code.targets import TARGETS
 from tests import kernel_launches
@@ -173,8 +173,6 @@ def test_no_event_is_asked_while_a_graph_is_captured(captured):
 
 READS = ["item", "tolist", "numpy", "cpu", "nonzero", "to"]
 READS += ["__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__", "__complex__"]
-    "item tolist numpy cpu nonzero __bool__ __int__ __float__ __index__ __contains__ __array__ __complex__ to".split()
-)
 
 
 @pytest.fixture
