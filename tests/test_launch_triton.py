@@ -1,6 +1,7 @@
 """Launches: where a kernel runs, with whose sizes, and what is noted instead of run."""
 
 import inspect
+import sys
 import threading
 import types
 
@@ -18,9 +19,12 @@ from gradlab.kernels.class_losses import class_range_triton as classes
 from gradlab.kernels.common import matmul_triton
 from gradlab.kernels.runtime import compiled_triton, source_triton
 from gradlab.kernels.runtime import launch_triton as launcher
+from gradlab.kernels.spec import specs
+from gradlab.profiling.machine_code import launches_torch
 from gradlab.profiling.machine_code.compile_triton import begun
 from gradlab.profiling.machine_code.launches_torch import source
 from gradlab.profiling.machine_code.targets import TARGETS
+from tests import kernel_launches
 
 
 @launcher.kernel
@@ -197,6 +201,87 @@ def test_no_event_is_asked_while_a_graph_is_captured(captured):
         assert len(classes._pending) == 1
     finally:
         classes._pending.clear()
+
+
+READS = ["item", "tolist", "numpy", "cpu", "nonzero", "to"]
+READS += ["__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__", "__complex__"]
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """From then on tensors say that they are on CUDA, and what makes the host wait for one is an error.
+
+    What `torch.tensor` makes without a device is the host's, and may be read. Yields the events that were recorded.
+    """
+    hosts, recorded, tensor, empty = [], [], torch.tensor, torch.empty
+
+    def of_host(*args, **options):
+        hosts.append(tensor(*args, **options))
+        return hosts[-1]
+
+    def reading(name, read):
+        def call(t, *args, **options):
+            # A device that is given as such is another tensor's.
+            to_host = name != "to" or any(isinstance(a, str) and a == "cpu" for a in (*args, *options.values()))
+            # torch's own constructors look at a rate, once.
+            torchs = sys._getframe(1).f_globals["__name__"].startswith("torch.optim")
+            if to_host and not torchs and not any(t is one for one in hosts):
+                raise AssertionError(f"{name}() waits for the device")
+            return read(t, *args, **options)
+
+        return call
+
+    class Event:
+        def query(self):
+            return False
+
+        def synchronize(self):
+            raise AssertionError("waits for an event")
+
+        wait = synchronize
+
+    class Stream:
+        def record_event(self):
+            recorded.append(Event())
+            return recorded[-1]
+
+    def synchronize(*args):
+        raise AssertionError("waits for the device")
+
+    monkeypatch.setattr(torch, "tensor", of_host)
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **options: empty(*args, **options))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda t: True))
+    for name in READS:
+        monkeypatch.setattr(torch.Tensor, name, reading(name, getattr(torch.Tensor, name)))
+    for name in ("equal", "allclose", "is_nonzero", "nonzero", "unique", "masked_select"):
+        monkeypatch.setattr(torch, name, synchronize)
+    yield recorded
+    classes._pending.clear()
+
+
+def test_no_op_makes_the_host_wait(on_cuda):
+    """Every case of every op, forward and backward, and every other way to launch: nothing reads a tensor's value."""
+    launched = 0
+    for op in specs().values():
+        for case in op.select("check"):
+            launched += len(launches_torch.find(op.at(case), "float32"))
+    with launcher.recording() as launches:
+        for call in kernel_launches.CALLS:
+            call(torch.float32)
+    assert launched > 200
+    assert len(launches) > 200
+    # Classes out of range were looked for as on CUDA.
+    assert len(on_cuda) > 20
+
+
+def test_waiting_would_be_seen(on_cuda):
+    x = torch.ones(1)
+    assert torch.tensor(1.0).item() == 1.0
+    for read in (bool, int, float, lambda t: t.item(), lambda t: t.tolist(), lambda t: t.to("cpu"), torch.equal):
+        with pytest.raises(AssertionError, match="waits for the device"):
+            read(x)
 
 
 def test_what_is_forgotten_is_loaded_anew(monkeypatch):

@@ -5,11 +5,64 @@ import math
 import torch
 import triton.language as tl
 
-from gradlab.kernels.common.tiles_triton import tile
-from gradlab.kernels.runtime.launch_triton import accumulator, kernel, launch, triton_dtype
+from gradlab.kernels.common.product_triton import add_product, load_tile, operand, store_tile, ways
+from gradlab.kernels.common.tiles_triton import multiprocessors, tile
+from gradlab.kernels.runtime.launch_triton import accumulator, kernel, launch, sized_for, triton_dtype
 
 
 # fmt: off
+@kernel
+def _tile(
+    a, a_m, a_k,
+    b, b_k, b_n,
+    c_ptr, c_m, c_n,
+    mask, mask_0, mask_1,
+    y, y_m, y_n,
+    tile, M, K, N,
+    ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr, FULL_K: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr, TO: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
+):
+    """The tile y[BM BN] of that number: tiles go down GROUP rows of tiles before they move right."""
+    # The tiles of b that programs share stay in L2.
+    tiles_n = tl.cdiv(N, BN)
+    first = tile // (GROUP * tiles_n) * GROUP
+    high = tl.minimum(tl.cdiv(M, BM) - first, GROUP)
+    m0 = (first + tile % (GROUP * tiles_n) % high) * BM
+    n0 = tile % (GROUP * tiles_n) // high * BN
+    acc = tl.zeros((BM, BN), dtype=ACC)
+    if MASKED == "a":
+        for k0 in range(0, K, BK):
+            a_tile = load_tile(a, a_m, a_k, m0, k0, M, K, A, False, FULL_K, BM, BK)
+            b_tile = load_tile(b, b_k, b_n, k0, n0, K, N, B, FULL_K, False, BK, BN)
+            above = load_tile(mask, mask_0, mask_1, m0, k0, M, K, MASK, False, FULL_K, BM, BK)
+            a_tile = tl.where(above <= 0, 0.0, a_tile).to(a_tile.dtype)
+            acc = tl.dot(a_tile, b_tile, acc, input_precision="ieee", out_dtype=ACC)
+    elif MASKED == "b":
+        for k0 in range(0, K, BK):
+            a_tile = load_tile(a, a_m, a_k, m0, k0, M, K, A, False, FULL_K, BM, BK)
+            b_tile = load_tile(b, b_k, b_n, k0, n0, K, N, B, FULL_K, False, BK, BN)
+            above = load_tile(mask, mask_0, mask_1, k0, n0, K, N, MASK, FULL_K, False, BK, BN)
+            b_tile = tl.where(above <= 0, 0.0, b_tile).to(b_tile.dtype)
+            acc = tl.dot(a_tile, b_tile, acc, input_precision="ieee", out_dtype=ACC)
+    else:
+        acc = add_product(acc, a, a_m, a_k, b, b_k, b_n, m0, n0, M, K, N, A, B, FULL_K, BM, BK, BN)
+
+    m = (m0 + tl.arange(0, BM)).to(tl.int64)
+    n = (n0 + tl.arange(0, BN)).to(tl.int64)
+    if BIAS == "row":
+        acc += tl.load(c_ptr + n * c_n, mask=n < N, other=0.0).to(ACC)[None, :]
+    if BIAS == "matrix":
+        # c may be y itself: no other program reads this tile of it.
+        inside = (m < M)[:, None] & (n < N)[None, :]
+        acc += tl.load(c_ptr + m[:, None] * c_m + n[None, :] * c_n, mask=inside, other=0.0).to(ACC)
+    if RELU:
+        acc = tl.where(acc <= 0, 0.0, acc)
+    if MASKED == "y":
+        acc = tl.where(load_tile(mask, mask_0, mask_1, m0, n0, M, N, MASK, False, False, BM, BN) <= 0, 0.0, acc)
+    store_tile(y, y_m, y_n, acc.to(TO), m0, n0, M, N, Y, BM, BN)
+
+
 @kernel
 def _matmul_kernel(
     a_ptr, a_z, a_m, a_k,
@@ -19,64 +72,45 @@ def _matmul_kernel(
     y_ptr, y_z, y_m, y_n,
     M, K, N,
     ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr, FULL_K: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr, PERSISTENT: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):
     """y[z m n] = relu(sum_k a[z m k] b[z k n] + c), c[z n] (BIAS row) or c[z m n] (BIAS matrix).
 
     The array that MASKED names, a, b or y, is 0 where mask <= 0; without RELU no maximum is taken.
+    A, B, MASK and Y are the ways, as `operand` takes them, in which the arrays are read and written.
 
-    Grid (Z * M/BM * N/BN); a program owns y[z BM BN].
+    Grid (Z * M/BM * N/BN); a program owns y[z BM BN]. PERSISTENT: Z is 1, and a program of fewer owns several tiles.
     """
-    # Programs go down GROUP row tiles before they move right, so that the tiles of b that they share stay in L2.
-    tiles_m = tl.cdiv(M, BM)
-    tiles_n = tl.cdiv(N, BN)
-    program = tl.program_id(0) % (tiles_m * tiles_n)
-    first = program // (GROUP * tiles_n) * GROUP
-    high = tl.minimum(tiles_m - first, GROUP)
-    tile_m = first + program % (GROUP * tiles_n) % high
-    tile_n = program % (GROUP * tiles_n) // high
-
-    # 64-bit offsets: an operand may pass 2^31 elements.
-    z = (tl.program_id(0) // (tiles_m * tiles_n)).to(tl.int64)
-    a_ptr += z * a_z
-    b_ptr += z * b_z
-    c_ptr += z * c_z
-    mask_ptr += z * mask_z
-    y_ptr += z * y_z
-    m = (tile_m * BM + tl.arange(0, BM)).to(tl.int64)
-    n = (tile_n * BN + tl.arange(0, BN)).to(tl.int64)
-    acc = tl.zeros((BM, BN), dtype=ACC)
-    for k0 in range(0, K, BK):
-        k = k0 + tl.arange(0, BK).to(tl.int64)
-        if FULL_K:
-            in_a = (m < M)[:, None]
-            in_b = (n < N)[None, :]
-        else:
-            in_a = (m < M)[:, None] & (k < K)[None, :]
-            in_b = (k < K)[:, None] & (n < N)[None, :]
-        a = tl.load(a_ptr + m[:, None] * a_m + k[None, :] * a_k, mask=in_a, other=0.0)
-        b = tl.load(b_ptr + k[:, None] * b_k + n[None, :] * b_n, mask=in_b, other=0.0)
-        if MASKED == "a":
-            mask = tl.load(mask_ptr + m[:, None] * mask_0 + k[None, :] * mask_1, mask=in_a, other=0.0)
-            a = tl.where(mask <= 0, 0.0, a).to(a.dtype)
-        if MASKED == "b":
-            mask = tl.load(mask_ptr + k[:, None] * mask_0 + n[None, :] * mask_1, mask=in_b, other=0.0)
-            b = tl.where(mask <= 0, 0.0, b).to(b.dtype)
-        acc = tl.dot(a, b, acc, input_precision="ieee", out_dtype=ACC)
-    inside = (m < M)[:, None] & (n < N)[None, :]
-    if BIAS == "row":
-        acc += tl.load(c_ptr + n * c_n, mask=n < N, other=0.0).to(ACC)[None, :]
-    if BIAS == "matrix":
-        # c may be y itself: no other program reads this tile of it.
-        acc += tl.load(c_ptr + m[:, None] * c_m + n[None, :] * c_n, mask=inside, other=0.0).to(ACC)
-    if RELU:
-        acc = tl.where(acc <= 0, 0.0, acc)
+    tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)
+    z = (tl.program_id(0) // tiles).to(tl.int64)
+    a = operand(a_ptr, z, a_z, a_m, a_k, M, K, A, BM, BK)
+    b = operand(b_ptr, z, b_z, b_k, b_n, K, N, B, BK, BN)
+    y = operand(y_ptr, z, y_z, y_m, y_n, M, N, Y, BM, BN)
+    mask = mask_ptr
+    if MASKED == "a":
+        mask = operand(mask_ptr, z, mask_z, mask_0, mask_1, M, K, MASK, BM, BK)
+    if MASKED == "b":
+        mask = operand(mask_ptr, z, mask_z, mask_0, mask_1, K, N, MASK, BK, BN)
     if MASKED == "y":
-        mask = tl.load(mask_ptr + m[:, None] * mask_0 + n[None, :] * mask_1, mask=inside, other=0.0)
-        acc = tl.where(mask <= 0, 0.0, acc)
-    tl.store(y_ptr + m[:, None] * y_m + n[None, :] * y_n, acc.to(y_ptr.dtype.element_ty), mask=inside)
+        mask = operand(mask_ptr, z, mask_z, mask_0, mask_1, M, N, MASK, BM, BN)
+    if PERSISTENT:
+        for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+            _tile(
+                a, a_m, a_k, b, b_k, b_n, c_ptr, c_m, c_n, mask, mask_0, mask_1, y, y_m, y_n, tile, M, K, N,
+                ACC, BIAS, RELU, MASKED, FULL_K, A, B, MASK, Y, y_ptr.dtype.element_ty, BM, BK, BN, GROUP,
+            )
+    else:
+        _tile(
+            a, a_m, a_k, b, b_k, b_n, c_ptr + z * c_z, c_m, c_n, mask, mask_0, mask_1, y, y_m, y_n,
+            tl.program_id(0) % tiles, M, K, N,
+            ACC, BIAS, RELU, MASKED, FULL_K, A, B, MASK, Y, y_ptr.dtype.element_ty, BM, BK, BN, GROUP,
+        )
 
 # fmt: on
+
+# Elements of a tile whose sums take half of a multiprocessor's registers.
+_ALONE = 128 * 256
 
 
 def matmul_into(
@@ -98,9 +132,16 @@ def matmul_into(
     elif bias is not None:
         z, n = strides(bias, 1)
         kind, c = "row", (bias, z, 0, n)
+    by = ways(a, b, mask, y)
+    programs = math.prod(a.shape[:-2]) * -(-M // BM) * -(-N // BN)
+    # Where a multiprocessor has room for one program alone, its stores overlap with its next tile, and it makes its
+    # descriptors once.
+    persistent = BM * BN >= _ALONE and mask is None and a.ndim == 2 and by[3] in ("rows", "columns")
+    if persistent:
+        programs = min(programs, multiprocessors(y.device))
     # fmt: off
     launch(
-        _matmul_kernel, [math.prod(a.shape[:-2]) * -(-M // BM) * -(-N // BN)],
+        _matmul_kernel, [programs],
         a, *strides(a, 2),
         b, *strides(b, 2),
         *c,
@@ -108,6 +149,7 @@ def matmul_into(
         y, *strides(y, 2),
         M, K, N,
         ACC=triton_dtype(accumulator(a.dtype)), BIAS=kind, RELU=relu, MASKED=masked, FULL_K=K % BK == 0,
+        PERSISTENT=persistent, A=by[0], B=by[1], MASK=by[2], Y=by[3],
         BM=BM, BK=BK, BN=BN, GROUP=8, writes=[y], warps=warps, stages=stages,
     )
     # fmt: on
@@ -116,3 +158,13 @@ def matmul_into(
 def strides(t: torch.Tensor, axes: int) -> tuple[int, ...]:
     """The strides of Z and the last `axes` axes; that of Z is 0 when there is none."""
     return (0, *t.stride())[-1 - axes :]
+
+
+def masks_first(dy: torch.Tensor) -> bool:
+    """Whether relu's mask is applied to dy[M N] once, by a pass of its own, and not in each product that reads dy.
+
+    Tensor cores of sm_90 read shared memory: an operand that is masked on its way is loaded, masked and written there
+    again, 2 or 3 times the traffic that the product has. A pass over memory costs M N of each product's M N K; small
+    products are cheaper than a launch.
+    """
+    return sized_for(dy.device) == "cuda" and dy.numel() >= 2**21
