@@ -5,6 +5,7 @@ import math
 import torch
 import triton.language as tl
 
+from gradlab.kernels.common.images_triton import channels_last
 from gradlab.kernels.common.product_triton import add_product, load_tile, operand, store_tile, ways
 from gradlab.kernels.common.tiles_triton import multiprocessors, tile
 from gradlab.kernels.runtime.launch_triton import accumulator, kernel, launch, sized_for, triton_dtype
@@ -124,7 +125,9 @@ def matmul_into(
 ) -> None:
     """y[M N] = a b + bias, y of any strides and dtype; a bias[M N] may be y itself: then a b is added to y."""
     M, K, N = *a.shape[-2:], b.shape[-1]
-    BM, BK, BN, warps, stages = tile("matmul", a, M, K, N)
+    BM, BK, BN, warps, stages = tile("masked matmul" if masked == "b" else "matmul", a, M, K, N)
+    if masked != "b" and _by_rows_first(b, M):
+        b = channels_last(b.mT.reshape(-1, N, K, 1)).view(*b.shape[:-2], N, K).mT
     kind: str = ""
     c: tuple[object, ...] = (a, 0, 0, 0)
     if bias is not None and bias.ndim == a.ndim:
@@ -153,6 +156,16 @@ def matmul_into(
         BM=BM, BK=BK, BN=BN, GROUP=8, writes=[y], warps=warps, stages=stages,
     )
     # fmt: on
+
+
+def _by_rows_first(b: torch.Tensor, M: int) -> bool:
+    """Whether b[K N], which lies column by column, is copied to rows ahead of a product of M rows.
+
+    In float32 on a GPU a dot's lanes read neighbouring columns from shared memory, where these then lie K apart, in one
+    bank: 8 times as many passes as products have. A copy costs K N of M K N, from a launch's worth on.
+    """
+    by_columns = b.stride(-2) == 1 and b.stride(-1) > 1
+    return b.dtype == torch.float32 and by_columns and M >= 64 and b.numel() >= 2**14 and sized_for(b.device) == "cuda"
 
 
 def strides(t: torch.Tensor, axes: int) -> tuple[int, ...]:
