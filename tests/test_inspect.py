@@ -424,7 +424,10 @@ def test_lines(monkeypatch, capsys, reads):
 
 def test_what_a_first_program_executes_is_beside_the_code(monkeypatch, capsys, reads, tmp_path):
     sums = Totals(56544, 1809408, 0, 134217728, 1024, 524288, 16384, 2048, 1048576, 16384, 8192)
-    reads += [code(executed=FirstProgram(8, sums, {36: 512, 46: 50000})), code(variant=2)]
+    reads += [
+        code(executed=FirstProgram(8, 4, sums, {36: 512, 46: 50000}, 7e4, {"tensor": 512.0, "shared": 640.0}, 8192)),
+        code(variant=2),
+    ]
     file = tmp_path / "codes.json"
     words = ("linear", "--side", SIDE, "--executed", "--lines", "--json", str(file))
     _, out, _ = run(monkeypatch, capsys, *words)
@@ -435,6 +438,7 @@ def test_what_a_first_program_executes_is_beside_the_code(monkeypatch, capsys, r
     row, other = json.loads(file.read_text())["kernels"]
     found = row["executed"]
     assert (found["instructions"], found["used"], found["ways"], found["lines"]["36"]) == (7068, 1.0, 2.0, 512)
+    assert (found["tensor_share"], found["touched"]) == (0.8, 8192)
     assert other["executed"] is None
 
 

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 import triton
 
 from gradlab.autodiff.frameworks.side import installed
+from gradlab.kernels.bounds import Bound
 from gradlab.kernels.common import elementwise_triton, matmul_triton
 from gradlab.kernels.spec import spec, specs
 from gradlab.profiling.machine_code import compile_triton, inspection
@@ -222,3 +223,20 @@ def test_the_first_program_of_a_launch_is_executed():
     assert code.executed.lines
     assert set(code.executed.lines) <= set(range(code.line, code.line + 100))
     assert {code.executed for code in read(request)} == {None}
+
+
+def test_bounds_on_what_is_executed(forward_alone):
+    """Of one product and of relu: instructions, cycles of tensor cores, and bytes; a bound that is too tight breaks."""
+    linear = (
+        Bound("instructions", most=3, per="M K N", case="square"),
+        Bound("tensor_share", least=0.5, case="square"),
+    )
+    relu = (Bound("instructions", least=0.5, most=8, per="E"), Bound("traffic", least=1.0, most=1.0))
+    for name, bounds in (("linear", linear), ("relu", relu)):
+        ops = [replace(spec(name), bounds=bounds)]
+        tight = [replace(spec(name), bounds=tuple(replace(b, least=None, most=0.01) for b in bounds))]
+        codes = list(read(InspectRequest(subjects(ops, ["torch"], ["bfloat16"]), targets(["sm_90"], None))))
+        assert [v.broken for v in hold(ops, ["torch"], codes)] == [(), ()]
+        assert all(v.extreme > 0.01 and len(v.broken) == v.checked for v in hold(tight, ["torch"], codes))
+        lost = [replace(code, executed=None) for code in codes]
+        assert {words.rpartition(": ")[2] for v in hold(ops, ["torch"], lost) for words in v.broken} == {"not executed"}

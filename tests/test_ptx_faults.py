@@ -16,9 +16,8 @@ import gradlab.torch as lab
 from gradlab.kernels.runtime import launch_triton
 from gradlab.profiling.emulate.compare import How, function
 from gradlab.profiling.emulate.compiled_triton import prepare
-from gradlab.profiling.emulate.executed import scratch_memory
 from gradlab.profiling.machine_code.targets import TARGETS
-from gradlab.profiling.ptx.execute import execute
+from gradlab.profiling.ptx.execute import execute, scratch_memory
 from gradlab.profiling.ptx.global_memory import Extent
 from gradlab.profiling.ptx.parse import parse
 from tests.ptx_kernels import run

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 HALF = ("float16", "bfloat16")
+# Facts of what is executed.
+EXECUTED = ("tensor_share", "traffic")
 # This CPU and others that `gradlab inspect` compiles for.
 CPUS = ("native", "x86-64-v3", "sapphirerapids", "neoverse-v2")
 
@@ -15,11 +17,16 @@ class Bound:
         fact: the number: spill_bytes, registers, occupancy, tensor, copies, atomics, wide_loads, wide_stores, ..., or
             wide_share, the part of global loads and stores that move 128 bits a thread. On CPUs the prefix
             `inner_` counts innermost loops only; inner_share is the part of their loads and stores that move several
-            elements, inner_width the part of a vector register that their widest instruction uses.
+            elements, inner_width the part of a vector register that their widest instruction uses. What a launch's
+            first program executes tells on torch: tensor_share, the cycles of tensor cores of those of the part of a
+            multiprocessor that needs the most; traffic, the bytes of the sectors that all programs touch, each
+            program's once, of the least that the Spec states for the pass.
         least, most: the limits, either or both; a kernel without the number passes.
         kernels: names, without `_` and `_kernel`; each must be among the op's.
         sides, dtypes, archs: where it applies; without archs on sm_80 and sm_90.
         case: which case's launches; the op's largest when not given.
+        per: axes, as "M V": the fact is `instructions`, of threads, that all programs execute in machine code, over
+            the product of these sizes of the case. As above, by the first program.
     """
 
     fact: str
@@ -30,6 +37,12 @@ class Bound:
     dtypes: tuple[str, ...] = ()
     archs: tuple[str, ...] = ("sm_80", "sm_90")
     case: str = ""
+    per: str = ""
+
+    @property
+    def executed(self) -> bool:
+        """Whether it speaks of what is executed, not of the code as it stands."""
+        return bool(self.per) or self.fact in EXECUTED
 
     def holds(self, value: float | None) -> bool:
         """Whether a number is within the limits."""
@@ -42,7 +55,8 @@ class Bound:
             return f"no {self.fact}"
         bounds = [f"at least {self.least:g}"] if self.least is not None else []
         bounds += [f"at most {self.most:g}"] if self.most is not None else []
-        return f"{self.fact} {' and '.join(bounds)}"
+        fact = f"{self.fact} per {self.per}" if self.per else self.fact
+        return f"{fact} {' and '.join(bounds)}"
 
 
 NO_SPILLS = Bound("spill_bytes", most=0)

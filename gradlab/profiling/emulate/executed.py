@@ -6,13 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from gradlab.profiling.emulate.launch import Launch
 from gradlab.profiling.emulate.result import LaunchResult
 from gradlab.profiling.machine_code import sass
 from gradlab.profiling.machine_code.targets import Target
-from gradlab.profiling.ptx.execute import execute
+from gradlab.profiling.ptx.execute import execute, scratch_memory
 from gradlab.profiling.ptx.global_memory import Extent
 from gradlab.profiling.ptx.parse import PTXError, parse
 from gradlab.profiling.ptx.program import Program
@@ -20,8 +18,6 @@ from gradlab.profiling.ptx.schedule import Budget
 
 # Instructions of warps that one launch may take: some minutes.
 BUDGET = 50_000_000
-# Bytes that the address of scratch memory is a multiple of: a tensor map lies in it.
-_ALIGNMENT = 128
 parsed = functools.lru_cache(maxsize=256)(parse)
 resources = functools.lru_cache(maxsize=256)(sass.resources)
 serialised = functools.lru_cache(maxsize=256)(sass.serialised)
@@ -72,13 +68,6 @@ def execute_launch(
         made.ptx,
         made.cubin,
     )
-
-
-def scratch_memory(size: int) -> np.ndarray:
-    """Zeros that begin where a GPU's allocation may: at a multiple of what a tensor map needs."""
-    whole = np.zeros(size + _ALIGNMENT, np.uint8)
-    start = -whole.ctypes.data % _ALIGNMENT
-    return whole[start : start + size]
 
 
 def _too_much(launch: Launch, program: Program, spent: Budget, budget: int) -> str:

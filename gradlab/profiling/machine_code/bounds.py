@@ -1,7 +1,8 @@
 """The Specs' codegen bounds against machine code: which kernels must be compiled for them, and which bounds hold."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 from gradlab.kernels.bounds import Bound
 from gradlab.kernels.spec import Spec
@@ -37,7 +38,10 @@ def subjects(
             if not set(bound.archs).intersection(archs):
                 continue
             case = case_of(s.op, bound.case or None)
-            named[s.op.name, case.name, s.side, s.dtype] = InspectSubject(s.op, case, s.side, s.dtype)
+            key = (s.op.name, case.name, s.side, s.dtype)
+            known = named.setdefault(key, InspectSubject(s.op, case, s.side, s.dtype))
+            if bound.executed and _applies(bound, s.side, s.dtype):
+                named[key] = replace(known, bounds=(*known.bounds, bound))
     return tuple(named.values())
 
 
@@ -49,7 +53,7 @@ def hold(ops: Sequence[Spec], sides: Sequence[str], codes: Iterable[Code]) -> li
 
 
 def _verdict(op: Spec, side: str, bound: Bound, codes: Sequence[Code]) -> Verdict | None:
-    if bound.sides and side not in bound.sides:
+    if not _applies(bound, side):
         return None
     case = case_of(op, bound.case or None).name
     there = [
@@ -64,7 +68,9 @@ def _verdict(op: Spec, side: str, bound: Bound, codes: Sequence[Code]) -> Verdic
     # An error without a kernel is every kernel's.
     checked = [c for c in there if not bound.kernels or c.kernel in bound.kernels or (c.error and c.kernel == "?")]
     broken = [f"{_where(c)}: {c.error}" for c in checked if c.error]
-    values = [(c, c.fact(bound.fact)) for c in checked if not c.error]
+    values = [(c, _value(op, bound, c)) for c in checked if not c.error]
+    if bound.executed:
+        broken += [f"{_where(c)}: not executed" for c, value in values if value is None]
     broken += [f"{_where(c)}: {bound.fact} is {value:.6g}" for c, value in values if not bound.holds(value)]
     # A bound on a kernel that no longer exists would hold for ever.
     missing = [name for name in bound.kernels if not any(c.kernel == name for c in there)]
@@ -72,6 +78,20 @@ def _verdict(op: Spec, side: str, bound: Bound, codes: Sequence[Code]) -> Verdic
     numbers = [value for _, value in values if value is not None]
     extreme = (min if bound.least is not None else max)(numbers) if numbers else None
     return Verdict(op.name, side, bound, len(checked), extreme, tuple(broken))
+
+
+def _applies(bound: Bound, side: str, dtype: str | None = None) -> bool:
+    """Whether it speaks of this side and dtype; what is executed is known on torch alone."""
+    if bound.executed and side != "torch":
+        return False
+    return (not bound.sides or side in bound.sides) and (dtype is None or not bound.dtypes or dtype in bound.dtypes)
+
+
+def _value(op: Spec, bound: Bound, code: Code) -> float | None:
+    if not bound.per:
+        return code.fact(bound.fact)
+    sizes, threads = op.at(case_of(op, code.case)).sizes, code.threads_executed()
+    return None if threads is None else threads / prod(sizes[axis] for axis in bound.per.split())
 
 
 def _where(code: Code) -> str:

@@ -4,8 +4,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from gradlab.kernels.bounds import EXECUTED
 from gradlab.profiling.machine_code.counts import Counts, CPUCounts
 from gradlab.profiling.machine_code.executed import FirstProgram
+from gradlab.profiling.ptx.counts import WARP
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Code:
         floor: minimum seconds of the op's whole pass: the FLOPs and minimum bytes of its Spec at the named
             ceiling; None for the second backward, whose work the Spec does not state.
         ceiling: in words, with its source.
+        least_bytes: that the pass must move, by the Spec; None as `floor`.
         file, line: the kernel's source, below the folder that the package lies in.
         error: why there is no machine code; then every number is 0.
     """
@@ -70,6 +73,7 @@ class Code:
     waves: float | None = None
     floor: float | None = None
     ceiling: str = ""
+    least_bytes: float | None = None
     file: str = ""
     line: int = 0
     error: str = ""
@@ -90,7 +94,12 @@ class Code:
         return self.side == "jax"
 
     def fact(self, name: str) -> float | None:
-        """A number of this kernel by name: of its own, of its counts, or a share of them; None where there is none."""
+        """A number of this kernel by name; None where there is none.
+
+        Its own, one of its counts, a share of them, or one of EXECUTED.
+        """
+        if name in EXECUTED:
+            return self._of_executed(name)
         if name in SHARES:
             some, all_ = (sum(getattr(self.counts, n) for n in names) for names in SHARES[name])
             return some / all_ if all_ else None
@@ -99,6 +108,16 @@ class Code:
                 return self.inner.bits / self.vector_bits
             return getattr(self.inner, name.removeprefix(INNER))
         return getattr(self, name) if hasattr(self, name) else getattr(self.counts, name)
+
+    def _of_executed(self, name: str) -> float | None:
+        done = self.executed
+        if done is None or name == "tensor_share":
+            return done.tensor_share if done else None
+        return done.programs * done.touched / self.least_bytes if self.least_bytes else None
+
+    def threads_executed(self) -> float | None:
+        """Instructions of threads in machine code that all programs execute, as the first one does; None if unknown."""
+        return WARP * self.executed.machine * self.executed.programs if self.executed else None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, the counts among them and the lines by number."""

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
 from gradlab.kernels.private import private_triton
-from gradlab.profiling.machine_code.found import Found
+from gradlab.profiling.machine_code.found import Binary, Found
 from gradlab.profiling.machine_code.targets import Target
-
-
-@dataclass(frozen=True)
-class Binary:
-    """The compiled kernel: the assembly (PTX or amdgcn), the machine code, and what a launch must set aside."""
-
-    assembly: str
-    code: bytes
-    shared: int
-    threads: int
 
 
 def compiled(found: Found, where: Target) -> Binary:
@@ -40,7 +29,8 @@ def compiled(found: Found, where: Target) -> Binary:
     assembly, code = ("ptx", "cubin") if where.backend == "cuda" else ("amdgcn", "hsaco")
     # Warp specialisation adds warps to the requested ones; the compiled kernel has the number.
     warps = made.metadata.num_warps
-    return Binary(made.asm[assembly], made.asm[code], made.metadata.shared, warps * where.lanes)
+    scratch = getattr(made.metadata, "global_scratch_size", 0)
+    return Binary(made.asm[assembly], made.asm[code], made.metadata.shared, warps * where.lanes, scratch)
 
 
 def begun(source: ASTSource, where: Target, warps: int, stages: int) -> Callable[[], str]:

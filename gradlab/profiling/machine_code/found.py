@@ -1,4 +1,4 @@
-"""A recorded launch before it is compiled; and the passes of an op that are searched for launches."""
+"""A recorded launch before and after it is compiled; and the passes of an op that are searched for launches."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,6 +30,21 @@ class Call:
     arguments: tuple[int, ...]
     extents: tuple[Extent, ...]
     holds: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Binary:
+    """The compiled kernel: the assembly (PTX or amdgcn), the machine code, and what a launch must set aside.
+
+    Attributes:
+        shared: bytes of shared memory of a program; scratch: of global memory of a program for itself.
+    """
+
+    assembly: str
+    code: bytes
+    shared: int
+    threads: int
+    scratch: int = 0
 
 
 @dataclass(frozen=True)

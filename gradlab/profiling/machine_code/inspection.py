@@ -12,12 +12,13 @@ from typing import Any
 
 from gradlab.autodiff.arguments.errors import FLOATS
 from gradlab.autodiff.frameworks.side import selected
+from gradlab.kernels.bounds import Bound
 from gradlab.kernels.spec import Case, Spec, spec, specs
 from gradlab.profiling.machine_code import amdgcn, sass
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.counts import Counts
 from gradlab.profiling.machine_code.executed import first_program
-from gradlab.profiling.machine_code.found import PARSER, Found
+from gradlab.profiling.machine_code.found import PARSER, Binary, Found
 from gradlab.profiling.machine_code.gpus import Ceilings, floor, gpu, gpu_for
 from gradlab.profiling.machine_code.targets import CPU, Target, occupancy, target
 from gradlab.profiling.machine_code.tools import tool
@@ -31,6 +32,7 @@ class InspectSubject:
 
     Attributes:
         find: finds them in a function that is no op of the package.
+        bounds: those that speak of what its kernels execute; the first program of these is executed.
     """
 
     op: Spec
@@ -38,6 +40,11 @@ class InspectSubject:
     side: str
     dtype: str
     find: Callable[[], list[Found]] | None = None
+    bounds: tuple[Bound, ...] = ()
+
+    def executes(self, kernel: str, arch: str) -> bool:
+        """Whether a bound wants the kernel executed."""
+        return any(arch in b.archs and (not b.kernels or kernel in b.kernels) for b in self.bounds)
 
 
 @dataclass(frozen=True)
@@ -186,10 +193,9 @@ def read(wanted: InspectRequest) -> Iterator[Code]:
             # Pallas is lowered for CUDA: it has no kernels for the others.
             where = [t for t in wanted.targets if subject.side == "torch" or t.backend == "cuda"]
             begun: list[Future[list[Code]]] = []
-            for device in ("cuda", "cpu"):
-                there = [t for t in where if isinstance(t, CPU) == (device == "cpu")]
+            for device, there in _devices(subject, where).items():
                 try:
-                    found = find(subject, device) if there else []
+                    found = find(subject, device)
                 except Exception as error:
                     begun += [pool.submit(_lost, subject, t, error) for t in there]
                     continue
@@ -197,7 +203,7 @@ def read(wanted: InspectRequest) -> Iterator[Code]:
                     if isinstance(t, CPU):
                         begun += [pool.submit(_assembled, wanted, subject, f, t) for f in found]
                     else:
-                        compiled = [pool.submit(_compiled, wanted, f, t) for f in found]
+                        compiled = [pool.submit(_compiled, wanted, subject, f, t) for f in found]
                         # Submitted after them, so that waiting for a compiler does not block the thread it needs.
                         begun.append(pool.submit(_read, wanted, subject, t, found, compiled))
             for done in ahead:
@@ -209,8 +215,17 @@ def read(wanted: InspectRequest) -> Iterator[Code]:
         pool.shutdown(cancel_futures=True)
 
 
+def _devices(subject: InspectSubject, where: Sequence[Target]) -> dict[str, list[Target]]:
+    """The architectures by whose launches they compile: on torch each has its own tiles, all CPUs have the same."""
+    found: dict[str, list[Target]] = {}
+    for t in where:
+        device = "cpu" if isinstance(t, CPU) else t.name if subject.side == "torch" else "cuda"
+        found.setdefault(device, []).append(t)
+    return found
+
+
 def find(subject: InspectSubject, device: str = "cuda") -> list[Found]:
-    """The kernels that it launches on "cuda" or, on torch, on "cpu"."""
+    """The kernels that it launches on "cuda" or, on torch, on "cpu" or on an architecture."""
     if subject.find is not None:
         return subject.find()
     module = importlib.import_module(f"gradlab.profiling.machine_code.launches_{subject.side}")
@@ -247,11 +262,11 @@ def _assembled(wanted: InspectRequest, subject: InspectSubject, found: Found, wh
         return [Code(**blank, error=_words(error))]
 
 
-def _compiled(wanted: InspectRequest, found: Found, where: Target) -> Any:
+def _compiled(wanted: InspectRequest, subject: InspectSubject, found: Found, where: Target) -> Any:
     """A kernel for a GPU and what is known of it before it is disassembled, or the exception."""
     try:
         made = importlib.import_module("gradlab.profiling.machine_code.compile_triton").compiled(found, where)
-        return made, _machine(wanted, found, where, made)
+        return made, _machine(wanted, subject, found, where, made)
     except Exception as error:
         return error
 
@@ -299,7 +314,9 @@ def _words(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _machine(wanted: InspectRequest, found: Found, where: Target, made: Any) -> tuple[dict[str, Any], dict[int, int]]:
+def _machine(
+    wanted: InspectRequest, subject: InspectSubject, found: Found, where: Target, made: Binary
+) -> tuple[dict[str, Any], dict[int, int]]:
     """What the machine code needs, how it fills a multiprocessor, and its instructions by line where that is wanted."""
     file, lines = found.file if wanted.lines else "", {}
     if where.backend == "cuda":
@@ -313,7 +330,8 @@ def _machine(wanted: InspectRequest, found: Found, where: Target, made: Any) -> 
         if file:
             lines = dict(amdgcn.count(made.assembly, file).lines)
     full = occupancy(where, registers, made.threads, made.shared + static)
-    call = found.call if wanted.executed and where.backend == "cuda" else None
+    executed = where.backend == "cuda" and (wanted.executed or subject.executes(found.kernel, where.name))
+    call = found.call if executed else None
     machine = gpu_for(where, wanted.gpu)
     return {
         "threads": made.threads,
@@ -321,7 +339,7 @@ def _machine(wanted: InspectRequest, found: Found, where: Target, made: Any) -> 
         "stack": stack,
         "shared_static": static,
         "shared_dynamic": made.shared,
-        "executed": first_program(call, made.assembly, made.threads, made.shared, found.file) if call else None,
+        "executed": first_program(call, made, where, found.file) if call else None,
         "gpu": machine.name,
         "blocks": full.blocks if full else None,
         "occupancy": full.share if full else None,
@@ -337,8 +355,9 @@ def _least(wanted: InspectRequest, subject: InspectSubject, direction: str, wher
     if direction not in flops:
         return {}
     ceilings = (wanted.ceilings or {}).get(where.name) or gpu_for(where, wanted.gpu).ceilings
-    least = floor(flops[direction], at.bytes(subject.dtype)[direction], subject.dtype, ceilings)
-    return {"floor": least.seconds, "ceiling": least.ceiling}
+    moved = at.bytes(subject.dtype)[direction]
+    least = floor(flops[direction], moved, subject.dtype, ceilings)
+    return {"floor": least.seconds, "ceiling": least.ceiling, "least_bytes": moved}
 
 
 def _no_case(name: str | None) -> tuple[InspectSubject, ...]:

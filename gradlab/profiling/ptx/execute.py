@@ -16,6 +16,8 @@ from gradlab.profiling.ptx.shadow import bytes_per_block
 
 # Lanes at once: enough that NumPy's cost for a call is small beside its work, few enough for a CPU's caches.
 AT_ONCE = 4096
+# Bytes that the address of scratch memory is a multiple of: a tensor map lies in it.
+_ALIGNMENT = 128
 # Bytes of shared memory at once.
 _SHARED_AT_ONCE = 1 << 25
 # Bytes of what is known about it.
@@ -97,3 +99,10 @@ def execute(
     found = faults.found.values()
     wrong, repaired = ([fault for fault in found if fault.repaired == which] for which in (False, True))
     return Executed(program, counts, wrong, repaired)
+
+
+def scratch_memory(size: int) -> np.ndarray:
+    """Zeros that begin where a GPU's allocation may: at a multiple of what a tensor map needs."""
+    whole = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -whole.ctypes.data % _ALIGNMENT
+    return whole[start : start + size]
