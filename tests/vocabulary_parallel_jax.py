@@ -160,10 +160,10 @@ def native_linear(h, w, t, b, a, weighted, **options):
 
 @check(
     ("4", True, 1024, {"reduction": "mean", "ignore_index": 2, **EVERY}),
-    ("4", False, 1024, {"reduction": "mean", "ignore_index": 2, **EVERY}),
+    ("4", False, 1024, {"reduction": "mean", "ignore_index": 2, "logits_memory": 10**6, **EVERY}),
     ("2 x 4", True, 3, {"reduction": "none", "ignore_index": 2, **EVERY}),
     ("(2 x 2) x 2", False, 3, {"reduction": "none", "z_loss": 0.2}),
-    ("8", True, 1024, {"reduction": "sum"}),
+    ("8", True, 1024, {"reduction": "sum", "logits_memory": 10**6}),
 )
 def linear_as_unsharded(where, typed, chunk, options):
     """linear_cross_entropy's values, gradients and second derivatives in float64, by chunks of 3 classes too."""
