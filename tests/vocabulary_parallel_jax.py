@@ -277,7 +277,7 @@ def on_meshes(kind):
         "none": (lambda x, t: lab.cross_entropy(x, t, reduction="none", softcap=2.0), (x, labels), (u,), (0,)),
         "soft": (lambda x, q, a: lab.cross_entropy(x, q, weight=a), (x, q, a), (u, u), (0, 1)),
         "linear": (
-            lambda h, w, t, b: lab.linear_cross_entropy(h, w, t, b, **options),
+            lambda h, w, t, b: lab.linear_cross_entropy(h, w, t, b, logits_memory=10**6, **options),
             (h, w, labels, b),
             (uh, uw, ub),
             (0, 1, 3),
