@@ -222,6 +222,10 @@ def uses(framework):
             ),
             "grid_expression": lambda: callable(p.grid_expression),
             "cpp_compiler": lambda: isinstance(p.cpp_compiler(), str),
+            "inductor_compiles": lambda: callable(p.inductor_compiles().triton),
+            "inductor_sources": lambda: p.inductor_sources().load("one = 1").one == 1,
+            "inductor_tiles": lambda: callable(p.inductor_tiles().preprocess_mm_configs),
+            "inductor_settings": lambda: isinstance(p.inductor_settings().cpu_backend, str),
         }
     if framework == "triton":
         import inspect
