@@ -26,23 +26,23 @@ from gradlab.kernels.runtime.mesh_pallas import compiled
 OP = "linear_cross_entropy"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9))
-def _loss_rule(h, w, t, b, a, first, settings, axes, with_n, memory):
-    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics, of x = h w + b.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9, 10))
+def _loss_rule(h, w, t, b, a, first, settings, axes, with_n, memory, keeping):
+    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, the row statistics and kept logits, of x = h w + b.
 
-    For backward logits are kept in up to `memory` bytes.
+    `keeping` is what a gradient asks for: logits in up to `memory` bytes, else None.
     """
-    return kernels.loss(h, w, t, b, a, first, settings, axes)[:3]
-
-
-def _loss_fwd(h, w, t, b, a, first, settings, axes, with_n, memory):
     M, size = math.prod(h.shape[:-1]), jnp.dtype(accumulator(h.dtype)).itemsize
-    classes = kept(M, w.shape[0], w.shape[1], size, memory)
-    y, n, s, x = loss_and_logits(h, w, t, b, a, first, settings, axes, with_n, classes)
-    return (y, n, s), (h, w, t, b, a, first, s, x)
+    classes = kept(M, w.shape[0], w.shape[1], size, memory) if keeping else 0
+    return kernels.loss(h, w, t, b, a, first, settings, axes, classes)
 
 
-def _loss_bwd(settings, axes, with_n, memory, saved, cotangents):
+def _loss_fwd(h, w, t, b, a, first, settings, axes, with_n, memory, keeping):
+    y, n, s, x = loss(h, w, t, b, a, first, settings, axes, with_n, memory, True)
+    return (y, n, s, x if keeping else None), (h, w, t, b, a, first, s, x)
+
+
+def _loss_bwd(settings, axes, with_n, memory, keeping, saved, cotangents):
     # What is kept for backward has no cotangent.
     dy, dn, *_ = cotangents
     dh, dw, db = backward(dy, dn if with_n else None, *saved, settings, axes)
@@ -50,22 +50,7 @@ def _loss_bwd(settings, axes, with_n, memory, saved, cotangents):
 
 
 _loss_rule.defvjp(_loss_fwd, _loss_bwd)
-loss = compiled(_loss_rule, static_argnums=(6, 7, 8, 9))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9))
-def _loss_and_logits_rule(h, w, t, b, a, first, settings, axes, with_n, classes):
-    """y, n, the row statistics, and the logits x of the first classes, None of none."""
-    return kernels.loss(h, w, t, b, a, first, settings, axes, classes)
-
-
-def _loss_and_logits_fwd(*args):
-    y, n, s, x = loss_and_logits(*args)
-    return (y, n, s, x), (*args[:6], s, x)
-
-
-_loss_and_logits_rule.defvjp(_loss_and_logits_fwd, _loss_bwd)
-loss_and_logits = compiled(_loss_and_logits_rule, static_argnums=(6, 7, 8, 9))
+loss = compiled(_loss_rule, static_argnums=(6, 7, 8, 9, 10))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(10, 11))
@@ -238,7 +223,7 @@ def linear_cross_entropy(
     a = None if a is None else jax.lax.stop_gradient(a)
     t, settings = rows_of(OP, labels, axes.V if axes else V, settings)
     reducing = Reduction(reduction, float(z_loss), return_z_loss)
-    y, n, _ = loss(h, w, t, b, a, first, settings, axes, reducing.with_n, logits_memory)
+    y, n, *_ = loss(h, w, t, b, a, first, settings, axes, reducing.with_n, logits_memory, False)
     return reduced(y, n, t, a, V, settings, reducing, h.dtype, first, axes)
 
 
