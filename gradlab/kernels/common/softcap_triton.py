@@ -31,3 +31,39 @@ def cap_slope(x, CAP: tl.constexpr):
     """The derivative of `capped` at x, 1 / cosh(x / CAP)^2, without cancellation near the cap; CAP > 0."""
     e = tl.exp(-2 * tl.abs(x / CAP))
     return 4 * e / ((1 + e) * (1 + e))
+
+
+@kernel
+def _reciprocal(e):
+    """1 / (1 + e) of e > 0, in two instructions of a GPU: a division takes care of what does not come here."""
+    root = tl.rsqrt(1 + e)
+    return root * root
+
+
+@kernel
+def capped_logits(x, CAP: tl.constexpr, IN: tl.constexpr):
+    """`capped` of logits x that lie in memory in dtype IN; NaN for NaN."""
+    if CAP > 0:
+        if IN.primitive_bitwidth == 16:
+            # tanh(x / CAP) = 1 - 2 r, off by float32's step at 1: as exact as logits of 16 bits are.
+            x = CAP - 2 * CAP * _reciprocal(tl.exp2(x * (2 * 1.4426950408889634 / CAP)))
+        else:
+            x = capped(x, CAP)
+    return x
+
+
+@kernel
+def capped_logits_and_slope(x, CAP: tl.constexpr, IN: tl.constexpr):
+    """(`capped`, `cap_slope`) of logits x that lie in memory in dtype IN; without a CAP the slope is not to be used."""
+    slope = x
+    if CAP > 0:
+        if IN.primitive_bitwidth == 16:
+            # Not so far that e is infinite; NaN stays.
+            e = tl.exp2(tl.minimum(x * (2 * 1.4426950408889634 / CAP), 100.0, propagate_nan=tl.PropagateNan.ALL))
+            r = _reciprocal(e)
+            x = CAP - 2 * CAP * r
+            slope = 4 * e * r * r
+        else:
+            slope = cap_slope(x, CAP)
+            x = capped(x, CAP)
+    return x, slope
