@@ -99,19 +99,22 @@ def _row_loss_kernel(
     s_ptr,
     M, V, D, IGNORE, FIRST, TOTAL,
     EPS: tl.constexpr, CAP: tl.constexpr, HAS_A: tl.constexpr, PART: tl.constexpr, ACC: tl.constexpr,
-    EDGES: tl.constexpr, PAIRS: tl.constexpr, U: tl.constexpr, B: tl.constexpr, G: tl.constexpr, TAIL: tl.constexpr,
+    EDGES: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
+    U: tl.constexpr, B: tl.constexpr, G: tl.constexpr, TAIL: tl.constexpr,
 ):
     """`_loss_kernel` of classes t in long rows; grid (M); a program owns y[m], n[m] and s[3 m], or s[4 m]."""
     m = tl.program_id(0).to(tl.int64)
     total = TOTAL if PART else V
     t, here, in_range, valid = row_class(t_ptr, t_m, m, V, total, IGNORE, FIRST, PART)
     x_ptr, lo, hi = row_at(x_ptr, x_n, x_d, m, D, V, EDGES, G)
-    ref = row_reference(x_ptr, lo, CAP, EPS > 0, ACC)
+    ref = row_reference(x_ptr, lo, CAP, EPS > 0, HALF, ACC)
     # Nothing is read of a row that is ignored.
     row_max, sum_exp, gap = row_softmax(
-        x_ptr, lo, tl.where(valid, hi, 0), ref, CAP, EPS > 0, False, EDGES, PAIRS, ACC, U, B, G, TAIL,
+        x_ptr, lo, tl.where(valid, hi, 0), ref, CAP, EPS > 0, False, EDGES, HALF, PAIRS, ACC, U, B, G, TAIL,
     )
-    r_dot, r_sum, _ = row_target(x_ptr, lo, t, here, row_max, gap, ref, a_ptr, a_v, V, total, EPS, CAP, HAS_A, ACC)
+    r_dot, r_sum, _ = row_target(
+        x_ptr, lo, t, here, row_max, gap, ref, a_ptr, a_v, V, total, EPS, CAP, HAS_A, HALF, ACC,
+    )
     if PART:
         store_part(s_ptr + m, M, m < M, row_max, sum_exp, r_dot, r_sum)
     else:
@@ -244,7 +247,7 @@ def loss(
     known = constants(settings, s.dtype, a)
     # fmt: off
     if long_rows(x, t, a, known["EPS"]):
-        warps = 8 if V >= 2**15 else 4
+        warps = 8 if V >= 2**16 else 4 if V >= 2**13 else 2
         launch(
             _row_loss_kernel, [M],
             x, x.stride(0), x.stride(2),

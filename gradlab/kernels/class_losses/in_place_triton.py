@@ -44,6 +44,8 @@ from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, la
 
 # Logits of a row that one program holds in registers; a longer row is read again.
 HELD = 2**14
+# Programs that scale a gradient: as many as a GPU has at once. Most often there is nothing to do.
+SCALERS = 1024
 
 
 # fmt: off
@@ -58,7 +60,8 @@ def _row_with_gradient_kernel(
     V, D, IGNORE, Z_LOSS,
     EPS: tl.constexpr, CAP: tl.constexpr, HAS_A: tl.constexpr, MEAN: tl.constexpr, HELD: tl.constexpr,
     ACC: tl.constexpr,
-    EDGES: tl.constexpr, PAIRS: tl.constexpr, U: tl.constexpr, B: tl.constexpr, G: tl.constexpr, TAIL: tl.constexpr,
+    EDGES: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
+    U: tl.constexpr, B: tl.constexpr, G: tl.constexpr, TAIL: tl.constexpr,
 ):
     """`_loss_with_gradient_kernel` of classes t in long rows; grid (M); a program owns row m."""
     m = tl.program_id(0).to(tl.int64)
@@ -69,15 +72,15 @@ def _row_with_gradient_kernel(
         dn = dn / tl.load(div_ptr + 1)
     t, here, in_range, valid = row_class(t_ptr, t_m, m, V, V, IGNORE, 0, False)
     x_ptr, lo, hi = row_at(x_ptr, x_n, x_d, m, D, V, EDGES, G)
-    ref = row_reference(x_ptr, lo, CAP, EPS > 0, ACC)
+    ref = row_reference(x_ptr, lo, CAP, EPS > 0, HALF, ACC)
     if HELD:
         x, inside = block_at(x_ptr, 0, hi, True, False, PAIRS, ACC, U, B, G)
-        row_max, sum_exp, gap, p = held_softmax(x, inside, ref, CAP, EPS > 0, x_ptr.dtype.element_ty)
+        row_max, sum_exp, gap, p = held_softmax(x, inside, ref, CAP, EPS > 0, HALF)
     else:
         row_max, sum_exp, gap = row_softmax(
-            x_ptr, lo, tl.where(valid, hi, 0), ref, CAP, EPS > 0, True, EDGES, PAIRS, ACC, U, B, G, TAIL,
+            x_ptr, lo, tl.where(valid, hi, 0), ref, CAP, EPS > 0, True, EDGES, HALF, PAIRS, ACC, U, B, G, TAIL,
         )
-    r_dot, r_sum, x_t = row_target(x_ptr, lo, t, here, row_max, gap, ref, a_ptr, a_v, V, V, EPS, CAP, HAS_A, ACC)
+    r_dot, r_sum, x_t = row_target(x_ptr, lo, t, here, row_max, gap, ref, a_ptr, a_v, V, V, EPS, CAP, HAS_A, HALF, ACC)
     log_sum = tl.log(sum_exp)
     lse = row_max + log_sum
     tl.store(y_ptr + m, row_masked(r_dot + r_sum * log_sum, in_range, valid))
@@ -87,16 +90,16 @@ def _row_with_gradient_kernel(
     a, c, e = powers(row_max, ACC)
     if valid:
         if HELD:
-            g = held_gradient(x, p, k, less, CAP, EPS > 0, x_ptr.dtype.element_ty)
+            g = held_gradient(x, p, k, less, CAP, EPS > 0, HALF)
             at = group(U, B, G) + tl.arange(0, G)[None, None, :]
             tl.store(x_ptr + at, g.to(x_ptr.dtype.element_ty), mask=inside)
         else:
             row_gradient(
-                x_ptr, x_ptr, lo, hi, a, c, k * tl.exp2(-e), less, CAP, EPS > 0, EDGES, PAIRS, ACC, U, B, G, TAIL,
+                x_ptr, x_ptr, lo, hi, a, c, k * tl.exp2(-e), less, CAP, EPS > 0, EDGES, HALF, PAIRS, ACC, U, B, G, TAIL,
             )
     else:
         zero_row(x_ptr, lo, hi, EDGES, TAIL, B, G)
-    own = gradient(x_t, a, c, k * tl.exp2(-e), less + dy * (r_sum - EPS), CAP, True, x_ptr.dtype.element_ty)
+    own = gradient(x_t, a, c, k * tl.exp2(-e), less + dy * (r_sum - EPS), CAP, True, HALF)
     # The row is written by all threads, this class after it.
     tl.debug_barrier()
     tl.store(x_ptr + lo + t, own.to(x_ptr.dtype.element_ty), mask=here)
@@ -164,17 +167,17 @@ def _scale_kernel(
     M, V, D,
     ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """g[m v] *= c in place, and nothing read or written where c = 1; grid (M/BM * V/BV); a program owns g[BM BV]."""
+    """g[m v] *= c in place, and nothing read or written where c = 1; grid (I), of which each owns every I-th g[BM BV]."""
     c = tl.load(c_ptr).to(ACC)
     if c != 1.0:
         tiles_v = tl.cdiv(V, BV)
-        m = (tl.program_id(0) // tiles_v * BM + tl.arange(0, BM)).to(tl.int64)
-        v = (tl.program_id(0) % tiles_v * BV + tl.arange(0, BV)).to(tl.int64)
-        inside = (m < M)[:, None] & (v < V)[None, :]
-        # A name of its own: a compiled `if` may not change a name's type, here from a pointer to a tile of pointers.
-        tile_ptr = g_ptr + (m // D * g_n + m % D * g_d)[:, None] + v[None, :] * g_v
-        g = tl.load(tile_ptr, mask=inside, other=0.0).to(ACC)
-        tl.store(tile_ptr, (g * c).to(g_ptr.dtype.element_ty), mask=inside)
+        for i in range(tl.program_id(0), tl.cdiv(M, BM) * tiles_v, tl.num_programs(0)):
+            m = (i // tiles_v * BM + tl.arange(0, BM)).to(tl.int64)
+            v = (i % tiles_v * BV + tl.arange(0, BV)).to(tl.int64)
+            inside = (m < M)[:, None] & (v < V)[None, :]
+            tile_ptr = g_ptr + (m // D * g_n + m % D * g_d)[:, None] + v[None, :] * g_v
+            g = tl.load(tile_ptr, mask=inside, other=0.0).to(ACC)
+            tl.store(tile_ptr, (g * c).to(g_ptr.dtype.element_ty), mask=inside)
 # fmt: on
 
 
@@ -282,7 +285,7 @@ def scale_(g: torch.Tensor, c: torch.Tensor) -> None:
     BM, BV = tile(g)
     # fmt: off
     launch(
-        _scale_kernel, [-(-N * D // BM) * -(-V // BV)],
+        _scale_kernel, [min(SCALERS, -(-N * D // BM) * -(-V // BV))],
         c,
         g, *g.stride(),
         N * D, V, D,

@@ -52,7 +52,7 @@ def powers(top, ACC: tl.constexpr):
 
 @kernel
 def row_class(t_ptr, t_m, m, V, TOTAL, IGNORE, FIRST, PART: tl.constexpr):
-    """(t, here, in_range, valid) of row m: the class from FIRST on, whether it is among these V, of TOTAL, not ignored."""
+    """(t, here, in_range, valid): the class of row m from FIRST on; whether it is one of these V, of TOTAL, not ignored."""
     t = tl.load(t_ptr + m * t_m).to(tl.int64)
     in_range = (t >= 0) & (t < TOTAL)
     valid = t != IGNORE
@@ -125,12 +125,12 @@ def edges(lo, hi, G: tl.constexpr):
 @kernel
 def one_block(
     top, total, gap, x_ptr, i, hi, ref,
-    CAP: tl.constexpr, SMOOTH: tl.constexpr, MASKED: tl.constexpr, AGAIN: tl.constexpr, PAIRS: tl.constexpr,
-    ACC: tl.constexpr, n: tl.constexpr, B: tl.constexpr, G: tl.constexpr,
+    CAP: tl.constexpr, SMOOTH: tl.constexpr, MASKED: tl.constexpr, AGAIN: tl.constexpr, HALF: tl.constexpr,
+    PAIRS: tl.constexpr, ACC: tl.constexpr, n: tl.constexpr, B: tl.constexpr, G: tl.constexpr,
 ):
     """One more block: by group its maximum, sum exp(z - top) 2^e, and if SMOOTH the sum of ref - z."""
     x, inside = block_at(x_ptr, i, hi, MASKED, AGAIN, PAIRS, ACC, n, B, G)
-    z = capped_logits(x, CAP, x_ptr.dtype.element_ty)
+    z = capped_logits(x, CAP, HALF)
     if MASKED & (CAP > 0):
         z = tl.where(inside, z, float("-inf"))
     new = tl.maximum(top, tl.max(tl.max(z, axis=2), axis=0))
@@ -149,8 +149,8 @@ def one_block(
 @kernel
 def row_softmax(
     x_ptr, lo, hi, ref,
-    CAP: tl.constexpr, SMOOTH: tl.constexpr, AGAIN: tl.constexpr, EDGES: tl.constexpr, PAIRS: tl.constexpr,
-    ACC: tl.constexpr, U: tl.constexpr, B: tl.constexpr, G: tl.constexpr, TAIL: tl.constexpr,
+    CAP: tl.constexpr, SMOOTH: tl.constexpr, AGAIN: tl.constexpr, EDGES: tl.constexpr, HALF: tl.constexpr,
+    PAIRS: tl.constexpr, ACC: tl.constexpr, U: tl.constexpr, B: tl.constexpr, G: tl.constexpr, TAIL: tl.constexpr,
 ):
     """(row_max, sum exp(z - row_max), sum of ref - z if SMOOTH) of the logits x_ptr[lo:hi], lo < G."""
     top = tl.zeros((B,), ACC) + lowest(ACC)
@@ -160,16 +160,16 @@ def row_softmax(
     end = begin + tl.maximum(hi - begin, 0) // (U * B * G) * (U * B * G)
     for i in range(begin, end, U * B * G):
         top, total, gap = one_block(
-            top, total, gap, x_ptr, i, hi, ref, CAP, SMOOTH, False, AGAIN, PAIRS, ACC, U, B, G,
+            top, total, gap, x_ptr, i, hi, ref, CAP, SMOOTH, False, AGAIN, HALF, PAIRS, ACC, U, B, G,
         )
     for i in range(end, hi - (G - 1), TAIL * B * G):
         top, total, gap = one_block(
-            top, total, gap, x_ptr, i, hi, ref, CAP, SMOOTH, True, AGAIN, PAIRS, ACC, TAIL, B, G,
+            top, total, gap, x_ptr, i, hi, ref, CAP, SMOOTH, True, AGAIN, HALF, PAIRS, ACC, TAIL, B, G,
         )
     row_max = tl.max(top, axis=0)
     if EDGES:
         at, inside = edges(lo, hi, G)
-        z = capped_logits(tl.load(x_ptr + at, mask=inside, other=0.0).to(ACC), CAP, x_ptr.dtype.element_ty)
+        z = capped_logits(tl.load(x_ptr + at, mask=inside, other=0.0).to(ACC), CAP, HALF)
         z = tl.where(inside, z, float("-inf"))
         row_max = tl.maximum(row_max, tl.max(z, axis=0))
     _, _, e = powers(top, ACC)
@@ -187,7 +187,7 @@ def row_softmax(
 @kernel
 def row_target(
     x_ptr, lo, t, here, row_max, gap, ref, a_ptr, a_v, V, TOTAL,
-    EPS: tl.constexpr, CAP: tl.constexpr, HAS_A: tl.constexpr, ACC: tl.constexpr,
+    EPS: tl.constexpr, CAP: tl.constexpr, HAS_A: tl.constexpr, HALF: tl.constexpr, ACC: tl.constexpr,
 ):
     """(r_dot, r_sum, x_t): sum_v r (row_max - z), sum_v r and the logit of class t, which is among these if `here`."""
     x_t = tl.load(x_ptr + lo + t, mask=here, other=0.0).to(ACC)
@@ -197,7 +197,7 @@ def row_target(
     top = tl.where(row_max == float("-inf"), 0.0, row_max)
     r_sum = weight * (1 - EPS)
     # (row_max - z) first: logits far from zero cancel exactly. A class of probability 0 costs nothing.
-    r_dot = tl.where(r_sum == 0, 0.0, r_sum * (top - capped_logits(x_t, CAP, x_ptr.dtype.element_ty)))
+    r_dot = tl.where(r_sum == 0, 0.0, r_sum * (top - capped_logits(x_t, CAP, HALF)))
     if EPS > 0:
         spread = tl.full((), EPS, ACC) / TOTAL
         r_dot += spread * (V * (top - ref) + gap)
@@ -206,19 +206,19 @@ def row_target(
 
 
 @kernel
-def row_reference(x_ptr, lo, CAP: tl.constexpr, SMOOTH: tl.constexpr, ACC: tl.constexpr):
+def row_reference(x_ptr, lo, CAP: tl.constexpr, SMOOTH: tl.constexpr, HALF: tl.constexpr, ACC: tl.constexpr):
     """A logit from which the sum of all is counted, so that those far from zero lose no digits; 0 unless SMOOTH."""
     ref = tl.full((), 0.0, ACC)
     if SMOOTH:
-        ref = capped_logits(tl.load(x_ptr + lo).to(ACC), CAP, x_ptr.dtype.element_ty)
+        ref = capped_logits(tl.load(x_ptr + lo).to(ACC), CAP, HALF)
         ref = tl.where(tl.abs(ref) <= -lowest(ACC), ref, 0.0)
     return ref
 
 
 @kernel
-def gradient(x, a, c, k, less, CAP: tl.constexpr, SMOOTH: tl.constexpr, IN: tl.constexpr):
-    """z' (k 2^(fma(z, a, -c)) - less) of logits x of dtype IN, `less` being one for all classes and 0 unless SMOOTH."""
-    z, slope = capped_logits_and_slope(x, CAP, IN)
+def gradient(x, a, c, k, less, CAP: tl.constexpr, SMOOTH: tl.constexpr, HALF: tl.constexpr):
+    """z' (k 2^(fma(z, a, -c)) - less) of logits x, `less` being one for all classes and 0 unless SMOOTH."""
+    z, slope = capped_logits_and_slope(x, CAP, HALF)
     g = tl.exp2(tl.fma(z, a, -c))
     if SMOOTH:
         g = tl.fma(g, k, -less)
@@ -230,9 +230,11 @@ def gradient(x, a, c, k, less, CAP: tl.constexpr, SMOOTH: tl.constexpr, IN: tl.c
 
 
 @kernel
-def held_softmax(x, inside, ref, CAP: tl.constexpr, SMOOTH: tl.constexpr, IN: tl.constexpr):
+def held_softmax(x, inside, ref, CAP: tl.constexpr, SMOOTH: tl.constexpr, HALF: tl.constexpr):
     """`row_softmax` of a whole row x[U B G], and p = exp(z - row_max)."""
-    z = tl.where(inside, capped_logits(x, CAP, IN), float("-inf"))
+    z = capped_logits(x, CAP, HALF)
+    if CAP > 0:
+        z = tl.where(inside, z, float("-inf"))
     row_max = tl.max(tl.max(tl.max(z, axis=2), axis=0), axis=0)
     p = tl.exp2((z - row_max) * LOG2_E)
     gap = ref * 0
@@ -242,13 +244,13 @@ def held_softmax(x, inside, ref, CAP: tl.constexpr, SMOOTH: tl.constexpr, IN: tl
 
 
 @kernel
-def held_gradient(x, p, k, less, CAP: tl.constexpr, SMOOTH: tl.constexpr, IN: tl.constexpr):
+def held_gradient(x, p, k, less, CAP: tl.constexpr, SMOOTH: tl.constexpr, HALF: tl.constexpr):
     """z' (k p - less), what `gradient` is of a row whose p are there."""
     g = p * k
     if SMOOTH:
         g -= less
     if CAP > 0:
-        _, slope = capped_logits_and_slope(x, CAP, IN)
+        _, slope = capped_logits_and_slope(x, CAP, HALF)
         g *= slope
     return g
 
@@ -256,27 +258,26 @@ def held_gradient(x, p, k, less, CAP: tl.constexpr, SMOOTH: tl.constexpr, IN: tl
 @kernel
 def row_gradient(
     x_ptr, d_ptr, lo, hi, a, c, k, less,
-    CAP: tl.constexpr, SMOOTH: tl.constexpr, EDGES: tl.constexpr, PAIRS: tl.constexpr,
+    CAP: tl.constexpr, SMOOTH: tl.constexpr, EDGES: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
     ACC: tl.constexpr, U: tl.constexpr, B: tl.constexpr, G: tl.constexpr, TAIL: tl.constexpr,
 ):
     """d_ptr[lo:hi], the gradient of x_ptr[lo:hi], which it may be itself: whoever writes an element has read it."""
-    read: tl.constexpr = x_ptr.dtype.element_ty
     written: tl.constexpr = d_ptr.dtype.element_ty
     begin = EDGES * G
     end = begin + tl.maximum(hi - begin, 0) // (U * B * G) * (U * B * G)
     lanes = tl.arange(0, G)[None, None, :]
     for i in range(begin, end, U * B * G):
         x, _ = block_at(x_ptr, i, hi, False, False, PAIRS, ACC, U, B, G)
-        g = gradient(x, a, c, k, less, CAP, SMOOTH, read).to(written)
+        g = gradient(x, a, c, k, less, CAP, SMOOTH, HALF).to(written)
         tl.store(d_ptr + i + group(U, B, G) + lanes, g)
     for i in range(end, hi - (G - 1), TAIL * B * G):
         x_last, inside = block_at(x_ptr, i, hi, True, False, PAIRS, ACC, TAIL, B, G)
-        g_last = gradient(x_last, a, c, k, less, CAP, SMOOTH, read).to(written)
+        g_last = gradient(x_last, a, c, k, less, CAP, SMOOTH, HALF).to(written)
         tl.store(d_ptr + i + group(TAIL, B, G) + lanes, g_last, mask=inside)
     if EDGES:
         at, at_edge = edges(lo, hi, G)
         x_edge = tl.load(x_ptr + at, mask=at_edge, other=0.0).to(ACC)
-        tl.store(d_ptr + at, gradient(x_edge, a, c, k, less, CAP, SMOOTH, read).to(written), mask=at_edge)
+        tl.store(d_ptr + at, gradient(x_edge, a, c, k, less, CAP, SMOOTH, HALF).to(written), mask=at_edge)
 
 
 @kernel
@@ -296,27 +297,30 @@ def zero_row(
 
 def long_rows(x: torch.Tensor, t: torch.Tensor | None, a: torch.Tensor | None, smoothing: float) -> bool:
     """Whether rows of logits x[N V D] are walked over: long ones of neighbours, whose targets are numbers of a row."""
-    return t is not None and not (smoothing and a is not None) and x.stride(1) == 1 and x.shape[1] >= LONG
+    return t is not None and not (smoothing and a is not None) and x.stride(1) == 1 and LONG <= x.shape[1] < 2**30
 
 
-def row_tile(x: torch.Tensor, warps: int, steps: int = 8) -> dict[str, Any]:
-    """How a program of so many warps walks over a row of x[N V D], `steps` loads of each thread at a time."""
+def row_tile(x: torch.Tensor, warps: int) -> dict[str, Any]:
+    """How a program of so many warps walks over a row of x[N V D]: 64 logits a thread at a time, 32 of float64."""
     N, V, D = x.shape
     if sized_for(x.device) == "cpu":
         U = block(V, TILE)
-        return {"EDGES": False, "PAIRS": False, "U": U, "B": 1, "G": 1, "TAIL": U}
+        return {"EDGES": False, "HALF": False, "PAIRS": False, "U": U, "B": 1, "G": 1, "TAIL": U}
     G = 16 // x.element_size()
     B = 32 * warps
-    U = block(V // (B * G), steps, least=1)
+    U = block(V // (B * G), 64 // G if G > 2 else 16, least=1)
     parted = V % G != 0 or (N > 1 and x.stride(0) % G != 0) or (D > 1 and x.stride(2) % G != 0)
-    left = (V - parted * G) % (U * B * G)
+    left = -(-((V - parted * G) % (U * B * G)) // (B * G))
+    # What is left of whole blocks goes in blocks of TAIL B groups, each of which costs as much as 3 more.
+    tails = [1 << n for n in range(U.bit_length())]
     return {
         "EDGES": parted,
+        "HALF": x.element_size() == 2,
         "PAIRS": x.dtype == torch.bfloat16 and x.data_ptr() % 16 == 0,
         "U": U,
         "B": B,
         "G": G,
-        "TAIL": U if 8 * left > 5 * U * B * G else 1,
+        "TAIL": min(tails, key=lambda n: -(-left // n) * (n + 3)),
     }
 
 
@@ -326,7 +330,7 @@ def held_tile(x: torch.Tensor, most: int) -> tuple[int, dict[str, Any]] | None:
     if sized_for(x.device) == "cpu":
         return (1, {**row_tile(x, 1), "U": block(V, most)}) if V <= most else None
     lanes = block(V, most)
-    warps = max(4, min(16, lanes // 1024))
+    warps = max(1, min(8, lanes // 2048))
     how = row_tile(x, warps)
     if V > most or how["EDGES"]:
         return None

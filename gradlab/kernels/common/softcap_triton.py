@@ -41,11 +41,11 @@ def _reciprocal(e):
 
 
 @kernel
-def capped_logits(x, CAP: tl.constexpr, IN: tl.constexpr):
-    """`capped` of logits x that lie in memory in dtype IN; NaN for NaN."""
+def capped_logits(x, CAP: tl.constexpr, HALF: tl.constexpr):
+    """`capped`; HALF if logits x have 16 bits in memory: then as exact as those are."""
     if CAP > 0:
-        if IN.primitive_bitwidth == 16:
-            # tanh(x / CAP) = 1 - 2 r, off by float32's step at 1: as exact as logits of 16 bits are.
+        if HALF:
+            # tanh(x / CAP) = 1 - 2 r is off by float32's step at 1 where it is small.
             x = CAP - 2 * CAP * _reciprocal(tl.exp2(x * (2 * 1.4426950408889634 / CAP)))
         else:
             x = capped(x, CAP)
@@ -53,11 +53,11 @@ def capped_logits(x, CAP: tl.constexpr, IN: tl.constexpr):
 
 
 @kernel
-def capped_logits_and_slope(x, CAP: tl.constexpr, IN: tl.constexpr):
-    """(`capped`, `cap_slope`) of logits x that lie in memory in dtype IN; without a CAP the slope is not to be used."""
+def capped_logits_and_slope(x, CAP: tl.constexpr, HALF: tl.constexpr):
+    """(`capped`, `cap_slope`), of `HALF` exactness alike; without a CAP the slope is not to be used."""
     slope = x
     if CAP > 0:
-        if IN.primitive_bitwidth == 16:
+        if HALF:
             # Not so far that e is infinite; NaN stays.
             e = tl.exp2(tl.minimum(x * (2 * 1.4426950408889634 / CAP), 100.0, propagate_nan=tl.PropagateNan.ALL))
             r = _reciprocal(e)
