@@ -167,7 +167,7 @@ def _scale_kernel(
     M, V, D,
     ACC: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):
-    """g[m v] *= c in place, and nothing read or written where c = 1; grid (I), of which each owns every I-th g[BM BV]."""
+    """g[m v] *= c in place, and nothing read or written where c = 1; grid (I); a program owns each I-th g[BM BV]."""
     c = tl.load(c_ptr).to(ACC)
     if c != 1.0:
         tiles_v = tl.cdiv(V, BV)

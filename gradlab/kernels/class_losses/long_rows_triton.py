@@ -52,7 +52,7 @@ def powers(top, ACC: tl.constexpr):
 
 @kernel
 def row_class(t_ptr, t_m, m, V, TOTAL, IGNORE, FIRST, PART: tl.constexpr):
-    """(t, here, in_range, valid): the class of row m from FIRST on; whether it is one of these V, of TOTAL, not ignored."""
+    """(t, here, in_range, valid): the class of row m from FIRST on; is it of these V, of TOTAL, not ignored."""
     t = tl.load(t_ptr + m * t_m).to(tl.int64)
     in_range = (t >= 0) & (t < TOTAL)
     valid = t != IGNORE
