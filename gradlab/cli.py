@@ -198,11 +198,12 @@ def inspect(
             "--executed", help="Execute the first program of each launch on torch too, and count what it does."
         ),
     ] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Beside the kernels of Liger-Kernel and inductor.")] = False,
 ) -> None:
     """Compile the kernels and read their machine code: registers, spills, occupancy, instructions. Needs no GPU."""
     from gradlab.profiling.machine_code import command
 
-    args = command.InspectArgs(op, side or [], arch, dtype, case, gpu, lines, json, check, shapes, executed)
+    args = command.InspectArgs(op, side or [], arch, dtype, case, gpu, lines, json, check, shapes, executed, peers)
     raise typer.Exit(command.inspect(args, Console()))
 
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from gradlab.kernels import conv2d_triton as kernels
+from gradlab.kernels.common import conv2d_last_triton as last
 from gradlab.kernels.common.tiles_triton import Tile
 from gradlab.kernels.runtime import compiled_triton
+from gradlab.kernels.runtime.launch_triton import gpu_sizes, noting
 from gradlab.torch import conv2d
 
 # torch says once a process that its own convolution copies the input.
@@ -170,6 +172,49 @@ def test_several_programs_and_split_sums(device, dtype, groups, D, index, monkey
     for got, want in zip(torch.autograd.grad(y, (x, w, b), dy), torch.autograd.grad(wanted, wide, gated), strict=True):
         close(got, want, 300 if dtype == torch.float32 else 1, eps)
     assert grids[kernels._wgrad_kernel][2] > 1, "a sum of partial sums"
+
+
+CHANNELS = {
+    "one group, relu": ({"B": 3, "D": 32, "filters": 24}, {"padding": 1, "activation": "relu"}),
+    "groups, strides": ({"D": 17, "filters": 34, "groups": 2, "S": 2}, {"stride": (2, 1), "padding": 1, "groups": 2}),
+    "dilated": ({"D": 24, "filters": 40, "groups": 2, "R": 2}, {"stride": (2, 3), "dilation": (3, 2), "padding": 2, "groups": 2}),
+    "one tap": ({"D": 64, "filters": 32, "R": 1, "S": 1}, {}),
+    "few channels": ({"D": 3, "filters": 16, "S": 3}, {"padding": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+@pytest.mark.parametrize("laid", ["first", "last", "sliced"])
+def test_tensor_core_kernels_on_a_gpus_path(device, name, laid, monkeypatch):
+    """Small tiles, so that there are several programs, and split sums; the second backward is computed too."""
+    sizes, options = CHANNELS[name]
+    x, w, b = drawn(device, **{"H": 9, "W": 10, "S": 3} | sizes, dtype=torch.bfloat16)
+    if laid == "sliced":
+        x = x.detach().repeat(1, 1, 2, 2)[:, :, ::2, 1:11].requires_grad_()
+    if laid == "last":
+        x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    monkeypatch.setattr(last, "tile", lambda *_: Tile(16, 16, 32))
+    monkeypatch.setattr(last, "parts", lambda *_: 3)
+    # 64-bit offsets, which have their own divisions, on one path.
+    monkeypatch.setattr(last, "index", lambda *tensors: tl.int64 if laid == "sliced" else tl.int32)
+    launched = []
+    wide = [t.detach().double().requires_grad_() for t in (x, w, b)]
+    plain = {key: value for key, value in options.items() if key != "activation"}
+    with gpu_sizes(), noting(lambda jit: launched.append(jit.fn.__name__)):
+        y = conv2d(x, w, b, **options)
+        dy = torch.randn_like(y).requires_grad_()
+        first = torch.autograd.grad(y, (x, w, b), dy, create_graph=True)
+        seconds = [torch.randn_like(g) for g in first]
+        results = [y, *first, *torch.autograd.grad(first, (x, w, dy), seconds)]
+    z = native(*wide, **plain) * ((y.detach() > 0) if "activation" in options else 1)
+    dz = dy.detach().double().requires_grad_()
+    wanted = torch.autograd.grad(z, wide, dz, create_graph=True)
+    wanted = [z, *wanted, *torch.autograd.grad(wanted, (*wide[:2], dz), [t.double() for t in seconds])]
+    for got, want in zip(results, wanted, strict=True):
+        assert (got.double() - want).abs().max() <= 2.0**-7 * want.abs().max()
+    assert y.is_contiguous(memory_format=torch.channels_last) == (laid == "last" and x.shape[1] > 1)
+    assert first[0].is_contiguous() == (laid != "last")
+    assert "_windows_kernel" in launched
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

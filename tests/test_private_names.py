@@ -222,6 +222,10 @@ def uses(framework):
             ),
             "grid_expression": lambda: callable(p.grid_expression),
             "cpp_compiler": lambda: isinstance(p.cpp_compiler(), str),
+            "inductor_compiles": lambda: callable(p.inductor_compiles().triton),
+            "inductor_sources": lambda: p.inductor_sources().load("one = 1").one == 1,
+            "inductor_tiles": lambda: callable(p.inductor_tiles().preprocess_mm_configs),
+            "inductor_settings": lambda: isinstance(p.inductor_settings().cpu_backend, str),
         }
     if framework == "triton":
         import inspect
@@ -250,6 +254,41 @@ def uses(framework):
             with p.untuned():
                 return Autotuner._bench(None, config=None)
 
+        def launched_in_c():
+            """Whether Triton's launcher of a kernel is made as it is read: the class, given what a compiled one has."""
+            from triton.backends.nvidia import driver
+
+            source = types.SimpleNamespace(signature={"x_ptr": "*fp32", "n": "i32", "BN": "constexpr"}, fn=None)
+            sizes = dict.fromkeys(("global_scratch_size", "profile_scratch_size", "launch_pdl"), 0)
+            sizes |= {"global_scratch_align": 1, "profile_scratch_align": 1, "launch_cooperative_grid": False}
+            calls = []
+            utils = types.SimpleNamespace(
+                launch=lambda *args: calls.append(args),
+                build_signature_metadata=lambda kinds: bytes(len(kinds)),
+            )
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(triton.runtime.driver, "_active", types.SimpleNamespace(utils=utils))
+                for name in ("compile_module_from_src", "library_dirs"):
+                    patch.setattr(driver, name, lambda *args, **options: utils, raising=False)
+                patch.setattr(driver, "PyKernelArg", lambda nested_tuple, type: type, raising=False)
+                run = driver.CudaLauncher(source, types.SimpleNamespace(**sizes, num_ctas=1))
+            kernel = types.SimpleNamespace(src=source, run=run, function=5, packed_metadata=(4, 1, 0))
+            found = p.c_launcher(kernel, types.SimpleNamespace(arg_names=list(source.signature)))
+            found.call(2, 3, 4, 7, None, [8, 9] if len(found.passed) == 2 else [8, 9, None])
+            (given,) = calls
+            return given[:5] == (2, 3, 4, 7, 5) and (4, 1, 0) in given
+
+        def allocated():
+            from triton.runtime import _allocation
+
+            def allocate(size, alignment, stream):
+                return size
+
+            before = _allocation._allocator.get()
+            with p.scratch_allocator(allocate):
+                inside = _allocation._allocator.get()
+            return inside is allocate and _allocation._allocator.get() is before is not allocate
+
         def forgotten():
             jit = triton.jit(reached)
             jit.device_caches[0]  # a defaultdict, which makes the entry
@@ -267,6 +306,8 @@ def uses(framework):
             "to_interpreted": lambda: p.to_interpreted(3).handle.data == 3,
             "patch_language": lambda: callable(p.interpreter()._patch_lang),
             "assembler": lambda: p.assembler(90).name.startswith("ptxas"),
+            "c_launcher": launched_in_c,
+            "scratch_allocator": allocated,
             "specialised": lambda: specialised()[2] == {"x_ptr": "constexpr", "n": "i32"},
             "untuned": lambda: timed_by_no_one() == [0.0, 0.0, 0.0],
         }

@@ -225,6 +225,15 @@ def test_pairs_are_two_numbers():
             )
         ),
     )
+    pairs = [np.random.default_rng(n).integers(-(2**15), 2**15, 64).astype(np.int16) for n in (0, 1)]
+    for form, plain in (
+        ("add.s16x2", np.add),
+        ("add.u16x2", np.add),
+        ("min.s16x2", np.minimum),
+        ("max.s16x2", np.maximum),
+    ):
+        got = elementwise(f"{form} {{d}}, {{a}}, {{b}};", np.uint32, *(pair.view(np.uint32) for pair in pairs))
+        assert np.array_equal(got.view(np.int16), plain(*pairs)), form
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -53,6 +53,7 @@ def samples(device):
         "conv2d": [(image, window, b, None, geometry, True, False), (image, window, None, r(2, 3, 3, 2), geometry, False, True)],
         "conv2d_dgrad": [(r(2, 3, 3, 2), window, None, geometry, True), (r(2, 3, 3, 2), window, r(2, 3, 3, 2), geometry, False)],
         "conv2d_wgrad": [(r(2, 3, 3, 2), image, r(2, 3, 3, 2), geometry, False)],
+        "channels_last": [(image, None), (r(()).expand(2, 3, 3, 2), r(2, 3, 3, 2))],
         "conv2d_bias_sum": [(r(2, 3, 3, 2), None), (r(()).expand(2, 3, 3, 2), r(2, 3, 3, 2))],
         "max_pool2d": [(image, pooled, False), (image.contiguous(memory_format=torch.channels_last), pooled, True)],
         "max_pool2d_scatter": [(r(()).expand(2, 4, 3, 3), taps, pooled, False), (r(2, 4, 3, 3), taps, pooled, True)],

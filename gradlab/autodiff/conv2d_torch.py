@@ -6,12 +6,14 @@ from gradlab.autodiff.arguments.errors import refuse, want_choice, want_floats, 
 from gradlab.autodiff.arguments.shards_torch import along
 from gradlab.autodiff.arguments.tensors_torch import want_tensors
 from gradlab.autodiff.arguments.window_torch import pair_of
+from gradlab.autodiff.common.channels_last_torch import ChannelsLast
 from gradlab.autodiff.common.conv2d_mapped_torch import as_images, from_images, inside, more_groups, outside
 from gradlab.autodiff.frameworks.autocast_torch import to_autocast_dtype
 from gradlab.autodiff.frameworks.mapped_torch import in_front
 from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.autodiff.relu_torch import Relu, ReluMask
 from gradlab.kernels import conv2d_triton as kernels
+from gradlab.kernels.common.conv2d_last_triton import takes
 from gradlab.kernels.common.images_triton import lies_channels_last
 from gradlab.kernels.common.window import Geometry, pads
 
@@ -35,6 +37,10 @@ class Conv2d(Function):
     def backward(ctx, dy):
         x, w, mask = ctx.saved_tensors
         need_x, need_w, need_bias, *_ = ctx.needs_input_grad
+        filters = w.shape[0] // Geometry.of(ctx.geometry).groups
+        if (need_x or need_w) and takes(dy, filters) and not (mask is None and any(ctx.last)):
+            # One copy for all three, masked on its way, where each would make or mask its own.
+            dy, mask = ChannelsLast.apply(dy, mask), None
         dx = Conv2dDgrad.apply(dy, w, mask, ctx.geometry, ctx.last[0]) if need_x else None
         dw = Conv2dWgrad.apply(dy, x, mask, ctx.geometry, ctx.last[1]) if need_w else None
         db = Conv2dBiasGrad.apply(dy, mask) if need_bias else None

@@ -29,7 +29,7 @@ Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning,
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, HALF, fused, spills, streams, tensor_cores
+from gradlab.kernels.bounds import ALWAYS, HALF, Bound, fused, spills, streams
 from gradlab.kernels.common.window import output, pads, pair
 from gradlab.kernels.spec import Arrays, Case, Spec, normal
 
@@ -98,6 +98,9 @@ def _sizes(B, D, H, W, F, R, S):
     return {"B": B, "D": D, "H": H, "W": W, "F": F, "R": R, "S": S}
 
 
+_DIRECT = ("forward", "dgrad", "wgrad")
+_LAST = ("windows", "window_weights")
+
 SPEC = Spec(
     name="conv2d",
     formula="y[b f p q] = b[f] + sum x[b c i j] w[f d r s], relu",
@@ -114,6 +117,8 @@ SPEC = Spec(
         Case("groups", _sizes(1, 2, 4, 4, 4, 2, 2), {"groups": 2, "padding": 1}),
         Case("depthwise", _sizes(1, 1, 5, 5, 6, 3, 3), {"groups": 3, "padding": "same", "stride": 1, "dilation": 2}),
         Case("relu", _sizes(1, 2, 3, 4, 2, 2, 2), {"padding": 1, "activation": "relu"}),
+        Case("channels", _sizes(1, 16, 4, 5, 24, 3, 2), {"padding": 1, "activation": "relu"}),
+        Case("channels, groups", _sizes(1, 18, 5, 5, 32, 2, 3), {"groups": 2, "stride": (2, 1), "has_b": False}),
         Case("digits", _sizes(64, 1, 8, 8, 16, 3, 3), {"padding": 1, "activation": "relu"}, use="bench"),
         Case("lenet", _sizes(32, 6, 14, 14, 16, 5, 5), {}, use="bench"),
         Case("resnet", _sizes(64, 128, 28, 28, 128, 3, 3), {"padding": 1}, use="bench gpu"),
@@ -127,10 +132,16 @@ SPEC = Spec(
     bounds=(
         *ALWAYS,
         *spills(float64=256),
-        *tensor_cores("forward", "dgrad", "wgrad"),
-        *fused("forward", "dgrad", "wgrad"),
-        # Channels are contiguous in jax's layout, not in torch's.
-        streams("forward", "dgrad", "wgrad", share=0.6, sides=("jax",), dtypes=(*HALF, "float32")),
+        Bound("tensor", most=0, kernels=_DIRECT, dtypes=("float32",)),
+        *fused(*_DIRECT),
+        Bound("tensor", least=1, kernels=_DIRECT, sides=("jax",), dtypes=HALF),
+        streams(*_DIRECT, share=0.6, sides=("jax",), dtypes=(*HALF, "float32")),
+        # Torch's images are copied to jax's layout first, in half precision.
+        Bound("tensor", least=1, kernels=_LAST, sides=("torch",), dtypes=HALF),
+        streams(*_LAST, share=0.86, sides=("torch",), dtypes=HALF),
+        Bound("traffic", most=1.1, kernels=("channels_last",), sides=("torch",), dtypes=HALF),
+        # What is missing is the way in and out: 18 steps of 64 at 100 %.
+        Bound("tensor_share", least=0.88, kernels=_LAST, sides=("torch",), dtypes=HALF, archs=("sm_90",)),
     ),
     source="Dumoulin and Visin, arXiv:1603.07285",
 )

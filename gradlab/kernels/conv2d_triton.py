@@ -7,15 +7,15 @@ from typing import Any
 import torch
 import triton.language as tl
 
+from gradlab.kernels.common import conv2d_last_triton as last
 from gradlab.kernels.common import conv2d_sharding as sharding
 from gradlab.kernels.common.column_sum_triton import column_sum
 from gradlab.kernels.common.images_triton import empty, filters_along, index
+from gradlab.kernels.common.pixel_sum_triton import pixel_sum
 from gradlab.kernels.common.tiles_triton import Tile, parts, tile
 from gradlab.kernels.common.window import Geometry
 from gradlab.kernels.runtime.launch_triton import (
     accumulator,
-    block,
-    kernel,
     kernel_of_any,
     launch,
     op,
@@ -235,37 +235,6 @@ def _wgrad_kernel(
     tl.store(w_ptr + at, acc.to(w_ptr.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
 
 
-@kernel
-def _bias_sum_kernel(
-    u_ptr, u_b, u_f, u_p, u_q,
-    mask_ptr, mask_b, mask_f, mask_p, mask_q,
-    s_ptr, s_z, s_f,
-    M, F, P, Q, ROWS,
-    ACC: tl.constexpr, INDEX: tl.constexpr, MASKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):
-    """s[z f] = sum_m u[m f], 0 where mask <= 0, over the z-th ROWS of m = (b p q).
-
-    Grid (F/BN, Z); a program owns s[z BN].
-    """
-    f = (tl.program_id(0) * BN + tl.arange(0, BN)).to(INDEX)
-    z = tl.program_id(1).to(INDEX)
-    total = tl.zeros((BN,), dtype=ACC)
-    for m0 in range(0, ROWS, BM):
-        row = m0 + tl.arange(0, BM)
-        m = z * ROWS + row
-        b = m // (P * Q)
-        p = m // Q % P
-        q = m % Q
-        inside = ((row < ROWS) & (m < M))[:, None] & (f < F)[None, :]
-        u = tl.load(u_ptr + (b * u_b + p * u_p + q * u_q)[:, None] + (f * u_f)[None, :], mask=inside, other=0.0).to(ACC)
-        if MASKED:
-            at = (b * mask_b + p * mask_p + q * mask_q)[:, None] + (f * mask_f)[None, :]
-            mask = tl.load(mask_ptr + at, mask=inside, other=0.0)
-            u = tl.where(mask <= 0, 0.0, u)
-        total += tl.sum(u, axis=0)
-    tl.store(s_ptr + z * s_z + f * s_f, total.to(s_ptr.dtype.element_ty), mask=f < F)
-
-
 def _forward_fake(x, w, bias, mask, geometry, relu, channels_last):
     return empty(x, (x.shape[0], w.shape[0], *Geometry.of(geometry).result), channels_last)
 
@@ -283,6 +252,9 @@ def forward(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, mask: t
     y = _forward_fake(x, w, bias, mask, geometry, relu, channels_last)
     B, F, P, Q = y.shape
     D, (R, S), N = w.shape[1], geo.window, F // geo.groups
+    if last.takes(x, D):
+        last.forward(y, x, w, bias, mask, geo, relu)
+        return y
     packed = _packed(x, D)
     BM, BK, BN, warps, stages = _tile(x, B * P * Q, D * R * S if packed else D, N)
     w = filters_along(w, B * P * Q // BM, 0)
@@ -316,6 +288,9 @@ def dgrad(dy: torch.Tensor, w: torch.Tensor, mask: torch.Tensor | None, geometry
     geo = Geometry.of(geometry)
     dx = _dgrad_fake(dy, w, mask, geometry, channels_last)
     (B, _, P, Q), D, (H, W), N = dy.shape, w.shape[1], geo.image, w.shape[0] // geo.groups
+    if last.takes(dy, N):
+        last.dgrad(dx, dy, w, mask, geo)
+        return dx
     (SH, SW), (DH, DW), (R, S) = geo.stride, geo.dilation, geo.window
     M = B * -(-H // SH) * -(-W // SW)
     packed = _packed(dy, N)
@@ -352,6 +327,9 @@ def wgrad(dy: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None, geometry
     dw = _wgrad_fake(dy, x, mask, geometry, channels_last)
     (B, F, P, Q), D, (R, S) = dy.shape, dw.shape[1], geo.window
     M, N, K = F // geo.groups, D * R * S, B * P * Q
+    if last.takes(x, min(D, M)):
+        last.wgrad(dw, dy, x, mask, geo)
+        return dw
     packed = _packed(dy, D)
     BM, BK, BN, warps, stages = _tile(dy, M, K, N if packed else D, "weight gradient")
     columns = -(-N // BN) if packed else -(-D // BN) * R * S
@@ -381,36 +359,12 @@ def _bias_sum_fake(dy, mask):
 @op("conv2d_bias_sum", fake=_bias_sum_fake, sharding=sharding.bias_sum)
 def bias_sum(dy: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """db[F] = sum over B, P and Q of dy[B F P Q], zeros where mask <= 0; in two passes, no atomics."""
-    B, F, P, Q = dy.shape
-    M = B * P * Q
-    Z, BM, BN = max(1, min(256, M // 512)), block(M, 64), block(F, 64)
-    part = dy.new_empty((Z, F), dtype=accumulator(dy.dtype) if Z > 1 else dy.dtype)
-    launch(
-        _bias_sum_kernel, [-(-F // BN), Z],
-        dy, *dy.stride(),
-        *((dy, 0, 0, 0, 0) if mask is None else (mask, *mask.stride())),
-        part, *part.stride(),
-        M, F, P, Q, -(-M // Z),
-        ACC=triton_dtype(accumulator(dy.dtype)), INDEX=index(dy, mask), MASKED=mask is not None,
-        BM=BM, BN=BN, writes=[part],
-    )
-    return part[0] if Z == 1 else column_sum(part, None).to(dy.dtype)
+    return pixel_sum(dy, mask)
 # fmt: on
 
 
 def _constants(geo: Geometry, *tensors: torch.Tensor | None) -> dict[str, Any]:
-    (R, S), (SH, SW), (DH, DW) = geo.window, geo.stride, geo.dilation
-    return {
-        "R": R,
-        "S": S,
-        "SH": SH,
-        "SW": SW,
-        "DH": DH,
-        "DW": DW,
-        "TOP": geo.pads[0][0],
-        "LEFT": geo.pads[1][0],
-        "INDEX": index(*tensors),
-    }
+    return geo.constants() | {"INDEX": index(*tensors)}
 
 
 def _packed(a: torch.Tensor, channels: int) -> bool:

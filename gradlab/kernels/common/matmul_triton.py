@@ -5,6 +5,7 @@ import math
 import torch
 import triton.language as tl
 
+from gradlab.kernels.common.product_triton import add_product, load_tile, operand, store_tile, ways
 from gradlab.kernels.common.tiles_triton import tile
 from gradlab.kernels.runtime.launch_triton import accumulator, kernel, launch, triton_dtype
 
@@ -19,11 +20,13 @@ def _matmul_kernel(
     y_ptr, y_z, y_m, y_n,
     M, K, N,
     ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr, FULL_K: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):
     """y[z m n] = relu(sum_k a[z m k] b[z k n] + c), c[z n] (BIAS row) or c[z m n] (BIAS matrix).
 
     The array that MASKED names, a, b or y, is 0 where mask <= 0; without RELU no maximum is taken.
+    A, B, MASK and Y are the ways, as `operand` takes them, in which the arrays are read and written.
 
     Grid (Z * M/BM * N/BN); a program owns y[z BM BN].
     """
@@ -33,48 +36,49 @@ def _matmul_kernel(
     program = tl.program_id(0) % (tiles_m * tiles_n)
     first = program // (GROUP * tiles_n) * GROUP
     high = tl.minimum(tiles_m - first, GROUP)
-    tile_m = first + program % (GROUP * tiles_n) % high
-    tile_n = program % (GROUP * tiles_n) // high
+    m0 = (first + program % (GROUP * tiles_n) % high) * BM
+    n0 = program % (GROUP * tiles_n) // high * BN
 
-    # 64-bit offsets: an operand may pass 2^31 elements.
     z = (tl.program_id(0) // (tiles_m * tiles_n)).to(tl.int64)
-    a_ptr += z * a_z
-    b_ptr += z * b_z
+    a = operand(a_ptr + z * a_z, a_m, a_k, M, K, A, BM, BK)
+    b = operand(b_ptr + z * b_z, b_k, b_n, K, N, B, BK, BN)
+    y = operand(y_ptr + z * y_z, y_m, y_n, M, N, Y, BM, BN)
     c_ptr += z * c_z
     mask_ptr += z * mask_z
-    y_ptr += z * y_z
-    m = (tile_m * BM + tl.arange(0, BM)).to(tl.int64)
-    n = (tile_n * BN + tl.arange(0, BN)).to(tl.int64)
     acc = tl.zeros((BM, BN), dtype=ACC)
-    for k0 in range(0, K, BK):
-        k = k0 + tl.arange(0, BK).to(tl.int64)
-        if FULL_K:
-            in_a = (m < M)[:, None]
-            in_b = (n < N)[None, :]
-        else:
-            in_a = (m < M)[:, None] & (k < K)[None, :]
-            in_b = (k < K)[:, None] & (n < N)[None, :]
-        a = tl.load(a_ptr + m[:, None] * a_m + k[None, :] * a_k, mask=in_a, other=0.0)
-        b = tl.load(b_ptr + k[:, None] * b_k + n[None, :] * b_n, mask=in_b, other=0.0)
-        if MASKED == "a":
-            mask = tl.load(mask_ptr + m[:, None] * mask_0 + k[None, :] * mask_1, mask=in_a, other=0.0)
-            a = tl.where(mask <= 0, 0.0, a).to(a.dtype)
-        if MASKED == "b":
-            mask = tl.load(mask_ptr + k[:, None] * mask_0 + n[None, :] * mask_1, mask=in_b, other=0.0)
-            b = tl.where(mask <= 0, 0.0, b).to(b.dtype)
-        acc = tl.dot(a, b, acc, input_precision="ieee", out_dtype=ACC)
-    inside = (m < M)[:, None] & (n < N)[None, :]
+    if MASKED == "a":
+        mask = operand(mask_ptr, mask_0, mask_1, M, K, MASK, BM, BK)
+        for k0 in range(0, K, BK):
+            a_tile = load_tile(a, a_m, a_k, m0, k0, M, K, A, False, FULL_K, BM, BK)
+            b_tile = load_tile(b, b_k, b_n, k0, n0, K, N, B, FULL_K, False, BK, BN)
+            above = load_tile(mask, mask_0, mask_1, m0, k0, M, K, MASK, False, FULL_K, BM, BK)
+            a_tile = tl.where(above <= 0, 0.0, a_tile).to(a_tile.dtype)
+            acc = tl.dot(a_tile, b_tile, acc, input_precision="ieee", out_dtype=ACC)
+    elif MASKED == "b":
+        mask = operand(mask_ptr, mask_0, mask_1, K, N, MASK, BK, BN)
+        for k0 in range(0, K, BK):
+            a_tile = load_tile(a, a_m, a_k, m0, k0, M, K, A, False, FULL_K, BM, BK)
+            b_tile = load_tile(b, b_k, b_n, k0, n0, K, N, B, FULL_K, False, BK, BN)
+            above = load_tile(mask, mask_0, mask_1, k0, n0, K, N, MASK, FULL_K, False, BK, BN)
+            b_tile = tl.where(above <= 0, 0.0, b_tile).to(b_tile.dtype)
+            acc = tl.dot(a_tile, b_tile, acc, input_precision="ieee", out_dtype=ACC)
+    else:
+        acc = add_product(acc, a, a_m, a_k, b, b_k, b_n, m0, n0, M, K, N, A, B, FULL_K, BM, BK, BN)
+
+    m = (m0 + tl.arange(0, BM)).to(tl.int64)
+    n = (n0 + tl.arange(0, BN)).to(tl.int64)
     if BIAS == "row":
         acc += tl.load(c_ptr + n * c_n, mask=n < N, other=0.0).to(ACC)[None, :]
     if BIAS == "matrix":
         # c may be y itself: no other program reads this tile of it.
+        inside = (m < M)[:, None] & (n < N)[None, :]
         acc += tl.load(c_ptr + m[:, None] * c_m + n[None, :] * c_n, mask=inside, other=0.0).to(ACC)
     if RELU:
         acc = tl.where(acc <= 0, 0.0, acc)
     if MASKED == "y":
-        mask = tl.load(mask_ptr + m[:, None] * mask_0 + n[None, :] * mask_1, mask=inside, other=0.0)
-        acc = tl.where(mask <= 0, 0.0, acc)
-    tl.store(y_ptr + m[:, None] * y_m + n[None, :] * y_n, acc.to(y_ptr.dtype.element_ty), mask=inside)
+        mask = operand(mask_ptr, mask_0, mask_1, M, N, MASK, BM, BN)
+        acc = tl.where(load_tile(mask, mask_0, mask_1, m0, n0, M, N, MASK, False, False, BM, BN) <= 0, 0.0, acc)
+    store_tile(y, y_m, y_n, acc.to(y_ptr.dtype.element_ty), m0, n0, M, N, Y, BM, BN)
 
 # fmt: on
 
@@ -98,6 +102,7 @@ def matmul_into(
     elif bias is not None:
         z, n = strides(bias, 1)
         kind, c = "row", (bias, z, 0, n)
+    by = ways(a, b, mask, y)
     # fmt: off
     launch(
         _matmul_kernel, [math.prod(a.shape[:-2]) * -(-M // BM) * -(-N // BN)],
@@ -108,6 +113,7 @@ def matmul_into(
         y, *strides(y, 2),
         M, K, N,
         ACC=triton_dtype(accumulator(a.dtype)), BIAS=kind, RELU=relu, MASKED=masked, FULL_K=K % BK == 0,
+        A=by[0], B=by[1], MASK=by[2], Y=by[3],
         BM=BM, BK=BK, BN=BN, GROUP=8, writes=[y], warps=warps, stages=stages,
     )
     # fmt: on

@@ -1,7 +1,7 @@
 """The geometry of convolutions and poolings: window, stride, dilation, padding; integers, no arrays."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 def pair(value) -> tuple[int, int]:
@@ -48,6 +48,11 @@ class Geometry(NamedTuple):
         """(P, Q)."""
         rows, columns = zip(self.image, self.window, self.stride, self.dilation, self.pads, strict=True)
         return output(*rows), output(*columns)
+
+    def constants(self) -> dict[str, Any]:
+        """What kernels are compiled for, by the names of their parameters."""
+        (R, S), (SH, SW), (DH, DW) = self.window, self.stride, self.dilation
+        return {"R": R, "S": S, "SH": SH, "SW": SW, "DH": DH, "DW": DW, "TOP": self.pads[0][0], "LEFT": self.pads[1][0]}
 
     def flat(self) -> list[int]:
         """Thirteen integers, as a registered op takes them."""

@@ -131,3 +131,31 @@ def cpp_compiler() -> str:
 
     find: Callable[[], str] = get_cpp_compiler
     return find()
+
+
+def inductor_compiles() -> Any:
+    """What inductor's programs hand their Triton kernels' sources to."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    return AsyncCompile
+
+
+def inductor_sources() -> Any:
+    """Where inductor makes modules of Triton kernels' sources."""
+    from torch._inductor.codecache import PyCodeCache
+
+    return PyCodeCache
+
+
+def inductor_tiles() -> Any:
+    """The tiles that inductor tries for products of CPU tensors."""
+    from torch._inductor.template_heuristics.triton import CPUConfigHeuristic
+
+    return CPUConfigHeuristic
+
+
+def inductor_settings() -> Any:
+    """inductor's settings."""
+    from torch._inductor import config
+
+    return config

@@ -2,16 +2,17 @@
 
 import inspect
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # The compiler's IR and passes, and the environment variables that its cache must know.
 from triton._C.libtriton import get_cache_invalidating_env_vars as get_cache_invalidating_env_vars
 from triton._C.libtriton import ir as ir
 from triton._C.libtriton import passes as passes
 from triton.runtime import jit
+from triton.runtime._allocation import _allocator
 from triton.runtime.cache import _base32
 from triton.runtime.jit import JITFunction
 
@@ -33,6 +34,77 @@ def made_with(inspect_: types.SimpleNamespace, fn: Any) -> JITFunction:
 def forget(kernel: JITFunction) -> None:
     """What the process has compiled of a kernel is looked for anew."""
     kernel.device_caches.clear()
+
+
+class CLauncher(NamedTuple):
+    """How a kernel compiled for CUDA is launched, past all that Triton does in Python.
+
+    Attributes:
+        call: launches: (programs along x, y, z, stream, address of scratch memory or None, values).
+        passed: for each of the values its index among the kernel's parameters; None for one that is not read.
+        scratch: bytes of scratch memory that a program needs.
+        kernel: Triton's compiled kernel; while it is held its code stays loaded.
+    """
+
+    call: Callable[[int, int, int, int, int | None, list[Any]], None]
+    passed: list[int | None]
+    scratch: int
+    kernel: Any
+
+
+def c_launcher(kernel: Any, source: JITFunction) -> CLauncher | None:
+    """The launcher of what `source[grid](...)` returned; None if it is not as in the versions known here.
+
+    Those are 3.6, which compiles a launcher for every signature, and 3.7 to 3.9, where one launcher is told how to read
+    the arguments by a list, from which constants can be left out.
+    """
+    run: Any = getattr(kernel, "run", None)
+    if run is None:
+        return None
+    kinds = [kernel.src.signature.get(name) for name in source.arg_names]
+    # A tuple, a descriptor of a tensor, or an argument that Triton adds.
+    if any(not isinstance(kind, str) or kind.startswith("tensordesc") for kind in kinds):
+        return None
+    try:
+        if run.profile_scratch_size or getattr(run, "gsan_enabled", False):
+            return None
+        launch, function, metadata = run.launch, kernel.function, kernel.packed_metadata
+        cooperative, pdl = run.launch_cooperative_grid, run.launch_pdl
+        scratch = run.global_scratch_size * run.num_ctas
+        readers, form = getattr(run, "arg_annotations", None), getattr(run, "kernel_signature", None)
+    except AttributeError:
+        return None
+    is_read = [kind != "constexpr" for kind in kinds]
+    if readers is None:
+        passed = [i if read else None for i, read in enumerate(is_read)]
+
+        def call(x: int, y: int, z: int, stream: int, scratch: int | None, values: list[Any]) -> None:
+            launch(x, y, z, stream, function, cooperative, pdl, scratch, None, metadata, None, None, None, *values)
+    else:
+        if len(readers) != len(kinds) or not isinstance(form, bytes) or len(form) != sum(is_read):
+            return None
+        passed = [i for i, read in enumerate(is_read) if read]
+        readers = [readers[i] for i in passed]
+
+        def call(x: int, y: int, z: int, stream: int, scratch: int | None, values: list[Any]) -> None:
+            # fmt: off
+            launch(
+                x, y, z, stream, function, cooperative, pdl, metadata, None, None, None, scratch, None,
+                readers, form, values,
+            )
+            # fmt: on
+
+    return CLauncher(call, passed, scratch, kernel)
+
+
+@contextmanager
+def scratch_allocator(allocate: Callable[[int, int, int | None], Any]) -> Iterator[None]:
+    """Within it kernels that need scratch memory get it from `allocate`; what the user has set is there again after."""
+    token = _allocator.set(allocate)
+    try:
+        yield
+    finally:
+        _allocator.reset(token)
 
 
 def interpreter() -> Any:

@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 from gradlab.kernels.cpu import sanitize_torch
 from gradlab.kernels.private.private_torch import autograd_node, dispatch_modes
 from gradlab.kernels.private.private_triton import forget as forget_compiled
-from gradlab.kernels.runtime import compiled_triton, plans_triton, ranges, sharded_triton, source_triton
+from gradlab.kernels.runtime import compiled_triton, cuda_triton, plans_triton, ranges, sharded_triton, source_triton
 from gradlab.kernels.runtime import memory_triton as memory
 from gradlab.kernels.runtime.forking import Lock
 
@@ -62,6 +62,7 @@ def forget() -> None:
     for jit in KERNELS:
         forget_compiled(jit)
     compiled_triton.forget()
+    cuda_triton.forget()
     plans_triton.forget()
 
 
@@ -78,9 +79,11 @@ class Launch:
     holds: tuple[torch.Tensor, ...] = ()
 
 
+# The architecture of "cuda" where no GPU is there to be asked.
+USUAL = "sm_90"
 # What takes launches in place of a device, and whose tiles they have then.
 _taker: Callable[[Launch], None] | None = None
-_taken_for = "cuda"
+_taken_for = USUAL
 
 
 def _stop_taking() -> None:
@@ -96,7 +99,7 @@ def recording(device: str = "cuda") -> Iterator[list[Launch]]:
     """A context in which launches are recorded, not run, with a GPU's tiles or a CPU's; for reading machine code.
 
     Args:
-        device: whose tiles launches take: "cuda" or "cpu".
+        device: whose tiles launches take: "cpu", an architecture as "sm_80", or "cuda", a usual one.
     """
     launches: list[Launch] = []
     with taking(launches.append, device):
@@ -108,7 +111,7 @@ def taking(taker: Callable[[Launch], None], device: str = "cuda") -> Iterator[No
     """A context in which `taker` gets each launch, which does not run else, with the tiles of that device."""
     global _taker, _taken_for
     with _lock:
-        _taker, _taken_for = taker, device
+        _taker, _taken_for = taker, USUAL if device == "cuda" else device
         try:
             yield
         finally:
@@ -116,10 +119,10 @@ def taking(taker: Callable[[Launch], None], device: str = "cuda") -> Iterator[No
 
 
 @contextmanager
-def gpu_sizes() -> Iterator[None]:
+def gpu_sizes(arch: str = USUAL) -> Iterator[None]:
     """A context in which launches on a CPU use a GPU's tiles and splits, so that tests cover what a GPU launches."""
     global _gpu_sizes
-    before, _gpu_sizes = _gpu_sizes, True
+    before, _gpu_sizes = _gpu_sizes, arch
     try:
         yield
     finally:
@@ -150,9 +153,34 @@ def noting(note: Callable[[JITFunction], None]) -> Iterator[None]:
 
 def sized_for(device: torch.device) -> str:
     """Whose tiles launches on this device take: "cuda" or "cpu"."""
-    if _taker is not None:
-        return _taken_for
-    return "cuda" if device.type == "cuda" or _gpu_sizes else "cpu"
+    return "cpu" if places(device)[0] == "cpu" else "cuda"
+
+
+def places(device: torch.device) -> tuple[str, ...]:
+    """Where launches on this device run, by the names of the table of tiles, the most specific first.
+
+    ("cpu",); of a GPU its name, its architecture and "cuda"; of one that launches are noted for, only its architecture.
+    """
+    named = _taken_for if _taker is not None else _gpu_sizes
+    if _taker is None and device.type == "cuda":
+        return _gpu(device.index)
+    return _PLACES["cpu" if named is None else named]
+
+
+class _Places(dict[str, tuple[str, ...]]):
+    def __missing__(self, arch: str) -> tuple[str, ...]:
+        self[arch] = (arch, "cuda")
+        return self[arch]
+
+
+_PLACES = _Places(cpu=("cpu",))
+
+
+@functools.cache
+def _gpu(index: int | None) -> tuple[str, ...]:
+    # AMD's GPUs have capabilities too, which are no architectures of CUDA.
+    arch = () if torch.version.hip else ("sm_{}{}".format(*torch.cuda.get_device_capability(index)),)
+    return torch.cuda.get_device_name(index), *arch, "cuda"
 
 
 def interpreted(device: torch.device) -> bool:
@@ -183,7 +211,8 @@ def _from_environment() -> bool:
     return chosen == "interpret"
 
 
-_gpu_sizes = False
+# The architecture whose sizes launches on a CPU have.
+_gpu_sizes: str | None = None
 _note: Callable[[JITFunction], None] | None = None
 _interpreting = _from_environment()
 
@@ -239,20 +268,14 @@ def _run(
 ) -> None:
     if _note is not None:
         _note(jit)
-    device = writes[0].device
-    if device.type != "cuda":
-        if _interpreting:
-            from gradlab.kernels.runtime.interpret_triton import interpret
+    if writes[0].is_cuda:
+        cuda_triton.run(jit, grid, args, writes[0], warps, stages, constants)
+    elif _interpreting:
+        from gradlab.kernels.runtime.interpret_triton import interpret
 
-            interpret(jit, tuple(grid), args, writes, constants)
-        else:
-            compiled_triton.run(jit, grid, args, constants)
-        return
-    if max(grid[1:], default=1) > 65535:
-        raise ValueError(f"{jit.fn.__name__}: grid is {tuple(grid)}, wanted at most 65535 programs past the first axis")
-    with torch.cuda.device(device):
-        # FP fusion is explicit because its default, and so the last bit, differs between Triton releases.
-        jit[tuple(grid)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+        interpret(jit, tuple(grid), args, writes, constants)
+    else:
+        compiled_triton.run(jit, grid, args, constants)
 
 
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:

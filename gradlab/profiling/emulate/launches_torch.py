@@ -59,7 +59,7 @@ def emulated(where: Target, run: Callable[[Launch], None]) -> Iterator[None]:
     with _lock, untuned(), torch.compiler.set_stance("force_eager"):
         JITFunction.run = anybodys
         try:
-            with launch_triton.taking(own):
+            with launch_triton.taking(own, where.name):
                 yield
         finally:
             _put_back()

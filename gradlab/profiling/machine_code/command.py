@@ -17,10 +17,12 @@ from gradlab.base.exit_codes import FOUND, INTERRUPTED, OK
 from gradlab.base.files import write_whole
 from gradlab.base.machine import describe
 from gradlab.kernels.spec import spec, specs
+from gradlab.profiling.machine_code import peers, report_peers
 from gradlab.profiling.machine_code.bounds import Verdict, hold, subjects
 from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.gpus import gpu
 from gradlab.profiling.machine_code.inspection import InspectRequest, InspectSubject, choose, function, read, targets
+from gradlab.profiling.machine_code.peers import Compared, PeerRow, compared
 from gradlab.profiling.machine_code.report import show, show_verdicts
 from gradlab.profiling.machine_code.targets import CPU, CPUS
 
@@ -43,6 +45,7 @@ class InspectArgs:
     check: bool
     shapes: str | None = None
     executed: bool = False
+    peers: bool = False
 
 
 def inspect(args: InspectArgs, console: Console) -> int:
@@ -57,6 +60,8 @@ def inspect(args: InspectArgs, console: Console) -> int:
         ModuleNotFoundError: a side, Triton or one of its tools is not installed.
     """
     own = args.op is not None and "::" in args.op
+    if args.peers:
+        return _peers(args, console)
     ops = [] if own else [spec(args.op)] if args.op is not None else list(specs().values())
     sides = split(args.sides)
     if args.json is not None:
@@ -111,6 +116,36 @@ def inspect(args: InspectArgs, console: Console) -> int:
         why = "on a CPU jax's kernels are XLA's code" if on_cpu else "jax's kernels are lowered for CUDA"
         raise ValueError(f"inspect: nothing to compile: {why}, wanted {'--side torch or ' * on_cpu}an sm_ architecture")
     return FOUND if any(v.broken for v in verdicts) or any(c.error for c in codes) else OK
+
+
+def _peers(args: InspectArgs, console: Console) -> int:
+    """The lab's kernels beside those of others, case by case; what was finished is written when it is interrupted."""
+    alone = {"--side": args.sides, "--case": args.case, "--check": args.check, "--lines": args.lines}
+    alone |= {"--executed": args.executed, "--shapes": args.shapes}
+    others = [name for name, value in alone.items() if value]
+    (dtype, *more), (where, *further) = split(args.dtypes) or ["bfloat16"], targets(_archs(args), args.gpu)
+    if others or more or further or where.backend != "cuda" or dtype not in FLOATS:
+        came = ", ".join(others) or (f"dtype {dtype}" if dtype not in FLOATS else f"{where.name}, or several of a kind")
+        raise ValueError(f"inspect: --peers came with {came}, wanted an op, one dtype and one sm_ architecture alone")
+    if args.json is not None:
+        _writable(args.json)
+    found: list[tuple[Compared, list[PeerRow]]] = []
+    status = OK
+    try:
+        for wanted in compared(args.op):
+            rows = list(peers.rows(wanted, dtype, where, args.gpu))
+            found.append((wanted, rows))
+            report_peers.show(wanted, rows, dtype, where.name, console)
+            if any(row.code is not None and row.code.error for row in rows):
+                status = FOUND
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    console.print(report_peers.NOTES, style="dim", highlight=False)
+    if args.json is not None:
+        report_peers.write_json(args.json, found, dtype, where.name)
+    if status == INTERRUPTED:
+        console.print(f"interrupted: {len(found)} cases read", style="bold red", highlight=False)
+    return status
 
 
 def _function(args: InspectArgs) -> InspectSubject:

@@ -27,7 +27,9 @@ def multiprocessor(program: Program, counts: Counts, rates: Rates, issued: Mappi
     for i in program.instructions:
         times, what = int(counts.issued[i.index]), kind(i)
         if what == "tensor":
-            tensor += counts.operations[i.index] / (rates.tensor[_operands(i)] * (rates.mma if i.root == "mma" else 1))
+            tensor += int(counts.operations[i.index]) / (
+                rates.tensor[_operands(i)] * (rates.mma if i.root == "mma" else 1)
+            )
         elif what == "exchange":
             # Shuffles pass through the lanes of shared memory.
             passes += times

@@ -193,10 +193,9 @@ def read(wanted: InspectRequest) -> Iterator[Code]:
             # Pallas is lowered for CUDA: it has no kernels for the others.
             where = [t for t in wanted.targets if subject.side == "torch" or t.backend == "cuda"]
             begun: list[Future[list[Code]]] = []
-            for device in ("cuda", "cpu"):
-                there = [t for t in where if isinstance(t, CPU) == (device == "cpu")]
+            for device, there in _devices(subject, where).items():
                 try:
-                    found = find(subject, device) if there else []
+                    found = find(subject, device)
                 except Exception as error:
                     begun += [pool.submit(_lost, subject, t, error) for t in there]
                     continue
@@ -216,8 +215,17 @@ def read(wanted: InspectRequest) -> Iterator[Code]:
         pool.shutdown(cancel_futures=True)
 
 
+def _devices(subject: InspectSubject, where: Sequence[Target]) -> dict[str, list[Target]]:
+    """The architectures by whose launches they compile: on torch each has its own tiles, all CPUs have the same."""
+    found: dict[str, list[Target]] = {}
+    for t in where:
+        device = "cpu" if isinstance(t, CPU) else t.name if subject.side == "torch" else "cuda"
+        found.setdefault(device, []).append(t)
+    return found
+
+
 def find(subject: InspectSubject, device: str = "cuda") -> list[Found]:
-    """The kernels that it launches on "cuda" or, on torch, on "cpu"."""
+    """The kernels that it launches on "cuda" or, on torch, on "cpu" or on an architecture."""
     if subject.find is not None:
         return subject.find()
     module = importlib.import_module(f"gradlab.profiling.machine_code.launches_{subject.side}")

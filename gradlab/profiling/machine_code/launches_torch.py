@@ -32,7 +32,11 @@ class Source(ASTSource):
 
 
 def find(at: OpCase, dtype: str, device: str = "cuda") -> list[Found]:
-    """Every kernel of the op's forward, backward and second backward, each once, with tiles of a GPU or of a CPU."""
+    """Every kernel of the op's forward, backward and second backward, each once, with the tiles of a device.
+
+    Args:
+        device: "cpu", an architecture as "sm_80", or "cuda", a usual one.
+    """
 
     def empty(a: Array) -> torch.Tensor:
         # Untouched memory costs nothing; class indices are read, and 0 is a valid one.

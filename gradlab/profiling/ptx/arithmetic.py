@@ -16,7 +16,7 @@ from gradlab.profiling.ptx.program import Instruction
 from gradlab.profiling.ptx.rounding import flushed, fma
 
 _PLAIN: dict[str, Callable[..., Any]] = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
-_PAIRS = ("f16x2", "bf16x2", "f32x2")
+_PAIRS = ("f16x2", "bf16x2", "f32x2", "s16x2", "u16x2")
 
 
 @instruction("add", "sub", "mul", "mad", "fma", "div", "rem", "min", "max", "abs", "neg", "mul24", "mad24", "sad")
@@ -90,7 +90,7 @@ def _pair(i: Instruction, m: Machine, kind: str) -> Step:
     half = kind[:-2]
     bits = BITS[half]
     write, sources = m.target(i.operands[0], f"b{2 * bits}"), [m.source(o, f"b{2 * bits}") for o in i.operands[1:]]
-    compute = _float(i, half)
+    compute = _float(i, half) if is_float(half) else _INTEGER[i.root]
     raw = np.dtype(f"u{bits // 8}")
 
     def values(packed: Any, high: bool) -> Array:
