@@ -128,7 +128,7 @@ def backward_into(
     N, V, D = x.shape
     known = constants(settings, s.dtype, a)
     # fmt: off
-    if long_rows(x, t, a, known["EPS"]) and d.stride(1) == 1:
+    if t is not None and long_rows(x, t, a, known["EPS"]) and d.stride(1) == 1:
         _backward_of_rows(d, dy, dn, x, t, s, settings, part)
         return
     BM, BV = tile(x)
@@ -147,7 +147,16 @@ def backward_into(
     # fmt: on
 
 
-def _backward_of_rows(d, dy, dn, x, t, s, settings, part) -> None:
+def _backward_of_rows(
+    d: torch.Tensor,
+    dy: torch.Tensor,
+    dn: torch.Tensor | None,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    s: torch.Tensor,
+    settings: Sequence[Number],
+    part: Sequence[int] | None,
+) -> None:
     N, V, D = x.shape
     M = N * D
     warps = 4 if V >= 2**13 else 2
@@ -155,18 +164,20 @@ def _backward_of_rows(d, dy, dn, x, t, s, settings, part) -> None:
     step = how["U"] * how["B"] * how["G"]
     # Rows are parted where they alone would not fill a GPU.
     parts = max(1, min(-(-4096 // max(M, 1)), V // (2 * step)))
-    stretch = -(-(V + how["G"]) // (parts * step)) * step
+    length = V + how["EDGES"] * (how["G"] - 1)
+    stretch = -(-length // (parts * step)) * step
+    parts = -(-length // stretch)
     known = constants(settings, s.dtype, None)
     # fmt: off
     launch(
-        _row_backward_kernel, [M * -(-(V + how["G"]) // stretch)],
+        _row_backward_kernel, [M * parts],
         dy, *dy.stride(),
         *((dy, 0) if dn is None else (dn, *dn.stride())),
         x, x.stride(0), x.stride(2),
         t, *t.stride(),
         s, *s.stride(),
         d, d.stride(0), d.stride(2),
-        V, D, ClassLoss.of(settings).ignore_index, *part_numbers(part), stretch, -(-(V + how["G"]) // stretch),
+        V, D, ClassLoss.of(settings).ignore_index, *part_numbers(part), stretch, parts,
         EPS=known["EPS"], CAP=known["CAP"], ACC=known["ACC"], HAS_DN=dn is not None, PART=part is not None,
         SAME=d.stride() == x.stride(), **how, writes=[d], warps=warps,
     )

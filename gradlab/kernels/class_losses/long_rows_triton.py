@@ -27,10 +27,7 @@ LONG = 1024
 @kernel
 def lowest(ACC: tl.constexpr):
     """The lowest finite number: as a first maximum as good as -inf, but the difference of two is no NaN."""
-    if ACC == tl.float64:
-        least: tl.constexpr = -1.7976931348623157e308
-    else:
-        least: tl.constexpr = -3.4028234663852886e38
+    least: tl.constexpr = -1.7976931348623157e308 if ACC == tl.float64 else -3.4028234663852886e38
     return tl.full((), least, ACC)
 
 
@@ -41,10 +38,7 @@ def powers(top, ACC: tl.constexpr):
     c is top a, rounded, and e what rounding leaves out: no digit of logits far from zero is lost. Where 2^e could
     overflow, all logits but the maximum are so far below it that a = 1, which leaves nothing out, gives 0 as well.
     """
-    if ACC == tl.float64:
-        far: tl.constexpr = 2.0 ** 60
-    else:
-        far: tl.constexpr = 2.0 ** 31
+    far: tl.constexpr = 2.0 ** 60 if ACC == tl.float64 else 2.0 ** 31
     a = tl.where(tl.abs(top) < far, tl.full((), LOG2_E, ACC), tl.full((), 1.0, ACC))
     c = top * a
     return a, c, tl.fma(top, a, -c)
