@@ -94,10 +94,10 @@ def parts(dtype, make=torch.empty):
         h, w = make(1, 16, 20, dtype=dtype), make(1, 20, V, dtype=dtype)
         b, a = (make(1, V, dtype=dtype) if every else None for _ in range(2))
         t, part, needs = classes(1, 16), [V, 3 * V], (True, True, True, False)
-        p = linear_cross_entropy_triton.loss(h, w, t, b, a, flat, part)[2]
+        p, x = linear_cross_entropy_triton.loss(h, w, t, b, a, flat, part, V if every else 0)[2:]
         y, n, s = merge_parts(p.expand(3, *p.shape), t, flat, 3 * V)
         dn = n if every else None
-        linear_cross_entropy_triton.backward(y, dn, h, w, t, b, a, s, flat, *needs, part)
+        linear_cross_entropy_triton.backward(y, dn, h, w, t, b, a, s, flat, *needs, part, x if every else None)
         given = h, w, b, y, dn, h, w, t, b, a, s, flat, *needs, part
         sums = linear_second_triton.second_backward(*given)[2]
         linear_second_triton.second_backward(*given, sums)
