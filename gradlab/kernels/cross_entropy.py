@@ -57,7 +57,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Bound, in_vectors
+from gradlab.kernels.bounds import ALWAYS, HALF, NO_SPILLS, Bound, in_vectors
 from gradlab.kernels.spec import Arrays, Case, Spec
 
 IGNORE = -100
@@ -165,6 +165,8 @@ SPEC = Spec(
             Bound(kind, least=least, kernels=(*more, "backward", "second_backward"), case="vocabulary")
             for kind, least, more in (("wide_loads", 4, ("loss",)), ("wide_stores", 2, ()))
         ),
+        # Nothing is carried for the target's class, so that more than half of a multiprocessor's warps are there.
+        Bound("registers", most=72, kernels=("loss", "backward"), sides=("jax",), dtypes=(*HALF, "float32")),
         # The class of each row is read by itself.
         *in_vectors(
             "loss", "backward", "second_backward", "sum_rows", "mean_divisors", but=("backward", "second_backward")

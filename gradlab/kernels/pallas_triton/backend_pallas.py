@@ -24,7 +24,7 @@ from gradlab.kernels.pallas_triton.written_pallas import Shape, written
 try:
     from jax.experimental.pallas import triton as _triton
 except ImportError:
-    _triton = None  # type: ignore[assignment]
+    _triton = None
 # Pallas' own back end, None in a jax without it.
 pallas_triton: Any = _triton
 
