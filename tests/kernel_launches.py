@@ -94,10 +94,10 @@ def parts(dtype, make=torch.empty):
         h, w = make(1, 16, 20, dtype=dtype), make(1, 20, V, dtype=dtype)
         b, a = (make(1, V, dtype=dtype) if every else None for _ in range(2))
         t, part, needs = classes(1, 16), [V, 3 * V], (True, True, True, False)
-        p = linear_cross_entropy_triton.loss(h, w, t, b, a, flat, part)[2]
+        p, x = linear_cross_entropy_triton.loss(h, w, t, b, a, flat, part, V if every else 0)[2:]
         y, n, s = merge_parts(p.expand(3, *p.shape), t, flat, 3 * V)
         dn = n if every else None
-        linear_cross_entropy_triton.backward(y, dn, h, w, t, b, a, s, flat, *needs, part)
+        linear_cross_entropy_triton.backward(y, dn, h, w, t, b, a, s, flat, *needs, part, x if every else None)
         given = h, w, b, y, dn, h, w, t, b, a, s, flat, *needs, part
         sums = linear_second_triton.second_backward(*given)[2]
         linear_second_triton.second_backward(*given, sums)
@@ -137,51 +137,70 @@ def products(dtype):
 
 
 def images(dtype):
-    """Many channels and few; channels last and first; offsets within 32 bits and past them, of images far apart."""
-    for far, last, groups in itertools.product((False, True), (False, True), (1, 4)):
-        strides = (2**30 if far else 32 * 64, *((1, 32 * 8, 32) if last else (64, 8, 1)))
+    """Many channels and few; channels last and first; offsets within 32 bits and past them, of images far apart.
 
-        def image(size=8, strides=strides):
-            return leaf(dtype, 2, 32, size, size, strides=strides)
+    Half precision takes other kernels than the rest: each dtype brings one of the other kind along.
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    for kind in (dtype, torch.float32 if half else torch.float16):
+        for far, last, groups in itertools.product((False, True), (False, True), (1, 4, 32)):
+            strides = (2**30 if far else 32 * 64, *((1, 32 * 8, 32) if last else (64, 8, 1)))
 
-        for activation in (None, "relu"):
-            w, b = leaf(dtype, 32, 32 // groups, 3, 3), leaf(dtype, 32)
-            y = lab.conv2d(image(), w, b, groups=groups, padding=1, activation=activation)
-            y.backward(image().detach())
-        x = image()
-        (dx,) = torch.autograd.grad(lab.max_pool2d(x, 2), x, image(4), create_graph=True)
-        dx.backward(image().detach())
+            def image(size=8, strides=strides, kind=kind):
+                return leaf(kind, 2, 32, size, size, strides=strides)
+
+            for activation, window in itertools.product((None, "relu"), (3, 1)):
+                w, b = leaf(kind, 64, 32 // groups, window, window), leaf(kind, 64)
+                y = lab.conv2d(image(), w, b, groups=groups, padding=window // 2, activation=activation)
+                (dx,) = torch.autograd.grad(y, w, torch.empty_like(y).requires_grad_(), create_graph=True)
+                dx.backward(torch.empty_like(dx))
+            pulled(lab.conv2d(image(), w, stride=2, groups=groups))
+            x = image()
+            (dx,) = torch.autograd.grad(lab.max_pool2d(x, 2), x, image(4), create_graph=True)
+            dx.backward(image().detach())
+        for filters in (24, 8):
+            # Rows apart, channels that are no multiple of 16, and filters too few for tensor cores.
+            x, w = leaf(kind, 2, 24, 8, 8, strides=(24 * 128, 128, 16, 1)), leaf(kind, filters, 24, 3, 3)
+            y = lab.conv2d(x, w, padding=1, activation="relu")
+            dx, dw = torch.autograd.grad(y, (x, w), torch.empty_like(y).requires_grad_(), create_graph=True)
+            torch.autograd.backward((dx, dw), (torch.empty_like(dx), torch.empty_like(dw)))
 
 
 def optimizers(dtype):
-    """All that a step can have: one launch for each; tensors at odd addresses among them."""
+    """All that a step can have: a launch each, for one tensor and for two; tensors at odd addresses among them."""
     one = torch.ones(())
-    for offset, make in itertools.product((0, 1), STEPS):
-        p = torch.empty(41, dtype=dtype)[offset:].requires_grad_()
-        p.grad = torch.empty(41, dtype=dtype)[offset:]
-        optimizer = make(p)
+    for offset, T, make in itertools.product((0, 1), (1, 2), STEPS):
+        ps = parameters(dtype, T, offset)
+        optimizer = make(ps)
         optimizer.step()
         if isinstance(optimizer, torch.optim.Adam):
             optimizer.grad_scale, optimizer.found_inf = one, one * 0
             optimizer.step()
-        lab.clip_grad_norm_([p], 1.0)
+        lab.clip_grad_norm_(ps, 1.0)
+
+
+def parameters(dtype, T, offset=0):
+    """T parameters with gradients, so many elements past an aligned address."""
+    ps = [torch.empty(41, dtype=dtype)[offset:].requires_grad_() for _ in range(T)]
+    for p in ps:
+        p.grad = torch.empty(41, dtype=dtype)[offset:]
+    return ps
 
 
 def masters(dtype):
     """Master weights, of both halves: each has its own rounding."""
     for half, more in ((torch.float16, {}), (torch.bfloat16, {"amsgrad": True, "state_dtype": torch.bfloat16})):
-        p = torch.empty(41, dtype=half).requires_grad_()
-        p.grad = torch.empty(41, dtype=half)
-        lab.Adam([p], master_weights=True, **more).step()
+        for T in (1, 2):
+            lab.Adam(parameters(half, T), master_weights=True, **more).step()
 
 
 STEPS = (
-    lambda p: lab.SGD([p], max_norm=1.0),
-    lambda p: lab.SGD([p], momentum=0.9),
-    lambda p: lab.Adam([p], max_norm=1.0),
-    lambda p: lab.Adam([p], lr=torch.tensor(0.1), amsgrad=True, fused=True),
-    lambda p: lab.Adam([p], amsgrad=True, state_dtype=torch.bfloat16),
-    lambda p: lab.Adam([p], state_dtype=torch.bfloat16),
+    lambda ps: lab.SGD(ps, max_norm=1.0),
+    lambda ps: lab.SGD(ps, momentum=0.9),
+    lambda ps: lab.Adam(ps, max_norm=1.0),
+    lambda ps: lab.Adam(ps, lr=torch.tensor(0.1), amsgrad=True, fused=True),
+    lambda ps: lab.Adam(ps, amsgrad=True, state_dtype=torch.bfloat16),
+    lambda ps: lab.Adam(ps, state_dtype=torch.bfloat16),
 )
 
 CALLS = (losses, parts, derivatives, chunks_of_classes, steps, products, images, optimizers, masters)
