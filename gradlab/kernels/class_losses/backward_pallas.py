@@ -25,7 +25,7 @@ def _backward_kernel(*refs, names, o):
     x = logits(ins, slice(None), o, ins["row_max"].dtype)
     rows = Rows.of(ins)
     if o.group and rows.t is not None and not o.settings.label_smoothing:
-        dx_ref[...] = class_gradient(ins, program_id(1), x, rows, o).astype(dx_ref.dtype)
+        dx_ref[...] = class_gradient(ins, program_id(1), x, rows.t, rows, o).astype(dx_ref.dtype)
         return
     tile = logit_tile(ins, program_id(1), slice(None), x, rows, o)
     dx_ref[...] = logit_gradient(tile, rows, o).astype(dx_ref.dtype)

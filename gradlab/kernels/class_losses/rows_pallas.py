@@ -241,12 +241,12 @@ def logit_gradient(tile: Tile, rows: Rows, o: Constants) -> jax.Array:
     return masked(tile.g * tile.slope, rows.t, o)
 
 
-def class_gradient(refs: Refs, i: Any, x: jax.Array, rows: Rows, o: Constants) -> jax.Array:
-    """`logit_gradient` of the i-th tile x where a row's target is its class t alone: r[m v] is R at t, 0 elsewhere.
+def class_gradient(refs: Refs, i: Any, x: jax.Array, t: jax.Array, rows: Rows, o: Constants) -> jax.Array:
+    """`logit_gradient` of the i-th tile x where a row's target is its class t[M 1] alone: r is R at t, 0 elsewhere.
 
     What belongs to a row is worked out once: A p of every class, A = dy R + 2 dn l, and dy R less at the class.
     """
-    cap, t = o.settings.softcap, rows.t
+    cap = o.settings.softcap
     v, _ = lanes(i, refs, x.shape[0], o)
     z = capped(x, cap)
     # One product less than exp has: it is the power of 2 that a GPU computes.

@@ -190,9 +190,10 @@ def _grouped(platform: str, rows: int, columns: int) -> tuple[tuple[int, ...], C
 
 
 def _tile(platform: str, dtype, M: int, K: int, N: int) -> tuple[int, int, int, int, int]:
-    """BM, BK, BN, warps, stages: one block interpreted; 128 on TPU; on a GPU 64x32x64, in half 128x64x128 or 128x32x256.
+    """BM, BK, BN, warps, stages: one block interpreted; 128 on TPU; on a GPU 64x32x64.
 
-    Of 128 columns tensor cores wait for shared memory, which two groups of warps read; of 256 they do not.
+    In half precision 128x64x128 or 128x32x256: of 128 columns tensor cores wait for shared memory, which two groups of
+    warps read; of 256 they do not.
     """
     if interpreted(platform):
         return M, K, N, 4, 1
