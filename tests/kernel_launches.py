@@ -25,14 +25,14 @@ class Variant(NamedTuple):
     stages: int
 
 
-def variants(dtype: str) -> Iterator[Variant]:
-    """What the checked cases of every op launch in a dtype, and what CALLS launch."""
+def variants(dtype: str, arch: str) -> Iterator[Variant]:
+    """What the checked cases of every op launch in a dtype on an architecture, and what CALLS launch."""
     for op in specs().values():
         for case in op.select("check"):
-            for found in launches_torch.find(op.at(case), dtype):
+            for found in launches_torch.find(op.at(case), dtype, arch):
                 yield Variant(found.source, found.warps, found.stages)
     for call in CALLS:
-        with recording() as launches, launches_torch.NoValues():
+        with recording(arch) as launches, launches_torch.NoValues():
             call(getattr(torch, dtype))
         for launch in launches:
             yield Variant(launches_torch.source(launch), launch.warps, launch.stages)
@@ -74,6 +74,24 @@ def losses(dtype):
         class_range_triton.out_of_range(classes(6, of=narrow), 5, -100)
 
 
+def long_rows(dtype):
+    """Classes in rows that a program holds, or walks over, aligned and not, with what a loss can have and without."""
+    for inplace, V in itertools.product((False, True), (8192, 20000, 20001)):
+        weight = torch.empty(V, dtype=dtype)
+        for options in ({"softcap": 2.0, "z_loss": 0.1, "label_smoothing": 0.1}, {"weight": weight, "softcap": 2.0}):
+            pulled(lab.cross_entropy(leaf(dtype, 4, V) * 1, classes(4), inplace=inplace, **options))
+        pulled(lab.cross_entropy(leaf(dtype, 4, V) * 1, classes(4), inplace=inplace))
+    pulled(lab.cross_entropy(leaf(dtype, 4, 8192) * 1, classes(4), inplace=True, reduction="sum"))
+    # Rows apart, whose gradient's are not.
+    pulled(lab.cross_entropy(leaf(dtype, 4, 20000, strides=(20001, 1)), classes(4)))
+    for V in (8192, 20001):
+        for smoothing in (0.0, 0.1):
+            flat, x = ClassLoss(-100, smoothing, 2.0).flat(), torch.empty(4, V, 1, dtype=dtype)
+            p = cross_entropy_triton.loss(x, classes(4), None, None, flat, [V, 3 * V])[2]
+            y, n, s = merge_parts(p.expand(3, 1, *p.shape), classes(1, 4), flat, 3 * V)
+            cross_entropy_triton.backward(y[0], n[0], x, classes(4), None, None, s[0], flat, [V, 3 * V])
+
+
 def parts(dtype, make=torch.empty):
     """What a rank of a group launches on its part of the classes, all options and none; merged, and added up."""
     for soft, every in itertools.product((False, True), repeat=2):
@@ -94,10 +112,10 @@ def parts(dtype, make=torch.empty):
         h, w = make(1, 16, 20, dtype=dtype), make(1, 20, V, dtype=dtype)
         b, a = (make(1, V, dtype=dtype) if every else None for _ in range(2))
         t, part, needs = classes(1, 16), [V, 3 * V], (True, True, True, False)
-        p = linear_cross_entropy_triton.loss(h, w, t, b, a, flat, part)[2]
+        p, x = linear_cross_entropy_triton.loss(h, w, t, b, a, flat, part, V if every else 0)[2:]
         y, n, s = merge_parts(p.expand(3, *p.shape), t, flat, 3 * V)
         dn = n if every else None
-        linear_cross_entropy_triton.backward(y, dn, h, w, t, b, a, s, flat, *needs, part)
+        linear_cross_entropy_triton.backward(y, dn, h, w, t, b, a, s, flat, *needs, part, x if every else None)
         given = h, w, b, y, dn, h, w, t, b, a, s, flat, *needs, part
         sums = linear_second_triton.second_backward(*given)[2]
         linear_second_triton.second_backward(*given, sums)
@@ -143,27 +161,41 @@ def edges(dtype):
 
 
 def products(dtype):
-    """Whole tiles of K; a bias and a mask."""
+    """Whole tiles of K; a bias and a mask; so many tiles that a program has several of them."""
+    pulled(lab.linear(leaf(dtype, 4096, 64), leaf(dtype, 4096, 64)))
     x, w, b = leaf(dtype, 16, 64), leaf(dtype, 32, 64), leaf(dtype, 32)
     pulled(lab.linear(x, w, b))
     pulled(lab.linear(x, w, b, activation="relu"))
 
 
 def images(dtype):
-    """Many channels and few; channels last and first; offsets within 32 bits and past them, of images far apart."""
-    for far, last, groups in itertools.product((False, True), (False, True), (1, 4)):
-        strides = (2**30 if far else 32 * 64, *((1, 32 * 8, 32) if last else (64, 8, 1)))
+    """Many channels and few; channels last and first; offsets within 32 bits and past them, of images far apart.
 
-        def image(size=8, strides=strides):
-            return leaf(dtype, 2, 32, size, size, strides=strides)
+    Half precision takes other kernels than the rest: each dtype brings one of the other kind along.
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    for kind in (dtype, torch.float32 if half else torch.float16):
+        for far, last, groups in itertools.product((False, True), (False, True), (1, 4, 32)):
+            strides = (2**30 if far else 32 * 64, *((1, 32 * 8, 32) if last else (64, 8, 1)))
 
-        for activation in (None, "relu"):
-            w, b = leaf(dtype, 32, 32 // groups, 3, 3), leaf(dtype, 32)
-            y = lab.conv2d(image(), w, b, groups=groups, padding=1, activation=activation)
-            y.backward(image().detach())
-        x = image()
-        (dx,) = torch.autograd.grad(lab.max_pool2d(x, 2), x, image(4), create_graph=True)
-        dx.backward(image().detach())
+            def image(size=8, strides=strides, kind=kind):
+                return leaf(kind, 2, 32, size, size, strides=strides)
+
+            for activation, window in itertools.product((None, "relu"), (3, 1)):
+                w, b = leaf(kind, 64, 32 // groups, window, window), leaf(kind, 64)
+                y = lab.conv2d(image(), w, b, groups=groups, padding=window // 2, activation=activation)
+                (dx,) = torch.autograd.grad(y, w, torch.empty_like(y).requires_grad_(), create_graph=True)
+                dx.backward(torch.empty_like(dx))
+            pulled(lab.conv2d(image(), w, stride=2, groups=groups))
+            x = image()
+            (dx,) = torch.autograd.grad(lab.max_pool2d(x, 2), x, image(4), create_graph=True)
+            dx.backward(image().detach())
+        for filters in (24, 8):
+            # Rows apart, channels that are no multiple of 16, and filters too few for tensor cores.
+            x, w = leaf(kind, 2, 24, 8, 8, strides=(24 * 128, 128, 16, 1)), leaf(kind, filters, 24, 3, 3)
+            y = lab.conv2d(x, w, padding=1, activation="relu")
+            dx, dw = torch.autograd.grad(y, (x, w), torch.empty_like(y).requires_grad_(), create_graph=True)
+            torch.autograd.backward((dx, dw), (torch.empty_like(dx), torch.empty_like(dw)))
 
 
 def optimizers(dtype):
@@ -203,4 +235,16 @@ STEPS = (
     lambda ps: lab.Adam(ps, state_dtype=torch.bfloat16),
 )
 
-CALLS = (losses, parts, derivatives, edges, chunks_of_classes, steps, products, images, optimizers, masters)
+CALLS = (
+    losses,
+    long_rows,
+    parts,
+    derivatives,
+    edges,
+    chunks_of_classes,
+    steps,
+    products,
+    images,
+    optimizers,
+    masters,
+)

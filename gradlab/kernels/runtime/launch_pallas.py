@@ -1,7 +1,7 @@
 """The launcher of Pallas kernels: the platform that a program is lowered for picks interpreter, Triton or Mosaic.
 
-A Triton-backed Pallas kernel does not mask partial blocks, and the interpreter pads them with NaN, so every kernel gets
-full blocks: `pad` before, a slice after. Blocks are powers of two with at least 128 on the last axis where a compiler
+Pallas' own back end of Triton does not mask partial blocks, and the interpreter pads them with NaN, so kernels get full
+blocks there: `pad` before, a slice after. Blocks are powers of two with at least 128 on the last axis where a compiler
 requires that; interpreted, one block is the full array, because each step there costs as much as the full array.
 """
 
@@ -15,11 +15,11 @@ import jax.export
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.experimental.pallas import triton as pltriton
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 from jax.sharding import ManualAxisType
 
+from gradlab.kernels.pallas_triton import backend_pallas
 from gradlab.kernels.private.private_jax import pallas_of_any_size
 from gradlab.kernels.runtime import interpret_pallas, taken
 from gradlab.kernels.runtime.mesh_pallas import explicit_mesh, plain, typed, varying
@@ -32,6 +32,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def interpreted(platform: str) -> bool:
     """Whether kernels on this platform are interpreted: a step is expensive there, an element cheap."""
     return platform == "cpu"
+
+
+def masks(platform: str) -> bool:
+    """Whether blocks on this platform may reach past the end of an array: else it is padded to whole blocks before."""
+    return platform == "cuda" and backend_pallas.masks()
 
 
 def launch(call: Callable[..., Any], *operands: jax.Array) -> Any:
@@ -298,8 +303,8 @@ def pallas(
     """
     params: Any = None
     if platform == "cuda":
-        # Without these parameters Pallas takes Mosaic GPU, which has no jnp.dot.
-        params = pltriton.CompilerParams(num_warps=warps, num_stages=stages)
+        # Without parameters Pallas takes Mosaic GPU, which has no jnp.dot.
+        params = backend_pallas.parameters(warps, stages)
     if platform == "tpu":
         params = pltpu.CompilerParams(dimension_semantics=("parallel",) * len(grid))
     name = "gradlab_" + getattr(kernel, "func", kernel).__name__.strip("_")
