@@ -467,7 +467,7 @@ def test_torchs_names_and_its_default(device):
 
 
 def test_tiles_of_tensor_cores_executed_as_ptx(monkeypatch):
-    """Large tiles, whose operands descriptors of sm_90's TMA copy: as on a CPU, and kept logits are those made again."""
+    """Large tiles, whose operands come by sm_90's TMA: as on a CPU, and kept logits are those made again."""
     M, K, V, tiles = 136, 72, 264, []
     monkeypatch.setattr(kernels, "tile", lambda *args, real=kernels.tile: (tiles.append(real(*args)), tiles[-1])[1])
     h, w, _, t, _ = drawn("cpu", M, K, V, torch.bfloat16)
