@@ -81,6 +81,12 @@ def test_several_tiles_of_a_program(monkeypatch):
         with run():
             matmul_into(y, a, b, None)
         torch.testing.assert_close(y.double(), a.double() @ b.double(), rtol=2**-8, atol=1e-4)
+        # Added to itself, in float32, and the tile by halves.
+        y = y.float()
+        wanted = y.double() + a.double() @ b.double()
+        with run():
+            matmul_into(y, a, b, y)
+        torch.testing.assert_close(y.double(), wanted, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [(), (2,)])

@@ -21,7 +21,8 @@ def _matmul_kernel(
     y_ptr, y_z, y_m, y_n,
     M, K, N,
     ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr, FULL_K: tl.constexpr,
-    A: tl.constexpr, B: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr, PERSISTENT: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr,
+    PERSISTENT: tl.constexpr, HALVES: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):
     """y[z m n] = relu(sum_k a[z m k] b[z k n] + c), c[z n] (BIAS row) or c[z m n] (BIAS matrix).
@@ -30,6 +31,7 @@ def _matmul_kernel(
     A, B, MASK and Y are the ways, as `operand` takes them, in which the arrays are read and written.
 
     Grid (Z * M/BM * N/BN); a program owns y[z BM BN]. PERSISTENT: Z is 1, and a program of fewer owns several tiles.
+    HALVES: a matrix c is added to the left and the right half of a tile in turn, for which registers suffice.
     """
     tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)
     z = (tl.program_id(0) // tiles).to(tl.int64)
@@ -47,13 +49,13 @@ def _matmul_kernel(
         for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
             _tile(
                 a, a_m, a_k, b, b_k, b_n, c_ptr, c_m, c_n, mask, mask_0, mask_1, y, y_m, y_n, tile, M, K, N,
-                ACC, BIAS, RELU, MASKED, FULL_K, A, B, MASK, Y, y_ptr.dtype.element_ty, BM, BK, BN, GROUP,
+                ACC, BIAS, RELU, MASKED, FULL_K, A, B, MASK, Y, y_ptr.dtype.element_ty, HALVES, BM, BK, BN, GROUP,
             )
     else:
         _tile(
             a, a_m, a_k, b, b_k, b_n, c_ptr + z * c_z, c_m, c_n, mask, mask_0, mask_1, y, y_m, y_n,
             tl.program_id(0) % tiles, M, K, N,
-            ACC, BIAS, RELU, MASKED, FULL_K, A, B, MASK, Y, y_ptr.dtype.element_ty, BM, BK, BN, GROUP,
+            ACC, BIAS, RELU, MASKED, FULL_K, A, B, MASK, Y, y_ptr.dtype.element_ty, HALVES, BM, BK, BN, GROUP,
         )
 
 
@@ -66,7 +68,8 @@ def _tile(
     y, y_m, y_n,
     tile, M, K, N,
     ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr, FULL_K: tl.constexpr,
-    A: tl.constexpr, B: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr, TO: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr,
+    TO: tl.constexpr, HALVES: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):
     """The tile y[BM BN] of that number: tiles go down GROUP rows of tiles before they move right."""
@@ -94,14 +97,18 @@ def _tile(
     else:
         acc = add_product(acc, a, a_m, a_k, b, b_k, b_n, m0, n0, M, K, N, A, B, FULL_K, BM, BK, BN)
 
-    m = (m0 + tl.arange(0, BM)).to(tl.int64)
-    n = (n0 + tl.arange(0, BN)).to(tl.int64)
     if BIAS == "row":
+        n = (n0 + tl.arange(0, BN)).to(tl.int64)
         acc += tl.load(c_ptr + n * c_n, mask=n < N, other=0.0).to(ACC)[None, :]
     if BIAS == "matrix":
         # c may be y itself: no other program reads this tile of it.
-        inside = (m < M)[:, None] & (n < N)[None, :]
-        acc += tl.load(c_ptr + m[:, None] * c_m + n[None, :] * c_n, mask=inside, other=0.0).to(ACC)
+        if HALVES:
+            left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1)))
+            left += load_tile(c_ptr, c_m, c_n, m0, n0, M, N, "pointers", False, False, BM, BN // 2).to(ACC)
+            right += load_tile(c_ptr, c_m, c_n, m0, n0 + BN // 2, M, N, "pointers", False, False, BM, BN // 2).to(ACC)
+            acc = tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), (BM, BN))
+        else:
+            acc += load_tile(c_ptr, c_m, c_n, m0, n0, M, N, "pointers", False, False, BM, BN).to(ACC)
     if RELU:
         acc = tl.where(acc <= 0, 0.0, acc)
     if MASKED == "y":
@@ -139,7 +146,8 @@ def matmul_into(
     programs = math.prod(a.shape[:-2]) * -(-M // BM) * -(-N // BN)
     # Where a multiprocessor has room for one program alone, its stores overlap with its next tile, and it makes its
     # descriptors once.
-    persistent = BM * BN >= _ALONE and mask is None and a.ndim == 2 and by[3] in ("rows", "columns")
+    alone = BM * BN >= _ALONE and sized_for(y.device) == "cuda"
+    persistent = alone and mask is None and a.ndim == 2 and by[3] in ("rows", "columns")
     if persistent:
         programs = min(programs, multiprocessors(y.device))
     # fmt: off
@@ -152,7 +160,7 @@ def matmul_into(
         y, *strides(y, 2),
         M, K, N,
         ACC=triton_dtype(accumulator(a.dtype)), BIAS=kind, RELU=relu, MASKED=masked, FULL_K=K % BK == 0,
-        PERSISTENT=persistent, A=by[0], B=by[1], MASK=by[2], Y=by[3],
+        PERSISTENT=persistent, HALVES=alone, A=by[0], B=by[1], MASK=by[2], Y=by[3],
         BM=BM, BK=BK, BN=BN, GROUP=8, writes=[y], warps=warps, stages=stages,
     )
     # fmt: on
