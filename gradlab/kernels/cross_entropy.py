@@ -148,6 +148,15 @@ SPEC = Spec(
         Case("digits", {"M": 128, "V": 10}, _CLASSES, use="bench"),
         Case("vocabulary", {"M": 256, "V": 4096}, _CLASSES, use="bench"),
         Case("distillation", {"M": 128, "V": 1000}, _SOFT, use="bench"),
+        *(
+            Case(f"{name}, in place", {"M": 64, "V": V}, {**_CLASSES, "inplace": True, **options}, "inspect", order=1)
+            for name, V, options in (
+                ("a row in registers", 4096, {}),
+                ("odd rows", 50257, {}),
+                ("long rows", 128256, {}),
+                ("capped", 32768, {"z_loss": 1e-4, "softcap": 30.0}),
+            )
+        ),
         Case("capped logits", {"M": 4096, "V": 32768}, {**_CLASSES, "z_loss": 1e-4, "softcap": 30.0}, use="bench gpu"),
         Case("language model", {"M": 8192, "V": 50257}, _CLASSES, use="bench gpu"),
     ),
@@ -162,34 +171,49 @@ SPEC = Spec(
         *(replace(NO_SPILLS, case=case) for case in ("vocabulary", "distillation", "capped logits")),
         # Rows of an odd number of logits are not aligned, so these speak of 4096 classes; jax pads either way.
         *(
-            Bound(kind, least=least, kernels=(*more, "second_backward"), case="vocabulary")
-            for kind, least, more in (
-                ("wide_loads", 4, ("row_loss", "row_backward")),
-                ("wide_stores", 2, ("row_backward",)),
+            Bound(kind, least=least, kernels=(*more, "second_backward"), sides=(side,), case="vocabulary")
+            for side, kind, least, more in (
+                ("torch", "wide_loads", 4, ("row_loss", "row_backward")),
+                ("torch", "wide_stores", 2, ("row_backward",)),
+                ("jax", "wide_loads", 4, ("loss", "backward")),
+                ("jax", "wide_stores", 2, ("backward",)),
             )
         ),
+        # Of a logit: a shift or a mask, the maximum, an FMA, a power of 2 and a sum; then the first, an FMA, a power, a
+        # product and half of a rounding. What a row takes beside them is spread over its logits.
         *(
-            Bound(kind, least=least, kernels=kernels, sides=("jax",), case="vocabulary")
-            for kind, least, kernels in (("wide_loads", 4, ("loss", "backward")), ("wide_stores", 2, ("backward",)))
-        ),
-        # A class's logits take so many instructions at most, whatever the target is: of its load, its maximum, its
-        # power of 2 and a sum; then of a load, a power, a product and half of a store.
-        *(
-            Bound(
-                "instructions",
-                most=most,
-                per="M V",
-                kernels=(kernel,),
-                dtypes=("bfloat16",),
-                archs=("sm_90",),
-                case=case,
-            )
+            Bound("instructions", most=most, per="M V", kernels=(kernel,), dtypes=("bfloat16",), case=case)
             for kernel, case, most in (
                 ("row_loss", "language model", 7),
                 ("row_backward", "language model", 6.5),
                 ("row_loss", "capped logits", 13),
                 ("row_backward", "capped logits", 16),
+                ("row_with_gradient", "a row in registers, in place", 13),
+                ("row_with_gradient", "odd rows, in place", 13),
+                ("row_with_gradient", "long rows, in place", 12.5),
+                ("row_with_gradient", "capped, in place", 30),
             )
+        ),
+        # Few rows at a time, so that what is read twice comes out of the L2 cache the second time.
+        Bound(
+            "blocks",
+            most=3,
+            kernels=("row_with_gradient",),
+            sides=("torch",),
+            dtypes=("bfloat16",),
+            case="odd rows, in place",
+        ),
+        Bound(
+            "blocks",
+            most=1,
+            kernels=("row_with_gradient",),
+            sides=("torch",),
+            dtypes=("bfloat16",),
+            case="long rows, in place",
+        ),
+        *(
+            replace(NO_SPILLS, case=f"{name}, in place")
+            for name in ("a row in registers", "odd rows", "long rows", "capped")
         ),
         # The class of each row is read by itself.
         *in_vectors(
@@ -201,6 +225,7 @@ SPEC = Spec(
             but=("row_backward", "second_backward"),
         ),
         *(replace(bound, case="distillation") for bound in in_vectors("loss", "backward", but=("backward",))),
+        *(replace(bound, case="odd rows, in place") for bound in in_vectors("row_with_gradient", "scale")),
     ),
     source="Milakov and Gimelshein, arXiv:1805.02867",
 )
