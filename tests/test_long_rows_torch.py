@@ -48,7 +48,8 @@ def composed(x, t, weight, label_smoothing=0.0, z_loss=0.0, softcap=None):
 def test_losses_and_gradients(dtype, V, skipped, options, inplace, tiles):
     """Rows begin at any place; one is ignored, and what it holds, NaN too, reaches nothing."""
     r = torch.Generator().manual_seed(0)
-    far = 0 if "softcap" in options else 50
+    # Far below what a lane past the row would hold if it were not masked.
+    far = 0 if "softcap" in options else -50
     wide = (3 * torch.randn(4, V + skipped, generator=r, dtype=torch.float64) + far).to(dtype)
     leaf, t = wide.clone().requires_grad_(), torch.tensor([0, -100, V - 1, 7])
     options = dict(options)
@@ -94,6 +95,16 @@ def test_logits_of_any_size_and_none(dtype, inplace, tiles):
 
 
 @TILES
+@pytest.mark.parametrize("at", [0, 1029])
+def test_smoothing_spreads_to_a_class_that_cannot_be(at, tiles):
+    """Its loss is infinite, also where it is the first class, from which the others are counted."""
+    x = torch.randn(1, 1030)
+    x[0, at] = -torch.inf
+    with tiles():
+        assert lab.cross_entropy(x, torch.tensor([5]), label_smoothing=0.1) == torch.inf
+
+
+@TILES
 def test_rows_of_further_axes_whose_classes_are_neighbours(tiles):
     x = torch.randn(2, 3, 1027, dtype=torch.float64).transpose(1, 2).requires_grad_()
     t = torch.randint(0, 1027, (2, 3))
@@ -109,6 +120,7 @@ def test_rows_of_further_axes_whose_classes_are_neighbours(tiles):
 def test_parts_of_rows_make_whole_rows(tiles):
     V, split = 2500, 1031
     x = torch.randn(5, V, 1, dtype=torch.float64)
+    x[4, split:] = -torch.inf
     t, a = torch.tensor([0, 2499, -100, 1031, 1030]), torch.rand(V, dtype=torch.float64)
     dy, dn = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     for flat, weight in ((ClassLoss(-100, 0.1, 2.0).flat(), None), (ClassLoss(-100, 0.0, 0.0).flat(), a)):
