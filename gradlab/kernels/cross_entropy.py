@@ -66,7 +66,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Bound, in_vectors
+from gradlab.kernels.bounds import ALWAYS, HALF, NO_SPILLS, Bound, in_vectors
 from gradlab.kernels.spec import Arrays, Case, Spec
 
 IGNORE = -100
@@ -224,6 +224,8 @@ SPEC = Spec(
             replace(NO_SPILLS, case=f"{name}, in place")
             for name in ("a row in registers", "odd rows", "long rows", "capped")
         ),
+        # Nothing is carried for the target's class, so that more than half of a multiprocessor's warps are there.
+        Bound("registers", most=72, kernels=("loss", "backward"), sides=("jax",), dtypes=(*HALF, "float32")),
         # The class of each row is read by itself.
         *in_vectors(
             "row_loss",
