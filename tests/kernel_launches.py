@@ -158,6 +158,19 @@ def steps(dtype):
     pulled(lab.adam_step(p, p, p, p, step=1)[0])
 
 
+def edges(dtype):
+    """Whole tiles and one that is not, whose edge lies at no multiple of 16."""
+    x, t = leaf(dtype, 4097), leaf(dtype, 4097)
+    for fn in (lab.relu, lab.sigmoid, lab.tanh):
+        pulled(fn(x))
+    weights = {"weight": torch.empty(4097, dtype=dtype), "pos_weight": torch.empty(4097, dtype=dtype)}
+    for reduction in ("mean", "none"):
+        pulled(lab.mse_loss(x, t, reduction=reduction))
+        y = lab.binary_cross_entropy_with_logits(x, t, reduction=reduction, **weights)
+        (dx,) = torch.autograd.grad(y, x, torch.empty_like(y), create_graph=True)
+        pulled(dx)
+
+
 def products(dtype):
     """Whole tiles of K; a bias and a mask; so many tiles that a program has several of them."""
     pulled(lab.linear(leaf(dtype, 4096, 64), leaf(dtype, 4096, 64)))
@@ -233,4 +246,16 @@ STEPS = (
     lambda ps: lab.Adam(ps, state_dtype=torch.bfloat16),
 )
 
-CALLS = (losses, long_rows, parts, derivatives, chunks_of_classes, steps, products, images, optimizers, masters)
+CALLS = (
+    losses,
+    long_rows,
+    parts,
+    derivatives,
+    edges,
+    chunks_of_classes,
+    steps,
+    products,
+    images,
+    optimizers,
+    masters,
+)
