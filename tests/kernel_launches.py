@@ -123,7 +123,7 @@ def parts(dtype, make=torch.empty):
         h, w = make(1, 16, 20, dtype=dtype), make(1, 20, V, dtype=dtype)
         b, a = (make(1, V, dtype=dtype) if every else None for _ in range(2))
         t, part, needs = classes(1, 16), [V, 3 * V], (True, True, True, False)
-        p, x = linear_cross_entropy_triton.loss(h, w, t, b, a, flat, part, V if every else 0)[2:]
+        p, x = linear_cross_entropy_triton.loss(h, w, t, b, a, flat, part, V if every else 0)[2:4]
         y, n, s = merge_parts(p.expand(3, *p.shape), t, flat, 3 * V)
         dn = n if every else None
         linear_cross_entropy_triton.backward(y, dn, h, w, t, b, a, s, flat, *needs, part, x if every else None)
@@ -150,6 +150,15 @@ def chunks_of_classes(dtype):
     for K, more in ((64, {}), (20, {"softcap": 3.0, "label_smoothing": 0.1, "weight": torch.empty(700, dtype=dtype)})):
         h, w, b = leaf(dtype, 16, K), leaf(dtype, 700, K), leaf(dtype, 700) if more else None
         pulled(lab.linear_cross_entropy(h, w, classes(16), b, **more))
+
+
+def skipped_tiles(dtype):
+    """Tiles of the gradient left out, in several chunks and in one, what is asked for and where logits are kept."""
+    for V, more in ((1100, {"logits_memory": 2**20}), (2500, {"softcap": 3.0, "z_loss": 0.1})):
+        h, w, b = leaf(dtype, 16, 64), leaf(dtype, V, 64), leaf(dtype, V) if "z_loss" in more else None
+        pulled(lab.linear_cross_entropy(h, w, classes(16), b, skip_below=0.1, **more))
+        pulled(lab.linear_cross_entropy(h, w.detach(), classes(16), skip_below=0.1))
+        pulled(lab.linear_cross_entropy(h.detach(), w, classes(16), skip_below=0.1))
 
 
 def steps(dtype):
@@ -253,6 +262,7 @@ CALLS = (
     derivatives,
     edges,
     chunks_of_classes,
+    skipped_tiles,
     steps,
     products,
     images,

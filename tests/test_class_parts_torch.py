@@ -134,7 +134,7 @@ def test_parts_of_a_head_make_the_whole_head(device, sizes, settings, tiles):
     uh, uw, ub, dy, dn = r(Z, M, K), r(Z, K, V), r(Z, V), r(Z, M), r(Z, M)
 
     def check():
-        y, n, s = linear.loss(h, w, t, b, a, flat)
+        y, n, s, *_ = linear.loss(h, w, t, b, a, flat)
         at = [(lambda array, one=one: array[..., one], part) for one, part in parts_of(sizes)]
         p = torch.stack([linear.loss(h, of(w), t, of(b), of(a), flat, part)[2] for of, part in at])
         for got, want in zip(merge_parts(p, t, flat, V)[:2], (y, n), strict=True):

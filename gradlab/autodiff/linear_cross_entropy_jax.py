@@ -186,6 +186,8 @@ def linear_cross_entropy(
             keeps its own; with `jax.vmap` each mapped call has the memory. Where the partitioner has the classes split
             and not all are kept, it gathers them.
 
+    There is no `skip_below` as on torch (docs/linear_cross_entropy.md says why).
+
     Returns:
         The loss, a scalar or [...], in the inputs' dtype, summed in float32 or better; with `return_z_loss` two. First
         and second derivatives for hidden, kernel and bias are exact, and neither holds the logits: the first takes

@@ -10,7 +10,7 @@ import torch
 
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_floats, want_rank, want_size
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
-from gradlab.autodiff.class_losses.settings import class_loss, want_bytes
+from gradlab.autodiff.class_losses.settings import class_loss, want_bytes, want_fraction
 from gradlab.autodiff.class_losses.spread_torch import on_mesh
 from gradlab.autodiff.class_losses.vocabulary_torch import (
     NO_GROUP,
@@ -43,32 +43,33 @@ class LinearCrossEntropy(Function):
     """
 
     @staticmethod
-    def forward(h, w, t, b, a, settings, part, memory):
+    def forward(h, w, t, b, a, settings, part, memory, skip_below):
         (Z, M, K), V, spread = h.shape, w.shape[-1], part is not None and part.mesh is not None
         classes = 0 if spread else kept(Z * M, K, V, accumulator(h.dtype).itemsize, memory)
         if part is None:
-            return kernels.loss(h, w, t, b, a, settings.flat(), None, classes)
-        loss = part.on_locals(_loss_of_part, f"{_ARRAYS} -> y[Z M], n[Z M], s[Z 3 M], x[Z M V]")
+            return kernels.loss(h, w, t, b, a, settings.flat(), None, classes, skip_below)
+        # Nothing is skipped of a part.
+        loss = part.on_locals(_loss_of_part, f"{_ARRAYS} -> y[Z M], n[Z M], s[Z 3 M], x[Z M V], c[Z 0 0]")
         return loss(h, w, t, b, a, settings, part, classes)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.settings, ctx.part, _ = inputs
-        *_, s, x = output
+        *tensors, ctx.settings, ctx.part, _, _ = inputs
+        *_, s, x, c = output
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(s, x)
-        ctx.save_for_backward(*tensors, s, x)
+        ctx.mark_non_differentiable(s, x, c)
+        ctx.save_for_backward(*tensors, s, x, c)
 
     @staticmethod
     def backward(ctx, dy, dn, *_):
-        *saved, s, x = ctx.saved_tensors
-        # Without an axis of classes where none is kept.
-        saved += [s, x if x.ndim > 1 else None]
+        *saved, s, x, c = ctx.saved_tensors
+        # With one axis where no logits are kept, and where no tile is skipped.
+        saved += [s, *(one if one.ndim > 1 else None for one in (x, c))]
         if dy is None:
             dy = s.new_zeros(()).expand(s.shape[::2])
         need_h, need_w, _, need_b, *_ = ctx.needs_input_grad
         dh, dw, db = LinearCrossEntropyBackward.apply(dy, dn, *saved, ctx.settings, need_h, need_w, need_b, ctx.part)
-        return dh if need_h else None, dw if need_w else None, None, db if need_b else None, None, None, None, None
+        return dh if need_h else None, dw if need_w else None, None, db if need_b else None, *[None] * 5
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -81,18 +82,19 @@ class LinearCrossEntropyBackward(Function):
     """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' (dy (R p - r) + 2 dn l p)."""
 
     @staticmethod
-    def forward(dy, dn, h, w, t, b, a, s, x, settings, need_h, need_w, need_b, part):
+    def forward(dy, dn, h, w, t, b, a, s, x, c, settings, need_h, need_w, need_b, part):
         needs = need_h, need_w, need_b, _by_columns(w)
         if part is None:
-            return kernels.backward(dy, dn, h, w, t, b, a, s, settings.flat(), *needs, None, x)
+            return kernels.backward(dy, dn, h, w, t, b, a, s, settings.flat(), *needs, None, x, c)
         text = f"dy[Z M], dn[Z M], {_ARRAYS}, s[Z 3 M] -> dh[Z M K], dw[Z K V], db[Z V]"
         return part.on_locals(_backward_of_part, text)(dy, dn, h, w, t, b, a, s, x, settings, needs, part)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        # Not the kept logits: the second backward makes its own, with what changes them.
-        *tensors, _, ctx.settings = inputs[:10]
-        *ctx.needs, ctx.part = inputs[10:]
+        # Not the kept logits: the second backward makes its own, with what changes them. Nor which tiles are skipped:
+        # it is that of the loss itself.
+        *tensors, _, _, ctx.settings = inputs[:11]
+        *ctx.needs, ctx.part = inputs[11:]
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -104,7 +106,7 @@ class LinearCrossEntropyBackward(Function):
             *u, *ctx.saved_tensors, ctx.settings, need_h, need_w, need_b, ctx.part
         )
         rows = ddy if need_dy else None, ddn if need_dn else None
-        return *rows, dh if need_h else None, dw if need_w else None, None, db if need_b else None, *[None] * 8
+        return *rows, dh if need_h else None, dw if need_w else None, None, db if need_b else None, *[None] * 9
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -154,8 +156,8 @@ def _loss_of_part(h, w, t, b, a, settings, part, classes):
     """y, n, s of whole rows, of which this rank has some classes, and x of those it keeps; all without a group."""
     if part.group is None:
         return kernels.loss(h, w, t, b, a, settings.flat())
-    *_, p, x = kernels.loss(h, w, t, b, a, settings.flat(), flat(part), classes)
-    return *merge_parts(gathered(p, part.group), t, settings.flat(), part.total), x
+    *_, p, x, c = kernels.loss(h, w, t, b, a, settings.flat(), flat(part), classes)
+    return *merge_parts(gathered(p, part.group), t, settings.flat(), part.total), x, c
 
 
 def _backward_of_part(dy, dn, h, w, t, b, a, s, x, settings, needs, part):
@@ -198,6 +200,7 @@ def linear_cross_entropy(
     bias: torch.Tensor | None = None,
     group: Any = None,
     logits_memory: int = 0,
+    skip_below: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 @overload
 def linear_cross_entropy(
@@ -216,6 +219,7 @@ def linear_cross_entropy(
     bias: torch.Tensor | None = None,
     group: Any = None,
     logits_memory: int = 0,
+    skip_below: float = 0.0,
 ) -> torch.Tensor: ...
 @overload
 def linear_cross_entropy(
@@ -234,6 +238,7 @@ def linear_cross_entropy(
     bias: torch.Tensor | None = None,
     group: Any = None,
     logits_memory: int = 0,
+    skip_below: float = 0.0,
 ) -> Any: ...
 @public(OP)
 def linear_cross_entropy(
@@ -252,6 +257,7 @@ def linear_cross_entropy(
     bias: torch.Tensor | None = None,
     group: Any = None,
     logits_memory: int = 0,
+    skip_below: float = 0.0,
 ) -> Any:
     """cross_entropy(linear(input[... K], linear_weight[V K], linear_bias[V]), target[...]) without logits in memory.
 
@@ -283,6 +289,12 @@ def linear_cross_entropy(
             of them, of float32 (float64), where Vk = V if that fits, else whole chunks of Vc classes. 0 keeps none,
             and so does a call without gradients, and one of DTensors. Of a group each rank keeps its own; with
             `torch.vmap` all mapped calls share the memory. It changes no bit of a result.
+        skip_below: a probability p0. Backward takes the gradient of the logits as 0 in each tile of 128 rows by 128
+            classes, from the first of each on, in which all rows give every class a probability below p0 and none has
+            its class; ignored rows do not count. It then makes no logit of that tile again, and no product reads it: up
+            to 6 of 8 M K V multiply-adds in all, on any device the same ones. 0 skips nothing, nor does a second
+            derivative, which is the loss's. The gradient of input[m] is off by at most |dy R + 2 dn l| sum_v p |w_v|
+            over the skipped v, p < p0 each. Not with label_smoothing, a group or DTensors.
 
     Returns:
         The loss, a scalar or [...], in the inputs' dtype, summed in float32 or better; with `return_z_loss` two. First
@@ -328,6 +340,11 @@ def linear_cross_entropy(
             softcap=softcap,
         )
         logits_memory = want_bytes(OP, "logits_memory", logits_memory)
+        skip_below = want_fraction(OP, "skip_below", skip_below)
+        if skip_below and (label_smoothing or spread or group is not None):
+            beside = "label_smoothing" if label_smoothing else "DTensors" if spread else "a group"
+            why = "every class has a target probability" if label_smoothing else "tiles are of whole rows and classes"
+            refuse(OP, "skip_below", f"{skip_below} beside {beside}", f"0 there: {why}")
         h, w, b = floats["input"], floats["linear_weight"], floats.get("linear_bias")
         _want_shapes(h, w, b, target, weight, group is None)
     M = math.prod(h.shape[:-1])
@@ -349,7 +366,7 @@ def linear_cross_entropy(
         None if weight is None else weight.unsqueeze(0),
         settings,
         part,
-        0 if unrecorded((h, w, b)) else logits_memory,
+        *((0, 0.0) if unrecorded((h, w, b)) else (logits_memory, skip_below)),
     )
     found = reduced(y[0], n[0], t, weight, w.shape[0], settings.ignore_index, how, part)
     loss, added = (a.reshape(target.shape if reduction == "none" else ()).to(full.dtype) for a in found)

@@ -43,9 +43,21 @@ it: 6 M K V + 2 M K (V - Vk) in all. Vk = V where 4 M V bytes fit, else the whol
 backward would make again, not rounded, so dx has the same bits on torch; on jax where products of both tiles add up
 alike. The second backward makes x again in any case.
 
+`skip_below` p0 saves FLOPs on torch: dx is 0 in each tile of 128 rows by 128 classes in which every row's p is below p0
+and none has its class t; ignored rows do not count. Forward writes the largest z of each row and 128 classes, M V / 128
+numbers, of which a kernel makes a 0 or 1 a tile, that is kept. In backward a tile of 0 is neither made again nor read:
+the products go over lists of the others. With a share s of tiles at 0 it is 6 M K V (1 - s) FLOPs: s is large where
+the classes that 128 rows find likely are neighbours, as in a vocabulary in order of frequency. Of those tiles' v and m
+|error of dh[m]| <= |dy R + 2 dn l|[m] sum_v p[m v] |w[v]|, |error of dw[v]| <= sum_m |dy R + 2 dn l|[m] p[m v] |h[m]|,
+|error of db[v]| <= sum_m |dy R + 2 dn l|[m] p[m v], p < p0, besides what sums round in another order. The second
+backward skips nothing: it is that of the loss. Not with smoothing, whose r is above 0 everywhere, nor where classes or
+rows are spread over devices, whose tiles would be others. On jax there is no such option: which blocks a Pallas program
+has follows here, as on a TPU, from its grid alone and not from what an array holds.
+
 Precision: x and all of a row's sums are float32 or better: the logits are not rounded to the inputs' dtype, dx is. Its
 cotangent is the true one, so a loss scaled against underflow stays scaled. (max - z) first: far logits cancel.
-Saved for backward: h, w, b, t, a, x[M Vk], and the row statistics: the maximum, the log of the sum of exponentials, R.
+Saved for backward: h, w, b, t, a, x[M Vk], a number of each tile with `skip_below`, and the row statistics: the
+maximum, the log of the sum of exponentials, R.
 Source: Milakov and Gimelshein, arXiv:1805.02867; Wijmans et al., Cut your losses, arXiv:2411.09009; z-loss: Chowdhery
 et al., PaLM, arXiv:2204.02311; label smoothing: Szegedy et al., arXiv:1512.00567.
 """

@@ -23,7 +23,8 @@ from gradlab.kernels.class_losses.rows_triton import (
     store_rows,
     target_probabilities,
 )
-from gradlab.kernels.class_losses.settings import ClassLoss
+from gradlab.kernels.class_losses.settings import SIDE, ClassLoss
+from gradlab.kernels.class_losses.skipped_triton import active_tiles, listed_product_into, lists
 from gradlab.kernels.common.column_sum_triton import column_sum
 from gradlab.kernels.common.matmul_triton import matmul_into
 from gradlab.kernels.common.product_triton import add_product, operand, ways
@@ -63,14 +64,16 @@ def _statistics_kernel(
     s_ptr,
     p_ptr, p_z, p_i, p_s,
     x_ptr, x_z, x_m,
+    g_ptr, g_z, g_v,
     M, K, V, TILES, KEPT, IGNORE, FIRST, TOTAL,
     EPS: tl.constexpr, CAP: tl.constexpr, HAS_B: tl.constexpr, HAS_A: tl.constexpr, LAST: tl.constexpr,
-    KEEP: tl.constexpr, PART: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    KEEP: tl.constexpr, EACH: tl.constexpr, PART: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
     """y, n, s of rows, or p[z i s m] = (row_max, sum_exp, r_dot, r_sum) of the s-th TILES tiles unless LAST.
 
-    If KEEP, x[z m v] of the first KEPT classes. Grid (Z * M/BM, S); a program owns p[z s BM] and x[z BM TILES*BV].
+    If KEEP, x[z m v] of the first KEPT classes; if EACH, g[z v/EACH m], the largest z[m v] of each EACH classes.
+    Grid (Z * M/BM, S); a program owns p[z s BM], x[z BM TILES*BV] and g[z TILES*BV/EACH BM].
     """
     tiles_m = tl.cdiv(M, BM)
     z = (tl.program_id(0) // tiles_m).to(tl.int64)
@@ -104,6 +107,11 @@ def _statistics_kernel(
         z_t += tl.sum(tl.where(inside & hit, x, 0.0), axis=1)
         r = target_probabilities(hit.to(ACC), a_ptr, a_v, v, inside, V, total, EPS, HAS_A)
         row_max, sum_exp, r_dot, r_sum = online_softmax(row_max, sum_exp, r_dot, r_sum, x, r, inside, EPS > 0)
+        if EACH:
+            g = tl.max(tl.reshape(tl.where(inside, x, float("-inf")), (BM, BV // EACH, EACH)), axis=2)
+            of = (v0 // EACH + tl.arange(0, BV // EACH)).to(tl.int64)
+            there = (m < M)[:, None] & (of < tl.cdiv(V, EACH))[None, :]
+            tl.store(g_ptr + z * g_z + m[:, None] + of[None, :] * g_v, g, mask=there)
     if EPS == 0:
         here = in_range & (t >= first) & (t < first + TILES * BV)
         if PART:
@@ -159,15 +167,18 @@ def _backward_kernel(
     a_ptr, a_z, a_v,
     s_ptr, s_z, s_k, s_m,
     x_ptr, x_z, x_m, x_v,
+    c_ptr, c_z, c_i, c_j,
     d_ptr, d_z, d_m, d_v,
     M, K, N, V, FIRST, IGNORE, PART_FIRST, TOTAL,
     EPS: tl.constexpr, CAP: tl.constexpr, HAS_B: tl.constexpr, HAS_A: tl.constexpr, HAS_DN: tl.constexpr,
-    KEPT: tl.constexpr, PART: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    KEPT: tl.constexpr, SKIP: tl.constexpr, ZEROS: tl.constexpr, PART: tl.constexpr, SIDE: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr,
     FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
     """d[z m v] = z' (dy (R p - r) + 2 dn l p)[m v] of the N classes from FIRST on.
 
-    Their x[z m v] is read if KEPT, and else made again. Grid (Z * N/BV * M/BM); a program owns d[z BM BV].
+    Their x[z m v] is read if KEPT, and else made again. If SKIP, tiles with c[z m/SIDE v/SIDE] = 0 are left as they
+    are, or 0 if ZEROS. Grid (Z * N/BV * M/BM); a program owns d[z BM BV].
     """
     tiles_m = tl.cdiv(M, BM)
     tiles_v = tl.cdiv(N, BV)
@@ -178,6 +189,13 @@ def _backward_kernel(
     m = (m0 + tl.arange(0, BM)).to(tl.int64)
     v = (v0 + tl.arange(0, BV)).to(tl.int64)
     inside = (m < M)[:, None] & (v < N)[None, :]
+    d_ptr += z * d_z
+    if SKIP:
+        if tl.load(c_ptr + z * c_z + (m0 // SIDE).to(tl.int64) * c_i + (v0 // SIDE).to(tl.int64) * c_j) == 0:
+            if ZEROS:
+                d = tl.zeros((BM, BV), dtype=d_ptr.dtype.element_ty)
+                tl.store(d_ptr + m[:, None] * d_m + v[None, :] * d_v, d, mask=inside)
+            return
     if KEPT:
         x = tl.load(x_ptr + z * x_z + m[:, None] * x_m + v[None, :] * x_v, mask=inside, other=0.0)
     else:
@@ -194,16 +212,17 @@ def _backward_kernel(
     q = ((FIRST + v)[None, :] == t[:, None]).to(ACC)
     r = target_probabilities(q, a_ptr + z * a_z, a_v, FIRST + v, inside, V, total, EPS, HAS_A)
     d = logit_gradient(x, capped(x, CAP), r, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP, HAS_DN)
-    tl.store(d_ptr + z * d_z + m[:, None] * d_m + v[None, :] * d_v, d.to(d_ptr.dtype.element_ty), mask=inside)
+    tl.store(d_ptr + m[:, None] * d_m + v[None, :] * d_v, d.to(d_ptr.dtype.element_ty), mask=inside)
 # fmt: on
 
 
-def _loss_fake(h, w, t, b, a, settings, part=None, kept=0):
+def _loss_fake(h, w, t, b, a, settings, part=None, kept=0, skip_below=0.0):
     (Z, M, _), acc = h.shape, accumulator(h.dtype)
     x = h.new_empty((Z, M, kept) if kept else 0, dtype=acc)
+    c = h.new_empty((Z, -(-M // SIDE), -(-w.shape[-1] // SIDE)) if skip_below else 0, dtype=torch.int32)
     if part is not None:
-        return *(h.new_empty(0, dtype=acc) for _ in range(2)), h.new_empty((Z, 4, M), dtype=acc), x
-    return *(h.new_empty((Z, M), dtype=acc) for _ in range(2)), h.new_empty((Z, 3, M), dtype=acc), x
+        return *(h.new_empty(0, dtype=acc) for _ in range(2)), h.new_empty((Z, 4, M), dtype=acc), x, c
+    return *(h.new_empty((Z, M), dtype=acc) for _ in range(2)), h.new_empty((Z, 3, M), dtype=acc), x, c
 
 
 @op("linear_cross_entropy_loss", fake=_loss_fake, flops=lambda h, w, *_, out_shape: 2 * math.prod(h) * w[-1])
@@ -216,12 +235,14 @@ def loss(
     settings: Sequence[Number],
     part: Sequence[int] | None = None,
     kept: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y[Z M], n[Z M] = l^2, the row statistics s[Z 3 M] and x[Z M kept], of h[Z M K], w[Z K V], t[Z M], b[Z V], a[Z V].
+    skip_below: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y[Z M], n[Z M] = l^2, s[Z 3 M], x[Z M kept], c[Z M/SIDE V/SIDE] of h[Z M K], w[Z K V], t[Z M], b[Z V], a[Z V].
 
     Any strides, 0 too; `settings` a `ClassLoss`, flat. In the accumulator's dtype. Of a `part`, a `ClassPart`, flat,
     s[Z 4 M] are the sums that `merge_parts` puts together, and y and n are empty. x, empty where none is kept, are the
-    logits before the cap of the first `kept` classes.
+    logits before the cap of the first `kept` classes. c, empty where `skip_below` is 0 as it is for a `part`, is 1 for
+    tiles of dx that count: not those of which each row has a probability below `skip_below`, and its class elsewhere.
 
     Raises:
         IndexError: a class that is neither in [0, V) nor ignore_index
@@ -229,13 +250,15 @@ def loss(
     """
     (Z, M, K), V, ignore_index = h.shape, w.shape[-1], ClassLoss.of(settings).ignore_index
     refuse_out_of_range("linear_cross_entropy", t.reshape(-1), V if part is None else part[1], 1, ignore_index)
-    y, n, s, x = _loss_fake(h, w, t, b, a, settings, part, kept)
+    y, n, s, x, c = _loss_fake(h, w, t, b, a, settings, part, kept)
     BM, BK, BV, warps, stages = tile(_kind(settings, b is None or not kept), h, M, K, V)
+    each = min(BV, SIDE) if skip_below else 0
+    g = s.new_empty((Z, -(-V // each), M) if skip_below else (0, 0, 0))
     h_way, w_way = ways(h, w)
     tiles = max(1, -(-V // BV))
     splits = max(1, min(tiles, fill(h.device) // max(1, Z * -(-M // BM))))
-    each = -(-tiles // splits)
-    splits = -(-tiles // each)
+    run = -(-tiles // splits)
+    splits = -(-tiles // run)
     last = splits == 1 and part is None
     p = s.new_empty((0, 0, 0, 0) if last else (Z, 4, splits, M))
     if part is not None and splits == 1:
@@ -253,35 +276,37 @@ def loss(
         s,
         p, *p.stride()[:3],
         x, *(x.stride()[:2] if kept else (0, 0)),
-        M, K, V, each, kept, ignore_index, *part_numbers(part),
-        **constants(settings, s.dtype, a), HAS_B=b is not None, LAST=last, KEEP=kept > 0, PART=part is not None,
-        H=h_way, W=w_way, FULL_K=K % BK == 0, BM=BM, BK=BK, BV=BV, writes=[y, n, s, p, x], warps=warps, stages=stages,
+        g, *g.stride()[:2],
+        M, K, V, run, kept, ignore_index, *part_numbers(part),
+        **constants(settings, s.dtype, a), HAS_B=b is not None, LAST=last, KEEP=kept > 0, EACH=each,
+        PART=part is not None, H=h_way, W=w_way, FULL_K=K % BK == 0, BM=BM, BK=BK, BV=BV,
+        writes=[y, n, s, p, x, g], warps=warps, stages=stages,
     )
-    if splits == 1:
-        return y, n, s, x
-    BM = block(M, 64)
-    launch(
-        _merge_kernel, [Z * -(-M // BM)],
-        p, *p.stride()[:3],
-        t, *t.stride(),
-        y,
-        n,
-        s,
-        M, V, splits, ignore_index,
-        LAST=part is None, ACC=triton_dtype(s.dtype), BM=BM, writes=[y, n, s],
-    )
+    if splits > 1:
+        BM = block(M, 64)
+        launch(
+            _merge_kernel, [Z * -(-M // BM)],
+            p, *p.stride()[:3],
+            t, *t.stride(),
+            y,
+            n,
+            s,
+            M, V, splits, ignore_index,
+            LAST=part is None, ACC=triton_dtype(s.dtype), BM=BM, writes=[y, n, s],
+        )
     # fmt: on
-    return y, n, s, x
+    return y, n, s, x, active_tiles(g, s, t, V, each, settings, skip_below) if skip_below else c
 
 
-def _backward_fake(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part=None, x=None):
+def _backward_fake(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part=None, x=None, c=None):
     return empty_gradients(h, w, need_h, need_w, need_b, by_columns, None if part is None else s.dtype)
 
 
 def _backward_flops(
-    dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part=None, x=None, *, out_shape
+    dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part=None, x=None, c=None, *, out_shape
 ):
-    # The logits once more, but for those that are kept, and what is needed of dgrad and wgrad.
+    # The logits once more, but for those that are kept, and what is needed of dgrad and wgrad. Which tiles are skipped
+    # is known on the device alone.
     kept = 0 if x is None else x[-1]
     return 2 * math.prod(h) * (w[-1] * (1 + need_h + need_w) - kept)
 
@@ -303,6 +328,7 @@ def backward(
     by_columns: bool,
     part: Sequence[int] | None = None,
     x: torch.Tensor | None = None,
+    c: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dh[Z M K], dw[Z K V], db[Z V] of the cotangents dy[Z M] and dn[Z M].
 
@@ -310,7 +336,8 @@ def backward(
 
     `by_columns` lays dw out as a transposed weight lies. M Vc elements at once, dh in float32 (the module's docstring
     of linear_cross_entropy has the formula). dh of a `part` is a term of a sum over parts, not rounded yet. Chunks
-    whose logits x[Z M kept] are given are not made again; the bits are the same.
+    whose logits x[Z M kept] are given are not made again; the bits are the same. Tiles of dx whose c[Z M/SIDE V/SIDE]
+    is 0 are taken as 0, which the products with it, that take lists of the others, do not read.
     """
     (Z, M, K), V = h.shape, w.shape[-1]
     dh, dw, db = _backward_fake(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part)
@@ -319,6 +346,8 @@ def backward(
     width = chunk(Z * M, K, V)
     buffer = h.new_empty((Z, M, width))
     dh_sum = dh if dh.dtype == s.dtype or width == V or not need_h else dh.new_empty(dh.shape, dtype=s.dtype)
+    by_rows = None if c is None or not need_h else lists(c, -(-width // SIDE))
+    by_classes = None if c is None or not need_w else lists(c.mT, c.shape[1])[:, :, 0]
     for first in range(0, V, width):
         columns = slice(first, min(first + width, V))
         w_, b_ = w[..., columns], None if b is None else b[..., columns]
@@ -330,6 +359,8 @@ def backward(
         if there:
             # No operand is shared by rows or columns: small tiles.
             BM, BV, warps = min(BM, 32), min(BV, 128), 4
+        if c is not None:
+            BM, BV = min(BM, SIDE), min(BV, SIDE)
         h_way, w_way = ways(h, w_)
         # fmt: off
         launch(
@@ -343,16 +374,22 @@ def backward(
             *present(h, a),
             s, *s.stride(),
             *((h, 0, 0, 0) if x_ is None else (x_, *x_.stride())),
+            *((h, 0, 0, 0) if c is None else (c[..., first // SIDE :], *c.stride())),
             d, *d.stride(),
             M, K, N, V, first, ClassLoss.of(settings).ignore_index, *part_numbers(part),
             **constants(settings, s.dtype, a), HAS_B=b is not None, HAS_DN=dn is not None, KEPT=there,
-            PART=part is not None, H=h_way, W=w_way, FULL_K=K % BK == 0, BM=BM, BK=BK, BV=BV, writes=[d],
-            warps=warps, stages=stages,
+            SKIP=c is not None, ZEROS=c is not None and need_b, SIDE=SIDE, PART=part is not None,
+            H=h_way, W=w_way, FULL_K=K % BK == 0, BM=BM, BK=BK, BV=BV, writes=[d], warps=warps, stages=stages,
         )
         # fmt: on
-        if need_h:
-            matmul_into(dh if columns.stop == V else dh_sum, d, w_.mT, dh_sum if first else None)
-        if need_w:
+        dh_, dh_before = dh if columns.stop == V else dh_sum, dh_sum if first else None
+        if by_rows is not None:
+            listed_product_into(dh_, d, w_.mT, dh_before, by_rows[:, :, first // width])
+        elif need_h:
+            matmul_into(dh_, d, w_.mT, dh_before)
+        if by_classes is not None:
+            listed_product_into(dw[..., columns].mT, d.mT, h, None, by_classes[:, first // SIDE :])
+        elif need_w:
             matmul_into(dw[..., columns], h.mT, d, None)
         if need_b:
             db[..., columns] = column_sum(d, None)

@@ -23,9 +23,7 @@ def class_loss(
     if not -(2**63) <= int(ignore_index) < 2**63:
         refuse(op, "ignore_index", ignore_index, "an int of 64 bits, as classes are at most")
     want_bool(op, "return_z_loss", return_z_loss)
-    eps = _number(op, "label_smoothing", label_smoothing)
-    if not 0 <= eps <= 1:
-        refuse(op, "label_smoothing", label_smoothing, "a number from 0 to 1")
+    eps = want_fraction(op, "label_smoothing", label_smoothing)
     if not 0 <= _number(op, "z_loss", z_loss) < math.inf:
         refuse(op, "z_loss", z_loss, "a number from 0")
     cap = 0.0 if softcap is None else _number(op, "softcap", softcap)
@@ -46,6 +44,18 @@ def want_bytes(op: str, argument: str, came: Any) -> int:
     if came < 0:
         refuse(op, argument, came, "a number of bytes from 0")
     return int(came)
+
+
+def want_fraction(op: str, argument: str, came: Any) -> float:
+    """A number from 0 to 1.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: one out of this range.
+    """
+    if not 0 <= _number(op, argument, came) <= 1:
+        refuse(op, argument, came, "a number from 0 to 1")
+    return float(came)
 
 
 def _number(op: str, argument: str, came: Any) -> float:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+# Rows and classes of a tile of linear_cross_entropy's dx that counts as a whole, or not at all.
+SIDE = 128
+
 
 class ClassLoss(NamedTuple):
     """How a row of logits and its target become target probabilities and capped logits; hashable.

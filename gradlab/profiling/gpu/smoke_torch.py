@@ -98,6 +98,18 @@ def _many_classes(where: torch.device) -> tuple[torch.Tensor, ...]:
     return y.detach(), *torch.autograd.grad(y, (h, w))
 
 
+def _skipped_tiles(where: torch.device) -> tuple[torch.Tensor, ...]:
+    """Rows that are sure of their classes, so that most tiles of the logits' gradient count as 0."""
+    h, w = _drawn(where, 200, 72), _drawn(where, 700, 72, seed=1)
+    # The head of a class is the sum of its four rows, and little else.
+    t, own = torch.arange(200, device=where) // 4, torch.zeros(700, 200, device=where)
+    own[t, torch.arange(200, device=where)] = 40.0
+    with torch.no_grad():
+        w.mul_(0.1).add_(own @ h, alpha=1 / 72)
+    y = lab.linear_cross_entropy(h, w, t, skip_below=1e-3)
+    return y.detach(), *torch.autograd.grad(y, (h, w))
+
+
 def _columns(where: torch.device) -> tuple[torch.Tensor, ...]:
     """Losses row by row, whose sum's backward has the rows' cotangents, twice."""
     x, t = _drawn(where, 8, 300), _classes(where, 8, 300)
@@ -154,6 +166,7 @@ CALLS = (
     ("cross_entropy of rows", _columns, 300),
     ("cross_entropy of classes in parts", _in_parts, 300),
     ("linear_cross_entropy of many classes", _many_classes, 700),
+    ("linear_cross_entropy with tiles skipped", _skipped_tiles, 700),
     ("linear of several tiles", _tiles, 328),
     ("conv2d and max_pool2d channels last", _channels_last, 432),
     ("conv2d in half precision", _half_images, _HALF),
