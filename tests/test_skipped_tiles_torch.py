@@ -18,20 +18,19 @@ from gradlab.profiling.emulate.launches_torch import emulated
 from gradlab.profiling.machine_code.targets import TARGETS
 
 SIDE = 128
-BELOW = 1e-4
+BELOW = 4e-3
 EVERYTHING = {"ignore_index": 1, "z_loss": 0.3, "softcap": 40.0}
 
 
 def drawn(M=300, K=9, V=700, dtype=torch.float64, ignored=None):
-    """Rows that are sure of the classes whose tiles are of their own tile's parity; h, w, b, classes and weights."""
+    """Rows whose tiles like or dislike each tile of classes more or less; h, w, b, classes and weights."""
     r = lambda *s: torch.randn(*s, dtype=torch.float64)
-    h, w, b = r(M, K), r(V, K), r(V)
-    side = lambda n: 1.0 - 2 * (torch.arange(n) // SIDE % 2)
-    h[:, 0], w[:, 0] = 5 * side(M), 2 * side(V)
-    t = torch.randint(0, V, (M,))
-    t = torch.where(side(M) == side(V)[t], t, (t + SIDE) % V)
-    # A class that a row is sure is not its own.
-    t[7] = 2 * SIDE - 1
+    h, w, b = r(M, K), 0.3 * r(V, K), 0.3 * r(V)
+    of_tiles = lambda n, *levels: torch.tensor(levels, dtype=torch.float64)[torch.arange(n) // SIDE]
+    h[:, 0], w[:, 0] = of_tiles(M, 5.0, -5.0, 3.0), of_tiles(V, 2.0, -2.0, 1.0, 0.6, -1.0, 0.2)
+    t = (torch.randint(0, min(SIDE, V), (M,)) + of_tiles(M, 0, SIDE, 0).long()) % V
+    # A class of which a row is sure that it is not its own.
+    t[7] = min(2 * SIDE, V) - 1
     if ignored is not None:
         t[::3] = ignored
     h, w, b = (a.to(dtype).requires_grad_() for a in (h, w, b))
@@ -89,7 +88,7 @@ def test_exactly_the_tiles_that_do_not_count_are_0(sizes, options, chunks_of_256
     h, w, b, t, a = drawn(ignored=options.get("ignore_index"))
     dy = torch.randn(300, dtype=torch.float64)
     want, most, skipped = expected(h, w, t, b, a, dy, BELOW, **options)
-    assert 0.2 < skipped.double().mean() < 0.6
+    assert 0.3 < skipped.double().mean() < 0.8
     with sizes():
         got = gradients(h, w, t, b, a, dy, **options)
         none = gradients(h, w, t, b, a, dy, 0.0, **options)
