@@ -6,9 +6,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import torch.nn.functional as F
+
+import gradlab.torch as lab
+from gradlab.kernels.common import matmul_triton
 from gradlab.kernels.common.matmul_triton import matmul_into
 from gradlab.kernels.common.product_triton import ways
-from gradlab.kernels.runtime.launch_triton import gpu_sizes, interpreting
+from gradlab.kernels.common.tiles_triton import Tile
+from gradlab.kernels.runtime.launch_triton import gpu_sizes, interpreting, noting, recording
 from gradlab.profiling.emulate.executed import BUDGET, execute_launch
 from gradlab.profiling.emulate.launches_torch import emulated
 from gradlab.profiling.machine_code.targets import TARGETS
@@ -32,7 +37,9 @@ LAID = {
     "one row for all": (lambda: half(1, 40).expand(24, 40), "pointers"),
     "one column for all": (lambda: half(24, 1).expand(24, 40), "pointers"),
     "backwards of nothing": (lambda: half(24, 0), "pointers"),
-    "float32": (lambda: torch.randn(24, 40), "pointers"),
+    "float32": (lambda: torch.randn(24, 40), "wide rows"),
+    "float32 of odd rows": (lambda: torch.randn(24, 42)[:, :40], "pointers"),
+    "rows whose last load is not full": (lambda: torch.randn(24, 44)[:, :42], "pointers"),
 }
 
 
@@ -41,9 +48,9 @@ def test_what_a_descriptor_can_name(make, wanted):
     t = make()
     with gpu_sizes("sm_90"):
         assert ways(t, None) == [wanted, "pointers"]
-    for where in (gpu_sizes("sm_80"), contextlib.nullcontext()):
-        with where:
-            assert ways(t, t) == ["pointers", "pointers"]
+    with gpu_sizes("sm_80"):
+        assert ways(t) == [wanted if wanted.startswith(("wide", "pointers")) else f"wide {wanted}"]
+    assert ways(t, t) == ["pointers", "pointers"]
 
 
 def products():
@@ -57,6 +64,37 @@ def products():
     yield a, w.mT, None, half(72, 136), "y", half(72, 136)
     yield z, b, half(2, 48), None, "", half(2, 72, 48)
     yield a[:, :83], w.mT[:83], None, mask[:, :83], "a", half(72, 136)
+
+
+def test_several_tiles_of_a_program(monkeypatch):
+    """As on a GPU with 2 multiprocessors for 9 tiles, in partial tiles too; every result is written."""
+    monkeypatch.setattr(matmul_triton, "multiprocessors", lambda device: 2)
+    a, b = half(264, 72), half(520, 72).mT
+    for tile, programs in ((None, 15), (Tile(128, 64, 256, 8), 2)):
+        if tile is not None:
+            monkeypatch.setattr(matmul_triton, "tile", lambda *args, tile=tile: tile)
+        with recording("sm_90") as launches:
+            matmul_into(half(264, 520), a, b, None)
+        assert (launches[0].constants["PERSISTENT"], launches[0].grid) == (tile is not None, (programs,))
+    for run in (gpu_sizes, emulated_on_sm_90):
+        y = torch.full((264, 520), float("nan")).bfloat16()
+        with run():
+            matmul_into(y, a, b, None)
+        torch.testing.assert_close(y.double(), a.double() @ b.double(), rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [gpu_sizes, contextlib.nullcontext])
+def test_a_large_gradients_mask_is_applied_once_on_a_gpu(sizes):
+    x, w, b = torch.randn(2048, 16), torch.randn(1024, 16), torch.randn(1024)
+    inputs = [t.requires_grad_() for t in (x, w, b)]
+    names: list = []
+    with sizes():
+        y = lab.linear(*inputs, activation="relu")
+        with noting(lambda jit: names.append(jit.fn.__name__)):
+            found = torch.autograd.grad(y, inputs, y.detach())
+    assert names.count("_relu_mask_kernel") == (sizes is gpu_sizes)
+    for got, want in zip(found, torch.autograd.grad(F.relu(F.linear(*inputs)), inputs, y.detach()), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * want.abs().max().item())
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from gradlab.autodiff.frameworks.ranges_torch import Function, public
 from gradlab.autodiff.relu_torch import ReluMask
 from gradlab.kernels import linear_triton as kernels
 from gradlab.kernels.common.column_sum_triton import column_sum
+from gradlab.kernels.common.matmul_triton import masks_first
 from gradlab.kernels.linear import MOVES
 
 
@@ -38,20 +39,27 @@ class Linear(Function):
     @staticmethod
     def backward(ctx, dy):
         a, b, mask = ctx.saved_tensors
-        in_dgrad, in_wgrad = MOVES[ctx.masked]
+        masked = ctx.masked
+        if masked == "y" and masks_first(dy):
+            dy, masked = ReluMask.apply(dy, mask), ""
+        in_dgrad, in_wgrad = MOVES[masked]
         need_a, need_b, need_bias, *_ = ctx.needs_input_grad
         da = db = dbias = None
         # Transposed by a call, not by .mT: torch.compile moves an attribute of what was saved into the forward, and
         # compiled autograd of torch 2.13 then loses count of what was saved.
         if need_a:
             # A mask that stays at its operand is transposed with it.
-            mask_a = mask.transpose(-2, -1) if ctx.masked == "b" else mask
-            da = Linear.apply(dy, b.transpose(-2, -1), None, mask_a, in_dgrad, False, ctx.by_columns[0])
+            mask_a = mask.transpose(-2, -1) if masked == "b" else mask
+            da = Linear.apply(
+                dy, b.transpose(-2, -1), None, mask_a if masked else None, in_dgrad, False, ctx.by_columns[0]
+            )
         if need_b:
-            mask_b = mask.transpose(-2, -1) if ctx.masked == "a" else mask
-            db = Linear.apply(a.transpose(-2, -1), dy, None, mask_b, in_wgrad, False, ctx.by_columns[1])
+            mask_b = mask.transpose(-2, -1) if masked == "a" else mask
+            db = Linear.apply(
+                a.transpose(-2, -1), dy, None, mask_b if masked else None, in_wgrad, False, ctx.by_columns[1]
+            )
         if need_bias:
-            dbias = LinearBiasGrad.apply(dy, mask if ctx.masked == "y" else None)
+            dbias = LinearBiasGrad.apply(dy, mask if masked == "y" else None)
         return da, db, dbias, None, None, None, None
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The loop over K of a product of two matrices, and how its operands reach it: pointers, or descriptors of a GPU's TMA.
+"""The loop over K of a product of two matrices, and how operands reach it: pointers, or descriptors of a GPU's TMA.
 
 A descriptor names a matrix in memory; the copy of a tile of it into shared memory is one instruction of one thread,
 with no offsets, no masks and no registers. It takes sm_90, contiguous rows or columns, and multiples of 16 bytes.
@@ -11,52 +11,90 @@ import triton.language as tl
 
 from gradlab.kernels.runtime.launch_triton import kernel, places
 
-# Bytes that a descriptor's address and strides are multiples of (CUDA driver API, cuTensorMapEncodeTiled).
+# Bytes of the widest load, and what a descriptor's address and strides are multiples of (CUDA driver API,
+# cuTensorMapEncodeTiled).
 _ALIGNMENT = 16
 
 
 def ways(*operands: torch.Tensor | None) -> list[str]:
-    """How a kernel reads or writes the matrices in the last two axes: by "rows", by "columns", or by "pointers".
+    """How a kernel reads or writes the matrices in the last two axes of operands; the first of them is not None.
 
-    The first two are descriptors of a matrix that lies in memory row by row, or column by column. What is None is not
-    read at all; the first is not None.
+    "rows" and "columns" are descriptors of a matrix that lies in memory row by row, or column by column; "wide rows"
+    and "wide columns" are pointers to one that may be read 16 bytes at a time; "pointers" are those to any other, to
+    all on a CPU, and to one that is None and is not read.
     """
     first = operands[0]
     assert first is not None
-    if not _has_descriptors(places(first.device)):
+    generation = _generation(places(first.device))
+    if not generation:
         return ["pointers"] * len(operands)
-    return ["pointers" if t is None else _way(t) for t in operands]
+    return ["pointers" if t is None else _way(t, generation >= 90) for t in operands]
 
 
-def _way(t: torch.Tensor) -> str:
-    if t.element_size() != 2 or t.numel() == 0 or t.data_ptr() % _ALIGNMENT:
+def _way(t: torch.Tensor, descriptors: bool) -> str:
+    if t.numel() == 0 or t.data_ptr() % _ALIGNMENT:
         return "pointers"
     *batch, rows, columns = t.stride()
-    unit, other = (columns, rows) if columns == 1 else (rows, columns)
-    aligned = all(stride * t.element_size() % _ALIGNMENT == 0 for stride in (*batch, other))
-    if unit != 1 or other < 1 or not aligned:
+    lies, size, unit, other = ("rows", -1, columns, rows) if columns == 1 else ("columns", -2, rows, columns)
+    if unit != 1 or other < 1 or any(stride * t.element_size() % _ALIGNMENT for stride in (*batch, other)):
         return "pointers"
-    return "rows" if columns == 1 else "columns"
+    if descriptors and t.element_size() == 2:
+        return lies
+    # A load reaches over the end of a row whose size is no multiple of its own.
+    return f"wide {lies}" if t.shape[size] * t.element_size() % _ALIGNMENT == 0 else "pointers"
 
 
 @functools.cache
-def _has_descriptors(where: tuple[str, ...]) -> bool:
-    return any(place.startswith("sm_") and int(place.removeprefix("sm_")) >= 90 for place in where)
+def _generation(where: tuple[str, ...]) -> int:
+    """The number of an architecture of CUDA; 0 of a CPU and of other GPUs."""
+    return next((int(place.removeprefix("sm_")) for place in where if place.startswith("sm_")), 0)
 
 
 # fmt: off
 @kernel
+def in_sixteens(x_ptr, size):
+    """A number of elements that are a multiple of 16 bytes, as a product, from which Triton sees that it is one."""
+    # tl.multiple_of says nothing of an argument of a helper.
+    PER: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+    return size // PER * PER
+
+
+@kernel
 def operand(
-    x_ptr, x_r, x_c, R, C,
+    x_ptr, z, x_z, x_r, x_c, R, C,
     WAY: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):
-    """What `load_tile`, `store_tile` and `add_product` take for x[R C]: its pointer, or a descriptor of x[BR BC]."""
-    x = x_ptr
+    """What `load_tile`, `store_tile` and `add_product` take for x[z R C]: its pointer, or a descriptor of x[BR BC]."""
+    x = x_ptr + z * (x_z if WAY == "pointers" else in_sixteens(x_ptr, x_z))
     if WAY == "rows":
-        x = tl.make_tensor_descriptor(x_ptr, [R, C], [x_r, 1], [BR, BC])
+        x = tl.make_tensor_descriptor(x, [R, C], [x_r, 1], [BR, BC])
     if WAY == "columns":
-        x = tl.make_tensor_descriptor(x_ptr, [C, R], [x_c, 1], [BC, BR])
+        x = tl.make_tensor_descriptor(x, [C, R], [x_c, 1], [BC, BR])
     return x
+
+
+@kernel
+def _offsets(
+    x, x_r, x_c, r0, c0, R, C,
+    WAY: tl.constexpr, FULL_R: tl.constexpr, FULL_C: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+):
+    """Offsets of a tile of x[R C], and which of them are inside of it."""
+    if WAY == "wide rows":
+        x_r = in_sixteens(x, x_r)
+        C = in_sixteens(x, C)
+    if WAY == "wide columns":
+        x_c = in_sixteens(x, x_c)
+        R = in_sixteens(x, R)
+    # 64-bit offsets: an operand may pass 2^31 elements.
+    r = (r0 + tl.arange(0, BR)).to(tl.int64)
+    c = (c0 + tl.arange(0, BC)).to(tl.int64)
+    if FULL_C:
+        inside = (r < R)[:, None]
+    elif FULL_R:
+        inside = (c < C)[None, :]
+    else:
+        inside = (r < R)[:, None] & (c < C)[None, :]
+    return r[:, None] * x_r + c[None, :] * x_c, inside
 
 
 @kernel
@@ -70,16 +108,8 @@ def load_tile(
     elif WAY == "columns":
         tile = x.load([c0, r0]).T
     else:
-        # 64-bit offsets: an operand may pass 2^31 elements.
-        r = (r0 + tl.arange(0, BR)).to(tl.int64)
-        c = (c0 + tl.arange(0, BC)).to(tl.int64)
-        if FULL_C:
-            inside = (r < R)[:, None]
-        elif FULL_R:
-            inside = (c < C)[None, :]
-        else:
-            inside = (r < R)[:, None] & (c < C)[None, :]
-        tile = tl.load(x + r[:, None] * x_r + c[None, :] * x_c, mask=inside, other=0.0)
+        at, inside = _offsets(x, x_r, x_c, r0, c0, R, C, WAY, FULL_R, FULL_C, BR, BC)
+        tile = tl.load(x + at, mask=inside, other=0.0)
     return tile
 
 
@@ -94,9 +124,8 @@ def store_tile(
     elif WAY == "columns":
         x.store([c0, r0], values.T)
     else:
-        r = (r0 + tl.arange(0, BR)).to(tl.int64)
-        c = (c0 + tl.arange(0, BC)).to(tl.int64)
-        tl.store(x + r[:, None] * x_r + c[None, :] * x_c, values, mask=(r < R)[:, None] & (c < C)[None, :])
+        at, inside = _offsets(x, x_r, x_c, r0, c0, R, C, WAY, False, False, BR, BC)
+        tl.store(x + at, values, mask=inside)
 
 
 @kernel

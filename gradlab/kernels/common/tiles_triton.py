@@ -39,6 +39,11 @@ def fill(device: torch.device) -> int:
     return table().split(places(device)).programs
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Those of the GPU; where there is none, of an H100."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
 def parts(device: torch.device, programs: int, size: int) -> int:
     """Split-K of a weight gradient: the number of parts, each computed by `programs` programs.
 
