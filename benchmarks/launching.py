@@ -2,11 +2,12 @@
 
 `python benchmarks/launching.py --out FILE` launches through Triton's driver and launcher, over a libcuda that runs
 nothing (`tests/stub_cuda.py`): what the driver itself takes, and the device, are not in it. Each kernel that an op
-launches is launched both ways in turns, and each op is called with both; the fastest of many rounds counts, as
-whatever else the machine does only adds.
+launches is launched both ways in turns, and each op is called with both; the processor's time of the fastest of many
+rounds counts, as whatever else the machine does only adds.
 """
 
 import functools
+import time
 import timeit
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from gradlab.base.machine import describe, stamp
 from gradlab.kernels.runtime import cuda_triton
 from tests import stub_cuda
 
-CALLS, ROUNDS = 200, 50
+CALLS, ROUNDS = 40, 300
 
 
 def ops() -> dict[str, Callable[[], Any]]:
@@ -62,7 +63,7 @@ def fastest(*fns: Callable[[], Any]) -> list[float]:
     best = [float("inf")] * len(fns)
     for _ in range(ROUNDS):
         for i, fn in enumerate(fns):
-            best[i] = min(best[i], timeit.timeit(fn, number=CALLS) / CALLS * 1e6)
+            best[i] = min(best[i], timeit.timeit(fn, time.process_time, number=CALLS) / CALLS * 1e6)
     return best
 
 

@@ -11,7 +11,9 @@ import gradlab
 from gradlab.autodiff.frameworks.side import SIDES, known, selected
 from gradlab.base.exit_codes import UNUSABLE
 from gradlab.kernels.spec import spec, specs
+from gradlab.profiling.emulate import options as emulate_options
 from gradlab.profiling.scale import options as scale_options
+from gradlab.profiling.tune import options as tune_options
 from gradlab.workloads import options as train_options
 
 app = typer.Typer(
@@ -209,47 +211,20 @@ def inspect(
 
 @app.command()
 def emulate(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            help=f"One of {', '.join(specs())}, all of them when not given; or FILE.py::function, which launches "
-            "Triton kernels; or FILE.py::kernel, with <kernel>_grid and <kernel>_args beside it."
-        ),
-    ] = None,
+    target: emulate_options.Subject = None,
     side: SideOption = None,
-    arch: Annotated[
-        list[str] | None, typer.Option(help="sm_80, sm_86, sm_89, sm_90, separated by commas. sm_90 by default.")
-    ] = None,
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option(help="float64, float32, float16, bfloat16, separated by commas. float32 by default."),
-    ] = None,
-    case: Annotated[
-        str | None, typer.Option(help="A case of the op by name. Every case of its check by default.")
-    ] = None,
-    shapes: Annotated[
-        str | None,
-        typer.Option(help='Arguments of a function: "x[64 100], t[64]: int<10"; <function>_args when not given.'),
-    ] = None,
-    second: Annotated[bool, typer.Option("--second", help="The second backward of an op too.")] = False,
-    order: Annotated[
-        str,
-        typer.Option(help="Of warps: together, or the first or the last one of a block as far as it can go alone."),
-    ] = "together",
-    early: Annotated[
-        bool,
-        typer.Option("--early", help="Asynchronous copies land when they are issued, not when they are waited for."),
-    ] = False,
-    approximate: Annotated[
-        bool,
-        typer.Option("--approximate", help="ex2, rcp, tanh ... are as far off as their documentation allows."),
-    ] = False,
-    gpu: Annotated[str | None, typer.Option(help="The GPU of the model: A100, H100, H200, ...")] = None,
-    budget: Annotated[
-        int, typer.Option(min=1, help="The most instructions of warps that a launch may take.")
-    ] = 50_000_000,
-    lines: Annotated[bool, typer.Option("--lines", help="Print the source with what each line executed.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write all numbers to this JSON file.")] = None,
+    arch: emulate_options.Arch = None,
+    dtype: emulate_options.Dtype = None,
+    case: emulate_options.Case = None,
+    shapes: emulate_options.Shapes = None,
+    second: emulate_options.Second = False,
+    order: emulate_options.Order = "together",
+    early: emulate_options.Early = False,
+    approximate: emulate_options.Approximate = False,
+    gpu: emulate_options.Gpu = None,
+    budget: emulate_options.Budget = 50_000_000,
+    lines: emulate_options.Lines = False,
+    json: emulate_options.Json = None,
     seed: Seed = 0,
 ) -> None:
     """Execute the GPU code of kernels on this CPU: results, faults, counts, the bound of a model."""
@@ -273,6 +248,25 @@ def emulate(
         seed,
     )
     raise typer.Exit(command.emulate(args, Console()))
+
+
+@app.command()
+def tune(
+    op: tune_options.Op,
+    dtype: tune_options.Dtype = "bfloat16",
+    case: tune_options.Case = None,
+    limit: tune_options.Limit = 300.0,
+    dry_run: tune_options.DryRun = False,
+    arch: tune_options.Arch = None,
+    gpu: tune_options.Gpu = None,
+    to: tune_options.To = None,
+    packaged: tune_options.Packaged = False,
+) -> None:
+    """Measure tile sizes of an op on this machine's GPU and keep the faster ones; --dry-run needs no GPU."""
+    from gradlab.profiling.tune import command
+
+    args = command.TuneArgs(op, dtype, case, limit, dry_run, arch, gpu, to, packaged)
+    raise typer.Exit(command.tune(args, Console()))
 
 
 @app.command()

@@ -94,10 +94,10 @@ def parts(dtype, make=torch.empty):
         h, w = make(1, 16, 20, dtype=dtype), make(1, 20, V, dtype=dtype)
         b, a = (make(1, V, dtype=dtype) if every else None for _ in range(2))
         t, part, needs = classes(1, 16), [V, 3 * V], (True, True, True, False)
-        p = linear_cross_entropy_triton.loss(h, w, t, b, a, flat, part)[2]
+        p, x = linear_cross_entropy_triton.loss(h, w, t, b, a, flat, part, V if every else 0)[2:]
         y, n, s = merge_parts(p.expand(3, *p.shape), t, flat, 3 * V)
         dn = n if every else None
-        linear_cross_entropy_triton.backward(y, dn, h, w, t, b, a, s, flat, *needs, part)
+        linear_cross_entropy_triton.backward(y, dn, h, w, t, b, a, s, flat, *needs, part, x if every else None)
         given = h, w, b, y, dn, h, w, t, b, a, s, flat, *needs, part
         sums = linear_second_triton.second_backward(*given)[2]
         linear_second_triton.second_backward(*given, sums)
@@ -154,34 +154,40 @@ def images(dtype):
 
 
 def optimizers(dtype):
-    """All that a step can have: one launch for each; tensors at odd addresses among them."""
+    """All that a step can have: a launch each, for one tensor and for two; tensors at odd addresses among them."""
     one = torch.ones(())
-    for offset, make in itertools.product((0, 1), STEPS):
-        p = torch.empty(41, dtype=dtype)[offset:].requires_grad_()
-        p.grad = torch.empty(41, dtype=dtype)[offset:]
-        optimizer = make(p)
+    for offset, T, make in itertools.product((0, 1), (1, 2), STEPS):
+        ps = parameters(dtype, T, offset)
+        optimizer = make(ps)
         optimizer.step()
         if isinstance(optimizer, torch.optim.Adam):
             optimizer.grad_scale, optimizer.found_inf = one, one * 0
             optimizer.step()
-        lab.clip_grad_norm_([p], 1.0)
+        lab.clip_grad_norm_(ps, 1.0)
+
+
+def parameters(dtype, T, offset=0):
+    """T parameters with gradients, so many elements past an aligned address."""
+    ps = [torch.empty(41, dtype=dtype)[offset:].requires_grad_() for _ in range(T)]
+    for p in ps:
+        p.grad = torch.empty(41, dtype=dtype)[offset:]
+    return ps
 
 
 def masters(dtype):
     """Master weights, of both halves: each has its own rounding."""
     for half, more in ((torch.float16, {}), (torch.bfloat16, {"amsgrad": True, "state_dtype": torch.bfloat16})):
-        p = torch.empty(41, dtype=half).requires_grad_()
-        p.grad = torch.empty(41, dtype=half)
-        lab.Adam([p], master_weights=True, **more).step()
+        for T in (1, 2):
+            lab.Adam(parameters(half, T), master_weights=True, **more).step()
 
 
 STEPS = (
-    lambda p: lab.SGD([p], max_norm=1.0),
-    lambda p: lab.SGD([p], momentum=0.9),
-    lambda p: lab.Adam([p], max_norm=1.0),
-    lambda p: lab.Adam([p], lr=torch.tensor(0.1), amsgrad=True, fused=True),
-    lambda p: lab.Adam([p], amsgrad=True, state_dtype=torch.bfloat16),
-    lambda p: lab.Adam([p], state_dtype=torch.bfloat16),
+    lambda ps: lab.SGD(ps, max_norm=1.0),
+    lambda ps: lab.SGD(ps, momentum=0.9),
+    lambda ps: lab.Adam(ps, max_norm=1.0),
+    lambda ps: lab.Adam(ps, lr=torch.tensor(0.1), amsgrad=True, fused=True),
+    lambda ps: lab.Adam(ps, amsgrad=True, state_dtype=torch.bfloat16),
+    lambda ps: lab.Adam(ps, state_dtype=torch.bfloat16),
 )
 
 CALLS = (losses, parts, derivatives, chunks_of_classes, steps, products, images, optimizers, masters)

@@ -213,7 +213,7 @@ def launches(meshes):
         for p in params:
             p.grad = torch.ones_like(p)
         norm = torch.tensor(32.0 * len(params)).sqrt()
-        for kind, names in ((lab.AdamW, ["_adam_kernel"]), (lab.SGD, ["_sgd_kernel"])):
+        for kind, names in ((lab.AdamW, ["_adam_many_kernel"]), (lab.SGD, ["_sgd_many_kernel"])):
             optimizer = kind(params, lr=0.1)
             kernels.clear()
             with noting(note), Moved() as moved:
@@ -225,7 +225,7 @@ def launches(meshes):
                 optimizer.step()
             assert moved.calls == 1
             # What several ranks have is measured by the first of them alone; each has some part here.
-            assert kernels == ["_squares_kernel", "_clip_kernel", "_clip_kernel", *names]
+            assert kernels == ["_squares_many_kernel", "_clip_kernel", "_clip_kernel", *names]
             torch.testing.assert_close(optimizer.grad_norm.float(), norm)
         with Moved() as moved:
             torch.testing.assert_close(lab.clip_grad_norm_(params, 1.0).full_tensor(), norm)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradlab.torch as lab
 from gradlab.kernels import adam_triton as kernels
-from gradlab.kernels.optimizers import multi_tensor_triton, norm_triton
+from gradlab.kernels.optimizers import adam_step_triton, multi_tensor_triton, norm_triton
 from gradlab.kernels.runtime.launch_triton import recording
 from tests.kernel_faults import plant
 
@@ -185,7 +185,7 @@ def test_host_and_kernel_read_one_layout(device, monkeypatch, tmp_path, name):
     monkeypatch.setattr(kernels, "ROW", row)
     monkeypatch.setattr(lab.Adam, "_layout", row)
     monkeypatch.setattr(kernels, "column", row.columns())
-    plant(monkeypatch, tmp_path, kernels, "_adam_kernel")
+    plant(monkeypatch, tmp_path, adam_step_triton, "step", users=[kernels])
     COMPARISONS[name](device)
 
 
@@ -206,27 +206,27 @@ MORE = {
     [(name, fault) for name in COMPARISONS for fault in BROKEN] + [("float64", fault) for fault in MORE],
 )
 def test_a_broken_kernel_fails_every_comparison(device, monkeypatch, tmp_path, name, fault):
-    plant(monkeypatch, tmp_path, kernels, "_step_chunk", {**BROKEN, **MORE}[fault])
+    plant(monkeypatch, tmp_path, adam_step_triton, "_step_chunk", {**BROKEN, **MORE}[fault], users=[kernels])
     with pytest.raises(AssertionError):
         COMPARISONS[name](device)
 
 
 OPTION_BREAKS = {
-    "amsgrad": (kernels, "_step_chunk", ("tl.where((x >= v) | (x != x), x, v)", "v")),
-    "AdamW": (kernels, "_step_chunk", ("p = decay_factor * p", "p = p")),
-    "device step": (kernels, "_adam_kernel", ("count * tl.log(beta1)", "tl.log(beta1)")),
-    "clipped": (norm_triton, "_clip_kernel", ("tl.load(bound_ptr) / (norm", "tl.load(bound_ptr) / (0.5 * norm")),
-    "scaled": (kernels, "_adam_kernel", ("tl.where(tl.load(found_ptr) == 0, E, 0)", "E")),
-    "scaled and clipped": (norm_triton, "_squares_kernel", ("factor / tl.load(scale_ptr).to(ACC)", "factor")),
-    "groups": (kernels, "_adam_kernel", ("step_size = step_size * rate", "rate = rate")),
-    "chunks": (kernels, "_adam_kernel", ("e = start + tl", "e = 0 * start + tl")),
+    "amsgrad": (adam_step_triton, "_step_chunk", ("tl.where((x >= v) | (x != x), x, v)", "v")),
+    "AdamW": (adam_step_triton, "_step_chunk", ("p = decay_factor * p", "p = p")),
+    "device step": (adam_step_triton, "step", ("count * tl.log(beta1)", "tl.log(beta1)")),
+    "clipped": (norm_triton, "_clip_kernel", ("max_norm / (norm", "max_norm / (0.5 * norm")),
+    "scaled": (adam_step_triton, "step", ("tl.where(tl.load(found_ptr) == 0, E, 0)", "E")),
+    "scaled and clipped": (norm_triton, "_squares", ("factor / tl.load(scale_ptr).to(ACC)", "factor")),
+    "groups": (adam_step_triton, "step", ("step_size = step_size * rate", "rate = rate")),
+    "chunks": (adam_step_triton, "step", ("e = start + tl", "e = 0 * start + tl")),
 }
 
 
 @pytest.mark.parametrize("name", OPTION_BREAKS)
 def test_a_broken_option_fails_its_comparison(device, monkeypatch, tmp_path, name):
     module, kernel, fault = OPTION_BREAKS[name]
-    plant(monkeypatch, tmp_path, module, kernel, fault)
+    plant(monkeypatch, tmp_path, module, kernel, fault, users=[kernels] if module is adam_step_triton else [])
     with pytest.raises(AssertionError):
         COMPARISONS[name](device)
 
@@ -376,7 +376,7 @@ def test_one_launch_for_each_pair_of_dtypes(device, monkeypatch):
             p.grad = torch.ones_like(p)
         launched.clear()
         optimizer.step()
-        assert launched == ["_squares_kernel"] * norms + ["_adam_kernel"] * steps
+        assert launched == ["_squares_many_kernel"] * norms + ["_adam_many_kernel"] * steps
 
 
 def test_one_norm_across_dtypes(device):

@@ -1,6 +1,7 @@
 """Adam on torch in half precision: float32 masters, moments rounded at random; and tensors past 2^31 elements."""
 
 import copy
+import functools
 import math
 
 import numpy as np
@@ -16,8 +17,8 @@ from gradlab.kernels import adam_triton as kernels
 from gradlab.kernels.common import rounding_triton as rounding
 from gradlab.kernels.common.rounding_triton import key_at
 from gradlab.kernels.cpu.launching import Kernel
-from gradlab.kernels.optimizers import multi_tensor_triton
-from gradlab.kernels.optimizers.multi_tensor_triton import start_of
+from gradlab.kernels.optimizers import adam_step_triton, multi_tensor_triton
+from gradlab.kernels.optimizers.multi_tensor_triton import chunk_of
 from gradlab.kernels.runtime.launch_triton import launch
 from tests.kernel_faults import plant
 
@@ -75,7 +76,7 @@ def test_masters_are_float32_adam(device, dtype):
     ],
 )
 def test_a_broken_master_is_seen(device, monkeypatch, tmp_path, fault):
-    plant(monkeypatch, tmp_path, kernels, "_step_chunk", fault)
+    plant(monkeypatch, tmp_path, adam_step_triton, "_step_chunk", fault, users=[kernels])
     with pytest.raises(AssertionError):
         mastered(device, torch.bfloat16)
 
@@ -210,7 +211,7 @@ def test_random_rounding_is_unbiased(device):
     ],
 )
 def test_a_biased_rounding_is_seen(device, monkeypatch, tmp_path, fault):
-    plant(monkeypatch, tmp_path, kernels, "_step_chunk", fault)
+    plant(monkeypatch, tmp_path, adam_step_triton, "_step_chunk", fault, users=[kernels])
     with pytest.raises(AssertionError):
         unbiased(device)
 
@@ -223,8 +224,7 @@ def test_random_rounding_hangs_on_seed_step_tensor_and_element_alone(device, mon
         other, _ = rounded(device, **{**options, name: value})
         for a, b in zip(first, other, strict=True):
             assert 0.3 < (a != b).double().mean() < 0.7, name
-    monkeypatch.setattr(multi_tensor_triton, "block", lambda size, most, least=16: 128)
-    monkeypatch.setattr(multi_tensor_triton, "CHUNK", 128)
+    monkeypatch.setattr(kernels, "launch_many", functools.partial(multi_tensor_triton.launch_many, chunk=128))
     for a, b in zip(first, rounded(device, **options)[0], strict=True):
         assert torch.equal(a, b)
 
@@ -266,24 +266,24 @@ def test_moments_in_bfloat16_train_as_float32_do(device):
     assert abs(found[torch.bfloat16].mean().item() - want) < 5 * 2**-7 * math.sqrt(29 / 2**14)
 
 
-def places(y_ptr, table_ptr, BE: tl.constexpr):
-    """Where each program's chunk of the one tensor starts."""
-    tl.store(y_ptr + tl.program_id(0), start_of(table_ptr, 1, 0, 1, BE))
+def places(y_ptr, map_ptr, BE: tl.constexpr):
+    """Where each program's chunk of its tensor starts."""
+    tl.store(y_ptr + tl.program_id(0), chunk_of(map_ptr, BE)[1])
 
 
 def starts(device):
     """The starts of eight chunks of 2^30 elements each."""
     y = torch.zeros(8, dtype=torch.int64, device=device)
-    launch(JITFunction(places), [8], y, torch.zeros(2, dtype=torch.int64, device=device), BE=2**30, writes=[y])
+    pairs = torch.stack([torch.zeros(8), torch.arange(8)], 1).to(device, torch.int32)
+    launch(JITFunction(places), [8], y, pairs, BE=2**30, writes=[y])
     return y.tolist()
 
 
 def test_chunks_past_2_to_the_31_start_where_they_are(device, monkeypatch, tmp_path):
     want = [i * 2**30 for i in range(8)]
     assert starts(device) == want
-    narrow = (".to(tl.int64)", ".to(tl.int32)"), ("+ tensor)", "+ tensor).to(tl.int32)")
-    plant(monkeypatch, tmp_path, multi_tensor_triton, "start_of", *narrow)
-    monkeypatch.setitem(globals(), "start_of", multi_tensor_triton.start_of)
+    plant(monkeypatch, tmp_path, multi_tensor_triton, "chunk_of", (".to(tl.int64) * BE", " * BE"))
+    monkeypatch.setitem(globals(), "chunk_of", multi_tensor_triton.chunk_of)
     assert starts(device) != want
 
 

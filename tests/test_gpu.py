@@ -166,7 +166,9 @@ def test_parts(tmp_path):
         "torch-float32-eager",
         "jax-float32-compiled",
     ]
-    assert len(plan) == 12
+    assert len(plan) == 13
+    assert list(plan)[-1] == "tune"
+    assert plan["tune"].command[-2:] == ("--to", str(tmp_path / "tiles.toml"))
     assert sum(p.most for name, p in plan.items() if name.startswith("smoke")) <= 150
     assert {p.missing for name, p in plan.items() if "jax" in name} == {"no CUDA device for jax, which sees cpu"}
     assert not any(p.missing for name, p in plan.items() if "torch" in name and "suite" not in name)

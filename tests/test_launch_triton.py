@@ -1,7 +1,9 @@
 """Launches: where a kernel runs, with whose sizes, and what is noted instead of run."""
 
 import inspect
+import sys
 import threading
+import types
 
 import pytest
 
@@ -11,14 +13,18 @@ import triton
 import triton.language as tl
 
 import gradlab.torch as lab
-from gradlab.kernels import linear_triton, relu_triton
+from gradlab.autodiff import adam_torch
+from gradlab.kernels import adam_triton, linear_triton, relu_triton, sgd_triton
 from gradlab.kernels.class_losses import class_range_triton as classes
 from gradlab.kernels.common import matmul_triton
 from gradlab.kernels.runtime import compiled_triton, source_triton
 from gradlab.kernels.runtime import launch_triton as launcher
+from gradlab.kernels.spec import specs
+from gradlab.profiling.machine_code import launches_torch
 from gradlab.profiling.machine_code.compile_triton import begun
 from gradlab.profiling.machine_code.launches_torch import source
 from gradlab.profiling.machine_code.targets import TARGETS
+from tests import kernel_launches
 
 
 @launcher.kernel
@@ -117,35 +123,65 @@ def test_nothing_of_the_host_enters_a_captured_graph(captured):
     assert launcher.on_device([1, 2], torch.int64, torch.device("cpu"), "some_op").tolist() == [1, 2]
 
 
+def on_a_stream(monkeypatch):
+    """The tensors are a CPU's; what is asked is whether a stream is captured, with a device that could have one."""
+    real = launcher.refuse_capture
+    for module in (launcher, adam_torch):
+        monkeypatch.setattr(module, "refuse_capture", lambda op, device: real(op, torch.device("cuda")))
+
+
+@pytest.mark.parametrize("op", ["adam_step", "adam_", "sgd_", "clip_grad_norm_"])
+def test_several_tensors_refuse_capture_and_change_nothing(monkeypatch, captured, op):
+    """Their table would be read again at each replay, from where it lay on the host."""
+    ps = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    for p in ps:
+        p.grad = torch.ones(3)
+    adam = adam_triton.scalars(lr=0.1, step=1, beta1=0.9, beta2=0.9, eps=0.1, weight_decay=0.0)
+    rates = torch.tensor([0.1, 0.2])
+    stepped = torch.func.vmap(lambda lr: lab.adam_step(ps[0], ps[0], ps[0], ps[0], step=1, lr=lr)[0])
+    call = {
+        "adam_step": lambda: stepped(rates),
+        "adam_": lambda: adam_triton.adam_(ps, ps, ps, ps, [], adam * 2),
+        "sgd_": lambda: sgd_triton.sgd_(ps, ps, ps, sgd_triton.scalars(lr=0.1, momentum=0.9) * 2),
+        "clip_grad_norm_": lambda: lab.clip_grad_norm_(ps, 0.1),
+    }[op]
+    on_a_stream(monkeypatch)
+    with pytest.raises(ValueError, match=r"^(adam_step|sgd_step|clip_grad_norm_): stream is captured into a CUDA"):
+        call()
+    assert all(torch.equal(t, torch.ones(3)) for p in ps for t in (p, p.grad))
+
+
 @pytest.mark.parametrize("op", ["adam_step", "adam_step of a rate", "sgd_step", "clip_grad_norm_"])
-def test_an_op_with_a_table_refuses_capture_and_changes_nothing(monkeypatch, captured, op):
-    """Its table would be read again at each replay, from where it lay on the host; forward, backward and in place."""
-    p = torch.ones(3, requires_grad=True)
+def test_a_single_tensor_is_stepped_in_a_captured_stream(monkeypatch, captured, op):
+    """Forward and backward: all that comes from the host are the kernel's own arguments."""
+    p, rate = torch.ones(3, requires_grad=True), torch.tensor(0.1, requires_grad=True)
     step = {
         "adam_step": lambda: lab.adam_step(p, p, p, p, step=1)[0],
-        "adam_step of a rate": lambda: lab.adam_step(p, p, p, p, step=1, lr=torch.tensor(0.1))[0],
+        "adam_step of a rate": lambda: lab.adam_step(p, p, p, p, step=1, lr=rate)[0],
         "sgd_step": lambda: lab.sgd_step(p, p)[0],
-        "clip_grad_norm_": lambda: lab.clip_grad_norm_([p], 0.1),
+        "clip_grad_norm_": lambda: lab.clip_grad_norm_([p], 0.1) * p,
     }[op]
-    p.grad = torch.ones(3)
-    before = step() if op != "clip_grad_norm_" else None
-    p.grad = torch.ones(3)
-    # The tensors are a CPU's; what is asked is whether a stream is captured, with a device that could have one.
-    real = launcher.refuse_capture
-    monkeypatch.setattr(launcher, "refuse_capture", lambda op, device: real(op, torch.device("cuda")))
-    message = rf"^{op.split()[0]}: stream is captured into a CUDA graph"
-    with pytest.raises(ValueError, match=message):
-        step()
-    if before is not None:
-        with pytest.raises(ValueError, match=message):
-            before.sum().backward()
-    assert torch.equal(p.grad, torch.ones(3))
+
+    def run():
+        p.grad = torch.ones(3)
+        step().sum().backward()
+        return p.grad
+
+    want = run()
+    on_a_stream(monkeypatch)
+    assert torch.equal(run(), want)
+
+
+def test_a_rate_on_the_host_refuses_capture(captured):
+    with pytest.raises(ValueError, match=r"^adam_step: stream is captured into a CUDA graph"):
+        adam_torch._rate(torch.tensor(0.1), types.SimpleNamespace(device=torch.device("cuda")))
 
 
 def test_what_reads_the_host_is_left_out_of_inductors_graphs():
-    for name in ("adam_", "adam_pullback", "sgd_", "sgd_pullback", "global_norm", "scale_"):
+    for name in ("adam_", "sgd_", "global_norm", "scale_"):
         assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.gradlab, name).default.tags, name
-    assert torch.Tag.cudagraph_unsafe not in torch.ops.gradlab.matmul.default.tags
+    for name in ("adam_pullback", "sgd_pullback", "clip_factor", "matmul"):
+        assert torch.Tag.cudagraph_unsafe not in getattr(torch.ops.gradlab, name).default.tags, name
 
 
 def test_no_event_is_asked_while_a_graph_is_captured(captured):
@@ -165,6 +201,87 @@ def test_no_event_is_asked_while_a_graph_is_captured(captured):
         assert len(classes._pending) == 1
     finally:
         classes._pending.clear()
+
+
+READS = ["item", "tolist", "numpy", "cpu", "nonzero", "to"]
+READS += ["__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__", "__complex__"]
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """From then on tensors say that they are on CUDA, and what makes the host wait for one is an error.
+
+    What `torch.tensor` makes without a device is the host's, and may be read. Yields the events that were recorded.
+    """
+    hosts, recorded, tensor, empty = [], [], torch.tensor, torch.empty
+
+    def of_host(*args, **options):
+        hosts.append(tensor(*args, **options))
+        return hosts[-1]
+
+    def reading(name, read):
+        def call(t, *args, **options):
+            # A device that is given as such is another tensor's.
+            to_host = name != "to" or any(isinstance(a, str) and a == "cpu" for a in (*args, *options.values()))
+            # torch's own constructors look at a rate, once.
+            torchs = sys._getframe(1).f_globals["__name__"].startswith("torch.optim")
+            if to_host and not torchs and not any(t is one for one in hosts):
+                raise AssertionError(f"{name}() waits for the device")
+            return read(t, *args, **options)
+
+        return call
+
+    class Event:
+        def query(self):
+            return False
+
+        def synchronize(self):
+            raise AssertionError("waits for an event")
+
+        wait = synchronize
+
+    class Stream:
+        def record_event(self):
+            recorded.append(Event())
+            return recorded[-1]
+
+    def synchronize(*args):
+        raise AssertionError("waits for the device")
+
+    monkeypatch.setattr(torch, "tensor", of_host)
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **options: empty(*args, **options))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda t: True))
+    for name in READS:
+        monkeypatch.setattr(torch.Tensor, name, reading(name, getattr(torch.Tensor, name)))
+    for name in ("equal", "allclose", "is_nonzero", "nonzero", "unique", "masked_select"):
+        monkeypatch.setattr(torch, name, synchronize)
+    yield recorded
+    classes._pending.clear()
+
+
+def test_no_op_makes_the_host_wait(on_cuda):
+    """Every case of every op, forward and backward, and every other way to launch: nothing reads a tensor's value."""
+    launched = 0
+    for op in specs().values():
+        for case in op.select("check"):
+            launched += len(launches_torch.find(op.at(case), "float32"))
+    with launcher.recording() as launches:
+        for call in kernel_launches.CALLS:
+            call(torch.float32)
+    assert launched > 200
+    assert len(launches) > 200
+    # Classes out of range were looked for as on CUDA.
+    assert len(on_cuda) > 20
+
+
+def test_waiting_would_be_seen(on_cuda):
+    x = torch.ones(1)
+    assert torch.tensor(1.0).item() == 1.0
+    for read in (bool, int, float, lambda t: t.item(), lambda t: t.tolist(), lambda t: t.to("cpu"), torch.equal):
+        with pytest.raises(AssertionError, match="waits for the device"):
+            read(x)
 
 
 def test_what_is_forgotten_is_loaded_anew(monkeypatch):

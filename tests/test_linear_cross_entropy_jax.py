@@ -1,5 +1,7 @@
 """linear_cross_entropy on jax: every option against the logits written out, chunks, blocks, memory, bad input."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
@@ -12,7 +14,8 @@ import jax.numpy as jnp
 
 from gradlab.jax import cross_entropy, linear, linear_cross_entropy
 from gradlab.kernels import linear_cross_entropy_pallas
-from gradlab.kernels.class_losses import blocks_pallas, chunks_pallas, linear_second_pallas, row_sums_pallas
+from gradlab.kernels.class_losses import blocks_pallas, chunks, chunks_pallas, linear_second_pallas, row_sums_pallas
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common import column_sum_pallas, matmul_pallas
 
 MODULES = (linear_cross_entropy_pallas, blocks_pallas, matmul_pallas, column_sum_pallas, row_sums_pallas)
@@ -38,6 +41,7 @@ def native(
     z_loss=0.0,
     softcap=None,
     return_z_loss=False,
+    logits_memory=0,
 ):
     """The logits written out, and optax's loss of soft labels."""
     x = h @ w if b is None else h @ w + b
@@ -121,7 +125,7 @@ def test_every_option_with_every_other(sizes, reduction, ignored, smoothing, z_l
 @pytest.fixture
 def chunks_of(monkeypatch):
     def use(size):
-        for module in (chunks_pallas, linear_second_pallas):
+        for module in (chunks, chunks_pallas, linear_second_pallas):
             monkeypatch.setattr(module, "chunk", lambda M, K, V: min(V, size))
         # A program compiled before has other chunks, and one compiled now is nobody else's.
         jax.clear_caches()
@@ -130,21 +134,46 @@ def chunks_of(monkeypatch):
     jax.clear_caches()
 
 
-def test_both_derivatives_over_chunks_of_classes(chunks_of):
+@pytest.mark.parametrize("memory", [0, 5 * 8 * 3])
+def test_both_derivatives_over_chunks_of_classes(chunks_of, memory):
+    """With no logits kept, and with those of one chunk of three."""
     chunks_of(3)
     h, w, t, b, c = drawn(ignored=1)
-    compare(h, w, t, b, weight=c, second=True, **EVERYTHING)
+    compare(h, w, t, b, weight=c, second=True, logits_memory=memory, **EVERYTHING)
 
 
-def test_both_derivatives_in_the_blocks_of_a_gpu(blocks_of, chunks_of):
+@pytest.mark.parametrize("kept", [0, 96])
+def test_both_derivatives_in_the_blocks_of_a_gpu(blocks_of, chunks_of, kept):
     """Several blocks of rows, splits of the classes that are merged, and a last tile that moves left."""
-    chunks_of(128)
+    chunks_of(96 if kept else 128)
     grids = blocks_of("cuda", *MODULES)
     h, w, t, b, c = drawn(70, 17, 200, ignored=1)
     # Far logits in one split alone: each split has a maximum of its own.
     b = b.at[130:].add(-300.0)
-    compare(h, w, t, b, weight=c, second=True, reduction="none", **{**EVERYTHING, "softcap": 50.0})
+    options = {**EVERYTHING, "softcap": 50.0, "logits_memory": 70 * 8 * kept}
+    compare(h, w, t, b, weight=c, second=not kept, reduction="none", **options)
     assert (2, 4) in grids
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_kept_logits_in_blocks(blocks_of, platform):
+    """All of them, with a last tile that moves left or is cut, or the first ones, whose last tile is cut."""
+    blocks_of(platform, *MODULES)
+    h, w, t, b, _ = drawn(70, 17, 200)
+    for classes in (96, 200):
+        x = linear_cross_entropy_pallas.loss(h, w, t, b, None, None, ClassLoss(-100, 0.0, 0.0), None, classes)[3]
+        np.testing.assert_allclose(x, (h @ w + b)[:, :classes], rtol=0, atol=1e-13)
+
+
+def test_kept_logits_are_residuals_of_their_memory():
+    h, w, t, b, _ = drawn(6, 3, 7)
+    plain = jax.grad(lambda h: linear_cross_entropy(h, w, t, b))
+    for memory, count in ((6 * 7 * 8 - 1, 0), (6 * 7 * 8, 1)):
+        kept = functools.partial(linear_cross_entropy, logits_memory=memory)
+        _, pull = jax.vjp(lambda h, kept=kept: kept(h, w, t, b), h)
+        assert [a.shape for a in jax.tree.leaves(pull)].count((6, 7)) == count
+    hs = jnp.stack([h, h + 1])
+    close(jax.vmap(jax.grad(lambda h: kept(h, w, t, b)))(hs), jnp.stack([plain(one) for one in hs]))
 
 
 def test_logits_far_below_zero_in_blocks_past_the_last_class(blocks_of):
@@ -187,7 +216,7 @@ def broken(monkeypatch, name, change):
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("loss", lambda r: (jnp.zeros_like(r[0]), jnp.zeros_like(r[1]), r[2])),
+        ("loss", lambda r: (jnp.zeros_like(r[0]), jnp.zeros_like(r[1]), *r[2:])),
         ("loss", lambda r: (-r[0], *r[1:])),
         ("backward", lambda r: tuple(map(jnp.zeros_like, r))),
         ("backward", lambda r: (r[0], r[1].at[:, 3].mul(1.001), r[2])),
@@ -334,6 +363,8 @@ H, W, T = np.ones((4, 3)), np.ones((3, 5)), np.zeros(4, "int32")
         ((H, W, T), {"reduction": "max"}, ValueError, "reduction is 'max', wanted one of 'none', 'mean', 'sum'"),
         ((H, W, T), {"softcap": -1.0}, ValueError, "softcap is -1.0, wanted a number above 0, or None"),
         ((H, W, T), {"ignore_index": 1.0}, TypeError, "ignore_index is 1.0, wanted an int"),
+        ((H, W, T), {"logits_memory": -1}, ValueError, "logits_memory is -1, wanted a number of bytes from 0"),
+        ((H, W, T), {"logits_memory": 1e9}, TypeError, "logits_memory is 1000000000.0, wanted an int"),
     ],
 )
 def test_refusals(args, options, error, message):

@@ -1,6 +1,7 @@
 """linear_cross_entropy on torch: every option against torch's two layers, chunks, memory, strides, bad input."""
 
 import contextlib
+import functools
 
 import pytest
 
@@ -9,12 +10,13 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 import gradlab.torch as lab
 from gradlab.autodiff.frameworks.side import side
 from gradlab.kernels import linear_cross_entropy_triton as kernels
-from gradlab.kernels.class_losses import class_range_triton, linear_second_triton
-from gradlab.kernels.class_losses.chunks import chunk
+from gradlab.kernels.class_losses import chunks, class_range_triton, linear_second_triton
+from gradlab.kernels.class_losses.chunks import chunk, kept
 from gradlab.kernels.common import column_sum_triton, matmul_triton
 from gradlab.kernels.common.tiles_triton import Tile, fill
 from gradlab.kernels.runtime.launch_triton import gpu_sizes
@@ -68,7 +70,7 @@ def compare(h, w, t, b, **options):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    for module in (kernels, linear_second_triton):
+    for module in (chunks, kernels, linear_second_triton):
         monkeypatch.setattr(module, "chunk", lambda M, K, V: min(V, 3))
 
 
@@ -135,7 +137,7 @@ def broken(monkeypatch, name, change):
 BREAKS = {
     "forward that does nothing": ("loss", lambda r: (torch.zeros_like(r[0]), *r[1:])),
     "forward's sign": ("loss", lambda r: (-r[0], *r[1:])),
-    "z-loss left out": ("loss", lambda r: (r[0], torch.zeros_like(r[1]), r[2])),
+    "z-loss left out": ("loss", lambda r: (r[0], torch.zeros_like(r[1]), *r[2:])),
     "backward that does nothing": ("backward", lambda r: tuple(map(torch.zeros_like, r))),
     "backward's sign": ("backward", lambda r: tuple(-g for g in r)),
     "a class of dw": ("backward", lambda r: (r[0], r[1] * (torch.arange(7) != 3), r[2])),
@@ -229,9 +231,89 @@ def test_half_precision_errs_at_most_twice_as_native(device, dtype, monkeypatch)
 def test_a_scaled_loss_does_not_underflow(device):
     """The cotangent is in dx before that is rounded to float16: what a loss is scaled for."""
     h, w, b, t, _ = drawn(device, 4, 3, 500, dtype=torch.float16)
-    for scale, kept in ((2.0**-12, False), (2.0**12, True)):
+    for scale, all_there in ((2.0**-12, False), (2.0**12, True)):
         (g,) = torch.autograd.grad(lab.linear_cross_entropy(h, w, t, b) * scale, b)
-        assert bool((g != 0).all()) == kept
+        assert bool((g != 0).all()) == all_there
+
+
+@pytest.mark.parametrize("sizes", [contextlib.nullcontext, gpu_sizes])
+@pytest.mark.parametrize(
+    ("dtype", "options"), [(torch.float32, EVERYTHING), (torch.bfloat16, {}), (torch.float64, {"reduction": "none"})]
+)
+def test_kept_logits_are_those_that_backward_would_make(device, dtype, options, sizes, monkeypatch):
+    """The same bits with no logits kept, those of one chunk of three, of two, and all; and fewer products."""
+    monkeypatch.setattr(kernels, "chunk", lambda M, K, V: 128)
+    monkeypatch.setattr(chunks, "chunk", lambda M, K, V: 128)
+    M, K, V = 70 + len(options), 40, 300
+    h, w, b, t, c = drawn(device, M, K, V, dtype, ignored=1)
+    column = M * (8 if dtype == torch.float64 else 4)
+    found, flops = [], []
+    with sizes():
+        for memory in (0, column * 128, column * 299, column * 300):
+            y = lab.linear_cross_entropy(h, w, t, b, weight=c, logits_memory=memory, **options)
+            with FlopCounterMode(display=False) as counter:
+                found.append((y, *torch.autograd.grad(y, (h, w, b), torch.full_like(y, 1.3))))
+            flops.append(counter.get_total_flops())
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+    assert flops == [2 * M * K * (3 * V - classes) for classes in (0, 128, 256, 300)]
+
+
+def test_both_derivatives_of_kept_logits(device, small_chunks):
+    h, w, b, t, c = drawn(device, M=6, ignored=1)
+    options = {"weight": c, **EVERYTHING, "second": True}
+    want = results(native, h, w, t, b, **options)
+    for memory in (6 * 8 * 5, 10**6):
+        layer = functools.partial(lab.linear_cross_entropy, logits_memory=memory)
+        close(results(layer, h, w, t, b, **options), want)
+
+
+def test_kept_logits_of_mapped_and_repeated_calls(device, small_chunks):
+    """Their rows share the memory; a backward for many cotangents, and the same gradients twice."""
+    h, w, b, t, _ = drawn(device, M=4)
+    hs = torch.stack([h.detach(), h.detach() + 1, h.detach() - 2])
+    for memory in (0, 3 * 4 * 8 * 3, 10**6):
+        layer = functools.partial(lab.linear_cross_entropy, logits_memory=memory, reduction="none")
+        of_one = torch.func.grad(lambda h, w, layer=layer: layer(h, w, t, b.detach()).sum(), (0, 1))
+        got = torch.func.vmap(of_one, (0, None))(hs, w.detach())
+        close(got, [torch.stack(g) for g in zip(*(of_one(one, w.detach()) for one in hs), strict=True)])
+        y = layer(h, w, t, b)
+        rows = torch.eye(4, dtype=torch.float64, device=device)
+        every = torch.autograd.grad(y, (h, w), rows, is_grads_batched=True, retain_graph=True)
+        each = [torch.autograd.grad(y, (h, w), row, retain_graph=True) for row in rows]
+        close(every, [torch.stack(g) for g in zip(*each, strict=True)])
+
+
+def test_kept_logits_in_a_graph_and_under_checkpoint(device):
+    torch.compiler.reset()
+    h, w, b, t, _ = drawn(device, M=7)
+    plain = torch.autograd.grad(lab.linear_cross_entropy(h, w, t, b), (h, w, b))
+    kept = functools.partial(lab.linear_cross_entropy, logits_memory=7 * 7 * 8)
+    for dynamic in (False, True):
+        graph = torch.compile(lambda h, w, b: kept(h, w, t, b), fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        assert all(map(torch.equal, torch.autograd.grad(graph(h, w, b), (h, w, b)), plain))
+    again = torch.utils.checkpoint.checkpoint(kept, h, w, t, b, use_reentrant=False)
+    assert all(map(torch.equal, torch.autograd.grad(again, (h, w, b)), plain))
+
+
+def test_what_is_kept_goes_through_saved_tensors_and_stays_in_its_memory(device):
+    M, K, V = 8, 3, 2000
+    h, w, b, t, _ = drawn(device, M, K, V)
+
+    def largest(memory, *leaves):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda a: (saved.append(a), a)[1], lambda a: a):
+            lab.linear_cross_entropy(*leaves[:2], t, leaves[2], logits_memory=memory)
+        return [tuple(a.shape) for a in saved if a.ndim == 3 and a.shape[:2] == (1, M) and a.shape[2] not in (K, M)]
+
+    assert kept(M, K, V, 8, M * V * 8 - 1) == 0, "a chunk is all"
+    for memory, wanted in ((0, []), (M * V * 8 - 1, []), (M * V * 8, [(1, M, V)])):
+        assert largest(memory, h, w, b) == wanted
+        assert largest(memory, *(a.detach() for a in (h, w, b))) == []
+    for M, K, V, memory in ((8192, 4096, 128256, 2**31), (8192, 4096, 128256, 2**32), (512, 256, 32768, 2**20 + 7)):
+        assert M * kept(M, K, V, 4, memory) * 4 <= memory
+    assert kept(8192, 4096, 128256, 4, 2**31) == 65536
+    assert kept(8192, 4096, 128256, 4, 2**32) == 128256
 
 
 @pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2), (1, 2)])
@@ -357,6 +439,8 @@ BAD = {
     "z_loss": (lambda: lab.linear_cross_entropy(H, W, T, z_loss=-1.0), ValueError, "z_loss is -1.0, wanted a number from 0"),
     "softcap": (lambda: lab.linear_cross_entropy(H, W, T, softcap=0), ValueError, "softcap is 0, wanted a number above 0, or None"),
     "return_z_loss": (lambda: lab.linear_cross_entropy(H, W, T, return_z_loss=1), TypeError, "return_z_loss is 1, wanted True or False"),
+    "logits_memory": (lambda: lab.linear_cross_entropy(H, W, T, logits_memory=-1), ValueError, "logits_memory is -1, wanted a number of bytes from 0"),
+    "half a byte": (lambda: lab.linear_cross_entropy(H, W, T, logits_memory=0.5), TypeError, "logits_memory is 0.5, wanted an int"),
 }  # fmt: skip
 
 

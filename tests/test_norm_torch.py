@@ -1,6 +1,7 @@
 """clip_grad_norm_ on torch against torch.nn.utils', the norm that it is made of, and SGD's clipping."""
 
 import copy
+import functools
 
 import pytest
 
@@ -54,23 +55,23 @@ def test_any_largest_norm(device, max_norm):
 @pytest.mark.parametrize(
     ("kernel", "fault"),
     [
-        ("_scale_kernel", (", True) * factor, True", ", True), True")),
+        ("_scale", (", True) * factor, True", ", True), True")),
         (
-            "_scale_kernel",
+            "_scale",
             ("masked_load(x_ptr, e, E, ACC, False) * factor", "masked_load(x_ptr, e, E, ACC, False) * 0"),
         ),
         (
-            "_scale_kernel",
+            "_scale",
             ("masked_load(x_ptr, e, E, ACC, False) * factor", "-masked_load(x_ptr, e, E, ACC, False) * factor"),
         ),
-        ("_squares_kernel", ("sum_ += x * x", "sum_ += x")),
+        ("_squares", ("sum_ += x * x", "sum_ += x")),
         ("_clip_kernel", ("norm = tl.sqrt(", "norm = (")),
     ],
 )
 def test_a_broken_kernel_fails(device, monkeypatch, tmp_path, kernel, fault, name):
     # One fault is in whole chunks alone: chunks of one element are.
     if "True) * factor" in fault[0]:
-        monkeypatch.setattr(multi_tensor_triton, "block", lambda size, most, least=16: 1)
+        monkeypatch.setattr(norm_triton, "launch_many", functools.partial(multi_tensor_triton.launch_many, chunk=1))
     plant(monkeypatch, tmp_path, norm_triton, kernel, fault)
     with pytest.raises(AssertionError):
         COMPARISONS[name](device)
@@ -101,7 +102,8 @@ def test_a_norm_that_is_not_finite(device, value):
 def test_chunks_are_summed_in_the_same_order_every_time(device, monkeypatch):
     """Chunks of 16, whole and masked, and more of them than the last kernel loads at once."""
     grads = [torch.randn(n, device=device) for n in (5, 16, 37, 64, 1)] + [torch.randn(9, device=device).half()]
-    monkeypatch.setattr(multi_tensor_triton, "block", lambda size, most, least=16: 16)
+    monkeypatch.setattr(norm_triton, "CHUNK", 16)
+    monkeypatch.setattr(norm_triton, "TILE", 16)
     monkeypatch.setattr(norm_triton, "block", lambda size, most, least=16: 4)
     first = norm_triton.global_norm(grads, 1.0, None)
     want = torch.cat([g.double() for g in grads]).norm()

@@ -77,9 +77,9 @@ def samples(device):
         "cross_entropy_scale_": [(soft, r(()))],
         "mean_divisors": [(t, None, 3, -100, True), (t.expand(2, 5), r(3), 3, -100, False), (t, r(3), 3, -100, True, 1)],
         "sum_rows": [(r(5),), (r(2, 5),)],
-        "linear_cross_entropy_loss": [(*lce[:3], None, None, plain), (*lce, every), (*lce, every, part)],
+        "linear_cross_entropy_loss": [(*lce[:3], None, None, plain), (*lce, every), (*lce, every, part), (*lce, every, None, 3)],
         "linear_cross_entropy_backward": [(r(1, 5), dn, *lce, r(1, 3, 5), every, *needs, by) for dn, needs, by in ((r(1, 5), (True, True, True), True), (None, (False, True, False), False))]
-        + [(r(1, 5), None, *lce, r(1, 3, 5), every, True, True, True, False, part)],
+        + [(r(1, 5), None, *lce, r(1, 3, 5), every, True, True, True, False, part, x) for x in (None, r(1, 5, 4)[..., 1:])],
         "linear_cross_entropy_second_backward": [(r(1, 5, 4), r(1, 4, 3), r(1, 3), r(1, 5), r(1, 5), *lce, r(1, 3, 5), every, True, True, True, True), (r(1, 5, 4), None, None, r(1, 5), None, *lce, r(1, 3, 5), every, True, False, False, False)]
         + [(r(1, 5, 4), None, None, r(1, 5), r(1, 5), *lce, r(1, 3, 5), every, True, True, True, False, part, sums) for sums in (None, r(1, 5))],
         "adam_": adam_samples(r),

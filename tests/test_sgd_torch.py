@@ -104,7 +104,7 @@ def test_host_and_kernel_read_one_layout(device, monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "ROW", row)
     monkeypatch.setattr(lab.SGD, "_layout", row)
     monkeypatch.setattr(kernels, "column", row.columns())
-    plant(monkeypatch, tmp_path, kernels, "_sgd_kernel")
+    plant(monkeypatch, tmp_path, kernels, "_sgd_many_kernel")
     assert_equal_runs(*pair(device, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.2, maximize=True))
 
 
@@ -273,18 +273,22 @@ def test_unaligned_addresses(device):
     assert_equal_runs((ours, lab.SGD(ours, **options)), (theirs, torch.optim.SGD(theirs, **options)))
 
 
-def test_a_step_changes_no_constant(device):
+@pytest.mark.parametrize("T", [1, 2])
+def test_a_step_changes_no_constant(device, T):
     """What would be compiled anew: the constants and argument types are the same at another step, lr and momentum."""
     from gradlab.kernels.runtime.launch_triton import recording
 
     p, g, b = (torch.zeros(100) for _ in range(3))
     with recording() as launches:
         for options in ({"first": True}, {}, {"lr": 0.3, "momentum": 0.5, "nesterov": True}, {"maximize": True}):
-            kernels.sgd_([p], [g], [b], kernels.scalars(**{"lr": 0.1, "momentum": 0.9, **options}))
-    first, *others = launches
-    for other in others:
-        assert other.constants == first.constants
-        assert other.args[1] == first.args[1]
+            kernels.sgd_([p] * T, [g] * T, [b] * T, kernels.scalars(**{"lr": 0.1, "momentum": 0.9, **options}) * T)
+    first, *others = [
+        (one.jit, one.constants, [(type(a), a.dtype) if isinstance(a, torch.Tensor) else type(a) for a in one.args])
+        for one in launches
+    ]
+    # A float is never a constant, whatever its value.
+    assert (int in first[2], float in first[2]) == (T == 1, T == 1)
+    assert all(other == first for other in others)
 
 
 def parameter_with(grad):

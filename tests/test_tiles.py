@@ -37,9 +37,9 @@ def written(tmp_path, monkeypatch):
 
 def test_the_packages_rows_are_right_and_reach_every_gpu_and_dtype():
     rows, splits = read(PACKAGED)
-    for kind in {row.kernel for row in rows if "cuda" in row.on}:
-        for dtype in tiles.DTYPES:
-            assert table().row(kind, ("sm_75", "cuda"), dtype).M
+    of_all = {(kind, dtype) for kind in ("matmul", "convolution", "logits") for dtype in tiles.DTYPES}
+    for kind, dtype in of_all | {(row.kernel, dtype) for row in rows if "cpu" not in row.on for dtype in row.dtypes}:
+        assert table().row(kind, ("sm_75", "cuda"), dtype).M
     assert {place for split in splits for place in split.on} >= {"cuda", "cpu"}
 
 

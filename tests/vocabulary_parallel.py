@@ -122,8 +122,9 @@ def heads(group):
         spread = Spread(group, [5, 0, 1, 3][: dist.get_world_size(group)] if weighted else None)
         t, a = torch.randint(0, spread.V, (2, 3)), torch.rand(spread.V, dtype=WIDE) + 0.5 if weighted else None
 
-        def loss(h, w, b, part, t=t, a=a, options=options):
-            where = {} if part is None else {"group": part.group}
+        def loss(h, w, b, part, t=t, a=a, options=options, weighted=weighted):
+            # Each rank keeps logits of what it has, also where that is more than another rank can.
+            where = {} if part is None else {"group": part.group, "logits_memory": 200 if weighted else 0}
             a = a if part is None else part.part(a, 0)
             return lab.linear_cross_entropy(h, w, t, b, weight=a, **options, **where)
 

@@ -160,10 +160,10 @@ def native_linear(h, w, t, b, a, weighted, **options):
 
 @check(
     ("4", True, 1024, {"reduction": "mean", "ignore_index": 2, **EVERY}),
-    ("4", False, 1024, {"reduction": "mean", "ignore_index": 2, **EVERY}),
+    ("4", False, 1024, {"reduction": "mean", "ignore_index": 2, "logits_memory": 10**6, **EVERY}),
     ("2 x 4", True, 3, {"reduction": "none", "ignore_index": 2, **EVERY}),
     ("(2 x 2) x 2", False, 3, {"reduction": "none", "z_loss": 0.2}),
-    ("8", True, 1024, {"reduction": "sum"}),
+    ("8", True, 1024, {"reduction": "sum", "logits_memory": 10**6}),
 )
 def linear_as_unsharded(where, typed, chunk, options):
     """linear_cross_entropy's values, gradients and second derivatives in float64, by chunks of 3 classes too."""
@@ -277,7 +277,7 @@ def on_meshes(kind):
         "none": (lambda x, t: lab.cross_entropy(x, t, reduction="none", softcap=2.0), (x, labels), (u,), (0,)),
         "soft": (lambda x, q, a: lab.cross_entropy(x, q, weight=a), (x, q, a), (u, u), (0, 1)),
         "linear": (
-            lambda h, w, t, b: lab.linear_cross_entropy(h, w, t, b, **options),
+            lambda h, w, t, b: lab.linear_cross_entropy(h, w, t, b, logits_memory=10**6, **options),
             (h, w, labels, b),
             (uh, uw, ub),
             (0, 1, 3),

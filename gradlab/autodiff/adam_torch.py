@@ -150,8 +150,9 @@ def adam_step(
 
 def _rate(lr: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
     """The learning rate beside the parameter."""
-    refuse_capture("adam_step", param.device)
     want_tensors("adam_step", {"lr": lr})
+    if lr.device != param.device:
+        refuse_capture("adam_step", param.device)
     want_floats("adam_step", {"lr": lr})
     if lr.numel() != 1:
         refuse("adam_step", "shape of lr", list(lr.shape), "[], one number")

@@ -1,6 +1,10 @@
-"""linear_cross_entropy for jax: operands and row statistics are saved; backward makes the logits again, by chunks."""
+"""linear_cross_entropy for jax: operands and row statistics are saved; backward makes the logits again, by chunks.
+
+Or forward keeps them, as many as the caller gives memory for.
+"""
 
 import functools
+import math
 from typing import Any, Literal, overload
 
 import jax
@@ -11,54 +15,63 @@ from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_floats, w
 from gradlab.autodiff.class_losses.class_axes_jax import class_axes
 from gradlab.autodiff.class_losses.class_range_jax import as_given, rows_of
 from gradlab.autodiff.class_losses.row_sums_jax import Reduction, reduced
-from gradlab.autodiff.class_losses.settings import class_loss
+from gradlab.autodiff.class_losses.settings import class_loss, want_bytes
 from gradlab.autodiff.frameworks.ranges_jax import public
 from gradlab.kernels import linear_cross_entropy_pallas as kernels
 from gradlab.kernels.class_losses import linear_second_pallas as linear_second
+from gradlab.kernels.class_losses.chunks import kept
+from gradlab.kernels.runtime.launch_pallas import accumulator
 from gradlab.kernels.runtime.mesh_pallas import compiled
 
 OP = "linear_cross_entropy"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
-def _loss_rule(h, w, t, b, a, first, settings, axes, with_n):
-    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics, of x = h w + b."""
-    return kernels.loss(h, w, t, b, a, first, settings, axes)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9, 10))
+def _loss_rule(h, w, t, b, a, first, settings, axes, with_n, memory, keeping):
+    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, the row statistics and kept logits, of x = h w + b.
+
+    `keeping` is what a gradient asks for: logits in up to `memory` bytes, else None.
+    """
+    M, size = math.prod(h.shape[:-1]), jnp.dtype(accumulator(h.dtype)).itemsize
+    classes = kept(M, w.shape[0], w.shape[1], size, memory) if keeping else 0
+    return kernels.loss(h, w, t, b, a, first, settings, axes, classes)
 
 
-def _loss_fwd(h, w, t, b, a, first, settings, axes, with_n):
-    y, n, s = loss(h, w, t, b, a, first, settings, axes, with_n)
-    return (y, n, s), (h, w, t, b, a, first, s)
+def _loss_fwd(h, w, t, b, a, first, settings, axes, with_n, memory, keeping):
+    y, n, s, x = loss(h, w, t, b, a, first, settings, axes, with_n, memory, True)
+    return (y, n, s, x if keeping else None), (h, w, t, b, a, first, s, x)
 
 
-def _loss_bwd(settings, axes, with_n, saved, cotangents):
-    dy, dn, _ = cotangents
+def _loss_bwd(settings, axes, with_n, memory, keeping, saved, cotangents):
+    # What is kept for backward has no cotangent.
+    dy, dn, *_ = cotangents
     dh, dw, db = backward(dy, dn if with_n else None, *saved, settings, axes)
     return dh, dw, None, db, None, None
 
 
 _loss_rule.defvjp(_loss_fwd, _loss_bwd)
-loss = compiled(_loss_rule, static_argnums=(6, 7, 8))
+loss = compiled(_loss_rule, static_argnums=(6, 7, 8, 9, 10))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(9, 10))
-def _backward_rule(dy, dn, h, w, t, b, a, first, s, settings, axes):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(10, 11))
+def _backward_rule(dy, dn, h, w, t, b, a, first, s, x, settings, axes):
     """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' (dy (R p - r) + 2 dn l p)."""
-    return kernels.backward(dy, dn, h, w, t, b, a, first, s, settings, axes)
+    return kernels.backward(dy, dn, h, w, t, b, a, first, s, x, settings, axes)
 
 
 def _backward_fwd(*args):
-    return backward(*args), args[:-2]
+    # Not the kept logits x: the second backward makes its own, with what changes them.
+    return backward(*args), args[:-3]
 
 
 def _backward_bwd(settings, axes, saved, u):
     ddy, ddn, dh, dw, db = second_backward(u, *saved, settings, axes)
-    # s depends on h, w and b, and their gradients have that dependence in them already.
-    return ddy, ddn, dh, dw, None, db, None, None, None
+    # s and x depend on h, w and b, and their gradients have that dependence in them already.
+    return ddy, ddn, dh, dw, None, db, None, None, None, None
 
 
 _backward_rule.defvjp(_backward_fwd, _backward_bwd)
-backward = compiled(_backward_rule, static_argnums=(9, 10))
+backward = compiled(_backward_rule, static_argnums=(10, 11))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(10, 11))
@@ -94,6 +107,7 @@ def linear_cross_entropy(
     return_z_loss: Literal[True],
     softcap: float | None = None,
     axis_name: str | tuple[str, ...] | None = None,
+    logits_memory: int = 0,
 ) -> tuple[jax.Array, jax.Array]: ...
 @overload
 def linear_cross_entropy(
@@ -110,6 +124,7 @@ def linear_cross_entropy(
     return_z_loss: Literal[False] = False,
     softcap: float | None = None,
     axis_name: str | tuple[str, ...] | None = None,
+    logits_memory: int = 0,
 ) -> jax.Array: ...
 @overload
 def linear_cross_entropy(
@@ -126,6 +141,7 @@ def linear_cross_entropy(
     return_z_loss: bool,
     softcap: float | None = None,
     axis_name: str | tuple[str, ...] | None = None,
+    logits_memory: int = 0,
 ) -> Any: ...
 @public(OP)
 def linear_cross_entropy(
@@ -142,6 +158,7 @@ def linear_cross_entropy(
     return_z_loss: bool = False,
     softcap: float | None = None,
     axis_name: str | tuple[str, ...] | None = None,
+    logits_memory: int = 0,
 ) -> Any:
     """cross_entropy(linear(hidden[... K], kernel[K V], bias[V]), labels[...]) without logits in memory.
 
@@ -163,12 +180,18 @@ def linear_cross_entropy(
             weight are those of this device, V / W of all V classes, in the order of the axis; hidden and labels are
             the same on its W devices, labels among all V classes. As in cross_entropy four numbers a row and part are
             exchanged; the gradient of hidden is summed over the devices.
+        logits_memory: bytes that forward may keep logits in for backward, which then does not make them again: M Vk of
+            them, of float32 (float64), where Vk = V if that fits, else whole chunks of Vc classes. 0 keeps none, and so
+            does a call without gradients, or of rows whose number an export leaves open. With axis_name each device
+            keeps its own; with `jax.vmap` each mapped call has the memory. Where the partitioner has the classes split
+            and not all are kept, it gathers them.
 
     Returns:
         The loss, a scalar or [...], in the inputs' dtype, summed in float32 or better; with `return_z_loss` two. First
         and second derivatives for hidden, kernel and bias are exact, and neither holds the logits: the first takes
         M Vc e + 4 M K + 2 K Vc e bytes besides what is asked for, with Vc = max(1024, K, 2^21 / M) classes of e bytes
-        at once (docs/linear_cross_entropy.md). What needs no gradient costs nothing.
+        at once (docs/linear_cross_entropy.md), and what is kept in `logits_memory`. What needs no gradient costs
+        nothing.
 
     Raises:
         ValueError: shapes that do not fit, an unknown reduction, a number out of its range.
@@ -191,6 +214,7 @@ def linear_cross_entropy(
         return_z_loss=return_z_loss,
         softcap=softcap,
     )
+    logits_memory = want_bytes(OP, "logits_memory", logits_memory)
     h, w, t, b, a = given["hidden"], given["kernel"], given["labels"], given.get("bias"), given.get("weight")
     _want_shapes(h, w, t, b, a)
     V = w.shape[1]
@@ -199,7 +223,7 @@ def linear_cross_entropy(
     a = None if a is None else jax.lax.stop_gradient(a)
     t, settings = rows_of(OP, labels, axes.V if axes else V, settings)
     reducing = Reduction(reduction, float(z_loss), return_z_loss)
-    y, n, _ = loss(h, w, t, b, a, first, settings, axes, reducing.with_n)
+    y, n, *_ = loss(h, w, t, b, a, first, settings, axes, reducing.with_n, logits_memory, False)
     return reduced(y, n, t, a, V, settings, reducing, h.dtype, first, axes)
 
 

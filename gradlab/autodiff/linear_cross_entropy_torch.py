@@ -1,4 +1,7 @@
-"""linear_cross_entropy for torch: operands and three numbers a row are saved; logits are recomputed, by chunks."""
+"""linear_cross_entropy for torch: operands and three numbers a row are saved; logits are made again, by chunks.
+
+Or kept, as many as the caller gives memory for.
+"""
 
 import math
 from typing import Any, Literal, overload
@@ -7,7 +10,7 @@ import torch
 
 from gradlab.autodiff.arguments.errors import dtype_name, refuse, want_floats, want_rank, want_size
 from gradlab.autodiff.class_losses.row_sums_torch import Reduction, reduced
-from gradlab.autodiff.class_losses.settings import class_loss
+from gradlab.autodiff.class_losses.settings import class_loss, want_bytes
 from gradlab.autodiff.class_losses.spread_torch import on_mesh
 from gradlab.autodiff.class_losses.vocabulary_torch import (
     NO_GROUP,
@@ -22,41 +25,50 @@ from gradlab.autodiff.class_losses.vocabulary_torch import (
 from gradlab.autodiff.cross_entropy_torch import CLASSES
 from gradlab.autodiff.frameworks.autocast_torch import to_autocast_dtype, to_float32
 from gradlab.autodiff.frameworks.mapped_torch import in_front
-from gradlab.autodiff.frameworks.ranges_torch import Function, public
+from gradlab.autodiff.frameworks.ranges_torch import Function, public, unrecorded
 from gradlab.kernels import linear_cross_entropy_triton as kernels
+from gradlab.kernels.class_losses.chunks import kept
 from gradlab.kernels.class_losses.linear_second_triton import second_backward
 from gradlab.kernels.class_losses.parts_triton import merge_parts
+from gradlab.kernels.runtime.launch_triton import accumulator
 
 OP = "linear_cross_entropy"
 
 
 class LinearCrossEntropy(Function):
-    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, and the row statistics, of x = h w + b.
+    """y[m] = sum_v r[m v] (l[m] - z[m v]), n[m] = l[m]^2, the row statistics and kept logits, of x = h w + b.
 
-    Everything has an axis Z in front, which mapped axes are merged into.
+    Everything has an axis Z in front, which mapped axes are merged into. Logits are kept in up to `memory` bytes; of
+    DTensors, whose parts differ, none are.
     """
 
     @staticmethod
-    def forward(h, w, t, b, a, settings, part):
+    def forward(h, w, t, b, a, settings, part, memory):
+        (Z, M, K), V, spread = h.shape, w.shape[-1], part is not None and part.mesh is not None
+        classes = 0 if spread else kept(Z * M, K, V, accumulator(h.dtype).itemsize, memory)
         if part is None:
-            return kernels.loss(h, w, t, b, a, settings.flat())
-        return part.on_locals(_loss_of_part, f"{_ARRAYS} -> y[Z M], n[Z M], s[Z 3 M]")(h, w, t, b, a, settings, part)
+            return kernels.loss(h, w, t, b, a, settings.flat(), None, classes)
+        loss = part.on_locals(_loss_of_part, f"{_ARRAYS} -> y[Z M], n[Z M], s[Z 3 M], x[Z M V]")
+        return loss(h, w, t, b, a, settings, part, classes)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.settings, ctx.part = inputs
+        *tensors, ctx.settings, ctx.part, _ = inputs
+        *_, s, x = output
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(*tensors, output[2])
+        ctx.mark_non_differentiable(s, x)
+        ctx.save_for_backward(*tensors, s, x)
 
     @staticmethod
-    def backward(ctx, dy, dn, _):
-        *_, s = saved = ctx.saved_tensors
+    def backward(ctx, dy, dn, *_):
+        *saved, s, x = ctx.saved_tensors
+        # Without an axis of classes where none is kept.
+        saved += [s, x if x.ndim > 1 else None]
         if dy is None:
             dy = s.new_zeros(()).expand(s.shape[::2])
         need_h, need_w, _, need_b, *_ = ctx.needs_input_grad
         dh, dw, db = LinearCrossEntropyBackward.apply(dy, dn, *saved, ctx.settings, need_h, need_w, need_b, ctx.part)
-        return dh if need_h else None, dw if need_w else None, None, db if need_b else None, None, None, None
+        return dh if need_h else None, dw if need_w else None, None, db if need_b else None, None, None, None, None
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -69,17 +81,18 @@ class LinearCrossEntropyBackward(Function):
     """dh = dx w^T, dw = h^T dx, db[v] = sum_m dx[m v] of dx = z' (dy (R p - r) + 2 dn l p)."""
 
     @staticmethod
-    def forward(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, part):
+    def forward(dy, dn, h, w, t, b, a, s, x, settings, need_h, need_w, need_b, part):
         needs = need_h, need_w, need_b, _by_columns(w)
         if part is None:
-            return kernels.backward(dy, dn, h, w, t, b, a, s, settings.flat(), *needs)
+            return kernels.backward(dy, dn, h, w, t, b, a, s, settings.flat(), *needs, None, x)
         text = f"dy[Z M], dn[Z M], {_ARRAYS}, s[Z 3 M] -> dh[Z M K], dw[Z K V], db[Z V]"
-        return part.on_locals(_backward_of_part, text)(dy, dn, h, w, t, b, a, s, settings, needs, part)
+        return part.on_locals(_backward_of_part, text)(dy, dn, h, w, t, b, a, s, x, settings, needs, part)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.settings = inputs[:9]
-        *ctx.needs, ctx.part = inputs[9:]
+        # Not the kept logits: the second backward makes its own, with what changes them.
+        *tensors, _, ctx.settings = inputs[:10]
+        *ctx.needs, ctx.part = inputs[10:]
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -91,7 +104,7 @@ class LinearCrossEntropyBackward(Function):
             *u, *ctx.saved_tensors, ctx.settings, need_h, need_w, need_b, ctx.part
         )
         rows = ddy if need_dy else None, ddn if need_dn else None
-        return *rows, dh if need_h else None, dw if need_w else None, None, db if need_b else None, *[None] * 7
+        return *rows, dh if need_h else None, dw if need_w else None, None, db if need_b else None, *[None] * 8
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -137,19 +150,19 @@ def _merged(rule, info, in_dims, args):
 _ARRAYS = "h[Z M K], w[Z K V], t[Z M], b[Z V], a[Z V]"
 
 
-def _loss_of_part(h, w, t, b, a, settings, part):
-    """y, n, s of whole rows, of which this rank has some classes; of all of them without a group."""
+def _loss_of_part(h, w, t, b, a, settings, part, classes):
+    """y, n, s of whole rows, of which this rank has some classes, and x of those it keeps; all without a group."""
     if part.group is None:
         return kernels.loss(h, w, t, b, a, settings.flat())
-    p = kernels.loss(h, w, t, b, a, settings.flat(), flat(part))[2]
-    return merge_parts(gathered(p, part.group), t, settings.flat(), part.total)
+    *_, p, x = kernels.loss(h, w, t, b, a, settings.flat(), flat(part), classes)
+    return *merge_parts(gathered(p, part.group), t, settings.flat(), part.total), x
 
 
-def _backward_of_part(dy, dn, h, w, t, b, a, s, settings, needs, part):
+def _backward_of_part(dy, dn, h, w, t, b, a, s, x, settings, needs, part):
     given = dy, dn, h, w, t, b, a, s, settings.flat(), *needs
     if part.group is None:
         return kernels.backward(*given)
-    dh, dw, db = kernels.backward(*given, flat(part))
+    dh, dw, db = kernels.backward(*given, flat(part), x)
     return summed(part.group, dh)[0].to(h.dtype), dw, db
 
 
@@ -184,6 +197,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     bias: torch.Tensor | None = None,
     group: Any = None,
+    logits_memory: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 @overload
 def linear_cross_entropy(
@@ -201,6 +215,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     bias: torch.Tensor | None = None,
     group: Any = None,
+    logits_memory: int = 0,
 ) -> torch.Tensor: ...
 @overload
 def linear_cross_entropy(
@@ -218,6 +233,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     bias: torch.Tensor | None = None,
     group: Any = None,
+    logits_memory: int = 0,
 ) -> Any: ...
 @public(OP)
 def linear_cross_entropy(
@@ -235,6 +251,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     bias: torch.Tensor | None = None,
     group: Any = None,
+    logits_memory: int = 0,
 ) -> Any:
     """cross_entropy(linear(input[... K], linear_weight[V K], linear_bias[V]), target[...]) without logits in memory.
 
@@ -262,12 +279,17 @@ def linear_cross_entropy(
             the loss and the gradient of input, a sum over the ranks. Each rank has to make every call, also of backward
             passes. DTensors need no group: linear_weight may be Shard(0), and input Shard(0), in equal parts
             if it has more axes than [M K].
+        logits_memory: bytes that forward may keep logits in for backward, which then does not make them again: M V Vk
+            of them, of float32 (float64), where Vk = V if that fits, else whole chunks of Vc classes. 0 keeps none,
+            and so does a call without gradients, and one of DTensors. Of a group each rank keeps its own; with
+            `torch.vmap` all mapped calls share the memory. It changes no bit of a result.
 
     Returns:
         The loss, a scalar or [...], in the inputs' dtype, summed in float32 or better; with `return_z_loss` two. First
         and second derivatives for input, linear_weight and linear_bias are exact, and neither holds the logits: the
         first takes M Vc e + 4 M K bytes besides what is asked for, with Vc = max(1024, K, 2^21 / M) classes of e bytes
-        at once (docs/linear_cross_entropy.md). What needs no gradient costs nothing.
+        at once (docs/linear_cross_entropy.md), and what is kept in `logits_memory`. What needs no gradient costs
+        nothing.
 
     With a group ranks exchange 4 float32 (float64) numbers a row in forward, as in `cross_entropy`, and the M K numbers
     of input's gradient, in float32 or better, in backward; a second backward exchanges those, and 2 numbers a row
@@ -305,6 +327,7 @@ def linear_cross_entropy(
             return_z_loss=return_z_loss,
             softcap=softcap,
         )
+        logits_memory = want_bytes(OP, "logits_memory", logits_memory)
         h, w, b = floats["input"], floats["linear_weight"], floats.get("linear_bias")
         _want_shapes(h, w, b, target, weight, group is None)
     M = math.prod(h.shape[:-1])
@@ -318,7 +341,7 @@ def linear_cross_entropy(
         same |= {"linear_bias": "none" if b is None else "there", "weight": "none" if weight is None else "there"}
         same |= {"settings": settings, "reduction": how, "requires_grad of input": h.requires_grad}
         part = vocabulary_part(OP, group, w.shape[0], same, target)
-    y, n, _ = LinearCrossEntropy.apply(
+    y, n, *_ = LinearCrossEntropy.apply(
         h.reshape(1, M, h.shape[-1]),
         w.t().unsqueeze(0),
         t.unsqueeze(0),
@@ -326,6 +349,7 @@ def linear_cross_entropy(
         None if weight is None else weight.unsqueeze(0),
         settings,
         part,
+        0 if unrecorded((h, w, b)) else logits_memory,
     )
     found = reduced(y[0], n[0], t, weight, w.shape[0], settings.ignore_index, how, part)
     loss, added = (a.reshape(target.shape if reduction == "none" else ()).to(full.dtype) for a in found)

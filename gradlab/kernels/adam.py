@@ -40,7 +40,7 @@ import math
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, Bound, in_vectors, spills, unspilled
+from gradlab.kernels.bounds import ALWAYS, Bound, in_vectors, spills, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
@@ -116,9 +116,10 @@ SPEC = Spec(
     bounds=(
         *ALWAYS,
         *spills(),
-        # The last chunk is masked and has narrow loads; so do the scalars.
-        Bound("wide_loads", least=4, kernels=("adam",)),
-        Bound("wide_stores", least=3, kernels=("adam",)),
+        # All but the learning rate, one number on the device; on jax the last chunk is masked, and the scalars loaded.
+        streams("adam", share=0.93, sides=("torch",)),
+        Bound("wide_loads", least=4, kernels=("adam",), sides=("jax",)),
+        Bound("wide_stores", least=3, kernels=("adam",), sides=("jax",)),
         Bound("wide_loads", least=7, kernels=("adam_pullback",)),
         Bound("wide_stores", least=4, kernels=("adam_pullback",)),
         Bound("spill_bytes", most=0, case="large, amsgrad"),

@@ -7,20 +7,9 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.common.column_sum_triton import column_sum
-from gradlab.kernels.common.rounding_triton import key_at, mixed, nearest, random_bits, stochastic
-from gradlab.kernels.optimizers.multi_tensor_triton import (
-    RowLayout,
-    address,
-    index_in,
-    launch_many,
-    masked_load,
-    masked_store,
-    scalar,
-    start_of,
-    tensor_of,
-    times,
-)
-from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, on_device, op, triton_dtype
+from gradlab.kernels.optimizers.adam_step_triton import step
+from gradlab.kernels.optimizers.multi_tensor_triton import RowLayout, chunk_of, launch_many, pointer, scalar
+from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
 from gradlab.kernels.runtime.sharding import elementwise
 
 
@@ -44,137 +33,72 @@ class Scalars(NamedTuple):
 # x is the largest v so far, w the master weight; lr and step are addresses, 0 where the number is in the scalars.
 ROW = RowLayout(arrays=("p", "g", "m", "v", "x", "w"), scalars=Scalars._fields, words=("lr", "step", "key"))
 column = ROW.columns()
-scalar_index = index_in(Scalars._fields)
 
 
 # fmt: off
 @kernel
-def _step_chunk(
+def _adam_kernel(
     p_ptr, g_ptr, m_ptr, v_ptr, x_ptr, w_ptr,
-    e, E, has_x,
-    beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay_factor,
-    key0, key1,
-    ACC: tl.constexpr, AMSGRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, FULL: tl.constexpr,
+    E,
+    beta1: tl.float64, beta2: tl.float64, eps: tl.float64, weight_decay: tl.float64,
+    step_size: tl.float64, correction2: tl.float64, sign: tl.float64, decay: tl.float64,
+    lr_ptr, step_ptr, key,
+    scale_ptr, found_ptr, clip_ptr,
+    ACC: tl.constexpr, AMSGRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+    RATES: tl.constexpr, STEPS: tl.constexpr, SCALED: tl.constexpr, FOUND: tl.constexpr, CLIPPED: tl.constexpr,
+    BE: tl.constexpr,
 ):
-    """p', m', v', x', w' of the elements e, masked by e < E unless FULL."""
-    p = masked_load(p_ptr, e, E, ACC, FULL)
-    if MASTER != "":
-        # A parameter that differs from its rounded master was changed outside of the optimizer, and wins.
-        w = masked_load(w_ptr, e, E, ACC, FULL)
-        p = tl.where(nearest(w, MASTER) == p, w, p)
-    g = masked_load(g_ptr, e, E, ACC, FULL)
-    m = masked_load(m_ptr, e, E, ACC, FULL)
-    v = masked_load(v_ptr, e, E, ACC, FULL)
-    h = sign * g + times(weight_decay, p)
-    m = m + (1 - beta1).to(ACC) * (h - m)
-    v = beta2.to(ACC) * v + (1 - beta2).to(ACC) * h * h
-    q = v
-    bits = e
-    if STOCHASTIC:
-        bits = random_bits(e, key0, key1)
-    if AMSGRAD:
-        if has_x != 0:
-            x = masked_load(x_ptr, e, E, ACC, FULL)
-            # NaN in x or v gives NaN.
-            q = tl.where((x >= v) | (x != x), x, v)
-            if STOCHASTIC:
-                masked_store(x_ptr, e, E, stochastic(q.to(tl.float32), mixed(bits) & 0xFFFF), FULL)
-            else:
-                masked_store(x_ptr, e, E, q, FULL)
-    p = decay_factor * p - step_size * m / (tl.sqrt(q / correction2) + eps)
-    if MASTER != "":
-        masked_store(w_ptr, e, E, p, FULL)
-        masked_store(p_ptr, e, E, nearest(p, MASTER), FULL)
-    else:
-        masked_store(p_ptr, e, E, p, FULL)
-    if STOCHASTIC:
-        masked_store(m_ptr, e, E, stochastic(m.to(tl.float32), bits & 0xFFFF), FULL)
-        masked_store(v_ptr, e, E, stochastic(v.to(tl.float32), bits >> 16), FULL)
-    else:
-        masked_store(m_ptr, e, E, m, FULL)
-        masked_store(v_ptr, e, E, v, FULL)
+    """p', m', v', x' = max(x, v'), w' of one tensor, all E elements; grid (E/BE); a program owns a chunk of BE."""
+    step(
+        p_ptr, g_ptr, m_ptr, v_ptr, x_ptr, w_ptr,
+        tl.program_id(0).to(tl.int64) * BE, E, True,
+        beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay,
+        lr_ptr, step_ptr, key,
+        scale_ptr, found_ptr, clip_ptr,
+        ACC, AMSGRAD, MASTER, STOCHASTIC, RATES, STEPS, SCALED, FOUND, CLIPPED, False, BE,
+    )
 
 
 @kernel
-def _adam_kernel(
-    table_ptr,
-    T,
+def _adam_many_kernel(
+    table_ptr, map_ptr,
     scale_ptr, found_ptr, clip_ptr,
     ACC: tl.constexpr, DTYPE: tl.constexpr, STATE: tl.constexpr,
     AMSGRAD: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
     RATES: tl.constexpr, STEPS: tl.constexpr, SCALED: tl.constexpr, FOUND: tl.constexpr, CLIPPED: tl.constexpr,
-    ALIGNED: tl.constexpr, WORDS: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+    WORDS: tl.constexpr, ALIGN: tl.constexpr, BE: tl.constexpr,
 ):
     """p', m', v', x' = max(x, v'), w' over the tensors of a table laid out as ROW.
 
     Grid (chunks of BE); a program owns one chunk of one tensor.
     """
-    tensor = tensor_of(table_ptr, T, WORDS, BT)
+    tensor, start = chunk_of(map_ptr, BE)
     row = table_ptr + WORDS * tensor
-    p_ptr = address(row + column("p"), DTYPE, ALIGNED)
-    g_ptr = address(row + column("g"), DTYPE, ALIGNED)
-    m_ptr = address(row + column("m"), STATE, ALIGNED)
-    v_ptr = address(row + column("v"), STATE, ALIGNED)
-    x_ptr = address(row + column("x"), STATE, ALIGNED)
-    w_ptr = address(row + column("w"), tl.float32, ALIGNED)
-    has_x = tl.load(row + column("x"))
-    E = tl.load(row + column("elements"))
-    beta1 = scalar(row + column("beta1"))
-    beta2 = scalar(row + column("beta2"))
-    eps = scalar(row + column("eps")).to(ACC)
-    weight_decay = scalar(row + column("weight_decay")).to(ACC)
-    step_size = scalar(row + column("step_size"))
-    correction2 = scalar(row + column("correction2"))
-    sign = scalar(row + column("sign")).to(ACC)
-    decay = scalar(row + column("decay"))
-
-    start = start_of(table_ptr, T, tensor, WORDS, BE)
-    e = start + tl.arange(0, BE)
-    if RATES:
-        # Where the learning rate is on the device, the scalars were computed for a rate of 1.
-        has_lr = tl.load(row + column("lr")) != 0
-        rate = tl.load(address(row + column("lr"), tl.float64, False), mask=has_lr, other=1.0)
-        step_size = step_size * rate
-        decay = decay * rate
-    key0 = 0
-    key1 = 0
-    if STEPS:
-        # Where the step's number is on the device, the scalars were computed without bias corrections.
-        has_step = tl.load(row + column("step")) != 0
-        step = tl.load(address(row + column("step"), tl.float32, False), mask=has_step, other=1.0)
-        count = step.to(tl.float64)
-        step_size = tl.where(has_step, step_size / (1 - tl.exp(count * tl.log(beta1))), step_size)
-        correction2 = tl.where(has_step, 1 - tl.exp(count * tl.log(beta2)), correction2)
-        if STOCHASTIC:
-            key0, key1 = key_at(tl.load(row + column("key")), step, start)
-    if SCALED:
-        sign = sign / tl.load(scale_ptr).to(ACC)
-    if CLIPPED:
-        sign = sign * tl.load(clip_ptr + 1).to(ACC)
-    if FOUND:
-        # GradScaler found a gradient that is not finite: no element changes.
-        E = tl.where(tl.load(found_ptr) == 0, E, 0)
-    step_size = step_size.to(ACC)
-    correction2 = correction2.to(ACC)
-    decay_factor = (1 - decay).to(ACC)
-    # A mask that depends on a loaded number keeps Triton from vectorizing loads: only a tensor's last chunk has one.
-    if start + BE <= E:
-        _step_chunk(
-            p_ptr, g_ptr, m_ptr, v_ptr, x_ptr, w_ptr, e, E, has_x,
-            beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay_factor, key0, key1,
-            ACC, AMSGRAD, MASTER, STOCHASTIC, True,
-        )
-    else:
-        _step_chunk(
-            p_ptr, g_ptr, m_ptr, v_ptr, x_ptr, w_ptr, e, E, has_x,
-            beta1, beta2, eps, weight_decay, step_size, correction2, sign, decay_factor, key0, key1,
-            ACC, AMSGRAD, MASTER, STOCHASTIC, False,
-        )
+    p = tl.load(row + column("p"))
+    g = tl.load(row + column("g"))
+    m = tl.load(row + column("m"))
+    v = tl.load(row + column("v"))
+    x = tl.load(row + column("x"))
+    w = tl.load(row + column("w"))
+    step(
+        pointer(p, DTYPE), pointer(g, DTYPE), pointer(m, STATE),
+        pointer(v, STATE), pointer(x, STATE), pointer(w, tl.float32),
+        start, tl.load(row + column("elements")), (p | g | m | v | x | w) % ALIGN == 0,
+        scalar(row + column("beta1")), scalar(row + column("beta2")), scalar(row + column("eps")),
+        scalar(row + column("weight_decay")), scalar(row + column("step_size")), scalar(row + column("correction2")),
+        scalar(row + column("sign")), scalar(row + column("decay")),
+        pointer(tl.load(row + column("lr")), tl.float64), pointer(tl.load(row + column("step")), tl.float32),
+        tl.load(row + column("key")),
+        scale_ptr, found_ptr, clip_ptr,
+        ACC, AMSGRAD, MASTER, STOCHASTIC, RATES, STEPS, SCALED, FOUND, CLIPPED, True, BE,
+    )
 
 
 @kernel
 def _adam_pullback_kernel(
-    scalar_ptr, lr_ptr, lr_z,
+    beta1: tl.float64, beta2: tl.float64, eps: tl.float64, weight_decay: tl.float64,
+    step_size: tl.float64, correction2: tl.float64, sign: tl.float64, decay: tl.float64,
+    lr_ptr, lr_z,
     p_ptr, g_ptr, m_ptr, v_ptr, x_ptr,
     cp_ptr, cp_z, cp_e, cm_ptr, cm_z, cm_e, cv_ptr, cv_z, cv_e, cx_ptr, cx_z, cx_e,
     dp_ptr, dg_ptr, dm_ptr, dv_ptr, dx_ptr,
@@ -186,16 +110,14 @@ def _adam_pullback_kernel(
 
     Grid (Z * I); a program owns BE elements of each, and s[z i].
     """
-    beta1 = tl.load(scalar_ptr + scalar_index("beta1"))
-    beta2 = tl.load(scalar_ptr + scalar_index("beta2"))
-    eps = tl.load(scalar_ptr + scalar_index("eps")).to(ACC)
-    weight_decay = tl.load(scalar_ptr + scalar_index("weight_decay")).to(ACC)
-    step_size = tl.load(scalar_ptr + scalar_index("step_size"))
-    correction2 = tl.load(scalar_ptr + scalar_index("correction2")).to(ACC)
-    sign = tl.load(scalar_ptr + scalar_index("sign")).to(ACC)
-    decay = tl.load(scalar_ptr + scalar_index("decay"))
+    eps = eps.to(ACC)
+    weight_decay = weight_decay.to(ACC)
+    correction2 = correction2.to(ACC)
+    sign = sign.to(ACC)
     rest1 = (1 - beta1).to(ACC)
     rest2 = (1 - beta2).to(ACC)
+    beta1 = beta1.to(ACC)
+    beta2 = beta2.to(ACC)
     # Step size and decay for a learning rate of 1: p' is linear in the learning rate.
     unit_size = step_size.to(ACC)
     unit_decay = decay.to(ACC)
@@ -218,7 +140,7 @@ def _adam_pullback_kernel(
     cv = tl.load(cv_ptr + z * cv_z + e * cv_e, mask=e < E, other=0.0).to(ACC)
     h = sign * g + weight_decay * p
     m = m + rest1 * (h - m)
-    v = beta2.to(ACC) * v + rest2 * h * h
+    v = beta2 * v + rest2 * h * h
     q = v
     if AMSGRAD:
         x = tl.load(x_ptr + at, mask=e < E, other=0.0).to(ACC)
@@ -242,8 +164,8 @@ def _adam_pullback_kernel(
     dp = cp - decay * cp + weight_decay * dh
     tl.store(dp_ptr + at, dp.to(dp_ptr.dtype.element_ty), mask=e < E)
     tl.store(dg_ptr + at, (sign * dh).to(dg_ptr.dtype.element_ty), mask=e < E)
-    tl.store(dm_ptr + at, (beta1.to(ACC) * dm).to(dm_ptr.dtype.element_ty), mask=e < E)
-    tl.store(dv_ptr + at, (beta2.to(ACC) * dv).to(dv_ptr.dtype.element_ty), mask=e < E)
+    tl.store(dm_ptr + at, (beta1 * dm).to(dm_ptr.dtype.element_ty), mask=e < E)
+    tl.store(dv_ptr + at, (beta2 * dv).to(dv_ptr.dtype.element_ty), mask=e < E)
     if LR:
         # A cotangent of 0 adds nothing, also where m' / d is 0 / 0, as in masked-off elements.
         u = tl.where(cp == 0, 0.0, -cp * (unit_size * m / d + unit_decay * p))
@@ -285,16 +207,15 @@ def _adam(
     tensors = {"p": params, "g": grads, "m": exp_avgs, "v": exp_avg_sqs}
     tensors["x"] = max_exp_avg_sqs or [exp_avgs[0].new_empty(0)] * T
     tensors["w"] = masters or [params[0].new_empty(0)] * T
-    words = {name: [t.data_ptr() for t in given] or [0] * T for name, given in (("lr", rates), ("step", steps))}
     # fmt: off
     launch_many(
-        _adam_kernel, ROW, tensors, scalars,
-        words={**words, "key": keys or [0] * T},
+        _adam_kernel, _adam_many_kernel, ROW, tensors, scalars,
+        words={"lr": rates or [params[0]] * T, "step": steps or [params[0]] * T, "key": keys or [0] * T},
         args=(grad_scale, found_inf, clip),
         dtypes={"DTYPE": "p", "STATE": "m"},
-        AMSGRAD=any(x.numel() for x in max_exp_avg_sqs),
+        AMSGRAD=any(t.numel() for t in max_exp_avg_sqs),
         MASTER=str(params[0].dtype).removeprefix("torch.") if masters else "",
-        STOCHASTIC=bool(keys), RATES=bool(lrs), STEPS=bool(steps),
+        STOCHASTIC=bool(keys), RATES=any(t.numel() for t in lrs), STEPS=any(t.numel() for t in steps),
         SCALED=grad_scale is not None, FOUND=found_inf is not None, CLIPPED=clip is not None,
         op="adam_step",
     )
@@ -352,7 +273,7 @@ def _adam_pullback_fake(p, g, m, v, x, lr, cp, cm, cv, cx, scalars):
 _TEXT = elementwise("p, g, m, v, x, lr[], cp, cm, cv, cx -> dp, dg, dm, dv, dx, dlr[]")
 
 
-@op("adam_pullback", fake=_adam_pullback_fake, from_host=True, sharding=_TEXT)
+@op("adam_pullback", fake=_adam_pullback_fake, sharding=_TEXT)
 def adam_pullback(
     p: torch.Tensor,
     g: torch.Tensor,
@@ -372,7 +293,7 @@ def adam_pullback(
     passes.
     """
     dp, dg, dm, dv, dx, dlr = _adam_pullback_fake(p, g, m, v, x, lr, cp, cm, cv, cx, scalars)
-    Z, device, acc = 1 if lr is None else lr.numel(), p.device, accumulator(p.dtype)
+    Z, acc = 1 if lr is None else lr.numel(), accumulator(p.dtype)
     E = p.numel() // max(Z, 1)
     # Fourteen arrays: with 8 elements of float64 a thread, registers spill.
     BE = block(E, 4096 // acc.itemsize)
@@ -382,7 +303,7 @@ def adam_pullback(
     # fmt: off
     launch(
         _adam_pullback_kernel, [Z * parts],
-        on_device(scalars, torch.float64, device, "adam_step"),
+        *map(float, scalars),
         *((partial, 0) if lr is None else (lr.reshape(Z), lr.reshape(Z).stride(0))),
         *(p if t is None else t.contiguous() for t in (p, g, m, v, x)),
         *(part for c in cotangents for part in (c, *(c.stride() if c is not p else (0, 0)))),

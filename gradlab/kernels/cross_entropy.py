@@ -159,16 +159,48 @@ SPEC = Spec(
     bounds=(
         *ALWAYS,
         NO_SPILLS,
-        *(replace(NO_SPILLS, case=case) for case in ("distillation", "capped logits")),
+        *(replace(NO_SPILLS, case=case) for case in ("vocabulary", "distillation", "capped logits")),
         # Rows of an odd number of logits are not aligned, so these speak of 4096 classes; jax pads either way.
         *(
-            Bound(kind, least=least, kernels=(*more, "backward", "second_backward"), case="vocabulary")
-            for kind, least, more in (("wide_loads", 4, ("loss",)), ("wide_stores", 2, ()))
+            Bound(kind, least=least, kernels=(*more, "second_backward"), case="vocabulary")
+            for kind, least, more in (
+                ("wide_loads", 4, ("row_loss", "row_backward")),
+                ("wide_stores", 2, ("row_backward",)),
+            )
+        ),
+        *(
+            Bound(kind, least=least, kernels=kernels, sides=("jax",), case="vocabulary")
+            for kind, least, kernels in (("wide_loads", 4, ("loss", "backward")), ("wide_stores", 2, ("backward",)))
+        ),
+        # A class's logits take so many instructions at most, whatever the target is: of its load, its maximum, its
+        # power of 2 and a sum; then of a load, a power, a product and half of a store.
+        *(
+            Bound(
+                "instructions",
+                most=most,
+                per="M V",
+                kernels=(kernel,),
+                dtypes=("bfloat16",),
+                archs=("sm_90",),
+                case=case,
+            )
+            for kernel, case, most in (
+                ("row_loss", "language model", 7),
+                ("row_backward", "language model", 6.5),
+                ("row_loss", "capped logits", 13),
+                ("row_backward", "capped logits", 16),
+            )
         ),
         # The class of each row is read by itself.
         *in_vectors(
-            "loss", "backward", "second_backward", "sum_rows", "mean_divisors", but=("backward", "second_backward")
+            "row_loss",
+            "row_backward",
+            "second_backward",
+            "sum_rows",
+            "mean_divisors",
+            but=("row_backward", "second_backward"),
         ),
+        *(replace(bound, case="distillation") for bound in in_vectors("loss", "backward", but=("backward",))),
     ),
     source="Milakov and Gimelshein, arXiv:1805.02867",
 )

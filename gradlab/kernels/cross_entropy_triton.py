@@ -11,6 +11,15 @@ from torch.types import Number
 
 from gradlab.kernels.class_losses.backward_triton import backward_into
 from gradlab.kernels.class_losses.class_range_triton import refuse_out_of_range
+from gradlab.kernels.class_losses.long_rows_triton import (
+    long_rows,
+    row_at,
+    row_class,
+    row_reference,
+    row_softmax,
+    row_target,
+    row_tile,
+)
 from gradlab.kernels.class_losses.rows_triton import (
     constants,
     empty_rows,
@@ -74,6 +83,38 @@ def _loss_kernel(
         if PART:
             r_dot = tl.where(has_class, r_dot, 0.0)
             r_sum = tl.where(has_class, r_sum, 0.0)
+    if PART:
+        store_part(s_ptr + m, M, m < M, row_max, sum_exp, r_dot, r_sum)
+    else:
+        store_rows(y_ptr, n_ptr, s_ptr, m, M, row_max, tl.log(sum_exp), r_dot, r_sum, in_range, valid)
+
+
+@kernel
+def _row_loss_kernel(
+    x_ptr, x_n, x_d,
+    t_ptr, t_m,
+    a_ptr, a_v,
+    y_ptr,
+    n_ptr,
+    s_ptr,
+    M, V, D, IGNORE, FIRST, TOTAL,
+    EPS: tl.constexpr, CAP: tl.constexpr, HAS_A: tl.constexpr, PART: tl.constexpr, ACC: tl.constexpr,
+    EDGES: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr,
+    U: tl.constexpr, B: tl.constexpr, G: tl.constexpr, TAIL: tl.constexpr,
+):
+    """`_loss_kernel` of classes t in long rows; grid (M); a program owns y[m], n[m] and s[3 m], or s[4 m]."""
+    m = tl.program_id(0).to(tl.int64)
+    total = TOTAL if PART else V
+    t, here, in_range, valid = row_class(t_ptr, t_m, m, V, total, IGNORE, FIRST, PART)
+    x_ptr, lo, hi = row_at(x_ptr, x_n, x_d, m, D, V, EDGES, G)
+    ref = row_reference(x_ptr, lo, CAP, EPS > 0, HALF, ACC)
+    # Nothing is read of a row that is ignored.
+    row_max, sum_exp, gap = row_softmax(
+        x_ptr, lo, tl.where(valid, hi, 0), ref, CAP, EPS > 0, False, EDGES, HALF, PAIRS, ACC, U, B, G, TAIL,
+    )
+    r_dot, r_sum, _ = row_target(
+        x_ptr, lo, t, here, row_max, gap, ref, a_ptr, a_v, V, total, EPS, CAP, HAS_A, HALF, ACC,
+    )
     if PART:
         store_part(s_ptr + m, M, m < M, row_max, sum_exp, r_dot, r_sum)
     else:
@@ -203,8 +244,23 @@ def loss(
     if t is not None:
         refuse_out_of_range("cross_entropy", t, V if part is None else part[1], D, ignore_index)
     y, n, s = _loss_fake(x, t, q, a, settings, part)
-    BM, BV = tile(x)
+    known = constants(settings, s.dtype, a)
     # fmt: off
+    if t is not None and long_rows(x, t, a, known["EPS"]):
+        warps = 8 if V >= 2**16 else 4 if V >= 2**13 else 2
+        launch(
+            _row_loss_kernel, [M],
+            x, x.stride(0), x.stride(2),
+            t, *t.stride(),
+            *((x, 0) if a is None else (a, *a.stride())),
+            y,
+            n,
+            s,
+            M, V, D, ignore_index, *part_numbers(part),
+            **known, PART=part is not None, **row_tile(x, warps), writes=[y, n, s], warps=warps,
+        )
+        return y, n, s
+    BM, BV = tile(x)
     launch(
         _loss_kernel, [-(-M // BM)],
         x, *x.stride(),
@@ -213,7 +269,7 @@ def loss(
         n,
         s,
         M, V, D, ignore_index, *part_numbers(part),
-        **constants(settings, s.dtype, a), SOFT=q is not None, PART=part is not None, BM=BM, BV=BV, writes=[y, n, s],
+        **known, SOFT=q is not None, PART=part is not None, BM=BM, BV=BV, writes=[y, n, s],
     )
     # fmt: on
     return y, n, s

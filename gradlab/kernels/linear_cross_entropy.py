@@ -1,4 +1,4 @@
-r"""linear_cross_entropy: cross_entropy of linear, whose logits never lie in memory.
+r"""linear_cross_entropy: cross_entropy of linear, whose logits lie in no more memory than the caller gives.
 
 Shapes: h[M K], w[K V], t[M]: int, b[V], a[V] -> y[M], or a scalar y when reduced; M rows of K features, V classes of
 weights a.
@@ -10,9 +10,9 @@ Forward (2 M K V FLOPs, and about 8 M V for the row statistics), label smoothing
     y[m]   = sum_v r[m v] (l[m] - z[m v]),  n[m] = l[m]^2;  both 0 where t[m] = ignore_index
     reduction: y + z_loss n; sum_m of it; or sum_m y[m] / sum_m a[t[m]] + z_loss sum_m n[m] / (number of rows), over the
     rows not ignored: NaN when all are
-Backward of the cotangents dy[M] and dn[M] (6 M K V FLOPs, 10 M V), with p = exp(z - l), z' = 1 / cosh(x / C)^2, and no
-gradient in ignored rows:
-    g[m v] = dy[m] (R[m] p[m v] - r[m v]) + 2 dn[m] l[m] p[m v],   dx = z' g      x recomputed: 2 M K V
+Backward of the cotangents dy[M] and dn[M] (4 M K V + 2 M K (V - Vk) FLOPs, 10 M V; x of Vk classes is kept), with
+p = exp(z - l), z' = 1 / cosh(x / C)^2, and no gradient in ignored rows:
+    g[m v] = dy[m] (R[m] p[m v] - r[m v]) + 2 dn[m] l[m] p[m v],   dx = z' g      x again: 2 M K (V - Vk)
     dh = dx w^T    (2 M K V)      dw = h^T dx    (2 M K V)      db[v] = sum_m dx[m v]
 Second backward (20 M K V FLOPs): the cotangents uh, uw, ub of dh, dw, db meet dx in <dx, u>, with U = u z' and
     u = uh w + h uw + ub
@@ -38,10 +38,14 @@ On jax 2 K Vc e more: a chunk of w and one of dw are copies there. linear and cr
 gradient, 2 M V e; what that costs here is x once more, 8 M K V FLOPs in all for 6. dx is no larger than h, or
 2^21 elements where h is small: with fewer a launch leaves most of a GPU without work. The second backward takes the
 same chunks: 8 M Vc bytes for x and u, 2 M Vc e for X and dx. `python benchmarks/logits_memory.py` measures the peak.
+`logits_memory` bytes buy FLOPs: forward keeps x[M Vk] as it sums it, in float32 (float64: 8 bytes), and backward reads
+it: 6 M K V + 2 M K (V - Vk) in all. Vk = V where 4 M V bytes fit, else the whole chunks that do. What is kept is what
+backward would make again, not rounded, so dx has the same bits on torch; on jax where products of both tiles add up
+alike. The second backward makes x again in any case.
 
 Precision: x and all of a row's sums are float32 or better: the logits are not rounded to the inputs' dtype, dx is. Its
 cotangent is the true one, so a loss scaled against underflow stays scaled. (max - z) first: far logits cancel.
-Saved for backward: h, w, b, t, a and the row statistics: the maximum, the log of the sum of exponentials, and R.
+Saved for backward: h, w, b, t, a, x[M Vk], and the row statistics: the maximum, the log of the sum of exponentials, R.
 Source: Milakov and Gimelshein, arXiv:1805.02867; Wijmans et al., Cut your losses, arXiv:2411.09009; z-loss: Chowdhery
 et al., PaLM, arXiv:2204.02311; label smoothing: Szegedy et al., arXiv:1512.00567.
 """
@@ -49,15 +53,27 @@ et al., PaLM, arXiv:2204.02311; label smoothing: Szegedy et al., arXiv:1512.0056
 import numpy as np
 
 from gradlab.kernels.bounds import ALWAYS, fused, spills, tensor_cores
+from gradlab.kernels.class_losses.chunks import kept
 from gradlab.kernels.spec import Arrays, Case, Spec, normal
 
 IGNORE = -100
 
 
 def reference(
-    h, w, t, b=None, a=None, *, ignore_index=IGNORE, reduction="mean", label_smoothing=0.0, z_loss=0.0, softcap=None
+    h,
+    w,
+    t,
+    b=None,
+    a=None,
+    *,
+    ignore_index=IGNORE,
+    reduction="mean",
+    label_smoothing=0.0,
+    z_loss=0.0,
+    softcap=None,
+    logits_memory=0,
 ):
-    """y in the inputs' dtype, with the logits written out."""
+    """y in the inputs' dtype, with the logits written out, whatever memory they have."""
     x = h @ w if b is None else h @ w + b
     z = x if softcap is None else softcap * np.tanh(x / softcap)
     row_max = z.max(axis=1, keepdims=True)
@@ -76,10 +92,14 @@ def reference(
         return y.sum() / divisors[0] + n.sum() / divisors[1]
 
 
-def flops(sizes, **static):
-    """A product and a few operations for each logit; backward takes the same product again and two more."""
+def flops(sizes, *, logits_memory=0, **static):
+    """A product and a few operations for each logit; backward takes the same product again and two more.
+
+    But for logits that are kept, of 4 bytes.
+    """
     M, K, V = sizes["M"], sizes["K"], sizes["V"]
-    return {"forward": (2 * K + 8) * M * V, "backward": (6 * K + 10) * M * V}
+    again = V - kept(M, K, V, 4, logits_memory)
+    return {"forward": (2 * K + 8) * M * V, "backward": (4 * K + 10) * M * V + 2 * K * M * again}
 
 
 def draw(rng: np.random.Generator, case: Case, spec: Spec) -> Arrays:
@@ -115,15 +135,23 @@ SPEC = Spec(
         Case("mean, ignored rows, no bias", {"M": 5, "K": 3, "V": 7}, {**_PLAIN, "ignore_index": 2}),
         Case("sum, smoothed and weighted", {"M": 3, "K": 2, "V": 4}, {"label_smoothing": 0.2, "reduction": "sum"}),
         Case("everything, none", {"M": 3, "K": 1, "V": 3}, _EVERY),
+        Case("logits kept", {"M": 3, "K": 2, "V": 5}, {"softcap": 3.0, "z_loss": 0.2, "logits_memory": 2**10}),
         Case("digits", {"M": 128, "K": 64, "V": 10}, _NO_WEIGHTS, use="bench"),
         Case("vocabulary", {"M": 512, "K": 256, "V": 32768}, _PLAIN, use="bench"),
+        # All of them, 3.9 GiB.
+        Case(
+            "language model, logits kept",
+            {"M": 8192, "K": 4096, "V": 128256},
+            {**_PLAIN, "logits_memory": 2**32},
+            use="bench gpu",
+        ),
         Case("language model", {"M": 8192, "K": 4096, "V": 128256}, _PLAIN, use="bench gpu"),
     ),
     draw=draw,
     grows=("M", "K", "V"),
     length=lambda sizes: sizes["V"] + sizes["K"] + sizes["M"],
     derive=derive,
-    saved="h, w, b, t, a, three numbers a row",
+    saved="h, w, b, t, a, three numbers a row, kept logits",
     # Not saved, but rounded in between: dx, of which dh, dw and db are sums.
     saved_slope=1.0,
     bounds=(

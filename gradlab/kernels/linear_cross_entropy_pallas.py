@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 
 from gradlab.kernels.class_losses import rows_pallas as formulas
 from gradlab.kernels.class_losses.backward_pallas import logit_gradients
-from gradlab.kernels.class_losses.blocks_pallas import Statistics, operands, padded, row_statistics
+from gradlab.kernels.class_losses.blocks_pallas import Statistics, operands, padded, row_statistics, row_tile
 from gradlab.kernels.class_losses.chunks_pallas import chunks
 from gradlab.kernels.class_losses.parts_pallas import ROWS, ClassAxes, merged, part_of, with_rows
 from gradlab.kernels.class_losses.settings import ClassLoss
@@ -26,13 +26,16 @@ PARTS, RESULTS = 6, 5
 
 
 # fmt: off
-def _statistics_kernel(*refs, names, o, apart, tiles, last):
+def _statistics_kernel(*refs, names, o, apart, tiles, last, kept):
     """PARTS of each row over the s-th run of `tiles` tiles of the classes, or y, n and s when S = 1; grid (M/BM, S).
 
     A program owns BM rows of the s-th run; `apart`: its block of w is this run alone, else it is all of w. Where w has
-    the classes from `first` on, the four sums that are merged with those of the others in place of y, n and s.
+    the classes from `first` on, the four sums that are merged with those of the others in place of y, n and s. Last of
+    all x[M kept], if any is kept.
     """
     ins, outs = dict(zip(names, refs, strict=False)), refs[len(names):]
+    x_ref: Any = outs[-1] if kept else None
+    outs = outs[:-1] if kept else outs
     t, N, BV, acc = ins["t"][...], ins["w"].shape[1], o.BV, outs[0].dtype
     first, start = (program_id(1) * N, 0) if apart else (0, program_id(1) * tiles)
     here = t - ins["first"][...] if "first" in ins else t
@@ -43,7 +46,15 @@ def _statistics_kernel(*refs, names, o, apart, tiles, last):
         due = (start + i) * BV
         at = jnp.minimum(due, N - BV) if N > BV else 0
         columns = pl.ds(at, BV) if N > BV else slice(None)
-        z = capped(formulas.logits(ins, columns, o, acc), o.settings.softcap)
+        x = formulas.logits(ins, columns, o, acc)
+        if kept and apart:
+            x_ref[...] = x
+        elif kept:
+            @pl.when(due < kept)
+            def _keep():
+                # A tile that moved left writes again what is there.
+                x_ref[:, pl.ds(at, BV)] = x
+        z = capped(x, o.settings.softcap)
         v = first + at + jax.lax.broadcasted_iota(jnp.int32, z.shape, 1)
         inside = (v >= first + due) & (v < o.N)
         hit, zero = inside & (v == here), jnp.zeros_like(z)
@@ -92,21 +103,23 @@ def loss(
     first: jax.Array | None,
     settings: ClassLoss,
     axes: ClassAxes | None = None,
-) -> tuple[jax.Array, jax.Array, Statistics]:
-    """Loss y[M] and n[M] = l^2 of the logits of h[M K], w[K V], b[V], and the row statistics.
+    kept: int = 0,
+) -> tuple[jax.Array, jax.Array, Statistics, jax.Array | None]:
+    """Loss y[M] and n[M] = l^2 of the logits of h[M K], w[K V], b[V], the row statistics, and x[M kept].
 
     All in the accumulator's dtype. Targets are classes t[M]; weights a[V]. A class outside [0, V) gives NaN. With
     `axes` w, b and a are this device's part of the classes, from `first` on, and the results those of all parts.
+    x, None where none is kept, are the logits before the cap of the first `kept` classes here.
     """
-    return _loss(h, w, t, b, a, first, axes, settings) if axes else _whole_loss(h, w, t, b, a, settings)
+    return _loss(h, w, t, b, a, first, axes, settings, kept) if axes else _whole_loss(h, w, t, b, a, settings, kept)
 
 
-def _loss(h, w, t, b, a, first, axes, settings):
+def _loss(h, w, t, b, a, first, axes, settings, kept):
     (*rows, K), V, acc = h.shape, w.shape[1], accumulator(h.dtype)
     M = math.prod(rows)
     if 0 in rows:
         empty = jnp.zeros(rows, acc)
-        return empty, empty, (empty,) * 3
+        return empty, empty, (empty,) * 3, jnp.zeros((*rows, kept), acc) if kept else None
     given = {"h": h, "w": w, "t": t, "b": b, "a": a, "first": first}
     there = {name: array for name, array in given.items() if array is not None}
     names, dtype, results, classes = tuple(there), h.dtype, 4 if axes else RESULTS, axes.V if axes else V
@@ -126,14 +139,25 @@ def _loss(h, w, t, b, a, first, axes, settings):
         each = -(-tiles // splits)
         splits = -(-tiles // each)
         o = formulas.Constants(settings, classes, V, BV, BK, False)
-        kernel = functools.partial(_statistics_kernel, names=names, o=o, apart=apart, tiles=each, last=splits == 1)
+        kernel = functools.partial(
+            _statistics_kernel, names=names, o=o, apart=apart, tiles=each, last=splits == 1, kept=kept
+        )
         count = results if splits == 1 else PARTS
-        out = pl.BlockSpec((BM, 1), lambda i, s: (s * rows + i, 0))
-        shape = jax.ShapeDtypeStruct((splits * rows * BM, 1), acc)
+        outs = [pl.BlockSpec((BM, 1), lambda i, s: (s * rows + i, 0))] * count
+        shapes = [jax.ShapeDtypeStruct((splits * rows * BM, 1), acc)] * count
+        if kept:
+            # Whole tiles: what is past those that are kept lies in one more, or behind them.
+            whole = kept if kept == V and not apart else kept + -kept % BV
+            width = whole + BV if apart and whole < splits * BV else whole
+            kept_tiles = width // BV - 1
+            block_of = (BM, BV) if apart else (BM, width)
+            outs.append(pl.BlockSpec(block_of, lambda i, s: (i, jnp.minimum(s, kept_tiles) if apart else 0)))
+            shapes.append(jax.ShapeDtypeStruct((rows * BM, width), acc))
         launched = {"warps": warps, "stages": stages}
-        parts = pallas(kernel, platform, (rows, splits), specs, [out] * count, [shape] * count, **launched)(*ins)
+        parts = list(pallas(kernel, platform, (rows, splits), specs, outs, shapes, **launched)(*ins))
+        x = [parts.pop()[:M, :kept]] if kept else []
         if splits == 1:
-            return [p[:M, 0] for p in parts]
+            return [*(p[:M, 0] for p in parts), *x]
         # Rows along the lanes: one program merges what several have written one below the other.
         BM = block(platform, M, 128, least=128)
         t = pad(arrays["t"].reshape(1, M), 1, BM)
@@ -142,26 +166,32 @@ def _loss(h, w, t, b, a, first, axes, settings):
         shapes = [jax.ShapeDtypeStruct(t.shape, acc)] * results
         kernel, specs = functools.partial(_merge_kernel, o=o), [line] + [column] * PARTS
         merge = pallas(kernel, platform, [t.shape[1] // BM], specs, [line] * results, shapes)
-        return [r[0, :M] for r in merge(t, *parts)]
+        return [*(r[0, :M] for r in merge(t, *parts)), *x]
 
-    found = [y.reshape(t.shape) for y in launch(call, *there.values())]
+    found = list(launch(call, *there.values()))
+    x = found.pop().reshape(*t.shape, kept) if kept else None
+    found = [y.reshape(t.shape) for y in found]
     if axes:
-        return merged(tuple(found), t, axes, settings)
+        return *merged(tuple(found), t, axes, settings), x
     y, n, *s = found
-    return y, n, (s[0], s[1], s[2])
+    return y, n, (s[0], s[1], s[2]), x
 
 
-def _loss_of_part(names, h, w, t, b, a, settings):
-    return _loss(h, w, t, b, a, *part_of(names, w.shape[1]), settings)
+def _loss_of_part(names, h, w, t, b, a, settings, kept):
+    # All are kept, or the classes would not be split.
+    return _loss(h, w, t, b, a, *part_of(names, w.shape[1]), settings, kept and w.shape[1])
 
 
-def _loss_rule(h, w, t, b, a, settings):
-    return with_rows(f"h[M K], w[K V], t[M], b[V], a[V] -> y[M], n[M], {ROWS}; sums V", h)
+def _loss_rule(h, w, t, b, a, settings, kept):
+    rule = f"h[M K], w[K V], t[M], b[V], a[V] -> y[M], n[M], {ROWS}"
+    # Of some classes no device would have an equal part.
+    logits = "" if not kept else ", x[M V]" if kept == w.shape[1] else ", x[M C]"
+    return with_rows(f"{rule}{logits}; {'whole' if 'C' in logits else 'sums'} V", h)
 
 
 @sharded(_loss_rule, own={"V": _loss_of_part})
-def _whole_loss(h, w, t, b, a, settings):
-    return _loss(h, w, t, b, a, None, None, settings)
+def _whole_loss(h, w, t, b, a, settings, kept):
+    return _loss(h, w, t, b, a, None, None, settings, kept)
 
 
 def backward(
@@ -174,53 +204,62 @@ def backward(
     a: jax.Array | None,
     first: jax.Array | None,
     s: Statistics,
+    x: jax.Array | None,
     settings: ClassLoss,
     axes: ClassAxes | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """dh[M K], dw[K V], db[V] for the cotangents dy[M] of y and dn[M] of n.
 
     dx[M Vc] of one chunk of classes at once, dh in float32 (linear_cross_entropy's module has the formula). With `axes`
-    dh is this part's term of a sum over the parts.
+    dh is this part's term of a sum over the parts. Chunks whose logits x[M kept] are given are not made again.
     """
     if axes:
-        return _backward(dy, dn, h, w, t, b, a, first, axes, s, settings)
-    return _whole_backward(dy, dn, h, w, t, b, a, s, settings)
+        return _backward(dy, dn, h, w, t, b, a, first, axes, s, x, settings)
+    return _whole_backward(dy, dn, h, w, t, b, a, s, x, settings)
 
 
-def _backward_of_part(names, dy, dn, h, w, t, b, a, s, settings):
+def _backward_of_part(names, dy, dn, h, w, t, b, a, s, x, settings):
     first, axes = part_of(names, w.shape[1])
-    dh, dw, db = _backward(dy, dn, h, w, t, b, a, first, axes, s, settings)
+    dh, dw, db = _backward(dy, dn, h, w, t, b, a, first, axes, s, x, settings)
     return axes.sum(dh), dw, db
 
 
-def _backward_rule(dy, dn, h, w, t, b, a, s, settings):
+def _backward_rule(dy, dn, h, w, t, b, a, s, x, settings):
     db = "" if b is None else ", db[V]"
-    inputs = f"dy[M], dn[M], h[M K], w[K V], t[M], b[V], a[V], {ROWS}"
-    return with_rows(f"{inputs} -> dh[M K], dw[K V]{db}; sums M V; whole K", h)
+    some = x is not None and x.shape[-1] < w.shape[1]
+    inputs = f"dy[M], dn[M], h[M K], w[K V], t[M], b[V], a[V], {ROWS}, x[M {'C' if some else 'V'}]"
+    return with_rows(f"{inputs} -> dh[M K], dw[K V]{db}; sums M{'; whole K V C' if some else ' V; whole K'}", h)
 
 
 @sharded(_backward_rule, own={"V": _backward_of_part})
-def _whole_backward(dy, dn, h, w, t, b, a, s, settings):
-    return _backward(dy, dn, h, w, t, b, a, None, None, s, settings)
+def _whole_backward(dy, dn, h, w, t, b, a, s, x, settings):
+    return _backward(dy, dn, h, w, t, b, a, None, None, s, x, settings)
 
 
-def _backward(dy, dn, h, w, t, b, a, first, axes, s, settings):
+def _backward(dy, dn, h, w, t, b, a, first, axes, s, x, settings):
     shape, K, V = h.shape, h.shape[-1], w.shape[1]
     if 0 in shape[:-1]:
         return h, jnp.zeros_like(w), None if b is None else jnp.zeros_like(b)
 
     def body(chunk, parts, sums, h, rows, first):
-        w, b, a = parts
+        w, b, a, x = parts
         first = chunk if first is None else chunk + first
-        tile = functools.partial(_backward_tile, h.dtype, M, K, w.shape[1])
-        arrays, sizes = {"h": h, "w": w, "b": b, "a": a, "first": first, **rows}, {"M": M, "K": K, "V": w.shape[1]}
+        arrays, sizes = {"a": a, "first": first, **rows}, {"M": M, "K": K, "V": w.shape[1]}
+        if x is None:
+            arrays = {"h": h, "w": w, "b": b, **arrays}
+            tile = functools.partial(_backward_tile, h.dtype, M, K, w.shape[1])
+        else:
+            arrays = {"x": x, **arrays}
+            sizes["K"] = 1
+            tile = functools.partial(row_tile, M, w.shape[1], 512, 4)
         dx = logit_gradients(arrays, sizes, h.dtype, settings, tile, axes.V if axes else V)
         dw = matmul(h, dx, None, None, True, False, "", False)
         return (matmul_add(sums[0], dx, w, transposed_b=True),), (dw, None if b is None else column_sum(dx, None))
 
     h, M = h.reshape(-1, K), math.prod(shape[:-1])
     rows = {"t": t, "dy": dy, "dn": dn, **row_statistics(s)}
-    (dh,), (dw, db) = chunks(body, (w, b, a), ((M, K),), h, rows, first)
+    x = None if x is None else x.reshape(M, -1)
+    (dh,), (dw, db) = chunks(body, (w, b, a, x), ((M, K),), h, rows, first)
     return dh.astype(h.dtype).reshape(shape), dw, db
 
 

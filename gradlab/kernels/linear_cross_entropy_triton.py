@@ -7,6 +7,7 @@ import torch
 import triton.language as tl
 from torch.types import Number
 
+from gradlab.kernels.class_losses.backward_triton import backward_into
 from gradlab.kernels.class_losses.chunks import chunk
 from gradlab.kernels.class_losses.chunks_triton import empty_gradients, present
 from gradlab.kernels.class_losses.class_range_triton import refuse_out_of_range
@@ -23,7 +24,7 @@ from gradlab.kernels.class_losses.rows_triton import (
     store_rows,
     target_probabilities,
 )
-from gradlab.kernels.class_losses.settings import ClassLoss
+from gradlab.kernels.class_losses.settings import ClassLoss, ClassPart
 from gradlab.kernels.common.column_sum_triton import column_sum
 from gradlab.kernels.common.matmul_triton import matmul_into
 from gradlab.kernels.common.softcap_triton import capped
@@ -69,13 +70,15 @@ def _statistics_kernel(
     n_ptr,
     s_ptr,
     p_ptr, p_z, p_i, p_s,
-    M, K, V, TILES, IGNORE, FIRST, TOTAL,
+    x_ptr, x_z, x_m,
+    M, K, V, TILES, KEPT, IGNORE, FIRST, TOTAL,
     EPS: tl.constexpr, CAP: tl.constexpr, HAS_B: tl.constexpr, HAS_A: tl.constexpr, LAST: tl.constexpr,
-    PART: tl.constexpr, FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    KEEP: tl.constexpr, PART: tl.constexpr,
+    FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
     """y, n, s of rows, or p[z i s m] = (row_max, sum_exp, r_dot, r_sum) of the s-th TILES tiles unless LAST.
 
-    Grid (Z * M/BM, S); a program owns p[z s BM].
+    If KEEP, x[z m v] of the first KEPT classes. Grid (Z * M/BM, S); a program owns p[z s BM] and x[z BM TILES*BV].
     """
     tiles_m = tl.cdiv(M, BM)
     z = (tl.program_id(0) // tiles_m).to(tl.int64)
@@ -92,12 +95,16 @@ def _statistics_kernel(
     first = s * TILES * BV
     for i in range(TILES):
         v = (first + i * BV + tl.arange(0, BV)).to(tl.int64)
-        x = capped(_logits(
+        x = _logits(
             h_ptr + z * h_z, h_m, h_k,
             w_ptr + z * w_z, w_k, w_v,
             b_ptr + z * b_z, b_v,
             m, v, M, K, V, ACC, HAS_B, FULL_K, BM, BK, BV,
-        ), CAP)
+        )
+        if KEEP:
+            kept = (m < M)[:, None] & (v < KEPT)[None, :]
+            tl.store(x_ptr + z * x_z + m[:, None] * x_m + v[None, :], x, mask=kept)
+        x = capped(x, CAP)
         inside = (m < M)[:, None] & (v < V)[None, :]
         hit = v[None, :] == t[:, None]
         z_t += tl.sum(tl.where(inside & hit, x, 0.0), axis=1)
@@ -191,11 +198,12 @@ def _backward_kernel(
 # fmt: on
 
 
-def _loss_fake(h, w, t, b, a, settings, part=None):
+def _loss_fake(h, w, t, b, a, settings, part=None, kept=0):
     (Z, M, _), acc = h.shape, accumulator(h.dtype)
+    x = h.new_empty((Z, M, kept) if kept else 0, dtype=acc)
     if part is not None:
-        return *(h.new_empty(0, dtype=acc) for _ in range(2)), h.new_empty((Z, 4, M), dtype=acc)
-    return *(h.new_empty((Z, M), dtype=acc) for _ in range(2)), h.new_empty((Z, 3, M), dtype=acc)
+        return *(h.new_empty(0, dtype=acc) for _ in range(2)), h.new_empty((Z, 4, M), dtype=acc), x
+    return *(h.new_empty((Z, M), dtype=acc) for _ in range(2)), h.new_empty((Z, 3, M), dtype=acc), x
 
 
 @op("linear_cross_entropy_loss", fake=_loss_fake, flops=lambda h, w, *_, out_shape: 2 * math.prod(h) * w[-1])
@@ -207,11 +215,13 @@ def loss(
     a: torch.Tensor | None,
     settings: Sequence[Number],
     part: Sequence[int] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y[Z M], n[Z M] = l^2 and the row statistics s[Z 3 M], of h[Z M K], w[Z K V], t[Z M], b[Z V], a[Z V].
+    kept: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y[Z M], n[Z M] = l^2, the row statistics s[Z 3 M] and x[Z M kept], of h[Z M K], w[Z K V], t[Z M], b[Z V], a[Z V].
 
     Any strides, 0 too; `settings` a `ClassLoss`, flat. In the accumulator's dtype. Of a `part`, a `ClassPart`, flat,
-    s[Z 4 M] are the sums that `merge_parts` puts together, and y and n are empty.
+    s[Z 4 M] are the sums that `merge_parts` puts together, and y and n are empty. x, empty where none is kept, are the
+    logits before the cap of the first `kept` classes.
 
     Raises:
         IndexError: a class that is neither in [0, V) nor ignore_index
@@ -219,7 +229,7 @@ def loss(
     """
     (Z, M, K), V, ignore_index = h.shape, w.shape[-1], ClassLoss.of(settings).ignore_index
     refuse_out_of_range("linear_cross_entropy", t.reshape(-1), V if part is None else part[1], 1, ignore_index)
-    y, n, s = _loss_fake(h, w, t, b, a, settings, part)
+    y, n, s, x = _loss_fake(h, w, t, b, a, settings, part, kept)
     BM, BK, BV, warps, stages = tile("logits", h, M, K, V)
     tiles = max(1, -(-V // BV))
     splits = max(1, min(tiles, fill(h.device) // max(1, Z * -(-M // BM))))
@@ -241,12 +251,13 @@ def loss(
         n,
         s,
         p, *p.stride()[:3],
-        M, K, V, each, ignore_index, *part_numbers(part),
-        **constants(settings, s.dtype, a), HAS_B=b is not None, LAST=last, PART=part is not None, FULL_K=K % BK == 0,
-        BM=BM, BK=BK, BV=BV, writes=[y, n, s, p], warps=warps, stages=stages,
+        x, *(x.stride()[:2] if kept else (0, 0)),
+        M, K, V, each, kept, ignore_index, *part_numbers(part),
+        **constants(settings, s.dtype, a), HAS_B=b is not None, LAST=last, KEEP=kept > 0, PART=part is not None,
+        FULL_K=K % BK == 0, BM=BM, BK=BK, BV=BV, writes=[y, n, s, p, x], warps=warps, stages=stages,
     )
     if splits == 1:
-        return y, n, s
+        return y, n, s, x
     BM = block(M, 64)
     launch(
         _merge_kernel, [Z * -(-M // BM)],
@@ -259,16 +270,19 @@ def loss(
         LAST=part is None, ACC=triton_dtype(s.dtype), BM=BM, writes=[y, n, s],
     )
     # fmt: on
-    return y, n, s
+    return y, n, s, x
 
 
-def _backward_fake(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part=None):
+def _backward_fake(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part=None, x=None):
     return empty_gradients(h, w, need_h, need_w, need_b, by_columns, None if part is None else s.dtype)
 
 
-def _backward_flops(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part=None, *, out_shape):
-    # The logits once more, and what is needed of dgrad and wgrad.
-    return 2 * math.prod(h) * w[-1] * (1 + need_h + need_w)
+def _backward_flops(
+    dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part=None, x=None, *, out_shape
+):
+    # The logits once more, but for those that are kept, and what is needed of dgrad and wgrad.
+    kept = 0 if x is None else x[-1]
+    return 2 * math.prod(h) * (w[-1] * (1 + need_h + need_w) - kept)
 
 
 @op("linear_cross_entropy_backward", fake=_backward_fake, flops=_backward_flops)
@@ -287,13 +301,15 @@ def backward(
     need_b: bool,
     by_columns: bool,
     part: Sequence[int] | None = None,
+    x: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dh[Z M K], dw[Z K V], db[Z V] of the cotangents dy[Z M] and dn[Z M].
 
     What is not needed is empty and costs nothing.
 
     `by_columns` lays dw out as a transposed weight lies. M Vc elements at once, dh in float32 (the module's docstring
-    of linear_cross_entropy has the formula). dh of a `part` is a term of a sum over parts, not rounded yet.
+    of linear_cross_entropy has the formula). dh of a `part` is a term of a sum over parts, not rounded yet. Chunks
+    whose logits x[Z M kept] are given are not made again; the bits are the same.
     """
     (Z, M, K), V = h.shape, w.shape[-1]
     dh, dw, db = _backward_fake(dy, dn, h, w, t, b, a, s, settings, need_h, need_w, need_b, by_columns, part)
@@ -307,24 +323,11 @@ def backward(
         w_, b_ = w[..., columns], None if b is None else b[..., columns]
         N = w_.shape[-1]
         d = buffer[..., :N]
-        BM, BK, BV, warps, stages = tile("logits", h, M, K, N)
-        # fmt: off
-        launch(
-            _backward_kernel, [Z * -(-M // BM) * -(-N // BV)],
-            dy, *dy.stride(),
-            *present(dy, dn),
-            h, *h.stride(),
-            w_, *w_.stride(),
-            t, *t.stride(),
-            *present(h, b_),
-            *present(h, a),
-            s, *s.stride(),
-            d, *d.stride(),
-            M, K, N, V, first, ClassLoss.of(settings).ignore_index, *part_numbers(part),
-            **constants(settings, s.dtype, a), HAS_B=b is not None, HAS_DN=dn is not None, PART=part is not None,
-            FULL_K=K % BK == 0, BM=BM, BK=BK, BV=BV, writes=[d], warps=warps, stages=stages,
-        )
-        # fmt: on
+        if x is not None and columns.stop <= x.shape[-1]:
+            a_ = None if a is None else a[..., columns]
+            _from_kept(d, dy, dn, x[..., columns], t, a_, s, settings, first, V, part)
+        else:
+            _from_product(d, dy, dn, h, w_, t, b_, a, s, settings, first, V, part)
         if need_h:
             matmul_into(dh if columns.stop == V else dh_sum, d, w_.mT, dh_sum if first else None)
         if need_w:
@@ -332,3 +335,36 @@ def backward(
         if need_b:
             db[..., columns] = column_sum(d, None)
     return dh, dw, db
+
+
+def _from_product(d, dy, dn, h, w, t, b, a, s, settings, first, V, part) -> None:
+    """dx in d[Z M N] of the N classes of w[Z K N], those from `first` on of V: their logits are made again."""
+    (M, K), N = h.shape[-2:], w.shape[-1]
+    BM, BK, BV, warps, stages = tile("logits", h, M, K, N)
+    # fmt: off
+    launch(
+        _backward_kernel, [h.shape[0] * -(-M // BM) * -(-N // BV)],
+        dy, *dy.stride(),
+        *present(dy, dn),
+        h, *h.stride(),
+        w, *w.stride(),
+        t, *t.stride(),
+        *present(h, b),
+        *present(h, a),
+        s, *s.stride(),
+        d, *d.stride(),
+        M, K, N, V, first, ClassLoss.of(settings).ignore_index, *part_numbers(part),
+        **constants(settings, s.dtype, a), HAS_B=b is not None, HAS_DN=dn is not None, PART=part is not None,
+        FULL_K=K % BK == 0, BM=BM, BK=BK, BV=BV, writes=[d], warps=warps, stages=stages,
+    )
+    # fmt: on
+
+
+def _from_kept(d, dy, dn, x, t, a, s, settings, first, V, part) -> None:
+    """dx in d[Z M N] of kept logits x[Z M N]: as cross_entropy's, of a part of the classes."""
+    of_all = ClassPart(first, V) if part is None else ClassPart(part[0] + first, part[1])
+    for z in range(x.shape[0]):
+        # Logits of cross_entropy have pixels behind the classes: one.
+        dx, logits = (of[z].unsqueeze(2) for of in (d, x))
+        dn_, a_ = (None if of is None else of[z] for of in (dn, a))
+        backward_into(dx, dy[z], dn_, logits, t[z], None, a_, s[z], settings, of_all)

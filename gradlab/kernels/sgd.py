@@ -23,7 +23,7 @@ Source: Sutskever, Martens, Dahl and Hinton, On the importance of initialization
 2013, section 2, with PyTorch's b (theirs divided by -lr).
 """
 
-from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Bound, in_vectors, unspilled
+from gradlab.kernels.bounds import ALWAYS, NO_SPILLS, Bound, in_vectors, streams, unspilled
 from gradlab.kernels.spec import Case, Spec
 
 LR = 1e-3
@@ -70,9 +70,10 @@ SPEC = Spec(
     bounds=(
         *ALWAYS,
         NO_SPILLS,
-        # The last chunk is masked and has narrow loads; so do the scalars.
-        Bound("wide_loads", least=3, kernels=("sgd",)),
-        Bound("wide_stores", least=2, kernels=("sgd",)),
+        streams("sgd", sides=("torch",)),
+        # On jax the last chunk is masked and has narrow loads; so do the scalars.
+        Bound("wide_loads", least=3, kernels=("sgd",), sides=("jax",)),
+        Bound("wide_stores", least=2, kernels=("sgd",), sides=("jax",)),
         Bound("wide_loads", least=2, kernels=("sgd_pullback",)),
         Bound("wide_stores", least=3, kernels=("sgd_pullback",)),
         *in_vectors("sgd", "sgd_pullback"),

@@ -8,17 +8,16 @@ import triton.language as tl
 
 from gradlab.kernels.optimizers.multi_tensor_triton import (
     RowLayout,
-    address,
-    index_in,
+    aligned,
+    chunk_of,
     launch_many,
     masked_load,
     masked_store,
+    pointer,
     scalar,
-    start_of,
-    tensor_of,
     times,
 )
-from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, on_device, op, triton_dtype
+from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
 from gradlab.kernels.runtime.sharding import elementwise
 
 
@@ -40,7 +39,6 @@ class Scalars(NamedTuple):
 
 ROW = RowLayout(arrays=("p", "g", "b"), scalars=Scalars._fields)
 column = ROW.columns()
-scalar_index = index_in(Scalars._fields)
 
 
 # fmt: off
@@ -65,58 +63,98 @@ def _step_chunk(
 
 
 @kernel
-def _sgd_kernel(
-    table_ptr,
-    T,
+def _step(
+    p_ptr, g_ptr, b_ptr,
+    start, E, whole,
+    lr, sign, weight_decay, b_of_b, b_of_h, p_of_h, p_of_b,
     clip_ptr,
-    ACC: tl.constexpr, DTYPE: tl.constexpr, CLIPPED: tl.constexpr, ALIGNED: tl.constexpr,
-    WORDS: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+    ACC: tl.constexpr, CLIPPED: tl.constexpr, ALIGNED: tl.constexpr, BE: tl.constexpr,
 ):
-    """p', b' over the tensors of a table laid out as ROW.
+    """p', b' of the BE elements from `start`, of a tensor of E elements; scalars are float64.
 
-    Grid (chunks of BE); a program owns one chunk of one tensor.
+    `whole` says that accesses may be without a mask where all elements are there; ALIGNED, that addresses are multiples
+    of 16 bytes then.
     """
-    tensor = tensor_of(table_ptr, T, WORDS, BT)
-    row = table_ptr + WORDS * tensor
-    p_ptr = address(row + column("p"), DTYPE, ALIGNED)
-    g_ptr = address(row + column("g"), DTYPE, ALIGNED)
-    b_ptr = address(row + column("b"), DTYPE, ALIGNED)
-    E = tl.load(row + column("elements"))
-    lr = scalar(row + column("lr")).to(ACC)
-    sign = scalar(row + column("sign")).to(ACC)
-    weight_decay = scalar(row + column("weight_decay")).to(ACC)
-    b_of_b = scalar(row + column("b_of_b")).to(ACC)
-    b_of_h = scalar(row + column("b_of_h")).to(ACC)
-    p_of_h = scalar(row + column("p_of_h")).to(ACC)
-    p_of_b = scalar(row + column("p_of_b")).to(ACC)
+    lr = lr.to(ACC)
+    sign = sign.to(ACC)
+    weight_decay = weight_decay.to(ACC)
+    b_of_b = b_of_b.to(ACC)
+    b_of_h = b_of_h.to(ACC)
+    p_of_h = p_of_h.to(ACC)
+    p_of_b = p_of_b.to(ACC)
     if CLIPPED:
         sign = sign * tl.load(clip_ptr + 1).to(ACC)
-
-    start = start_of(table_ptr, T, tensor, WORDS, BE)
     e = start + tl.arange(0, BE)
     # A mask against a number that was loaded splits wide loads, so only a tensor's last chunk has one.
-    if start + BE <= E:
-        _step_chunk(p_ptr, g_ptr, b_ptr, e, E, lr, sign, weight_decay, b_of_b, b_of_h, p_of_h, p_of_b, ACC, True)
+    if whole & (start + BE <= E):
+        _step_chunk(
+            aligned(p_ptr, ALIGNED), aligned(g_ptr, ALIGNED), aligned(b_ptr, ALIGNED), e, E,
+            lr, sign, weight_decay, b_of_b, b_of_h, p_of_h, p_of_b, ACC, True,
+        )
     else:
         _step_chunk(p_ptr, g_ptr, b_ptr, e, E, lr, sign, weight_decay, b_of_b, b_of_h, p_of_h, p_of_b, ACC, False)
 
 
 @kernel
+def _sgd_kernel(
+    p_ptr, g_ptr, b_ptr,
+    E,
+    lr: tl.float64, sign: tl.float64, weight_decay: tl.float64,
+    b_of_b: tl.float64, b_of_h: tl.float64, p_of_h: tl.float64, p_of_b: tl.float64,
+    clip_ptr,
+    ACC: tl.constexpr, CLIPPED: tl.constexpr, BE: tl.constexpr,
+):
+    """p', b' of one tensor, all E elements; grid (E/BE); a program owns a chunk of BE."""
+    _step(
+        p_ptr, g_ptr, b_ptr, tl.program_id(0).to(tl.int64) * BE, E, True,
+        lr, sign, weight_decay, b_of_b, b_of_h, p_of_h, p_of_b,
+        clip_ptr, ACC, CLIPPED, False, BE,
+    )
+
+
+@kernel
+def _sgd_many_kernel(
+    table_ptr, map_ptr,
+    clip_ptr,
+    ACC: tl.constexpr, DTYPE: tl.constexpr, CLIPPED: tl.constexpr,
+    WORDS: tl.constexpr, ALIGN: tl.constexpr, BE: tl.constexpr,
+):
+    """p', b' over the tensors of a table laid out as ROW.
+
+    Grid (chunks of BE); a program owns one chunk of one tensor.
+    """
+    tensor, start = chunk_of(map_ptr, BE)
+    row = table_ptr + WORDS * tensor
+    p = tl.load(row + column("p"))
+    g = tl.load(row + column("g"))
+    b = tl.load(row + column("b"))
+    _step(
+        pointer(p, DTYPE), pointer(g, DTYPE), pointer(b, DTYPE),
+        start, tl.load(row + column("elements")), (p | g | b) % ALIGN == 0,
+        scalar(row + column("lr")), scalar(row + column("sign")), scalar(row + column("weight_decay")),
+        scalar(row + column("b_of_b")), scalar(row + column("b_of_h")),
+        scalar(row + column("p_of_h")), scalar(row + column("p_of_b")),
+        clip_ptr, ACC, CLIPPED, True, BE,
+    )
+
+
+@kernel
 def _sgd_pullback_kernel(
-    scalar_ptr,
+    lr: tl.float64, sign: tl.float64, weight_decay: tl.float64,
+    b_of_b: tl.float64, b_of_h: tl.float64, p_of_h: tl.float64, p_of_b: tl.float64,
     cp_ptr, cp_e, cb_ptr, cb_e,
     dp_ptr, dg_ptr, db_ptr,
     E,
     ACC: tl.constexpr, BUFFERED: tl.constexpr, BE: tl.constexpr,
 ):
     """dp, dg, db of the cotangents cp, cb of p', b'; grid (E/BE); a program owns BE elements of each."""
-    lr = tl.load(scalar_ptr + scalar_index("lr")).to(ACC)
-    sign = tl.load(scalar_ptr + scalar_index("sign")).to(ACC)
-    weight_decay = tl.load(scalar_ptr + scalar_index("weight_decay")).to(ACC)
-    b_of_b = tl.load(scalar_ptr + scalar_index("b_of_b")).to(ACC)
-    b_of_h = tl.load(scalar_ptr + scalar_index("b_of_h")).to(ACC)
-    p_of_h = tl.load(scalar_ptr + scalar_index("p_of_h")).to(ACC)
-    p_of_b = tl.load(scalar_ptr + scalar_index("p_of_b")).to(ACC)
+    lr = lr.to(ACC)
+    sign = sign.to(ACC)
+    weight_decay = weight_decay.to(ACC)
+    b_of_b = b_of_b.to(ACC)
+    b_of_h = b_of_h.to(ACC)
+    p_of_h = p_of_h.to(ACC)
+    p_of_b = p_of_b.to(ACC)
 
     e = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)
     cp = tl.load(cp_ptr + e * cp_e, mask=e < E, other=0.0).to(ACC)
@@ -155,6 +193,7 @@ def sgd_(
     """
     launch_many(
         _sgd_kernel,
+        _sgd_many_kernel,
         ROW,
         {"p": params, "g": grads, "b": buffers},
         scalars,
@@ -173,19 +212,19 @@ def _sgd_pullback_sharding(cp, cb, scalars):
     return elementwise("cp, cb -> dp, dg" if cb is None else "cp, cb -> dp, dg, db")(cp)
 
 
-@op("sgd_pullback", fake=_sgd_pullback_fake, from_host=True, sharding=_sgd_pullback_sharding)
+@op("sgd_pullback", fake=_sgd_pullback_fake, sharding=_sgd_pullback_sharding)
 def sgd_pullback(cp: torch.Tensor, cb: torch.Tensor | None, scalars: Sequence[float]) -> list[torch.Tensor]:
     """dp, dg and, where there is a buffer, db of one tensor's step, for the cotangents of p' and b', any strides.
 
     2 E elements read, 3 E written; without momentum E and 2 E.
     """
     grads = _sgd_pullback_fake(cp, cb, scalars)
-    E, device = cp.numel(), cp.device
+    E = cp.numel()
     BE = block(E, 1024)
     # fmt: off
     launch(
         _sgd_pullback_kernel, [-(-E // BE)],
-        on_device(scalars, torch.float64, device, "sgd_step"),
+        *map(float, scalars),
         *(part for c in (cp, cp if cb is None else cb) for part in (c.reshape(-1), c.reshape(-1).stride(0))),
         grads[0], grads[1], grads[-1],
         E,

@@ -34,6 +34,20 @@ def class_loss(
     return ClassLoss(int(ignore_index), eps, cap)
 
 
+def want_bytes(op: str, argument: str, came: Any) -> int:
+    """A number of bytes.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: one below 0.
+    """
+    if isinstance(came, bool) or not isinstance(came, numbers.Integral):
+        refuse(op, argument, repr(came), "an int", TypeError)
+    if came < 0:
+        refuse(op, argument, came, "a number of bytes from 0")
+    return int(came)
+
+
 def _number(op: str, argument: str, came: Any) -> float:
     if isinstance(came, bool) or not isinstance(came, numbers.Real):
         refuse(op, argument, repr(came) if isinstance(came, str) else f"a {type(came).__name__}", "a number", TypeError)

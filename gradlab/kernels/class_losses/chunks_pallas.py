@@ -1,5 +1,6 @@
 """The loop over chunks of classes that the backwards of linear_cross_entropy are made of, on Pallas."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,38 +23,44 @@ def chunks(
     Args:
         body: (first class, the chunk of each of `cut`, sums so far, h, operands) -> sums, and what the chunk makes,
             whose last axis is its classes; None may be one.
+        cut: arrays of all V classes, the last of which may have the first ones alone: None is its chunk where it has
+            not all of it.
         grown: the shapes of the sums, which start at 0 in the accumulator's dtype.
         h: [M K], which says how long a chunk is.
     """
     (M, K), V = h.shape, next(a.shape[-1] for a in cut if a is not None)
-    width = chunk(M, K, V)
+    width, some = chunk(M, K, V), cut[-1]
+    # Chunks that the last array has: all, or whole ones.
+    there = 0 if some is None else -(-V // width) if some.shape[-1] == V else some.shape[-1] // width
 
     def run(cut: tuple, h: jax.Array, *operands: Any) -> tuple[tuple, tuple]:
-        def part(first: Any, size: int) -> list[jax.Array | None]:
-            return [None if a is None else jax.lax.dynamic_slice_in_dim(a, first, size, a.ndim - 1) for a in cut]
+        def part(first: Any, size: int, with_last: bool) -> list[jax.Array | None]:
+            arrays = cut if with_last else (*cut[:-1], None)
+            return [None if a is None else jax.lax.dynamic_slice_in_dim(a, first, size, a.ndim - 1) for a in arrays]
 
         def put(whole: jax.Array | None, piece: jax.Array | None, first: Any) -> jax.Array | None:
             if whole is None or piece is None:
                 return None
             return jax.lax.dynamic_update_slice_in_dim(whole, piece, first, whole.ndim - 1)
 
-        sums = tuple(jnp.zeros(shape, accumulator(h.dtype)) for shape in grown)
-        if width == V:
-            return body(jnp.int32(0), list(cut), sums, h, *operands)
-
-        def step(i: Any, carry: tuple) -> tuple:
+        def one(first: Any, size: int, with_last: bool, carry: tuple) -> tuple:
             sums, wholes = carry
-            first = i * width
-            sums, pieces = body(first, part(first, width), sums, h, *operands)
+            sums, pieces = body(first, part(first, size, with_last), sums, h, *operands)
             return sums, tuple(put(a, piece, first) for a, piece in zip(wholes, pieces, strict=True))
 
-        shapes = jax.eval_shape(lambda *a: body(jnp.int32(0), part(0, width), sums, *a)[1], h, *operands)
+        sums = tuple(jnp.zeros(shape, accumulator(h.dtype)) for shape in grown)
+        if width == V:
+            return body(jnp.int32(0), part(0, V, there > 0), sums, h, *operands)
+
+        shapes = jax.eval_shape(lambda *a: body(jnp.int32(0), part(0, width, False), sums, *a)[1], h, *operands)
         wholes = tuple(None if a is None else jnp.zeros((*a.shape[:-1], V), a.dtype) for a in shapes)
-        sums, wholes = jax.lax.fori_loop(jnp.int32(0), jnp.int32(V // width), step, (sums, wholes))
+        carry, turn = (sums, wholes), min(there, V // width)
+        for start, stop, with_last in ((0, turn, True), (turn, V // width, False)):
+            if start < stop:
+                step = functools.partial(lambda with_last, i, carry: one(i * width, width, with_last, carry), with_last)
+                carry = jax.lax.fori_loop(jnp.int32(start), jnp.int32(stop), step, carry)
         if V % width:
-            first = jnp.int32(V - V % width)
-            sums, pieces = body(first, part(first, V % width), sums, h, *operands)
-            wholes = tuple(put(a, piece, first) for a, piece in zip(wholes, pieces, strict=True))
-        return sums, wholes
+            carry = one(jnp.int32(V - V % width), V % width, there > V // width, carry)
+        return carry
 
     return one_piece(run)(cut, h, *operands)

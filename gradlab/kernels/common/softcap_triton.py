@@ -31,3 +31,39 @@ def cap_slope(x, CAP: tl.constexpr):
     """The derivative of `capped` at x, 1 / cosh(x / CAP)^2, without cancellation near the cap; CAP > 0."""
     e = tl.exp(-2 * tl.abs(x / CAP))
     return 4 * e / ((1 + e) * (1 + e))
+
+
+@kernel
+def _rest(e):
+    """2 / (1 + e) of e > 0, in three instructions of a GPU: a division takes care of what does not come here."""
+    root = tl.rsqrt(0.5 * e + 0.5)
+    return root * root
+
+
+@kernel
+def capped_logits(x, CAP: tl.constexpr, HALF: tl.constexpr):
+    """`capped`; HALF if logits x have 16 bits in memory: then as exact as those are."""
+    if CAP > 0:
+        if HALF:
+            # tanh(x / CAP) = 1 - 2 / (1 + exp(2 x / CAP)) is off by float32's step at 1 where it is small.
+            x = CAP - CAP * _rest(tl.exp2(x * (2 * 1.4426950408889634 / CAP)))
+        else:
+            x = capped(x, CAP)
+    return x
+
+
+@kernel
+def capped_logits_and_slope(x, CAP: tl.constexpr, HALF: tl.constexpr):
+    """(`capped`, `cap_slope`), of `HALF` exactness alike; without a CAP the slope is not to be used."""
+    slope = x
+    if CAP > 0:
+        if HALF:
+            # Not so far that e is infinite; NaN stays.
+            e = tl.exp2(tl.minimum(x * (2 * 1.4426950408889634 / CAP), 100.0, propagate_nan=tl.PropagateNan.ALL))
+            rest = _rest(e)
+            x = CAP - CAP * rest
+            slope = e * rest * rest
+        else:
+            slope = cap_slope(x, CAP)
+            x = capped(x, CAP)
+    return x, slope

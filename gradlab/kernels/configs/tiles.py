@@ -113,11 +113,32 @@ def table() -> Table:
 @contextmanager
 def trying(row: Row) -> Iterator[None]:
     """A context in which this row goes before all others of its kind, places and dtypes."""
-    global _table
-    before = table()
-    tried = Table([])
+    before, tried = table(), Table([])
     tried.rows, tried.splits = before.rows | dict.fromkeys(_keys(row), row), before.splits
-    _table = tried
+    with _using(tried):
+        yield
+
+
+@contextmanager
+def noting() -> Iterator[dict[tuple[str, str], Row]]:
+    """A context that notes which kinds launches ask for in which dtypes, and the rows that they get."""
+    noted: dict[tuple[str, str], Row] = {}
+    before = table()
+
+    class Noting(Table):
+        def row(self, kind: str, places: tuple[str, ...], dtype: str) -> Row:
+            return noted.setdefault((kind, dtype), before.row(kind, places, dtype))
+
+    listening = Noting([])
+    listening.splits = before.splits
+    with _using(listening):
+        yield noted
+
+
+@contextmanager
+def _using(other: Table) -> Iterator[None]:
+    global _table
+    before, _table = _table, other
     try:
         yield
     finally:

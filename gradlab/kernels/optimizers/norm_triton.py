@@ -11,16 +11,16 @@ import triton.language as tl
 
 from gradlab.kernels.optimizers.multi_tensor_triton import (
     RowLayout,
-    address,
+    aligned,
+    chunk_of,
     chunks_in,
     dense,
     launch_many,
     masked_load,
     masked_store,
-    start_of,
-    tensor_of,
+    pointer,
 )
-from gradlab.kernels.runtime.launch_triton import block, kernel, launch, on_device, op
+from gradlab.kernels.runtime.launch_triton import block, kernel, launch, op
 
 # Elements that one compiled program sums, and those of them that it loads at a time.
 CHUNK, TILE = 2**16, 2048
@@ -32,74 +32,120 @@ column = ROW.columns()
 
 # fmt: off
 @kernel
-def _squares_kernel(
-    table_ptr,
-    T,
+def _squares(
+    x_ptr,
+    start, E, whole,
     scale_ptr, s_ptr,
-    ACC: tl.constexpr, DTYPE: tl.constexpr, SCALED: tl.constexpr, ALIGNED: tl.constexpr,
-    WORDS: tl.constexpr, BT: tl.constexpr, TILE: tl.constexpr, BE: tl.constexpr,
+    ACC: tl.constexpr, SCALED: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr, BE: tl.constexpr,
 ):
-    """s[i] = the sum of (x / scale)^2 over the i-th chunk; grid (chunks of BE); a program owns s[i]."""
-    tensor = tensor_of(table_ptr, T, WORDS, BT)
-    row = table_ptr + WORDS * tensor
-    x_ptr = address(row + column("x"), DTYPE, ALIGNED)
-    E = tl.load(row + column("elements"))
-    start = start_of(table_ptr, T, tensor, WORDS, BE)
+    """The sum of (x / scale)^2 over the BE elements from `start`, of a tensor of E elements.
+
+    `whole` says that loads may be without a mask where all elements are there; ALIGNED, that x lies at a multiple of 16
+    bytes then.
+    """
     factor = tl.full((1,), 1.0, ACC)
     if SCALED:
         factor = factor / tl.load(scale_ptr).to(ACC)
     sum_ = tl.zeros((TILE,), ACC)
     # A mask against a number that was loaded splits wide loads, so only a tensor's last chunk has one.
-    if start + BE <= E:
+    if whole & (start + BE <= E):
         for k in range(0, BE, TILE):
-            x = masked_load(x_ptr, start + k + tl.arange(0, TILE), E, ACC, True) * factor
+            x = masked_load(aligned(x_ptr, ALIGNED), start + k + tl.arange(0, TILE), E, ACC, True) * factor
             sum_ += x * x
     else:
-        # Fewer than BE, so the loop's counter fits 32 bits.
-        for k in range(0, (E - start).to(tl.int32), TILE):
+        # At most BE, so the loop's counter fits 32 bits.
+        for k in range(0, tl.minimum(E - start, BE).to(tl.int32), TILE):
             x = masked_load(x_ptr, start + k + tl.arange(0, TILE), E, ACC, False) * factor
             sum_ += x * x
     tl.store(s_ptr + tl.program_id(0), tl.sum(sum_, axis=0).to(tl.float64))
 
 
 @kernel
+def _squares_kernel(
+    x_ptr,
+    E,
+    scale_ptr, s_ptr,
+    ACC: tl.constexpr, SCALED: tl.constexpr, TILE: tl.constexpr, BE: tl.constexpr,
+):
+    """s[i] = the sum of (x / scale)^2 over the i-th chunk of one tensor; grid (E/BE); a program owns s[i]."""
+    _squares(x_ptr, tl.program_id(0).to(tl.int64) * BE, E, True, scale_ptr, s_ptr, ACC, SCALED, TILE, False, BE)
+
+
+@kernel
+def _squares_many_kernel(
+    table_ptr, map_ptr,
+    scale_ptr, s_ptr,
+    ACC: tl.constexpr, DTYPE: tl.constexpr, SCALED: tl.constexpr,
+    WORDS: tl.constexpr, ALIGN: tl.constexpr, TILE: tl.constexpr, BE: tl.constexpr,
+):
+    """s[i] = the sum of (x / scale)^2 over the i-th chunk; grid (chunks of BE); a program owns s[i]."""
+    tensor, start = chunk_of(map_ptr, BE)
+    row = table_ptr + WORDS * tensor
+    x = tl.load(row + column("x"))
+    _squares(
+        pointer(x, DTYPE), start, tl.load(row + column("elements")), x % ALIGN == 0,
+        scale_ptr, s_ptr, ACC, SCALED, TILE, True, BE,
+    )
+
+
+@kernel
 def _clip_kernel(
-    s_ptr, bound_ptr, y_ptr,
+    s_ptr, y_ptr,
+    max_norm: tl.float64, eps: tl.float64,
     I,
     BI: tl.constexpr,
 ):
-    """y = (n, min(1, max_norm / (n + eps))), n the root of the sum of s[I]; grid (1,); bound = (max_norm, eps)."""
+    """y = (n, min(1, max_norm / (n + eps))), n the root of the sum of s[I]; grid (1,)."""
     sum_ = tl.zeros((BI,), tl.float64)
     for k in range(0, I, BI):
         i = k + tl.arange(0, BI)
         sum_ += tl.load(s_ptr + i, mask=i < I, other=0.0)
     norm = tl.sqrt(tl.sum(sum_, axis=0))
-    factor = tl.load(bound_ptr) / (norm + tl.load(bound_ptr + 1))
+    factor = max_norm / (norm + eps)
     tl.store(y_ptr, norm)
     # A norm of NaN gives a factor of NaN.
     tl.store(y_ptr + 1, tl.where(factor > 1, 1.0, factor))
 
 
 @kernel
-def _scale_kernel(
-    table_ptr,
-    T,
+def _scale(
+    x_ptr,
+    start, E, whole,
     clip_ptr,
-    ACC: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr,
-    WORDS: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+    ACC: tl.constexpr, ALIGNED: tl.constexpr, BE: tl.constexpr,
 ):
-    """x' = clip[1] x over the tensors of a table; grid (chunks of BE); a program owns one chunk."""
-    tensor = tensor_of(table_ptr, T, WORDS, BT)
-    row = table_ptr + WORDS * tensor
-    x_ptr = address(row + column("x"), DTYPE, ALIGNED)
-    E = tl.load(row + column("elements"))
-    start = start_of(table_ptr, T, tensor, WORDS, BE)
+    """x' = clip[1] x of the BE elements from `start`, of a tensor of E elements; `whole`, ALIGNED as in `_squares`."""
     e = start + tl.arange(0, BE)
     factor = tl.load(clip_ptr + 1).to(ACC)
-    if start + BE <= E:
+    if whole & (start + BE <= E):
+        x_ptr = aligned(x_ptr, ALIGNED)
         masked_store(x_ptr, e, E, masked_load(x_ptr, e, E, ACC, True) * factor, True)
     else:
         masked_store(x_ptr, e, E, masked_load(x_ptr, e, E, ACC, False) * factor, False)
+
+
+@kernel
+def _scale_kernel(
+    x_ptr,
+    E,
+    clip_ptr,
+    ACC: tl.constexpr, BE: tl.constexpr,
+):
+    """x' = clip[1] x of one tensor, all E elements; grid (E/BE); a program owns a chunk of BE."""
+    _scale(x_ptr, tl.program_id(0).to(tl.int64) * BE, E, True, clip_ptr, ACC, False, BE)
+
+
+@kernel
+def _scale_many_kernel(
+    table_ptr, map_ptr,
+    clip_ptr,
+    ACC: tl.constexpr, DTYPE: tl.constexpr, WORDS: tl.constexpr, ALIGN: tl.constexpr, BE: tl.constexpr,
+):
+    """x' = clip[1] x over the tensors of a table; grid (chunks of BE); a program owns one chunk."""
+    tensor, start = chunk_of(map_ptr, BE)
+    row = table_ptr + WORDS * tensor
+    x = tl.load(row + column("x"))
+    _scale(pointer(x, DTYPE), start, tl.load(row + column("elements")), x % ALIGN == 0, clip_ptr, ACC, True, BE)
 # fmt: on
 
 
@@ -133,6 +179,7 @@ def global_norm(tensors: Sequence[torch.Tensor], max_norm: float, grad_scale: to
     for dtype, batch in batches.items():
         launch_many(
             _squares_kernel,
+            _squares_many_kernel,
             ROW,
             {"x": batch},
             args=(grad_scale, s[at:]),
@@ -149,7 +196,7 @@ def _clip_factor_fake(squares, max_norm):
     return squares.new_empty(2)
 
 
-@op("clip_factor", fake=_clip_factor_fake, from_host=True)
+@op("clip_factor", fake=_clip_factor_fake)
 def clip_factor(squares: torch.Tensor, max_norm: float) -> torch.Tensor:
     """y[2] of `global_norm` for the sums of squares s[I], contiguous float64, of all ranks."""
     return _clipped(squares, len(squares), max_norm)
@@ -160,7 +207,8 @@ def _clipped(s: torch.Tensor, count: int, max_norm: float) -> torch.Tensor:
     # fmt: off
     launch(
         _clip_kernel, [1],
-        s, on_device([max_norm, EPS], torch.float64, s.device, "clip_grad_norm_"), y,
+        s, y,
+        float(max_norm), EPS,
         count,
         BI=block(count, 1024), writes=[y],
     )
@@ -180,4 +228,4 @@ def scale_(tensors: Sequence[torch.Tensor], clip: torch.Tensor) -> None:
         tensors: of one dtype and on one device, each filling its memory without gaps.
         clip: the result of `global_norm`.
     """
-    launch_many(_scale_kernel, ROW, {"x": tensors}, args=(clip,), op="clip_grad_norm_")
+    launch_many(_scale_kernel, _scale_many_kernel, ROW, {"x": tensors}, args=(clip,), op="clip_grad_norm_")

@@ -95,6 +95,13 @@ def _interpreted_form(jit: JITFunction) -> Callable:
     return interpreter().FunctionRewriter(fn).rewrite_ast()
 
 
+def _fma(x: Any, y: Any, z: Any) -> Any:
+    """x y + z rounded once, which is what a kernel asks for; Triton's interpreter rounds the product too."""
+    wide = np.longdouble if x.data.dtype == np.float64 else np.float64
+    rounded = (x.data.astype(wide) * y.data + z.data).astype(x.data.dtype)
+    return interpreter().TensorHandle(rounded, z.dtype.scalar)
+
+
 @contextmanager
 def _numpy_language() -> Iterator[None]:
     """Give `triton.language` its NumPy meaning, and put back every attribute afterwards."""
@@ -135,6 +142,7 @@ def _meanings() -> list[tuple[Any, str, Any, Any]]:
     # The compiler checks integers for overflow in debug builds only; in the interpreter it doubles the work.
     options = interpreter().interpreter_builder.options
     interpreter().interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
+    interpreter().interpreter_builder.create_fma = _fma
     tl.tensor.__index__ = lambda self: int(self.handle.data.reshape(()))
     moved = [
         (place, name, members.get(name, _absent), now)

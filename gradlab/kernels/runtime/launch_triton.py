@@ -306,14 +306,14 @@ def refuse_capture(op: str, device: torch.device) -> None:
         )
 
 
-def on_device(values: Sequence, dtype: torch.dtype, device: torch.device, op: str) -> torch.Tensor:
+def on_device(values: Sequence | torch.Tensor, dtype: torch.dtype, device: torch.device, op: str) -> torch.Tensor:
     """A small tensor of host values for `op`; on CUDA copied from pinned memory, without synchronisation.
 
     Raises:
         ValueError: the stream is captured into a CUDA graph.
     """
     refuse_capture(op, device)
-    host = torch.tensor(values, dtype=dtype)
+    host = torch.as_tensor(values, dtype=dtype)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 

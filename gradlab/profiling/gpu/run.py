@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[3]
 LIMIT, SMOKE = 330.0, {"torch": 90.0, "jax": 60.0}
 # The share of a smoke part that comparisons may take.
 COMPARED = 0.6
+# Seconds in which tiles are tried.
+TUNED = 60.0
 WORKERS = 8
 # Two frameworks share the GPU's memory, in the suite even in several processes.
 ENV = {
@@ -147,7 +149,7 @@ def earlier(folder: Path, about: Mapping[str, str]) -> dict[str, Outcome]:
 
 
 def parts(found: Mapping[str, str], folder: Path, about: Mapping[str, str], tiny: bool = False) -> list[Part]:
-    """What matters most comes first: smoke, then eager torch and compiled jax, the suite, the other modes.
+    """What matters most comes first: smoke, then eager torch and compiled jax, the suite, the other modes, tiles.
 
     Args:
         tiny: sizes that take no time, and one op compared: to try the steps on a CPU.
@@ -197,7 +199,26 @@ def parts(found: Mapping[str, str], folder: Path, about: Mapping[str, str], tiny
     both = list(itertools.product(("bfloat16", "float32"), found))
     plan += [rows(side, dtype, usual[side]) for dtype, side in both]
     plan += [suite(side, gone[side]) for side in found]
-    return plan + [rows(side, dtype, other[side]) for dtype, side in both]
+    plan += [rows(side, dtype, other[side]) for dtype, side in both]
+    return plan + ([tuned(folder, gone["torch"], tiny)] if "torch" in found else [])
+
+
+def tuned(folder: Path, missing: str, tiny: bool) -> Part:
+    """Tiles of products in half precision, measured into a file beside the results."""
+    for package in ("typer", "rich"):
+        if importlib.util.find_spec(package) is None:
+            missing = missing or f"{package} is not installed"
+    words = (
+        "tune",
+        "linear",
+        "--limit",
+        str(TUNED),
+        "--to",
+        str(folder / "tiles.toml"),
+        *(("--dry-run",) if tiny else ()),
+    )
+    # What was begun within its limit is finished.
+    return Part("tune", (sys.executable, "-m", "gradlab", *words), most=TUNED + 30.0, missing=missing)
 
 
 def suite(side: str, missing: str) -> Part:

@@ -23,13 +23,16 @@ def call(signature: Mapping[str, Any], values: Mapping[str, Any], grid: Sequence
     named = {**tensors, **{f"held {n}": t for n, t in enumerate(holds) if isinstance(t, torch.Tensor)}}
     extents = tuple(Extent(t.data_ptr(), _span(t) * t.element_size(), name) for name, t in named.items())
     x, y, z = (*(int(n) for n in grid), 1, 1)[:3]
-    return Call((x, y, z), tuple(map(_bits, taken.values())), extents, tuple(named.values()))
+    bits = tuple(_bits(value, signature[name]) for name, value in taken.items())
+    return Call((x, y, z), bits, extents, tuple(named.values()))
 
 
-def _bits(value: Any) -> int:
+def _bits(value: Any, kind: str) -> int:
     if isinstance(value, torch.Tensor):
         return value.data_ptr()
-    return struct.unpack("<I", struct.pack("<f", value))[0] if isinstance(value, float) else int(value)
+    if not isinstance(value, float):
+        return int(value)
+    return struct.unpack("<Q" if kind == "fp64" else "<I", struct.pack("<d" if kind == "fp64" else "<f", value))[0]
 
 
 def _span(tensor: torch.Tensor) -> int:

@@ -93,7 +93,7 @@ def source(noted: Launch) -> Source:
         if isinstance(value, torch.Tensor):
             signature[name] = f"*{_pointee(value.dtype)}"
         elif isinstance(value, float):
-            signature[name] = "fp32"
+            signature[name] = noted.jit.params[i].annotation_type or "fp32"
         elif value == 1:
             constants[name] = 1
         else:

@@ -52,7 +52,7 @@ def cross_entropy(
     return _reduced(y + n, reduction)
 
 
-def linear_cross_entropy(h, w, t, b=None, a=None, **options):
+def linear_cross_entropy(h, w, t, b=None, a=None, *, logits_memory=0, **options):
     """cross_entropy of jnp.dot's logits, which lie in memory."""
     return cross_entropy(linear(h, w, b), t, a, **options)
 

@@ -42,7 +42,7 @@ def cross_entropy(x, target, a=None, *, z_loss=0.0, softcap=None, **options):
     return y + (n if reduction == "none" else n.sum())
 
 
-def linear_cross_entropy(h, w, t, b=None, a=None, **options):
+def linear_cross_entropy(h, w, t, b=None, a=None, *, logits_memory=0, **options):
     """cross_entropy of linear, whose logits lie in memory."""
     return cross_entropy(F.linear(h, w.t(), b), t, a, **options)
 
