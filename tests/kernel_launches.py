@@ -137,20 +137,33 @@ def products(dtype):
 
 
 def images(dtype):
-    """Many channels and few; channels last and first; offsets within 32 bits and past them, of images far apart."""
-    for far, last, groups in itertools.product((False, True), (False, True), (1, 4)):
-        strides = (2**30 if far else 32 * 64, *((1, 32 * 8, 32) if last else (64, 8, 1)))
+    """Many channels and few; channels last and first; offsets within 32 bits and past them, of images far apart.
 
-        def image(size=8, strides=strides):
-            return leaf(dtype, 2, 32, size, size, strides=strides)
+    Half precision takes other kernels than the rest: each dtype brings one of the other kind along.
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    for kind in (dtype, torch.float32 if half else torch.float16):
+        for far, last, groups in itertools.product((False, True), (False, True), (1, 4, 32)):
+            strides = (2**30 if far else 32 * 64, *((1, 32 * 8, 32) if last else (64, 8, 1)))
 
-        for activation in (None, "relu"):
-            w, b = leaf(dtype, 32, 32 // groups, 3, 3), leaf(dtype, 32)
-            y = lab.conv2d(image(), w, b, groups=groups, padding=1, activation=activation)
-            y.backward(image().detach())
-        x = image()
-        (dx,) = torch.autograd.grad(lab.max_pool2d(x, 2), x, image(4), create_graph=True)
-        dx.backward(image().detach())
+            def image(size=8, strides=strides, kind=kind):
+                return leaf(kind, 2, 32, size, size, strides=strides)
+
+            for activation, window in itertools.product((None, "relu"), (3, 1)):
+                w, b = leaf(kind, 64, 32 // groups, window, window), leaf(kind, 64)
+                y = lab.conv2d(image(), w, b, groups=groups, padding=window // 2, activation=activation)
+                (dx,) = torch.autograd.grad(y, w, torch.empty_like(y).requires_grad_(), create_graph=True)
+                dx.backward(torch.empty_like(dx))
+            pulled(lab.conv2d(image(), w, stride=2, groups=groups))
+            x = image()
+            (dx,) = torch.autograd.grad(lab.max_pool2d(x, 2), x, image(4), create_graph=True)
+            dx.backward(image().detach())
+        for filters in (24, 8):
+            # Rows apart, channels that are no multiple of 16, and filters too few for tensor cores.
+            x, w = leaf(kind, 2, 24, 8, 8, strides=(24 * 128, 128, 16, 1)), leaf(kind, filters, 24, 3, 3)
+            y = lab.conv2d(x, w, padding=1, activation="relu")
+            dx, dw = torch.autograd.grad(y, (x, w), torch.empty_like(y).requires_grad_(), create_graph=True)
+            torch.autograd.backward((dx, dw), (torch.empty_like(dx), torch.empty_like(dw)))
 
 
 def optimizers(dtype):

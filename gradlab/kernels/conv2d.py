@@ -119,8 +119,11 @@ SPEC = Spec(
         Case("relu", _sizes(1, 2, 3, 4, 2, 2, 2), {"padding": 1, "activation": "relu"}),
         Case("channels", _sizes(1, 16, 4, 5, 24, 3, 2), {"padding": 1, "activation": "relu"}),
         Case("channels, groups", _sizes(1, 18, 5, 5, 32, 2, 3), {"groups": 2, "stride": (2, 1), "has_b": False}),
+        Case("pixels", _sizes(2, 16, 4, 4, 24, 1, 1)),
         Case("digits", _sizes(64, 1, 8, 8, 16, 3, 3), {"padding": 1, "activation": "relu"}, use="bench"),
         Case("lenet", _sizes(32, 6, 14, 14, 16, 5, 5), {}, use="bench"),
+        Case("bottleneck", _sizes(64, 256, 28, 28, 128, 1, 1), use="bench gpu"),
+        Case("mobile", _sizes(64, 1, 56, 56, 128, 3, 3), {"groups": 128, "padding": 1}, use="bench gpu"),
         Case("resnet", _sizes(64, 128, 28, 28, 128, 3, 3), {"padding": 1}, use="bench gpu"),
     ),
     draw=draw,
@@ -142,6 +145,9 @@ SPEC = Spec(
         Bound("traffic", most=1.1, kernels=("channels_last",), sides=("torch",), dtypes=HALF),
         # What is missing is the way in and out: 18 steps of 64 at 100 %.
         Bound("tensor_share", least=0.88, kernels=_LAST, sides=("torch",), dtypes=HALF, archs=("sm_90",)),
+        # The least of the way back are three images, of which the filters' gradient reads two.
+        Bound("traffic", most=0.85, kernels=("depthwise_weights",), case="mobile", sides=("torch",), dtypes=HALF),
+        Bound("instructions", most=100, per="B F P Q", kernels=("depthwise",), case="mobile", sides=("torch",)),
     ),
     source="Dumoulin and Visin, arXiv:1603.07285",
 )

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 import triton.language as tl
 
+from gradlab.kernels.common import conv2d_depthwise_triton as depthwise
 from gradlab.kernels.common import conv2d_last_triton as last
+from gradlab.kernels.common import conv2d_product_triton as product
 from gradlab.kernels.common import conv2d_sharding as sharding
 from gradlab.kernels.common.column_sum_triton import column_sum
 from gradlab.kernels.common.images_triton import empty, filters_along, index
@@ -252,6 +254,12 @@ def forward(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, mask: t
     y = _forward_fake(x, w, bias, mask, geometry, relu, channels_last)
     B, F, P, Q = y.shape
     D, (R, S), N = w.shape[1], geo.window, F // geo.groups
+    if depthwise.takes(x, w.shape, geo):
+        depthwise.forward(y, x, w, bias, mask, geo, relu)
+        return y
+    if product.takes(x, geo):
+        product.forward(y, x, w, bias, mask, relu)
+        return y
     if last.takes(x, D):
         last.forward(y, x, w, bias, mask, geo, relu)
         return y
@@ -288,6 +296,12 @@ def dgrad(dy: torch.Tensor, w: torch.Tensor, mask: torch.Tensor | None, geometry
     geo = Geometry.of(geometry)
     dx = _dgrad_fake(dy, w, mask, geometry, channels_last)
     (B, _, P, Q), D, (H, W), N = dy.shape, w.shape[1], geo.image, w.shape[0] // geo.groups
+    if depthwise.takes(dy, w.shape, geo):
+        depthwise.dgrad(dx, dy, w, mask, geo)
+        return dx
+    if mask is None and product.takes(dy, geo):
+        product.dgrad(dx, dy, w)
+        return dx
     if last.takes(dy, N):
         last.dgrad(dx, dy, w, mask, geo)
         return dx
@@ -327,6 +341,9 @@ def wgrad(dy: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None, geometry
     dw = _wgrad_fake(dy, x, mask, geometry, channels_last)
     (B, F, P, Q), D, (R, S) = dy.shape, dw.shape[1], geo.window
     M, N, K = F // geo.groups, D * R * S, B * P * Q
+    if depthwise.takes(dy, dw.shape, geo):
+        depthwise.wgrad(dw, dy, x, mask, geo)
+        return dw
     if last.takes(x, min(D, M)):
         last.wgrad(dw, dy, x, mask, geo)
         return dw

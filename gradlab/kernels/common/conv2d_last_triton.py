@@ -13,7 +13,7 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.common.column_sum_triton import column_sum
-from gradlab.kernels.common.images_triton import channels_last, index
+from gradlab.kernels.common.images_triton import channels_last, index, multiple
 from gradlab.kernels.common.tiles_triton import parts, tile
 from gradlab.kernels.common.window import Geometry
 from gradlab.kernels.runtime.launch_triton import accumulator, kernel, launch, sized_for, triton_dtype
@@ -23,12 +23,6 @@ _NOWHERE = tl.constexpr(-(2**29))
 
 
 # fmt: off
-@kernel
-def _multiple(value, OF: tl.constexpr):
-    """A multiple of OF, as one: of arguments Triton knows only whether they are multiples of 16."""
-    return value // OF * OF
-
-
 @kernel
 def _class(residue, TAPS: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr,
            BEFORE: tl.constexpr):
@@ -63,8 +57,8 @@ def _windows_kernel(
 
     Grid (M/BM * N/BN, classes, G); a program owns BM pixels of BN channels.
     """
-    K = _multiple(K, ALIGNED_X)
-    N = _multiple(N, ALIGNED_W)
+    K = multiple(K, ALIGNED_X)
+    N = multiple(N, ALIGNED_W)
     tiles_n = tl.cdiv(N, BN)
     group = tl.program_id(2)
     if BACK:
@@ -77,7 +71,7 @@ def _windows_kernel(
         UP_W = 1
         TAP_H = -(STEP_H * DH // SH)
         TAP_W = -(STEP_W * DW // SW)
-        w_k = _multiple(w_k, ALIGNED_W)
+        w_k = multiple(w_k, ALIGNED_W)
         w_ptr += (group * K).to(INDEX) * w_k
     else:
         r0 = 0
@@ -92,13 +86,13 @@ def _windows_kernel(
         UP_W = SW
         TAP_H = DH
         TAP_W = DW
-        w_n = _multiple(w_n, ALIGNED_W)
+        w_n = multiple(w_n, ALIGNED_W)
         w_ptr += (group * N).to(INDEX) * w_n
-    x_b = _multiple(x_b, ALIGNED_X)
-    x_h = _multiple(x_h, ALIGNED_X)
-    x_w = _multiple(x_w, ALIGNED_X)
-    w_r = _multiple(w_r, ALIGNED_W)
-    w_s = _multiple(w_s, ALIGNED_W)
+    x_b = multiple(x_b, ALIGNED_X)
+    x_h = multiple(x_h, ALIGNED_X)
+    x_w = multiple(x_w, ALIGNED_X)
+    w_r = multiple(w_r, ALIGNED_W)
+    w_s = multiple(w_s, ALIGNED_W)
     m = (tl.program_id(0) // tiles_n).to(INDEX) * BM + tl.arange(0, BM)
     n = tl.program_id(0) % tiles_n * BN + tl.arange(0, BN)
     b = m // PIXELS
@@ -169,7 +163,7 @@ def _window_weights_kernel(
     image, image_bits, line, line_bits,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr, ALIGNED_U: tl.constexpr, ALIGNED_X: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, PADDED: tl.constexpr, ACROSS: tl.constexpr,
+    ACC: tl.constexpr, INDEX: tl.constexpr, PADDED: tl.constexpr, LINEAR: tl.constexpr, ACROSS: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
 ):
     """w[z n k] = sum_m u[m n] x[m k] over the z-th ROWS, a multiple of BK, of m = (b p q); k = (r s d), n a filter.
@@ -192,12 +186,12 @@ def _window_weights_kernel(
         in_k = d < D
     n = tl.program_id(0) // tiles_k * BM + tl.arange(0, BM)
     f = (group * N + n).to(INDEX)
-    u_m = _multiple(u_m, ALIGNED_U)
-    x_b = _multiple(x_b, ALIGNED_X)
-    x_h = _multiple(x_h, ALIGNED_X)
-    x_w = _multiple(x_w, ALIGNED_X)
-    D = _multiple(D, ALIGNED_X)
-    N = _multiple(N, ALIGNED_U)
+    u_m = multiple(u_m, ALIGNED_U)
+    x_b = multiple(x_b, ALIGNED_X)
+    x_h = multiple(x_h, ALIGNED_X)
+    x_w = multiple(x_w, ALIGNED_X)
+    D = multiple(D, ALIGNED_X)
+    N = multiple(N, ALIGNED_U)
     r = tap // S
     s = tap % S
     column = (r * DH).to(INDEX) * x_h + (s * DW).to(INDEX) * x_w + (group * D + d)
@@ -205,15 +199,19 @@ def _window_weights_kernel(
     for m0 in range(0, ROWS, BK):
         m = z * ROWS + m0 + tl.arange(0, BK)
         u = tl.load(u_ptr + f[:, None] + (m * u_m)[None, :], mask=(n < N)[:, None] & (m < M)[None, :], other=0.0)
-        if INDEX == tl.int32:
-            b = _quotient(m, image, image_bits)
-            p = _quotient(m, line, line_bits)
+        if LINEAR:
+            # One tap of every pixel: x is a matrix, as u is.
+            row = m * x_w
         else:
-            b = m // (P * Q)
-            p = m // Q
-        i0 = (p - b * P) * SH - TOP
-        j0 = (m - p * Q) * SW - LEFT
-        row = b * x_b + i0 * x_h + j0 * x_w
+            if INDEX == tl.int32:
+                b = _quotient(m, image, image_bits)
+                p = _quotient(m, line, line_bits)
+            else:
+                b = m // (P * Q)
+                p = m // Q
+            i0 = (p - b * P) * SH - TOP
+            j0 = (m - p * Q) * SW - LEFT
+            row = b * x_b + i0 * x_h + j0 * x_w
         if PADDED:
             i0 = tl.where(m < M, i0, _NOWHERE)
             if ACROSS:
@@ -303,6 +301,9 @@ def wgrad(dw: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, mask: torch.Tenso
     (B, F, P, Q), D, (R, S) = dy.shape, dw.shape[1], geo.window
     N, M = F // geo.groups, B * P * Q
     across = D % 16 == 0
+    linear = (
+        geo.stride == geo.window == (1, 1) and not _padded(geo) and x.is_contiguous(memory_format=torch.channels_last)
+    )
     BM, BK, BN, warps, stages = tile("window weight gradient", x, N, M, R * S * D if across else D)
     columns = -(-R * S * D // BN) if across else R * S * -(-D // BN)
     programs = -(-N // BM) * columns * geo.groups
@@ -317,7 +318,7 @@ def wgrad(dw: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, mask: torch.Tenso
         M, D, *geo.image, N, P, Q, -(-M // (Z * BK)) * BK,
         *divisor(P * Q), *divisor(Q),
         **geo.constants(), ALIGNED_U=gcd(16, N, F), ALIGNED_X=_aligned(D, x), ACC=triton_dtype(accumulator(x.dtype)),
-        INDEX=index(dy, x, part), PADDED=_padded(geo), ACROSS=across,
+        INDEX=index(dy, x, part), PADDED=_padded(geo), LINEAR=linear, ACROSS=across,
         BM=BM, BK=BK, BN=BN, writes=[part], warps=warps, stages=stages,
     )
     # fmt: on

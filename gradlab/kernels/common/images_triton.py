@@ -14,6 +14,12 @@ COPIED = 8
 
 # fmt: off
 @kernel
+def multiple(value, OF: tl.constexpr):
+    """A multiple of OF, as one: of arguments Triton knows only whether they are multiples of 16."""
+    return value // OF * OF
+
+
+@kernel
 def _channels_last_kernel(
     x_ptr, x_b, x_c, x_h, x_w,
     mask_ptr, mask_b, mask_c, mask_h, mask_w,
@@ -27,18 +33,17 @@ def _channels_last_kernel(
     Grid (B * PIXELS/BM * C/BN); a program owns BM pixels of BN channels. With PLANES, an image's pixels follow each
     other in x and mask as they do in y.
     """
-    # Triton knows of multiples of 16 only.
-    PIXELS = PIXELS // ALIGNED * ALIGNED
+    PIXELS = multiple(PIXELS, ALIGNED)
     tiles_n = tl.cdiv(C, BN)
     tiles_m = tl.cdiv(PIXELS, BM)
     b = (tl.program_id(0) // (tiles_n * tiles_m)).to(INDEX)
     m = tl.program_id(0) // tiles_n % tiles_m * BM + tl.arange(0, BM)
     c = (tl.program_id(0) % tiles_n * BN + tl.arange(0, BN)).to(INDEX)
     inside = (c < C)[:, None] & (m < PIXELS)[None, :]
-    x_ptr += b * (x_b // ALIGNED * ALIGNED)
-    mask_ptr += b * (mask_b // ALIGNED * ALIGNED)
-    channel = c * (x_c // ALIGNED * ALIGNED)
-    of_mask = c * (mask_c // ALIGNED * ALIGNED)
+    x_ptr += b * multiple(x_b, ALIGNED)
+    mask_ptr += b * multiple(mask_b, ALIGNED)
+    channel = c * multiple(x_c, ALIGNED)
+    of_mask = c * multiple(mask_c, ALIGNED)
     if PLANES:
         at = m.to(INDEX) * x_w
         at_mask = m.to(INDEX) * mask_w

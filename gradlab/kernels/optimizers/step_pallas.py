@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as pltriton
 
 from gradlab.kernels.common.reduce_pallas import sum_all
+from gradlab.kernels.pallas_triton.backend_pallas import masks, pallas_triton
 from gradlab.kernels.runtime.interpret_pallas import program_id
 from gradlab.kernels.runtime.launch_pallas import interpreted, launch, pad, pallas
 from gradlab.kernels.runtime.sharded_pallas import axes, sharded
@@ -107,7 +107,7 @@ def _step(
             refs = list(given)
             if sums is not None:
                 refs[-1] = _Summed(refs[-1])
-            if platform == "cuda":
+            if platform == "cuda" and not masks():
                 last = len(refs) - (sums is not None)
                 refs[single:last] = [_Masked(ref, size, each) for ref in refs[single:last]]
             begin = refs.pop(0) if is_part else None
@@ -192,13 +192,13 @@ class _Masked:
     def __getitem__(self, where: Any) -> jax.Array:
         if self._inside is None:
             return self._ref[...]
-        return pltriton.load(self._ref, mask=self._inside, other=0)
+        return pallas_triton.load(self._ref, mask=self._inside, other=0)
 
     def __setitem__(self, where: Any, value: jax.Array) -> None:
         if self._inside is None:
             self._ref[...] = value
         else:
-            pltriton.store(self._ref, value, mask=self._inside)
+            pallas_triton.store(self._ref, value, mask=self._inside)
 
 
 class _Summed:

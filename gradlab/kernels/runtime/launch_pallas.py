@@ -15,11 +15,11 @@ import jax.export
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.experimental.pallas import triton as pltriton
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 from jax.sharding import ManualAxisType
 
+from gradlab.kernels.pallas_triton import backend_pallas
 from gradlab.kernels.private.private_jax import pallas_of_any_size
 from gradlab.kernels.runtime import interpret_pallas, taken
 from gradlab.kernels.runtime.mesh_pallas import explicit_mesh, plain, typed, varying
@@ -298,8 +298,8 @@ def pallas(
     """
     params: Any = None
     if platform == "cuda":
-        # Without these parameters Pallas takes Mosaic GPU, which has no jnp.dot.
-        params = pltriton.CompilerParams(num_warps=warps, num_stages=stages)
+        # Without parameters Pallas takes Mosaic GPU, which has no jnp.dot.
+        params = backend_pallas.parameters(warps, stages)
     if platform == "tpu":
         params = pltpu.CompilerParams(dimension_semantics=("parallel",) * len(grid))
     name = "gradlab_" + getattr(kernel, "func", kernel).__name__.strip("_")

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from gradlab.autodiff.frameworks.side_jax import SIDE
+from gradlab.kernels.pallas_triton import backend_pallas
 from gradlab.kernels.runtime.lower_pallas import lowered
 from gradlab.kernels.spec import Array, OpCase
 from gradlab.profiling.machine_code.found import Found, largest, passes
@@ -29,12 +30,14 @@ def find(at: OpCase, dtype: str) -> list[Found]:
     noted: dict[Any, tuple[str, list[tuple[int, ...]]]] = {}
     with SIDE.double() if dtype == "float64" else nullcontext(), located():
         for direction, run in passes(at, SIDE):
-            program: Any = lowered(jax.jit(run), "cuda", inputs, cotangents, seconds)
-            for name, text, warps, stages, grid in triton_calls(program):
+            with backend_pallas.noting() as calls:
+                program: Any = lowered(jax.jit(run), "cuda", inputs, cotangents, seconds)
+            for name, text, warps, stages, grid in (*triton_calls(program), *calls):
                 noted.setdefault((name, text, warps, stages), (direction, []))[1].append(grid)
     if not noted:
         raise RuntimeError(
-            f"jax {jax.__version__} puts no Triton IR into its program ({CALL}), wanted jax 0.10 or 0.11"
+            f"jax {jax.__version__} puts no Triton IR into its program ({CALL}), wanted jax 0.10 or "
+            "GRADLAB_PALLAS=jax-triton"
         )
     found: list[Found] = []
     for (name, text, warps, stages), (direction, grids) in noted.items():

@@ -1,6 +1,7 @@
 """The Triton IR of Pallas kernels in a program lowered for CUDA, with the lines that the kernels stand on."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,7 +99,7 @@ def in_its_lines(kernel: Callable[..., None]) -> Callable[..., None]:
         finally:
             state.context = outside
 
-    # Of a partial function the signature is what is left of it.
+    # jax names the place of what is wrapped. Of a partial function the signature is what is left of it.
     functools.update_wrapper(located, getattr(kernel, "func", kernel))
-    located.__wrapped__ = kernel  # type: ignore[attr-defined]
+    located.__signature__ = inspect.signature(kernel)  # type: ignore[attr-defined]
     return located

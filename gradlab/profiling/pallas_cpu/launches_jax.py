@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as pltriton
 from jax.extend.core import jaxpr_as_fun
 
+from gradlab.kernels.pallas_triton import backend_pallas
 from gradlab.kernels.private import private_jax
 from gradlab.kernels.runtime import taken
 from gradlab.kernels.runtime.lower_pallas import lowered
@@ -98,50 +98,72 @@ def _lowered(usual: Callable[..., Any], ctx: Any, *operands: Any, **params: Any)
 def _launch(types: Sequence[Any], params: dict[str, Any]) -> Launch:
     """A launch of `pallas_call`'s operation with these parameters."""
     parameters, mapping, jaxpr = params["compiler_params"], params["grid_mapping"], params["jaxpr"]
-    if parameters is not None and not isinstance(parameters, pltriton.CompilerParams):
-        raise NotImplementedError(f"it is written for {type(parameters).__module__.split('.')[-2]}")
+    if parameters is None:
+        parameters = backend_pallas.parameters(4, 3)
     if mapping.num_dynamic_grid_bounds or mapping.num_index_operands:
         raise NotImplementedError("its grid is dynamic, or it prefetches scalars")
     aliases = dict(params["input_output_aliases"])
     shapes = [tuple(block.array_aval.shape) for block in mapping.block_mappings]
-    spaces = [_space(block, mapping.grid) for block in mapping.block_mappings]
-    for operand, result in aliases.items():
-        both = operand, mapping.num_inputs + result
-        spaces[both[0]] = spaces[both[1]] = tuple(map(max, *(spaces[i] for i in both)))
-    blocks = [
-        block if space == shape else block.replace(array_aval=block.array_aval.update(shape=space))
-        for block, shape, space in zip(mapping.block_mappings, shapes, spaces, strict=True)
-    ]
-    results = [block.array_aval for block in blocks[mapping.num_inputs :]]
-    for_cuda = {
-        **params,
-        "interpret": False,
-        "debug": False,
-        "compiler_params": parameters or pltriton.CompilerParams(),
-        "grid_mapping": mapping if spaces == shapes else mapping.replace(block_mappings=tuple(blocks)),
-        "out_avals": params["out_avals"] if spaces == shapes else tuple(results),
-    }
-    given = [jax.ShapeDtypeStruct(space, t.dtype) for space, t in zip(spaces, types, strict=False)]
-    program = lowered(jax.jit(lambda *arrays: pl.pallas_call_p.bind(*arrays, **for_cuda)), "cuda", *given)
-    ((name, text, warps, stages, grid),) = triton_calls(program)
+    if isinstance(parameters, backend_pallas.CompilerParams):
+        # It masks what a block has past the end of its array.
+        spaces = shapes
+        call = backend_pallas.call(params["name"], jaxpr, mapping, aliases, parameters, every=True)
+    elif backend_pallas.pallas_triton and isinstance(parameters, backend_pallas.pallas_triton.CompilerParams):
+        spaces = _spaces(mapping, aliases)
+        call = _own(types, {**params, "compiler_params": parameters}, shapes, spaces)
+    else:
+        raise NotImplementedError(f"it is written for {type(parameters).__module__.split('.')[-2]}")
     mapped = list(mapping.vmapped_dims)
     own = [axis for axis in range(len(mapping.grid)) if axis not in mapped]
     return Launch(
-        name=name,
+        name=call.name,
         file=jaxpr.debug_info.func_filename or "",
         line=jaxpr.debug_info.func_lineno or 0,
-        source=text,
-        warps=warps,
-        stages=stages,
-        grid=grid,
+        source=call.source,
+        warps=call.warps,
+        stages=call.stages,
+        grid=call.grid,
         axes=tuple(mapping.grid) or (1,),
         order=(*own, *reversed(mapped)),
         names=tuple(name or f"argument {i}" for i, name in enumerate(jaxpr.debug_info.arg_names))[: len(shapes)],
         shapes=tuple(shapes),
         spaces=tuple(spaces),
         aliases=aliases,
-        dtypes=tuple(np.dtype(t.dtype) for t in results),
+        dtypes=tuple(np.dtype(block.array_aval.dtype) for block in mapping.block_mappings[mapping.num_inputs :]),
     )
+
+
+def _own(
+    types: Sequence[Any], params: dict[str, Any], shapes: Sequence[Shape], spaces: Sequence[Shape]
+) -> backend_pallas.Call:
+    """A launch as Pallas' own back end of Triton lowers it, for arrays with the shapes of their spaces."""
+    mapping = params["grid_mapping"]
+    blocks = [
+        block if space == shape else block.replace(array_aval=block.array_aval.update(shape=space))
+        for block, shape, space in zip(mapping.block_mappings, shapes, spaces, strict=True)
+    ]
+    for_cuda = {
+        **params,
+        "interpret": False,
+        "debug": False,
+        "grid_mapping": mapping if spaces == shapes else mapping.replace(block_mappings=tuple(blocks)),
+        "out_avals": params["out_avals"]
+        if spaces == shapes
+        else tuple(block.array_aval for block in blocks[mapping.num_inputs :]),
+    }
+    given = [jax.ShapeDtypeStruct(space, t.dtype) for space, t in zip(spaces, types, strict=False)]
+    program = lowered(jax.jit(lambda *arrays: pl.pallas_call_p.bind(*arrays, **for_cuda)), "cuda", *given)
+    (call,) = triton_calls(program)
+    return backend_pallas.Call(*call)
+
+
+def _spaces(mapping: Any, aliases: dict[int, int]) -> list[Shape]:
+    """The shape of the memory of each array; an operand and the result that overwrites it have the same."""
+    spaces = [_space(block, mapping.grid) for block in mapping.block_mappings]
+    for operand, result in aliases.items():
+        both = operand, mapping.num_inputs + result
+        spaces[both[0]] = spaces[both[1]] = tuple(map(max, *(spaces[i] for i in both)))
+    return spaces
 
 
 def _space(block: Any, grid: Sequence[int]) -> Shape:
