@@ -24,7 +24,7 @@ from gradlab.base.machine import describe, stamp
 from gradlab.kernels.runtime import cuda_triton
 from tests import stub_cuda
 
-CALLS, ROUNDS = 40, 300
+CALLS, ROUNDS = 10, 800
 
 
 def ops() -> dict[str, Callable[[], Any]]:

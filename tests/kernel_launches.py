@@ -25,14 +25,14 @@ class Variant(NamedTuple):
     stages: int
 
 
-def variants(dtype: str) -> Iterator[Variant]:
-    """What the checked cases of every op launch in a dtype, and what CALLS launch."""
+def variants(dtype: str, arch: str) -> Iterator[Variant]:
+    """What the checked cases of every op launch in a dtype on an architecture, and what CALLS launch."""
     for op in specs().values():
         for case in op.select("check"):
-            for found in launches_torch.find(op.at(case), dtype):
+            for found in launches_torch.find(op.at(case), dtype, arch):
                 yield Variant(found.source, found.warps, found.stages)
     for call in CALLS:
-        with recording() as launches, launches_torch.NoValues():
+        with recording(arch) as launches, launches_torch.NoValues():
             call(getattr(torch, dtype))
         for launch in launches:
             yield Variant(launches_torch.source(launch), launch.warps, launch.stages)
@@ -72,6 +72,24 @@ def losses(dtype):
     pulled(lab.cross_entropy(leaf(dtype, 4, 32), classes(4, of=torch.uint8)))
     for narrow in (torch.uint8, torch.int32, torch.int64):
         class_range_triton.out_of_range(classes(6, of=narrow), 5, -100)
+
+
+def long_rows(dtype):
+    """Classes in rows that a program holds, or walks over, aligned and not, with what a loss can have and without."""
+    for inplace, V in itertools.product((False, True), (8192, 20000, 20001)):
+        weight = torch.empty(V, dtype=dtype)
+        for options in ({"softcap": 2.0, "z_loss": 0.1, "label_smoothing": 0.1}, {"weight": weight, "softcap": 2.0}):
+            pulled(lab.cross_entropy(leaf(dtype, 4, V) * 1, classes(4), inplace=inplace, **options))
+        pulled(lab.cross_entropy(leaf(dtype, 4, V) * 1, classes(4), inplace=inplace))
+    pulled(lab.cross_entropy(leaf(dtype, 4, 8192) * 1, classes(4), inplace=True, reduction="sum"))
+    # Rows apart, whose gradient's are not.
+    pulled(lab.cross_entropy(leaf(dtype, 4, 20000, strides=(20001, 1)), classes(4)))
+    for V in (8192, 20001):
+        for smoothing in (0.0, 0.1):
+            flat, x = ClassLoss(-100, smoothing, 2.0).flat(), torch.empty(4, V, 1, dtype=dtype)
+            p = cross_entropy_triton.loss(x, classes(4), None, None, flat, [V, 3 * V])[2]
+            y, n, s = merge_parts(p.expand(3, 1, *p.shape), classes(1, 4), flat, 3 * V)
+            cross_entropy_triton.backward(y[0], n[0], x, classes(4), None, None, s[0], flat, [V, 3 * V])
 
 
 def parts(dtype, make=torch.empty):
@@ -129,8 +147,22 @@ def steps(dtype):
     pulled(lab.adam_step(p, p, p, p, step=1)[0])
 
 
+def edges(dtype):
+    """Whole tiles and one that is not, whose edge lies at no multiple of 16."""
+    x, t = leaf(dtype, 4097), leaf(dtype, 4097)
+    for fn in (lab.relu, lab.sigmoid, lab.tanh):
+        pulled(fn(x))
+    weights = {"weight": torch.empty(4097, dtype=dtype), "pos_weight": torch.empty(4097, dtype=dtype)}
+    for reduction in ("mean", "none"):
+        pulled(lab.mse_loss(x, t, reduction=reduction))
+        y = lab.binary_cross_entropy_with_logits(x, t, reduction=reduction, **weights)
+        (dx,) = torch.autograd.grad(y, x, torch.empty_like(y), create_graph=True)
+        pulled(dx)
+
+
 def products(dtype):
-    """Whole tiles of K; a bias and a mask."""
+    """Whole tiles of K; a bias and a mask; so many tiles that a program has several of them."""
+    pulled(lab.linear(leaf(dtype, 4096, 64), leaf(dtype, 4096, 64)))
     x, w, b = leaf(dtype, 16, 64), leaf(dtype, 32, 64), leaf(dtype, 32)
     pulled(lab.linear(x, w, b))
     pulled(lab.linear(x, w, b, activation="relu"))
@@ -203,4 +235,16 @@ STEPS = (
     lambda ps: lab.Adam(ps, state_dtype=torch.bfloat16),
 )
 
-CALLS = (losses, parts, derivatives, chunks_of_classes, steps, products, images, optimizers, masters)
+CALLS = (
+    losses,
+    long_rows,
+    parts,
+    derivatives,
+    edges,
+    chunks_of_classes,
+    steps,
+    products,
+    images,
+    optimizers,
+    masters,
+)

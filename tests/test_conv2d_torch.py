@@ -1,6 +1,7 @@
 """conv2d on torch: the product of its options, second derivatives, layouts, dtypes, bad input."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 
@@ -223,6 +224,16 @@ def test_kernels_of_gpus(device, name, laid, monkeypatch):
         assert (got.double() - want).abs().max() <= 2.0**-7 * want.abs().max()
     assert lies_channels_last(y) == lies_channels_last(first[0]) == (laid == "last")
     assert launched.issuperset(kinds.split()) or (laid == "sliced" and "windows" in launched)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_bias_gradient_of_several_parts_in_both_layouts(device, gpu):
+    """1380 pixels are two sums, whose last blocks of rows are not full."""
+    dy, y = (torch.randn(3, 20, 20, 23, dtype=torch.float64, device=device) for _ in range(2))
+    for layout, mask in itertools.product((torch.contiguous_format, torch.channels_last), (None, y)):
+        with gpu_sizes() if gpu else nullcontext():
+            got = kernels.bias_sum(dy.contiguous(memory_format=layout), mask)
+        close(got, (dy if mask is None else torch.where(mask <= 0, 0, dy)).sum((0, 2, 3)), 1380)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,11 +1,6 @@
 """What compiled steps send on 1, 2 and 4 host devices, held against the model's collectives; and how text is read."""
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -17,6 +12,7 @@ from gradlab.profiling.scale.given import of_widths
 from gradlab.profiling.scale.layer import Plan, vocabulary_plan
 from gradlab.profiling.scale.strategies import Degrees, collectives
 from gradlab.workloads import scaled
+from tests import check_programs
 
 WORLDS = (1, 2, 4)
 WIDTHS, BATCH = (516, 1028, 260, 12), 24
@@ -28,17 +24,8 @@ LOSS = 2 * 4
 @pytest.fixture(scope="module")
 def counted():
     """By strategy and number of devices, the collectives of the compiled step."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={max(WORLDS)}"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.counted_collectives_jax", ",".join(map(str, WORLDS))],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    words = ("-m", "tests.counted_collectives_jax", ",".join(map(str, WORLDS)))
+    found = check_programs.found(*words, flags=f"--xla_force_host_platform_device_count={max(WORLDS)}")
     assert {name: one["others"] for name, one in found.items() if one["others"]} == {}
     return {
         name: Counter({Collective(kind, size, n): times for kind, size, n, times in one["counted"] if n > 1})

@@ -3,6 +3,8 @@
 A sample, which takes each op through each dtype; `gradlab emulate` with every dtype and architecture runs all of it.
 """
 
+import contextlib
+
 import pytest
 
 pytest.importorskip("torch")
@@ -121,6 +123,39 @@ def test_a_chunk_takes_as_many_instructions_whatever_the_number_of_tensors():
         assert one.issued < ten.issued <= one.issued + 8 * 70
         # A warp moves 16 bytes a lane, its share of each array in one request; and one word for the factor.
         assert one.requests == 8 * (arrays + factor)
+
+
+EDGES = {
+    "relu": (lambda x, t: lab.relu(x), lambda x, t: torch.relu(x)),
+    "sigmoid": (lambda x, t: lab.sigmoid(x), lambda x, t: torch.sigmoid(x)),
+    "mse_loss": (lab.mse_loss, torch.nn.functional.mse_loss),
+    "binary_cross_entropy_with_logits": (
+        lab.binary_cross_entropy_with_logits,
+        torch.nn.functional.binary_cross_entropy_with_logits,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_an_edge_within_a_vector(name):
+    """The last element of an odd size is there and the next is not, and whole tiles move 16 bytes a lane."""
+    made = torch.Generator().manual_seed(0)
+    x, t = torch.randn(4097, generator=made).requires_grad_(), torch.rand(4097, generator=made)
+    found = []
+
+    def run(launch):
+        found.append(execute_launch(launch, TARGETS["sm_90"], "torch", "forward", 10**6, {"check": True}))
+
+    (ours, theirs), grads = EDGES[name], []
+    for fn, how in ((ours, launches_torch.emulated(TARGETS["sm_90"], run)), (theirs, contextlib.nullcontext())):
+        with how:
+            y = fn(x, t)
+            grads.append((y.detach(), *torch.autograd.grad(y, x, torch.ones_like(y))))
+    torch.testing.assert_close(*grads)
+    assert [launch.executed.faults for launch in found] == [[]] * len(found)
+    backward = totals(found[-1].executed.counts)
+    # Two programs: 4096 elements in 16 bytes a lane, and one element.
+    assert backward.requests < 2 * 4097 * 4 * 3 / (16 * 32)
 
 
 def faults(result):

@@ -21,6 +21,7 @@ from gradlab.kernels.common import column_sum_triton, matmul_triton
 from gradlab.kernels.common.tiles_triton import Tile, fill
 from gradlab.kernels.runtime.launch_triton import gpu_sizes
 from gradlab.profiling.bench.peak import peak_bytes
+from tests.test_product_torch import emulated_on_sm_90
 
 EVERYTHING = {"ignore_index": 1, "label_smoothing": 0.2, "z_loss": 0.3, "softcap": 2.0}
 
@@ -463,3 +464,22 @@ def test_torchs_names_and_its_default(device):
             close([got], [F.linear_cross_entropy(h, w, t, **options)])
         options.pop("ignore_index", None)
         close([got], [native(h, w, t, options.pop("linear_bias", None), **options)])
+
+
+def test_tiles_of_tensor_cores_executed_as_ptx(monkeypatch):
+    """Large tiles, whose operands come by sm_90's TMA: as on a CPU, and kept logits are those made again."""
+    M, K, V, tiles = 136, 72, 264, []
+    monkeypatch.setattr(kernels, "tile", lambda *args, real=kernels.tile: (tiles.append(real(*args)), tiles[-1])[1])
+    h, w, _, t, _ = drawn("cpu", M, K, V, torch.bfloat16)
+
+    def pulled(memory):
+        y = lab.linear_cross_entropy(h, w, t, logits_memory=memory)
+        return (y, *torch.autograd.grad(y, (h, w)))
+
+    with gpu_sizes("sm_90"):
+        cpu = pulled(0)
+        with emulated_on_sm_90():
+            made, kept = pulled(0), pulled(4 * M * V)
+    assert all(map(torch.equal, made, kept))
+    assert {(tile.M, tile.N) for tile in tiles} == {(128, 256)}
+    close(made, cpu, eps=2.0**-9)

@@ -16,7 +16,7 @@ from gradlab.autodiff.frameworks.side import installed
 from gradlab.kernels.bounds import Bound
 from gradlab.kernels.common import elementwise_triton, matmul_triton
 from gradlab.kernels.spec import spec, specs
-from gradlab.profiling.machine_code import compile_triton, inspection
+from gradlab.profiling.machine_code import compile_triton, inspection, sass
 from gradlab.profiling.machine_code.bounds import hold, subjects
 from gradlab.profiling.machine_code.inspection import InspectRequest, choose, find, inspect, read, targets
 
@@ -75,9 +75,13 @@ def forward_alone(monkeypatch):
 
 
 def test_a_tile_that_is_too_large_is_caught_and_its_spills_are_what_ptxas_says(monkeypatch, forward_alone):
-    assert broken("linear", "torch") == []
+    def spilling():
+        # Of the forward alone the column sum is missing, and bounds on what is executed break too.
+        return [words for words in broken("linear", "torch") if "spill_bytes" in words]
+
+    assert spilling() == []
     monkeypatch.setattr(matmul_triton, "tile", lambda what, a, M, K, N: (128, 32, 128, 2, 2))
-    (words,) = broken("linear", "torch")
+    (words,) = spilling()
     (subject,), (target,) = choose([spec("linear")], ["torch"], ["bfloat16"], None), targets(["sm_90"], None)
     (code,) = read(InspectRequest((subject,), (target,)))
     ptx = compile_triton.compiled(inspection.find(subject)[0], target).assembly
@@ -194,6 +198,19 @@ def test_looking_at_lines_changes_no_count(lined):
         assert a == b
 
 
+def test_the_fence_of_a_tensor_map_is_no_atomic_operation():
+    text = "\n".join(f"        /*{16 * n:04x}*/                   {name} ;" for n, name in enumerate(FENCED))
+    assert sass.count(text).atomics == 1
+
+
+FENCED = (
+    "ATOMG.E.EXCH.STRONG.GPU PT, RZ, [R2], R5",
+    "DEPBAR {5,4,3,2,1,0}",
+    "UTMACCTL.IV [UR12]",
+    "ATOMG.E.EXCH.STRONG.GPU PT, R3, [R2], R5",
+)
+
+
 def test_both_vendors_and_the_newest_architecture(forward_alone):
     codes = inspect(["linear"], sides=["torch"], archs=["sm_100", "gfx942"], case="square")
     codes += inspect(["mse_loss"], sides=["torch"], archs=["gfx942"], case="regression")
@@ -211,8 +228,8 @@ def test_both_vendors_and_the_newest_architecture(forward_alone):
 
 
 def test_the_first_program_of_a_launch_is_executed():
-    """A program of the largest case: its FLOP are its tile's, and its sectors are read whole."""
-    (subject,) = choose([spec("linear")], ["torch"], ["bfloat16"], None)
+    """A program of one tile: its FLOP are its tile's, and its sectors are read whole."""
+    (subject,) = choose([spec("linear")], ["torch"], ["bfloat16"], "square")
     forward = replace(subject, find=lambda: find(subject)[:1])
     request = InspectRequest((forward,), targets(["sm_90"], None))
     (code,) = read(replace(request, executed=True))

@@ -1,5 +1,6 @@
 """Kernels assembled for CPUs, this one and others, and held to their Specs' bounds; and spoilt ones."""
 
+import itertools
 import re
 
 import pytest
@@ -80,8 +81,9 @@ def test_every_kernel_of_the_lab_is_assembled_for_aarch64():
     for subject in (*choose(list(specs().values()), ["torch"], ["float32"], None), *targets_of_rows):
         for found in find(subject, "cpu"):
             seen.setdefault(found.source.fn, found.source)
-    for call in kernel_launches.CALLS:
-        with launch_triton.recording("cpu") as launches, NoValues():
+    # What only GPUs are given runs here too, with their tiles.
+    for device, call in itertools.product(("cpu", "sm_90"), kernel_launches.CALLS):
+        with launch_triton.recording(device) as launches, NoValues():
             call(torch.float32)
         for launch in launches:
             if launch.jit not in seen:

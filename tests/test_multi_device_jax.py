@@ -1,12 +1,9 @@
 """Every op on eight devices, under jax's own defaults: `multi_device_jax.py`, run once; and on two processes."""
 
-import json
-import os
 import socket
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +11,8 @@ pytest.importorskip("jax")
 pytest.importorskip("optax")
 
 from gradlab.kernels.spec import specs
+from tests.check_programs import environment, found, refuse
 
-PROGRAM = Path(__file__).with_name("multi_device_jax.py")
 SENT = (
     "data_parallel",
     "tensor_parallel",
@@ -35,30 +32,22 @@ SENT = (
 )
 
 
-def environment(devices):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    env["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parents[1]), env.get("PYTHONPATH", "")])
-    return env
-
-
 def test_on_eight_devices():
     """All in one test, so that several workers of pytest do not start it several times."""
-    run = subprocess.run([sys.executable, PROGRAM], env=environment(8), capture_output=True, text=True, check=True)
-    found = json.loads(run.stdout.splitlines()[-1])
+    said = found("-m", "tests.multi_device_jax")
     for where in ("in_shard_map", "on_auto_axes", "on_explicit_axes"):
-        assert found.keys() >= {f"{where}: {name}" for name in (*specs(), "steps")}
+        assert said.keys() >= {f"{where}: {name}" for name in (*specs(), "steps")}
     for name in SENT:
-        assert any(key.startswith(f"{name}: ") for key in found), name
-    failed = {name: how for name, how in found.items() if how}
-    assert not failed, "\n".join(f"{name}\n{how}" for name, how in failed.items())
+        assert any(key.startswith(f"{name}: ") for key in said), name
+    refuse(said)
 
 
 def test_on_two_processes():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    env = environment(4)
-    command = [sys.executable, PROGRAM.with_name("processes_jax.py"), address, "2"]
+    env = environment("--xla_force_host_platform_device_count=4")
+    command = [sys.executable, "-m", "tests.processes_jax", address, "2"]
     ranks = [
         subprocess.Popen([*command, str(i)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for i in range(2)

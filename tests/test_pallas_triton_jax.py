@@ -153,8 +153,8 @@ def sorts(x_ref, y_ref):
     y_ref[...] = jnp.sort(x_ref[...])
 
 
-def gathers(x_ref, y_ref):
-    y_ref[...] = x_ref[jnp.arange(128) ^ 1]
+def rows(x_ref, y_ref):
+    y_ref[...] = x_ref.at[pl.ds(0, 128)][pl.ds(0, 128)]
 
 
 def halves(x_ref, y_ref):
@@ -162,7 +162,7 @@ def halves(x_ref, y_ref):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "reason"), [(sorts, "sort has"), (gathers, "an index that is an array"), (halves, "no fori_loop")]
+    ("kernel", "reason"), [(sorts, "sort has"), (rows, "a view of a ref"), (halves, "no fori_loop")]
 )
 def test_what_has_no_counterpart_is_named(kernel, reason):
     with pytest.raises(NotImplementedError, match=reason), backend_pallas.noting():
@@ -218,3 +218,58 @@ def test_errors(monkeypatch):
     monkeypatch.delenv("GRADLAB_PALLAS")
     assert backend_pallas.chosen() == "jax-triton"
     assert backend_pallas.parameters(4, 3) == backend_pallas.CompilerParams(4, 3)
+
+
+@pytest.mark.parametrize("backend", ["triton", "jax-triton"])
+def test_products_of_more_rows_of_tiles_than_programs_take_together(monkeypatch, backend):
+    """Every tile of y and of both gradients is one program's, the last ones parts."""
+    monkeypatch.setenv("GRADLAB_PALLAS", backend)
+    random = np.random.default_rng(0)
+    x, w, dy = (jnp.asarray(random.standard_normal(s), jnp.bfloat16) for s in ((2200, 40), (40, 2100), (2200, 2100)))
+
+    def both(x, w, dy):
+        y, pull = jax.vjp(lab.linear, x, w)
+        return y, *pull(dy)
+
+    with cuda_on_cpu(sanitized=True, bounds=True) as seen:
+        y, dx, dw = fast_jit_jax.jit(both)(x, w, dy)
+    assert not seen.faults
+    x, w, dy = (np.asarray(a, np.float64) for a in (x, w, dy))
+    for got, want, terms in ((y, x @ w, 40), (dx, dy @ w.T, 2100), (dw, x.T @ dy, 2200)):
+        # Sums of products of normal numbers in float32, then one rounding to bfloat16.
+        np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=2.0**-8, atol=terms * 2.0**-22)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "options"),
+    [
+        ("triton", "bfloat16", {}),
+        # Rows of bfloat16 begin at odd places, those of float32 do not; the last tile of a row is a part.
+        ("jax-triton", "bfloat16", {"softcap": 5.0}),
+        ("jax-triton", "float32", {"z_loss": 0.5}),
+    ],
+)
+def test_classes_in_rows_of_many_tiles(monkeypatch, backend, dtype, options):
+    """Loss and gradient where a row's target is one class, with weights, ignored rows and one out of range."""
+    monkeypatch.setenv("GRADLAB_PALLAS", backend)
+    random = np.random.default_rng(0)
+    x, a = (jnp.asarray(random.standard_normal(s) * 8, dtype) for s in ((9, 4500), (4500,)))
+    t, dy = jnp.asarray([0, 4499, -100, 4096, 7, 4500, -1, 512, 4095]), jnp.asarray(random.standard_normal(9), dtype)
+
+    def both(x, a, t, dy):
+        y, pull = jax.vjp(lambda x: lab.cross_entropy(x, t, weight=a, reduction="none", **options), x)
+        return y, *pull(dy)
+
+    want = fast_jit_jax.jit(both)(x, a, t, dy)
+    with cuda_on_cpu(sanitized=True) as seen:
+        got = fast_jit_jax.jit(lambda *given: both(*given))(x, a, t, dy)
+    assert not seen.faults
+    assert seen.kernels["gradlab_loss_kernel"]
+    # One rounding to the dtype, of numbers that two orders of a sum give.
+    bits = {"bfloat16": 8, "float32": 16}[dtype]
+    for ours, theirs in zip(got, want, strict=True):
+        ours, theirs = (np.asarray(y, np.float64) for y in (ours, theirs))
+        scale = np.nanmax(np.abs(theirs))
+        np.testing.assert_allclose(ours / scale, theirs / scale, rtol=2.0**-bits, atol=2.0**-20)
+        assert np.isnan(ours[[5, 6]]).all()
+        assert (ours[2] == 0).all()

@@ -81,6 +81,23 @@ def test_several_tiles_of_a_program(monkeypatch):
         with run():
             matmul_into(y, a, b, None)
         torch.testing.assert_close(y.double(), a.double() @ b.double(), rtol=2**-8, atol=1e-4)
+        # Added to itself, in float32, and the tile by halves.
+        y = y.float()
+        wanted = y.double() + a.double() @ b.double()
+        with run():
+            matmul_into(y, a, b, y)
+        torch.testing.assert_close(y.double(), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("sizes", [gpu_sizes, contextlib.nullcontext])
+def test_columns_of_float32_are_copied_to_rows_first_on_a_gpu(sizes, batch):
+    a, w = torch.randn(*batch, 72, 130), torch.randn(*batch, 136, 130)
+    y, names = torch.empty(*batch, 72, 136), []
+    with sizes(), noting(lambda jit: names.append(jit.fn.__name__)):
+        matmul_into(y, a, w.mT, None)
+    assert names == ["_channels_last_kernel"] * (sizes is gpu_sizes) + ["_matmul_kernel"]
+    torch.testing.assert_close(y, a @ w.mT, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("sizes", [gpu_sizes, contextlib.nullcontext])

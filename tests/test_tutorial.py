@@ -49,7 +49,7 @@ def shell(command):
     words += ["-p", "no:cacheprovider"] if "pytest" in words else []
     given = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
     ran = subprocess.run(words, capture_output=True, text=True, env=given)
-    lines = re.sub(r" +\[100%\]| in [\d.]+s", "", ran.stdout + ran.stderr).splitlines()
+    lines = re.sub(r" +\[100%\]| in [\d.]+s( \([\d:]+\))?", "", ran.stdout + ran.stderr).splitlines()
     return "".join(line.rstrip() + "\n" for line in lines if line)
 
 

@@ -4,7 +4,7 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.common import reduce_triton
-from gradlab.kernels.common.elementwise_triton import elementwise
+from gradlab.kernels.common.elementwise_triton import elementwise, of_one, operand, tile_load, tile_of, tile_store
 from gradlab.kernels.runtime.launch_triton import accumulator, kernel, op, triton_dtype
 from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
 from gradlab.kernels.runtime.sharding import sums_rows
@@ -85,25 +85,23 @@ def _derivative_kernel(
     y_ptr, y_m, y_n,
     DEN, M, N,
     J: tl.constexpr, K: tl.constexpr, HAS_C: tl.constexpr, HAS_W: tl.constexpr, HAS_P: tl.constexpr,
-    ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    ACC: tl.constexpr,
+    ONE: tl.constexpr, RAGGED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
     """y[m n] = c[m n] w[m n] G_JK[m n] / DEN; grid (M/BM * N/BN); a program owns y[BM BN]."""
-    tiles_n = tl.cdiv(N, BN)
-    m = (tl.program_id(0) // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
-    n = (tl.program_id(0) % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
-    inside = (m < M)[:, None] & (n < N)[None, :]
-    x = tl.load(x_ptr + m[:, None] * x_m + n[None, :] * x_n, mask=inside, other=0.0).to(ACC)
-    t = tl.load(t_ptr + m[:, None] * t_m + n[None, :] * t_n, mask=inside, other=0.0).to(ACC)
+    m, n, inside, whole = tile_of(M, N, BM, BN)
+    x = tile_load(x_ptr + m * x_m + n * x_n, inside, whole, RAGGED).to(ACC)
+    t = tile_load(t_ptr + m * t_m + n * t_n, inside, whole, RAGGED).to(ACC)
     p = tl.full((BM, BN), 1.0, ACC)
     if HAS_P:
-        p = tl.load(p_ptr + m[:, None] * p_m + n[None, :] * p_n, mask=inside, other=0.0).to(ACC)
+        p = tile_load(p_ptr + m * p_m + n * p_n, inside, whole, RAGGED).to(ACC)
     y = _term(x, t, p, J, K)
     if HAS_W:
-        y *= tl.load(w_ptr + m[:, None] * w_m + n[None, :] * w_n, mask=inside, other=0.0).to(ACC)
+        y *= tile_load(w_ptr + m * w_m + n * w_n, inside, whole, RAGGED).to(ACC)
     if HAS_C:
-        y *= tl.load(c_ptr + m[:, None] * c_m + n[None, :] * c_n, mask=inside, other=0.0).to(ACC)
+        y *= operand(c_ptr, c_m, c_n, m, n, inside, whole, ONE, RAGGED).to(ACC)
     y = y / DEN
-    tl.store(y_ptr + m[:, None] * y_m + n[None, :] * y_n, y.to(y_ptr.dtype.element_ty), mask=inside)
+    tile_store(y_ptr + m * y_m + n * y_n, y, inside, whole, RAGGED)
 # fmt: on
 
 
@@ -138,7 +136,7 @@ def derivative(
     """y = c w G_jk / den, one by one, ones for c or w that is None; laid out as x. Up to 5 E read, E written."""
     y = torch.empty_like(x)
     tensors = [x if v is None else v for v in (c, x, t, w, p)]
-    flags = {"HAS_C": c is not None, "HAS_W": w is not None, "HAS_P": p is not None}
+    flags = {"ONE": c is not None and of_one(c), "HAS_C": c is not None, "HAS_W": w is not None, "HAS_P": p is not None}
     elementwise(
         _derivative_kernel, [*tensors, y], den, writes=[y], J=j, K=k, **flags, ACC=triton_dtype(accumulator(x.dtype))
     )

@@ -35,25 +35,47 @@ def _loss_kernel(*refs, names, o):
     t = ins["t"][...] if "t" in ins else None
 
     # A class alone has a probability: its logit is read where it lies, not found among all of them.
-    alone = o.gathers and t is not None and not o.settings.label_smoothing
+    alone = (o.gathers or o.group) and t is not None and not o.settings.label_smoothing
+    grouped = alone and o.group
 
-    def step(i, sums):
-        columns = pl.ds(i * o.BV, o.BV)
-        z = capped(ins["x"][:, columns].astype(acc), o.settings.softcap)
+    def add(i, sums, x_ref, columns):
+        z = capped(x_ref[:, columns].astype(acc), o.settings.softcap)
         v, inside = formulas.lanes(i, ins, M, o)
+        # Where there is a tail, it alone has classes that are none.
+        inside = None if "tail" in ins and x_ref is ins["x"] else inside
+        if grouped:
+            return formulas.grouped_softmax(sums, z, inside, o)
         r = None if alone else formulas.target_probabilities(t, ins, columns, v, inside, o, acc)
         return formulas.online_softmax(sums, z, r, inside)
 
-    sums = loop(ins["x"].shape[1] // o.BV, step, formulas.no_sums(jnp.zeros((M, 1), acc)))
+    def step(i, sums):
+        return add(i, sums, ins["x"], pl.ds(i * o.BV, o.BV))
+
+    full, zero = ins["x"].shape[1] // o.BV, jnp.zeros((M, 1), acc)
+    sums = loop(full, step, formulas.no_groups(zero, o) if grouped else formulas.no_sums(zero))
+    if "tail" in ins:
+        sums = add(full, sums, ins["tail"], slice(None))
+    if grouped:
+        sums = formulas.of_groups(sums)
     if alone:
         v = t - ins["first"][...] if "first" in ins else t
         at = jnp.clip(v, 0, o.N - 1)
-        z = capped(jnp.take_along_axis(ins["x"][...], at, axis=1).astype(acc), o.settings.softcap)
-        a = jnp.take(ins["a"][...][0], at).astype(acc) if "a" in ins else jnp.ones_like(z)
+        z = capped(_taken(ins["x"], at, o).astype(acc), o.settings.softcap)
+        a = _taken(ins["a"], at, o).astype(acc) if "a" in ins else jnp.ones_like(z)
         # Another part has the class of the row.
         a = jnp.where(v == at, a, jnp.zeros_like(a)) if "first" in ins else a
         sums = formulas.of_class(sums, a, z)
     formulas.store_rows(outs, sums, t, o)
+
+
+def _taken(ref, at, o):
+    """The element of each row m of ref[M V], or of the one row of ref[1 V], at the class at[m]."""
+    if o.gathers and ref.shape[0] == 1:
+        return jnp.take(ref[...][0], at)
+    if o.gathers:
+        return jnp.take_along_axis(ref[...], at, axis=1)
+    rows = jax.lax.broadcasted_iota(jnp.int32, at.shape, 0)
+    return ref[rows if ref.shape[0] > 1 else jnp.zeros_like(rows), at]
 
 
 def _target_backward_kernel(*refs, names, o):
@@ -154,7 +176,9 @@ def _loss(x, t, q, a, first, axes, settings):
     arrays = {"x": x, "t": t, "q": q, "a": a, "first": first}
     # The cap's tanh beside all that is carried takes more registers than four warps have.
     warps = 8 if settings.softcap else 4
-    found = _launch("M", _loss_kernel, arrays, [("M1", acc)] * (4 if axes else 5), settings, warps, axes)
+    # Soft targets and label smoothing have something to do for every class, in tiles of several arrays.
+    tailed = t is not None and not settings.label_smoothing
+    found = _launch("M", _loss_kernel, arrays, [("M1", acc)] * (4 if axes else 5), settings, warps, axes, tailed=tailed)
     if axes:
         return merged(tuple(found), t, axes, settings)
     y, n, *s = found

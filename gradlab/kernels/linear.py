@@ -29,7 +29,7 @@ Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2; the 
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, HALF, fused, spills, streams, tensor_cores
+from gradlab.kernels.bounds import ALWAYS, HALF, Bound, fused, spills, streams, tensor_cores
 from gradlab.kernels.spec import Arrays, Case, Spec, normal
 
 # Where the mask of a product goes in dgrad and in wgrad: the table above.
@@ -78,6 +78,9 @@ SPEC = Spec(
         Case("relu, no bias", {"M": 3, "K": 4, "N": 5}, {**_RELU, **_NO_BIAS}),
         Case("perceptron", {"M": 128, "K": 64, "N": 128}, _RELU, use="bench"),
         Case("square", {"M": 512, "K": 512, "N": 512}, use="bench"),
+        # Strides that are multiples of 16 bytes and not of 16 elements.
+        Case("eights", {"M": 200, "K": 328, "N": 136}, use="bench"),
+        Case("layer", {"M": 2048, "K": 4096, "N": 2048}, use="bench gpu"),
         Case("transformer", {"M": 8192, "K": 4096, "N": 4096}, use="bench gpu"),
     ),
     draw=draw,
@@ -92,6 +95,14 @@ SPEC = Spec(
         *tensor_cores("matmul"),
         *fused("matmul"),
         streams("matmul", share=0.6, dtypes=(*HALF, "float32")),
+        Bound("wide_share", least=0.6, kernels=("matmul",), dtypes=("float32",), case="eights"),
+        Bound("wide_share", least=0.6, kernels=("matmul",), dtypes=HALF, archs=("sm_80",), case="eights"),
+        # A step of K moves the operands through shared memory in the cycles of tensor cores; a tile's sums once more.
+        Bound("tensor_share", least=0.96, kernels=("matmul",), dtypes=HALF, archs=("sm_90",), case="layer"),
+        Bound("tensor_share", least=0.99, kernels=("matmul",), dtypes=HALF, archs=("sm_80",), case="layer"),
+        # An FMA each, and what loads their operands.
+        Bound("instructions", most=1.25, per="M K N", kernels=("matmul",), dtypes=("float32",), case="square"),
+        Bound("instructions", most=6, per="M N", kernels=("column_sum",), dtypes=HALF, case="layer"),
     ),
     source="Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2",
 )

@@ -52,7 +52,7 @@ et al., PaLM, arXiv:2204.02311; label smoothing: Szegedy et al., arXiv:1512.0056
 
 import numpy as np
 
-from gradlab.kernels.bounds import ALWAYS, fused, spills, tensor_cores
+from gradlab.kernels.bounds import ALWAYS, HALF, Bound, fused, spills, tensor_cores
 from gradlab.kernels.class_losses.chunks import kept
 from gradlab.kernels.spec import Arrays, Case, Spec, normal
 
@@ -159,6 +159,8 @@ SPEC = Spec(
         *spills(float32=8, float64=128),
         *tensor_cores("statistics", "backward", "matmul"),
         *fused("statistics", "backward", "matmul"),
+        # A step of K reads and writes as many cycles of shared memory as its tensor cores compute.
+        Bound("tensor_share", least=0.95, kernels=("backward",), sides=("torch",), dtypes=HALF, archs=("sm_90",)),
     ),
     source="Milakov and Gimelshein, arXiv:1805.02867; Wijmans et al., arXiv:2411.09009",
 )

@@ -7,7 +7,6 @@ import torch
 import triton.language as tl
 from torch.types import Number
 
-from gradlab.kernels.class_losses.backward_triton import backward_into
 from gradlab.kernels.class_losses.chunks import chunk
 from gradlab.kernels.class_losses.chunks_triton import empty_gradients, present
 from gradlab.kernels.class_losses.class_range_triton import refuse_out_of_range
@@ -24,9 +23,10 @@ from gradlab.kernels.class_losses.rows_triton import (
     store_rows,
     target_probabilities,
 )
-from gradlab.kernels.class_losses.settings import ClassLoss, ClassPart
+from gradlab.kernels.class_losses.settings import ClassLoss
 from gradlab.kernels.common.column_sum_triton import column_sum
 from gradlab.kernels.common.matmul_triton import matmul_into
+from gradlab.kernels.common.product_triton import add_product, operand, ways
 from gradlab.kernels.common.softcap_triton import capped
 from gradlab.kernels.common.tiles_triton import fill, tile
 from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
@@ -35,26 +35,18 @@ from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, la
 # fmt: off
 @kernel
 def _logits(
-    h_ptr, h_m, h_k,
-    w_ptr, w_k, w_v,
+    h, h_m, h_k,
+    w, w_k, w_v,
     b_ptr, b_v,
-    m, v, M, K, V,
-    ACC: tl.constexpr, HAS_B: tl.constexpr, FULL_K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    m0, v0, M, K, V,
+    ACC: tl.constexpr, HAS_B: tl.constexpr, FULL_K: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
-    """x[m v] = sum_k h[m k] w[k v] + b[v] of a tile."""
+    """x[m v] = sum_k h[m k] w[k v] + b[v] of a tile, from row m0 and class v0 on, of the `operand`s h and w."""
     x = tl.zeros((BM, BV), dtype=ACC)
-    for k0 in range(0, K, BK):
-        k = k0 + tl.arange(0, BK).to(tl.int64)
-        if FULL_K:
-            in_h = (m < M)[:, None]
-            in_w = (v < V)[None, :]
-        else:
-            in_h = (m < M)[:, None] & (k < K)[None, :]
-            in_w = (k < K)[:, None] & (v < V)[None, :]
-        h = tl.load(h_ptr + m[:, None] * h_m + k[None, :] * h_k, mask=in_h, other=0.0)
-        w = tl.load(w_ptr + k[:, None] * w_k + v[None, :] * w_v, mask=in_w, other=0.0)
-        x = tl.dot(h, w, x, input_precision="ieee", out_dtype=ACC)
+    x = add_product(x, h, h_m, h_k, w, w_k, w_v, m0, v0, M, K, V, H, W, FULL_K, BM, BK, BV)
     if HAS_B:
+        v = (v0 + tl.arange(0, BV)).to(tl.int64)
         x += tl.load(b_ptr + v * b_v, mask=v < V, other=0.0).to(ACC)[None, :]
     return x
 
@@ -73,7 +65,7 @@ def _statistics_kernel(
     x_ptr, x_z, x_m,
     M, K, V, TILES, KEPT, IGNORE, FIRST, TOTAL,
     EPS: tl.constexpr, CAP: tl.constexpr, HAS_B: tl.constexpr, HAS_A: tl.constexpr, LAST: tl.constexpr,
-    KEEP: tl.constexpr, PART: tl.constexpr,
+    KEEP: tl.constexpr, PART: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
     """y, n, s of rows, or p[z i s m] = (row_max, sum_exp, r_dot, r_sum) of the s-th TILES tiles unless LAST.
@@ -83,24 +75,26 @@ def _statistics_kernel(
     tiles_m = tl.cdiv(M, BM)
     z = (tl.program_id(0) // tiles_m).to(tl.int64)
     s = tl.program_id(1).to(tl.int64)
-    m = (tl.program_id(0) % tiles_m * BM + tl.arange(0, BM)).to(tl.int64)
+    m0 = tl.program_id(0) % tiles_m * BM
+    m = (m0 + tl.arange(0, BM)).to(tl.int64)
     total = TOTAL if PART else V
     t, in_range, valid = row_classes(t_ptr + z * t_z, t_m, m, M, total, IGNORE, FIRST, False, PART)
+    h = operand(h_ptr, z, h_z, h_m, h_k, M, K, H, BM, BK)
+    w = operand(w_ptr, z, w_z, w_k, w_v, K, V, W, BK, BV)
+    b_ptr += z * b_z
     a_ptr += z * a_z
     row_max = tl.full((BM,), float("-inf"), dtype=ACC)
     sum_exp = tl.zeros((BM,), dtype=ACC)
     r_dot = tl.zeros((BM,), dtype=ACC)
     r_sum = tl.zeros((BM,), dtype=ACC)
     z_t = tl.zeros((BM,), dtype=ACC)
-    first = s * TILES * BV
+    first = tl.program_id(1) * TILES * BV
     for i in range(TILES):
-        v = (first + i * BV + tl.arange(0, BV)).to(tl.int64)
+        v0 = first + i * BV
         x = _logits(
-            h_ptr + z * h_z, h_m, h_k,
-            w_ptr + z * w_z, w_k, w_v,
-            b_ptr + z * b_z, b_v,
-            m, v, M, K, V, ACC, HAS_B, FULL_K, BM, BK, BV,
+            h, h_m, h_k, w, w_k, w_v, b_ptr, b_v, m0, v0, M, K, V, ACC, HAS_B, FULL_K, H, W, BM, BK, BV,
         )
+        v = (v0 + tl.arange(0, BV)).to(tl.int64)
         if KEEP:
             kept = (m < M)[:, None] & (v < KEPT)[None, :]
             tl.store(x_ptr + z * x_z + m[:, None] * x_m + v[None, :], x, mask=kept)
@@ -164,33 +158,39 @@ def _backward_kernel(
     b_ptr, b_z, b_v,
     a_ptr, a_z, a_v,
     s_ptr, s_z, s_k, s_m,
+    x_ptr, x_z, x_m, x_v,
     d_ptr, d_z, d_m, d_v,
     M, K, N, V, FIRST, IGNORE, PART_FIRST, TOTAL,
     EPS: tl.constexpr, CAP: tl.constexpr, HAS_B: tl.constexpr, HAS_A: tl.constexpr, HAS_DN: tl.constexpr,
-    PART: tl.constexpr, FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    KEPT: tl.constexpr, PART: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    FULL_K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):
     """d[z m v] = z' (dy (R p - r) + 2 dn l p)[m v] of the N classes from FIRST on.
 
-    Grid (Z * N/BV * M/BM); a program owns d[z BM BV].
+    Their x[z m v] is read if KEPT, and else made again. Grid (Z * N/BV * M/BM); a program owns d[z BM BV].
     """
     tiles_m = tl.cdiv(M, BM)
     tiles_v = tl.cdiv(N, BV)
     z = (tl.program_id(0) // (tiles_m * tiles_v)).to(tl.int64)
     # Rows first: the programs that run at once share their columns of w.
-    m = (tl.program_id(0) % tiles_m * BM + tl.arange(0, BM)).to(tl.int64)
-    v = (tl.program_id(0) // tiles_m % tiles_v * BV + tl.arange(0, BV)).to(tl.int64)
-    x = _logits(
-        h_ptr + z * h_z, h_m, h_k,
-        w_ptr + z * w_z, w_k, w_v,
-        b_ptr + z * b_z, b_v,
-        m, v, M, K, N, ACC, HAS_B, FULL_K, BM, BK, BV,
-    )
+    m0 = tl.program_id(0) % tiles_m * BM
+    v0 = tl.program_id(0) // tiles_m % tiles_v * BV
+    m = (m0 + tl.arange(0, BM)).to(tl.int64)
+    v = (v0 + tl.arange(0, BV)).to(tl.int64)
+    inside = (m < M)[:, None] & (v < N)[None, :]
+    if KEPT:
+        x = tl.load(x_ptr + z * x_z + m[:, None] * x_m + v[None, :] * x_v, mask=inside, other=0.0)
+    else:
+        h = operand(h_ptr, z, h_z, h_m, h_k, M, K, H, BM, BK)
+        w = operand(w_ptr, z, w_z, w_k, w_v, K, N, W, BK, BV)
+        x = _logits(
+            h, h_m, h_k, w, w_k, w_v, b_ptr + z * b_z, b_v, m0, v0, M, K, N, ACC, HAS_B, FULL_K, H, W, BM, BK, BV,
+        )
     total = TOTAL if PART else V
     t, in_range, valid = row_classes(t_ptr + z * t_z, t_m, m, M, total, IGNORE, PART_FIRST, False, PART)
     dy, dn, row_max, log_sum, r_sum = load_rows(
         dy_ptr + z * dy_z, dy_m, dn_ptr + z * dn_z, dn_m, s_ptr + z * s_z, s_k, s_m, m, M, HAS_DN, ACC,
     )
-    inside = (m < M)[:, None] & (v < N)[None, :]
     q = ((FIRST + v)[None, :] == t[:, None]).to(ACC)
     r = target_probabilities(q, a_ptr + z * a_z, a_v, FIRST + v, inside, V, total, EPS, HAS_A)
     d = logit_gradient(x, capped(x, CAP), r, dy, dn, row_max, log_sum, r_sum, in_range, valid, CAP, HAS_DN)
@@ -230,7 +230,8 @@ def loss(
     (Z, M, K), V, ignore_index = h.shape, w.shape[-1], ClassLoss.of(settings).ignore_index
     refuse_out_of_range("linear_cross_entropy", t.reshape(-1), V if part is None else part[1], 1, ignore_index)
     y, n, s, x = _loss_fake(h, w, t, b, a, settings, part, kept)
-    BM, BK, BV, warps, stages = tile("logits", h, M, K, V)
+    BM, BK, BV, warps, stages = tile(_kind(settings, b is None or not kept), h, M, K, V)
+    h_way, w_way = ways(h, w)
     tiles = max(1, -(-V // BV))
     splits = max(1, min(tiles, fill(h.device) // max(1, Z * -(-M // BM))))
     each = -(-tiles // splits)
@@ -254,7 +255,7 @@ def loss(
         x, *(x.stride()[:2] if kept else (0, 0)),
         M, K, V, each, kept, ignore_index, *part_numbers(part),
         **constants(settings, s.dtype, a), HAS_B=b is not None, LAST=last, KEEP=kept > 0, PART=part is not None,
-        FULL_K=K % BK == 0, BM=BM, BK=BK, BV=BV, writes=[y, n, s, p, x], warps=warps, stages=stages,
+        H=h_way, W=w_way, FULL_K=K % BK == 0, BM=BM, BK=BK, BV=BV, writes=[y, n, s, p, x], warps=warps, stages=stages,
     )
     if splits == 1:
         return y, n, s, x
@@ -323,11 +324,32 @@ def backward(
         w_, b_ = w[..., columns], None if b is None else b[..., columns]
         N = w_.shape[-1]
         d = buffer[..., :N]
-        if x is not None and columns.stop <= x.shape[-1]:
-            a_ = None if a is None else a[..., columns]
-            _from_kept(d, dy, dn, x[..., columns], t, a_, s, settings, first, V, part)
-        else:
-            _from_product(d, dy, dn, h, w_, t, b_, a, s, settings, first, V, part)
+        there = x is not None and columns.stop <= x.shape[-1]
+        x_ = x[..., columns] if x is not None and there else None
+        BM, BK, BV, warps, stages = tile(_kind(settings, a is None and b is None), h, M, K, N)
+        if there:
+            # No operand is shared by rows or columns: small tiles.
+            BM, BV, warps = min(BM, 32), min(BV, 128), 4
+        h_way, w_way = ways(h, w_)
+        # fmt: off
+        launch(
+            _backward_kernel, [Z * -(-M // BM) * -(-N // BV)],
+            dy, *dy.stride(),
+            *present(dy, dn),
+            h, *h.stride(),
+            w_, *w_.stride(),
+            t, *t.stride(),
+            *present(h, b_),
+            *present(h, a),
+            s, *s.stride(),
+            *((h, 0, 0, 0) if x_ is None else (x_, *x_.stride())),
+            d, *d.stride(),
+            M, K, N, V, first, ClassLoss.of(settings).ignore_index, *part_numbers(part),
+            **constants(settings, s.dtype, a), HAS_B=b is not None, HAS_DN=dn is not None, KEPT=there,
+            PART=part is not None, H=h_way, W=w_way, FULL_K=K % BK == 0, BM=BM, BK=BK, BV=BV, writes=[d],
+            warps=warps, stages=stages,
+        )
+        # fmt: on
         if need_h:
             matmul_into(dh if columns.stop == V else dh_sum, d, w_.mT, dh_sum if first else None)
         if need_w:
@@ -337,34 +359,10 @@ def backward(
     return dh, dw, db
 
 
-def _from_product(d, dy, dn, h, w, t, b, a, s, settings, first, V, part) -> None:
-    """dx in d[Z M N] of the N classes of w[Z K N], those from `first` on of V: their logits are made again."""
-    (M, K), N = h.shape[-2:], w.shape[-1]
-    BM, BK, BV, warps, stages = tile("logits", h, M, K, N)
-    # fmt: off
-    launch(
-        _backward_kernel, [h.shape[0] * -(-M // BM) * -(-N // BV)],
-        dy, *dy.stride(),
-        *present(dy, dn),
-        h, *h.stride(),
-        w, *w.stride(),
-        t, *t.stride(),
-        *present(h, b),
-        *present(h, a),
-        s, *s.stride(),
-        d, *d.stride(),
-        M, K, N, V, first, ClassLoss.of(settings).ignore_index, *part_numbers(part),
-        **constants(settings, s.dtype, a), HAS_B=b is not None, HAS_DN=dn is not None, PART=part is not None,
-        FULL_K=K % BK == 0, BM=BM, BK=BK, BV=BV, writes=[d], warps=warps, stages=stages,
-    )
-    # fmt: on
+def _kind(settings: Sequence[Number], plain: bool) -> str:
+    """The kind of tile: a large one where what is done with its logits leaves them in registers.
 
-
-def _from_kept(d, dy, dn, x, t, a, s, settings, first, V, part) -> None:
-    """dx in d[Z M N] of kept logits x[Z M N]: as cross_entropy's, of a part of the classes."""
-    of_all = ClassPart(first, V) if part is None else ClassPart(part[0] + first, part[1])
-    for z in range(x.shape[0]):
-        # Logits of cross_entropy have pixels behind the classes: one.
-        dx, logits = (of[z].unsqueeze(2) for of in (d, x))
-        dn_, a_ = (None if of is None else of[z] for of in (dn, a))
-        backward_into(dx, dy[z], dn_, logits, t[z], None, a_, s[z], settings, of_all)
+    `plain` says so of what is loaded and stored beside them.
+    """
+    loss = ClassLoss.of(settings)
+    return "large logits" if plain and not loss.softcap and not loss.label_smoothing else "logits"

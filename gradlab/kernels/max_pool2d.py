@@ -116,8 +116,12 @@ SPEC = Spec(
         *ALWAYS,
         NO_SPILLS,
         streams("max", "scatter", "gather", sides=("jax",)),
-        # Windows of stride 2 read every other pixel of a row; what they write is dense.
-        Bound("wide_stores", least=1, kernels=("max", "scatter", "gather"), sides=("torch",)),
+        # Neighbouring lanes have neighbouring results: windows of stride 2 read every other pixel of a row.
+        Bound("wide_stores", least=1, kernels=("scatter",), sides=("torch",)),
+        Bound("traffic", most=1.15, kernels=("max",), sides=("torch",)),
+        Bound("traffic", most=0.85, kernels=("scatter",), sides=("torch",)),
+        Bound("instructions", most=225, kernels=("max",), sides=("torch",), per="B C P Q"),
+        Bound("instructions", most=125, kernels=("gather",), sides=("torch",), per="B C P Q"),
         # Windows are not contiguous: gathers and scatters are allowed, scalar arithmetic is not.
         *in_vectors("max", "square", "gather", but=("max", "square", "gather")),
     ),

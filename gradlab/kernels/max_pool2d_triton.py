@@ -28,21 +28,30 @@ from gradlab.kernels.runtime.launch_triton import (
 UNROLLED = 32
 # Elements of one program.
 TILE = 1024
+# Warps of a program on a GPU whose lanes have neighbouring results, one each: a window's taps lie strides apart, and
+# several results of a lane would be as many requests of sectors far apart.
+WARPS = 8
 
 
 # fmt: off
 @kernel
-def _place(m, n, C, P, Q, LAST: tl.constexpr):
-    """b, c, p, q of row m and column n: rows (b p q) of channels where these lie last, else rows (b c p) of q."""
+def _place(m, n, C, P, Q, LAST: tl.constexpr, MERGED: tl.constexpr):
+    """b, c, p, q of row m and column n: rows (b p q) of channels where these lie last, else rows (b c p) of q.
+
+    MERGED: b is 0 and c counts the channels of all images, which lie as far apart as those of one.
+    """
     if LAST:
         b = m // Q // P
         c = n
         p = m // Q % P
         q = m % Q
     else:
-        b = m // P // C
-        c = m // P % C
+        b = 0
+        c = m // P
         p = m % P
+        if not MERGED:
+            b = c // C
+            c = c % C
         q = n
     return b, c, p, q
 
@@ -71,25 +80,31 @@ def _max_kernel(
     y_ptr, k_ptr,
     M, N, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    TOP: tl.constexpr, LEFT: tl.constexpr, UNROLL: tl.constexpr,
-    LAST: tl.constexpr, INDEX: tl.constexpr, FLAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    TOP: tl.constexpr, LEFT: tl.constexpr, UNROLL: tl.constexpr, INSIDE: tl.constexpr,
+    LAST: tl.constexpr, MERGED: tl.constexpr, INDEX: tl.constexpr, FLAT: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):
-    """y[b c p q] = max_rs x[b c i j], k its first tap.
+    """y[b c p q] = max_rs x[b c i j], k its first tap; INSIDE says that no window passes the border.
 
     Grid (M/BM * N/BN), or (M N/BN) if FLAT, M rows of N results; a program owns BM BN results.
     """
     m, n, e, here = _tile(tl.program_id(0), M, N, INDEX, FLAT, BM, BN)
-    b, c, p, q = _place(m, n, C, P, Q, LAST)
+    b, c, p, q = _place(m, n, C, P, Q, LAST, MERGED)
     image = b * x_b + c * x_c
     best = tl.full((BM, BN), float("-inf"), x_ptr.dtype.element_ty)
-    found = tl.full((BM, BN), -1, tl.int32)
+    found = tl.full((BM, BN), 0 if INSIDE else -1, tl.int32)
     for tap in tl.range(R * S, loop_unroll_factor=UNROLL):
         i = p * SH - TOP + tap // S * DH
         j = q * SW - LEFT + tap % S * DW
-        inside = here & ((i >= 0) & (i < H)) & ((j >= 0) & (j < W))
+        inside = here
+        if not INSIDE:
+            inside = here & ((i >= 0) & (i < H)) & ((j >= 0) & (j < W))
         x = tl.load(x_ptr + (image + i * x_h + j * x_w), mask=inside, other=float("-inf"))
         # The first tap in range counts even at -inf, and NaN is above every number, as in torch.
-        higher = inside & ((x > best) | (x != x) | (found < 0))
+        if INSIDE:
+            higher = (x > best) | (x != x)
+        else:
+            higher = inside & ((x > best) | (x != x) | (found < 0))
         best = tl.where(higher, x, best)
         found = tl.where(higher, tap, found)
     tl.store(y_ptr + e, best, mask=here)
@@ -158,7 +173,8 @@ def _square_kernel(
     M, N, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr, UNROLL: tl.constexpr,
-    LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    LAST: tl.constexpr, MERGED: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):
     """x[b c i j] = sum of u[b c p q] where k names (i, j), for strides of 2: what four pixels' windows hold is read
     once.
@@ -166,7 +182,7 @@ def _square_kernel(
     Grid (M/BM * N/BN), M rows of N squares of pixels; a program owns BM BN squares.
     """
     m, n, _, here = _tile(tl.program_id(0), M, N, INDEX, False, BM, BN)
-    b, c, m, n = _place(m, n, C, tl.cdiv(H, 2), tl.cdiv(W, 2), LAST)
+    b, c, m, n = _place(m, n, C, tl.cdiv(H, 2), tl.cdiv(W, 2), LAST, MERGED)
     a00 = _class_of(
         u_ptr, u_b, u_c, u_p, u_q,
         k_ptr, k_b, k_c, k_p, k_q,
@@ -210,7 +226,8 @@ def _scatter_kernel(
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr, UNROLL: tl.constexpr,
     STEP_H: tl.constexpr, STEP_W: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, PAIRED: tl.constexpr,
-    LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    LAST: tl.constexpr, MERGED: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):
     """x[b c i j] = sum of u[b c p q] where k names (i, j), over the pixels of one residue class mod the stride, or of
     both classes of columns if PAIRED.
@@ -222,7 +239,7 @@ def _scatter_kernel(
     tile = tl.program_id(0) // (SH * classes_w)
     tiles_n = tl.cdiv(N, BN)
     m, n, _, here = _tile(tile, M, N, INDEX, False, BM, BN)
-    b, c, m, n = _place(m, n, C, tl.cdiv(H, SH), tl.cdiv(W, SW), LAST)
+    b, c, m, n = _place(m, n, C, tl.cdiv(H, SH), tl.cdiv(W, SW), LAST, MERGED)
     i = m * SH + residue // classes_w
     over = residue // classes_w + TOP
     left = residue % classes_w + LEFT
@@ -258,14 +275,15 @@ def _gather_kernel(
     M, N, C, H, W, P, Q,
     R: tl.constexpr, S: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     TOP: tl.constexpr, LEFT: tl.constexpr, UNROLL: tl.constexpr,
-    LAST: tl.constexpr, INDEX: tl.constexpr, FLAT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    LAST: tl.constexpr, MERGED: tl.constexpr, INDEX: tl.constexpr, FLAT: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):
     """y[b c p q] = u[b c i j] at the tap k.
 
     Grid (M/BM * N/BN), or (M N/BN) if FLAT, M rows of N results; a program owns BM BN results.
     """
     m, n, e, here = _tile(tl.program_id(0), M, N, INDEX, FLAT, BM, BN)
-    b, c, p, q = _place(m, n, C, P, Q, LAST)
+    b, c, p, q = _place(m, n, C, P, Q, LAST, MERGED)
     k = tl.load(k_ptr + (b * k_b + c * k_c + p * k_p + q * k_q), mask=here, other=-1).to(tl.int32)
     i = p * SH - TOP + k // S * DH
     j = q * SW - LEFT + k % S * DW
@@ -289,8 +307,10 @@ def forward(x: torch.Tensor, geometry: Sequence[int], channels_last: bool) -> tu
     and a byte are written for each result (four bytes for windows of more than 128 taps).
     """
     y, k = _forward_fake(x, geometry, channels_last)
-    (R, S), (M, N) = Geometry.of(geometry).window, _rows(y, channels_last)
-    _launch(_max_kernel, geometry, channels_last, M, N, [x], [y, k], R * S)
+    geo, (M, N) = Geometry.of(geometry), _rows(y, channels_last)
+    # A CPU's loops load rows in vectors by the mask.
+    inside = sized_for(x.device) == "cuda" and max(pad for pads in geo.pads for pad in pads) <= 0
+    _launch(_max_kernel, geometry, channels_last, M, N, [x], [y, k], prod(geo.window), INSIDE=inside)
     return y, k
 
 
@@ -379,22 +399,27 @@ def _launch(
     (R, S), (SH, SW), (DH, DW), (P, Q) = geo.window, geo.stride, geo.dilation, geo.result
     if not classes:
         constants["FLAT"] = sized_for(writes[0].device) == "cuda"
+    warps = 4
     if constants.get("FLAT"):
-        BM, BN = 1, block(M * N, TILE)
+        if not last:
+            warps = WARPS
+        BM, BN = 1, block(M * N, TILE if last else 32 * WARPS)
         tiles = -(-M * N // BN)
     else:
         size = TILE // 2 if constants.get("PAIRED") else TILE
         BN = block(N, size, least=1)
         BM = block(M, size // BN, least=1)
         tiles = -(-M // BM) * -(-N // BN)
+    C = writes[0].shape[1]
+    merged = sized_for(writes[0].device) == "cuda" and all(t.stride(0) == C * t.stride(1) for t in (*tensors, *writes))
     # fmt: off
     launch(
         jit, [tiles * max(classes, 1)],
         *(part for t in tensors for part in (t, *t.stride())),
         *(t for t in writes if not any(t is other for other in tensors)),
-        M, N, writes[0].shape[1], *geo.image, P, Q,
+        M, N, C, *geo.image, P, Q,
         R=R, S=S, SH=SH, SW=SW, DH=DH, DW=DW, TOP=geo.pads[0][0], LEFT=geo.pads[1][0],
         UNROLL=taps if taps <= UNROLLED else 1,
-        **constants, LAST=last, INDEX=index(*tensors, *writes), BM=BM, BN=BN, writes=writes,
+        **constants, LAST=last, MERGED=merged, INDEX=index(*tensors, *writes), BM=BM, BN=BN, writes=writes, warps=warps,
     )
     # fmt: on

@@ -4,7 +4,7 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.common import reduce_triton
-from gradlab.kernels.common.elementwise_triton import elementwise
+from gradlab.kernels.common.elementwise_triton import elementwise, of_one, operand, tile_load, tile_of, tile_store
 from gradlab.kernels.runtime.launch_triton import accumulator, kernel, op, triton_dtype
 from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
 from gradlab.kernels.runtime.sharding import sums_rows
@@ -41,21 +41,19 @@ def _differences_kernel(
     t_ptr, t_m, t_n,
     y_ptr, y_m, y_n,
     DEN, M, N,
-    NUM: tl.constexpr, HAS_B: tl.constexpr, HAS_T: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    NUM: tl.constexpr, HAS_B: tl.constexpr, HAS_T: tl.constexpr, ACC: tl.constexpr,
+    ONE: tl.constexpr, RAGGED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
     """y[m n] = NUM / DEN (a[m n] - b[m n]) (x[m n] - t[m n]); grid (M/BM * N/BN); a program owns y[BM BN]."""
-    tiles_n = tl.cdiv(N, BN)
-    m = (tl.program_id(0) // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
-    n = (tl.program_id(0) % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
-    inside = (m < M)[:, None] & (n < N)[None, :]
-    a = tl.load(a_ptr + m[:, None] * a_m + n[None, :] * a_n, mask=inside, other=0.0).to(ACC)
-    x = tl.load(x_ptr + m[:, None] * x_m + n[None, :] * x_n, mask=inside, other=0.0).to(ACC)
+    m, n, inside, whole = tile_of(M, N, BM, BN)
+    a = operand(a_ptr, a_m, a_n, m, n, inside, whole, ONE, RAGGED).to(ACC)
+    x = tile_load(x_ptr + m * x_m + n * x_n, inside, whole, RAGGED).to(ACC)
     if HAS_B:
-        a -= tl.load(b_ptr + m[:, None] * b_m + n[None, :] * b_n, mask=inside, other=0.0).to(ACC)
+        a -= tile_load(b_ptr + m * b_m + n * b_n, inside, whole, RAGGED).to(ACC)
     if HAS_T:
-        x -= tl.load(t_ptr + m[:, None] * t_m + n[None, :] * t_n, mask=inside, other=0.0).to(ACC)
+        x -= tile_load(t_ptr + m * t_m + n * t_n, inside, whole, RAGGED).to(ACC)
     y = a * x * NUM / DEN
-    tl.store(y_ptr + m[:, None] * y_m + n[None, :] * y_n, y.to(y_ptr.dtype.element_ty), mask=inside)
+    tile_store(y_ptr + m * y_m + n * y_n, y, inside, whole, RAGGED)
 # fmt: on
 
 
@@ -80,6 +78,6 @@ def differences(
     """y = num / den (a - b) (x - t), one by one, zeros for b or t that is None; laid out as x. Up to 4 E read."""
     y = torch.empty_like(x)
     tensors = [a, a if b is None else b, x, x if t is None else t, y]
-    flags = {"HAS_B": b is not None, "HAS_T": t is not None}
+    flags = {"ONE": of_one(a), "HAS_B": b is not None, "HAS_T": t is not None}
     elementwise(_differences_kernel, tensors, den, writes=[y], NUM=num, **flags, ACC=triton_dtype(accumulator(x.dtype)))
     return y

@@ -3,7 +3,7 @@
 import torch
 import triton.language as tl
 
-from gradlab.kernels.common.elementwise_triton import elementwise
+from gradlab.kernels.common.elementwise_triton import elementwise, tile_load, tile_of, tile_store
 from gradlab.kernels.runtime.launch_triton import kernel, op
 from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
 
@@ -15,18 +15,15 @@ def _relu_mask_kernel(
     mask_ptr, mask_m, mask_n,
     y_ptr, y_m, y_n,
     M, N,
-    BM: tl.constexpr, BN: tl.constexpr,
+    RAGGED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
     """y[m n] = 0 where mask[m n] <= 0, else x[m n]; grid (M/BM * N/BN); a program owns y[BM BN]."""
-    tiles_n = tl.cdiv(N, BN)
-    m = (tl.program_id(0) // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
-    n = (tl.program_id(0) % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
-    inside = (m < M)[:, None] & (n < N)[None, :]
-    x = tl.load(x_ptr + m[:, None] * x_m + n[None, :] * x_n, mask=inside, other=0.0)
-    mask = tl.load(mask_ptr + m[:, None] * mask_m + n[None, :] * mask_n, mask=inside, other=0.0)
+    m, n, inside, whole = tile_of(M, N, BM, BN)
+    x = tile_load(x_ptr + m * x_m + n * x_n, inside, whole, RAGGED)
+    mask = tile_load(mask_ptr + m * mask_m + n * mask_n, inside, whole, RAGGED)
     # Not `where(mask > 0, x, 0)`: a NaN passes, as it does in both frameworks' forward.
     y = tl.where(mask <= 0, 0.0, x)
-    tl.store(y_ptr + m[:, None] * y_m + n[None, :] * y_n, y.to(y_ptr.dtype.element_ty), mask=inside)
+    tile_store(y_ptr + m * y_m + n * y_n, y, inside, whole, RAGGED)
 # fmt: on
 
 

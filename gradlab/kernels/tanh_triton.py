@@ -3,7 +3,7 @@
 import torch
 import triton.language as tl
 
-from gradlab.kernels.common.elementwise_triton import elementwise
+from gradlab.kernels.common.elementwise_triton import elementwise, tile_load, tile_of, tile_store
 from gradlab.kernels.common.softcap_triton import tanh_of
 from gradlab.kernels.runtime.launch_triton import accumulator, kernel, op, triton_dtype
 from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
@@ -15,16 +15,13 @@ def _tanh_kernel(
     x_ptr, x_m, x_n,
     y_ptr, y_m, y_n,
     M, N,
-    ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    ACC: tl.constexpr, RAGGED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
     """y[m n] = tanh(x[m n]); grid (M/BM * N/BN); a program owns y[BM BN]."""
-    tiles_n = tl.cdiv(N, BN)
-    m = (tl.program_id(0) // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
-    n = (tl.program_id(0) % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
-    inside = (m < M)[:, None] & (n < N)[None, :]
-    x = tl.load(x_ptr + m[:, None] * x_m + n[None, :] * x_n, mask=inside, other=0.0).to(ACC)
+    m, n, inside, whole = tile_of(M, N, BM, BN)
+    x = tile_load(x_ptr + m * x_m + n * x_n, inside, whole, RAGGED).to(ACC)
     y = tanh_of(x)
-    tl.store(y_ptr + m[:, None] * y_m + n[None, :] * y_n, y.to(y_ptr.dtype.element_ty), mask=inside)
+    tile_store(y_ptr + m * y_m + n * y_n, y, inside, whole, RAGGED)
 
 
 @kernel
@@ -33,22 +30,19 @@ def _slope_kernel(
     y_ptr, y_m, y_n,
     d_ptr, d_m, d_n,
     M, N,
-    K: tl.constexpr, ACC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    K: tl.constexpr, ACC: tl.constexpr, RAGGED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
     """d[m n] = a[m n] s_k(y[m n]); grid (M/BM * N/BN); a program owns d[BM BN]."""
-    tiles_n = tl.cdiv(N, BN)
-    m = (tl.program_id(0) // tiles_n * BM + tl.arange(0, BM)).to(tl.int64)
-    n = (tl.program_id(0) % tiles_n * BN + tl.arange(0, BN)).to(tl.int64)
-    inside = (m < M)[:, None] & (n < N)[None, :]
-    a = tl.load(a_ptr + m[:, None] * a_m + n[None, :] * a_n, mask=inside, other=0.0).to(ACC)
-    y = tl.load(y_ptr + m[:, None] * y_m + n[None, :] * y_n, mask=inside, other=0.0).to(ACC)
+    m, n, inside, whole = tile_of(M, N, BM, BN)
+    a = tile_load(a_ptr + m * a_m + n * a_n, inside, whole, RAGGED).to(ACC)
+    y = tile_load(y_ptr + m * y_m + n * y_n, inside, whole, RAGGED).to(ACC)
     if K == 0:
         s = (1 - y) * (1 + y)
     elif K == 1:
         s = -2 * y
     else:
         s = y * 0 - 2
-    tl.store(d_ptr + m[:, None] * d_m + n[None, :] * d_n, (a * s).to(d_ptr.dtype.element_ty), mask=inside)
+    tile_store(d_ptr + m * d_m + n * d_n, (a * s), inside, whole, RAGGED)
 # fmt: on
 
 

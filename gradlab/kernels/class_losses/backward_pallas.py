@@ -8,6 +8,7 @@ import jax
 from gradlab.kernels.class_losses.blocks_pallas import launch_over
 from gradlab.kernels.class_losses.rows_pallas import (
     Rows,
+    class_gradient,
     logit_gradient,
     logit_tile,
     logits,
@@ -23,6 +24,9 @@ def _backward_kernel(*refs, names, o):
     # First of all: what is read before a product waits in registers through its loop.
     x = logits(ins, slice(None), o, ins["row_max"].dtype)
     rows = Rows.of(ins)
+    if o.group and rows.t is not None and not o.settings.label_smoothing:
+        dx_ref[...] = class_gradient(ins, program_id(1), x, rows.t, rows, o).astype(dx_ref.dtype)
+        return
     tile = logit_tile(ins, program_id(1), slice(None), x, rows, o)
     dx_ref[...] = logit_gradient(tile, rows, o).astype(dx_ref.dtype)
 # fmt: on

@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 
 from gradlab.kernels.class_losses.rows_pallas import Constants
 from gradlab.kernels.class_losses.settings import ClassLoss
-from gradlab.kernels.runtime.launch_pallas import block, interpreted, launch, pad, pallas
+from gradlab.kernels.runtime.launch_pallas import block, interpreted, launch, masks, pad, pallas
 
 # The two axes of what a kernel sees of each array: rows stand in a column, what belongs to a class in a line.
 AXES = {
@@ -53,13 +53,23 @@ def operands(
     sizes: Mapping[str, int],
     steps: Mapping[str, int],
     grid: str,
+    masked: bool = False,
 ) -> tuple[list[jax.Array], list[pl.BlockSpec]]:
-    """The arrays padded to whole steps, and their blocks."""
+    """The arrays padded to whole steps, and their blocks.
+
+    Args:
+        masked: blocks may reach past the end of an array. Nothing is padded then, but for rows of a product, which
+            begin at multiples of 16 bytes.
+    """
     whole = padded(sizes, steps)
     found = []
     for name, array in arrays.items():
         axes = AXES[name]
-        array = pad(array.reshape([sizes[axis] for axis in axes]), *(steps[axis] for axis in axes))
+        array = array.reshape([sizes[axis] for axis in axes])
+        if not masked:
+            array = pad(array, *(steps[axis] for axis in axes))
+        elif "K" in axes:
+            array = pad(array, 1, 16 // array.dtype.itemsize)
         found.append((array, cut(axes, whole, steps, grid)))
     given, specs = zip(*found, strict=True)
     return list(given), list(specs)
@@ -75,6 +85,7 @@ def launch_over(
     tile: Callable[[str], tuple[int, int, int, int, int]],
     V: int,
     aliases: Mapping[int, int] | None = None,
+    tailed: bool = False,
     **constants: Any,
 ) -> list[jax.Array]:
     """What `kernel` makes in programs over the axes `grid`, "M" or "MV".
@@ -85,6 +96,8 @@ def launch_over(
         sizes: the lengths of M, K, and V of the arrays, which may be a chunk of the V classes.
         tile: platform -> BM, BK, BV, warps, stages.
         aliases: operand -> result that takes its memory.
+        tailed: whether the kernel takes the last tile of x by the name "tail" where it is a part and can be masked: the
+            others need no mask then.
     """
     there = {name: array for name, array in arrays.items() if array is not None}
     names, sizes = tuple(there), {"K": 1, "1": 1, **sizes}
@@ -92,16 +105,27 @@ def launch_over(
     def call(platform: str, *given: jax.Array) -> list[jax.Array]:
         BM, BK, BV, warps, stages = tile(platform)
         steps = {"M": BM, "K": BK, "V": BV, "1": 1}
-        ins, specs = operands(dict(zip(names, given, strict=True)), sizes, steps, grid)
+        ins, specs = operands(dict(zip(names, given, strict=True)), sizes, steps, grid, masks(platform))
         whole = padded(sizes, steps)
-        o = Constants(settings, V, sizes["V"], BV, BK, interpreted(platform))
+        made = sizes if masks(platform) else whole
+        group = 16 // given[0].dtype.itemsize if platform == "cuda" else 0
+        if group and masks(platform) and sizes["V"] % group:
+            # Rows begin at odd places, and each class is read by itself.
+            group = 1
+        o = Constants(settings, V, sizes["V"], BV, BK, interpreted(platform), group, 32 * warps)
+        given_names, full = names, sizes["V"] // BV
+        if tailed and masks(platform) and full and sizes["V"] % BV:
+            given_names = (*names, "tail")
+            ins.append(ins[names.index("x")])
+            specs[names.index("x")] = pl.BlockSpec((BM, full * BV), lambda m: (m, 0))
+            specs.append(pl.BlockSpec((BM, BV), lambda m: (m, full)))
         found = pallas(
-            functools.partial(kernel, names=names, o=o, **constants),
+            functools.partial(kernel, names=given_names, o=o, **constants),
             platform,
             [whole[axis] // steps[axis] for axis in grid],
             specs,
             [cut(axes, whole, steps, grid) for axes, _ in results],
-            [jax.ShapeDtypeStruct(tuple(whole[axis] for axis in axes), dtype) for axes, dtype in results],
+            [jax.ShapeDtypeStruct(tuple(made[axis] for axis in axes), dtype) for axes, dtype in results],
             warps=warps,
             stages=stages,
             input_output_aliases=dict(aliases or {}),

@@ -3,6 +3,7 @@
 A tile has M rows and the classes v[1 V]; what belongs to a row is [M 1]. All numbers are in the accumulator's dtype.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from gradlab.kernels.runtime.launch_pallas import loop
 
 # The refs of a kernel's operands by their names in the Specs.
 Refs = Mapping[str, Any]
+_LOG2_E = math.log2(math.e)
 # row_max, sum_exp = sum_v exp(z - row_max), r_dot = sum_v r (row_max - z) and r_sum = sum_v r, each [M 1].
 Sums = tuple[jax.Array, ...]
 
@@ -23,7 +25,9 @@ Sums = tuple[jax.Array, ...]
 class Constants(NamedTuple):
     """What a kernel knows when it is built: V classes, the N of them in its arrays, and the blocks BV and BK.
 
-    `gathers`: a program may read at indices that it computes, and has all classes: it is interpreted.
+    `gathers`: a program may read at indices that it computes, and has all classes: it is interpreted. `group`: the
+    neighbouring classes that a thread of a GPU reads at once; 0 on other platforms. `apart`: where it is 1, how many
+    classes lie between two of a thread.
     """
 
     settings: ClassLoss
@@ -32,6 +36,8 @@ class Constants(NamedTuple):
     BV: int
     BK: int
     gathers: bool
+    group: int = 0
+    apart: int = 0
 
 
 class Rows(NamedTuple):
@@ -132,6 +138,39 @@ def online_softmax(sums: Sums, z: jax.Array, r: jax.Array | None, inside: jax.Ar
     return higher, sum_exp, r_dot + r_sum * (shift - finite(row_max)) + row_sum(cost), r_sum + row_sum(r)
 
 
+def grouped_softmax(
+    sums: tuple[jax.Array, jax.Array], z: jax.Array, inside: jax.Array | None, o: Constants
+) -> tuple[jax.Array, jax.Array]:
+    """row_max and sum_exp of groups of each row's classes, with one more tile of them.
+
+    A group is what one thread of a GPU has, so that threads meet once, behind the loop over tiles: neighbours that are
+    read at once, or classes far apart where each is read by itself.
+    """
+    row_max, sum_exp = sums
+    if inside is not None:
+        z = jnp.where(inside, z, jnp.full_like(z, -jnp.inf))
+    axis = 2 if o.group > 1 else 1
+    z = z.reshape(z.shape[0], -1, o.group if o.group > 1 else row_max.shape[1])
+    higher = jnp.maximum(row_max, jnp.max(z, axis=axis))
+    shift = finite(higher)
+    each = jnp.sum(jnp.exp(z - jnp.expand_dims(shift, axis)), axis=axis)
+    return higher, sum_exp * jnp.exp(row_max - shift) + each
+
+
+def no_groups(like: jax.Array, o: Constants) -> tuple[jax.Array, jax.Array]:
+    """The sums of groups over no class; `like` is [M 1]."""
+    zero = jnp.zeros((like.shape[0], o.BV // o.group if o.group > 1 else min(o.BV, o.apart)), like.dtype)
+    return zero - jnp.inf, zero
+
+
+def of_groups(sums: tuple[jax.Array, jax.Array]) -> Sums:
+    """The sums of rows of those of their groups, of no target yet."""
+    each, sum_exp = sums
+    row_max = jnp.max(each, axis=1, keepdims=True)
+    zero = jnp.zeros_like(row_max)
+    return row_max, row_sum(sum_exp * jnp.exp(each - finite(row_max))), zero, zero
+
+
 def row_sum(a: jax.Array) -> jax.Array:
     """The sum of each row [M 1]."""
     return jnp.sum(a, axis=1, keepdims=True)
@@ -200,6 +239,25 @@ def logit_tile(refs: Refs, i: Any, columns: Any, x: jax.Array, rows: Rows, o: Co
 def logit_gradient(tile: Tile, rows: Rows, o: Constants) -> jax.Array:
     """dx[m v] = z' (dy (R p - r) + 2 dn l p)."""
     return masked(tile.g * tile.slope, rows.t, o)
+
+
+def class_gradient(refs: Refs, i: Any, x: jax.Array, t: jax.Array, rows: Rows, o: Constants) -> jax.Array:
+    """`logit_gradient` of the i-th tile x where a row's target is its class t[M 1] alone: r is R at t, 0 elsewhere.
+
+    What belongs to a row is worked out once: A p of every class, A = dy R + 2 dn l, and dy R less at the class.
+    """
+    cap = o.settings.softcap
+    v, _ = lanes(i, refs, x.shape[0], o)
+    z = capped(x, cap)
+    # One product less than exp has: it is the power of 2 that a GPU computes.
+    p = jnp.exp2((z - rows.row_max) * _LOG2_E - rows.log_sum * _LOG2_E)
+    down = jnp.where((t >= 0) & (t < o.V), rows.dy * rows.r_sum, jnp.full_like(rows.dy, jnp.nan))
+    up = down if rows.dn is None else down + 2 * rows.dn * rows.lse
+    g = up * p
+    g = jnp.where(v == t, g - down, g)
+    if cap:
+        g = g * cap_slope(x, cap)
+    return jnp.where(t != o.settings.ignore_index, g, jnp.zeros_like(g))
 
 
 def second_sums(sums: tuple[jax.Array, jax.Array], u: jax.Array, tile: Tile) -> tuple[jax.Array, jax.Array]:

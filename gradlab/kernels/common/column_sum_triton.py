@@ -6,7 +6,7 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.common.matmul_triton import strides
-from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, op, triton_dtype
+from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, op, sized_for, triton_dtype
 
 
 # fmt: off
@@ -16,9 +16,12 @@ def _column_sum_kernel(
     mask_ptr, mask_z, mask_m, mask_n,
     s_ptr, s_z, s_i, s_n,
     M, N, ROWS,
-    ACC: tl.constexpr, MASKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    ACC: tl.constexpr, MASKED: tl.constexpr, LANES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):
     """s[z i n] = sum_m a[z m n] over rows m from i ROWS to (i + 1) ROWS - 1; terms with mask <= 0 count as 0.
+
+    LANES: each of BM rows of a tile has sums of its own, added up at the end: on a GPU a sum over rows goes through
+    shared memory, which the tile of each step would wait for.
 
     Grid (Z * N/BN, I); a program owns s[z i BN].
     """
@@ -29,7 +32,7 @@ def _column_sum_kernel(
     a_ptr += z * a_z
     mask_ptr += z * mask_z
     s_ptr += z * s_z
-    total = tl.zeros((BN,), dtype=ACC)
+    total = tl.zeros((BM, BN) if LANES else (BN,), dtype=ACC)
     for m0 in range(0, ROWS, BM):
         row = m0 + tl.arange(0, BM)
         m = i * ROWS + row
@@ -38,7 +41,9 @@ def _column_sum_kernel(
         if MASKED:
             mask = tl.load(mask_ptr + m[:, None] * mask_m + n[None, :] * mask_n, mask=inside, other=0.0)
             a = tl.where(mask <= 0, 0.0, a)
-        total += tl.sum(a, axis=0)
+        total += a if LANES else tl.sum(a, axis=0)
+    if LANES:
+        total = tl.sum(total, axis=0)
     tl.store(s_ptr + i * s_i + n * s_n, total.to(s_ptr.dtype.element_ty), mask=n < N)
 # fmt: on
 
@@ -70,7 +75,8 @@ def column_sum(a: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         *((a, 0, 0, 0) if mask is None else (mask, *strides(mask, 2))),
         partial, *partial.stride(),
         M, N, -(-M // parts),
-        ACC=triton_dtype(accumulator(a.dtype)), MASKED=mask is not None, BM=BM, BN=BN, writes=[partial],
+        ACC=triton_dtype(accumulator(a.dtype)), MASKED=mask is not None, LANES=sized_for(a.device) == "cuda",
+        BM=BM, BN=BN, writes=[partial],
     )
     # fmt: on
     s = partial[:, 0] if parts == 1 else column_sum(partial, None).to(a.dtype)

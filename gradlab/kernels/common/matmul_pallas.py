@@ -2,15 +2,23 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from gradlab.kernels.runtime.launch_pallas import accumulator, block, interpreted, launch, loop, pad, pallas
+from gradlab.kernels.pallas_triton.backend_pallas import chosen
+from gradlab.kernels.runtime.launch_pallas import accumulator, block, interpreted, launch, loop, masks, pad, pallas
 from gradlab.kernels.runtime.partition_pallas import once
 from gradlab.kernels.runtime.sharded_pallas import axes, sharded
+
+_Map = Callable[..., tuple[Any, ...]]
+# Rows of tiles that programs take together.
+GROUP = 16
+# Of a large GPU: with fewer of the largest tiles, some of its multiprocessors would have none.
+MULTIPROCESSORS = 132
 
 
 # fmt: off
@@ -117,10 +125,11 @@ def matmul(
             tiles["b"] = ((BN, BK), (BN, padded_K), lambda i, j: (j, 0))
         if accumulates:
             tiles["c"] = tiles["y"]
-        names = ["a", "b"] + ["c"] * biased + [masked] * bool(masked)
-        operands = [pad(t, *tiles[name][0]) for name, t in zip(names, (a, b, *others), strict=True)]
-        specs = [pl.BlockSpec(*tiles[name][1:]) for name in names]
         grid = (-(-M // BM), -(-N // BN))
+        launched, at = _grouped(platform, *grid)
+        names = ["a", "b"] + ["c"] * biased + [masked] * bool(masked)
+        operands = [_fitted(platform, name, t, tiles[name][0]) for name, t in zip(names, (a, b, *others), strict=True)]
+        specs = [pl.BlockSpec(tiles[name][1], at(tiles[name][2])) for name in names]
         kernel = functools.partial(
             _matmul_kernel,
             K=padded_K,
@@ -131,13 +140,23 @@ def matmul(
             relu=relu,
             masked=masked,
         )
-        shape = jax.ShapeDtypeStruct((grid[0] * BM, grid[1] * BN), dtype)
-        out = pl.BlockSpec(*tiles["y"][1:])
+        shape = jax.ShapeDtypeStruct((M, N) if masks(platform) else (grid[0] * BM, grid[1] * BN), dtype)
+        out = pl.BlockSpec(tiles["y"][1], at(tiles["y"][2]))
         options = {"input_output_aliases": {2: 0}} if accumulates else {}
-        y = pallas(kernel, platform, grid, specs, out, shape, warps=warps, stages=stages, **options)(*operands)
+        y = pallas(kernel, platform, launched, specs, out, shape, warps=warps, stages=stages, **options)(*operands)
         return y[:M, :N]
 
     return launch(call, *given).reshape(*lead, N)
+
+
+def _fitted(platform: str, name: str, t: jax.Array, tile: tuple[int, int]) -> jax.Array:
+    """An array as the kernel takes it: padded to whole tiles, or, where partial ones are masked, as it is.
+
+    Rows of an operand begin at multiples of 16 bytes there, without which they are not copied while others are used.
+    """
+    if not masks(platform):
+        return pad(t, *tile)
+    return pad(t, 1, 16 // t.dtype.itemsize) if name in ("a", "b") else t
 
 
 def _rows(t: Any) -> Any:
@@ -152,13 +171,38 @@ def matmul_add(
     return matmul(a, b, y, None, transposed_a, transposed_b, "", False)
 
 
+def _grouped(platform: str, rows: int, columns: int) -> tuple[tuple[int, ...], Callable[[_Map], _Map]]:
+    """The grid over tiles of y, and what makes of a map from a tile's row and column one from the grid's numbers.
+
+    On a GPU programs that run at once take GROUP rows of tiles, column by column: what they read together is about as
+    high as wide, and lies in the L2 cache. With fewer rows that is the order of a grid of two axes.
+    """
+    if platform != "cuda" or rows <= GROUP:
+        return (rows, columns), lambda of: of
+
+    def place(p: Any) -> tuple[Any, Any]:
+        first = jax.lax.div(p, jnp.int32(GROUP * columns)) * GROUP
+        height = jnp.minimum(rows - first, GROUP)
+        q = jax.lax.rem(p, jnp.int32(GROUP * columns))
+        return first + jax.lax.rem(q, height), jax.lax.div(q, height)
+
+    return (rows * columns,), lambda of: lambda p: of(*place(p))
+
+
 def _tile(platform: str, dtype, M: int, K: int, N: int) -> tuple[int, int, int, int, int]:
-    """BM, BK, BN, warps, stages: one block interpreted; 128 on TPU; on a GPU 64x32x64, in half 128x64x128."""
+    """BM, BK, BN, warps, stages: one block interpreted; 128 on TPU; on a GPU 64x32x64.
+
+    In half precision 128x64x128 or 128x32x256: of 128 columns tensor cores wait for shared memory, which two groups of
+    warps read; of 256 they do not.
+    """
     if interpreted(platform):
         return M, K, N, 4, 1
     if platform == "tpu":
         return 128, 128, 128, 4, 1
     if dtype in (jnp.float32, jnp.float64):
         return block(platform, M, 64), 32, block(platform, N, 64), 4, 3
+    # Pallas' own back end carries offsets in 64 bits, for which a program of that tile has too few registers.
+    if chosen() == "jax-triton" and -(-M // 128) * -(-N // 256) >= MULTIPROCESSORS:
+        return 128, block(platform, K, 32), 256, 8, 4
     BM, BN = block(platform, M, 128), block(platform, N, 128)
     return BM, block(platform, K, 64), BN, 8 if BM * BN > 64 * 128 else 4, 3

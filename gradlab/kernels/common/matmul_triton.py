@@ -5,12 +5,60 @@ import math
 import torch
 import triton.language as tl
 
+from gradlab.kernels.common.images_triton import channels_last
 from gradlab.kernels.common.product_triton import add_product, load_tile, operand, store_tile, ways
 from gradlab.kernels.common.tiles_triton import multiprocessors, tile
 from gradlab.kernels.runtime.launch_triton import accumulator, kernel, launch, sized_for, triton_dtype
 
 
 # fmt: off
+@kernel
+def _matmul_kernel(
+    a_ptr, a_z, a_m, a_k,
+    b_ptr, b_z, b_k, b_n,
+    c_ptr, c_z, c_m, c_n,
+    mask_ptr, mask_z, mask_0, mask_1,
+    y_ptr, y_z, y_m, y_n,
+    M, K, N,
+    ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr, FULL_K: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr,
+    PERSISTENT: tl.constexpr, HALVES: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
+):
+    """y[z m n] = relu(sum_k a[z m k] b[z k n] + c), c[z n] (BIAS row) or c[z m n] (BIAS matrix).
+
+    The array that MASKED names, a, b or y, is 0 where mask <= 0; without RELU no maximum is taken.
+    A, B, MASK and Y are the ways, as `operand` takes them, in which the arrays are read and written.
+
+    Grid (Z * M/BM * N/BN); a program owns y[z BM BN]. PERSISTENT: Z is 1, and a program of fewer owns several tiles.
+    HALVES: a matrix c is added to the left and the right half of a tile in turn, for which registers suffice.
+    """
+    tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)
+    z = (tl.program_id(0) // tiles).to(tl.int64)
+    a = operand(a_ptr, z, a_z, a_m, a_k, M, K, A, BM, BK)
+    b = operand(b_ptr, z, b_z, b_k, b_n, K, N, B, BK, BN)
+    y = operand(y_ptr, z, y_z, y_m, y_n, M, N, Y, BM, BN)
+    mask = mask_ptr
+    if MASKED == "a":
+        mask = operand(mask_ptr, z, mask_z, mask_0, mask_1, M, K, MASK, BM, BK)
+    if MASKED == "b":
+        mask = operand(mask_ptr, z, mask_z, mask_0, mask_1, K, N, MASK, BK, BN)
+    if MASKED == "y":
+        mask = operand(mask_ptr, z, mask_z, mask_0, mask_1, M, N, MASK, BM, BN)
+    if PERSISTENT:
+        for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+            _tile(
+                a, a_m, a_k, b, b_k, b_n, c_ptr, c_m, c_n, mask, mask_0, mask_1, y, y_m, y_n, tile, M, K, N,
+                ACC, BIAS, RELU, MASKED, FULL_K, A, B, MASK, Y, y_ptr.dtype.element_ty, HALVES, BM, BK, BN, GROUP,
+            )
+    else:
+        _tile(
+            a, a_m, a_k, b, b_k, b_n, c_ptr + z * c_z, c_m, c_n, mask, mask_0, mask_1, y, y_m, y_n,
+            tl.program_id(0) % tiles, M, K, N,
+            ACC, BIAS, RELU, MASKED, FULL_K, A, B, MASK, Y, y_ptr.dtype.element_ty, HALVES, BM, BK, BN, GROUP,
+        )
+
+
 @kernel
 def _tile(
     a, a_m, a_k,
@@ -20,7 +68,8 @@ def _tile(
     y, y_m, y_n,
     tile, M, K, N,
     ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr, FULL_K: tl.constexpr,
-    A: tl.constexpr, B: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr, TO: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr,
+    TO: tl.constexpr, HALVES: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):
     """The tile y[BM BN] of that number: tiles go down GROUP rows of tiles before they move right."""
@@ -48,64 +97,23 @@ def _tile(
     else:
         acc = add_product(acc, a, a_m, a_k, b, b_k, b_n, m0, n0, M, K, N, A, B, FULL_K, BM, BK, BN)
 
-    m = (m0 + tl.arange(0, BM)).to(tl.int64)
-    n = (n0 + tl.arange(0, BN)).to(tl.int64)
     if BIAS == "row":
+        n = (n0 + tl.arange(0, BN)).to(tl.int64)
         acc += tl.load(c_ptr + n * c_n, mask=n < N, other=0.0).to(ACC)[None, :]
     if BIAS == "matrix":
         # c may be y itself: no other program reads this tile of it.
-        inside = (m < M)[:, None] & (n < N)[None, :]
-        acc += tl.load(c_ptr + m[:, None] * c_m + n[None, :] * c_n, mask=inside, other=0.0).to(ACC)
+        if HALVES:
+            left, right = tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1)))
+            left += load_tile(c_ptr, c_m, c_n, m0, n0, M, N, "pointers", False, False, BM, BN // 2).to(ACC)
+            right += load_tile(c_ptr, c_m, c_n, m0, n0 + BN // 2, M, N, "pointers", False, False, BM, BN // 2).to(ACC)
+            acc = tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), (BM, BN))
+        else:
+            acc += load_tile(c_ptr, c_m, c_n, m0, n0, M, N, "pointers", False, False, BM, BN).to(ACC)
     if RELU:
         acc = tl.where(acc <= 0, 0.0, acc)
     if MASKED == "y":
         acc = tl.where(load_tile(mask, mask_0, mask_1, m0, n0, M, N, MASK, False, False, BM, BN) <= 0, 0.0, acc)
     store_tile(y, y_m, y_n, acc.to(TO), m0, n0, M, N, Y, BM, BN)
-
-
-@kernel
-def _matmul_kernel(
-    a_ptr, a_z, a_m, a_k,
-    b_ptr, b_z, b_k, b_n,
-    c_ptr, c_z, c_m, c_n,
-    mask_ptr, mask_z, mask_0, mask_1,
-    y_ptr, y_z, y_m, y_n,
-    M, K, N,
-    ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr, FULL_K: tl.constexpr,
-    A: tl.constexpr, B: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr, PERSISTENT: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
-):
-    """y[z m n] = relu(sum_k a[z m k] b[z k n] + c), c[z n] (BIAS row) or c[z m n] (BIAS matrix).
-
-    The array that MASKED names, a, b or y, is 0 where mask <= 0; without RELU no maximum is taken.
-    A, B, MASK and Y are the ways, as `operand` takes them, in which the arrays are read and written.
-
-    Grid (Z * M/BM * N/BN); a program owns y[z BM BN]. PERSISTENT: Z is 1, and a program of fewer owns several tiles.
-    """
-    tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)
-    z = (tl.program_id(0) // tiles).to(tl.int64)
-    a = operand(a_ptr, z, a_z, a_m, a_k, M, K, A, BM, BK)
-    b = operand(b_ptr, z, b_z, b_k, b_n, K, N, B, BK, BN)
-    y = operand(y_ptr, z, y_z, y_m, y_n, M, N, Y, BM, BN)
-    mask = mask_ptr
-    if MASKED == "a":
-        mask = operand(mask_ptr, z, mask_z, mask_0, mask_1, M, K, MASK, BM, BK)
-    if MASKED == "b":
-        mask = operand(mask_ptr, z, mask_z, mask_0, mask_1, K, N, MASK, BK, BN)
-    if MASKED == "y":
-        mask = operand(mask_ptr, z, mask_z, mask_0, mask_1, M, N, MASK, BM, BN)
-    if PERSISTENT:
-        for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-            _tile(
-                a, a_m, a_k, b, b_k, b_n, c_ptr, c_m, c_n, mask, mask_0, mask_1, y, y_m, y_n, tile, M, K, N,
-                ACC, BIAS, RELU, MASKED, FULL_K, A, B, MASK, Y, y_ptr.dtype.element_ty, BM, BK, BN, GROUP,
-            )
-    else:
-        _tile(
-            a, a_m, a_k, b, b_k, b_n, c_ptr + z * c_z, c_m, c_n, mask, mask_0, mask_1, y, y_m, y_n,
-            tl.program_id(0) % tiles, M, K, N,
-            ACC, BIAS, RELU, MASKED, FULL_K, A, B, MASK, Y, y_ptr.dtype.element_ty, BM, BK, BN, GROUP,
-        )
 
 # fmt: on
 
@@ -124,7 +132,9 @@ def matmul_into(
 ) -> None:
     """y[M N] = a b + bias, y of any strides and dtype; a bias[M N] may be y itself: then a b is added to y."""
     M, K, N = *a.shape[-2:], b.shape[-1]
-    BM, BK, BN, warps, stages = tile("matmul", a, M, K, N)
+    BM, BK, BN, warps, stages = tile("masked matmul" if masked == "b" else "matmul", a, M, K, N)
+    if masked != "b" and _by_rows_first(b, M):
+        b = channels_last(b.mT.reshape(-1, N, K, 1)).view(*b.shape[:-2], N, K).mT
     kind: str = ""
     c: tuple[object, ...] = (a, 0, 0, 0)
     if bias is not None and bias.ndim == a.ndim:
@@ -136,7 +146,8 @@ def matmul_into(
     programs = math.prod(a.shape[:-2]) * -(-M // BM) * -(-N // BN)
     # Where a multiprocessor has room for one program alone, its stores overlap with its next tile, and it makes its
     # descriptors once.
-    persistent = BM * BN >= _ALONE and mask is None and a.ndim == 2 and by[3] in ("rows", "columns")
+    alone = BM * BN >= _ALONE and sized_for(y.device) == "cuda"
+    persistent = alone and mask is None and a.ndim == 2 and by[3] in ("rows", "columns")
     if persistent:
         programs = min(programs, multiprocessors(y.device))
     # fmt: off
@@ -149,10 +160,20 @@ def matmul_into(
         y, *strides(y, 2),
         M, K, N,
         ACC=triton_dtype(accumulator(a.dtype)), BIAS=kind, RELU=relu, MASKED=masked, FULL_K=K % BK == 0,
-        PERSISTENT=persistent, A=by[0], B=by[1], MASK=by[2], Y=by[3],
+        PERSISTENT=persistent, HALVES=alone, A=by[0], B=by[1], MASK=by[2], Y=by[3],
         BM=BM, BK=BK, BN=BN, GROUP=8, writes=[y], warps=warps, stages=stages,
     )
     # fmt: on
+
+
+def _by_rows_first(b: torch.Tensor, M: int) -> bool:
+    """Whether b[K N], which lies column by column, is copied to rows ahead of a product of M rows.
+
+    In float32 on a GPU a dot's lanes read neighbouring columns from shared memory, where these then lie K apart, in one
+    bank: 8 times as many passes as products have. A copy costs K N of M K N, from a launch's worth on.
+    """
+    by_columns = b.stride(-2) == 1 and b.stride(-1) > 1
+    return b.dtype == torch.float32 and by_columns and M >= 64 and b.numel() >= 2**14 and sized_for(b.device) == "cuda"
 
 
 def strides(t: torch.Tensor, axes: int) -> tuple[int, ...]:

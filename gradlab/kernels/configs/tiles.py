@@ -190,8 +190,8 @@ def read(file: Path) -> tuple[list[Row], list[Split]]:
 
 def _kinds(kind: str) -> list[str]:
     """A kind, and what a kind without a row takes in its place."""
-    if kind.startswith("large "):
-        return [kind, kind.removeprefix("large ")]
+    if kind.startswith(("large ", "masked ")):
+        return [kind, kind.split(" ", 1)[1]]
     named = (kind, kind.removeprefix("scattered "), kind.replace("weight gradient", "convolution"))
     return list(dict.fromkeys((*named, named[1].replace("weight gradient", "convolution"))))
 

@@ -147,10 +147,11 @@ class _Writer:
         axes = []
         for n, stride, cut, place in zip(shape, strides, block.block_shape, places, strict=True):
             length, step = _cut(cut)
-            partial = step and n % length != 0
             at = _bare(place.text)
+            # Of one block only, what is behind it is nobody's.
+            partial = length > n if at == "0" else n % length != 0
             start = at if step == 1 or at == "0" else f"{at} * {step}"
-            axes.append(_Axis(n, stride, None if _squeezed(cut) else length, start, bool(partial)))
+            axes.append(_Axis(n, stride, None if _squeezed(cut) else length, start, partial))
         base = self._fresh("at")
         terms = [self._times(axis.start, axis.stride, wide) for axis in axes if axis.size > 1 and axis.start != "0"]
         self._emit(f"{base} = {' + '.join([pointer, *terms])}")
@@ -274,14 +275,18 @@ class _Writer:
         if len(transforms) > 1 or (transforms and not hasattr(transforms[0], "indices")):
             raise NotImplementedError("a view of a ref has no counterpart in what is written")
         indices = transforms[0].indices if transforms else [pl.ds(0, axis.block) for axis in seen]
+        # Numbers of elements in arrays of one shape take one element each.
+        arrays = [getattr(index, "shape", ()) for index in indices if not isinstance(index, pl.Slice)]
+        if any(arrays) and (len(arrays) < len(indices) or len({shape for shape in arrays if shape}) > 1):
+            raise NotImplementedError("an index that is an array beside slices has no counterpart in what is written")
         lanes = [k for k, index in enumerate(indices) if isinstance(index, pl.Slice)]
         numbers, vectors, inside = [ref.pointer], [], []
         for k, (axis, index) in enumerate(zip(seen, indices, strict=True)):
             at = index.start if k in lanes else index
-            if getattr(at, "shape", ()):
-                raise NotImplementedError("an index that is an array has no counterpart in what is written")
             place = _bare(at.text) if isinstance(at, Value) else str(int(at))
-            if place != "0" and axis.size > 1:
+            if getattr(at, "shape", ()):
+                vectors.append(self._times(place, axis.stride, ref.wide))
+            elif place != "0" and axis.size > 1:
                 numbers.append(self._times(place, axis.stride, ref.wide))
             line = ""
             if k in lanes:

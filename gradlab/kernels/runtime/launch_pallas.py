@@ -1,7 +1,7 @@
 """The launcher of Pallas kernels: the platform that a program is lowered for picks interpreter, Triton or Mosaic.
 
-A Triton-backed Pallas kernel does not mask partial blocks, and the interpreter pads them with NaN, so every kernel gets
-full blocks: `pad` before, a slice after. Blocks are powers of two with at least 128 on the last axis where a compiler
+Pallas' own back end of Triton does not mask partial blocks, and the interpreter pads them with NaN, so kernels get full
+blocks there: `pad` before, a slice after. Blocks are powers of two with at least 128 on the last axis where a compiler
 requires that; interpreted, one block is the full array, because each step there costs as much as the full array.
 """
 
@@ -32,6 +32,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def interpreted(platform: str) -> bool:
     """Whether kernels on this platform are interpreted: a step is expensive there, an element cheap."""
     return platform == "cpu"
+
+
+def masks(platform: str) -> bool:
+    """Whether blocks on this platform may reach past the end of an array: else it is padded to whole blocks before."""
+    return platform == "cuda" and backend_pallas.masks()
 
 
 def launch(call: Callable[..., Any], *operands: jax.Array) -> Any:

@@ -134,6 +134,16 @@ def _channels_last(where: torch.device) -> tuple[torch.Tensor, ...]:
     return y.detach(), *torch.autograd.grad(y, (x, w), _drawn(where, 2, 48, 6, 6, seed=2))
 
 
+def _half_images(where: torch.device) -> tuple[torch.Tensor, ...]:
+    """Images in half precision, whose convolution takes other kernels than float32."""
+    x, w = (_drawn(where, *shape).to(torch.bfloat16) for shape in ((2, 32, 12, 12), (48, 32, 3, 3)))
+    y = lab.conv2d(x, w, padding=1, activation="relu")
+    dy = _drawn(where, 2, 48, 12, 12, seed=2).to(torch.bfloat16)
+    return y.detach().float(), *(g.float() for g in torch.autograd.grad(y, (x, w), dy))
+
+
+# As many terms of float32 are off by what one rounding to bfloat16 is.
+_HALF = 2**16
 # A name, a call that gives results on a device, and the terms of its longest sum.
 CALLS = (
     ("Adam", lambda where: _steps(where, lambda ps: lab.Adam(ps, lr=0.01, amsgrad=True, max_norm=1.0)), 3021),
@@ -146,4 +156,5 @@ CALLS = (
     ("linear_cross_entropy of many classes", _many_classes, 700),
     ("linear of several tiles", _tiles, 328),
     ("conv2d and max_pool2d channels last", _channels_last, 432),
+    ("conv2d in half precision", _half_images, _HALF),
 )

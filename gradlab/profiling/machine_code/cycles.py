@@ -30,7 +30,7 @@ def multiprocessor(program: Program, counts: Counts, rates: Rates, issued: Mappi
             tensor += int(counts.operations[i.index]) / (
                 rates.tensor[_operands(i)] * (rates.mma if i.root == "mma" else 1)
             )
-        elif what == "exchange":
+        elif i.root == "shfl":
             # Shuffles pass through the lanes of shared memory.
             passes += times
         elif what in ("load", "store", "atomic"):
