@@ -68,6 +68,13 @@ def losses(dtype):
         for options in ({}, everything):
             for target in (classes(4), torch.zeros(4, V, dtype=dtype)):
                 pulled(lab.cross_entropy(leaf(dtype, 4, V) * 1, target, inplace=inplace, **options))
+    # Rows that are walked over, of 16 bits and of 32: held, at odd places, with all options that they have.
+    for of, V in itertools.product((torch.bfloat16, torch.float32), (1024, 20001)):
+        every = {"z_loss": 0.1, "softcap": 2.0, "label_smoothing": 0.1, "reduction": "sum"}
+        for inplace, options in ((False, {}), (True, {}), (True, every)):
+            pulled(lab.cross_entropy(leaf(of, 4, V) * 1, classes(4), inplace=inplace, **options))
+        pulled(lab.cross_entropy((leaf(of, 4, V) * 1)[:, 1:], classes(4), torch.empty(V - 1, dtype=of), softcap=2.0))
+    pulled(lab.cross_entropy(leaf(dtype, 4, 1024) * 1, classes(4), torch.empty(1024, dtype=dtype), inplace=True))
     pulled(lab.cross_entropy(leaf(dtype, 2, 5, 4), classes(2, 4)))
     pulled(lab.cross_entropy(leaf(dtype, 4, 32), classes(4, of=torch.uint8)))
     for narrow in (torch.uint8, torch.int32, torch.int64):
@@ -106,6 +113,10 @@ def parts(dtype, make=torch.empty):
         given = make(x.shape, dtype=dtype), y[0], dn, x, t, q, a, s[0], flat, PART
         sums = cross_entropy_triton.second_backward(*given)[2]
         cross_entropy_triton.second_backward(*given, sums)
+    plain, x = ClassLoss(-100, 0.1, 0.0).flat(), make(4, 1030, 1, dtype=dtype)
+    y, n, s = cross_entropy_triton.loss(x, classes(4), None, None, plain)
+    cross_entropy_triton.loss(x, classes(4), None, None, plain, [32, 4000])
+    cross_entropy_triton.backward(y, n, x, classes(4), None, None, s, plain, [32, 4000])
     mean_divisors(classes(4), make(32, dtype=dtype), 32, -100, False, 32)
     for V, every in itertools.product((32, 700), (False, True)):
         flat = ClassLoss(-100, 0.1, 2.0).flat() if every else ClassLoss(-100, 0.0, 0.0).flat()

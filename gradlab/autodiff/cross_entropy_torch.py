@@ -412,5 +412,7 @@ def _want(
 
 
 def by_spec(x: torch.Tensor, target: torch.Tensor, a: torch.Tensor | None = None, **options: Any) -> Any:
-    """The loss with the Spec's names; soft targets are floating."""
+    """The loss with the Spec's names; soft targets are floating. `inplace` of a leaf is that of a copy."""
+    if options.get("inplace") and x.is_leaf and x.requires_grad:
+        x = x * 1
     return cross_entropy(x, target, a, **options)

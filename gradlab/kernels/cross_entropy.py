@@ -28,6 +28,13 @@ Gimelshein): with new = max(top, z), S becomes S exp(top - new) + exp(z - new). 
 and moves by R (new - top). z - top <= 0 always, so no logit overflows. The cap comes first, then lanes past V are
 masked to -inf: tanh would turn -inf into -C.
 
+Long rows of neighbouring logits with a class each do nothing for a class because of the target, on Triton: its logit is
+read by itself and its gradient put right afterwards; weights, cotangents and ignored rows are factors of a row. Lanes
+keep maxima and sums of their own and put them together behind the loop. The power is of 2: with c = fl(top L) and L =
+log2 e, exp(z - top) = 2^(fma(z, L, -c) - e), where e = fma(top, L, -c) is what rounding left out, a number of the row.
+So a logit takes an FMA and a power, and those far from zero lose no digits. On a GPU the cap of logits of 16 bits is
+1 - 2 / (1 + exp(2 x / C)), and z' is of the same two numbers.
+
 Classes in parts, one a device: the online softmax goes on over the parts. Part i gives of its own classes of each row
 the maximum top_i, S_i = sum_v exp(z - top_i), C_i = sum_v r (top_i - z) and R_i = sum_v r; a class of another part is
 not out of range, and smoothing spreads eps / V of all V. With top = max_i top_i, R = sum_i R_i and
@@ -40,7 +47,9 @@ bits, whatever the network would add up first; sums of them would send fewer and
 Traffic: forward reads M V logits, backward reads them again and writes M V numbers. One kernel can write the gradient
 of a sum or a mean while forward reads the logits, their divisor being known beforehand. That saves the second read, but
 holds two arrays of M V elements until backward: a second derivative needs the logits too. So it is done only where the
-gradient takes the memory of the logits: `inplace=True` of torch.
+gradient takes the memory of the logits: `inplace=True` of torch. A row of at most 2^14 logits is held in registers
+there; a longer one is read again, by so few programs that what they work on fits into a GPU's L2 cache: 396 rows of up
+to 112 KiB or 132 longer ones, 45 MB and, of 128256 bfloat16, 34 MB of an H100's 50.
 
 Precision: float32 or better inside and in y[m]; the result is rounded once to the logits' dtype. l is never formed for
 y: the row's maximum is subtracted first and the log of its sum second, so logits far from zero lose no digits.
@@ -148,6 +157,15 @@ SPEC = Spec(
         Case("digits", {"M": 128, "V": 10}, _CLASSES, use="bench"),
         Case("vocabulary", {"M": 256, "V": 4096}, _CLASSES, use="bench"),
         Case("distillation", {"M": 128, "V": 1000}, _SOFT, use="bench"),
+        *(
+            Case(f"{name}, in place", {"M": 64, "V": V}, {**_CLASSES, "inplace": True, **options}, "inspect", order=1)
+            for name, V, options in (
+                ("a row in registers", 4096, {}),
+                ("odd rows", 50257, {}),
+                ("long rows", 128256, {}),
+                ("capped", 32768, {"z_loss": 1e-4, "softcap": 30.0}),
+            )
+        ),
         Case("capped logits", {"M": 4096, "V": 32768}, {**_CLASSES, "z_loss": 1e-4, "softcap": 30.0}, use="bench gpu"),
         Case("language model", {"M": 8192, "V": 50257}, _CLASSES, use="bench gpu"),
     ),
@@ -162,34 +180,49 @@ SPEC = Spec(
         *(replace(NO_SPILLS, case=case) for case in ("vocabulary", "distillation", "capped logits")),
         # Rows of an odd number of logits are not aligned, so these speak of 4096 classes; jax pads either way.
         *(
-            Bound(kind, least=least, kernels=(*more, "second_backward"), case="vocabulary")
-            for kind, least, more in (
-                ("wide_loads", 4, ("row_loss", "row_backward")),
-                ("wide_stores", 2, ("row_backward",)),
+            Bound(kind, least=least, kernels=(*more, "second_backward"), sides=(side,), case="vocabulary")
+            for side, kind, least, more in (
+                ("torch", "wide_loads", 4, ("row_loss", "row_backward")),
+                ("torch", "wide_stores", 2, ("row_backward",)),
+                ("jax", "wide_loads", 4, ("loss", "backward")),
+                ("jax", "wide_stores", 2, ("backward",)),
             )
         ),
+        # Of a logit: a shift or a mask, the maximum, an FMA, a power of 2 and a sum; then the first, an FMA, a power, a
+        # product and half of a rounding. What a row takes beside them is spread over its logits.
         *(
-            Bound(kind, least=least, kernels=kernels, sides=("jax",), case="vocabulary")
-            for kind, least, kernels in (("wide_loads", 4, ("loss", "backward")), ("wide_stores", 2, ("backward",)))
-        ),
-        # A class's logits take so many instructions at most, whatever the target is: of its load, its maximum, its
-        # power of 2 and a sum; then of a load, a power, a product and half of a store.
-        *(
-            Bound(
-                "instructions",
-                most=most,
-                per="M V",
-                kernels=(kernel,),
-                dtypes=("bfloat16",),
-                archs=("sm_90",),
-                case=case,
-            )
+            Bound("instructions", most=most, per="M V", kernels=(kernel,), dtypes=("bfloat16",), case=case)
             for kernel, case, most in (
                 ("row_loss", "language model", 7),
                 ("row_backward", "language model", 6.5),
                 ("row_loss", "capped logits", 13),
                 ("row_backward", "capped logits", 16),
+                ("row_with_gradient", "a row in registers, in place", 13),
+                ("row_with_gradient", "odd rows, in place", 13),
+                ("row_with_gradient", "long rows, in place", 12.5),
+                ("row_with_gradient", "capped, in place", 30),
             )
+        ),
+        # Few rows at a time, so that what is read twice comes out of the L2 cache the second time.
+        Bound(
+            "blocks",
+            most=3,
+            kernels=("row_with_gradient",),
+            sides=("torch",),
+            dtypes=("bfloat16",),
+            case="odd rows, in place",
+        ),
+        Bound(
+            "blocks",
+            most=1,
+            kernels=("row_with_gradient",),
+            sides=("torch",),
+            dtypes=("bfloat16",),
+            case="long rows, in place",
+        ),
+        *(
+            replace(NO_SPILLS, case=f"{name}, in place")
+            for name in ("a row in registers", "odd rows", "long rows", "capped")
         ),
         # Nothing is carried for the target's class, so that more than half of a multiprocessor's warps are there.
         Bound("registers", most=72, kernels=("loss", "backward"), sides=("jax",), dtypes=(*HALF, "float32")),
@@ -203,6 +236,7 @@ SPEC = Spec(
             but=("row_backward", "second_backward"),
         ),
         *(replace(bound, case="distillation") for bound in in_vectors("loss", "backward", but=("backward",))),
+        *(replace(bound, case="odd rows, in place") for bound in in_vectors("row_with_gradient", "scale")),
     ),
     source="Milakov and Gimelshein, arXiv:1805.02867",
 )

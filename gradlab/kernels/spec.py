@@ -27,13 +27,16 @@ class Case:
     """One set of sizes and options of an op.
 
     `use` is "check" for small float64 cases of awkward sizes, whose derivatives are compared with finite differences,
-    "bench" for large ones that are timed, and "bench gpu" for those timed on CUDA alone.
+    "bench" for large ones that are timed, "bench gpu" for those timed on CUDA alone, and "inspect" for those whose
+    kernels are read and executed as machine code only, with options that no reference has. `order` is how many times a
+    case can be differentiated, where that is fewer times than its op.
     """
 
     name: str
     sizes: Mapping[str, int]
     static: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     use: str = "check"
+    order: int = 3
 
 
 @dataclass(frozen=True)

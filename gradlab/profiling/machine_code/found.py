@@ -79,7 +79,7 @@ class Found:
 def passes(at: OpCase, side: Side) -> list[tuple[str, Callable[..., Any]]]:
     """The op's passes by name, functions of (inputs, cotangents, cotangents of the gradients), all of them sequences.
 
-    The backward of an op of order 1 has no backward.
+    The backward of an op or a case of order 1 has no backward.
     """
     op, wrt, count = at.spec, list(at.wrt), len(at.inputs)
     fn = at.bind(side.op(op.name))
@@ -97,7 +97,7 @@ def passes(at: OpCase, side: Side) -> list[tuple[str, Callable[..., Any]]]:
         ("backward", lambda inputs, cotangents, seconds: pull(inputs, cotangents)),
         ("second", second),
     ]
-    return named if op.order > 1 else named[:2]
+    return named if min(op.order, at.case.order) > 1 else named[:2]
 
 
 def largest(grids: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
