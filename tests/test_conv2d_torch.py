@@ -232,7 +232,8 @@ def test_filters_of_one_pixel_and_images_of_one_column(device, H):
     x = torch.randn(3, H, 32, dtype=torch.bfloat16, device=device).mT.unsqueeze(3)
     w = torch.randn(16, 32, 1, 1, dtype=torch.bfloat16, device=device, requires_grad=True)
     dy = torch.randn(3, 16, H, 1, dtype=torch.bfloat16, device=device)
-    assert x.stride(3) == 1 and x.is_contiguous(memory_format=torch.channels_last)
+    assert x.stride(3) == 1
+    assert x.is_contiguous(memory_format=torch.channels_last)
     with gpu_sizes():
         (dw,) = torch.autograd.grad(conv2d(x, w), w, dy)
     want = torch.einsum("bfhw,bchw->fc", dy.double(), x.double())
