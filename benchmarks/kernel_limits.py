@@ -1,16 +1,15 @@
 """What the largest launches of every op would take of a GPU, by what their first program executes: a model, no time.
 
-    python benchmarks/kernel_limits.py results/model-h100/kernels.json     # writes the numbers of this checkout
-    python benchmarks/kernel_limits.py OLD.json NEW.json                   # prints both as the table of docs/performance.md
-
-No GPU is needed: `gradlab inspect --executed` of each op's largest case, in bfloat16 for sm_90.
+`python benchmarks/kernel_limits.py FILE` writes the numbers of this checkout, in bfloat16 for sm_90, as `gradlab inspect
+--executed` has them; with `--before OLDER` it prints both files as the table of docs/performance.md. No GPU is needed.
 """
 
 import json
-import sys
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from gradlab.base.files import write_whole
 from gradlab.base.machine import describe
@@ -37,7 +36,6 @@ def collected(gpu: str = "H100") -> list[dict[str, Any]]:
         if code.direction != "second":
             case = next(c for c in specs()[code.op].cases if c.name == code.case)
             rows.append(row(specs()[code.op], case, code))
-            print(rows[-1], file=sys.stderr)
     return rows
 
 
@@ -65,16 +63,19 @@ def row(op: Spec, case: Case, code: Code) -> dict[str, Any]:
     }
 
 
-def main(*files: str) -> None:
-    """Collect into one file, or print the table of two."""
-    if len(files) == 1:
-        write_whole(Path(files[0]), json.dumps({"machine": describe(), "kernels": collected()}, indent=1) + "\n")
+def main(
+    file: Annotated[Path, typer.Argument(help="Where the numbers of this checkout are, or are written.")],
+    before: Annotated[Path | None, typer.Option(help="Numbers of another one: print the table of both.")] = None,
+) -> None:
+    """Collect into a file, or print the table of two."""
+    if before is None:
+        write_whole(file, json.dumps({"machine": describe(), "kernels": collected()}, indent=1) + "\n")
         return
-    before, after = ({key(r): r for r in json.loads(Path(f).read_text())["kernels"]} for f in files)
+    old, new = ({key(r): r for r in json.loads(f.read_text())["kernels"]} for f in (before, file))
     print("| op: case | kernel | tile, warps, stages | registers | shared | blocks | instr | MMA | bytes | measured |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for name in dict.fromkeys([*before, *after]):
-        pair = [side.get(name) for side in (before, after)]
+    for name in dict.fromkeys([*old, *new]):
+        pair = [side.get(name) for side in (old, new)]
         shown = [both(pair, field) for field in (size, registers, shared, blocks, each, share, traffic)]
         print(f"| {name[0]}: {name[1]} | {name[2]} | {' | '.join(shown)} | not measured |")
 
@@ -119,4 +120,4 @@ def traffic(r: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    typer.run(main)
