@@ -1,7 +1,7 @@
 """What the largest launches of every op would take of a GPU, by what their first program executes: a model, no time.
 
-`python benchmarks/kernel_limits.py FILE` writes the numbers of this checkout, in bfloat16 for sm_90, as `gradlab inspect
---executed` has them; with `--before OLDER` it prints both files as the table of docs/performance.md. No GPU is needed.
+`python benchmarks/kernel_limits.py FILE` writes the numbers of this checkout, in bfloat16 for sm_90, as `gradlab
+inspect --executed` has them; with `--before OLDER` it prints both files as the table of docs/performance.md.
 """
 
 import json
