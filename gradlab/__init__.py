@@ -5,7 +5,7 @@ kernel under a `jax.custom_vjp` (`gradlab.jax`), checked against finite differen
 (`gradlab.check`), and timed beside the native layers (`gradlab bench`). Importing `gradlab` imports neither framework.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 import os
 from typing import TYPE_CHECKING, Any

@@ -1,5 +1,6 @@
 """The command line `gradlab`. Each command imports what it needs when it runs."""
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -405,9 +406,14 @@ def convert_weights(
 
 
 def main() -> None:
-    """Run the command; a user error is one line on stderr and exit code 2."""
+    """Run the command; a user error, or a disk that is full, is one line on stderr and exit code 2."""
     try:
         app()
     except (ValueError, TypeError, IndexError, ModuleNotFoundError) as error:
         print(f"gradlab: {error}", file=sys.stderr)
+        sys.exit(UNUSABLE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"gradlab: output came with {error.strerror!r}, wanted a file that can be written", file=sys.stderr)
         sys.exit(UNUSABLE)

@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors, what is printed."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,15 @@ def test_usage_errors_exit_with_2(monkeypatch, capsys, words):
     code, _, err = run(monkeypatch, capsys, *words)
     assert code == 2
     assert "Error: " in err
+
+
+def test_a_full_disk_is_one_line_and_exits_with_2(monkeypatch, capsys):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "app", full)
+    line = "gradlab: output came with 'No space left on device', wanted a file that can be written\n"
+    assert run(monkeypatch, capsys) == (2, "", line)
 
 
 def test_a_framework_that_is_missing_is_reported(monkeypatch, capsys):

@@ -247,6 +247,21 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert path.read_text() == "new"
 
 
+def test_links_pipes_and_devices_stay_what_they_are(tmp_path):
+    """As root a move would put a file in the place of /dev/stdout."""
+    link, pipe = tmp_path / "link.md", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "table.md")
+    files.write_whole(link, "through a link")
+    assert link.is_symlink()
+    assert (tmp_path / "table.md").read_text() == "through a link"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_whole(pipe, "through a pipe")
+    assert os.read(reading, 100) == b"through a pipe"
+    os.close(reading)
+    assert pipe.is_fifo()
+
+
 @both
 def test_a_missing_framework_is_left_out(tmp_path, monkeypatch, capsys, in_process):
     hide(monkeypatch, "torch")

@@ -226,6 +226,20 @@ def test_kernels_of_gpus(device, name, laid, monkeypatch):
     assert launched.issuperset(kinds.split()) or (laid == "sliced" and "windows" in launched)
 
 
+@pytest.mark.parametrize("H", [1, 5])
+def test_filters_of_one_pixel_and_images_of_one_column(device, H):
+    """Channels are contiguous and the column's stride is 1, which is no distance of pixels."""
+    x = torch.randn(3, H, 32, dtype=torch.bfloat16, device=device).mT.unsqueeze(3)
+    w = torch.randn(16, 32, 1, 1, dtype=torch.bfloat16, device=device, requires_grad=True)
+    dy = torch.randn(3, 16, H, 1, dtype=torch.bfloat16, device=device)
+    assert x.stride(3) == 1
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    with gpu_sizes():
+        (dw,) = torch.autograd.grad(conv2d(x, w), w, dy)
+    want = torch.einsum("bfhw,bchw->fc", dy.double(), x.double())
+    assert (dw[:, :, 0, 0].double() - want).abs().max() <= 2.0**-8 * want.abs().max()
+
+
 @pytest.mark.parametrize("gpu", [False, True])
 def test_the_bias_gradient_of_several_parts_in_both_layouts(device, gpu):
     """1380 pixels are two sums, whose last blocks of rows are not full."""

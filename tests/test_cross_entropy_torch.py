@@ -14,6 +14,7 @@ import gradlab.torch as lab
 from gradlab.kernels import cross_entropy_triton as kernels
 from gradlab.kernels.class_losses import backward_triton, in_place_triton
 from gradlab.kernels.class_losses import class_range_triton as classes
+from gradlab.kernels.runtime.launch_triton import gpu_sizes
 
 # Options of the kernels: nothing ignored but -100, no smoothing, no cap.
 PLAIN = [-100, 0.0, 0.0]
@@ -268,6 +269,19 @@ def test_vocabularies_of_any_size_far_from_zero(V, shift):
 def test_classes_in(dtype):
     x, t = drawn(4, 5, "cpu")
     close(lab.cross_entropy(x[..., None], t[:, None].to(dtype)), F.cross_entropy(x, t), 9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_cap_far_above_half_precisions_logits_changes_nothing(dtype):
+    """By 1 - 2 / (1 + exp(2 x / cap)) those below cap 2^-24 would be 0."""
+    x = torch.randn(3, 1024).to(dtype).requires_grad_()
+    t = torch.tensor([0, 5, 1023])
+    with gpu_sizes():
+        plain, capped = (lab.cross_entropy(x, t, softcap=cap, reduction="none") for cap in (None, 1e8))
+        gradients = [torch.autograd.grad(y.sum(), x)[0].float() for y in (plain, capped)]
+    step = torch.finfo(dtype).eps
+    assert torch.allclose(capped, plain, rtol=2 * step)
+    assert torch.allclose(*gradients, rtol=2 * step, atol=2.0**-24)
 
 
 def test_a_class_without_a_share_costs_nothing():

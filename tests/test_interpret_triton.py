@@ -26,6 +26,11 @@ def _sum_of_twice(x_ptr, y_ptr, N, BN: tl.constexpr):
 
 
 @launching.kernel
+def _third(y_ptr, c: tl.float64):
+    tl.store(y_ptr, c.to(tl.float64))
+
+
+@launching.kernel
 def _wrong(x_ptr, N):
     tl.store(x_ptr + tl.no_such_function(N), 0.0)
 
@@ -44,6 +49,17 @@ def test_a_kernel_that_calls_a_kernel_and_a_reduction():
     x, y = torch.arange(5.0), torch.zeros(1)
     launching.launch(_sum_of_twice, [1], x, y, 5, BN=8, writes=[y])
     assert y.item() == 20.0
+
+
+def test_a_float_whose_dtype_the_kernel_says_and_a_row_of_pairs():
+    """One parameter is stepped by a kernel of its own, which takes its numbers as arguments, not from memory."""
+    y = torch.zeros(1, dtype=torch.float64)
+    launching.launch(_third, [1], y, 1 / 3, writes=[y])
+    assert y.item() == 1 / 3
+    x, t = torch.randn(2, 1024).bfloat16(), torch.tensor([1, 1023])
+    with launching.gpu_sizes():
+        loss = lab.cross_entropy(x, t)
+    assert torch.allclose(loss, torch.nn.functional.cross_entropy(x, t), rtol=2.0**-7)
 
 
 def test_language_is_put_back_after_a_launch_and_after_an_error():

@@ -27,7 +27,7 @@ def drawn(M=300, K=9, V=700, dtype=torch.float64, ignored=None):
     r = lambda *s: torch.randn(*s, dtype=torch.float64)
     h, w, b = r(M, K), 0.3 * r(V, K), 0.3 * r(V)
     of_tiles = lambda n, *levels: torch.tensor(levels, dtype=torch.float64)[torch.arange(n) // SIDE]
-    h[:, 0], w[:, 0] = of_tiles(M, 5.0, -5.0, 3.0), of_tiles(V, 2.0, -2.0, 1.0, 0.6, -1.0, 0.2)
+    h[:, 0], w[:, 0] = of_tiles(M, 5.0, -5.0, 3.0), of_tiles(V, 2.0, -2.0, 1.0, 1.6, -1.0, 0.2)
     t = (torch.randint(0, min(SIDE, V), (M,)) + of_tiles(M, 0, SIDE, 0).long()) % V
     # A class of which a row is sure that it is not its own.
     t[7] = min(2 * SIDE, V) - 1

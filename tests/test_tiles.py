@@ -104,6 +104,27 @@ def test_a_file_that_is_not_there(written, monkeypatch, tmp_path):
     assert tiles.users_file() == tmp_path / "gradlab" / "tiles.toml"
 
 
+def test_a_user_without_a_home_or_in_anothers_has_no_file(monkeypatch):
+    """As in a container: its user may be unknown, or HOME be root's, which nobody else may look into."""
+    monkeypatch.delenv("GRADLAB_TILES", raising=False)
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+
+    def forbidden(file):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tiles.Path, "is_file", forbidden)
+        assert tiles.users_file() is None
+
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(tiles.Path, "home", unknown)
+    assert tiles.users_file() is None
+    with pytest.raises(ValueError, match=r"^tiles: HOME is not set, wanted it, XDG_CONFIG_HOME or GRADLAB_TILES$"):
+        tiles.default_file()
+
+
 def test_launches_have_the_tiles_of_the_architecture_they_are_found_for(monkeypatch):
     torch = pytest.importorskip("torch")
     from gradlab.kernels.common.matmul_triton import matmul_into

@@ -1,5 +1,6 @@
 """`gradlab tune`: what is tried and ruled out, how a winner is found, and where it is kept; no GPU, and no clock."""
 
+import contextlib
 import errno
 import io
 import re
@@ -108,6 +109,25 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(file, "write_whole", full)
     with pytest.raises(ValueError, match=r"^tune: output is .*, wanted a file .*: No space left on device$"):
         file.save(tmp_path / "tiles.toml", ROW)
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        (f"tile = [{{{', '.join(file.entry(ROW).splitlines()[1:])}}}]\n", False),
+        (file.entry(replace(ROW, reason="")).replace('""', '"""\n[[tile]]\n"""'), False),
+        ("  " + file.entry(replace(ROW, on=("A",), dtypes=("float64",))).replace("\n", "\n  "), True),
+    ],
+    ids=["an array", "lines of text", "indented"],
+)
+def test_a_file_is_never_left_with_an_error(tmp_path, text, taken):
+    """TOML has several ways to write an entry; what cannot be kept as it stands is refused before measuring."""
+    own, row = tmp_path / "tiles.toml", replace(ROW, on=("A",), dtypes=("float64",), M=32)
+    own.write_text(text, encoding="utf-8")
+    for put in (file.check, lambda own: file.save(own, row)):
+        with contextlib.nullcontext() if taken else pytest.raises(ValueError, match=r"^tune: .*, wanted entries"):
+            put(own)
+    assert read(own)[0] == [row] if taken else own.read_text(encoding="utf-8") == text
 
 
 def test_a_dry_run_says_what_would_be_measured(monkeypatch):

@@ -28,7 +28,14 @@ def writable(command: str, path: Path | None) -> None:
 
 
 def whole(path: Path, save: Callable[[Path], object]) -> None:
-    """`save` a file beside `path`, then move it there: a reader sees the old file or the new one, never a half."""
+    """`save` a file beside `path`, then move it there: a reader sees the old file or the new one, never a half.
+
+    What a link names is written, not the link; a device or a pipe, as /dev/stdout may be, is written to as it stands.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        save(path)
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     try:

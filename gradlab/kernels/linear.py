@@ -92,7 +92,7 @@ SPEC = Spec(
     saved="x, w; y with relu",
     bounds=(
         *ALWAYS,
-        *spills(float32=8, float64=128),
+        *spills(float32=16, float64=128),
         *tensor_cores("matmul"),
         *fused("matmul"),
         streams("matmul", share=0.6, dtypes=(*HALF, "float32")),

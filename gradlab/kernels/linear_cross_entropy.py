@@ -168,7 +168,7 @@ SPEC = Spec(
     saved_slope=1.0,
     bounds=(
         *ALWAYS,
-        *spills(float32=8, float64=128),
+        *spills(float32=16, float64=128),
         *tensor_cores("statistics", "backward", "matmul"),
         *fused("statistics", "backward", "matmul"),
         # A step of K reads and writes as many cycles of shared memory as its tensor cores compute.

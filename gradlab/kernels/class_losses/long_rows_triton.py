@@ -16,7 +16,7 @@ import triton.language as tl
 
 from gradlab.kernels.class_losses.rows_triton import TILE
 from gradlab.kernels.common.softcap_triton import capped_logits, capped_logits_and_slope
-from gradlab.kernels.runtime.launch_triton import block, kernel, sized_for
+from gradlab.kernels.runtime.launch_triton import block, interpreted, kernel, sized_for
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Logits of a row that is walked over: a shorter one is a part of a tile of several.
@@ -310,7 +310,8 @@ def row_tile(x: torch.Tensor, warps: int) -> dict[str, Any]:
     return {
         "EDGES": parted,
         "HALF": x.element_size() == 2,
-        "PAIRS": x.dtype == torch.bfloat16 and x.data_ptr() % 16 == 0,
+        # The interpreter has them as float32.
+        "PAIRS": x.dtype == torch.bfloat16 and x.data_ptr() % 16 == 0 and not interpreted(x.device),
         "U": U,
         "B": B,
         "G": G,

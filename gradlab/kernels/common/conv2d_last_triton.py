@@ -304,6 +304,10 @@ def wgrad(dw: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, mask: torch.Tenso
     linear = (
         geo.stride == geo.window == (1, 1) and not _padded(geo) and x.is_contiguous(memory_format=torch.channels_last)
     )
+    if linear:
+        # The stride of an axis of size 1 says nothing: rows of the matrix are as far apart as they are long.
+        (_, C, H, W) = x.shape
+        x = x.as_strided(x.shape, (C * H * W, 1, C * W, C))
     BM, BK, BN, warps, stages = tile("window weight gradient", x, N, M, R * S * D if across else D)
     columns = -(-R * S * D // BN) if across else R * S * -(-D // BN)
     programs = -(-N // BM) * columns * geo.groups

@@ -11,8 +11,9 @@ from triton.runtime.jit import JITFunction
 from gradlab.kernels.runtime.launch_triton import block, kernel, launch, op, sized_for
 from gradlab.kernels.runtime.sharding import elementwise as elementwise_text
 
-# Elements of one program.
+# Elements of one program; on a GPU bytes of each operand, so that wider elements take no more registers.
 TILE = 4096
+_TILE_BYTES = 8192
 
 
 # fmt: off
@@ -112,9 +113,11 @@ def elementwise(
         M, N = views[-1].shape
         written = [views[i] for i, t in enumerate(tensors) if any(t is w for w in writes)]
         parts = [part for v in views for part in (v, *v.stride())]
-    BN = block(N, TILE if M == 1 else 1024)
-    BM = block(M, TILE // BN, least=1)
-    ragged = sized_for(last.device) == "cuda" and N % 16 != 0 and N > BN
+    on_gpu = sized_for(last.device) == "cuda"
+    tile = _TILE_BYTES // max(2, *(t.element_size() for t in tensors)) if on_gpu else TILE
+    BN = block(N, tile if M == 1 else 1024)
+    BM = block(M, tile // BN, least=1)
+    ragged = on_gpu and N % 16 != 0 and N > BN
     # fmt: off
     launch(
         jit, [-(-M // BM) * -(-N // BN)],

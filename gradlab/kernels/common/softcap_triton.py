@@ -44,8 +44,9 @@ def _rest(e):
 def capped_logits(x, CAP: tl.constexpr, HALF: tl.constexpr):
     """`capped`; HALF if logits x have 16 bits in memory: then as exact as those are."""
     if CAP > 0:
-        if HALF:
-            # tanh(x / CAP) = 1 - 2 / (1 + exp(2 x / CAP)) is off by float32's step at 1 where it is small.
+        if HALF & (CAP <= 256):
+            # tanh(x / CAP) = 1 - 2 / (1 + exp(2 x / CAP)) is off by float32's step at 1 where it is small:
+            # no more than 16 bits are unless CAP is far above what they say exactly.
             x = CAP - CAP * _rest(tl.exp2(x * (2 * 1.4426950408889634 / CAP)))
         else:
             x = capped(x, CAP)
@@ -57,7 +58,7 @@ def capped_logits_and_slope(x, CAP: tl.constexpr, HALF: tl.constexpr):
     """(`capped`, `cap_slope`), of `HALF` exactness alike; without a CAP the slope is not to be used."""
     slope = x
     if CAP > 0:
-        if HALF:
+        if HALF & (CAP <= 256):
             # Not so far that e is infinite; NaN stays.
             e = tl.exp2(tl.minimum(x * (2 * 1.4426950408889634 / CAP), 100.0, propagate_nan=tl.PropagateNan.ALL))
             rest = _rest(e)

@@ -152,15 +152,29 @@ def users_file() -> Path | None:
         ValueError: GRADLAB_TILES names a file that is not there.
     """
     named = os.environ.get("GRADLAB_TILES")
-    file = default_file() if named is None else Path(named)
-    if named and not file.is_file():
+    if named is None:
+        try:
+            file = default_file()
+            return file if file.is_file() else None
+        except (OSError, ValueError):
+            # No home, or another user's, as containers have them.
+            return None
+    if named and not Path(named).is_file():
         raise ValueError(f"tiles: GRADLAB_TILES is {named!r}, wanted a file of tiles")
-    return file if named != "" and file.is_file() else None
+    return Path(named) if named else None
 
 
 def default_file() -> Path:
-    """Where the user's file is, unless GRADLAB_TILES says otherwise."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "gradlab" / "tiles.toml"
+    """Where the user's file is, unless GRADLAB_TILES says otherwise.
+
+    Raises:
+        ValueError: this user has no home.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    except RuntimeError as error:
+        raise ValueError("tiles: HOME is not set, wanted it, XDG_CONFIG_HOME or GRADLAB_TILES") from error
+    return folder / "gradlab" / "tiles.toml"
 
 
 def read(file: Path) -> tuple[list[Row], list[Split]]:

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import triton.language as tl
+
 # The compiler's IR and passes, and the environment variables that its cache must know.
 from triton._C.libtriton import get_cache_invalidating_env_vars as get_cache_invalidating_env_vars
 from triton._C.libtriton import ir as ir
@@ -114,8 +117,10 @@ def interpreter() -> Any:
     return interpreter
 
 
-def to_interpreted(value: Any) -> Any:
-    """An argument as the interpreter holds it."""
+def to_interpreted(value: Any, annotation: Any = None) -> Any:
+    """An argument as the interpreter holds it; a float is left as it is there, but here where it is a float64."""
+    if isinstance(value, float) and annotation is tl.float64:
+        return tl.tensor(interpreter().TensorHandle(np.array([value]), tl.float64), tl.float64)
     return interpreter()._implicit_cvt(value)
 
 

@@ -50,7 +50,8 @@ def interpret(
     with staged([a for a in args if isinstance(a, torch.Tensor)], writes) as stage:
         args = tuple(stage(a) if isinstance(a, torch.Tensor) else a for a in args)
         values = inspect.getcallargs(jit.fn, *args, **constants)
-        values = {k: v if k in constants else to_interpreted(v) for k, v in values.items()}
+        given = jit.fn.__annotations__
+        values = {k: v if k in constants else to_interpreted(v, given.get(k)) for k, v in values.items()}
         grid = grid + (1,) * (3 - len(grid))
         fn = _interpreted_form(jit)
         with _lock, _numpy_language(), np.errstate(all="ignore"):

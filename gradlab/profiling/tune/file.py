@@ -5,6 +5,7 @@ import re
 import tomllib
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from gradlab.base.files import claim, write_whole
 from gradlab.kernels.configs.tiles import Row, read
@@ -24,6 +25,7 @@ def check(file: Path) -> None:
         raise ValueError(f"tune: output is {file}, wanted a file that can be written: {error.strerror}") from error
     if file.exists():
         read(file)
+        _entries(file)
 
 
 def save(file: Path, row: Row) -> None:
@@ -32,10 +34,9 @@ def save(file: Path, row: Row) -> None:
     Raises:
         ValueError: the file cannot be written, or has the row together with others.
     """
-    before = file.read_text(encoding="utf-8") if file.exists() else _HEAD
-    head, *blocks = re.split(r"(?m)^(?=\[\[)", before)
-    kept = [block for block in blocks if not _replaced(block, row, file)]
-    text = "".join([head, *kept]).rstrip("\n") + "\n\n" + entry(row)
+    head, entries = _entries(file) if file.exists() else (_HEAD, [])
+    kept = [text for text, data in entries if not _replaced(data, row, file)]
+    text = "".join([head, *kept]).rstrip() + "\n\n" + entry(row)
     try:
         write_whole(file, text)
     except OSError as error:
@@ -53,9 +54,26 @@ def _value(value: str | int | tuple[str, ...]) -> str:
     return _string(value) if isinstance(value, str) else str(value)
 
 
-def _replaced(block: str, row: Row, file: Path) -> bool:
+def _entries(file: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+    """What stands before a file's entries, and each as it stands there and as it is read: those stay as they are.
+
+    Raises:
+        ValueError: TOML's other ways to write them, which a row can be neither taken out of nor put behind.
+    """
+    head, *blocks = re.split(r"(?m)^(?=[ \t]*\[\[)", file.read_text(encoding="utf-8"))
+    try:
+        begun = not tomllib.loads(head)
+        entries = [(block, tomllib.loads(block)) for block in blocks]
+    except tomllib.TOMLDecodeError:
+        begun = False
+    if not begun:
+        raise ValueError(f"tune: {file} has arrays or lines of text in brackets, wanted entries [[tile]]")
+    return head, entries
+
+
+def _replaced(data: dict[str, Any], row: Row, file: Path) -> bool:
     """Whether the entry is for the same kind, place and dtype."""
-    (found,) = tomllib.loads(block).get("tile", [None])
+    (found,) = data.get("tile", [None])
     (place,), (dtype,) = row.on, row.dtypes
     if not found or found["kernel"] != row.kernel or place not in found["on"] or dtype not in found["dtypes"]:
         return False
