@@ -1,4 +1,4 @@
-"""linear_cross_entropy's `skip_below`: which tiles of the gradient are 0, that nothing else is, and what is not computed."""
+"""`skip_below` of linear_cross_entropy: which tiles of the gradient are 0, and what is not computed."""
 
 import contextlib
 import functools
