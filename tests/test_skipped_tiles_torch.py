@@ -38,7 +38,7 @@ def drawn(M=300, K=9, V=700, dtype=torch.float64, ignored=None):
 
 
 def expected(h, w, t, b, a, dy, below, *, ignore_index=-100, z_loss=0.0, softcap=None):
-    """dh, dw, db of sum_m dy[m] (y[m] + z_loss n[m]) in float64, tiles of dx that do not count at 0; p, dx and those."""
+    """dh, dw, db of sum_m dy[m] (y[m] + z_loss n[m]) in float64, skipped tiles of dx at 0; |error of dx|; those."""
     h, w, b = (x.detach().double() for x in (h, w, b))
     x = h @ w.T + b
     z = x if softcap is None else softcap * torch.tanh(x / softcap)
