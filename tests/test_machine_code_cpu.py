@@ -149,8 +149,8 @@ def test_instructions_stand_on_their_lines():
     sigmoid = next(c for c in codes if c.kernel == "sigmoid")
     text = (inspection.ROOT / sigmoid.file).read_text().splitlines()
     # The store evaluates what it stores, but every operation counts on its own line.
-    assert {"tl.load", "tl.store", "tl.exp"} <= {
-        w for line in sigmoid.lines for w in re.findall(r"tl\.\w+", text[line - 1])
+    assert {"tile_load", "tile_store", "tl.exp"} <= {
+        w for line in sigmoid.lines for w in re.findall(r"tl\.\w+|tile_\w+", text[line - 1])
     }
     assert sigmoid.size > 500
     assert sigmoid.cpu
