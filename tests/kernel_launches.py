@@ -12,6 +12,7 @@ from gradlab.kernels.class_losses import class_range_triton, linear_second_trito
 from gradlab.kernels.class_losses.parts_triton import merge_parts
 from gradlab.kernels.class_losses.row_sums_triton import mean_divisors
 from gradlab.kernels.class_losses.settings import ClassLoss
+from gradlab.kernels.common.matmul_triton import matmul_into
 from gradlab.kernels.runtime.launch_triton import recording
 from gradlab.kernels.spec import specs
 from gradlab.profiling.machine_code import launches_torch
@@ -153,7 +154,9 @@ def chunks_of_classes(dtype):
 
 
 def skipped_tiles(dtype):
-    """Tiles of the gradient left out, in several chunks and in one, what is asked for and where logits are kept."""
+    """Tiles of the gradient left out, in chunks and in one; what is asked for; kept logits."""
+    h, w = leaf(dtype, 2048, 64), leaf(dtype, 2100, 64)
+    pulled(lab.linear_cross_entropy(h, w, classes(2048), skip_below=0.1))
     for V, more in ((1100, {"logits_memory": 2**20}), (2500, {"softcap": 3.0, "z_loss": 0.1})):
         h, w, b = leaf(dtype, 16, 64), leaf(dtype, V, 64), leaf(dtype, V) if "z_loss" in more else None
         pulled(lab.linear_cross_entropy(h, w, classes(16), b, skip_below=0.1, **more))
@@ -181,8 +184,17 @@ def edges(dtype):
 
 
 def products(dtype):
-    """Whole tiles of K; a bias and a mask; so many tiles that a program has several of them."""
+    """Whole tiles of K; a bias and a mask; tiles so many that a program has several, and so few that K is split.
+
+    A product added to the array that it is written to, in tiles of either size and in parts.
+    """
     pulled(lab.linear(leaf(dtype, 4096, 64), leaf(dtype, 4096, 64)))
+    for size, K in ((4096, 64), (128, 8192)):
+        y, a, b = (torch.empty(shape, dtype=dtype) for shape in ((size, size), (size, K), (K, size)))
+        matmul_into(y, a, b, y)
+    matmul_into(y, a, b, y[0], relu=True)
+    for masked, mask in (("a", a), ("b", b), ("y", y)):
+        matmul_into(y, a, b, None, mask, masked)
     x, w, b = leaf(dtype, 16, 64), leaf(dtype, 32, 64), leaf(dtype, 32)
     pulled(lab.linear(x, w, b))
     pulled(lab.linear(x, w, b, activation="relu"))

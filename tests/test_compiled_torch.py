@@ -24,8 +24,9 @@ from tests import kernel_launches
 DTYPES = {"sm_90": ("bfloat16", "float32"), "sm_80": ("float32", "bfloat16", "float64")}
 # Each architecture has launches of its own; on this one there is every way that any of them has.
 WHOLE = "sm_90"
-# Constants that are sizes or dtypes and choose no path; FLAT is for GPUs, and a CPU's other value is compiled for CPUs.
-SIZES = re.compile("B[A-Z]|TILE|WORDS|ACC|DTYPE|STATE|FLAT")
+# Constants that are sizes or dtypes and choose no path; FLAT and LANES are for GPUs, a CPU's other value is compiled for
+# CPUs.
+SIZES = re.compile("B[A-Z]|TILE|WORDS|ACC|DTYPE|STATE|FLAT|LANES")
 
 
 def statements(kernel):

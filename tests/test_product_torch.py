@@ -1,4 +1,4 @@
-"""The product of two matrices by descriptors of a GPU's TMA, and by pointers where a matrix does not lie so."""
+"""Products of matrices by descriptors of a GPU's TMA, by pointers where a matrix does not lie so, and in parts."""
 
 import contextlib
 
@@ -12,7 +12,7 @@ import gradlab.torch as lab
 from gradlab.kernels.common import matmul_triton
 from gradlab.kernels.common.matmul_triton import matmul_into
 from gradlab.kernels.common.product_triton import ways
-from gradlab.kernels.common.tiles_triton import Tile
+from gradlab.kernels.common.tiles_triton import Tile, product_parts
 from gradlab.kernels.runtime.launch_triton import gpu_sizes, interpreting, noting, recording
 from gradlab.profiling.emulate.executed import BUDGET, execute_launch
 from gradlab.profiling.emulate.launches_torch import emulated
@@ -64,6 +64,58 @@ def products():
     yield a, w.mT, None, half(72, 136), "y", half(72, 136)
     yield z, b, half(2, 48), None, "", half(2, 72, 48)
     yield a[:, :83], w.mT[:83], None, mask[:, :83], "a", half(72, 136)
+
+
+def products_of_few_tiles():
+    """As above, of a long K, which is split: every option, layout and dtype that the sum of the parts may meet."""
+    a, w, mask, bias = half(24, 1400), half(40, 1400), half(24, 40), half(40)
+    z, b = torch.randn(2, 24, 500), torch.randn(2, 500, 40)
+    yield a, w.mT, bias, None, "", half(24, 40)
+    yield a.mT.contiguous().mT, w.mT.contiguous(), bias, mask, "y", half(40, 24).mT
+    yield a, w.mT, half(24, 40), half(24, 1400), "a", half(24, 40)
+    yield a[:, :1399], w.mT[:1399], None, half(1399, 40), "b", half(24, 41)[:, 1:]
+    yield z, b, torch.randn(2, 40), None, "", torch.empty(2, 40, 24).mT
+    yield (
+        z,
+        b[:1].expand(2, 500, 40),
+        torch.randn(1, 24, 40).expand(2, 24, 40),
+        z[..., :40],
+        "y",
+        torch.empty(2, 24, 40),
+    )
+    yield z[0].double(), b[0].double()[:, ::2], None, None, "", torch.empty(24, 20).double()
+
+
+@pytest.mark.parametrize(
+    ("tiles", "elements", "steps", "wanted"),
+    [
+        (16, 512 * 512, 128, (8, 16)),  # One wave.
+        (4, 256 * 256, 128, (16, 8)),  # Of more parts the sums cost more than they save.
+        (1, 16, 22, (5, 5)),  # Parts of four steps at least; the last one is shorter.
+        (1, 16, 20, (1, 20)),  # Not worth a launch.
+        (64, 2**16, 1024, (2, 512)),
+        (65, 2**16, 1024, (1, 1024)),
+        (0, 0, 64, (1, 64)),
+        (1, 16, 0, (1, 0)),
+    ],
+)
+def test_parts_of_a_product(tiles, elements, steps, wanted):
+    with gpu_sizes():
+        assert product_parts(torch.device("cpu"), tiles, elements, steps) == wanted
+    assert product_parts(torch.device("cpu"), tiles, elements, steps) == (1, steps)
+
+
+def test_parts_are_added_in_order_and_rounded_once():
+    """To the bit the float32 sums of whole products of the parts; relu of the sum; c is y itself."""
+    a, b, c = half(24, 1400), half(1400, 40), torch.randn(24, 40)
+    with gpu_sizes():
+        parts = []
+        for k in range(0, 1400, 320):
+            parts.append(torch.empty(24, 40))
+            matmul_into(parts[-1], a[:, k : k + 320], b[k : k + 320], None)
+        for y in (c.clone(), half(24, 40)):
+            matmul_into(y, a, b, y if y.dtype == c.dtype else c, relu=True)
+            assert torch.equal(y, (sum(parts[1:], parts[0]) + c).relu().to(y.dtype))
 
 
 def test_several_tiles_of_a_program(monkeypatch):
@@ -134,17 +186,25 @@ def interpreted():
 
 
 @pytest.mark.parametrize("run", [gpu_sizes, interpreted, emulated_on_sm_90])
-def test_products_by_descriptors(run):
+@pytest.mark.parametrize("products", [products, products_of_few_tiles])
+def test_products(products, run):
     for a, b, bias, mask, masked, y in products():
         wide = {"a": a.double(), "b": b.double()}
         if masked in wide:
             wide[masked] = wide[masked] * (mask > 0)
-        wanted = wide["a"] @ wide["b"] + (0 if bias is None else bias.double().unsqueeze(-2))
+        added = 0 if bias is None else bias.double() if bias.ndim == a.ndim else bias.double().unsqueeze(-2)
+        wanted = wide["a"] @ wide["b"] + added
         if masked == "y":
             wanted = wanted * (mask > 0)
+        with recording("sm_90") as launches:
+            matmul_into(y, a, b, bias, mask, masked)
+        assert launches[-1].jit.fn.__name__ == NAMES[products]
         y.fill_(float("nan"))
         with run():
             matmul_into(y, a, b, bias, mask, masked)
         # One rounding of the result, beside that of a sum of K terms in float32.
-        allowed = 2**-8 * wanted.abs() + 2**-20 * (wide["a"].abs() @ wide["b"].abs())
+        allowed = torch.finfo(y.dtype).eps * wanted.abs() + 2**-20 * (wide["a"].abs() @ wide["b"].abs())
         assert ((y.double() - wanted).abs() <= allowed).all(), masked
+
+
+NAMES = {products: "_matmul_kernel", products_of_few_tiles: "_sum_parts_kernel"}

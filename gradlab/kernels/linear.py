@@ -23,6 +23,9 @@ so {product with none, a, b or y masked} is closed under differentiation, and de
 not written to memory, dy is masked as it is loaded; but for large dy on a GPU, where a pass of its own costs less than
 a mask in both products.
 
+Where a product has so few tiles that they leave half of a GPU idle, and a long sum, parts of the sum are computed side
+by side in float32, and a second kernel adds them in order, with bias, relu and mask, and rounds once.
+
 Precision: every dot is accumulated in float32 (float64 for float64), operands in full precision, never TF32.
 Saved for backward: x, w, and y when relu is fused (its sign is the mask).
 Source: Griewank and Walther, Evaluating Derivatives, 2nd ed., section 3.2; the bilinear rule is elementary.
@@ -81,6 +84,8 @@ SPEC = Spec(
         Case("square", {"M": 512, "K": 512, "N": 512}, use="bench"),
         # Strides that are multiples of 16 bytes and not of 16 elements.
         Case("eights", {"M": 200, "K": 328, "N": 136}, use="bench"),
+        # On torch a product of few tiles whose sum is split.
+        Case("long sum", {"M": 256, "K": 8192, "N": 256}, use="bench gpu"),
         Case("layer", {"M": 2048, "K": 4096, "N": 2048}, use="bench gpu"),
         Case("transformer", {"M": 8192, "K": 4096, "N": 4096}, use="bench gpu"),
     ),
@@ -101,6 +106,9 @@ SPEC = Spec(
         # A step of K moves the operands through shared memory in the cycles of tensor cores; a tile's sums once more.
         Bound("tensor_share", least=0.96, kernels=("matmul",), dtypes=HALF, archs=("sm_90",), case="layer"),
         Bound("tensor_share", least=0.99, kernels=("matmul",), dtypes=HALF, archs=("sm_80",), case="layer"),
+        # Split along K, where a program for each tile would leave 97 to 88 % of the multiprocessors idle.
+        Bound("waves", least=0.18, kernels=("matmul",), sides=("torch",), case="long sum"),
+        Bound("wide_share", least=0.9, kernels=("sum_parts",), sides=("torch",), case="long sum"),
         # An FMA each, and what loads their operands.
         Bound("instructions", most=1.25, per="M K N", kernels=("matmul",), dtypes=("float32",), case="square"),
         Bound("instructions", most=6, per="M N", kernels=("column_sum",), dtypes=HALF, case="layer"),

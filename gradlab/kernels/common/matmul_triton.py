@@ -1,4 +1,8 @@
-"""The product of two matrices as a Triton kernel: bias, relu and the mask of its backward in one pass."""
+"""The product of two matrices as a Triton kernel: bias, relu and the mask of its backward in one pass.
+
+A product of few tiles and a long K is split along K: parts of it are computed side by side, and a second pass adds
+them.
+"""
 
 import math
 
@@ -6,9 +10,9 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.common.images_triton import channels_last
-from gradlab.kernels.common.product_triton import add_product, load_tile, operand, store_tile, ways
-from gradlab.kernels.common.tiles_triton import multiprocessors, tile
-from gradlab.kernels.runtime.launch_triton import accumulator, kernel, launch, sized_for, triton_dtype
+from gradlab.kernels.common.product_triton import add_product, in_sixteens, load_tile, operand, store_tile, ways
+from gradlab.kernels.common.tiles_triton import multiprocessors, product_parts, tile
+from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, sized_for, triton_dtype
 
 
 # fmt: off
@@ -18,11 +22,11 @@ def _matmul_kernel(
     b_ptr, b_z, b_k, b_n,
     c_ptr, c_z, c_m, c_n,
     mask_ptr, mask_z, mask_0, mask_1,
-    y_ptr, y_z, y_m, y_n,
-    M, K, N,
+    y_ptr, y_z, y_m, y_n, y_s,
+    M, K, N, PART,
     ACC: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr, FULL_K: tl.constexpr,
     A: tl.constexpr, B: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr,
-    PERSISTENT: tl.constexpr, HALVES: tl.constexpr,
+    PERSISTENT: tl.constexpr, SPLIT: tl.constexpr, HALVES: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):
     """y[z m n] = relu(sum_k a[z m k] b[z k n] + c), c[z n] (BIAS row) or c[z m n] (BIAS matrix).
@@ -32,7 +36,19 @@ def _matmul_kernel(
 
     Grid (Z * M/BM * N/BN); a program owns y[z BM BN]. PERSISTENT: Z is 1, and a program of fewer owns several tiles.
     HALVES: a matrix c is added to the left and the right half of a tile in turn, for which registers suffice.
+    SPLIT: y[s z m n] is the sum over k from s PART to (s + 1) PART - 1. Grid (Z * M/BM * N/BN, S).
     """
+    if SPLIT:
+        # A part is a product of its own: PART is a multiple of BK, and its first element as aligned as the matrix.
+        first = tl.program_id(1) * PART
+        a_ptr += first.to(tl.int64) * a_k
+        b_ptr += first.to(tl.int64) * b_k
+        if MASKED == "a":
+            mask_ptr += first.to(tl.int64) * mask_1
+        if MASKED == "b":
+            mask_ptr += first.to(tl.int64) * mask_0
+        y_ptr += tl.program_id(1).to(tl.int64) * (y_s if Y == "pointers" else in_sixteens(y_ptr, y_s))
+        K = tl.minimum(K - first, PART)
     tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)
     z = (tl.program_id(0) // tiles).to(tl.int64)
     a = operand(a_ptr, z, a_z, a_m, a_k, M, K, A, BM, BK)
@@ -97,6 +113,23 @@ def _tile(
     else:
         acc = add_product(acc, a, a_m, a_k, b, b_k, b_n, m0, n0, M, K, N, A, B, FULL_K, BM, BK, BN)
 
+    acc = _epilogue(
+        acc, c_ptr, c_m, c_n, mask, mask_0, mask_1, m0, n0, M, N, BIAS, RELU, MASKED, MASK, HALVES, BM, BN,
+    )
+    store_tile(y, y_m, y_n, acc.to(TO), m0, n0, M, N, Y, BM, BN)
+
+
+@kernel
+def _epilogue(
+    acc,
+    c_ptr, c_m, c_n,
+    mask, mask_0, mask_1,
+    m0, n0, M, N,
+    BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr, MASK: tl.constexpr, HALVES: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):
+    """The sums acc[BM BN] of the tile from row m0 and column n0 on, with c, relu and the mask of y."""
+    ACC: tl.constexpr = acc.dtype
     if BIAS == "row":
         n = (n0 + tl.arange(0, BN)).to(tl.int64)
         acc += tl.load(c_ptr + n * c_n, mask=n < N, other=0.0).to(ACC)[None, :]
@@ -113,8 +146,43 @@ def _tile(
         acc = tl.where(acc <= 0, 0.0, acc)
     if MASKED == "y":
         acc = tl.where(load_tile(mask, mask_0, mask_1, m0, n0, M, N, MASK, False, False, BM, BN) <= 0, 0.0, acc)
-    store_tile(y, y_m, y_n, acc.to(TO), m0, n0, M, N, Y, BM, BN)
+    return acc
 
+
+@kernel
+def _sum_parts_kernel(
+    p_ptr, p_s, p_z, p_m,
+    c_ptr, c_z, c_m, c_n,
+    mask_ptr, mask_z, mask_0, mask_1,
+    y_ptr, y_z, y_m, y_n,
+    S, M, N,
+    BIAS: tl.constexpr, RELU: tl.constexpr, MASKED: tl.constexpr,
+    P: tl.constexpr, MASK: tl.constexpr, Y: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):
+    """y[z m n] = relu(sum_s p[s z m n] + c), added up in the order of s; c, the mask of y and the ways as a product's.
+
+    Grid (Z * M/BM * N/BN); a program owns y[z BM BN].
+    """
+    tiles_n = tl.cdiv(N, BN)
+    tiles = tl.cdiv(M, BM) * tiles_n
+    z = (tl.program_id(0) // tiles).to(tl.int64)
+    m0 = tl.program_id(0) % tiles // tiles_n * BM
+    n0 = tl.program_id(0) % tiles_n * BN
+    p = operand(p_ptr, z, p_z, p_m, 1, M, N, P, BM, BN)
+    y = operand(y_ptr, z, y_z, y_m, y_n, M, N, Y, BM, BN)
+    mask = mask_ptr
+    if MASKED == "y":
+        mask = operand(mask_ptr, z, mask_z, mask_0, mask_1, M, N, MASK, BM, BN)
+    acc = tl.zeros((BM, BN), dtype=p_ptr.dtype.element_ty)
+    # Four loads are under way at once.
+    for _ in tl.range(S, loop_unroll_factor=4):
+        acc += load_tile(p, p_m, 1, m0, n0, M, N, P, False, False, BM, BN)
+        p += p_s if P == "pointers" else in_sixteens(p_ptr, p_s)
+    acc = _epilogue(
+        acc, c_ptr + z * c_z, c_m, c_n, mask, mask_0, mask_1, m0, n0, M, N, BIAS, RELU, MASKED, MASK, False, BM, BN,
+    )
+    store_tile(y, y_m, y_n, acc.to(y_ptr.dtype.element_ty), m0, n0, M, N, Y, BM, BN)
 # fmt: on
 
 # Elements of a tile whose sums take half of a multiprocessor's registers.
@@ -135,35 +203,71 @@ def matmul_into(
     BM, BK, BN, warps, stages = tile("masked matmul" if masked == "b" else "matmul", a, M, K, N)
     if masked != "b" and _by_rows_first(b, M):
         b = channels_last(b.mT.reshape(-1, N, K, 1)).view(*b.shape[:-2], N, K).mT
-    kind: str = ""
-    c: tuple[object, ...] = (a, 0, 0, 0)
-    if bias is not None and bias.ndim == a.ndim:
-        kind, c = "matrix", (bias, *strides(bias, 2))
-    elif bias is not None:
-        z, n = strides(bias, 1)
-        kind, c = "row", (bias, z, 0, n)
-    by = ways(a, b, mask, y)
-    programs = math.prod(a.shape[:-2]) * -(-M // BM) * -(-N // BN)
+    tiles = math.prod(a.shape[:-2]) * -(-M // BM) * -(-N // BN)
+    S, steps = product_parts(y.device, tiles, y.numel(), -(-K // BK))
+    if S == 1:
+        out, added, mask_in, masked_in = y, bias, mask, masked
+    else:
+        # As many sums as a tile for each program of one wave: 8 MiB with the tiles of the table.
+        out, added = y.new_empty((S, *y.shape), dtype=accumulator(a.dtype)), None
+        mask_in, masked_in = (None, "") if masked == "y" else (mask, masked)
+    one = out if S == 1 else out[0]
+    by = ways(a, b, mask_in, one)
     # Where a multiprocessor has room for one program alone, its stores overlap with its next tile, and it makes its
     # descriptors once.
     alone = BM * BN >= _ALONE and sized_for(y.device) == "cuda"
-    persistent = alone and mask is None and a.ndim == 2 and by[3] in ("rows", "columns")
-    if persistent:
-        programs = min(programs, multiprocessors(y.device))
+    persistent = alone and S == 1 and mask is None and a.ndim == 2 and by[3] in ("rows", "columns")
+    programs = min(tiles, multiprocessors(y.device)) if persistent else tiles
+    kind, c = _added(a, added)
     # fmt: off
     launch(
-        _matmul_kernel, [programs],
+        _matmul_kernel, [programs] if S == 1 else [programs, S],
         a, *strides(a, 2),
         b, *strides(b, 2),
         *c,
-        *((a, 0, 0, 0) if mask is None else (mask, *strides(mask, 2))),
-        y, *strides(y, 2),
-        M, K, N,
-        ACC=triton_dtype(accumulator(a.dtype)), BIAS=kind, RELU=relu, MASKED=masked, FULL_K=K % BK == 0,
-        PERSISTENT=persistent, HALVES=alone, A=by[0], B=by[1], MASK=by[2], Y=by[3],
-        BM=BM, BK=BK, BN=BN, GROUP=8, writes=[y], warps=warps, stages=stages,
+        *((a, 0, 0, 0) if mask_in is None else (mask_in, *strides(mask_in, 2))),
+        out, *strides(one, 2), 0 if S == 1 else out.stride(0),
+        M, K, N, steps * BK,
+        ACC=triton_dtype(accumulator(a.dtype)), BIAS=kind, RELU=relu and S == 1, MASKED=masked_in,
+        FULL_K=K % BK == 0, PERSISTENT=persistent, SPLIT=S > 1, HALVES=alone, A=by[0], B=by[1], MASK=by[2], Y=by[3],
+        BM=BM, BK=BK, BN=BN, GROUP=8, writes=[out], warps=warps, stages=stages,
     )
     # fmt: on
+    if S > 1:
+        _sum_parts(y, out, bias, mask if masked == "y" else None, relu)
+
+
+def _sum_parts(
+    y: torch.Tensor, p: torch.Tensor, bias: torch.Tensor | None, mask: torch.Tensor | None, relu: bool
+) -> None:
+    """y[Z M N] = the sum of p[S Z M N] over S, in order, + bias; then relu, or 0 where mask <= 0."""
+    M, N = y.shape[-2:]
+    kind, c = _added(y, bias)
+    by = ways(p[0], mask, y, descriptors=False)
+    # Rows of a cache line of float32 each; columns of y are whole sectors in half precision.
+    BM, BN = block(M, 16, 1), block(N, 32)
+    # fmt: off
+    launch(
+        _sum_parts_kernel, [math.prod(y.shape[:-2]) * -(-M // BM) * -(-N // BN)],
+        p, p.stride(0), *strides(p[0], 2)[:2],
+        *c,
+        *((y, 0, 0, 0) if mask is None else (mask, *strides(mask, 2))),
+        y, *strides(y, 2),
+        p.shape[0], M, N,
+        BIAS=kind, RELU=relu, MASKED="" if mask is None else "y", P=by[0], MASK=by[1], Y=by[2],
+        BM=BM, BN=BN, writes=[y],
+    )
+    # fmt: on
+
+
+def _added(like: torch.Tensor, bias: torch.Tensor | None) -> tuple[str, tuple[object, ...]]:
+    """What a kernel adds to a product of as many axes as `like`: BIAS, and c with its strides; without one, `like`."""
+    if bias is None:
+        return "", (like, 0, 0, 0)
+    if bias.ndim == like.ndim:
+        return "matrix", (bias, *strides(bias, 2))
+    z, n = strides(bias, 1)
+    return "row", (bias, z, 0, n)
 
 
 def _by_rows_first(b: torch.Tensor, M: int) -> bool:

@@ -16,19 +16,19 @@ from gradlab.kernels.runtime.launch_triton import kernel, places
 _ALIGNMENT = 16
 
 
-def ways(*operands: torch.Tensor | None) -> list[str]:
+def ways(*operands: torch.Tensor | None, descriptors: bool = True) -> list[str]:
     """How a kernel reads or writes the matrices in the last two axes of operands; the first of them is not None.
 
     "rows" and "columns" are descriptors of a matrix that lies in memory row by row, or column by column; "wide rows"
     and "wide columns" are pointers to one that may be read 16 bytes at a time; "pointers" are those to any other, to
-    all on a CPU, and to one that is None and is not read.
+    all on a CPU, and to one that is None and is not read. Without `descriptors` all are pointers.
     """
     first = operands[0]
     assert first is not None
     generation = _generation(places(first.device))
     if not generation:
         return ["pointers"] * len(operands)
-    return ["pointers" if t is None else _way(t, generation >= 90) for t in operands]
+    return ["pointers" if t is None else _way(t, descriptors and generation >= 90) for t in operands]
 
 
 def _way(t: torch.Tensor, descriptors: bool) -> str:

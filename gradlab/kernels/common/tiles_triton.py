@@ -1,11 +1,16 @@
 """Tile sizes of matmul-like kernels, for CUDA and for CPUs, from the table in `kernels/configs`."""
 
+import math
 from typing import NamedTuple
 
 import torch
 
 from gradlab.kernels.configs.tiles import table
-from gradlab.kernels.runtime.launch_triton import block, places
+from gradlab.kernels.runtime.launch_triton import block, places, sized_for
+
+# Of a product that is split along K, in steps of a tile: the fewest of a part, what a second launch costs, and elements
+# of partial sums that are written and read in the time of one.
+_FEWEST_STEPS, _STEPS_OF_A_LAUNCH, _ELEMENTS_A_STEP = 4, 16, 2**17
 
 
 class Tile(NamedTuple):
@@ -55,3 +60,26 @@ def parts(device: torch.device, programs: int, size: int) -> int:
     """
     wanted, shared = fill(device) // 2 // programs + 1, table().split(places(device)).bytes
     return max(wanted, -(-size // shared)) if shared else wanted
+
+
+def product_parts(device: torch.device, tiles: int, elements: int, steps: int) -> tuple[int, int]:
+    """Split-K of a product y: the number of parts, and the steps along K of each; 1 and all of them on a CPU.
+
+    Parts are taken where tiles leave half of a GPU's multiprocessors idle and time is saved, by sizes and the table
+    alone. A tile's step takes about 512 cycles in every dtype. With S parts a program has 1/S of the steps. Their sums,
+    8 S bytes for each element, written and read at 16 bytes a cycle by each of 128 multiprocessors, take S elements /
+    2^17 steps; to launch a second kernel takes 16 more. The sum of both is least at S^2 = 2^17 steps / elements.
+
+    Args:
+        tiles: programs of the product as a whole.
+        elements: of y.
+        steps: along K, of a tile as a whole.
+    """
+    # One wave of programs, each of no fewer steps than fill its pipeline.
+    most = min(fill(device) // 4 // max(1, tiles), steps // _FEWEST_STEPS)
+    if most < 2 or not elements or sized_for(device) == "cpu":
+        return 1, steps
+    each = -(-steps // min(most, max(1, math.isqrt(steps * _ELEMENTS_A_STEP // elements))))
+    parts = -(-steps // each)
+    worth = each + parts * elements // _ELEMENTS_A_STEP + _STEPS_OF_A_LAUNCH < steps
+    return (parts, each) if worth else (1, steps)

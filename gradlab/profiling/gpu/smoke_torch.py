@@ -71,17 +71,24 @@ def _steps(where: torch.device, make: Callable[[list[torch.Tensor]], Any]) -> tu
 
 
 def _clipped(where: torch.device) -> tuple[torch.Tensor, ...]:
-    """A norm, and the gradients that it shortens."""
-    p = _drawn(where, 3000)
-    p.grad = _drawn(where, 3000, seed=1).detach()
-    return lab.clip_grad_norm_([p], 1.0), p.grad
+    """The norms of one tensor and of two, and the gradients that they shorten."""
+    results: list[torch.Tensor] = []
+    for sizes in ((3000,), (3000, 21)):
+        params = [_drawn(where, size) for size in sizes]
+        for p in params:
+            p.grad = _drawn(where, *p.shape, seed=1).detach()
+        results += [lab.clip_grad_norm_(params, 1.0), *(p.grad for p in params if p.grad is not None)]
+    return tuple(results)
 
 
 def _in_place(where: torch.device) -> tuple[torch.Tensor, ...]:
-    """A loss whose gradient takes the logits' memory, and a backward that scales it."""
-    x = _drawn(where, 8, 300)
-    y = lab.cross_entropy(x * 1.0, _classes(where, 8, 300), inplace=True)
-    return y.detach(), *torch.autograd.grad(3 * y, x)
+    """Losses whose gradients take the logits' memory, in short rows and in long ones, and backwards that scale them."""
+    results: list[torch.Tensor] = []
+    for V in (300, 20_000):
+        x = _drawn(where, 8, V)
+        y = lab.cross_entropy(x * 1.0, _classes(where, 8, V), inplace=True)
+        results += [y.detach(), *torch.autograd.grad(3 * y, x)]
+    return tuple(results)
 
 
 def _long_rows(where: torch.device) -> tuple[torch.Tensor, ...]:
@@ -137,6 +144,12 @@ def _tiles(where: torch.device) -> tuple[torch.Tensor, ...]:
     return y.detach(), *torch.autograd.grad(y, (x, w, b), _drawn(where, 200, 136, seed=3))
 
 
+def _few_tiles(where: torch.device) -> tuple[torch.Tensor, ...]:
+    """A product of few tiles and a long K, in parts that a second kernel adds."""
+    x, w, b = _drawn(where, 24, 3000), _drawn(where, 40, 3000, seed=1), _drawn(where, 40, seed=2)
+    return (lab.linear(x, w, b, activation="relu").detach(),)
+
+
 def _channels_last(where: torch.device) -> tuple[torch.Tensor, ...]:
     """Images that lie channels last, of more than one tile."""
     x = _drawn(where, 2, 32, 12, 12).detach().contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -160,14 +173,15 @@ _HALF = 2**16
 CALLS = (
     ("Adam", lambda where: _steps(where, lambda ps: lab.Adam(ps, lr=0.01, amsgrad=True, max_norm=1.0)), 3021),
     ("SGD", lambda where: _steps(where, lambda ps: lab.SGD(ps, lr=0.01, momentum=0.9)), 1),
-    ("clip_grad_norm_", _clipped, 3000),
-    ("cross_entropy in place", _in_place, 300),
+    ("clip_grad_norm_", _clipped, 3021),
+    ("cross_entropy in place", _in_place, 20_000),
     ("cross_entropy of long rows", _long_rows, 20_000),
     ("cross_entropy of rows", _columns, 300),
     ("cross_entropy of classes in parts", _in_parts, 300),
     ("linear_cross_entropy of many classes", _many_classes, 700),
     ("linear_cross_entropy with tiles skipped", _skipped_tiles, 700),
     ("linear of several tiles", _tiles, 328),
+    ("linear of few tiles", _few_tiles, 3000),
     ("conv2d and max_pool2d channels last", _channels_last, 432),
     ("conv2d in half precision", _half_images, _HALF),
 )
