@@ -154,7 +154,9 @@ def chunks_of_classes(dtype):
 
 
 def skipped_tiles(dtype):
-    """Tiles of the gradient left out, in several chunks and in one, what is asked for and where logits are kept."""
+    """Tiles of the gradient left out, in chunks and in one; what is asked for; kept logits."""
+    h, w = leaf(dtype, 2048, 64), leaf(dtype, 2100, 64)
+    pulled(lab.linear_cross_entropy(h, w, classes(2048), skip_below=0.1))
     for V, more in ((1100, {"logits_memory": 2**20}), (2500, {"softcap": 3.0, "z_loss": 0.1})):
         h, w, b = leaf(dtype, 16, 64), leaf(dtype, V, 64), leaf(dtype, V) if "z_loss" in more else None
         pulled(lab.linear_cross_entropy(h, w, classes(16), b, skip_below=0.1, **more))

@@ -496,6 +496,10 @@ def refusals_of_meshes(group):
     h, w, t = to(drawn(4, 6, grad=False), Replicate()), to(drawn(5, 6, grad=False), Shard(1)), to(t[0], Replicate())
     message = "linear_cross_entropy: placements of linear_weight is (Shard(dim=1),), wanted Replicate or Shard(0)"
     refused(ValueError, message, lambda: lab.linear_cross_entropy(h, w, t))
+    for beside, of in (("a group", (h.to_local(), drawn(5, 6, grad=False), t.to_local())), ("DTensors", (h, w, t))):
+        message = f"linear_cross_entropy: skip_below is 0.1 beside {beside}, wanted 0 there"
+        where = {"group": group} if beside == "a group" else {}
+        refused(ValueError, message, lambda of=of, where=where: lab.linear_cross_entropy(*of, skip_below=0.1, **where))
 
 
 def one_rank(group):
