@@ -83,7 +83,7 @@ def products_of_few_tiles():
         "y",
         torch.empty(2, 24, 40),
     )
-    yield z[0].double(), b[0].double()[:, ::2], None, None, "", torch.empty(24, 20).double()
+    yield z[0].double(), b[0].double()[:, :37:2], None, None, "", torch.empty(24, 19).double()
 
 
 @pytest.mark.parametrize(
