@@ -18,7 +18,21 @@ from gradlab.profiling.machine_code.code import Code
 from gradlab.profiling.machine_code.inspection import InspectRequest, InspectSubject, read, targets
 
 # Cases beside each op's largest.
-MORE = {"cross_entropy": ("vocabulary", "capped logits"), "linear": ("square",)}
+MORE = {
+    "cross_entropy": ("capped logits", "odd rows, in place", "long rows, in place", "capped, in place"),
+    "linear": ("square",),
+}
+# What kernels do now that had another name before.
+SUCCESSORS = {
+    ("cross_entropy", "loss"): "row_loss",
+    ("cross_entropy", "backward"): "row_backward",
+    ("conv2d", "forward"): "windows",
+    ("conv2d", "dgrad"): "windows 2",
+    ("conv2d", "wgrad"): "window_weights",
+    ("conv2d", "bias_sum"): "pixel_sum",
+}
+# Sums of a few numbers, behind the kernels that the table is about.
+SMALL = ("sum_rows", "mean_divisors", "merge", "column_sum", "sum_parts")
 TILE = ("BM", "BN", "BV", "BK")
 
 
@@ -74,7 +88,7 @@ def main(
     old, new = ({key(r): r for r in json.loads(f.read_text())["kernels"]} for f in (before, file))
     print("| op: case | kernel | tile, warps, stages | registers | shared | blocks | instr | MMA | bytes | measured |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for name in dict.fromkeys([*old, *new]):
+    for name in sorted(n for n in {**old, **new} if not n[2].startswith(SMALL)):
         pair = [side.get(name) for side in (old, new)]
         shown = [both(pair, field) for field in (size, registers, shared, blocks, each, share, traffic)]
         print(f"| {name[0]}: {name[1]} | {name[2]} | {' | '.join(shown)} | not measured |")
@@ -82,13 +96,13 @@ def main(
 
 def key(found: dict[str, Any]) -> tuple[str, str, str]:
     """Which rows of two files are of one kernel."""
-    return found["op"], found["case"], found["kernel"]
+    return found["op"], found["case"], SUCCESSORS.get((found["op"], found["kernel"]), found["kernel"])
 
 
 def both(pair: list[dict[str, Any] | None], field: Any) -> str:
-    """`before -> after`; one where they are alike, a dash for a kernel that is not there."""
-    words = [field(r) if r else "-" for r in pair]
-    return words[0] if words[0] == words[1] else " -> ".join(words)
+    """`before → after`; one where they are alike, or where there is but one."""
+    words = [field(r) for r in pair if r]
+    return words[0] if len(set(words)) == 1 else " → ".join(words)
 
 
 def size(r: dict[str, Any]) -> str:
