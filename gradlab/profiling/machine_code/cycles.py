@@ -3,7 +3,7 @@
 Each part is taken to work without a pause, as if every other part were infinitely fast.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -86,11 +86,16 @@ def machine_units(program: Program, counts: Counts, code: Mix, file: str) -> dic
 
     An instruction of a line in a loop is taken to be executed as often as those of PTX on that line in that loop are on
     average; if the loop has no such line, as those of the loop; what is in no loop and on no line, once by each warp.
-    Where machine code has not as many loops as PTX, it is all taken as one.
+    Where machine code has not as many loops as PTX, it is all taken as one. Where loops stand in loops, as in programs
+    that stay for several tiles, PTX's own instructions are taken: ptxas moves what stands between the loops.
     """
     labels = program.labels
     branches = [(labels[i.operands[-1]], i.index) for i in program.instructions if i.root == "bra"]
-    loops = loops_of(len(program.instructions), [(first, last) for first, last in branches if first < last])
+    waits = [i.index for i in program.instructions if i.root == "mbarrier" and i.has("try_wait", "test_wait")]
+    branches = [(first, last) for first, last in branches if first < last]
+    loops = loops_of(len(program.instructions), branches, waits)
+    if _nested(loops):
+        return ptx_units(program, counts)
     alike = max(loops, default=0) == code.loops
     by_line: dict[tuple[int, int], list[int]] = {}
     by_loop: dict[int, list[int]] = {}
@@ -106,3 +111,9 @@ def machine_units(program: Program, counts: Counts, code: Mix, file: str) -> dic
         for unit, number in units.items():
             found[unit] = found.get(unit, 0.0) + number * often
     return found
+
+
+def _nested(loops: Sequence[int]) -> bool:
+    """Whether a loop goes on behind another one in it, the innermost loop of each instruction being given."""
+    places = {loop: [i for i, other in enumerate(loops) if other == loop] for loop in set(loops) - {0}}
+    return any(len(at) < at[-1] - at[0] + 1 for at in places.values())

@@ -26,6 +26,9 @@ _UNITS = {
 _UNIT = re.compile("|".join(rf"(?P<{unit}>(?:{names})\b)" for unit, names in _UNITS.items()))
 _OTHER = "other"
 _LABEL = re.compile(r"^(\.L_x_\d+):")
+# Of a barrier in shared memory; and the instructions that a loop has at most that tries one until it is passed.
+_WAIT = "SYNCS.PHASECHK"
+_TRIES = 8
 _BRANCH = re.compile(r"\bBRA\b.*?(\.L_x_\d+)")
 
 
@@ -70,6 +73,7 @@ def read(text: str, file: str) -> Mix:
     """The same of what nvdisasm printed."""
     labels: dict[str, int] = {}
     branches: list[tuple[int, int]] = []
+    waits: list[int] = []
     number = 0
     for row in text.splitlines():
         if label := _LABEL.match(row):
@@ -78,21 +82,31 @@ def read(text: str, file: str) -> Mix:
         branch = _BRANCH.search(row)
         if branch and branch[1] in labels:
             branches.append((labels[branch[1]], number - 1))
-    loops = loops_of(number, branches)
+        if _WAIT in row:
+            waits.append(number - 1)
+    loops = loops_of(number, branches, waits)
     counted: dict[tuple[int, int], Counter[str]] = {}
     for loop, (line, name) in zip(loops, sass.located(text, file), strict=True):
         counted.setdefault((loop, line), Counter())[unit(name)] += 1
     return Mix(number, max(loops, default=0), counted)
 
 
-def loops_of(instructions: int, branches: Sequence[tuple[int, int]]) -> list[int]:
+def loops_of(instructions: int, branches: Sequence[tuple[int, int]], waits: Sequence[int] = ()) -> list[int]:
     """The innermost loop of each instruction, counted from 1; 0 for none.
 
     Args:
         branches: those that jump back: the first and the last instruction of a loop. One to itself is no loop.
+        waits: instructions that try whether a barrier is passed. A few around one are no loop either: ptxas moves what
+            tries again behind all other code.
     """
     found = [0] * instructions
-    intervals = sorted({(first, last) for first, last in branches if first < last})
+    intervals = sorted(
+        {
+            (first, last)
+            for first, last in branches
+            if first < last and not (last - first < _TRIES and any(first <= wait <= last for wait in waits))
+        }
+    )
     number = {interval: n + 1 for n, interval in enumerate(intervals)}
     for first, last in sorted(intervals, key=lambda interval: interval[0] - interval[1]):
         found[first : last + 1] = [number[first, last]] * (last + 1 - first)
