@@ -56,8 +56,7 @@ def collected(gpu: str = "H100") -> list[dict[str, Any]]:
 def row(op: Spec, case: Case, code: Code) -> dict[str, Any]:
     """What a table says of a kernel; instructions are counted for each element of the op's first input."""
     at = op.at(case)
-    # Of loops in loops the estimate by source line takes waits of the inner one for the outer's.
-    threads = None if code.options.get("PERSISTENT") == "True" else code.threads_executed()
+    threads = code.threads_executed()
     return {
         "op": op.name,
         "case": case.name,
