@@ -87,8 +87,9 @@ def test_triton_is_asked_where_the_user_says_how(knob, asked, monkeypatch, folde
     monkeypatch.setattr(knobs.cache, "dump_dir", str(folder / "dump"))
     monkeypatch.setattr(knobs.cache, "override_dir", str(folder / "override"))
     plus(1)
-    monkeypatch.setattr(knobs.compilation, knob, True)
-    plus(1)
+    with knobs.compilation.scope():
+        setattr(knobs.compilation, knob, True)
+        plus(1)
     assert len(asked) == 2
 
 

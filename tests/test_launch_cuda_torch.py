@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
+import gradlab
 import gradlab.torch as lab
 from gradlab.kernels.private import private_triton
 from gradlab.kernels.runtime import cuda_triton
@@ -308,3 +309,11 @@ def test_a_descriptor_made_by_the_host_is_left_to_triton(stub, monkeypatch):
     for _ in range(2):
         launch(described, FLOAT)
     assert len(launched) == 2
+
+
+def test_a_sanitized_launch_leaves_no_setting_behind():
+    """A setting in Python, whatever it says, would keep all later launches on Triton's own path."""
+    before = dict(vars(knobs.compilation))
+    with gradlab.sanitize():
+        assert knobs.compilation.instrumentation_mode
+    assert vars(knobs.compilation) == before

@@ -149,12 +149,13 @@ def opened(session: Session) -> Iterator[None]:
     if not hasattr(knobs.compilation, "instrumentation_mode"):
         raise RuntimeError(f"sanitize: Triton {triton.__version__} has no instrumentation modes, wanted 3.6 or newer")
     before, active = active, session
-    mode, knobs.compilation.instrumentation_mode = knobs.compilation.instrumentation_mode, session.mode
     try:
-        with session.watching():
+        # Not set back but left: what is set in Python, even as it was, keeps launches on CUDA from their short way.
+        with knobs.compilation.scope(), session.watching():
+            knobs.compilation.instrumentation_mode = session.mode
             yield
     finally:
-        active, knobs.compilation.instrumentation_mode = before, mode
+        active = before
 
 
 def launch(kernel: Kernel, grid: Grid, values: Sequence[Any], given: Sequence[Any]) -> None:
