@@ -260,6 +260,19 @@ def test_kept_logits_are_those_that_backward_would_make(device, dtype, options, 
     assert flops == [2 * M * K * (3 * V - classes) for classes in (0, 128, 256, 300)]
 
 
+def test_kept_logits_of_long_rows_keep_their_bits(device, monkeypatch):
+    """Rows of a length that cross_entropy has other kernels for, with another order of sums."""
+    monkeypatch.setattr(kernels, "chunk", lambda M, K, V: 1024)
+    monkeypatch.setattr(chunks, "chunk", lambda M, K, V: 1024)
+    h, w, b, t, _ = drawn(device, 24, 16, 2500, torch.float32, ignored=1)
+    found = []
+    for memory in (0, 24 * 4 * 1024, 24 * 4 * 2500):
+        y = lab.linear_cross_entropy(h, w, t, b, logits_memory=memory, softcap=2.0)
+        found.append((y, *torch.autograd.grad(y, (h, w, b))))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+
+
 def test_both_derivatives_of_kept_logits(device, small_chunks):
     h, w, b, t, c = drawn(device, M=6, ignored=1)
     options = {"weight": c, **EVERYTHING, "second": True}
