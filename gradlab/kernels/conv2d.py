@@ -151,7 +151,7 @@ SPEC = Spec(
         Bound("traffic", most=1.1, kernels=("channels_last",), sides=("torch",), dtypes=HALF),
         # What is missing is the way in and out: 18 steps of 64 at 100 %.
         Bound("tensor_share", least=0.88, kernels=_LAST, sides=("torch",), dtypes=HALF, archs=("sm_90",)),
-        # The least of the way back are three images, of which the filters' gradient reads two.
+        # The least traffic of backward is three images, of which wgrad reads two.
         Bound("traffic", most=0.85, kernels=("depthwise_weights",), case="mobile", sides=("torch",), dtypes=HALF),
         Bound("instructions", most=100, per="B F P Q", kernels=("depthwise",), case="mobile", sides=("torch",)),
     ),

@@ -14,7 +14,7 @@ from torch.types import Number
 from gradlab.kernels.class_losses.rows_triton import row_classes
 from gradlab.kernels.class_losses.settings import SIDE, ClassLoss
 from gradlab.kernels.common.matmul_triton import strides
-from gradlab.kernels.common.product_triton import load_tile, operand, store_tile, ways
+from gradlab.kernels.common.product_triton import load_tile, operand, store_tile, tile_at, ways
 from gradlab.kernels.common.tiles_triton import tile
 from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, triton_dtype
 
@@ -96,14 +96,9 @@ def _listed_product_kernel(
     Nothing else of a is read. Grid (Z * M/BM * N/BN), down GROUP rows of tiles first; a program owns y[z BM BN].
     """
     STEPS: tl.constexpr = SIDE // BK
-    tiles_n = tl.cdiv(N, BN)
-    tiles = tl.cdiv(M, BM) * tiles_n
+    tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)
     z = (tl.program_id(0) // tiles).to(tl.int64)
-    at = tl.program_id(0) % tiles
-    first = at // (GROUP * tiles_n) * GROUP
-    high = tl.minimum(tl.cdiv(M, BM) - first, GROUP)
-    m0 = (first + at % (GROUP * tiles_n) % high) * BM
-    n0 = at % (GROUP * tiles_n) // high * BN
+    m0, n0 = tile_at(tl.program_id(0) % tiles, M, N, BM, BN, GROUP)
     a = operand(a_ptr, z, a_z, a_m, a_k, M, K, A, BM, BK)
     b = operand(b_ptr, z, b_z, b_k, b_n, K, N, B, BK, BN)
     y = operand(y_ptr, z, y_z, y_m, y_n, M, N, Y, BM, BN)

@@ -10,7 +10,15 @@ import torch
 import triton.language as tl
 
 from gradlab.kernels.common.images_triton import channels_last
-from gradlab.kernels.common.product_triton import add_product, in_sixteens, load_tile, operand, store_tile, ways
+from gradlab.kernels.common.product_triton import (
+    add_product,
+    in_sixteens,
+    load_tile,
+    operand,
+    store_tile,
+    tile_at,
+    ways,
+)
 from gradlab.kernels.common.tiles_triton import multiprocessors, product_parts, tile
 from gradlab.kernels.runtime.launch_triton import accumulator, block, kernel, launch, sized_for, triton_dtype
 
@@ -89,12 +97,7 @@ def _tile(
     BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
 ):
     """The tile y[BM BN] of that number: tiles go down GROUP rows of tiles before they move right."""
-    # The tiles of b that programs share stay in L2.
-    tiles_n = tl.cdiv(N, BN)
-    first = tile // (GROUP * tiles_n) * GROUP
-    high = tl.minimum(tl.cdiv(M, BM) - first, GROUP)
-    m0 = (first + tile % (GROUP * tiles_n) % high) * BM
-    n0 = tile % (GROUP * tiles_n) // high * BN
+    m0, n0 = tile_at(tile, M, N, BM, BN, GROUP)
     acc = tl.zeros((BM, BN), dtype=ACC)
     if MASKED == "a":
         for k0 in range(0, K, BK):

@@ -129,6 +129,18 @@ def store_tile(
 
 
 @kernel
+def tile_at(tile, M, N, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
+    """(m0, n0), where the tile y[BM BN] of that number begins: down GROUP rows of tiles first, then to the right.
+
+    So the tiles of b that programs share stay in L2.
+    """
+    tiles_n = tl.cdiv(N, BN)
+    first = tile // (GROUP * tiles_n) * GROUP
+    high = tl.minimum(tl.cdiv(M, BM) - first, GROUP)
+    return (first + tile % (GROUP * tiles_n) % high) * BM, tile % (GROUP * tiles_n) // high * BN
+
+
+@kernel
 def add_product(
     y,
     a, a_m, a_k,

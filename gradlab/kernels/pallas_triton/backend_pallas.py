@@ -1,8 +1,8 @@
 """Which compiler takes Pallas kernels on a GPU: Pallas' own back end of Triton, or this package's, through jax-triton.
 
 Pallas' own is deprecated from jax 0.11 on. This one is found by Pallas through `jax.extend.pallas`, by the type of a
-kernel's compiler parameters. `GRADLAB_PALLAS=jax-triton` chooses it, `GRADLAB_PALLAS=triton` the other; nobody need say
-so once jax has no other.
+kernel's compiler parameters. `GRADLAB_PALLAS=jax-triton` chooses it, `GRADLAB_PALLAS=triton` the other; where
+jax has no other, this one is taken without it.
 """
 
 import importlib

@@ -148,7 +148,7 @@ class _Writer:
         for n, stride, cut, place in zip(shape, strides, block.block_shape, places, strict=True):
             length, step = _cut(cut)
             at = _bare(place.text)
-            # Of one block only, what is behind it is nobody's.
+            # An axis of a single block is partial only where the block is longer than the axis.
             partial = length > n if at == "0" else n % length != 0
             start = at if step == 1 or at == "0" else f"{at} * {step}"
             axes.append(_Axis(n, stride, None if _squeezed(cut) else length, start, partial))

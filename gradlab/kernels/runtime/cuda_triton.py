@@ -124,7 +124,7 @@ def run(
 
 
 def _usual(jit: JITFunction) -> bool:
-    """Whether nobody listens to launches, and nothing asks for other code than at the first launch."""
+    """Whether no launch hook is set, and no debugging option or setting asks for other code than the first launch."""
     settings = knobs.runtime
     enter, leave = settings.launch_enter_hook, settings.launch_exit_hook
     return not (
